@@ -1,0 +1,79 @@
+"""deltapack: fine-tunes as small sparse packs over their base model.
+
+    import deltapack
+
+    deltapack.compress("base/", "finetuned/", "math.dpk")
+    deltapack.apply("base/", "math.dpk", "restored/")
+    deltapack.merge("base/", ["math.dpk", "code.dpk"], "merged/", weights=[0.6, 0.4])
+    with deltapack.open_pack("math.dpk") as pack:
+        delta = pack["model.layers.0.mlp.up_proj.weight"].to_scipy()
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from deltapack._version import __version__
+
+if TYPE_CHECKING:
+    from deltapack.applying import apply
+    from deltapack.compressing import compress
+    from deltapack.errors import DeltapackError
+    from deltapack.limits import Limits
+    from deltapack.merging import merge
+    from deltapack.pack import Pack, PackEntry, open_pack
+    from deltapack.recipe import Override, Recipe
+    from deltapack.reports import ApplyReport, CompressReport, MergeReport, VerifyReport
+    from deltapack.verifying import verify
+
+__all__ = [
+    "ApplyReport",
+    "CompressReport",
+    "DeltapackError",
+    "Limits",
+    "MergeReport",
+    "Override",
+    "Pack",
+    "PackEntry",
+    "Recipe",
+    "VerifyReport",
+    "__version__",
+    "apply",
+    "compress",
+    "merge",
+    "open_pack",
+    "verify",
+]
+
+_HOMES = {
+    "ApplyReport": "reports",
+    "CompressReport": "reports",
+    "DeltapackError": "errors",
+    "Limits": "limits",
+    "MergeReport": "reports",
+    "Override": "recipe",
+    "Pack": "pack",
+    "PackEntry": "pack",
+    "Recipe": "recipe",
+    "VerifyReport": "reports",
+    "apply": "applying",
+    "compress": "compressing",
+    "merge": "merging",
+    "open_pack": "pack",
+    "verify": "verifying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltapack' has no attribute {name!r}")
+    value = getattr(import_module(f"deltapack.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

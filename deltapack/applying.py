@@ -1,0 +1,139 @@
+"""Use case: base + pack -> checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltapack.assets import copy_side_files, side_files_bytes
+from deltapack.checkpoint import Checkpoint, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.composing import Composition, WeightedPack, compose
+from deltapack.dtypes import BY_NAME, DType
+from deltapack.errors import RecipeError
+from deltapack.format.reader import PackReader
+from deltapack.merge import METHODS, Method
+from deltapack.parallel import resolve_workers
+from deltapack.reports import ApplyReport, Progress
+from deltapack.restoring import Elements, TensorJob, restore_tensors
+
+__all__ = ["apply", "float_dtype", "shard_bytes", "write_checkpoint"]
+
+
+def apply(
+    base: str | Path,
+    pack: str | Path,
+    out: str | Path,
+    *,
+    weight: float = 1.0,
+    rescale: float | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> ApplyReport:
+    """Restore the fine-tuned checkpoint from its base and a pack.
+
+    Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
+    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well.
+
+    Args:
+        base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
+        pack: The pack.
+        out: Folder to write, or a file if it ends in `.safetensors`.
+        weight: Factor for the whole difference; 0 gives the base.
+        rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
+        max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
+        verify: Whether digests are compared.
+        force: Whether to replace an existing `out`.
+        workers: Threads; every core unless given.
+        progress: Called with bytes of the result done so far and in all.
+
+    Raises:
+        BaseMismatchError: This is not the base of the pack.
+        FormatError: The pack is damaged.
+        OutputError: `out` exists or cannot be written.
+        RecipeError: An argument is out of range.
+    """
+    target, limit, count = float_dtype(dtype), shard_bytes(max_shard_size), resolve_workers(workers)
+    with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
+        weighted = WeightedPack(reader, weight, rescale)
+        composition = compose(base_ckpt, [weighted], dtype=target)
+        notes = write_checkpoint(
+            base_ckpt,
+            composition,
+            METHODS["linear"],
+            Path(out),
+            protect=[reader.path],
+            dtype=target,
+            max_shard_bytes=limit,
+            verify=verify,
+            force=force,
+            workers=count,
+            progress=progress,
+        )
+        jobs = composition.jobs
+        verified = verify and weighted.is_plain and all(job.digest for job in jobs)
+        nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
+        return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+
+
+def write_checkpoint(
+    base: Checkpoint,
+    composition: Composition,
+    method: Method,
+    out: Path,
+    *,
+    protect: list[Path],
+    dtype: DType | None,
+    max_shard_bytes: int | None,
+    verify: bool,
+    force: bool,
+    workers: int,
+    progress: Progress | None,
+) -> list[str]:
+    """Restore every tensor of a composition into a checkpoint; return what the user should be told."""
+    jobs = composition.jobs
+    shards = plan_shards(
+        [(job.name, job.dtype, job.shape) for job in jobs],
+        like=base.weight_shards(),
+        rename={job.name: job.base.name for job in jobs if job.base is not None},
+        max_shard_size=max_shard_bytes,
+    )
+    with open_writer(
+        out,
+        shards,
+        force=force,
+        protect=[base.path, *protect],
+        aliases=composition.aliases,
+        side_bytes=side_files_bytes(base, composition.assets),
+    ) as writer:
+
+        def write(job: TensorJob, start: int, elements: Elements) -> None:
+            writer.write(job.name, start, elements)
+
+        report = progress or (lambda done, total: None)
+        for _ in restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=report):
+            pass
+        return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=dtype)
+
+
+def float_dtype(name: str | None) -> DType | None:
+    """Return the float type of this name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if name is None:
+        return None
+    dtype = BY_NAME.get(name)
+    if dtype is None or not dtype.is_delta:
+        choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
+        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)
+    return dtype
+
+
+def shard_bytes(size: int | str | None) -> int | None:
+    """Return a shard size in bytes, given as such or as text."""
+    return parse_size(size) if isinstance(size, str) else size

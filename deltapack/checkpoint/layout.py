@@ -1,0 +1,151 @@
+"""Which tensor goes into which file of a written checkpoint."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deltapack.dtypes import DType
+from deltapack.errors import RecipeError
+
+__all__ = ["NewTensor", "Shard", "parse_size", "plan_shards"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE | re.ASCII)
+_SHARD_NAME = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to write and its tensors in the order of the file."""
+
+    file: str
+    tensors: tuple[NewTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as `5GB` (decimal units, as the Hugging Face tools count).
+
+    Raises:
+        RecipeError: It is not a number above 0 with KB, MB, GB or TB.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    unit = match[2].upper() if match else ""
+    if match is None or unit not in _UNITS:
+        raise RecipeError("not a size", expected="a number with KB, MB, GB or TB, such as 5GB", found=repr(text))
+    whole, _, fraction = match[1].partition(".")
+    size: int = int(whole + fraction) * _UNITS[unit] // 10 ** len(fraction)
+    if size < 1:
+        raise RecipeError("the size is too small", expected="at least one byte", found=repr(text))
+    return size
+
+
+def plan_shards(
+    tensors: Sequence[tuple[str, DType, tuple[int, ...]]],
+    *,
+    like: Sequence[tuple[str, Sequence[str]]] | None = None,
+    rename: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
+) -> list[Shard]:
+    """Distribute tensors over files.
+
+    With `max_shard_size`, files are filled in order and a larger tensor gets its own file. Otherwise each tensor
+    goes where the base has it, and new ones into the last file. Files left empty are dropped, the rest is renumbered.
+
+    Args:
+        tensors: Name, dtype and shape of every tensor, tied ones once.
+        like: The base's files with their tensors, as `Checkpoint.weight_shards` returns them.
+        rename: From the name in the result to the name in the base, where they differ.
+        max_shard_size: Bytes of tensors in a file.
+
+    Returns:
+        At least one shard. Within a shard wider types come first, so that every tensor is aligned, as readers want it.
+
+    Raises:
+        RecipeError: `max_shard_size` is below 1, or two tensors have one name.
+    """
+    new = [NewTensor(*tensor) for tensor in tensors]
+    if len({tensor.name for tensor in new}) != len(new):
+        raise RecipeError("two tensors to write have one name")
+    if max_shard_size is not None and max_shard_size < 1:
+        raise RecipeError("the shard size is out of range", expected="at least 1", found=max_shard_size)
+    ordered, place_of = _in_base_order(new, like or [], rename or {})
+    if max_shard_size is not None:
+        return _named(_greedy(ordered, max_shard_size))
+    groups: list[list[NewTensor]] = [[] for _ in range(max(1, len(like or [])))]
+    for tensor in ordered:
+        groups[place_of.get(tensor.name, len(groups) - 1)].append(tensor)
+    names = [name for name, _ in like or []]
+    if names and all(groups) and _can_keep(names):
+        return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
+    return _named([group for group in groups if group])
+
+
+def _can_keep(names: Sequence[str]) -> bool:
+    """Whether loaders will find these files: a single file without number, or numbered ones of one family."""
+    matches = [_SHARD_NAME.fullmatch(name) for name in names]
+    families = {match and match[1] for match in matches}
+    return len(families) == 1 and all(match and bool(match[2]) == (len(names) > 1) for match in matches)
+
+
+def _in_base_order(
+    tensors: Sequence[NewTensor], like: Sequence[tuple[str, Sequence[str]]], rename: Mapping[str, str]
+) -> tuple[list[NewTensor], dict[str, int]]:
+    """Return the tensors in the base's order, new ones last, and the shard of each that the base has."""
+    position = {name: (shard, at) for shard, (_, names) in enumerate(like) for at, name in enumerate(names)}
+    places = {tensor.name: position.get(rename.get(tensor.name, tensor.name)) for tensor in tensors}
+    after_all = (len(like), 0)
+    ordered = sorted(tensors, key=lambda tensor: places[tensor.name] or after_all)
+    return ordered, {name: place[0] for name, place in places.items() if place is not None}
+
+
+def _greedy(tensors: Sequence[NewTensor], limit: int) -> list[list[NewTensor]]:
+    groups: list[list[NewTensor]] = []
+    open_group: list[NewTensor] = []
+    used = 0
+    for tensor in tensors:
+        if tensor.nbytes > limit:
+            groups.append([tensor])
+            continue
+        if open_group and used + tensor.nbytes > limit:
+            groups.append(open_group)
+            open_group, used = [], 0
+        open_group.append(tensor)
+        used += tensor.nbytes
+    return [*groups, open_group] if open_group else groups
+
+
+def _named(groups: Sequence[Sequence[NewTensor]]) -> list[Shard]:
+    if len(groups) < 2:
+        return [_shard("model.safetensors", groups[0] if groups else ())]
+    return [_shard(f"model-{at:05d}-of-{len(groups):05d}.safetensors", group) for at, group in enumerate(groups, 1)]
+
+
+def _shard(name: str, tensors: Sequence[NewTensor]) -> Shard:
+    return Shard(name, tuple(sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)))

@@ -1,0 +1,160 @@
+"""Which files make up a checkpoint: a folder's weights in order of preference, or one bare file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.safetensors import load_json
+from deltapack.errors import CheckpointError, LimitError
+from deltapack.limits import Limits
+
+__all__ = ["Location", "locate"]
+
+_TORCH = (".bin", ".pt", ".pth")
+_ADAPTER = re.compile(r"adapter_(model|config).*")
+_META = re.compile(r"consolidated\.\d+\.pth")
+_MERGE_LORA = (
+    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) "
+    "and save the whole model."
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """The weight files of a checkpoint.
+
+    Attributes:
+        folder: Where they are.
+        files: Their names, in shard order.
+        weight_map: From tensor name to file name, where there is an index.
+        index: Name of that index.
+        notes: What the user should be told about the choice.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    weight_map: Mapping[str, str] | None = None
+    index: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def locate(path: Path, limits: Limits) -> Location:
+    """Find the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: There are none, the choice is not unique, or the index is malformed.
+        LimitError: The index exceeds `limits`.
+    """
+    if path.is_dir():
+        return _locate_in_folder(path, limits)
+    if not os.path.lexists(path):
+        raise CheckpointError(
+            "no such file or folder",
+            path=path,
+            hint="A model on the Hugging Face hub must be downloaded first: hf download",
+        )
+    name = path.name
+    if _ADAPTER.fullmatch(name):
+        raise CheckpointError("this is an adapter, not a checkpoint", path=path, hint=_MERGE_LORA)
+    if _META.fullmatch(name):
+        raise CheckpointError(
+            "this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder."
+        )
+    if name.endswith(".index.json"):
+        raise CheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
+    if path.suffix.lower() not in (".safetensors", *_TORCH):
+        gguf = path.suffix.lower() == ".gguf"
+        hint = "Use the safetensors checkpoint that it was made from." if gguf else None
+        expected = "a folder, .safetensors, .bin, .pt or .pth"
+        raise CheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
+    return Location(path.parent, (name,))
+
+
+def _locate_in_folder(folder: Path, limits: Limits) -> Location:
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise CheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
+    present = set(names)
+    index_names = [name for name in names if name.endswith(".safetensors.index.json")]
+    loose = [
+        name
+        for name in names
+        if name.endswith(".safetensors") and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")
+    ]
+    if "model.safetensors" in present:
+        both = "model.safetensors.index.json" in present
+        notes = ("model.safetensors was read; the folder also has an index of shards",) if both else ()
+        return Location(folder, ("model.safetensors",), notes=notes)
+    if "model.safetensors.index.json" in present:
+        return _from_index(folder, "model.safetensors.index.json", (".safetensors",), limits)
+    if len(index_names) == 1:
+        return _from_index(folder, index_names[0], (".safetensors",), limits)
+    if len(loose) == 1 and not index_names and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
+        return Location(folder, tuple(loose))
+    if loose or index_names:
+        raise CheckpointError(
+            "the weights are not unique",
+            path=folder,
+            expected="model.safetensors or model.safetensors.index.json",
+            found=", ".join([*index_names, *loose][:4]),
+            hint="If these are shards, their index is missing; if not, name one file.",
+        )
+    if "pytorch_model.bin" in present:
+        return Location(folder, ("pytorch_model.bin",))
+    if "pytorch_model.bin.index.json" in present:
+        return _from_index(folder, "pytorch_model.bin.index.json", _TORCH, limits)
+    raise _nothing_found(folder, names)
+
+
+def _from_index(folder: Path, name: str, suffixes: tuple[str, ...], limits: Limits) -> Location:
+    """Read an index; a shard must be a plain name, so that no index reaches out of its folder."""
+    path = folder / name
+    file = ReadFile(path)
+    try:
+        if file.size > limits.header_bytes:
+            raise LimitError(
+                "the index is too long", path=path, expected=f"at most {limits.header_bytes}", found=file.size
+            )
+        document = load_json(file.read(0, file.size), path)
+    finally:
+        file.close()
+    weight_map = document.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("the index has no weight_map", path=path, found=type(weight_map).__name__)
+    for tensor, shard in weight_map.items():
+        plain = isinstance(shard, str) and re.fullmatch(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*", shard)
+        if not plain or not shard.endswith(suffixes):
+            raise CheckpointError(
+                "the index names a file that cannot be a shard",
+                path=path,
+                tensor=tensor,
+                expected=f"a plain name ending in {' or '.join(suffixes)}",
+                found=repr(shard),
+            )
+    return Location(folder, tuple(sorted(set(weight_map.values()))), weight_map, name)
+
+
+def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
+    hint = None
+    if any(map(_ADAPTER.fullmatch, names)):
+        hint = f"This folder holds an adapter. {_MERGE_LORA}"
+    elif any(name.endswith(".gguf") for name in names):
+        hint = "This folder holds GGUF files; use the safetensors checkpoint that they were made from."
+    elif any(name.startswith("consolidated") for name in names):
+        hint = "This folder is in the vendor's own format; convert it to a Hugging Face folder."
+    elif "snapshots" in names:
+        hint = "This is a cache folder of the hub; name the folder below snapshots/."
+    return CheckpointError(
+        "no weights in the folder",
+        path=folder,
+        expected="model.safetensors, model.safetensors.index.json, one other .safetensors, pytorch_model.bin or "
+        "pytorch_model.bin.index.json",
+        found=", ".join(names[:8]) or "an empty folder",
+        hint=hint,
+    )

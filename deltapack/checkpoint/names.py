@@ -1,0 +1,180 @@
+"""Which tensor of the base belongs to which tensor of the fine-tune, where names differ."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deltapack.checkpoint.tensors import TensorInfo
+from deltapack.errors import RecipeError
+
+__all__ = ["NameMatch", "match_names", "parse_map"]
+
+
+@dataclass(frozen=True)
+class NameMatch:
+    """How the names of two checkpoints correspond.
+
+    Attributes:
+        base_of: From the name in the fine-tune to the name in the base, where both exist.
+        only_finetuned: Names that only the fine-tune has, sorted.
+        only_base: Names that only the base has, sorted.
+        notes: What was matched otherwise than by equal names, for the user.
+    """
+
+    base_of: Mapping[str, str]
+    only_finetuned: tuple[str, ...]
+    only_base: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def parse_map(text: str) -> tuple[str, str]:
+    r"""Split `REGEX=REPLACEMENT` (at the last `=`), such as `bert\.(.*)=\1`.
+
+    Raises:
+        RecipeError: There is no `=`, or the expression is not valid.
+    """
+    pattern, equals, replacement = text.rpartition("=")
+    if not equals or not pattern:
+        raise RecipeError("not a name map", expected=r"REGEX=REPLACEMENT, such as 'bert\.(.*)=\1'", found=repr(text))
+    _compile(pattern)
+    return pattern, replacement
+
+
+def match_names(
+    base: Mapping[str, TensorInfo],
+    finetuned: Mapping[str, TensorInfo],
+    maps: Sequence[tuple[str, str]] = (),
+    *,
+    base_aliases: Mapping[str, str] | None = None,
+    finetuned_aliases: Mapping[str, str] | None = None,
+) -> NameMatch:
+    """Match the tensors of a fine-tune with those of its base.
+
+    In this order, each for the names still unmatched: the user's maps; equal names; the second names of tied tensors;
+    one prefix that either side has and the other has not, when no other prefix would match anything.
+
+    Args:
+        base: Tensors of the base.
+        finetuned: Tensors of the fine-tune.
+        maps: (expression, replacement) pairs; the first whose expression matches a whole name of the fine-tune
+            gives the name in the base.
+        base_aliases: Second names of tied tensors of the base.
+        finetuned_aliases: Second names of tied tensors of the fine-tune.
+
+    Raises:
+        RecipeError: An expression is not valid or matches nothing, or two tensors are mapped to one.
+    """
+    notes: list[str] = []
+    wanted = _apply_maps(base, finetuned, maps)
+    base_of: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for name in finetuned:
+        target = wanted.get(name, name)
+        if target in owners:
+            raise RecipeError(
+                f"two tensors of the fine-tune are mapped to the base's {target!r}",
+                found=f"{owners[target]!r} and {name!r}",
+            )
+        if target in base:
+            base_of[name] = target
+            owners[target] = name
+    if wanted:
+        notes.append(f"{sum(name in base_of for name in wanted)} names were matched by --map")
+    free = {name: info for name, info in finetuned.items() if name not in base_of and name not in wanted}
+    left = {name: info for name, info in base.items() if name not in owners}
+    for name, target in _tied(free, left, base_aliases or {}, finetuned_aliases or {}):
+        base_of[name] = target
+        del free[name], left[target]
+        notes.append(f"{name!r} was matched with the base's {target!r}, to which it is tied")
+    by_prefix, note = _by_prefix(left, free)
+    base_of |= by_prefix
+    matched = set(base_of.values())
+    return NameMatch(
+        base_of=dict(sorted(base_of.items())),
+        only_finetuned=tuple(sorted(name for name in finetuned if name not in base_of)),
+        only_base=tuple(sorted(name for name in base if name not in matched)),
+        notes=(*notes, *note),
+    )
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RecipeError(f"not a valid regular expression: {error}", found=repr(pattern)) from error
+
+
+def _apply_maps(
+    base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], maps: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Return the base name that a map gives for each name that one matches."""
+    wanted: dict[str, str] = {}
+    for pattern, replacement in maps:
+        compiled = _compile(pattern)
+        try:
+            mapped = {name: match.expand(replacement) for name in finetuned if (match := compiled.fullmatch(name))}
+        except (re.error, LookupError) as error:
+            raise RecipeError(f"not a valid replacement: {error}", found=repr(replacement)) from error
+        if not any(target in base for target in mapped.values()):
+            example = next(iter(mapped.items()), None)
+            raise RecipeError(
+                f"the map {pattern!r} matches nothing",
+                found="no name of the fine-tune"
+                if example is None
+                else f"{example[0]!r} -> {example[1]!r}, not in the base",
+            )
+        wanted = {**mapped, **wanted}
+    return wanted
+
+
+def _tied(
+    free: Mapping[str, TensorInfo],
+    left: Mapping[str, TensorInfo],
+    base_aliases: Mapping[str, str],
+    finetuned_aliases: Mapping[str, str],
+) -> list[tuple[str, str]]:
+    """Match tied tensors of which the two sides kept different names."""
+    pairs: dict[str, str] = {}
+    candidates = [(name, base_aliases.get(name)) for name in free]
+    candidates += [(owner, alias) for alias, owner in sorted(finetuned_aliases.items())]
+    candidates += [(owner, base_aliases.get(alias)) for alias, owner in sorted(finetuned_aliases.items())]
+    for name, target in candidates:
+        fresh = name in free and target in left and name not in pairs and target not in pairs.values()
+        if target is not None and fresh and _fits(free[name], left[target]):
+            pairs[name] = target
+    return list(pairs.items())
+
+
+def _fits(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two shapes are equal but for the number of rows of a matrix, as when a vocabulary grew."""
+    if len(one.shape) < 2:
+        return one.shape == other.shape
+    return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+
+
+def _by_prefix(
+    base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Match what remains by the one prefix that fits, and say so."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for side, long, short in (("fine-tune", finetuned, base), ("base", base, finetuned)):
+        for name, info in long.items():
+            for cut in (index + 1 for index, character in enumerate(name) if character == "."):
+                rest = name[cut:]
+                if rest in short and _fits(info, short[rest]):
+                    pair = (name, rest) if side == "fine-tune" else (rest, name)
+                    found.setdefault((side, name[:cut]), {}).__setitem__(*pair)
+    if not found:
+        return {}, ()
+    if len(found) > 1:
+        some = ", ".join(f"{prefix!r} of the {side}" for side, prefix in sorted(found)[:4])
+        return {}, (f"names were not matched, as more than one prefix could be removed: {some}; use --map",)
+    ((side, prefix), pairs) = next(iter(found.items()))
+    elements = sum(math.prod(finetuned[name].shape) for name in pairs)
+    note = (
+        f"{len(pairs)} names ({elements:,} elements) were matched after removing the prefix {prefix!r} from the {side}"
+    )
+    return pairs, (note,)

@@ -1,0 +1,209 @@
+"""A checkpoint opened for reading: every tensor known, none loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.locate import Location, locate
+from deltapack.checkpoint.safetensors import parse_safetensors
+from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
+from deltapack.checkpoint.tensors import ParsedFile, Source, TensorInfo, check_count
+from deltapack.checkpoint.torchfile import parse_torch_file
+from deltapack.errors import CheckpointError
+from deltapack.limits import DEFAULT_LIMITS, Limits
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+
+
+class Checkpoint:
+    """A Hugging Face folder or one weight file; made by `open_checkpoint`, closed as a context manager.
+
+    Reads are by element range and safe from any number of threads.
+
+    Attributes:
+        path: As given to `open_checkpoint`.
+        is_folder: Whether it is a folder.
+        tensors: From name to tensor, sorted by name; of tied tensors only the first.
+        aliases: From the second name of a tied tensor to the name in `tensors`.
+        notes: What the user should be told about how it was read.
+    """
+
+    def __init__(self, path: Path, location: Location, files: list[ParsedFile], limits: Limits) -> None:
+        self.path = path
+        self.is_folder = path.is_dir()
+        self._location = location
+        self._limits = limits
+        self._handles = [handle for file in files for handle in file.handles]
+        self._sources: dict[str, Source] = {}
+        self._shards = [
+            (name, [info.name for info, _ in file.tensors]) for name, file in zip(location.files, files, strict=True)
+        ]
+        tensors: dict[str, TensorInfo] = {}
+        for file in files:
+            for info, source in file.tensors:
+                if info.name in tensors:
+                    found = f"{tensors[info.name].shard} and {info.shard}"
+                    raise CheckpointError("the tensor is in two shards", path=path, tensor=info.name, found=found)
+                tensors[info.name] = info
+                self._sources[info.name] = source
+        check_count(path, len(tensors), limits)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
+        self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, tensors, files))
+        unlisted = _check_index(path, location, tensors, self.aliases)
+        self.notes: tuple[str, ...] = (*location.notes, *unlisted, *(note for file in files for note in file.notes))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
+        """Return the elements [start, stop) of a tensor, flattened in row-major order.
+
+        Args:
+            name: The tensor or an alias of it.
+            start: First element.
+            stop: End of the range; the number of elements by default.
+
+        Returns:
+            A fresh array of shape `[stop - start]` of the `storage` type of the tensor's dtype.
+
+        Raises:
+            CheckpointError: No such tensor or range, or the file was cut since it was opened.
+        """
+        info = self._find(name)
+        stop = info.numel if stop is None else stop
+        if not 0 <= start <= stop <= info.numel:
+            found = f"[{start}, {stop})"
+            raise CheckpointError(
+                "no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found
+            )
+        out: npt.NDArray[np.generic] = np.empty(stop - start, info.dtype.storage)
+        self.read_into(name, start, out)
+        return out
+
+    def read_into(self, name: str, start: int, out: npt.NDArray[np.generic]) -> None:
+        """Fill `out`, a contiguous 1-D array of the tensor's storage type, with the elements from `start`.
+
+        Raises:
+            CheckpointError: As `read`.
+        """
+        info = self._find(name)
+        if not 0 <= start <= start + len(out) <= info.numel or out.dtype.itemsize != info.dtype.itemsize:
+            found = f"[{start}, {start + len(out)}) {out.dtype}"
+            raise CheckpointError(
+                "no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found
+            )
+        if not self._handles:
+            raise CheckpointError("the checkpoint is closed", path=self.path)
+        if len(out):
+            self._sources[info.name].read_into(start, out)
+
+    def _find(self, name: str) -> TensorInfo:
+        info = self.tensors.get(self.aliases.get(name, name))
+        if info is None:
+            raise CheckpointError("no such tensor", path=self.path, tensor=name)
+        return info
+
+    def list_side_files(self, include_code: bool = False) -> tuple[list[SideFile], list[LeftOut]]:
+        """List what travels beside the weights, and everything that does not; both empty for a bare file.
+
+        Raises:
+            LimitError: The files together exceed the limits.
+        """
+        if not self.is_folder:
+            return [], []
+        own = {*self._location.files, self._location.index or ""}
+        return list_side_files(self.path, include_code, limits=self._limits, weights=own)
+
+    def side_files(self, include_code: bool = False) -> list[SideFile]:
+        """List what travels beside the weights, sorted by name."""
+        return self.list_side_files(include_code)[0]
+
+    def weight_shards(self) -> list[tuple[str, list[str]]]:
+        """Return the weight files in shard order, each with its tensors in the order of the file."""
+        return [(name, list(tensors)) for name, tensors in self._shards]
+
+    def weight_paths(self) -> list[Path]:
+        """Return the paths of the weight files, in shard order."""
+        return [self._location.folder / name for name in self._location.files]
+
+    def close(self) -> None:
+        """Close the files; reads fail from now on."""
+        for handle in self._handles:
+            handle.close()
+        self._handles = []
+        self._sources = {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+    """Open a Hugging Face folder, a `.safetensors` file or a PyTorch state dict.
+
+    Args:
+        path: The folder or file.
+        limits: Bounds on headers, names, shapes and side files.
+
+    Raises:
+        CheckpointError: Nothing to read was found, or it is malformed.
+        LimitError: It exceeds `limits`.
+        UnsupportedError: An element type is unknown, or torch is needed and missing.
+    """
+    path = Path(path)
+    location = locate(path, limits)
+    with contextlib.ExitStack() as stack:
+        files: list[ParsedFile] = []
+        for name in location.files:
+            handle = ReadFile(location.folder / name)
+            stack.callback(handle.close)
+            files.append(
+                parse_safetensors(handle, limits) if name.endswith(".safetensors") else parse_torch_file(handle, limits)
+            )
+        checkpoint = Checkpoint(path, location, files, limits)
+        stack.pop_all()
+    return checkpoint
+
+
+def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFile]) -> dict[str, str]:
+    """Join the aliases of all files with those that safetensors headers declare as {dropped: kept}."""
+    aliases: dict[str, str] = {}
+    for file in files:
+        declared = {name: kept for name, kept in file.metadata.items() if name not in tensors and kept in tensors}
+        for name, kept in {**declared, **file.aliases}.items():
+            if name in tensors or aliases.get(name, kept) != kept:
+                raise CheckpointError("the tensor is in two shards", path=path, tensor=name)
+            if name != "format":
+                aliases[name] = kept
+    return dict(sorted(aliases.items()))
+
+
+def _check_index(
+    path: Path, location: Location, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Check the index against the headers; return notes on tensors that it forgot, which are read."""
+    if location.weight_map is None:
+        return ()
+    for name, shard in location.weight_map.items():
+        info = tensors.get(aliases.get(name, name))
+        if info is None or (info.shard != shard and name in tensors):
+            raise CheckpointError(
+                "the index and the shards disagree",
+                path=path,
+                tensor=name,
+                expected=f"the tensor in {shard}",
+                found="no such tensor" if info is None else info.shard,
+                hint="The shards are of different versions: download the checkpoint again.",
+            )
+    unlisted = [name for name in tensors if name not in location.weight_map]
+    if not unlisted:
+        return ()
+    return (f"{len(unlisted)} tensors are in the shards but not in the index, such as {unlisted[0]!r}; they were read",)

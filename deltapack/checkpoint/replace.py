@@ -1,0 +1,149 @@
+"""May this output be written, and how does it take its place: all at once, and only over a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltapack.checkpoint.sidefiles import is_side_file
+from deltapack.errors import OutputError
+from deltapack.format.atomic import temporary_sibling
+
+__all__ = ["check_output", "check_protected", "swap_in"]
+
+_OWN_WEIGHTS = re.compile(r".+\.safetensors|pytorch_model.*\.bin|(.+\.safetensors|pytorch_model.*\.bin)\.index\.json")
+_MODEL_CODE = re.compile(
+    r"(modeling|modelling|configuration|tokenization|processing|image_processing)_\w+\.py|__init__\.py"
+)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def check_protected(out: Path, protect: Sequence[Path]) -> None:
+    """Refuse an output that is, holds, or lies in a folder that is read.
+
+    Raises:
+        OutputError: It does.
+    """
+    real_out = Path(os.path.realpath(out))
+    for path in protect:
+        real = Path(os.path.realpath(path))
+        same = real_out == real or (os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path))
+        if same or real in real_out.parents or real_out in real.parents:
+            where = "is" if same else "lies in" if real in real_out.parents else "holds"
+            raise OutputError(
+                f"the output {where} an input",
+                path=out,
+                found=str(path),
+                hint="Inputs are never overwritten; choose another output.",
+            )
+
+
+def check_output(out: Path, *, folder: bool, force: bool) -> None:
+    """Refuse an output that cannot be created, or that `force` must not replace.
+
+    An existing folder is replaced as a whole, so it must be a checkpoint and nothing else.
+
+    Raises:
+        OutputError: It exists and is not ours to replace, or its parent folder is missing.
+    """
+    if not out.name or out.name == "..":
+        raise OutputError("the output has no name", path=out)
+    if not out.parent.is_dir():
+        raise OutputError("the folder of the output does not exist", path=out.parent, hint="Create it first.")
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink():
+        raise OutputError("the output is a symbolic link", path=out, hint="Name what it points to, or remove it.")
+    if out.is_dir() != folder:
+        kind = "a folder" if out.is_dir() else "a file"
+        raise OutputError(f"the output exists and is {kind}", path=out, hint="Choose another name.")
+    if folder and not any(out.iterdir()):
+        return
+    if not force:
+        raise OutputError("the output exists", path=out, hint="Remove it, choose another name, or use --force.")
+    if folder:
+        _check_replaceable(out)
+    elif not out.is_file():
+        raise OutputError("the output is not a regular file", path=out)
+
+
+def swap_in(temporary: Path, out: Path) -> None:
+    """Give the finished folder `temporary` the name `out`; a folder of that name is swapped out, then removed.
+
+    At every moment `out` is the old or the new folder, where the system can exchange names (Linux); elsewhere there
+    is a moment without either, and the old one is put back when the step fails.
+
+    Raises:
+        OSError: As the system says.
+        OutputError: The new folder is in place, but the old one could not be removed.
+    """
+    if not os.path.lexists(out) or not any(out.iterdir()):
+        if os.name == "nt" and out.is_dir():
+            out.rmdir()
+        os.rename(temporary, out)
+        return
+    if _exchange(temporary, out):
+        old = temporary
+    else:
+        old = temporary_sibling(out)
+        try:
+            os.rename(out, old)
+            os.rename(temporary, out)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(out):
+                os.rename(old, out)
+            raise
+    try:
+        shutil.rmtree(old)
+    except OSError as error:
+        what = "the new checkpoint is in place, but the old one could not be removed"
+        raise OutputError(what, path=out, found=str(old), hint=f"Remove it by hand ({error.strerror}).") from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; false where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        names = (os.fsencode(one), os.fsencode(other))
+        return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
+    return False
+
+
+def _check_replaceable(folder: Path) -> None:
+    foreign = _first_foreign(folder)
+    if foreign is not None:
+        raise OutputError(
+            "the output folder holds more than a checkpoint",
+            path=folder,
+            found=foreign,
+            hint="Only a checkpoint is replaced, as its whole folder is removed; choose another output.",
+        )
+    if not any(_OWN_WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir()):
+        hint = "Only a checkpoint is replaced; choose another output."
+        raise OutputError("the output folder holds no checkpoint", path=folder, hint=hint)
+
+
+def _first_foreign(folder: Path) -> str | None:
+    """Return the first entry that no checkpoint of ours or of a Hugging Face tool has."""
+    for where, folders, files in os.walk(folder):
+        top = Path(where) == folder
+        folders.sort()
+        for name in folders:
+            if name.startswith((".", "__")) or os.path.islink(os.path.join(where, name)):
+                return os.path.relpath(os.path.join(where, name), folder) + "/"
+        for name in sorted(files):
+            known = is_side_file(name) or bool(_MODEL_CODE.fullmatch(name))
+            if top:
+                known = known or name == ".gitattributes" or bool(_OWN_WEIGHTS.fullmatch(name))
+            path = os.path.join(where, name)
+            if not known or not os.path.isfile(path):
+                return os.path.relpath(path, folder)
+    return None

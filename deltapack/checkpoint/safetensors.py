@@ -1,0 +1,189 @@
+"""The safetensors file format: a header parser that trusts nothing, and a header writer.
+
+A file is: u64 length of the header, the header (a JSON object from tensor name to dtype, shape and
+`data_offsets`), then the bytes of the tensors without holes or overlaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.tensors import FileSource, Layout, ParsedFile, TensorInfo, check_count, check_tensor
+from deltapack.dtypes import BY_SAFETENSORS
+from deltapack.errors import CheckpointError, LimitError, UnsupportedError
+from deltapack.limits import DEFAULT_LIMITS, Limits
+
+__all__ = ["header_bytes", "load_json", "parse_safetensors"]
+
+_METADATA = "__metadata__"
+_DAMAGED = "The file is damaged or was not written by safetensors."
+
+
+def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
+    """Read the header of a safetensors file.
+
+    Args:
+        file: The open file; it becomes part of the result.
+        limits: Bounds on the header, names and shapes.
+
+    Raises:
+        CheckpointError: The file breaks a rule of the format.
+        LimitError: It exceeds `limits`.
+        UnsupportedError: An element type is not known.
+    """
+    if file.size < 8:
+        raise CheckpointError(
+            "too short for a safetensors file", path=file.path, expected="8 bytes or more", found=file.size
+        )
+    prefix = file.read(0, 8)
+    length = int.from_bytes(prefix, "little")
+    if length > file.size - 8:
+        hint = _what_it_is(prefix, file.path)
+        raise CheckpointError(
+            "the header is longer than the file",
+            path=file.path,
+            expected=f"at most {file.size - 8} bytes",
+            found=length,
+            hint=hint,
+        )
+    if length > limits.header_bytes:
+        raise LimitError(
+            "the header is too long", path=file.path, expected=f"at most {limits.header_bytes} bytes", found=length
+        )
+    raw = file.read(8, length)
+    if not raw.startswith(b"{"):
+        raise CheckpointError("the header is not a JSON object", path=file.path, hint=_what_it_is(prefix, file.path))
+    header = load_json(raw, file.path)
+    metadata = _parse_metadata(header.pop(_METADATA, {}), file.path)
+    check_count(file.path, len(header), limits)
+    rows = [_parse_entry(name, entry, file.path, limits) for name, entry in header.items()]
+    rows.sort(key=lambda row: (row[1], row[2], row[0].name))
+    _check_tiling(rows, file.path, file.size - 8 - length)
+    tensors = [(info, FileSource(file, 8 + length + begin)) for info, begin, _ in rows]
+    return ParsedFile(tensors, metadata=metadata, handles=[file])
+
+
+def header_bytes(tensors: Sequence[Layout], metadata: Mapping[str, str]) -> bytes:
+    """Return the first bytes of a file that holds `tensors` back to back, in the given order.
+
+    The result is a multiple of 8 bytes, so that the first tensor is aligned.
+    """
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        end = position + math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[tensor.name] = {
+            "dtype": tensor.dtype.safetensors,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def load_json(raw: bytes, path: Path) -> dict[str, object]:
+    """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN.
+
+    Raises:
+        CheckpointError: `raw` is anything else.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise CheckpointError(f"the JSON key {twice!r} appears twice", path=path, hint=_DAMAGED)
+        return result
+
+    def no_constant(text: str) -> object:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        document = json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"not valid JSON: {error}", path=path) from error
+    if not isinstance(document, dict):
+        raise CheckpointError("the JSON is not an object", path=path, found=type(document).__name__)
+    return document
+
+
+def _parse_metadata(value: object, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CheckpointError(f"{_METADATA} is not an object of strings", path=path, hint=_DAMAGED)
+    return value
+
+
+def _parse_entry(name: str, entry: object, path: Path, limits: Limits) -> tuple[TensorInfo, int, int]:
+    """Return a tensor with its first and last offset in the data."""
+
+    def wrong(what: str, expected: object, found: object) -> CheckpointError:
+        return CheckpointError(what, path=path, tensor=name, expected=expected, found=found, hint=_DAMAGED)
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise wrong("the header entry is wrong", "dtype, shape, data_offsets", found)
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_sizes(shape):
+        raise wrong("the shape is wrong", "integers >= 0", shape)
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise wrong("the data offsets are wrong", "[begin, end] with begin <= end", offsets)
+    check_tensor(path, name, shape, limits)
+    dtype = BY_SAFETENSORS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        known = ", ".join(sorted(BY_SAFETENSORS))
+        what = "unknown element type"
+        raise UnsupportedError(what, path=path, tensor=name, expected=f"one of {known}", found=entry["dtype"])
+    info = TensorInfo(name, dtype, tuple(shape), path.name)
+    if offsets[1] - offsets[0] != info.nbytes:
+        raise wrong(
+            "the data offsets do not fit the shape", f"{info.nbytes} bytes for {shape}", offsets[1] - offsets[0]
+        )
+    return info, offsets[0], offsets[1]
+
+
+def _are_sizes(value: object) -> bool:
+    """Whether `value` is a list of integers >= 0; `true` is not 1."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_tiling(rows: Sequence[tuple[TensorInfo, int, int]], path: Path, data_size: int) -> None:
+    position = 0
+    for info, begin, end in rows:
+        if begin != position:
+            what = "a hole before the tensor's data" if begin > position else "two tensors share bytes"
+            raise CheckpointError(
+                what, path=path, tensor=info.name, expected=f"data from {position}", found=begin, hint=_DAMAGED
+            )
+        position = end
+    if position != data_size:
+        cut = "The file is cut: download or copy it again." if position > data_size else _DAMAGED
+        raise CheckpointError(
+            "the file size does not fit the header",
+            path=path,
+            expected=f"{position} bytes of data",
+            found=data_size,
+            hint=cut,
+        )
+
+
+def _what_it_is(prefix: bytes, path: Path) -> str:
+    """Guess from the first 8 bytes what was named instead of a safetensors file."""
+    known = {
+        b"version ": "This is a git-lfs pointer, not the weights: run 'git lfs pull' or download the file again.",
+        b"<!DOCTYP": "This is a web page, not the weights: the download failed.",
+    }
+    if prefix in known:
+        return known[prefix]
+    if prefix.startswith(b"PK\x03\x04"):
+        return f"This is a PyTorch file: rename it from {path.name} to .bin."
+    if prefix.startswith(b"GGUF"):
+        return "This is a GGUF file; use the safetensors checkpoint that it was made from."
+    return _DAMAGED if os.path.getsize(path) else "The file is empty."

@@ -1,0 +1,265 @@
+"""PyTorch state dicts (`.bin`, `.pt`, `.pth`), without loading what can be read in place.
+
+A file of torch 1.6 or later is a zip archive: `data.pkl` says which tensor lies where in which record, and the
+records are stored as they are. Only `data.pkl` is unpickled, with torch's restricted unpickler and storages
+without memory; elements are then read from the file by range. Older files are loaded whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import mmap
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.tensors import (
+    ArraySource,
+    FileSource,
+    ParsedFile,
+    Source,
+    TensorInfo,
+    check_count,
+    check_tensor,
+)
+from deltapack.dtypes import BY_TORCH
+from deltapack.errors import CheckpointError, LimitError, UnsupportedError
+from deltapack.limits import DEFAULT_LIMITS, Limits
+
+__all__ = ["parse_torch_file"]
+
+_WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
+_BAD_INPUT = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # what torch, pickle and zipfile raise on damaged or hostile files
+_LOCAL_HEADER = 30
+_UNSAFE = "Only plain state dicts of tensors are read; save one with torch.save(model.state_dict(), path)."
+_KEY = "deltapack_record"
+
+
+def parse_torch_file(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
+    """Read the structure of a PyTorch state dict.
+
+    Args:
+        file: The open file; it becomes part of the result.
+        limits: Bounds on the structure, names and shapes.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds anything but tensors.
+        LimitError: It exceeds `limits`.
+        UnsupportedError: torch is not installed, or a tensor is sparse, quantised or of an unknown type.
+    """
+    torch = _torch(file)
+    notes: list[str] = []
+    records = _records(file, limits) if file.size >= 4 and file.read(0, 4) == b"PK\x03\x04" else None
+    if records is None:
+        notes.append(f"{file.path.name} cannot be read in place (an old or compressed format) and was loaded whole")
+        document = _load_whole(torch, file)
+    else:
+        document = _load_structure(torch, file, *records)
+    state = _unwrap(document, torch.Tensor, file, notes)
+    check_count(file.path, len(state), limits)
+    tensors: list[tuple[TensorInfo, Source]] = []
+    aliases: dict[str, str] = {}
+    owners: dict[object, str] = {}
+    spans = None if records is None else records[1]
+    for name, tensor in state.items():
+        info = _info(torch, name, tensor, file, limits)
+        identity = _identity(tensor, spans is None)
+        if info.numel and identity in owners:
+            aliases[name] = owners[identity]
+            continue
+        owners[identity] = name
+        tensors.append((info, _array(torch, tensor, info) if spans is None else _in_file(file, tensor, info, spans)))
+    return ParsedFile(tensors, aliases=aliases, notes=notes, handles=[file])
+
+
+def _records(file: ReadFile, limits: Limits) -> tuple[bytes, dict[str, tuple[int, int]]] | None:
+    """Return `data.pkl` and the (offset, size) of every data record, or None where they cannot be read in place."""
+    spans: dict[str, tuple[int, int]] = {}
+    try:
+        with open(file.fd, "rb", closefd=False) as raw, zipfile.ZipFile(raw) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            if len(set(names)) != len(names):
+                raise CheckpointError("two records of the archive have one name", path=file.path)
+            pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+            if len(pickles) != 1 or pickles[0].filename.count("/") > 1:
+                raise CheckpointError("not a PyTorch state dict: no single data.pkl", path=file.path)
+            root = pickles[0].filename[: -len("data.pkl")]
+            if f"{root}constants.pkl" in names:
+                raise CheckpointError("this is a TorchScript archive, not a state dict", path=file.path, hint=_UNSAFE)
+            if pickles[0].file_size > limits.header_bytes:
+                raise LimitError("data.pkl is too long", path=file.path, found=pickles[0].file_size)
+            if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+                return None
+            for entry in entries:
+                if entry.filename.startswith(f"{root}data/"):
+                    if entry.compress_type != zipfile.ZIP_STORED:
+                        return None
+                    spans[entry.filename.removeprefix(f"{root}data/")] = _data_span(file, entry)
+            return archive.read(pickles[0]), spans
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise CheckpointError(
+            f"not a readable zip archive: {error}", path=file.path, hint="It is cut or damaged."
+        ) from error
+
+
+def _data_span(file: ReadFile, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return where the bytes of a stored record are: after its local header, whose padding aligns them."""
+    header = file.read(entry.header_offset, _LOCAL_HEADER)
+    name_length, extra_length = struct.unpack_from("<HH", header, 26)
+    begin = entry.header_offset + _LOCAL_HEADER + name_length + extra_length
+    if header[:4] != b"PK\x03\x04" or begin + entry.file_size > file.size:
+        raise CheckpointError(f"the archive record {entry.filename!r} is damaged", path=file.path)
+    return begin, entry.file_size
+
+
+def _load_structure(torch: Any, file: ReadFile, data_pkl: bytes, spans: Mapping[str, tuple[int, int]]) -> object:
+    """Unpickle with torch's restricted unpickler; every storage is a `meta` one that knows its record."""
+
+    def persistent_load(pid: tuple[Any, ...]) -> object:
+        kind, storage_type, key, _location, numel = pid
+        dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
+        nbytes = numel * dtype.itemsize
+        if kind != "storage" or type(nbytes) is not int or not 0 <= nbytes <= spans[key][1]:
+            raise pickle.UnpicklingError(f"storage {key!r} does not fit its record")
+        storage = torch.UntypedStorage(nbytes, device="meta")
+        setattr(storage, _KEY, key)
+        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+
+    restricted: Any = importlib.import_module("torch._weights_only_unpickler")
+    try:
+        unpickler = restricted.Unpickler(io.BytesIO(data_pkl), encoding="utf-8")
+        unpickler.persistent_load = persistent_load
+        with _quiet():
+            return unpickler.load()
+    except _BAD_INPUT as error:
+        raise _not_plain(file, error) from error
+
+
+def _load_whole(torch: Any, file: ReadFile) -> object:
+    try:
+        with open(file.fd, "rb", closefd=False) as raw, _quiet():
+            raw.seek(0)
+            return torch.load(raw, map_location="cpu", weights_only=True)
+    except _BAD_INPUT as error:
+        raise _not_plain(file, error) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's advice on pickles, which is for who writes them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _torch(file: ReadFile) -> Any:
+    """Return the torch module; only who reads `.bin` files needs it."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        hint = "Run: pip install torch"
+        raise UnsupportedError("reading a PyTorch file needs torch", path=file.path, hint=hint) from error
+
+
+def _not_plain(file: ReadFile, error: BaseException) -> CheckpointError:
+    first_line = str(error).strip().split("\n")[0] or type(error).__name__
+    return CheckpointError(f"not a plain state dict: {first_line}", path=file.path, hint=_UNSAFE)
+
+
+def _unwrap(document: object, kind: type, file: ReadFile, notes: list[str]) -> Mapping[str, Any]:
+    """Return the mapping from name to tensor, which training tools like to put under a key."""
+
+    def has_tensors(value: object) -> bool:
+        return isinstance(value, dict) and any(isinstance(item, kind) for item in value.values())
+
+    if isinstance(document, dict) and not has_tensors(document):
+        keys = [key for key in _WRAPPERS if has_tensors(document.get(key))]
+        if len(keys) > 1:
+            raise CheckpointError("more than one state dict in the file", path=file.path, found=", ".join(keys))
+        if keys:
+            others = ", ".join(sorted(str(key) for key in document if key not in keys))
+            notes.append(f"{file.path.name}: read {keys[0]!r}" + (f", not {others}" if others else ""))
+            document = document[keys[0]]
+    if not isinstance(document, dict) or not document:
+        raise CheckpointError("no state dict in the file", path=file.path, found=type(document).__name__, hint=_UNSAFE)
+    for key, value in document.items():
+        if not isinstance(key, str) or not isinstance(value, kind):
+            found = type(value).__name__
+            raise CheckpointError(f"the entry {key!r} is not a tensor", path=file.path, found=found, hint=_UNSAFE)
+    return document
+
+
+def _info(torch: Any, name: str, tensor: Any, file: ReadFile, limits: Limits) -> TensorInfo:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        kind = f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
+        raise UnsupportedError("only plain dense tensors are read", path=file.path, tensor=name, found=kind)
+    dtype = BY_TORCH.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise UnsupportedError("unknown element type", path=file.path, tensor=name, found=tensor.dtype)
+    check_tensor(file.path, name, tuple(tensor.shape), limits)
+    return TensorInfo(name, dtype, tuple(tensor.shape), file.path.name)
+
+
+def _identity(tensor: Any, in_memory: bool) -> object:
+    """Return a value that only tensors tied to each other share."""
+    storage = tensor.untyped_storage()
+    place = storage.data_ptr() if in_memory else getattr(storage, _KEY, None)
+    return place, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _array(torch: Any, tensor: Any, info: TensorInfo) -> ArraySource:
+    """Return the elements of a loaded tensor; its bits pass through an integer type, as numpy knows no bfloat16."""
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[info.dtype.itemsize]
+    return ArraySource(tensor.detach().view(integer).numpy().view(info.dtype.storage))
+
+
+def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, tuple[int, int]]) -> Source:
+    key = getattr(tensor.untyped_storage(), _KEY, "")
+    if key not in spans:
+        raise CheckpointError("the tensor's data is not in the file", path=file.path, tensor=info.name)
+    begin, size = spans[key]
+    itemsize, strides = info.dtype.itemsize, tensor.stride()
+    first = tensor.storage_offset() * itemsize
+    reach = sum((dimension - 1) * stride for dimension, stride in zip(info.shape, strides, strict=True))
+    if info.numel and first + (reach + 1) * itemsize > size:
+        raise CheckpointError(
+            "the tensor reaches beyond its record", path=file.path, tensor=info.name, expected=size, found=first + reach
+        )
+    if not info.numel or tensor.is_contiguous():
+        return FileSource(file, begin + first)
+    mapped = mmap.mmap(file.fd, 0, access=mmap.ACCESS_READ)
+    flat = np.frombuffer(mapped, np.uint8, count=size - first, offset=begin + first)
+    flat = flat[: flat.size // itemsize * itemsize].view(info.dtype.storage)
+    byte_strides = [stride * itemsize for stride in strides]
+    return ArraySource(np.lib.stride_tricks.as_strided(flat, info.shape, byte_strides, writeable=False))

@@ -1,0 +1,276 @@
+"""Checkpoints written as a stream: headers first, then elements in any order from any thread, all or nothing."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from deltapack.checkpoint.files import WriteFile, bytes_of
+from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
+from deltapack.checkpoint.replace import check_output, check_protected, swap_in
+from deltapack.checkpoint.safetensors import header_bytes
+from deltapack.checkpoint.sidefiles import check_side_name
+from deltapack.errors import OutputError
+from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+
+__all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
+
+
+class _Coverage:
+    """Which elements of a tensor were written: disjoint ranges, sorted, merged where they touch."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.stops: list[int] = []
+
+    def add(self, start: int, stop: int) -> bool:
+        """Add a range; false if part of it was there already."""
+        at = bisect.bisect_right(self.starts, start)
+        if (at > 0 and self.stops[at - 1] > start) or (at < len(self.starts) and self.starts[at] < stop):
+            return False
+        joins_left = at > 0 and self.stops[at - 1] == start
+        joins_right = at < len(self.starts) and self.starts[at] == stop
+        if joins_left and joins_right:
+            self.stops[at - 1] = self.stops.pop(at)
+            del self.starts[at]
+        elif joins_left:
+            self.stops[at - 1] = stop
+        elif joins_right:
+            self.starts[at] = start
+        else:
+            self.starts.insert(at, start)
+            self.stops.insert(at, stop)
+        return True
+
+    @property
+    def count(self) -> int:
+        """Number of elements written."""
+        return sum(self.stops) - sum(self.starts)
+
+
+class _Writer:
+    """What both writers share; entering creates the headers, leaving without an exception commits.
+
+    Attributes:
+        out: The final name.
+    """
+
+    def __init__(
+        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], force: bool, extra_bytes: int
+    ) -> None:
+        self.out = out
+        self._shards = shards
+        self._aliases = aliases
+        self._force = force
+        self._extra_bytes = extra_bytes
+        self._temporary = temporary_sibling(out)
+        self._places: dict[str, tuple[NewTensor, WriteFile, int]] = {}
+        self._files: list[WriteFile] = []
+        self._covered: dict[str, _Coverage] = {}
+        self._lock = threading.Lock()
+        self._open = False
+
+    def write(self, name: str, start: int, array: npt.NDArray[np.generic]) -> None:
+        """Write elements of a tensor; safe from any number of threads.
+
+        Args:
+            name: The tensor.
+            start: Its first element to write, in row-major order.
+            array: The elements, of the `storage` type of the tensor's dtype or another of its size; any shape.
+
+        Raises:
+            OutputError: The range is not part of the tensor or was written before, or the system refuses to write.
+        """
+        if name not in self._places:
+            raise OutputError("not a tensor of this output, or it is closed", path=self.out, tensor=name)
+        tensor, file, offset = self._places[name]
+        flat = np.ascontiguousarray(array).reshape(-1)
+        stop = start + flat.size
+        if flat.dtype.itemsize != tensor.dtype.itemsize or not 0 <= start <= stop <= tensor.numel:
+            found = f"[{start}, {stop}) {flat.dtype}"
+            expected = f"within {tensor.numel} of {tensor.dtype}"
+            raise OutputError("no such range", path=self.out, tensor=name, expected=expected, found=found)
+        if not flat.size:
+            return
+        with self._lock:
+            if not self._covered[name].add(start, stop):
+                raise OutputError("elements were written twice", path=self.out, tensor=name, found=f"[{start}, {stop})")
+        with writing(self.out):
+            file.write(offset + start * flat.dtype.itemsize, bytes_of(flat))
+
+    def write_side_file(self, name: str, data: bytes) -> None:
+        """Write a file beside the weights; a single-file output has none and ignores it."""
+
+    def __enter__(self) -> _Writer:
+        check_free_space(self.out.parent, sum(shard.nbytes for shard in self._shards) + self._extra_bytes, self.out)
+        try:
+            with writing(self.out):
+                self._create()
+        except BaseException:
+            self._discard()
+            raise
+        self._open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        self._places, places = {}, self._places
+        try:
+            if kind is None:
+                self._check_complete(places)
+                with writing(self.out):
+                    for file in self._files:
+                        file.sync()
+                    self._close()
+                    self._commit()
+        finally:
+            self._discard()
+
+    def _check_complete(self, places: Mapping[str, tuple[NewTensor, WriteFile, int]]) -> None:
+        for name, (tensor, _, _) in places.items():
+            if self._covered[name].count != tensor.numel:
+                found = f"{self._covered[name].count} elements"
+                raise OutputError(
+                    "not completely written", path=self.out, tensor=name, expected=tensor.numel, found=found
+                )
+
+    def _create_shard(self, path: Path, shard: Shard) -> None:
+        own = {tensor.name for tensor in shard.tensors}
+        tied = {name: kept for name, kept in sorted(self._aliases.items()) if kept in own}
+        header = header_bytes(shard.tensors, {**tied, "format": "pt"})
+        file = WriteFile(path, len(header) + shard.nbytes)
+        self._files.append(file)
+        file.write(0, memoryview(header))
+        position = len(header)
+        for tensor in shard.tensors:
+            self._places[tensor.name] = (tensor, file, position)
+            self._covered[tensor.name] = _Coverage()
+            position += tensor.nbytes
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _create(self) -> None:
+        raise NotImplementedError
+
+    def _commit(self) -> None:
+        raise NotImplementedError
+
+    def _discard(self) -> None:
+        raise NotImplementedError
+
+
+class FolderWriter(_Writer):
+    """Writes a Hugging Face folder under a hidden name beside `out`, then renames it; made by `open_writer`."""
+
+    def write_side_file(self, name: str, data: bytes) -> None:
+        """Write a file beside the weights.
+
+        Raises:
+            FormatError: The name is not safe.
+            OutputError: Two files have one name, or the system refuses to write.
+        """
+        check_side_name(name)
+        if not self._open:
+            raise OutputError("the output is closed", path=self.out)
+        self._write_small(name, data)
+
+    def _write_small(self, name: str, data: bytes) -> None:
+        path = self._temporary / name
+        with writing(self.out / name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = WriteFile(path, len(data))
+            self._files.append(file)
+            file.write(0, memoryview(data))
+
+    def _create(self) -> None:
+        os.mkdir(self._temporary)
+        for shard in self._shards:
+            self._create_shard(self._temporary / shard.file, shard)
+        if len(self._shards) > 1:
+            weight_map = {tensor.name: shard.file for shard in self._shards for tensor in shard.tensors}
+            total = sum(shard.nbytes for shard in self._shards)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            stem = self._shards[0].file.partition("-")[0].removesuffix(".safetensors")
+            self._write_small(f"{stem}.safetensors.index.json", text.encode())
+
+    def _commit(self) -> None:
+        check_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
+        for where, _, _ in os.walk(self._temporary, topdown=False):
+            fsync_folder(Path(where))
+        swap_in(self._temporary, self.out)
+        fsync_folder(self.out.parent)
+
+    def _discard(self) -> None:
+        self._close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+class FileWriter(_Writer):
+    """Writes one `.safetensors` file under a hidden name beside `out`, then renames it; made by `open_writer`."""
+
+    def _create(self) -> None:
+        self._create_shard(self._temporary, self._shards[0])
+
+    def _commit(self) -> None:
+        check_output(self.out, folder=False, force=self._force)
+        os.replace(self._temporary, self.out)
+        fsync_folder(self.out.parent)
+
+    def _discard(self) -> None:
+        self._close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+
+@contextlib.contextmanager
+def open_writer(
+    out: str | Path,
+    shards: Sequence[Shard],
+    *,
+    force: bool = False,
+    protect: Sequence[Path] = (),
+    aliases: Mapping[str, str] | None = None,
+    side_bytes: int = 0,
+) -> Iterator[FolderWriter | FileWriter]:
+    """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
+
+    `out` appears when the block ends, complete and on the disk; on any exception nothing is left behind.
+
+    Args:
+        out: The output.
+        shards: What to write, from `plan_shards`; a file output joins them.
+        force: Whether an existing checkpoint may be replaced.
+        protect: Inputs; the output must not be, hold, or lie in one.
+        aliases: From the second names of tied tensors to the names that are written.
+        side_bytes: Expected size of the side files, for the check of free space.
+
+    Raises:
+        OutputError: The output exists, the disk is too small, or the system refuses to write.
+    """
+    out = Path(out)
+    single = out.suffix == ".safetensors"
+    check_protected(out, protect)
+    check_output(out, folder=not single, force=force)
+    tied = dict(aliases or {})
+    if single:
+        tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
+        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, force, 0)
+    else:
+        writer = FolderWriter(out, shards, tied, force, side_bytes)
+    with writer:
+        yield writer

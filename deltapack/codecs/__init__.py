@@ -1,0 +1,1 @@
+"""What the streams of a pack mean: index codecs, value codecs, byte planes."""

@@ -1,0 +1,163 @@
+"""One chunk of a term or of a stored tensor, between arrays and stored streams.
+
+This is the only place that knows which codec writes which stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.codecs import indices, values
+from deltapack.codecs.planes import join_planes, split_planes
+from deltapack.codecs.quantize import quantize
+from deltapack.dtypes import DType
+from deltapack.errors import FormatError
+from deltapack.format.digest import TILES_PER_CHUNK
+from deltapack.format.frames import pack_stream
+from deltapack.format.index import Term
+from deltapack.format.reader import ChunkedBlob
+from deltapack.format.table import Layout, tile_lengths
+from deltapack.format.writer import StoredChunk
+from deltapack.kernels import reference
+
+__all__ = [
+    "TermCodec",
+    "decode_stored_chunk",
+    "decode_term_chunk",
+    "encode_stored_chunk",
+    "encode_term_chunk",
+    "stored_layout",
+    "term_layout",
+]
+
+Positions = NDArray[np.uint32]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TermCodec:
+    """How the chunks of a term are written: index codec and its shift, value codec."""
+
+    index: str
+    values: str
+    shift: int = 0
+
+
+def term_layout(term: Term, common: int) -> Layout:
+    """Return the layout of a term that covers `common` elements."""
+    return Layout(common, len(term.streams), has_counts=True)
+
+
+def stored_layout(numel: int) -> Layout:
+    """Return the layout of `numel` elements stored whole."""
+    return Layout(numel, 1, has_counts=False)
+
+
+def encode_term_chunk(
+    codec: TermCodec,
+    positions: Positions,
+    differences: NDArray[np.float32],
+    counts: Counts,
+    length: int,
+    factor: np.float32,
+) -> tuple[StoredChunk, NDArray[np.float32]]:
+    """Encode the kept elements of a chunk.
+
+    Args:
+        codec: How to write them.
+        positions: `[nnz] uint32`.
+        differences: `[nnz] f32`, not rescaled.
+        counts: `[tiles] int64` kept elements of each tile.
+        length: Elements of the chunk.
+        factor: The term's factor.
+
+    Returns:
+        The chunk, and the values that a decoder will see, `[nnz] f32`.
+
+    Raises:
+        NonFiniteError: A difference overflows a float codec.
+    """
+    codes, scales = quantize(codec.values, differences, counts)
+    raw = []
+    if codec.index == "gaps":
+        raw.append(indices.encode_gaps(positions, counts, codec.shift))
+    elif codec.index == "bitmap":
+        raw.append(indices.encode_bitmap(positions, length))
+    raw.append(values.pack_codes(codec.values, codes))
+    if not values.is_float(codec.values):
+        raw.append(split_planes(scales))
+    streams = tuple(map(pack_stream, raw))
+    chunk = StoredChunk(streams, tuple(map(len, raw)), tuple(map(int, counts)))
+    scale_bytes = b"" if values.is_float(codec.values) else raw[-1]
+    code_bytes = raw[-1] if values.is_float(codec.values) else raw[-2]
+    seen = values.decode_values(codec.values, code_bytes, scale_bytes, counts, factor)
+    return chunk, seen
+
+
+def decode_term_chunk(
+    blob: ChunkedBlob, term: Term, chunk: int, factor: np.float32
+) -> tuple[Positions, NDArray[np.float32]]:
+    """Decode a chunk of a term.
+
+    Args:
+        blob: The term's chunks.
+        term: The term.
+        chunk: Number of the chunk.
+        factor: What the codes are multiplied with besides their scale.
+
+    Returns:
+        Positions `[nnz] uint32` from the start of the chunk and values `[nnz] f32`.
+
+    Raises:
+        FormatError: A rule from R8 to R10 is broken.
+    """
+    counts = np.array(blob.records[chunk].counts, np.int64)
+    lengths = np.array(tile_lengths(blob.layout.chunk_length(chunk)), np.int64)
+    nnz = int(counts.sum())
+    bounds = [(values.codes_raw_length(term.values, nnz),) * 2]
+    if "index" in term.streams:
+        bounds.insert(0, indices.index_raw_bounds(term.index, term.shift, counts, lengths))
+    if "scales" in term.streams:
+        bounds.append((values.scales_raw_length(counts),) * 2)
+    streams = dict(zip(term.streams, blob.streams(chunk, tuple(bounds)), strict=True))
+    try:
+        positions = _positions(term, streams.get("index", b""), chunk, counts, lengths)
+        decoded = values.decode_values(term.values, streams["codes"], streams.get("scales", b""), counts, factor)
+    except FormatError as error:
+        blob.locate(error)
+        raise
+    return positions, decoded
+
+
+def _positions(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts) -> Positions:
+    if term.index == "gaps":
+        return indices.decode_gaps(raw, counts, lengths, term.shift)
+    if term.index == "bitmap":
+        return indices.decode_bitmap(raw, counts, lengths)
+    if term.index == "seeded":
+        positions, found = reference.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths)
+    else:
+        positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
+    if not np.array_equal(found, counts):
+        raise FormatError(f"the {term.index} index keeps another number of elements than the table says", rule="R9")
+    return positions
+
+
+def encode_stored_chunk(elements: NDArray[np.generic]) -> StoredChunk:
+    """Encode the elements of a chunk whole, `[n]` in their storage type."""
+    raw = split_planes(elements)
+    return StoredChunk((pack_stream(raw),), (len(raw),))
+
+
+def decode_stored_chunk(blob: ChunkedBlob, dtype: DType, chunk: int) -> NDArray[np.generic]:
+    """Decode a chunk stored whole, `[n]` in the storage type of `dtype`.
+
+    Raises:
+        FormatError: Rule R8 or R10 is broken.
+    """
+    length = blob.layout.chunk_length(chunk) * dtype.itemsize
+    (raw,) = blob.streams(chunk, ((length, length),))
+    return join_planes(raw, dtype.storage)

@@ -1,0 +1,298 @@
+"""Decide what each tensor of the result is made of: base, terms of the packs, elements that a pack stores whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.codecs.chunk import stored_layout, term_layout
+from deltapack.dtypes import DType
+from deltapack.errors import BaseMismatchError, MergeConflictError, RecipeError
+from deltapack.format.index import Entry
+from deltapack.format.reader import PackReader
+from deltapack.restoring import PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+
+__all__ = ["Composition", "WeightedPack", "compose"]
+
+
+@dataclass(frozen=True)
+class WeightedPack:
+    """A pack and what it is applied with; `rescale` replaces the factors of its terms."""
+
+    reader: PackReader
+    weight: float = 1.0
+    rescale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("weight", self.weight), ("rescale", self.rescale)):
+            if value is not None and not (math.isfinite(value) and abs(value) < 3e38):
+                raise RecipeError(f"{name} is not a finite f32", path=self.reader.path, found=value)
+        if self.rescale is not None and any(len(entry.terms) > 1 for entry in self.reader.index.entries):
+            hint = "Rescale the packs that it was merged from."
+            raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pack's own digests describe the result."""
+        return self.weight == 1 and self.rescale is None
+
+    def factor(self, factor: float) -> np.float32:
+        """Return the factor of a term times the weight (spec/06-arithmetic.md section 6.1)."""
+        with np.errstate(over="ignore"):
+            return np.float32(factor if self.rescale is None else self.rescale) * np.float32(self.weight)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What to restore: jobs by name, second names of tied tensors, the pack whose side files apply, what to tell."""
+
+    jobs: tuple[TensorJob, ...]
+    aliases: Mapping[str, str]
+    assets: PackReader | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one pack says of one tensor."""
+
+    pack: WeightedPack
+    entry: Entry
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether it does more than add: new rows, fewer rows, or a tensor stored whole."""
+        return self.entry.kind in ("grown", "shrunk", "stored")
+
+
+def compose(
+    base: Checkpoint, packs: Sequence[WeightedPack], *, prefer: int | None = None, dtype: DType | None = None
+) -> Composition:
+    """Check packs against the headers of a base, and against each other, and plan every tensor of the result.
+
+    Args:
+        base: The base.
+        packs: The packs in order of addition; at least one.
+        prefer: Which pack decides where packs cannot be added: new or reshaped tensors, integers, new rows, side files.
+        dtype: Type of all float tensors of the result, instead of their own.
+
+    Raises:
+        BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+    """
+    _check_base(base, packs)
+    by_base, new = _group(base, packs)
+    chooser = _Chooser(packs[prefer] if prefer is not None else None)
+    jobs = []
+    for name, tensor in base.tensors.items():
+        parts = by_base.get(name, [])
+        if len(parts) < len(packs) or not all(part.entry.kind == "removed" for part in parts):
+            jobs.append(_based_job(tensor, [part for part in parts if part.entry.kind != "removed"], packs, chooser))
+    jobs += [_whole_job(chooser.one(parts), packs) for parts in new.values()]
+    names = {job.name for job in jobs}
+    if len(names) != len(jobs):
+        twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
+        raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
+    assets, notes = _assets(packs, prefer)
+    ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
+    return Composition(tuple(ordered), _aliases(packs, names), assets, notes)
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Decides between parts that cannot be added."""
+
+    preferred: WeightedPack | None
+
+    def one(self, parts: Sequence[_Part]) -> _Part:
+        """Return the part that decides.
+
+        Raises:
+            MergeConflictError: The parts differ and none of them is the preferred pack's.
+        """
+        if len({part.entry.digest for part in parts}) == 1:
+            return parts[0]
+        for part in parts:
+            if part.pack is self.preferred:
+                return part
+        raise MergeConflictError(
+            "packs disagree on a tensor that cannot be added (new, integer, of another shape, or with new rows)",
+            tensor=parts[0].entry.name,
+            found=" and ".join(str(part.pack.reader.path) for part in parts),
+            hint="Say which pack decides with --prefer PACK.",
+        )
+
+
+def _check_base(base: Checkpoint, packs: Sequence[WeightedPack]) -> None:
+    """Compare headers before anything is allocated (rule R11)."""
+    first = packs[0].reader
+    for pack in packs:
+        index, path = pack.reader.index, pack.reader.path
+        if index.base_fingerprint != first.index.base_fingerprint:
+            hint = "Packs can be merged only if they were compressed against the same base."
+            raise BaseMismatchError(
+                "the packs have different bases",
+                path=path,
+                expected=f"{first.index.base_fingerprint} ({first.path})",
+                found=index.base_fingerprint,
+                hint=hint,
+            )
+        for entry in index.entries:
+            wanted = entry.base
+            if wanted is None:
+                continue
+            found = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
+            if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+                raise BaseMismatchError(
+                    "this is not the base that the pack was made from",
+                    path=base.path,
+                    tensor=wanted.name,
+                    expected=f"{wanted.dtype} {list(wanted.shape)}",
+                    found="no such tensor" if found is None else f"{found.dtype} {list(found.shape)}",
+                    rule="R11",
+                    hint="`deltapack inspect` tells which base a pack needs.",
+                )
+
+
+def _group(
+    base: Checkpoint, packs: Sequence[WeightedPack]
+) -> tuple[dict[str, list[_Part]], dict[str, list[_Part]]]:
+    """Return the parts of each base tensor, and of each new tensor by name, in pack order."""
+    by_base: dict[str, list[_Part]] = {}
+    new: dict[str, list[_Part]] = {}
+    for pack in packs:
+        entries = pack.reader.index.entries
+        used = {entry.base.name for entry in entries if entry.base is not None}
+        for entry in entries:
+            if entry.base is not None:
+                name = base.aliases.get(entry.base.name, entry.base.name)
+                by_base.setdefault(name, []).append(_Part(pack, entry))
+            elif entry.kind == "stored":
+                replaces = entry.name in base.tensors and entry.name not in used
+                (by_base if replaces else new).setdefault(entry.name, []).append(_Part(pack, entry))
+    return by_base, new
+
+
+def _based_job(tensor: TensorInfo, parts: Sequence[_Part], packs: Sequence[WeightedPack], chooser: _Chooser) -> TensorJob:
+    """Plan a tensor that the base has."""
+    digest = next((part.entry.base.digest for part in parts if part.entry.base is not None), "")
+    name = _name_of(tensor.name, parts, chooser)
+    changing = [part for part in parts if part.entry.kind != "unchanged"]
+    if not changing:
+        return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
+    if len(changing) == 1 and changing[0].entry.kind == "stored" and (changing[0].pack.weight == 1 or not _adds(changing[0], tensor)):
+        return replace(_whole_job(changing[0], packs), name=name)
+    structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
+    if structural:
+        return _structural_job(tensor, name, digest, changing, structural, packs, chooser)
+    dtypes = {part.entry.dtype for part in changing}
+    dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
+    promised = changing[0].entry.digest if _is_alone(packs) else ""
+    terms = tuple(term for part in changing for term in _terms(part, tensor))
+    return TensorJob(name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=promised)
+
+
+def _structural_job(
+    tensor: TensorInfo,
+    name: str,
+    digest: str,
+    changing: Sequence[_Part],
+    structural: Sequence[_Part],
+    packs: Sequence[WeightedPack],
+    chooser: _Chooser,
+) -> TensorJob:
+    """Plan a tensor whose shape or rows one pack decides; what the others add to the common rows is added."""
+    part = chooser.one(structural)
+    entry = part.entry
+    if entry.kind != "grown":
+        # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
+        part = chooser.one(changing)
+        if part.entry.kind == "stored":
+            return replace(_whole_job(part, packs), name=name)
+        entry, changing = part.entry, [part]
+    terms = tuple(
+        term for other in changing if not other.is_structural or other.entry.kind == entry.kind for term in _terms(other, tensor)
+    )
+    promised = entry.digest if _is_alone(packs) else ""
+    return TensorJob(
+        name, entry.dtype, entry.shape, entry.numel, tensor, digest, terms, _rows(part, entry.common), promised
+    )
+
+
+def _whole_job(part: _Part, packs: Sequence[WeightedPack]) -> TensorJob:
+    entry = part.entry
+    return TensorJob(entry.name, entry.dtype, entry.shape, entry.numel, rows=_rows(part, 0), digest=entry.digest)
+
+
+def _adds(part: _Part, tensor: TensorInfo) -> bool:
+    """Whether a tensor that is stored whole can be seen as a difference to the base."""
+    entry = part.entry
+    return entry.kind == "stored" and entry.shape == tensor.shape and entry.dtype.is_delta and tensor.dtype.is_delta
+
+
+def _terms(part: _Part, tensor: TensorInfo) -> Iterator[TermSource]:
+    entry, reader = part.entry, part.pack.reader
+    if entry.kind == "stored":
+        rows = _rows(part, 0)
+        if rows is not None:
+            yield StoredTerm(rows, np.float32(part.pack.weight))
+    for term in entry.terms:
+        blob = reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
+        yield PackTerm(reader, term, blob, part.pack.factor(term.factor))
+
+
+def _rows(part: _Part, start: int) -> StoredRows | None:
+    entry, reader = part.entry, part.pack.reader
+    if entry.stored is None:
+        return None
+    blob = reader.chunked_blob(entry.stored, stored_layout(entry.numel - start), 0, entry.name)
+    return StoredRows(reader, entry.stored, blob, entry.dtype, start)
+
+
+def _is_alone(packs: Sequence[WeightedPack]) -> bool:
+    return len(packs) == 1 and packs[0].is_plain
+
+
+def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:
+    """The name that the packs agree on, else the preferred pack's, else the base's."""
+    names = {part.entry.name for part in parts} or {base_name}
+    if len(names) == 1:
+        return names.pop()
+    return next((part.entry.name for part in parts if part.pack is chooser.preferred), base_name)
+
+
+def _cast(job: TensorJob, dtype: DType | None) -> TensorJob:
+    if dtype is None or not job.dtype.is_delta or job.dtype == dtype:
+        return job
+    return replace(job, dtype=dtype, digest="")
+
+
+def _aliases(packs: Sequence[WeightedPack], names: set[str]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for pack in packs:
+        for entry in pack.reader.index.entries:
+            if entry.kind == "alias" and entry.of in names and entry.name not in names:
+                out.setdefault(entry.name, entry.of)
+    return out
+
+
+def _assets(packs: Sequence[WeightedPack], prefer: int | None) -> tuple[PackReader | None, tuple[str, ...]]:
+    """Return the pack whose side files the result takes (none: the base's) and a sentence about the choice."""
+    readers = [pack.reader for pack in packs]
+    if prefer is not None or len(readers) == 1:
+        return readers[prefer or 0], ()
+    contents = {
+        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files)
+        for reader in readers
+    }
+    if len(contents) == 1:
+        return readers[0], ()
+    kinds = ("grown", "shrunk", "stored", "removed")
+    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
+    if len(shaping) == 1:
+        return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
+    return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)

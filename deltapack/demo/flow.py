@@ -1,0 +1,249 @@
+"""The whole demo: learn, compress, restore, merge, measure. Every figure comes from the run itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import deltapack
+from deltapack.demo.corpus import Corpus, Folders, read_corpus
+from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
+from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
+from deltapack.errors import OutputError
+from deltapack.parallel import resolve_workers
+
+__all__ = ["DOMAINS", "DemoReport", "DemoSize", "Row", "run_demo"]
+
+DOMAINS = ("code", "prose")
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo does.
+
+    Attributes:
+        text_bytes: Size of each of the texts.
+        model: Shape of the model.
+        base: How to train the base.
+        fine_tune: How to fine-tune it.
+        windows: Number of windows that a model is measured on, of one context each.
+        drop_rates: Drop rates to compress at.
+        merge_rate: The one of these whose packs are merged.
+        merge_weight: Weight of each pack in the merge.
+    """
+
+    text_bytes: int = 400_000
+    model: ModelSize = field(default_factory=ModelSize)
+    base: Schedule = field(default_factory=lambda: Schedule(steps=300, rate=0.02, matrix_rate=0.03))
+    fine_tune: Schedule = field(default_factory=lambda: Schedule(steps=70, rate=4e-4))
+    windows: int = 128
+    drop_rates: tuple[float, ...] = (0.5, 0.9, 0.99)
+    merge_rate: float = 0.9
+    merge_weight: float = 0.6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: What the line is about, as a path in the demo's folder.
+        step: `"base"`, `"fine-tune"`, `"pack"` or `"merge"`.
+        file_bytes: Size of the weights or of the pack; 0 for a merge, which is made of packs.
+        loss: Held-out bits per byte of the model, by domain: all that were measured.
+        retention: (base - model) / (base - fine-tune), by domain; empty where there is nothing to retain.
+    """
+
+    name: str
+    step: str
+    file_bytes: int
+    loss: Mapping[str, float]
+    retention: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What `run_demo` did.
+
+    Attributes:
+        folder: Where the files are.
+        rows: The table, in order.
+        parameters: Number of parameters of the model.
+        merge_weight: Weight of each pack in the merge.
+        merged: The packs that were merged, as paths in the folder.
+        train_seconds: Wall time of reading the texts and training.
+        pack_seconds: Wall time of compressing, restoring and merging.
+        measure_seconds: Wall time of measuring losses.
+    """
+
+    folder: Path
+    rows: tuple[Row, ...]
+    parameters: int
+    merge_weight: float
+    merged: tuple[str, ...]
+    train_seconds: float
+    pack_seconds: float
+    measure_seconds: float
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    echo: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    force: bool = False,
+    size: DemoSize | None = None,
+    sources: Folders | None = None,
+) -> DemoReport:
+    """Train a base and two fine-tunes, then compress, restore, merge and measure them.
+
+    Args:
+        folder: Where to leave everything; created.
+        echo: Called with a line of text as each stage starts.
+        progress: Called with (steps done, steps in all) while a model learns.
+        workers: Number of threads; every core if None.
+        force: Replace the files of an earlier demo in `folder`.
+        size: How much to do; the full demo if None.
+        sources: Where to read text; the running interpreter's folders if None.
+
+    Raises:
+        OutputError: `folder` exists and `force` is False, or it cannot be written.
+        DeltapackError: The installation holds too little text.
+    """
+    out, what, threads = Path(folder), size or DemoSize(), resolve_workers(workers)
+    _prepare(out, force)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _Demo(out, what, threads, echo or (lambda line: None), progress).run(sources)
+    except OSError as error:
+        raise OutputError(f"the demo cannot be written: {error.strerror or error}", path=out) from error
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prepare(out: Path, force: bool) -> None:
+    """Create the folder, or with `force` empty it of what a demo leaves there, and of nothing else."""
+    if out.exists() and not (force and out.is_dir()):
+        raise OutputError("the folder exists", path=out, hint="Choose another, or replace the demo in it with --force.")
+    try:
+        for name in ("base", *(f"{domain}-finetuned" for domain in DOMAINS), "restored", "merged"):
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
+        for domain in DOMAINS:
+            for pack in out.glob(f"{domain}-drop*.dpk"):
+                pack.unlink()
+        (out / "restored").mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"the folder cannot be made: {error.strerror}", path=out) from error
+
+
+class _Demo:
+    """One run: the stages in order, and the clock of each kind of work."""
+
+    def __init__(
+        self, out: Path, size: DemoSize, workers: int, echo: Callable[[str], None], progress: Progress | None
+    ) -> None:
+        self.out, self.size, self.workers, self.echo, self.progress = out, size, workers, echo, progress
+        self.seconds = {"train": 0.0, "pack": 0.0, "measure": 0.0}
+        self.held_out: dict[str, bytes] = {}
+        self.base_loss: dict[str, float] = {}
+        self.tuned_loss: dict[str, float] = {}
+
+    def run(self, sources: Folders | None) -> DemoReport:
+        """Run all stages."""
+        start = time.perf_counter()
+        self.echo("reading text: the standard library, torch's sources, numpy's docstrings")
+        corpus = read_corpus(self.size.text_bytes, sources)
+        self.held_out = {"code": corpus.code.held_out, "prose": corpus.prose.held_out}
+        parameters = self._train(corpus)
+        self.seconds["train"] = time.perf_counter() - start
+        rows = self._originals()
+        for domain in DOMAINS:
+            rows += [self._pack(domain, rate) for rate in self.size.drop_rates]
+        merged = tuple(_pack_name(domain, self.size.merge_rate) for domain in DOMAINS)
+        rows.append(self._merge(merged))
+        return DemoReport(
+            folder=self.out,
+            rows=tuple(rows),
+            parameters=parameters,
+            merge_weight=self.size.merge_weight,
+            merged=merged,
+            train_seconds=self.seconds["train"],
+            pack_seconds=self.seconds["pack"],
+            measure_seconds=self.seconds["measure"],
+        )
+
+    def _train(self, corpus: Corpus) -> int:
+        shape = self.size.model
+        start = initial_parameters(shape, _SEED)
+        count = sum(tensor.numel() for tensor in start.values())
+        self.echo(f"training a base of {count:,} parameters on the standard library")
+        trained = train(start, shape, corpus.general, self.size.base, seed=_SEED, progress=self.progress)
+        save_model(self.out / "base", trained, shape)
+        base, _ = load_model(self.out / "base")  # rounded to bf16, as anyone who fine-tunes it gets it
+        for rank, (domain, text) in enumerate((("code", corpus.code.train), ("prose", corpus.prose.train))):
+            self.echo(f"fine-tuning it on {domain}")
+            seed = _SEED + 1 + rank
+            tuned = fine_tune(base, shape, text, self.size.fine_tune, seed=seed, progress=self.progress)
+            save_model(self.out / f"{domain}-finetuned", tuned, shape)
+        return count
+
+    def _originals(self) -> list[Row]:
+        self.echo("measuring them on files they have not seen")
+        self.base_loss = self._measure("base", DOMAINS)
+        rows = [Row("base", "base", self._weights("base"), self.base_loss, {})]
+        for domain in DOMAINS:
+            name = f"{domain}-finetuned"
+            loss = self._measure(name, DOMAINS)
+            self.tuned_loss[domain] = loss[domain]
+            rows.append(Row(name, "fine-tune", self._weights(name), loss, {}))
+        return rows
+
+    def _pack(self, domain: str, rate: float) -> Row:
+        name = _pack_name(domain, rate)
+        self.echo(f"compressing, restoring and measuring {name}")
+        start = time.perf_counter()
+        base, pack, restored = self.out / "base", self.out / name, f"restored/{Path(name).stem}"
+        recipe = deltapack.Recipe(drop_rate=rate)
+        deltapack.compress(base, self.out / f"{domain}-finetuned", pack, recipe=recipe, workers=self.workers)
+        deltapack.apply(base, pack, self.out / restored, workers=self.workers)
+        self.seconds["pack"] += time.perf_counter() - start
+        loss = self._measure(restored, (domain,))
+        return Row(name, "pack", pack.stat().st_size, loss, self._retention(loss))
+
+    def _merge(self, packs: tuple[str, ...]) -> Row:
+        self.echo(f"merging {' and '.join(packs)}")
+        start = time.perf_counter()
+        paths, weights = [self.out / pack for pack in packs], [self.size.merge_weight] * len(packs)
+        deltapack.merge(self.out / "base", paths, self.out / "merged", weights=weights, workers=self.workers)
+        self.seconds["pack"] += time.perf_counter() - start
+        loss = self._measure("merged", DOMAINS)
+        return Row("merged", "merge", 0, loss, self._retention(loss))
+
+    def _measure(self, name: str, domains: tuple[str, ...]) -> dict[str, float]:
+        start = time.perf_counter()
+        parameters, shape = load_model(self.out / name)
+        loss = {
+            domain: bits_per_byte(parameters, shape, self.held_out[domain], self.size.windows) for domain in domains
+        }
+        self.seconds["measure"] += time.perf_counter() - start
+        return loss
+
+    def _retention(self, loss: Mapping[str, float]) -> dict[str, float]:
+        gains = {domain: self.base_loss[domain] - self.tuned_loss[domain] for domain in loss}
+        return {domain: (self.base_loss[domain] - loss[domain]) / gain for domain, gain in gains.items() if gain > 0}
+
+    def _weights(self, name: str) -> int:
+        return (self.out / name / "model.safetensors").stat().st_size
+
+
+def _pack_name(domain: str, rate: float) -> str:
+    return f"{domain}-drop{rate:g}.dpk"

@@ -1,0 +1,128 @@
+"""Encode one chunk of one tensor: pure functions from elements to `ChunkOutcome`, run by many threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.checkpoint import Checkpoint
+from deltapack.codecs.chunk import encode_stored_chunk, encode_term_chunk
+from deltapack.errors import NonFiniteError
+from deltapack.format.digest import CHUNK, chunk_digest
+from deltapack.format.writer import StoredChunk
+from deltapack.kernels import reference, rounding
+from deltapack.planning import TensorPlan, difference
+from deltapack.sparsify import dare
+
+__all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
+
+
+@dataclass(frozen=True)
+class ChunkOutcome:
+    """What one chunk gave.
+
+    Attributes:
+        base_digest: Digest of the base's elements, if the base has this chunk.
+        result_digest: Digest of the restored elements, if the result has this chunk.
+        tuned_digest: Digest of the fine-tune's own elements; only where they are `equal`.
+        term: The kept differences, if the chunk shares elements with the base.
+        whole: The elements stored whole, if they may be needed.
+        equal: Whether the base gives the fine-tune's bits here without any term.
+        finite: Whether all differences are finite.
+        overflow: Whether a restored element is infinite because of the rescale.
+        l1: Sum of |difference|.
+        max_abs: Largest |difference|.
+        elements: Elements of the fine-tune that were read.
+    """
+
+    base_digest: bytes | None = None
+    result_digest: bytes | None = None
+    tuned_digest: bytes | None = None
+    term: StoredChunk | None = None
+    whole: StoredChunk | None = None
+    equal: bool = True
+    finite: bool = True
+    overflow: bool = False
+    l1: float = 0.0
+    max_abs: float = 0.0
+    elements: int = 0
+
+
+def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, chunk: int) -> ChunkOutcome:
+    """Encode chunk number `chunk` of a tensor by the plan's route.
+
+    Raises:
+        NonFiniteError: A difference overflows the value codec that the recipe names.
+    """
+    base_elements = _chunk_of(base, plan.base.name, plan.base.numel, chunk) if plan.base is not None else None
+    tuned = _chunk_of(finetuned, plan.tensor.name, plan.tensor.numel, chunk)
+    base_digest = chunk_digest(base_elements) if base_elements is not None and len(base_elements) else None
+    if plan.route != "delta" or base_elements is None:
+        equal = plan.route == "compare" and base_elements is not None and _same_bits(base_elements, tuned)
+        digest = chunk_digest(tuned) if len(tuned) else None
+        whole = encode_stored_chunk(tuned) if len(tuned) else None
+        return ChunkOutcome(base_digest, digest, digest, whole=whole, equal=equal, elements=len(tuned))
+    common = min(len(base_elements), len(tuned), max(0, plan.common - chunk * CHUNK))
+    if common == 0:
+        digest = chunk_digest(tuned) if len(tuned) else None
+        return ChunkOutcome(base_digest, digest, digest, elements=len(tuned))
+    return _encode_delta(plan, chunk, base_elements[:common], tuned, base_digest)
+
+
+def encode_tail_chunk(finetuned: Checkpoint, plan: TensorPlan, chunk: int) -> StoredChunk:
+    """Encode chunk number `chunk` of the elements after the common ones, stored whole."""
+    start = plan.common + chunk * CHUNK
+    return encode_stored_chunk(finetuned.read(plan.tensor.name, start, min(start + CHUNK, plan.tensor.numel)))
+
+
+def _encode_delta(
+    plan: TensorPlan,
+    chunk: int,
+    base: NDArray[np.generic],
+    tuned: NDArray[np.generic],
+    base_digest: bytes | None,
+) -> ChunkOutcome:
+    assert plan.base is not None
+    source, target, common = plan.base.dtype, plan.tensor.dtype, len(base)
+    delta = difference(base, plan.base, tuned[:common], plan.tensor)
+    magnitude = np.abs(delta)
+    largest = float(magnitude.max())
+    finite = bool(np.isfinite(largest))
+    equal = _same_bits(rounding.convert(base, source, target), tuned[:common])
+    if not finite:
+        # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
+        digest = chunk_digest(tuned)
+        return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
+    positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common)
+    factor = np.float32(plan.recipe.factor)
+    try:
+        term, values = encode_term_chunk(plan.codec, positions, delta[positions], counts, common, factor)
+    except NonFiniteError as error:
+        error.tensor = plan.tensor.name
+        raise
+    # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
+    restored = reference.add_sparse(base, source, target, *reference.sum_terms(common, [(positions, values)]))
+    kept = rounding.to_f32(restored[positions], target)
+    result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
+    return ChunkOutcome(
+        base_digest,
+        chunk_digest(np.ascontiguousarray(result)),
+        chunk_digest(tuned) if equal else None,
+        term=term,
+        equal=equal,
+        overflow=not np.isfinite(kept).all(),
+        l1=float(magnitude.sum(dtype=np.float64)),
+        max_abs=largest,
+        elements=len(tuned),
+    )
+
+
+def _chunk_of(checkpoint: Checkpoint, name: str, numel: int, chunk: int) -> NDArray[np.generic]:
+    start = min(chunk * CHUNK, numel)
+    return checkpoint.read(name, start, min(start + CHUNK, numel))
+
+
+def _same_bits(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
+    return np.array_equal(one.view(np.uint8), other.view(np.uint8))

@@ -1,0 +1,135 @@
+"""Every error that deltapack raises on purpose, one class per decision a caller makes.
+
+    DeltapackError            1  anything below; catch this to catch all
+    +-- RecipeError           2  the call itself is wrong: an option out of range, a bad regular expression
+    +-- OutputError           1  the output exists, the disk is full, a file cannot be written
+    +-- NonFiniteError        1  NaN or Inf where a lossy pack cannot represent it
+    +-- MergeConflictError    1  packs disagree on something that cannot be added
+    +-- CheckpointError       3  a checkpoint is malformed or damaged
+    +-- FormatError           3  a pack breaks a rule of the format
+    |   +-- ChecksumError     3  stored bytes do not match their checksum
+    +-- BaseMismatchError     4  this is not the base that the pack was made from
+    +-- UnsupportedError      5  valid, but needs a feature that this build does not have
+    +-- LimitError            6  would exceed a limit (see `deltapack.limits`)
+
+The number is the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "BaseMismatchError",
+    "CheckpointError",
+    "ChecksumError",
+    "DeltapackError",
+    "FormatError",
+    "LimitError",
+    "MergeConflictError",
+    "NonFiniteError",
+    "OutputError",
+    "RecipeError",
+    "UnsupportedError",
+]
+
+
+class DeltapackError(Exception):
+    """Base class. The message reads `file: tensor 'name': what (rule); hint`.
+
+    Args:
+        what: What is wrong, in one clause.
+        path: The file or folder at fault.
+        tensor: The tensor at fault, by its name in that file.
+        expected: What the reader expected.
+        found: What it found instead.
+        rule: The rule of `spec/04-reader-rules.md` that was broken, such as `"R7"`.
+        hint: The way out, as a sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        path: str | Path | None = None,
+        tensor: str | None = None,
+        expected: object = None,
+        found: object = None,
+        rule: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = path
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+        self.rule = rule
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [str(self.path)] if self.path is not None else []
+        if self.tensor is not None:
+            parts.append(f"tensor {self.tensor!r}")
+        text = ": ".join([*parts, self.what])
+        if self.expected is not None:
+            text += f": expected {self.expected}"
+        if self.found is not None:
+            text += f"{',' if self.expected is not None else ':'} found {self.found}"
+        if self.rule is not None:
+            text += f" (rule {self.rule})"
+        return f"{text}. {self.hint}" if self.hint else text
+
+
+class RecipeError(DeltapackError):
+    """An argument is out of range or contradicts another."""
+
+    exit_code = 2
+
+
+class OutputError(DeltapackError):
+    """The output cannot be written: it exists, the disk is full, the folder is not ours to replace."""
+
+
+class NonFiniteError(DeltapackError):
+    """A NaN or an infinity where a lossy pack cannot represent it."""
+
+
+class MergeConflictError(DeltapackError):
+    """Packs disagree on a tensor or file that cannot be added, such as a new head."""
+
+
+class CheckpointError(DeltapackError):
+    """A checkpoint is malformed, damaged or not a checkpoint."""
+
+    exit_code = 3
+
+
+class FormatError(DeltapackError):
+    """A pack breaks a rule of the format."""
+
+    exit_code = 3
+
+
+class ChecksumError(FormatError):
+    """Stored bytes do not match their checksum: the file was damaged after it was written."""
+
+
+class BaseMismatchError(DeltapackError):
+    """The base given is not the base that the pack was made from."""
+
+    exit_code = 4
+
+
+class UnsupportedError(DeltapackError):
+    """The input is well formed but needs a feature that this build does not have."""
+
+    exit_code = 5
+
+
+class LimitError(DeltapackError):
+    """Reading on would exceed a limit."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""The container: bytes to index and blobs and back. Knows no tensor arithmetic."""

@@ -1,0 +1,94 @@
+"""Crash-safe files: the final name holds the old file or the complete new one, never anything between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from deltapack.errors import OutputError
+
+__all__ = ["atomic_file", "check_free_space", "fsync_folder", "temporary_sibling", "writing"]
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Return a fresh hidden name beside `path`, on the same file system, for the unfinished output."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable, where the platform can open folders."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_free_space(folder: Path, needed: int, path: Path) -> None:
+    """Refuse early when the disk of `folder` cannot hold `needed` bytes.
+
+    Raises:
+        OutputError: Fewer bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            "not enough free disk space",
+            path=path,
+            expected=f"{needed:,} bytes",
+            found=f"{free:,} bytes free",
+            hint="Free some space or choose another output.",
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals (full disk, no permission) into `OutputError` for `path`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "The disk is full; nothing was left under the final name." if full else "Choose another output."
+        raise OutputError(f"cannot write: {error.strerror or error}", path=path, hint=hint) from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` when the block ends without an exception.
+
+    On any exception, Ctrl-C included, the temporary file is removed and `path` is untouched.
+
+    Raises:
+        OutputError: `path` exists and `force` is false, its folder is missing, or the system refuses to write.
+    """
+    if path.is_dir():
+        raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
+    if os.path.lexists(path) and not force:
+        raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
+    if not path.parent.is_dir():
+        raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
+    temporary = temporary_sibling(path)
+    with writing(path):
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            with os.fdopen(handle, "w+b") as file:
+                yield file
+                file.flush()
+                if path.exists():
+                    os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        fsync_folder(path.parent)

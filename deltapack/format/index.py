@@ -1,0 +1,265 @@
+"""What the index of a pack says, as frozen records. Implements spec/03-index.md sections 3.2 to 3.7.
+
+`Index.to_json` and `deltapack.format.parsing.parse_index` are inverse to each other.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltapack.dtypes import BY_NAME, DType
+from deltapack.format.digest import CHUNK, chunk_count
+
+__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
+
+INDEX_CODECS: Mapping[str, tuple[str, ...]] = {"all": (), "bitmap": (), "gaps": ("shift",), "seeded": ("keep", "key")}
+"""Index codecs and their parameters."""
+INDEX_STREAM = frozenset({"bitmap", "gaps"})
+"""Index codecs that store a stream."""
+VALUE_CODECS = frozenset({"bf16", "f16", "f32", "int2", "int3", "int4", "int8", "sign"})
+SCALED_CODECS = frozenset({"int2", "int3", "int4", "int8", "sign"})
+"""Value codecs that store group scales."""
+KINDS = frozenset({"alias", "delta", "grown", "removed", "shrunk", "stored", "unchanged"})
+
+
+def f32_of_bits(bits: str) -> float:
+    """Return the value of an f32 given as 8 hexadecimal digits."""
+    value: float = struct.unpack(">f", bytes.fromhex(bits))[0]
+    return value
+
+
+def bits_of_f32(value: float) -> str:
+    """Return the bits of `value`, rounded to f32, as 8 hexadecimal digits."""
+    return struct.pack(">f", value).hex()
+
+
+@dataclass(frozen=True)
+class BlobRef:
+    """A byte range of the file and its hash (16 hexadecimal digits)."""
+
+    offset: int
+    length: int
+    hash: str
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the blob."""
+        return self.offset + self.length
+
+    def to_json(self) -> list[Any]:
+        """Return the reference as the index spells it."""
+        return [self.offset, self.length, self.hash]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One sparse difference of a tensor.
+
+    Attributes:
+        index: Index codec.
+        values: Value codec.
+        factor: Rescale, an f32 held in a Python float.
+        nnz: Number of kept elements.
+        blob: Its chunks.
+        keep: K of the seeded codec: density * 2^32.
+        key: Mask key of the seeded codec, 64 bits.
+        shift: Low bits of a gap that the gaps codec packs.
+    """
+
+    index: str
+    values: str
+    factor: float
+    nnz: int
+    blob: BlobRef
+    keep: int = 0
+    key: int = 0
+    shift: int = 0
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of its stored streams, in order."""
+        index = ("index",) if self.index in INDEX_STREAM else ()
+        scales = ("scales",) if self.values in SCALED_CODECS else ()
+        return (*index, "codes", *scales)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the term as the index spells it."""
+        parameters: dict[str, Any] = {"keep": self.keep, "key": f"{self.key:016x}", "shift": self.shift}
+        return {
+            "index": self.index,
+            "values": self.values,
+            "factor": bits_of_f32(self.factor),
+            "nnz": self.nnz,
+            "blob": self.blob.to_json(),
+            **{name: parameters[name] for name in INDEX_CODECS[self.index]},
+        }
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """The tensor of the base that an entry starts from."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    digest: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """L1 norm and largest magnitude of the dense difference, before dropping; decimal strings."""
+
+    l1: str
+    max_abs: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor. Fields that its kind does not have are empty, `None` or `()`."""
+
+    name: str
+    kind: str
+    dtype: DType = BY_NAME["u8"]
+    shape: tuple[int, ...] = ()
+    digest: str = ""
+    base: BaseRef | None = None
+    terms: tuple[Term, ...] = ()
+    stored: BlobRef | None = None
+    digests: BlobRef | None = None
+    stats: Stats | None = None
+    of: str = ""
+
+    @property
+    def in_result(self) -> bool:
+        """Whether the restored checkpoint holds this tensor (aliases and removed tensors are not held)."""
+        return self.kind not in ("alias", "removed")
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of the result."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result."""
+        return self.numel * self.dtype.itemsize if self.in_result else 0
+
+    @property
+    def common(self) -> int:
+        """Number of leading elements that are base plus terms."""
+        if self.base is None or not self.in_result:
+            return 0
+        return min(self.numel, self.base.numel)
+
+    @property
+    def needs_digests(self) -> bool:
+        """Whether the entry must have a `digests` blob."""
+        if self.kind not in ("delta", "grown", "shrunk", "stored"):
+            return False
+        return max(self.numel, self.base.numel if self.base else 0) > CHUNK
+
+    @property
+    def digests_length(self) -> int:
+        """Bytes of its `digests` blob."""
+        return 16 * (chunk_count(self.numel) + (chunk_count(self.base.numel) if self.base else 0))
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """Its blobs in file order."""
+        rest = (self.stored, self.digests)
+        return (*(term.blob for term in self.terms), *(blob for blob in rest if blob is not None))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as the index spells it."""
+        out: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if self.kind == "alias":
+            return out | {"of": self.of}
+        if self.kind != "removed":
+            out |= {"dtype": self.dtype.name, "shape": list(self.shape), "digest": self.digest}
+        if self.base is not None:
+            out["base"] = self._base_json(self.base)
+        if self.kind in ("delta", "grown", "shrunk"):
+            out["terms"] = [term.to_json() for term in self.terms]
+        if self.stored is not None:
+            out["stored"] = self.stored.to_json()
+        if self.digests is not None:
+            out["digests"] = self.digests.to_json()
+        if self.stats is not None:
+            out["stats"] = {"l1": self.stats.l1, "max_abs": self.stats.max_abs}
+        return out
+
+    def _base_json(self, base: BaseRef) -> dict[str, Any]:
+        out: dict[str, Any] = {"digest": base.digest}
+        removed = self.kind == "removed"
+        if base.name != self.name:
+            out["name"] = base.name
+        if removed or base.dtype != self.dtype:
+            out["dtype"] = base.dtype.name
+        if removed or base.shape != self.shape:
+            out["shape"] = list(base.shape)
+        return out
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A side file; `blob` is `None` where the base has the same file."""
+
+    name: str
+    size: int
+    sha256: str
+    blob: BlobRef | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as the index spells it."""
+        out: dict[str, Any] = {"name": self.name, "size": self.size, "sha256": self.sha256}
+        return out if self.blob is None else out | {"blob": self.blob.to_json()}
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything a pack says about itself. `files` is `None` where the fine-tune was a bare file."""
+
+    base_fingerprint: str
+    base_tensors: int
+    result_fingerprint: str
+    result_tensors: int
+    result_bytes: int
+    recipe: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    files: tuple[FileEntry, ...] | None = None
+    created_by: str = ""
+    required: tuple[str, ...] = ()
+    optional: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """All blobs in file order."""
+        files = tuple(file.blob for file in self.files or () if file.blob is not None)
+        return tuple(blob for entry in self.entries for blob in entry.blobs) + files
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of spec/03-index.md section 3.2."""
+        out = {
+            "format": "dpk",
+            "required": list(self.required),
+            "created_by": self.created_by,
+            "base": {"fingerprint": self.base_fingerprint, "tensors": self.base_tensors},
+            "result": {
+                "fingerprint": self.result_fingerprint,
+                "tensors": self.result_tensors,
+                "bytes": self.result_bytes,
+            },
+            "recipe": dict(self.recipe),
+            "tensors": [entry.to_json() for entry in self.entries],
+            "files": None if self.files is None else [file.to_json() for file in self.files],
+        }
+        return out | ({"optional": dict(self.optional)} if self.optional else {})

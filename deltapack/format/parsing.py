@@ -1,0 +1,336 @@
+"""From canonical JSON to `Index`, trusting nothing. Implements rules R4 to R7 of spec/04-reader-rules.md."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from deltapack.dtypes import BY_NAME, DType
+from deltapack.errors import FormatError, LimitError, UnsupportedError
+from deltapack.format.canonical import load_canonical
+from deltapack.format.index import (
+    INDEX_CODECS,
+    KINDS,
+    VALUE_CODECS,
+    BaseRef,
+    BlobRef,
+    Entry,
+    FileEntry,
+    Index,
+    Stats,
+    Term,
+    f32_of_bits,
+)
+from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
+from deltapack.limits import Limits
+
+__all__ = ["check_side_file_name", "parse_index"]
+
+T = TypeVar("T")
+KNOWN_FEATURES: frozenset[str] = frozenset()
+_HEX = {digits: re.compile(f"[0-9a-f]{{{digits}}}") for digits in (8, 16, 32, 64)}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_FLOAT = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
+
+
+def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
+    """Parse and validate an index whose blobs must fill the file from 64 to `index_offset`.
+
+    Raises:
+        FormatError: A rule from R4 to R7 is broken.
+        UnsupportedError: A required feature, codec, dtype or kind is unknown.
+        LimitError: More tensors, dimensions or elements than `limits` allow.
+    """
+    top = load_canonical(data, limits.json_depth)
+    _keys(top, "the index", required=_TOP, optional={"optional"})
+    if top["format"] != "dpk":
+        raise FormatError("the index is of another format", rule="R4", expected="dpk", found=top["format"])
+    required = _strings(top, "required")
+    unknown = [name for name in required if name not in KNOWN_FEATURES]
+    if unknown:
+        raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
+    base, result = _typed(top, "base", dict), _typed(top, "result", dict)
+    _keys(base, "base", required={"fingerprint", "tensors"})
+    _keys(result, "result", required={"fingerprint", "tensors", "bytes"})
+    rows = _typed(top, "tensors", list)
+    if len(rows) > limits.tensors:
+        raise LimitError("too many tensors", rule="R6", expected=f"at most {limits.tensors}", found=len(rows))
+    files = top["files"]
+    index = Index(
+        base_fingerprint=_hex(base, "fingerprint", 64),
+        base_tensors=_count(base, "tensors"),
+        result_fingerprint=_hex(result, "fingerprint", 64),
+        result_tensors=_count(result, "tensors"),
+        result_bytes=_count(result, "bytes"),
+        recipe=_typed(top, "recipe", dict),
+        entries=tuple(_located(row, lambda row: _entry(row, limits)) for row in rows),
+        files=None if files is None else tuple(_file(row, limits) for row in _typed(top, "files", list)),
+        created_by=_typed(top, "created_by", str),
+        required=tuple(required),
+        optional=_typed(top, "optional", dict) if "optional" in top else {},
+    )
+    _check_entries(index)
+    _check_files(index.files or (), limits)
+    _check_blobs(index.blobs, index_offset)
+    return index
+
+
+_TOP = {"format", "required", "created_by", "base", "result", "recipe", "tensors", "files"}
+_ALL = {"name", "kind"}
+_TENSOR = _ALL | {"dtype", "shape", "digest"}
+_KEYS: Mapping[str, tuple[set[str], set[str]]] = {
+    "alias": (_ALL | {"of"}, set()),
+    "removed": (_ALL | {"base"}, set()),
+    "unchanged": (_TENSOR | {"base"}, set()),
+    "stored": (_TENSOR | {"stored"}, {"digests"}),
+    "delta": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
+    "shrunk": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
+    "grown": (_TENSOR | {"base", "terms", "stored"}, {"digests", "stats"}),
+}
+
+
+def _located(row: Any, parse: Callable[[Any], T]) -> T:
+    """Add the tensor's name to an error raised while its entry is parsed."""
+    try:
+        return parse(row)
+    except (FormatError, LimitError, UnsupportedError) as error:
+        if isinstance(row, dict) and type(row.get("name")) is str:
+            error.tensor = row["name"]
+        raise
+
+
+def _entry(row: Any, limits: Limits) -> Entry:
+    if type(row) is not dict or type(row.get("kind")) is not str:
+        raise FormatError("a tensor entry has no kind", rule="R4")
+    kind = row["kind"]
+    if kind not in KINDS:
+        raise UnsupportedError("unknown kind of tensor entry", rule="R5", found=kind, hint="Update deltapack.")
+    required, optional = _KEYS[kind]
+    _keys(row, "the entry", required=required, optional=optional)
+    name = _name(row, limits)
+    if kind == "alias":
+        return Entry(name, kind, of=_typed(row, "of", str))
+    if kind == "removed":
+        return Entry(name, kind, base=_base(row, name, None, None, limits))
+    dtype, shape = _dtype(row), _shape(row, limits)
+    terms = _typed(row, "terms", list) if "terms" in row else []
+    if len(terms) > limits.terms:
+        raise LimitError("too many terms", rule="R6", expected=f"at most {limits.terms}", found=len(terms))
+    entry = Entry(
+        name,
+        kind,
+        dtype,
+        shape,
+        _hex(row, "digest", 32),
+        base=_base(row, name, dtype, shape, limits) if "base" in row else None,
+        terms=tuple(map(_term, terms)),
+        stored=_blob(row, "stored") if "stored" in row else None,
+        digests=_blob(row, "digests") if "digests" in row else None,
+        stats=_stats(row) if "stats" in row else None,
+    )
+    _check_kind(entry)
+    return entry
+
+
+def _check_kind(entry: Entry) -> None:
+    base, what = entry.base, None
+    if base is not None:
+        same = base.shape == entry.shape
+        rows = len(base.shape) == len(entry.shape) >= 1 and base.shape[1:] == entry.shape[1:]
+        if entry.kind in ("delta", "unchanged") and not same:
+            what = "has another shape than its base"
+        elif entry.kind == "grown" and not (rows and entry.shape[0] > base.shape[0]):
+            what = "does not grow its base by rows"
+        elif entry.kind == "shrunk" and not (rows and entry.shape[0] < base.shape[0]):
+            what = "does not shrink its base by rows"
+        elif entry.kind == "unchanged" and (base.dtype != entry.dtype or base.digest != entry.digest):
+            what = "is said unchanged but differs from its base"
+        elif entry.kind in ("delta", "grown", "shrunk") and not (base.dtype.is_delta and entry.dtype.is_delta):
+            what = "has a dtype that cannot be subtracted"
+    if any(term.nnz > entry.common or (term.index == "all" and term.nnz != entry.common) for term in entry.terms):
+        what = "has an impossible number of kept elements"
+    if what is None and (entry.digests is not None) != entry.needs_digests:
+        what = "has chunk digests where it must not, or none where it must"
+    if what is None and entry.digests is not None and entry.digests.length != entry.digests_length:
+        what = "has chunk digests of the wrong length"
+    if what is not None:
+        raise FormatError(f"the entry {what}", rule="R6")
+
+
+def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
+    base = _typed(row, "base", dict)
+    removed = {"dtype", "shape"} if dtype is None else set()
+    _keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
+    found = BaseRef(
+        name=_name(base, limits) if "name" in base else name,
+        dtype=_dtype(base) if "dtype" in base else dtype or _dtype(base),
+        shape=_shape(base, limits) if "shape" in base else shape or (),
+        digest=_hex(base, "digest", 32),
+    )
+    repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
+    if repeats or (shape is not None and "shape" in base and found.shape == shape):
+        raise FormatError("the base repeats what the entry says", rule="R6")
+    return found
+
+
+def _term(row: Any) -> Term:
+    if type(row) is not dict:
+        raise FormatError("a term is not an object", rule="R4")
+    index, values = _typed(row, "index", str), _typed(row, "values", str)
+    for codec, known in ((index, INDEX_CODECS), (values, VALUE_CODECS)):
+        if codec not in known:
+            raise UnsupportedError("unknown codec", rule="R5", found=codec, hint="Update deltapack.")
+    _keys(row, "a term", required={"index", "values", "factor", "nnz", "blob", *INDEX_CODECS[index]})
+    factor = f32_of_bits(_hex(row, "factor", 8))
+    keep = _count(row, "keep") if "keep" in row else 0
+    shift = _count(row, "shift") if "shift" in row else 0
+    if not math.isfinite(factor):
+        raise FormatError("the factor of a term is not finite", rule="R6", found=factor)
+    if ("keep" in row and not 1 <= keep < 1 << 32) or shift > 15:
+        raise FormatError("a codec parameter is out of range", rule="R6", found=f"keep {keep}, shift {shift}")
+    key = int(_hex(row, "key", 16), 16) if "key" in row else 0
+    return Term(index, values, factor, _count(row, "nnz"), _blob(row, "blob"), keep, key, shift)
+
+
+def _stats(row: Any) -> Stats:
+    stats = _typed(row, "stats", dict)
+    _keys(stats, "stats", required={"l1", "max_abs"})
+    values = [_typed(stats, key, str) for key in ("l1", "max_abs")]
+    if not all(_FLOAT.fullmatch(value) for value in values):
+        raise FormatError("stats are not decimal numbers", rule="R6", found=values)
+    return Stats(*values)
+
+
+def _file(row: Any, limits: Limits) -> FileEntry:
+    _keys(row, "a file entry", required={"name", "size", "sha256"}, optional={"blob"})
+    name = _typed(row, "name", str)
+    check_side_file_name(name, limits)
+    blob = _blob(row, "blob") if "blob" in row else None
+    return FileEntry(name, _count(row, "size"), _hex(row, "sha256", 64), blob)
+
+
+def check_side_file_name(name: str, limits: Limits) -> None:
+    """Refuse a name that could leave the output folder or confuse a file system.
+
+    Raises:
+        FormatError: Rule R6 is broken.
+    """
+    parts = name.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name or _CONTROL.search(name)
+    if bad or len(name.encode()) > limits.name_bytes:
+        hint = "Do not trust this pack."
+        raise FormatError("a side file has a name that is not a plain path", rule="R6", found=name, hint=hint)
+
+
+def _check_entries(index: Index) -> None:
+    names = [entry.name for entry in index.entries]
+    _sorted_unique(names, "tensors")
+    held = {entry.name for entry in index.entries if entry.in_result}
+    bases = [entry.base.name for entry in index.entries if entry.base is not None]
+    for entry in index.entries:
+        if entry.kind == "alias" and entry.of not in held:
+            raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
+    if len(set(bases)) != len(bases):
+        raise FormatError("two entries use the same base tensor", rule="R6")
+    if len(bases) > index.base_tensors or len(held) != index.result_tensors:
+        raise FormatError("the tensor counts do not match the entries", rule="R6")
+    nbytes = sum(entry.nbytes for entry in index.entries)
+    if nbytes != index.result_bytes:
+        raise FormatError("the result has another size", rule="R6", expected=nbytes, found=index.result_bytes)
+
+
+def _check_files(files: Iterable[FileEntry], limits: Limits) -> None:
+    files = tuple(files)
+    _sorted_unique([file.name for file in files], "files")
+    total = sum(file.size for file in files)
+    largest = max((file.size for file in files), default=0)
+    if largest > limits.side_file_bytes or total > limits.side_files_bytes or len(files) > limits.side_files:
+        found = f"{len(files)} files, {total} bytes, the largest {largest}"
+        raise LimitError("too many or too large side files", rule="R6", found=found)
+
+
+def _check_blobs(blobs: Iterable[BlobRef], index_offset: int) -> None:
+    end = PROLOGUE_BYTES
+    for blob in blobs:
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        if blob.offset != start or blob.end > index_offset:
+            raise FormatError("blobs overlap or leave a hole", rule="R7", expected=start, found=blob.offset)
+        end = blob.end
+    if -(-end // ALIGNMENT) * ALIGNMENT != index_offset:
+        raise FormatError("blobs do not end at the index", rule="R7", expected=index_offset, found=end)
+
+
+def _sorted_unique(names: list[str], what: str) -> None:
+    encoded = [name.encode() for name in names]
+    if any(left >= right for left, right in zip(encoded, encoded[1:], strict=False)):
+        raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")
+
+
+def _keys(row: Any, what: str, *, required: set[str], optional: set[str] | None = None) -> None:
+    if type(row) is not dict:
+        raise FormatError(f"{what} is not an object", rule="R4")
+    missing, unknown = required - row.keys(), row.keys() - required - (optional or set())
+    if missing or unknown:
+        text = f"lacks {sorted(missing)[0]!r}" if missing else f"has the unknown key {sorted(unknown)[0]!r}"
+        raise FormatError(f"{what} {text}", rule="R4")
+
+
+def _typed(row: Any, key: str, kind: type[T]) -> T:
+    value = row.get(key)
+    if type(value) is not kind:
+        raise FormatError(f"{key!r} has the wrong type", rule="R4", expected=kind.__name__, found=type(value).__name__)
+    return value
+
+
+def _strings(row: Any, key: str) -> list[str]:
+    values = _typed(row, key, list)
+    if not all(type(value) is str for value in values) or values != sorted(set(values)):
+        raise FormatError(f"{key!r} is not a sorted list of strings", rule="R4")
+    return values
+
+
+def _count(row: Any, key: str) -> int:
+    value = _typed(row, key, int)
+    if value < 0:
+        raise FormatError(f"{key!r} is negative", rule="R6", found=value)
+    return value
+
+
+def _hex(row: Any, key: str, digits: int) -> str:
+    value = _typed(row, key, str)
+    if not _HEX[digits].fullmatch(value):
+        raise FormatError(f"{key!r} is not {digits} hexadecimal digits", rule="R4", found=value)
+    return value
+
+
+def _name(row: Any, limits: Limits) -> str:
+    name = _typed(row, "name", str)
+    if not 1 <= len(name.encode()) <= limits.name_bytes or _CONTROL.search(name):
+        raise FormatError("a tensor name is empty, too long or has control characters", rule="R6", found=name)
+    return name
+
+
+def _dtype(row: Any) -> DType:
+    name = _typed(row, "dtype", str)
+    if name not in BY_NAME:
+        raise UnsupportedError("unknown dtype", rule="R5", found=name, hint="Update deltapack.")
+    return BY_NAME[name]
+
+
+def _shape(row: Any, limits: Limits) -> tuple[int, ...]:
+    shape = _typed(row, "shape", list)
+    if any(type(dim) is not int or dim < 0 for dim in shape):
+        raise FormatError("a dimension is not a natural number", rule="R6", found=shape)
+    if len(shape) > limits.ndim or math.prod(shape) > limits.numel:
+        raise LimitError("the tensor is too large", rule="R6", found=shape)
+    return tuple(shape)
+
+
+def _blob(row: Any, key: str) -> BlobRef:
+    value = _typed(row, key, list)
+    types = [type(item) for item in value]
+    if types != [int, int, str] or value[0] < 0 or value[1] < 0 or not _HEX[16].fullmatch(value[2]):
+        raise FormatError(f"{key!r} is not a blob reference", rule="R4", found=value)
+    return BlobRef(*value)

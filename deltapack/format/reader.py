@@ -1,0 +1,203 @@
+"""Open a pack and hand out verified bytes. Implements rules R1 to R8 of spec/04-reader-rules.md.
+
+Nothing is allocated before its size was checked against the file, and no payload leaves this module before its
+checksum was checked. Reads use `pread`, so one reader serves many threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from deltapack.errors import ChecksumError, DeltapackError, FormatError
+from deltapack.format.digest import hash64
+from deltapack.format.frames import decompress_frame, unpack_stream
+from deltapack.format.index import BlobRef, FileEntry, Index
+from deltapack.format.parsing import parse_index
+from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
+from deltapack.format.table import ChunkRecord, Layout
+from deltapack.limits import DEFAULT_LIMITS, Limits
+
+__all__ = ["ChunkedBlob", "PackReader"]
+
+
+class PackReader:
+    """An open pack.
+
+    Args:
+        path: The file.
+        limits: What it may ask of this process.
+
+    Raises:
+        FormatError: Rules R1 to R7 are broken, or the file cannot be read.
+        ChecksumError: The prologue or the index is damaged.
+        UnsupportedError: A newer version or an unknown feature.
+        LimitError: The index is over a limit.
+    """
+
+    def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.path = Path(path)
+        try:
+            self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise FormatError(f"cannot open: {error.strerror}", path=self.path) from error
+        try:
+            self.index, self.pack_id, self.index_stored_bytes = self._read_index(limits)
+        except DeltapackError as error:
+            os.close(self._file)
+            error.path = self.path
+            raise
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> PackReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; later reads fail."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    @cached_property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return os.fstat(self._file).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`.
+
+        Raises:
+            FormatError: The file ends before, or cannot be read.
+        """
+        parts, wanted = [], length
+        while wanted:
+            try:
+                part = os.pread(self._file, wanted, offset + length - wanted)
+            except OSError as error:
+                raise FormatError(f"cannot read: {error.strerror}", path=self.path) from error
+            if not part:
+                raise FormatError("the pack is cut short", path=self.path, rule="R2")
+            parts.append(part)
+            wanted -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def plain_blob(self, blob: BlobRef) -> bytes:
+        """Return the bytes of a plain blob.
+
+        Raises:
+            ChecksumError: They are damaged.
+        """
+        data = self.read(blob.offset, blob.length)
+        if f"{hash64(data):016x}" != blob.hash:
+            raise ChecksumError("a blob is damaged", path=self.path, rule="R8", hint="Fetch the pack again.")
+        return data
+
+    def side_file(self, entry: FileEntry) -> bytes:
+        """Return the content of a side file that the pack carries.
+
+        Raises:
+            FormatError: The content is not what the index says.
+        """
+        assert entry.blob is not None
+        stored = self.plain_blob(entry.blob)
+        try:
+            data = stored if len(stored) == entry.size else decompress_frame(stored, entry.size)
+        except FormatError as error:
+            error.path = self.path
+            raise
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise ChecksumError(f"side file {entry.name!r} is damaged", path=self.path, rule="R8")
+        return data
+
+    def chunked_blob(self, blob: BlobRef, layout: Layout, nnz: int, tensor: str) -> ChunkedBlob:
+        """Read and check the table of a chunked blob.
+
+        Raises:
+            ChecksumError: The table is damaged.
+            FormatError: Rule R8 is broken.
+        """
+        try:
+            size = layout.table_bytes
+            if size > blob.length:
+                raise FormatError("a blob is smaller than its table", rule="R8", expected=size, found=blob.length)
+            table = self.read(blob.offset, size)
+            if f"{hash64(table):016x}" != blob.hash:
+                raise ChecksumError("the table of a blob is damaged", rule="R8", hint="Fetch the pack again.")
+            records = layout.decode(table, blob.length - size, nnz)
+        except FormatError as error:
+            error.path, error.tensor = self.path, tensor
+            raise
+        return ChunkedBlob(self, blob.offset + size, layout, records, tensor)
+
+    def _read_index(self, limits: Limits) -> tuple[Index, str, int]:
+        size = os.fstat(self._file).st_size
+        prologue = Prologue.decode(self.read(0, min(PROLOGUE_BYTES, size)), size, self.path, limits)
+        stored = self.read(prologue.index_offset, prologue.index_length)
+        if hash64(stored) != prologue.index_hash:
+            raise ChecksumError("the index is damaged", rule="R3", hint="Fetch the pack again.")
+        raw = decompress_frame(stored, prologue.index_raw_length)
+        index = parse_index(raw, prologue.index_offset, limits)
+        self._check_padding(index, prologue.index_offset)
+        return index, hashlib.sha256(raw).hexdigest(), len(stored)
+
+    def _check_padding(self, index: Index, index_offset: int) -> None:
+        blobs = index.blobs
+        starts = [blob.offset for blob in blobs[1:]] + [index_offset]
+        for blob, start in zip(blobs, starts, strict=False):
+            if start > blob.end and any(self.read(blob.end, start - blob.end)):
+                raise FormatError("padding between blobs is not zero", rule="R7", found=f"at byte {blob.end}")
+
+
+class ChunkedBlob:
+    """The chunks of one blob, each checked when it is read."""
+
+    def __init__(
+        self, reader: PackReader, start: int, layout: Layout, records: tuple[ChunkRecord, ...], tensor: str
+    ) -> None:
+        self._reader = reader
+        self.layout = layout
+        self.records = records
+        self._tensor = tensor
+        self._starts = [start]
+        for record in records:
+            self._starts.append(self._starts[-1] + record.payload_bytes)
+
+    def streams(self, chunk: int, bounds: tuple[tuple[int, int], ...]) -> list[bytes]:
+        """Return the raw streams of a chunk.
+
+        Args:
+            chunk: Its number in the blob.
+            bounds: Smallest and largest raw length that the codec allows for each stream.
+
+        Raises:
+            ChecksumError: The payload is damaged.
+            FormatError: A raw length is impossible (R8) or a frame is invalid (R10).
+        """
+        record = self.records[chunk]
+        try:
+            for (_, raw), (least, most) in zip(record.streams, bounds, strict=True):
+                if not least <= raw <= most:
+                    raise FormatError("a stream has an impossible size", rule="R8", expected=f"{least} to {most}", found=raw)
+            payload = self._reader.read(self._starts[chunk], record.payload_bytes)
+            if hash64(payload) != record.hash:
+                raise ChecksumError("a chunk is damaged", rule="R8", found=f"chunk {chunk}", hint="Fetch the pack again.")
+            streams, position = [], 0
+            for stored, raw in record.streams:
+                streams.append(unpack_stream(payload[position : position + stored], raw))
+                position += stored
+            return streams
+        except FormatError as error:
+            self.locate(error)
+            raise
+
+    def locate(self, error: FormatError) -> None:
+        """Name this pack and tensor in an error that was raised without knowing them."""
+        error.path, error.tensor = self._reader.path, self._tensor

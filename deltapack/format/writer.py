@@ -1,0 +1,130 @@
+"""Write a pack in one pass: blobs first, index next, prologue last (spec/02-container.md)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from deltapack.format.atomic import atomic_file
+from deltapack.format.canonical import dump_canonical
+from deltapack.format.digest import hash64
+from deltapack.format.frames import compress_frame
+from deltapack.format.index import BlobRef, Index
+from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES, Prologue
+from deltapack.format.reader import PackReader
+from deltapack.format.table import ChunkRecord, Layout
+
+__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer"]
+
+INDEX_LEVEL = 9
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """One chunk ready to be written: stored streams, their raw lengths, kept elements of each tile."""
+
+    streams: tuple[bytes, ...]
+    raw_lengths: tuple[int, ...]
+    counts: tuple[int, ...] = ()
+
+
+class PackWriter:
+    """Appends blobs to an open file; `finish` makes it a pack."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._file.write(bytes(PROLOGUE_BYTES))
+        self._end = PROLOGUE_BYTES
+
+    @property
+    def end(self) -> int:
+        """Offset after the last blob; give it to `rewind` to drop what is written later."""
+        return self._end
+
+    def rewind(self, end: int) -> None:
+        """Drop every blob written since `end` was read."""
+        self._end = end
+        self._file.seek(end)
+        self._file.truncate()
+
+    def plain_blob(self, data: bytes) -> BlobRef:
+        """Append a blob that is hashed whole."""
+        offset = self._align()
+        self._write(data)
+        return BlobRef(offset, len(data), f"{hash64(data):016x}")
+
+    def chunked_blob(self, layout: Layout) -> ChunkedBlobWriter:
+        """Begin a blob of chunks; close it before the next blob begins."""
+        return ChunkedBlobWriter(self, self._align(), layout)
+
+    def copy_blob(self, reader: PackReader, blob: BlobRef) -> BlobRef:
+        """Append a blob of another pack as it is; its chunks were or will be checked by their own hashes."""
+        offset = self._align()
+        for start in range(blob.offset, blob.end, _COPY_BYTES):
+            self._write(reader.read(start, min(_COPY_BYTES, blob.end - start)))
+        return replace(blob, offset=offset)
+
+    def finish(self, index: Index) -> int:
+        """Write index and prologue and return the size of the file in bytes."""
+        raw = dump_canonical(index.to_json())
+        stored = compress_frame(raw, INDEX_LEVEL)
+        offset = self._align()
+        self._write(stored)
+        prologue = Prologue(self._end, offset, len(stored), len(raw), hash64(stored))
+        self._file.seek(0)
+        self._file.write(prologue.encode())
+        return self._end
+
+    def _align(self) -> int:
+        self._write(bytes(-self._end % ALIGNMENT))
+        return self._end
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._end += len(data)
+
+    def _patch(self, offset: int, data: bytes) -> None:
+        self._file.seek(offset)
+        self._file.write(data)
+        self._file.seek(self._end)
+
+
+class ChunkedBlobWriter:
+    """Appends chunks behind a table that is filled in at the end."""
+
+    def __init__(self, writer: PackWriter, offset: int, layout: Layout) -> None:
+        self._writer = writer
+        self._offset = offset
+        self._layout = layout
+        self._records: list[ChunkRecord] = []
+        writer._write(bytes(layout.table_bytes))
+
+    def append(self, chunk: StoredChunk) -> None:
+        """Append the next chunk."""
+        payload = b"".join(chunk.streams)
+        lengths = tuple(zip(map(len, chunk.streams), chunk.raw_lengths, strict=True))
+        self._records.append(ChunkRecord(hash64(payload), lengths, chunk.counts))
+        self._writer._write(payload)
+
+    def close(self) -> BlobRef:
+        """Fill in the table and return the blob."""
+        table = self._layout.encode(self._records)
+        self._writer._patch(self._offset, table)
+        return BlobRef(self._offset, self._writer.end - self._offset, f"{hash64(table):016x}")
+
+
+@contextlib.contextmanager
+def open_pack_writer(path: Path, *, force: bool) -> Iterator[PackWriter]:
+    """Write a pack that appears under `path` only when it is complete.
+
+    Raises:
+        OutputError: `path` exists and `force` is false, or it cannot be written.
+    """
+    with atomic_file(path, force=force) as file:
+        yield PackWriter(file)
+
+

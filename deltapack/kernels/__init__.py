@@ -1,0 +1,1 @@
+"""The loops over tiles, one module per backend: same signatures, same bits."""

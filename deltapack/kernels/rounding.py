@@ -1,0 +1,111 @@
+"""Element types as numbers, in numpy. Implements spec/06-arithmetic.md section 6.3.
+
+Elements travel in the storage type of `deltapack.dtypes` (bits); here they become f32 or f64 and come back,
+rounded once. Every other backend must give the same bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.dtypes import BY_NAME, DType
+
+__all__ = ["convert", "from_f32", "from_f64", "quiet_nan", "round_bf16", "to_f32", "to_f64"]
+
+Array = NDArray[np.generic]
+_NAN_BITS = {
+    "f64": 0x7FF8000000000000,
+    "f32": 0x7FC00000,
+    "f16": 0x7E00,
+    "bf16": 0x7FC0,
+    "f8_e4m3fn": 0x7F,
+    "f8_e5m2": 0x7E,
+}
+_F32 = BY_NAME["f32"]
+
+
+def quiet_nan(dtype: DType) -> Array:
+    """Return the one NaN that arithmetic may produce in `dtype`, as a 0-d array of its storage type."""
+    unsigned = np.dtype(f"<u{dtype.itemsize}")
+    return np.array(_NAN_BITS[dtype.name], unsigned).view(dtype.storage)
+
+
+def to_f32(elements: Array, dtype: DType) -> NDArray[np.float32]:
+    """Return elements of a float `dtype`, `[n]` in its storage type, as f32 (exact, but for f64)."""
+    if dtype.name == "bf16":
+        return (elements.astype(np.uint32) << 16).view(np.float32)
+    if dtype.name.startswith("f8"):
+        return _f8_values(dtype.name)[elements.astype(np.intp)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return elements.astype(np.float32, copy=False)
+
+
+def to_f64(elements: Array, dtype: DType) -> NDArray[np.float64]:
+    """Return elements of a float `dtype`, `[n]` in its storage type, as f64; always exact."""
+    return elements.astype(np.float64) if dtype.name == "f64" else to_f32(elements, dtype).astype(np.float64)
+
+
+def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round f32 to the bits of bf16, nearest, ties to even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_f32(values: NDArray[np.float32], dtype: DType) -> Array:
+    """Round f32 values `[n]` to `dtype` and return its storage type."""
+    if dtype.name == "bf16":
+        return round_bf16(values)
+    if dtype.name.startswith("f8"):
+        return _round_f8(values, dtype.name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = values.astype(dtype.storage)
+    out[np.isnan(values)] = quiet_nan(dtype)
+    return out
+
+
+def from_f64(values: NDArray[np.float64], dtype: DType) -> Array:
+    """Round f64 values `[n]` to `dtype`, through f32 where `dtype` is narrower than f64."""
+    if dtype.name == "f64":
+        return np.where(np.isnan(values), quiet_nan(dtype), values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return from_f32(values.astype(np.float32), dtype)
+
+
+def convert(elements: Array, source: DType, target: DType) -> Array:
+    """Return elements `[n]` of `source` as `target`; the same bits where both are the same type."""
+    if source == target:
+        return elements
+    if source.name == "f64":
+        return from_f64(to_f64(elements, source), target)
+    return from_f32(to_f32(elements, source), target)
+
+
+@lru_cache
+def _f8_values(name: str) -> NDArray[np.float32]:
+    """Return the value of each of the 256 codes."""
+    exponent_bits, mantissa_bits, bias = (4, 3, 7) if name == "f8_e4m3fn" else (5, 2, 15)
+    codes = np.arange(256)
+    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    mantissa = (codes & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    magnitude = np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias))
+    if name == "f8_e4m3fn":
+        magnitude[[0x7F, 0xFF]] = np.nan
+    else:
+        magnitude[[0x7C, 0xFC]] = np.inf
+        magnitude[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = np.nan
+    return np.where(codes < 128, magnitude, -magnitude).astype(np.float32)
+
+
+def _round_f8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
+    finite = _f8_values(name)[: 0x7F if name == "f8_e4m3fn" else 0x7C]
+    middles = (finite[:-1] + finite[1:]) / np.float32(2)  # exact in f32
+    magnitude = np.abs(values)
+    code = np.searchsorted(middles, magnitude, side="left")
+    tie = np.searchsorted(middles, magnitude, side="right") != code
+    code = np.where(tie & (code & 1 == 1), code + 1, code)
+    code = np.where(np.signbit(values), code + 128, code)
+    return np.where(np.isnan(values), _NAN_BITS[name], code).astype(np.uint8)

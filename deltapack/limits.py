@@ -1,0 +1,45 @@
+"""The limits a reader enforces before it allocates anything (spec/04-reader-rules.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DEFAULT_LIMITS", "Limits"]
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what a file may ask of its reader; a caller widens them explicitly.
+
+    Attributes:
+        index_bytes: Size of a pack's index after decompression.
+        header_bytes: Size of a safetensors header (100 MB in the safetensors library).
+        tensors: Number of tensors in a pack or checkpoint.
+        name_bytes: Length of a tensor or file name in UTF-8 bytes.
+        ndim: Number of dimensions of a tensor.
+        numel: Number of elements of a tensor.
+        terms: Number of sparse terms that one tensor may add up.
+        json_depth: Nesting depth of a JSON document.
+        window_bytes: Window of a zstd frame.
+        side_file_bytes: Size of one side file.
+        side_files_bytes: Size of all side files together.
+        side_files: Number of side files.
+    """
+
+    index_bytes: int = 64 * MIB
+    header_bytes: int = 100_000_000
+    tensors: int = 1_000_000
+    name_bytes: int = 512
+    ndim: int = 8
+    numel: int = 1 << 48
+    terms: int = 64
+    json_depth: int = 8
+    window_bytes: int = 8 * MIB
+    side_file_bytes: int = 64 * MIB
+    side_files_bytes: int = 256 * MIB
+    side_files: int = 1000
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,205 @@
+"""A pack as a mapping from tensor names to entries, for notebooks and other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_layout, term_layout
+from deltapack.errors import RecipeError
+from deltapack.format.digest import CHUNK
+from deltapack.format.index import Entry, Index
+from deltapack.format.reader import PackReader
+from deltapack.kernels import reference, rounding
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    import torch
+
+__all__ = ["Pack", "PackEntry", "open_pack"]
+
+
+def open_pack(path: str | Path) -> Pack:
+    """Open a pack; use it as a context manager and as a mapping of tensor names to `PackEntry`.
+
+    Raises:
+        FormatError: It is damaged or not a pack.
+        UnsupportedError: It needs a newer deltapack.
+    """
+    return Pack(PackReader(path))
+
+
+class Pack(Mapping[str, "PackEntry"]):
+    """An open pack. Nothing is decoded before an entry is asked for its elements.
+
+    Attributes:
+        path: The file.
+        index: Everything it says about itself.
+        id: SHA-256 of its index, which covers every byte through checksums; tells packs apart.
+    """
+
+    def __init__(self, reader: PackReader) -> None:
+        self._reader = reader
+        self._entries = {entry.name: entry for entry in reader.index.entries}
+        self.path: Path = reader.path
+        self.index: Index = reader.index
+        self.id: str = reader.pack_id
+
+    def __getitem__(self, name: str) -> PackEntry:
+        return PackEntry(self._reader, self._entries[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __enter__(self) -> Pack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Pack {self.path} with {len(self)} tensors>"
+
+    def close(self) -> None:
+        """Close the file; entries can no longer be decoded."""
+        self._reader.close()
+
+
+class PackEntry:
+    """One tensor of a pack.
+
+    The sparse views hold the *difference* that the pack adds to the base, rescaled as `apply` would add it.
+    """
+
+    def __init__(self, reader: PackReader, entry: Entry) -> None:
+        self._reader = reader
+        self.entry = entry
+
+    def __repr__(self) -> str:
+        return f"<PackEntry {self.name} {self.kind} {self.dtype} {list(self.shape)} nnz={self.nnz}>"
+
+    @property
+    def name(self) -> str:
+        """Name in the restored checkpoint."""
+        return self.entry.name
+
+    @property
+    def kind(self) -> str:
+        """One of delta, unchanged, stored, grown, shrunk, removed, alias."""
+        return self.entry.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the restored tensor."""
+        return self.entry.shape
+
+    @property
+    def dtype(self) -> str:
+        """Type of the restored tensor, such as `"bf16"`."""
+        return self.entry.dtype.name
+
+    @property
+    def nnz(self) -> int:
+        """Kept elements, over all terms."""
+        return sum(term.nnz for term in self.entry.terms)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file."""
+        return sum(blob.length for blob in self.entry.blobs)
+
+    def to_sparse(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return flat positions `[nnz] int64`, increasing, and the differences `[nnz] f32` that are added there.
+
+        Raises:
+            FormatError: The pack is damaged.
+            RecipeError: The entry is no difference (stored, removed or alias).
+        """
+        if self.kind not in ("delta", "unchanged", "grown", "shrunk"):
+            hint = "Use to_dense() for stored tensors."
+            raise RecipeError(f"a tensor of kind {self.kind} has no difference", tensor=self.name, hint=hint)
+        entry, parts = self.entry, []
+        blobs = [
+            (term, self._reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name))
+            for term in entry.terms
+        ]
+        for chunk in range(blobs[0][1].layout.chunks if blobs else 0):
+            terms = [decode_term_chunk(blob, term, chunk, np.float32(term.factor)) for term, blob in blobs]
+            positions, values = reference.sum_terms(blobs[0][1].layout.chunk_length(chunk), terms)
+            parts.append((positions.astype(np.int64) + chunk * CHUNK, values))
+        if not parts:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def to_dense(self) -> NDArray[np.generic]:
+        """Return the difference as a dense f32 array of the entry's shape; of a stored tensor, its elements.
+
+        Rows that grew hold their difference to zero, which is what is stored. Elements of a stored tensor come in the storage type of
+        `deltapack.dtypes` (bf16 and float8 as unsigned integers).
+
+        Raises:
+            FormatError: The pack is damaged.
+            RecipeError: The tensor is removed or an alias.
+        """
+        if self.kind == "stored":
+            return self._rows().reshape(self.shape)
+        positions, values = self.to_sparse()
+        dense = np.zeros(self.entry.numel, np.float32)
+        dense[positions] = values
+        if self.entry.stored is not None:
+
+
+            dense[self.entry.common :] = rounding.to_f32(self._rows(), self.entry.dtype)
+        return dense.reshape(self.shape)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """Return the difference as a CSR matrix `[shape[0], rest]` of f32; tensors of rank 0 or 1 become one row.
+
+        Raises:
+            FormatError: The pack is damaged.
+            RecipeError: The entry is no difference.
+        """
+        import scipy.sparse
+
+        positions, values = self.to_sparse()
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        columns = self.entry.numel // rows if rows else 0
+        starts = np.searchsorted(positions, np.arange(rows + 1, dtype=np.int64) * columns)
+        return scipy.sparse.csr_array((values, positions % max(columns, 1), starts), shape=(rows, columns))
+
+    def to_torch_sparse(self) -> torch.Tensor:
+        """Return the difference as a coalesced torch sparse COO tensor of the entry's shape, f32, on the CPU.
+
+        Raises:
+            FormatError: The pack is damaged.
+            RecipeError: The entry is no difference.
+        """
+        import torch
+
+        positions, values = self.to_sparse()
+        indices = np.stack(np.unravel_index(positions, self.shape)) if self.shape else np.zeros((0, len(values)))
+        return torch.sparse_coo_tensor(
+            torch.from_numpy(indices.astype(np.int64)),
+            torch.from_numpy(values),
+            self.shape,
+            is_coalesced=True,
+            check_invariants=False,
+        )
+
+    def _rows(self) -> NDArray[np.generic]:
+        entry = self.entry
+        assert entry.stored is not None
+        layout = stored_layout(entry.numel - entry.common)
+        blob = self._reader.chunked_blob(entry.stored, layout, 0, entry.name)
+        parts = [decode_stored_chunk(blob, entry.dtype, chunk) for chunk in range(layout.chunks)]
+        return np.concatenate(parts) if parts else np.zeros(0, entry.dtype.storage)

@@ -1,0 +1,1 @@
+"""Sparsifiers: which elements of a delta are kept."""

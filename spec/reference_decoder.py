@@ -1,0 +1,904 @@
+"""Reference decoder of the .dpk format, version 1.0: the specification as a program.
+
+It follows the pages of this folder in their order and shares no code with deltapack. It prefers
+clarity to speed and memory: it reads whole files and whole tensors. Where it and the pages differ,
+one of them has a bug; see errata.md.
+
+    python spec/reference_decoder.py BASE PACK OUT.safetensors [--weight W] [--factor F]
+
+BASE is a .safetensors file or a folder that holds one or several. Needs numpy, zstandard, xxhash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import itertools
+import json
+import math
+import re
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import xxhash
+import zstandard
+
+__all__ = ["Invalid", "read_pack", "restore", "side_files"]
+
+Tensor = tuple[str, tuple[int, ...], bytes]  # dtype name, shape, little-endian bytes
+Json = dict[str, Any]
+
+
+class Invalid(Exception):
+    """A rule of 04-reader-rules.md is broken."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        """Name the rule, such as `"R7"`, and say what is wrong."""
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+def fail(rule: str, message: str) -> NoReturn:
+    """Raise `Invalid`."""
+    raise Invalid(rule, message)
+
+
+def need(condition: object, rule: str, message: str) -> None:
+    """Raise `Invalid` unless the condition holds."""
+    if not condition:
+        fail(rule, message)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 02-container.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+MAGIC = b"\x89DPK\r\n\x1a\n"
+TILE = 65_536
+CHUNK = 16 * TILE
+MIB = 1 << 20
+MAX_INDEX, MAX_WINDOW = 64 * MIB, 8 * MIB
+
+
+def xxh3(data: bytes) -> int:
+    """xxh3_64 as an integer."""
+    return int(xxhash.xxh3_64_intdigest(data))
+
+
+def round_up(offset: int) -> int:
+    """The next multiple of 8."""
+    return -(-offset // 8) * 8
+
+
+def spans(numel: int, size: int) -> list[tuple[int, int]]:
+    """The (start, end) of each tile or chunk of `numel` elements."""
+    return [(start, min(start + size, numel)) for start in range(0, numel, size)]
+
+
+def read_prologue(data: bytes) -> tuple[bytes, int]:
+    """R1 to R3: return the index as stored and its raw length."""
+    need(len(data) >= 64 and data[:8] == MAGIC, "R1", "not a pack")
+    major, _minor, flags, file_length, offset, length, raw_length, index_hash, own_hash = struct.unpack_from(
+        "<HHIQQQQQQ", data, 8
+    )
+    need(xxh3(data[:56]) == own_hash, "R1", "the prologue is damaged")
+    need(flags == 0, "R1", "reserved flags are set")
+    need(major == 1, "R2", f"major version {major}")
+    need(file_length == len(data), "R2", f"{len(data)} bytes, but the prologue says {file_length}")
+    need(offset % 8 == 0 and offset >= 64, "R3", f"index at {offset}")
+    need(length > 0 and offset + length == file_length, "R3", "the index is not the end of the file")
+    need(max(length, raw_length) <= MAX_INDEX, "R3", "the index is too large")
+    index = data[offset:]
+    need(xxh3(index) == index_hash, "R3", "the index is damaged")
+    return index, raw_length
+
+
+def unzstd(frame: bytes, raw_length: int) -> bytes:
+    """R10: the content of exactly one zstd frame of exactly `raw_length` bytes."""
+    need(frame[:4] == b"\x28\xb5\x2f\xfd", "R10", "not a zstd frame")
+    try:
+        params = zstandard.get_frame_parameters(frame)
+        need(raw_length > 0 and params.content_size == raw_length, "R10", "the frame states another size")
+        need(params.dict_id == 0, "R10", "the frame needs a dictionary")
+        need(params.window_size <= MAX_WINDOW, "R10", "the window is too large")
+        content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Invalid("R10", str(error)) from error
+    need(len(content) == raw_length, "R10", "the frame holds another size")
+    return content
+
+
+def unstream(stored: bytes, raw_length: int) -> bytes:
+    """A stream: as it is, or one zstd frame where that is smaller."""
+    need(len(stored) <= raw_length, "R8", "stored length exceeds raw length")
+    return stored if len(stored) == raw_length else unzstd(stored, raw_length)
+
+
+def blob_bytes(data: bytes, ref: list[Any]) -> bytes:
+    """The bytes of a blob; R7 was checked before."""
+    return data[ref[0] : ref[0] + ref[1]]
+
+
+def plain_blob(data: bytes, ref: list[Any]) -> bytes:
+    """A blob whose hash covers all of it."""
+    blob = blob_bytes(data, ref)
+    need(f"{xxh3(blob):016x}" == ref[2], "R8", "a blob is damaged")
+    return blob
+
+
+def merge_planes(planes: bytes, itemsize: int) -> bytes:
+    """Section 2.5: byte planes to elements."""
+    return np.frombuffer(planes, np.uint8).reshape(itemsize, -1).T.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03-index.md: canonical JSON
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse_canonical(raw: bytes) -> Any:
+    """R4: the only value of which `raw` is the canonical spelling."""
+
+    def pairs(items: list[tuple[str, Any]]) -> Json:
+        need(len(dict(items)) == len(items), "R4", "duplicate key")
+        return dict(items)
+
+    def integer(digits: str) -> int:
+        need(len(digits) <= 17 and abs(int(digits)) < 1 << 53, "R4", "integer out of range")
+        return int(digits)
+
+    def no_float(text: str) -> NoReturn:
+        fail("R4", f"{text} is not an integer")
+
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=pairs,
+            parse_int=integer,
+            parse_float=no_float,
+            parse_constant=no_float,
+        )
+        need(depth(value) <= 8, "R4", "nested too deeply")
+        spelling = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise Invalid("R4", str(error)) from error
+    need(spelling == raw, "R4", "the JSON is not canonical")
+    return value
+
+
+def depth(value: Any) -> int:
+    """Nesting depth: 0 for a scalar, 1 for an object or list of scalars."""
+    if not isinstance(value, (dict, list)):
+        return 0
+    return 1 + max(map(depth, value.values() if isinstance(value, dict) else value), default=0)
+
+
+def check_type(value: Any, kind: str, where: str) -> None:
+    """R4: a value has the type that the tables of 03-index.md name; `true` is not an integer."""
+    if kind.startswith("hex"):
+        ok = type(value) is str and re.fullmatch(f"[0-9a-f]{{{kind[3:]}}}", value) is not None
+    elif kind == "blob":
+        ok = type(value) is list and [type(item) for item in value] == [int, int, str]
+        ok = ok and min(value[:2]) >= 0 and re.fullmatch("[0-9a-f]{16}", value[2]) is not None
+    elif kind in ("ints", "strings"):
+        ok = type(value) is list and all(type(item) is {"ints": int, "strings": str}[kind] for item in value)
+    else:
+        ok = type(value) is {"int": int, "string": str, "object": dict, "list": list}[kind]
+    need(ok, "R4", f"{where}: {value!r:.60} is not of type {kind}")
+
+
+def check_fields(value: Any, where: str, required: str, optional: str = "") -> None:
+    """R4: an object has exactly these fields, given as `key:type` words."""
+    check_type(value, "object", where)
+    must = dict(word.split(":") for word in required.split())
+    may = dict(word.split(":") for word in optional.split())
+    need(must.keys() <= value.keys(), "R4", f"{where}: missing {sorted(must.keys() - value.keys())}")
+    need(value.keys() <= must.keys() | may.keys(), "R4", f"{where}: unknown keys in {sorted(value)}")
+    for key in value:
+        check_type(value[key], (must | may)[key], f"{where}.{key}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03-index.md: what the index says
+# ---------------------------------------------------------------------------------------------------------------------
+
+ITEMSIZE = {
+    **{"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8_e4m3fn": 1, "f8_e5m2": 1, "f8_e8m0fnu": 1, "c64": 8},
+    **{"i64": 8, "i32": 4, "i16": 2, "i8": 1, "u64": 8, "u32": 4, "u16": 2, "u8": 1, "bool": 1},
+}
+FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
+SCALED = ("int8", "int4", "int3", "int2", "sign")
+FEATURES: tuple[str, ...] = ()  # version 1.0 defines none
+MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
+MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 64 * MIB, 256 * MIB, 1000
+
+COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
+PATCHED = f"{COMMON} base:object terms:list"
+FIELDS = {  # kind -> fields that must, fields that may be there
+    "delta": (PATCHED, "digests:blob stats:object"),
+    "unchanged": (f"{COMMON} base:object", ""),
+    "grown": (f"{PATCHED} stored:blob", "digests:blob stats:object"),
+    "shrunk": (PATCHED, "digests:blob stats:object"),
+    "stored": (f"{COMMON} stored:blob", "digests:blob"),
+    "removed": ("name:string kind:string base:object", ""),
+    "alias": ("name:string kind:string of:string", ""),
+}
+BASE_MAY = "name:string dtype:string shape:ints"
+TERM = "index:string values:string factor:hex8 nnz:int blob:blob"
+TERM_FIELDS = {"seeded": f"{TERM} keep:int key:hex16", "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
+
+
+def numel(shape: Sequence[int]) -> int:
+    """The number of elements."""
+    return math.prod(shape)
+
+
+def chunk_count(count: int) -> int:
+    """The number of chunks of `count` elements."""
+    return -(-count // CHUNK)
+
+
+def check_index(index: Any) -> None:
+    """R4 to R6 and R13 on the parsed index. R5 comes early: a later version may have other keys."""
+    check_type(index, "object", "index")
+    need(index.get("format") == "dpk", "R4", "`format` is not dpk")
+    check_type(index.get("required"), "strings", "required")
+    need(index["required"] == sorted(set(index["required"])), "R4", "`required` is not sorted")
+    for feature in index["required"]:
+        need(feature in FEATURES, "R5", f"unknown feature {feature!r}")
+    top = "format:string required:list created_by:string base:object result:object recipe:object tensors:list"
+    check_fields({k: v for k, v in index.items() if k != "files"}, "index", top, "optional:object")
+    check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
+    check_fields(index["result"], "result", "fingerprint:hex64 tensors:int bytes:int")
+    need("files" in index, "R4", "no `files`")
+    need(len(index["tensors"]) <= MAX_TENSORS, "R6", "too many tensors")
+    for entry in index["tensors"]:
+        check_entry(entry)
+    check_together(index)
+    check_files(index["files"])
+
+
+def is_clean(name: str) -> bool:
+    """Whether a name is free of control characters."""
+    return not any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in name)
+
+
+def check_name(name: str, rule: str = "R6") -> None:
+    """The length and the characters of a name."""
+    need(1 <= len(name.encode()) <= MAX_NAME, rule, f"name {name!r:.40} has a wrong length")
+    need(is_clean(name), rule, f"control character in name {name!r}")
+
+
+def check_tensor(dtype: str, shape: list[int], where: str) -> None:
+    """The element type and the shape of a tensor."""
+    need(dtype in ITEMSIZE, "R5", f"{where}: unknown dtype {dtype!r}")
+    need(len(shape) <= MAX_NDIM and all(dim >= 0 for dim in shape), "R6", f"{where}: shape {shape}")
+    need(numel(shape) <= MAX_NUMEL, "R6", f"{where}: too many elements")
+
+
+def base_of(entry: Json) -> tuple[str, str, list[int]]:
+    """The name, dtype and shape of the base tensor that an entry uses."""
+    base = entry["base"]
+    name, dtype, shape = (base.get(key, entry.get(key)) for key in ("name", "dtype", "shape"))
+    return name, dtype, shape
+
+
+def common_numel(entry: Json) -> int:
+    """The number of elements that the base tensor and the result share."""
+    return 0 if entry["kind"] == "stored" else min(numel(entry["shape"]), numel(base_of(entry)[2]))
+
+
+def digests_length(entry: Json) -> int:
+    """The length of a `digests` blob."""
+    base = chunk_count(numel(base_of(entry)[2])) if "base" in entry else 0
+    return 16 * (base + chunk_count(numel(entry["shape"])))
+
+
+def check_entry(entry: Any) -> None:
+    """R4 and R6 on one entry by itself."""
+    check_type(entry, "object", "tensor")
+    check_type(entry.get("kind"), "string", "kind")
+    check_type(entry.get("name"), "string", "name")
+    kind, where = entry["kind"], f"tensor {entry['name']!r}"
+    need(kind in FIELDS, "R5", f"{where}: unknown kind {kind!r}")
+    check_fields(entry, where, *FIELDS[kind])
+    check_name(entry["name"])
+    if "base" in entry:
+        must = " dtype:string shape:ints" if kind == "removed" else ""
+        check_fields(entry["base"], f"{where} base", f"digest:hex32{must}", BASE_MAY)
+        need(kind != "removed" or "name" not in entry["base"], "R6", f"{where}: removed under another name")
+        check_name(base_of(entry)[0])
+        check_tensor(*base_of(entry)[1:], where)
+        for key in entry["base"].keys() - {"digest"}:
+            need(entry["base"][key] != entry.get(key), "R6", f"{where}: base.{key} does not differ")
+    if "dtype" in entry:
+        check_tensor(entry["dtype"], entry["shape"], where)
+        biggest = max(numel(entry["shape"]), numel(base_of(entry)[2]) if "base" in entry else 0)
+        wanted = kind != "unchanged" and chunk_count(biggest) > 1
+        need(("digests" in entry) == wanted, "R6", f"{where}: `digests` is {'missing' if wanted else 'not needed'}")
+        need(not wanted or entry["digests"][1] == digests_length(entry), "R6", f"{where}: length of `digests`")
+    if kind in ("delta", "unchanged"):
+        need("shape" not in entry["base"], "R6", f"{where}: {kind}, but the shapes differ")
+    if kind == "unchanged":
+        need("dtype" not in entry["base"], "R6", f"{where}: unchanged, but the dtypes differ")
+        need(entry["base"]["digest"] == entry["digest"], "R6", f"{where}: unchanged, but the digests differ")
+    if kind in ("grown", "shrunk"):
+        new, old = entry["shape"], base_of(entry)[2]
+        need(new and len(new) == len(old) and new[1:] == old[1:], "R6", f"{where}: shapes {old} and {new}")
+        need(new[0] > old[0] if kind == "grown" else new[0] < old[0], "R6", f"{where}: not {kind}")
+    if "terms" in entry:
+        need(entry["dtype"] in FLOATS and base_of(entry)[1] in FLOATS, "R6", f"{where}: terms on an opaque type")
+        need(len(entry["terms"]) <= MAX_TERMS, "R6", f"{where}: too many terms")
+        for term in entry["terms"]:
+            check_term(term, where, common_numel(entry))
+    if "stats" in entry:
+        check_fields(entry["stats"], f"{where} stats", "l1:string max_abs:string")
+        decimal = r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
+        need(all(re.fullmatch(decimal, value) for value in entry["stats"].values()), "R6", f"{where}: stats")
+
+
+def check_term(term: Any, where: str, common: int) -> None:
+    """R4 and R6 on one term."""
+    check_type(term, "object", where)
+    check_type(term.get("index"), "string", f"{where} index")
+    need(term["index"] in TERM_FIELDS, "R5", f"{where}: unknown index codec {term['index']!r}")
+    check_fields(term, where, TERM_FIELDS[term["index"]])
+    need(term["values"] in ("f32", "bf16", "f16", *SCALED), "R5", f"{where}: unknown value codec {term['values']!r}")
+    need(1 <= term.get("keep", 1) < 1 << 32, "R6", f"{where}: keep is out of range")
+    need(0 <= term.get("shift", 0) <= 15, "R6", f"{where}: shift is out of range")
+    need(math.isfinite(f32_of_bits(term["factor"])), "R6", f"{where}: factor is not finite")
+    need(0 <= term["nnz"] <= common, "R6", f"{where}: nnz is out of range")
+    need(term["index"] != "all" or term["nnz"] == common, "R6", f"{where}: nnz of `all` is not the number of elements")
+
+
+def check_together(index: Json) -> None:
+    """R6 on the entries as a list, and on `base` and `result`."""
+    entries = index["tensors"]
+    names = [entry["name"].encode() for entry in entries]
+    need(all(a < b for a, b in itertools.pairwise(names)), "R6", "names are not unique and sorted")
+    held = {entry["name"] for entry in entries if "dtype" in entry}
+    for entry in entries:
+        if entry["kind"] == "alias":
+            need(entry["of"] in held, "R6", f"alias {entry['name']!r} of {entry['of']!r}, which is no tensor")
+    used = [base_of(entry)[0] for entry in entries if "base" in entry]
+    need(len(set(used)) == len(used), "R6", "two entries use one base tensor")
+    need(len(used) <= index["base"]["tensors"], "R6", "base.tensors is too small")
+    rows = [(e["name"], e["dtype"], e["shape"], e["digest"]) for e in entries if "dtype" in e]
+    size = sum(numel(shape) * ITEMSIZE[dtype] for _, dtype, shape, _ in rows)
+    need(index["result"]["tensors"] == len(rows), "R6", "result.tensors is wrong")
+    need(index["result"]["bytes"] == size, "R6", "result.bytes is wrong")
+    need(index["result"]["fingerprint"] == fingerprint(rows), "R6", "result.fingerprint is wrong")
+
+
+def check_files(files: Any) -> None:
+    """R4 and R6 on the side files; R13: they stay in their folder."""
+    if files is None:
+        return
+    check_type(files, "list", "files")
+    need(len(files) <= MAX_FILES, "R6", "too many files")
+    for file in files:
+        check_fields(file, "file", "name:string size:int sha256:hex64", "blob:blob")
+        name = file["name"]
+        check_name(name, "R13")
+        need(not set(name) & set("\\:"), "R13", f"file name {name!r}")
+        need(all(part and part[0] != "." for part in name.split("/")), "R13", f"part of file name {name!r}")
+        weights = (".safetensors", ".safetensors.index.json")
+        need(not name.lower().endswith(weights), "R13", f"file {name!r} would stand in for restored tensors")
+        need(0 <= file["size"] <= MAX_FILE, "R6", f"file {name!r} is too large")
+        need("blob" not in file or file["blob"][1] <= file["size"], "R8", f"blob of file {name!r} is too long")
+    names = [file["name"].encode() for file in files]
+    need(all(a < b for a, b in itertools.pairwise(names)), "R6", "file names are not unique and sorted")
+    folders = {b"/".join(name.split(b"/")[:i]) for name in names for i in range(1, name.count(b"/") + 1)}
+    need(not folders & set(names), "R13", "a file is also a folder")
+    need(sum(file["size"] for file in files) <= MAX_FILES_BYTES, "R6", "the files are too large together")
+
+
+def blobs_in_order(index: Json) -> Iterator[list[Any]]:
+    """All blob references in the order of section 2.3."""
+    for entry in index["tensors"]:
+        for term in entry.get("terms", []):
+            yield term["blob"]
+        for key in ("stored", "digests"):
+            if key in entry:
+                yield entry[key]
+    for file in index["files"] or []:
+        if "blob" in file:
+            yield file["blob"]
+
+
+def check_layout(index: Json, data: bytes, index_offset: int) -> None:
+    """R7: the blobs cover everything between the prologue and the index."""
+    end = 64
+    for offset, length, _ in [*blobs_in_order(index), [index_offset, 0, ""]]:
+        need(offset == round_up(end), "R7", f"offset {offset} after a blob that ends at {end}")
+        need(offset + length <= index_offset, "R7", f"a blob at {offset} leaves the blob region")
+        need(not any(data[end:offset]), "R7", f"bytes before {offset} are not zero")
+        end = offset + length
+
+
+def read_pack(path: str | Path) -> Json:
+    """Parse a pack and check rules R1 to R7, R13 and those limits that the index alone can exceed.
+
+    Returns:
+        `index`, the parsed index, and `data`, the bytes of the file, into which its blob references point.
+    """
+    data = Path(path).read_bytes()
+    stored, raw_length = read_prologue(data)
+    index = parse_canonical(unzstd(stored, raw_length))
+    check_index(index)
+    check_layout(index, data, len(data) - len(stored))
+    return {"index": index, "data": data}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 02-container.md: chunked blobs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_chunks(data: bytes, ref: list[Any], count: int, streams: int, with_counts: bool) -> Iterator[Json]:
+    """R8: check the table of a chunked blob over `count` elements, then yield its chunks one by one."""
+    blob, chunks, tiles = blob_bytes(data, ref), spans(count, CHUNK), len(spans(count, TILE))
+    table = len(chunks) * (8 + 8 * streams) + (4 * tiles if with_counts else 0)
+    need(table <= len(blob), "R8", "the blob is shorter than its table")
+    need(f"{xxh3(blob[:table]):016x}" == ref[2], "R8", "the table of a blob is damaged")
+    at, end = 0, table
+    for start, stop in chunks:
+        sizes = [hi - lo for lo, hi in spans(stop - start, TILE)]
+        words = struct.unpack_from(f"<Q{2 * streams}I{len(sizes) if with_counts else 0}I", blob, at)
+        at += 8 + 4 * (len(words) - 1)
+        lengths, counts = words[1 : 1 + 2 * streams], words[1 + 2 * streams :]
+        need(all(n <= size for n, size in zip(counts, sizes, strict=False)), "R8", "count exceeds the tile")
+        payload = blob[end : end + sum(lengths[::2])]
+        need(len(payload) == sum(lengths[::2]), "R8", "a payload leaves its blob")
+        need(xxh3(payload) == words[0], "R8", "a chunk is damaged")
+        end += len(payload)
+        parts = [payload[sum(lengths[: 2 * i : 2]) :][: lengths[2 * i]] for i in range(streams)]
+        yield {
+            "start": start,
+            "tiles": sizes,
+            "counts": list(counts),
+            "streams": list(zip(parts, lengths[1::2], strict=True)),
+        }
+    need(end == len(blob), "R8", "the blob does not end with its last payload")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# codecs/index.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def philox(counter: list[np.ndarray], key: int) -> np.ndarray:
+    """Philox4x32-10 on arrays of counter words; [blocks, 4] uint32, kept in uint64."""
+    mask = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        high0, high1 = p0 >> np.uint64(32), p1 >> np.uint64(32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ np.uint64(k0), p1 & mask, high0 ^ c3 ^ np.uint64(k1), p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=1)
+
+
+@functools.lru_cache(maxsize=4)
+def gap_thresholds(keep: int) -> np.ndarray:
+    """2^32 - S[i] for i = 1..255."""
+    survivors = [1 << 32]
+    for _ in range(255):
+        survivors.append(survivors[-1] * ((1 << 32) - keep) >> 32)
+    return np.array([(1 << 32) - s for s in survivors[1:]], np.uint64)
+
+
+def seeded_tile(keep: int, key: int, tile: int, size: int) -> np.ndarray:
+    """The positions that a seeded mask keeps in tile number `tile` of the tensor."""
+    gaps = np.zeros(0, np.int64)
+    blocks = int(size * keep / 2**32 / 4) + size // 1000 + 8  # usually enough; doubled until it is
+    while True:
+        b = np.arange(blocks, dtype=np.uint64)
+        zero = np.zeros_like(b)
+        samples = philox([b, zero + np.uint64(tile), zero, zero], key).reshape(-1)
+        gaps = np.searchsorted(gap_thresholds(keep), samples, side="right")
+        cursor = np.cumsum(np.where(gaps == 255, 255, gaps + 1))
+        if cursor[-1] >= size:
+            return np.asarray((cursor - 1)[(gaps < 255) & (cursor <= size)])
+        blocks *= 2
+
+
+def bits_of(data: bytes) -> np.ndarray:
+    """The bits of a byte string, least significant first."""
+    return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+
+
+def plain_gaps(raw: bytes, count: int) -> np.ndarray:
+    """Codec `gaps` with shift 0: the gap of each kept element."""
+    stream = np.frombuffer(raw, np.uint8).astype(np.int64)
+    is_kept = stream != 255
+    need(np.count_nonzero(is_kept) == count, "R9", "the number of gaps is not the number of kept elements")
+    need(count == len(raw) == 0 or is_kept[-1:].all(), "R9", "the gap stream ends in 255")
+    total = np.cumsum(stream)[is_kept]
+    return np.diff(total, prepend=0)
+
+
+def rice_gaps(raw: bytes, count: int, shift: int) -> np.ndarray:
+    """Codec `gaps` with a shift: the gap of each kept element."""
+    low_bytes = -(-count * shift // 8)
+    need(len(raw) >= low_bytes, "R9", "the gap stream is cut")
+    low_bits, high_bits = bits_of(raw[:low_bytes]), bits_of(raw[low_bytes:])
+    need(not low_bits[count * shift :].any(), "R9", "unused bits are set")
+    low = low_bits[: count * shift].reshape(count, shift).astype(np.int64) @ (1 << np.arange(shift))
+    ones = np.flatnonzero(high_bits)
+    need(len(ones) == count, "R9", "the number of gaps is not the number of kept elements")
+    need(len(high_bits) // 8 == (ones[-1] // 8 + 1 if count else 0), "R9", "the gap stream has unused bytes")
+    return np.asarray((np.diff(ones, prepend=-1) - 1 << shift) + low)
+
+
+def check_index_length(term: Json, chunk: Json, raw_length: int) -> None:
+    """R8: the raw length of an index stream is one that its codec can have."""
+    count, tiles = sum(chunk["counts"]), chunk["tiles"]
+    if term["index"] == "bitmap":
+        low = high = -(-sum(tiles) // 8)
+    elif term["shift"] == 0:
+        low, high = count, count + sum(size // 255 for size in tiles)
+    else:
+        first, zeros = -(-count * term["shift"] // 8), sum(size >> term["shift"] for size in tiles)
+        low, high = first + -(-count // 8), first + -(-(count + zeros) // 8)
+    need(low <= raw_length <= high, "R8", f"raw length {raw_length} of an index stream")
+
+
+def positions(term: Json, chunk: Json) -> np.ndarray:
+    """R9: the positions, counted from the start of the chunk, that a term keeps in it."""
+    tiles, counts, codec = chunk["tiles"], chunk["counts"], term["index"]
+    if codec == "all":
+        need(counts == tiles, "R9", "`all` does not keep all")
+        return np.arange(sum(tiles))
+    if codec == "seeded":
+        first = chunk["start"] // TILE
+        key = int(term["key"], 16)
+        parts = [seeded_tile(term["keep"], key, first + i, size) for i, size in enumerate(tiles)]
+        need([len(part) for part in parts] == counts, "R9", "counts differ from the seeded mask")
+        return np.concatenate([part + i * TILE for i, part in enumerate(parts)])
+    stored, raw_length = chunk["streams"][0]
+    check_index_length(term, chunk, raw_length)
+    raw = unstream(stored, raw_length)
+    if codec == "bitmap":
+        bits = bits_of(raw)
+        need(not bits[sum(tiles) :].any(), "R9", "unused bits are set")
+        ones = [int(bits[i * TILE : (i + 1) * TILE].sum()) for i in range(len(tiles))]
+        need(ones == counts, "R9", "counts differ from the bitmap")
+        return np.flatnonzero(bits)
+    gaps = plain_gaps(raw, sum(counts)) if term["shift"] == 0 else rice_gaps(raw, sum(counts), term["shift"])
+    result = []
+    for i, part in enumerate(np.split(gaps, np.cumsum(counts)[:-1])):
+        inside = np.cumsum(part + 1) - 1
+        need(not len(inside) or inside[-1] < tiles[i], "R9", "a position leaves its tile")
+        result.append(inside + i * TILE)
+    return np.concatenate(result)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# codecs/values.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def f32_of_bits(digits: str) -> float:
+    """The number that 8 hexadecimal digits stand for."""
+    return float(struct.unpack(">f", bytes.fromhex(digits))[0])
+
+
+def unpack_codes(raw: bytes, codec: str, count: int) -> np.ndarray:
+    """R9: the codes of a chunk as float32, which holds each exactly."""
+    if codec in ("f32", "bf16", "f16"):
+        codes = to_f32(codec, merge_planes(raw, ITEMSIZE[codec]))
+        need(np.isfinite(codes).all(), "R9", "a code is not finite")
+        return codes
+    if codec == "int8":
+        return np.frombuffer(raw, np.int8).astype(np.float32)
+    width = {"int4": 4, "int3": 4, "int2": 2, "sign": 1}[codec]
+    bits = bits_of(raw)
+    need(not bits[count * width :].any(), "R9", "unused bits are set")
+    words = bits[: count * width].reshape(count, width).astype(np.int64) @ (1 << np.arange(width))
+    if codec == "sign":
+        return np.where(words == 1, -1, 1).astype(np.float32)
+    return np.where(words >> (width - 1) == 1, words - (1 << width), words).astype(np.float32)
+
+
+def term_values(term: Json, chunk: Json, factor: np.float32) -> np.ndarray:
+    """R8, R9 and section 6.1: the values of the kept elements of a chunk, float32."""
+    codec, counts = term["values"], chunk["counts"]
+    count = sum(counts)
+    bits = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}[codec]
+    streams = chunk["streams"][-2:] if codec in SCALED else chunk["streams"][-1:]
+    need(streams[0][1] == -(-count * bits // 8), "R8", "raw length of the codes")
+    codes = unpack_codes(unstream(*streams[0]), codec, count)
+    if codec not in SCALED:
+        return codes * factor
+    group_sizes = [min(128, n - start) for n in counts for start in range(0, n, 128)]
+    need(streams[1][1] == 2 * len(group_sizes), "R8", "raw length of the scales")
+    scales = to_f32("bf16", merge_planes(unstream(*streams[1]), 2))
+    need(np.isfinite(scales).all(), "R9", "a scale is not finite")
+    return codes * np.repeat(scales * factor, group_sizes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 06-arithmetic.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+NUMPY = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2", "f8_e4m3fn": "u1", "f8_e5m2": "u1"}
+NAN = {"f64": 0x7FF8 << 48, "f32": 0x7FC00000, "f16": 0x7E00, "bf16": 0x7FC0, "f8_e4m3fn": 0x7F, "f8_e5m2": 0x7E}
+
+
+@functools.lru_cache(maxsize=2)
+def f8_values(dtype: str) -> np.ndarray:
+    """The values of the codes 0..127, that is of those with a cleared sign, as float64."""
+    mantissa_bits, bias = (3, 7) if dtype == "f8_e4m3fn" else (2, 15)
+    values = []
+    for code in range(128):
+        exponent, mantissa = code >> mantissa_bits, code & (1 << mantissa_bits) - 1
+        significand = mantissa + (1 << mantissa_bits if exponent else 0)
+        values.append(significand * 2.0 ** (max(exponent, 1) - bias - mantissa_bits))
+    if dtype == "f8_e4m3fn":
+        values[0x7F] = math.nan
+    else:
+        values[0x7C:] = [math.inf, math.nan, math.nan, math.nan]
+    return np.array(values)
+
+
+def to_f32(dtype: str, raw: bytes) -> np.ndarray:
+    """Elements of a type other than f64 as float32: exact."""
+    words = np.frombuffer(raw, NUMPY[dtype])
+    if dtype == "bf16":
+        return (words.astype(np.uint32) << 16).view(np.float32)
+    if dtype.startswith("f8"):
+        magnitude = f8_values(dtype)[words & 0x7F]
+        return np.where(words & 0x80, -magnitude, magnitude).astype(np.float32)
+    return words.astype(np.float32)
+
+
+def convert(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Section 6.3: float32 or float64 numbers to elements of `dtype`."""
+    if dtype != "f64":
+        values = values.astype(np.float32)
+    if dtype == "bf16":
+        u = values.view(np.uint32).astype(np.uint64)
+        out = (u + np.uint64(0x7FFF) + (u >> np.uint64(16) & np.uint64(1)) >> np.uint64(16)).astype("<u2")
+    elif dtype.startswith("f8"):
+        finite = f8_values(dtype)[: 0x7F if dtype == "f8_e4m3fn" else 0x7C]
+        middles = (finite[:-1] + finite[1:]) / 2
+        magnitude = np.abs(values).astype(np.float64)
+        code = np.searchsorted(middles, magnitude, side="left")  # how many midpoints are smaller
+        is_tie = np.searchsorted(middles, magnitude, side="right") != code
+        code = code + (is_tie & (code % 2 == 1))
+        out = (code + 0x80 * np.signbit(values)).astype(np.uint8)
+    else:
+        out = values.astype(NUMPY[dtype])
+    bits = out.view(f"<u{ITEMSIZE[dtype]}").copy()
+    bits[np.isnan(values)] = NAN[dtype]
+    return bits
+
+
+def add_chunk(base: bytes, base_dtype: str, dtype: str, kept: np.ndarray, acc: np.ndarray) -> bytes:
+    """Section 6.2 on one chunk: `kept` bool and `acc` float32, one per element."""
+    if "f64" in (base_dtype, dtype):
+        start = np.frombuffer(base, "<f8") if base_dtype == "f64" else to_f32(base_dtype, base).astype(np.float64)
+        total = start + acc.astype(np.float64)
+    else:
+        start = to_f32(base_dtype, base)
+        total = start + acc
+    same = np.frombuffer(base, f"<u{ITEMSIZE[dtype]}") if base_dtype == dtype else convert(start, dtype)
+    out: np.ndarray = np.where(kept, convert(total, dtype), same)
+    return out.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03-index.md: digests
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dims(shape: Sequence[int]) -> str:
+    """The dimensions in decimal."""
+    return ",".join(map(str, shape))
+
+
+def root_digest(dtype: str, shape: Sequence[int], chunk_digests: Sequence[bytes]) -> str:
+    """The digest of a tensor from the digests of its chunks."""
+    return xxhash.xxh3_128_hexdigest(f"{dtype}\0{dims(shape)}\0".encode() + b"".join(chunk_digests))
+
+
+def tensor_digest(dtype: str, shape: Sequence[int], raw: bytes) -> str:
+    """The digest of a tensor."""
+    size = ITEMSIZE[dtype]
+    chunks = [xxhash.xxh3_128_digest(raw[a * size : b * size]) for a, b in spans(len(raw) // size, CHUNK)]
+    return root_digest(dtype, shape, chunks)
+
+
+def fingerprint(rows: Sequence[tuple[str, str, Sequence[int], str]]) -> str:
+    """The SHA-256 of a checkpoint, from name, dtype, shape and digest of its tensors."""
+    rows = sorted(rows, key=lambda row: row[0].encode())
+    text = "".join(f"{name}\0{dtype}\0{dims(shape)}\0{digest}\n" for name, dtype, shape, digest in rows)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_digests_blob(data: bytes, entry: Json) -> None:
+    """R8 and R9: the chunk digests have the roots that the index states."""
+    blob = plain_blob(data, entry["digests"])
+    base = chunk_count(numel(base_of(entry)[2])) if "base" in entry else 0
+    parts = [blob[i : i + 16] for i in range(0, len(blob), 16)]
+    root = root_digest(entry["dtype"], entry["shape"], parts[base:])
+    need(root == entry["digest"], "R9", "chunk digests do not match the digest")
+    if "base" in entry:
+        root = root_digest(*base_of(entry)[1:], parts[:base])
+        need(root == entry["base"]["digest"], "R9", "chunk digests do not match the base digest")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Restoring
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
+    """R11: the base has the tensors that the index names, and no other."""
+    used = set()
+    for entry in index["tensors"]:
+        if "base" in entry:
+            name, dtype, shape = base_of(entry)
+            used.add(name)
+            need(name in base, "R11", f"the base has no tensor {name!r}")
+            need((dtype, tuple(shape)) == (base[name][0], tuple(base[name][1])), "R11", f"type or shape of {name!r}")
+            need(len(base[name][2]) == numel(shape) * ITEMSIZE[dtype], "R11", f"size of {name!r}")
+    covered = used | {entry["name"] for entry in index["tensors"] if entry["kind"] == "stored"}
+    need(base.keys() <= covered, "R11", f"the pack does not know {sorted(base.keys() - covered)}")
+    need(len(base) == index["base"]["tensors"], "R11", "number of tensors in the base")
+
+
+def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
+    """The elements from `common` to the end."""
+    size, out = ITEMSIZE[entry["dtype"]], []
+    for chunk in read_chunks(data, entry["stored"], numel(entry["shape"]) - common, 1, with_counts=False):
+        stored, raw_length = chunk["streams"][0]
+        need(raw_length == sum(chunk["tiles"]) * size, "R8", "raw length of stored elements")
+        out.append(merge_planes(unstream(stored, raw_length), size))
+    return b"".join(out)
+
+
+def restore_common(data: bytes, entry: Json, base: Tensor, weight: float, factor: float | None) -> bytes:
+    """Base plus terms, over the elements that both tensors have."""
+    common, dtype, old, size = common_numel(entry), entry["dtype"], base[0], ITEMSIZE[base[0]]
+    acc, kept = np.zeros(common, np.float32), np.zeros(common, bool)
+    for term in entry["terms"]:
+        own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(weight)
+        streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
+        nnz = 0
+        for chunk in read_chunks(data, term["blob"], common, streams, with_counts=True):
+            where = positions(term, chunk) + chunk["start"]
+            acc[where] += term_values(term, chunk, own)
+            kept[where] = True
+            nnz += len(where)
+        need(nnz == term["nnz"], "R8", "nnz is not the sum of the counts")
+    raw = base[2][: common * size]
+    parts = [add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)]
+    return b"".join(parts)
+
+
+def restore(
+    pack_path: str | Path, base_tensors: Mapping[str, Tensor], *, weight: float = 1.0, factor: float | None = None
+) -> dict[str, Tensor]:
+    """Apply a pack to its base, checking every rule.
+
+    Args:
+        pack_path: The pack.
+        base_tensors: Name to (dtype name, shape, little-endian bytes in row-major order).
+        weight: Scales the difference; the digests of the result are checked only where it is 1.
+        factor: Takes the place of every factor in the pack; the digests of the result are not checked then.
+
+    Returns:
+        The tensors of the result; aliases are not among them.
+
+    Raises:
+        Invalid: A rule is broken, by the pack or, R11 and R12, by the base.
+    """
+    pack = read_pack(pack_path)
+    index, data = pack["index"], pack["data"]
+    check_base(index, base_tensors)
+    result: dict[str, Tensor] = {}
+    with np.errstate(all="ignore"):
+        for entry in index["tensors"]:
+            base = None
+            if "digests" in entry:
+                check_digests_blob(data, entry)
+            if "base" in entry:
+                base = base_tensors[base_of(entry)[0]]
+                need(tensor_digest(*base) == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
+            if "dtype" not in entry:
+                continue
+            if entry["kind"] == "unchanged" and base is not None:
+                raw = base[2]
+            else:
+                raw = restore_common(data, entry, base, weight, factor) if base is not None else b""
+                if "stored" in entry:
+                    raw += restore_stored(data, entry, common_numel(entry))
+            if weight == 1.0 and factor is None:
+                found = tensor_digest(entry["dtype"], entry["shape"], raw)
+                need(found == entry["digest"], "R12", f"the restored {entry['name']!r} differs")
+            result[entry["name"]] = (entry["dtype"], tuple(entry["shape"]), raw)
+    return result
+
+
+def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
+    """The side files of a pack; None stands for one to be taken from the base checkpoint."""
+    pack = read_pack(pack_path)
+    out: dict[str, bytes | None] = {}
+    for file in pack["index"]["files"] or []:
+        out[file["name"]] = None
+        if "blob" in file:
+            content = unstream(plain_blob(pack["data"], file["blob"]), file["size"])
+            need(hashlib.sha256(content).hexdigest() == file["sha256"], "R8", f"file {file['name']!r} differs")
+            out[file["name"]] = content
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# safetensors, as far as the command line needs it
+# ---------------------------------------------------------------------------------------------------------------------
+
+SAFETENSORS = {name.upper(): name for name in ITEMSIZE} | {
+    "F8_E4M3": "f8_e4m3fn",
+    "F8_E8M0": "f8_e8m0fnu",
+}
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, or of all *.safetensors files of a folder."""
+    if path.is_dir():
+        files = [load_safetensors(file) for file in sorted(path.glob("*.safetensors"))]
+        return {name: tensor for file in files for name, tensor in file.items()}
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, info in header.items():
+        begin, end = info["data_offsets"]
+        tensors[name] = (SAFETENSORS[info["dtype"]], tuple(info["shape"]), data[start + begin : start + end])
+    return tensors
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one file."""
+    names = {ours: theirs for theirs, ours in SAFETENSORS.items()}
+    header: Json = {"__metadata__": {"format": "pt"}}
+    end = 0
+    order = sorted(tensors, key=lambda name: (-ITEMSIZE[tensors[name][0]], name))  # so that each is aligned
+    for name in order:
+        dtype, shape, raw = tensors[name]
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [end, end + len(raw)]}
+        end += len(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors[name][2] for name in order))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Restore a checkpoint from its base and a .dpk pack.")
+    parser.add_argument("base", type=Path)
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument("--factor", type=float, default=None)
+    args = parser.parse_args()
+    try:
+        result = restore(args.pack, load_safetensors(args.base), weight=args.weight, factor=args.factor)
+    except Invalid as error:
+        print(f"{args.pack}: {error}", file=sys.stderr)
+        return 3
+    save_safetensors(args.out, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Every conformance vector, against every decoder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = ROOT / "tests" / "vectors"
+VALID = sorted(path.stem for path in VECTORS.glob("v1-ok-*.dpk"))
+INVALID: dict[str, dict[str, Any]] = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
+
+
+def load_reference() -> ModuleType:
+    """Import spec/reference_decoder.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("reference_decoder", ROOT / "spec" / "reference_decoder.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = load_reference()
+
+
+def companion(name: str) -> dict[str, Any]:
+    """Read the .json file of a valid vector."""
+    document: dict[str, Any] = json.loads((VECTORS / name).read_text("utf-8"))
+    return document
+
+
+def tensors(rows: dict[str, Any]) -> Tensors:
+    """Tensors of a companion file."""
+    return {
+        name: (row["dtype"], tuple(row["shape"]), b"".join(bytes.fromhex(word) * n for word, n in row["data"]))
+        for name, row in rows.items()
+    }
+
+
+class ReferenceDecoder:
+    """spec/reference_decoder.py."""
+
+    def restore(self, pack: Path, base: Tensors, weight: float = 1.0) -> Tensors:
+        """Return the restored tensors, all rules checked."""
+        result: Tensors = reference.restore(pack, base, weight=weight)
+        return result
+
+    def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str | None]:
+        """Return the rule, and the name of the error class where the decoder has several, that reading runs into."""
+        with pytest.raises(reference.Invalid) as caught:
+            reference.read_pack(pack)
+            reference.side_files(pack)
+            reference.restore(pack, base or {})
+        return str(caught.value.rule), None
+
+
+DECODERS: list[Callable[[], Any]] = [ReferenceDecoder]  # the package's own reader belongs here too
+
+
+@pytest.fixture(params=DECODERS, ids=lambda decoder: decoder.__name__)
+def decoder(request: pytest.FixtureRequest) -> Any:
+    """Return one decoder after the other."""
+    return request.param()
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_valid_vector_restores_bit_for_bit(decoder: Any, name: str) -> None:
+    """A valid pack gives exactly the expected tensors."""
+    document = companion(f"{name}.json")
+    assert decoder.restore(VECTORS / f"{name}.dpk", tensors(document["base"])) == tensors(document["result"])
+
+
+@pytest.mark.parametrize("name", [name for name in VALID if "weight" in companion(f"{name}.json")])
+def test_valid_vector_restores_with_weight(decoder: Any, name: str) -> None:
+    """A weight scales the difference with one rounding."""
+    document = companion(f"{name}.json")
+    found = decoder.restore(VECTORS / f"{name}.dpk", tensors(document["base"]), float(document["weight"]))
+    assert found == tensors(document["weighted"])
+
+
+@pytest.mark.parametrize("name", sorted(INVALID))
+def test_invalid_vector_breaks_its_rule(decoder: Any, name: str) -> None:
+    """An invalid pack is refused, for the intended reason."""
+    expected = INVALID[name]
+    base = tensors(companion(expected["base"])["base"]) if expected["base"] else None
+    rule, error = decoder.rule_broken(VECTORS / name, base)
+    assert rule == expected["rule"]
+    assert error in (None, expected["error"])
+
+
+def test_reference_restores_side_files() -> None:
+    """Files travel as they are, compressed, or by reference to the base."""
+    files = reference.side_files(VECTORS / "v1-ok-files.dpk")
+    assert files == {
+        "LICENSE": None,
+        "config.json": b'{"a":1}',
+        "empty.txt": b"",
+        "sub/chat template.jinja": "\u00fc".encode(),
+        "tokenizer.json": b"0123456789" * 50,
+    }
+
+
+def test_vectors_are_small_and_complete() -> None:
+    """The folder stays light, and each invalid file is listed."""
+    files = [path for path in VECTORS.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 400_000
+    assert {path.name for path in VECTORS.glob("v1-bad-*.dpk")} == set(INVALID)

@@ -1,0 +1,379 @@
+"""Bytes of packs from plain descriptions, valid or not, for make_vectors.py only. Shares no code with deltapack."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import scalar
+import xxhash
+import zstandard
+from scalar import CHUNK, ITEMSIZE, TILE
+
+SCALED = ("int8", "int4", "int3", "int2", "sign")
+WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An element type, a shape and the elements as bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def bits(self, i: int) -> int:
+        """The bits of element i."""
+        size = ITEMSIZE[self.dtype]
+        return int.from_bytes(self.data[i * size : (i + 1) * size], "little")
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return len(self.data) // ITEMSIZE[self.dtype]
+
+    @property
+    def chunk_digests(self) -> list[bytes]:
+        """The digests of the chunks."""
+        step = CHUNK * ITEMSIZE[self.dtype]
+        return [xxhash.xxh3_128_digest(self.data[i : i + step]) for i in range(0, len(self.data), step)]
+
+    @property
+    def digest(self) -> str:
+        """The root digest."""
+        text = f"{self.dtype}\0{','.join(map(str, self.shape))}\0".encode()
+        return xxhash.xxh3_128_hexdigest(text + b"".join(self.chunk_digests))
+
+
+@dataclass
+class Blob:
+    """Bytes and how many of them the hash covers (None: all)."""
+
+    data: bytes
+    hashed: int | None = None
+
+    @property
+    def hash(self) -> str:
+        """The hash that the index states."""
+        return f"{xxhash.xxh3_64_intdigest(self.data[: self.hashed]):016x}"
+
+
+def zstd(raw: bytes, **options: Any) -> bytes:
+    """One frame."""
+    if options:
+        params = zstandard.ZstdCompressionParameters.from_level(1, **options)
+        return zstandard.ZstdCompressor(compression_params=params).compress(raw)
+    return zstandard.ZstdCompressor(level=1).compress(raw)
+
+
+def stream(raw: bytes) -> tuple[bytes, int]:
+    """Stored bytes and raw length."""
+    frame = zstd(raw)
+    return (frame if len(frame) < len(raw) else raw), len(raw)
+
+
+def planes(raw: bytes, size: int) -> bytes:
+    """Elements to byte planes."""
+    return b"".join(raw[i::size] for i in range(size))
+
+
+def pack_bits(words: list[int], width: int) -> bytes:
+    """Words of `width` bits, least significant bit first."""
+    total = sum((word & (1 << width) - 1) << i * width for i, word in enumerate(words))
+    return total.to_bytes(-(-len(words) * width // 8), "little")
+
+
+def tiles_of(start: int, stop: int) -> list[tuple[int, int]]:
+    """The tiles of a chunk."""
+    return [(a, min(a + TILE, stop)) for a in range(start, stop, TILE)]
+
+
+def chunks_of(count: int) -> list[tuple[int, int]]:
+    """The chunks of a tensor."""
+    return [(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK)]
+
+
+def gaps_of(kept: list[list[int]]) -> list[int]:
+    """The gaps of the positions of several tiles."""
+    return [p - (tile[i - 1] + 1 if i else 0) for tile in kept for i, p in enumerate(tile)]
+
+
+def encode_gaps(kept: list[list[int]], shift: int) -> bytes:
+    """Codec `gaps`."""
+    gaps = gaps_of(kept)
+    if shift == 0:
+        return b"".join(b"\xff" * (gap // 255) + bytes([gap % 255]) for gap in gaps)
+    unary, at = 0, 0
+    for gap in gaps:
+        at += gap >> shift
+        unary |= 1 << at
+        at += 1
+    return pack_bits(gaps, shift) + unary.to_bytes(-(-at // 8), "little")
+
+
+def encode_codes(codec: str, codes: list[int]) -> bytes:
+    """Codes: bits of floats, or integers."""
+    if codec in ("f32", "bf16", "f16"):
+        size = WIDTH[codec] // 8
+        return planes(b"".join(code.to_bytes(size, "little") for code in codes), size)
+    if codec == "sign":
+        codes = [int(code < 0) for code in codes]
+    return pack_bits(codes, WIDTH[codec])
+
+
+@dataclass
+class Term:
+    """A term: its index entry, what it adds to each kept element, and hooks to spoil its chunks."""
+
+    index: str
+    values: str
+    positions: list[int]
+    codes: list[int]
+    scales: list[int] = field(default_factory=list)  # bf16 bits, one per group
+    factor: int = 0x3F800000
+    params: Json = field(default_factory=dict)
+    spoil: Callable[[Json], None] | None = None  # edits {"streams", "counts", ...} of a chunk before it is written
+
+    def kept(self, start: int, stop: int) -> list[list[int]]:
+        """The kept positions of each tile of a chunk, from the start of the tile."""
+        return [[p - a for p in self.positions if a <= p < b] for a, b in tiles_of(start, stop)]
+
+    def blob(self, common: int) -> Blob:
+        """The chunked blob."""
+        table, payloads, code, scale = b"", b"", 0, 0
+        for start, stop in chunks_of(common):
+            kept = self.kept(start, stop)
+            n, groups = sum(map(len, kept)), sum(-(-len(tile) // 128) for tile in kept)
+            raws = []
+            if self.index == "gaps":
+                raws.append(encode_gaps(kept, self.params["shift"]))
+            if self.index == "bitmap":
+                bits = sum(1 << p - start for p in self.positions if start <= p < stop)
+                raws.append(bits.to_bytes(-(-(stop - start) // 8), "little"))
+            raws.append(encode_codes(self.values, self.codes[code : code + n]))
+            if self.values in SCALED:
+                raw = b"".join(bits.to_bytes(2, "little") for bits in self.scales[scale : scale + groups])
+                raws.append(planes(raw, 2))
+            code, scale = code + n, scale + groups
+            chunk = {"streams": [stream(raw) for raw in raws], "counts": [len(tile) for tile in kept], "flip": 0}
+            if self.spoil:
+                self.spoil(chunk)
+            payload = b"".join(stored for stored, _ in chunk["streams"])
+            lengths = [n for stored, raw_length in chunk["streams"] for n in (len(stored), raw_length)]
+            table += struct.pack("<Q", xxhash.xxh3_64_intdigest(payload) ^ chunk["flip"])
+            table += struct.pack(f"<{len(lengths) + len(chunk['counts'])}I", *lengths, *chunk["counts"])
+            payloads += payload
+        return Blob(table + payloads, len(table))
+
+    def entry(self, common: int) -> Json:
+        """The index entry, with a `Blob` in place of its reference."""
+        out = {"index": self.index, "values": self.values, "factor": f"{self.factor:08x}", "nnz": len(self.positions)}
+        return out | self.params | {"blob": self.blob(common)}
+
+    def added(self, common: int, weight: float) -> dict[int, float]:
+        """Position to value (section 6.1)."""
+        factor = scalar.round_f32(scalar.number("f32", self.factor) * scalar.round_f32(weight))
+        if self.values not in SCALED:
+            return {
+                p: scalar.round_f32(scalar.number(self.values, code) * factor)
+                for p, code in zip(self.positions, self.codes, strict=True)
+            }
+        out, scale, codes = {}, iter(self.scales), iter(self.codes)
+        for start, stop in chunks_of(common):
+            for (a, _), tile in zip(tiles_of(start, stop), self.kept(start, stop), strict=True):
+                for i, p in enumerate(tile):
+                    if i % 128 == 0:
+                        step = scalar.round_f32(scalar.number("bf16", next(scale)) * factor)
+                    out[a + p] = scalar.round_f32(next(codes) * step)
+        return out
+
+
+def stored_blob(data: bytes, size: int, spoil: Callable[[Json], None] | None = None) -> Blob:
+    """Elements held whole."""
+    table, payloads, step = b"", b"", CHUNK * size
+    for i in range(0, len(data), step):
+        raw = planes(data[i : i + step], size)
+        chunk = {"streams": [stream(raw)]}
+        if spoil:
+            spoil(chunk)
+        payload, length = chunk["streams"][0]
+        table += struct.pack("<QII", xxhash.xxh3_64_intdigest(payload), len(payload), length)
+        payloads += payload
+    return Blob(table + payloads, len(table))
+
+
+class Pack:
+    """A pack in the making: `base` and `result` tensors and the entries of the index."""
+
+    def __init__(self) -> None:
+        self.base: dict[str, Tensor] = {}
+        self.result: dict[str, Tensor] = {}
+        self.weighted: dict[str, Tensor] = {}  # the result with `weight`, where that is not 1
+        self.weight = 1.0
+        self.entries: list[Json] = []
+        self.files: list[Json] | None = None
+        self.extra: Json = {}
+        self.minor = 0
+
+    def patched(self, name: str, old: Tensor, terms: list[Term], **options: Any) -> Pack:
+        """Add a tensor of kind delta, grown or shrunk; options: dtype, shape, tail, base_name, spoil_tail."""
+        dtype, shape = options.get("dtype", old.dtype), options.get("shape", old.shape)
+        tail, base_name = options.get("tail", b""), options.get("base_name", name)
+        count = 1
+        for dim in shape:
+            count *= dim
+        common = min(count, old.numel)
+
+        def restored(weight: float) -> Tensor:
+            size, out = ITEMSIZE[dtype], bytearray()
+            added: dict[int, list[float]] = {}
+            for term in terms:
+                for p, value in term.added(common, weight).items():
+                    added.setdefault(p, []).append(value)
+            if dtype == old.dtype:
+                out += old.data[: common * size]
+            todo = range(common) if dtype != old.dtype else added
+            out += bytes(common * size - len(out))
+            for p in todo:
+                new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
+                out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
+            return Tensor(dtype, shape, bytes(out) + tail)
+
+        new = restored(1.0)
+        kind = "delta" if shape == old.shape else "grown" if count > old.numel or tail else "shrunk"
+        base: Json = {"digest": old.digest}
+        base |= {"name": base_name} if base_name != name else {}
+        base |= {"dtype": old.dtype} if dtype != old.dtype else {}
+        base |= {"shape": list(old.shape)} if shape != old.shape else {}
+        entry: Json = {"name": name, "kind": kind, "dtype": dtype, "shape": list(shape), "digest": new.digest}
+        entry |= {"base": base, "terms": [term.entry(common) for term in terms]}
+        if kind == "grown":
+            entry["stored"] = stored_blob(tail, ITEMSIZE[dtype], options.get("spoil_tail"))
+        if max(old.numel, new.numel) > CHUNK:
+            entry["digests"] = Blob(b"".join(old.chunk_digests + new.chunk_digests))
+        self.base[base_name], self.result[name] = old, new
+        if self.weight != 1.0:
+            self.weighted[name] = restored(self.weight)
+        self.entries.append(entry)
+        return self
+
+    def stored(self, name: str, new: Tensor, spoil: Callable[[Json], None] | None = None) -> Pack:
+        """Add a stored tensor."""
+        entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
+        entry |= {"digest": new.digest, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
+        if new.numel > CHUNK:
+            entry["digests"] = Blob(b"".join(new.chunk_digests))
+        self.result[name] = new
+        self.entries.append(entry)
+        return self
+
+    def unchanged(self, name: str, old: Tensor, base_name: str | None = None) -> Pack:
+        """Add an unchanged tensor."""
+        base = {"digest": old.digest} | ({"name": base_name} if base_name else {})
+        entry = {"name": name, "kind": "unchanged", "dtype": old.dtype, "shape": list(old.shape)}
+        self.entries.append(entry | {"digest": old.digest, "base": base})
+        self.base[base_name or name] = self.result[name] = old
+        return self
+
+    def removed(self, name: str, old: Tensor) -> Pack:
+        """Add a removed tensor."""
+        base = {"digest": old.digest, "dtype": old.dtype, "shape": list(old.shape)}
+        self.entries.append({"name": name, "kind": "removed", "base": base})
+        self.base[name] = old
+        return self
+
+    def alias(self, name: str, of: str) -> Pack:
+        """Add an alias."""
+        self.entries.append({"name": name, "kind": "alias", "of": of})
+        return self
+
+    def file(self, name: str, content: bytes, inside: bool = True, blob: Blob | None = None) -> Pack:
+        """Add a side file."""
+        entry: Json = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if inside:
+            frame = zstd(content)
+            entry["blob"] = blob or Blob(frame if len(frame) < len(content) else content)
+        self.files = [*(self.files or []), entry]
+        return self
+
+    def build(self, edit: Callable[[Json], None] | None = None, **options: Any) -> bytes:
+        """Return the file.
+
+        Args:
+            edit: Changes the finished index, before it is written.
+            options: `text` changes the JSON text, `frame` the index as stored, `blobs` the blob region, `fields`
+                overrides prologue fields; checksums are made to fit each of them.
+        """
+        entries = sorted(self.entries, key=lambda entry: entry["name"].encode())
+        files = self.files and sorted(self.files, key=lambda file: file["name"].encode())
+        index: Json = {"format": "dpk", "required": [], "created_by": "make_vectors 1", "recipe": {}}
+        index |= {"base": {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}}
+        index |= {"result": result_of(self.result), "tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
+        index |= self.extra
+        region = bytearray()
+
+        def place(holder: Json, key: str) -> None:
+            blob = holder[key]
+            region.extend(bytes(-len(region) % 8))
+            holder[key] = [64 + len(region), len(blob.data), blob.hash]
+            region.extend(blob.data)
+
+        for entry in index["tensors"]:
+            for term in entry.get("terms", []):
+                place(term, "blob")
+            for key in ("stored", "digests"):
+                if key in entry:
+                    place(entry, key)
+        for file in index["files"] or []:
+            if "blob" in file:
+                place(file, "blob")
+        region.extend(bytes(-len(region) % 8))
+        if edit:
+            edit(index)
+        raw = dump(index)
+        raw = options["text"](raw) if "text" in options else raw
+        region = bytearray(options["blobs"](bytes(region))) if "blobs" in options else region
+        frame = options["frame"](raw) if "frame" in options else zstd(raw)
+        return prologue(frame, len(raw), 64 + len(region), self.minor, options.get("fields", {})) + region + frame
+
+
+def dump(index: Any) -> bytes:
+    """Canonical JSON."""
+    return json.dumps(index, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def prologue(frame: bytes, raw_length: int, offset: int, minor: int, fields: Json) -> bytes:
+    """64 bytes."""
+    values = {
+        **{"magic": b"\x89DPK\r\n\x1a\n", "major": 1, "minor": minor, "flags": 0},
+        **{"file_length": offset + len(frame), "index_offset": offset, "index_length": len(frame)},
+        **{"index_raw_length": raw_length, "index_hash": xxhash.xxh3_64_intdigest(frame)},
+    } | fields
+    head = struct.pack("<8sHHIQQQQQ", *list(values.values())[:9])
+    return head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head) ^ values.get("spoil", 0))
+
+
+def rows_of(tensors: dict[str, Tensor]) -> str:
+    """The text whose SHA-256 is the fingerprint."""
+    text = ""
+    for name in sorted(tensors, key=str.encode):
+        t = tensors[name]
+        text += f"{name}\0{t.dtype}\0{','.join(map(str, t.shape))}\0{t.digest}\n"
+    return text
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """The fingerprint of a checkpoint."""
+    return hashlib.sha256(rows_of(tensors).encode()).hexdigest()
+
+
+def result_of(tensors: dict[str, Tensor]) -> Json:
+    """The `result` of the index."""
+    size = sum(len(t.data) for t in tensors.values())
+    return {"fingerprint": fingerprint(tensors), "tensors": len(tensors), "bytes": size}

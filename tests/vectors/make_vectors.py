@@ -1,0 +1,89 @@
+"""Make the conformance vectors of this folder. Run it from anywhere; it needs zstandard and xxhash.
+
+It uses neither the package nor the reference decoder, so that the three can be held against each other.
+
+    v1-ok-<feature>.dpk          a valid pack
+    v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]
+    v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
+                                 (the .json file that holds a base to restore it with, or null)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))
+
+from build import Tensor  # noqa: E402
+from invalid import invalid_packs  # noqa: E402
+from scalar import ITEMSIZE  # noqa: E402
+from valid import valid_packs  # noqa: E402
+
+
+def runs(tensor: Tensor) -> list[list[Any]]:
+    """The elements as [hex, repeat], with neighbours that stand once joined."""
+    size = ITEMSIZE[tensor.dtype]
+    out: list[list[Any]] = []
+    start, data = 0, tensor.data
+    while start < len(data):
+        word, stop = data[start : start + size], start + size
+        while data[stop : stop + size] == word:
+            stop += size
+        repeat = (stop - start) // size
+        if repeat <= 4:
+            piece = data[start:stop].hex()
+            if out and out[-1][1] == 1:
+                out[-1][0] += piece
+            else:
+                out.append([piece, 1])
+        else:
+            out.append([word.hex(), repeat])
+        start = stop
+    return out
+
+
+def tensors_json(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Tensors as the companion files spell them."""
+    return {
+        name: {"dtype": t.dtype, "shape": list(t.shape), "data": runs(t)} for name, t in sorted(tensors.items())
+    }
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document, one line per entry of the second level."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in value.items())
+            lines.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Replace every vector of the folder."""
+    for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
+        old.unlink()
+    for name, about, pack in valid_packs():
+        (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
+        document: dict[str, Any] = {"about": about}
+        document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
+        if pack.weighted:
+            document |= {"weight": str(pack.weight), "weighted": tensors_json(pack.weighted)}
+        write_json(FOLDER / f"v1-ok-{name}.json", document)
+    expected = {}
+    for rule, what, error, base, data in invalid_packs():
+        name = f"v1-bad-{rule}-{what}.dpk"
+        assert name not in expected, name
+        (FOLDER / name).write_bytes(data)
+        expected[name] = {"rule": rule, "error": error, "base": base and f"v1-ok-{base}.json"}
+    write_json(FOLDER / "invalid.json", {"vectors": expected})
+
+
+if __name__ == "__main__":
+    main()
