@@ -10,7 +10,7 @@ from deltapack.composing import Composition, WeightedPack, compose
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
-from deltapack.merge import METHODS, Method
+from deltapack.merge_methods import METHODS, Method
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring import Elements, TensorJob, restore_tensors

@@ -23,7 +23,7 @@ from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.limits import DEFAULT_LIMITS
-from deltapack.merge import METHODS
+from deltapack.merge_methods import METHODS
 from deltapack.parallel import resolve_workers
 from deltapack.reports import MergeReport, Progress
 from deltapack.restoring import PackTerm, RestoredTensor, TensorJob, restore_chunk, restore_tensors
@@ -60,7 +60,7 @@ def merge(
         packs: The packs, all made from this base.
         out: Folder, `.safetensors` file or `.dpk` pack to write.
         weights: One weight per pack, or one for all; 1 unless given.
-        method: Name of a merge method; see `deltapack.merge`.
+        method: Name of a merge method; see `deltapack.merge_methods`.
         prefer: The pack (one of `packs`) that decides on tensors that cannot be added, and on side files.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.

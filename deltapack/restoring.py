@@ -19,7 +19,7 @@ from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_diges
 from deltapack.format.index import BlobRef, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import reference, rounding
-from deltapack.merge import Method, Sparse
+from deltapack.merge_methods import Method, Sparse
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 

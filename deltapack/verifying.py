@@ -15,7 +15,7 @@ from deltapack.errors import ChecksumError
 from deltapack.format.digest import chunk_count, root_digest
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.merge import METHODS
+from deltapack.merge_methods import METHODS
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring import restore_tensors

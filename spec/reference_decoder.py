@@ -390,7 +390,6 @@ def check_files(files: Any) -> None:
         weights = (".safetensors", ".safetensors.index.json")
         need(not name.lower().endswith(weights), "R13", f"file {name!r} would stand in for restored tensors")
         need(0 <= file["size"] <= MAX_FILE, "R6", f"file {name!r} is too large")
-        need("blob" not in file or file["blob"][1] <= file["size"], "R8", f"blob of file {name!r} is too long")
     names = [file["name"].encode() for file in files]
     need(all(a < b for a, b in itertools.pairwise(names)), "R6", "file names are not unique and sorted")
     folders = {b"/".join(name.split(b"/")[:i]) for name in names for i in range(1, name.count(b"/") + 1)}
@@ -440,31 +439,37 @@ def read_pack(path: str | Path) -> Json:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def read_chunks(data: bytes, ref: list[Any], count: int, streams: int, with_counts: bool) -> Iterator[Json]:
-    """R8: check the table of a chunked blob over `count` elements, then yield its chunks one by one."""
-    blob, chunks, tiles = blob_bytes(data, ref), spans(count, CHUNK), len(spans(count, TILE))
-    table = len(chunks) * (8 + 8 * streams) + (4 * tiles if with_counts else 0)
-    need(table <= len(blob), "R8", "the blob is shorter than its table")
-    need(f"{xxh3(blob[:table]):016x}" == ref[2], "R8", "the table of a blob is damaged")
-    at, end = 0, table
+def read_chunks(data: bytes, ref: list[Any], count: int, streams: int, nnz: int | None = None) -> Iterator[Json]:
+    """R8: check the table of a chunked blob over `count` elements, then yield its chunks one by one.
+
+    A term gives its `nnz`; the table of `stored`, which has no counts, does not need it.
+    """
+    blob, chunks = blob_bytes(data, ref), spans(count, CHUNK)
+    tiles = 0 if nnz is None else len(spans(count, TILE))
+    length = len(chunks) * (8 + 8 * streams) + 4 * tiles
+    need(length <= len(blob), "R8", "the blob is shorter than its table")
+    need(f"{xxh3(blob[:length]):016x}" == ref[2], "R8", "the table of a blob is damaged")
+    table, at = [], 0
     for start, stop in chunks:
         sizes = [hi - lo for lo, hi in spans(stop - start, TILE)]
-        words = struct.unpack_from(f"<Q{2 * streams}I{len(sizes) if with_counts else 0}I", blob, at)
-        at += 8 + 4 * (len(words) - 1)
-        lengths, counts = words[1 : 1 + 2 * streams], words[1 + 2 * streams :]
+        own_hash, *words = struct.unpack_from(f"<Q{2 * streams + (len(sizes) if tiles else 0)}I", blob, at)
+        at += 8 + 4 * len(words)
+        lengths, counts = words[: 2 * streams], words[2 * streams :]
         need(all(n <= size for n, size in zip(counts, sizes, strict=False)), "R8", "count exceeds the tile")
-        payload = blob[end : end + sum(lengths[::2])]
-        need(len(payload) == sum(lengths[::2]), "R8", "a payload leaves its blob")
-        need(xxh3(payload) == words[0], "R8", "a chunk is damaged")
-        end += len(payload)
-        parts = [payload[sum(lengths[: 2 * i : 2]) :][: lengths[2 * i]] for i in range(streams)]
-        yield {
-            "start": start,
-            "tiles": sizes,
-            "counts": list(counts),
-            "streams": list(zip(parts, lengths[1::2], strict=True)),
-        }
-    need(end == len(blob), "R8", "the blob does not end with its last payload")
+        need(all(a <= b for a, b in zip(lengths[::2], lengths[1::2], strict=True)), "R8", "stored exceeds raw length")
+        table.append((start, sizes, own_hash, lengths, counts))
+    need(nnz is None or sum(sum(row[4]) for row in table) == nnz, "R8", "nnz is not the sum of the counts")
+    stored = sum(sum(row[3][::2]) for row in table)
+    need(length + stored == len(blob), "R8", "the blob does not end with its last payload")
+    at = length
+    for start, sizes, own_hash, lengths, counts in table:
+        parts = []
+        for size in lengths[::2]:
+            parts.append(blob[at : at + size])
+            at += size
+        need(xxh3(b"".join(parts)) == own_hash, "R8", "a chunk is damaged")
+        pairs = list(zip(parts, lengths[1::2], strict=True))
+        yield {"start": start, "tiles": sizes, "counts": counts, "streams": pairs}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -655,8 +660,9 @@ def to_f32(dtype: str, raw: bytes) -> np.ndarray:
         return (words.astype(np.uint32) << 16).view(np.float32)
     if dtype.startswith("f8"):
         magnitude = f8_values(dtype)[words & 0x7F]
-        return np.where(words & 0x80, -magnitude, magnitude).astype(np.float32)
-    return words.astype(np.float32)
+        words = np.where(words & 0x80, -magnitude, magnitude)
+    numbers: np.ndarray = words.astype(np.float32)
+    return numbers
 
 
 def convert(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -758,7 +764,7 @@ def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
 def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     """The elements from `common` to the end."""
     size, out = ITEMSIZE[entry["dtype"]], []
-    for chunk in read_chunks(data, entry["stored"], numel(entry["shape"]) - common, 1, with_counts=False):
+    for chunk in read_chunks(data, entry["stored"], numel(entry["shape"]) - common, 1):
         stored, raw_length = chunk["streams"][0]
         need(raw_length == sum(chunk["tiles"]) * size, "R8", "raw length of stored elements")
         out.append(merge_planes(unstream(stored, raw_length), size))
@@ -772,13 +778,10 @@ def restore_common(data: bytes, entry: Json, base: Tensor, weight: float, factor
     for term in entry["terms"]:
         own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(weight)
         streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
-        nnz = 0
-        for chunk in read_chunks(data, term["blob"], common, streams, with_counts=True):
+        for chunk in read_chunks(data, term["blob"], common, streams, term["nnz"]):
             where = positions(term, chunk) + chunk["start"]
             acc[where] += term_values(term, chunk, own)
             kept[where] = True
-            nnz += len(where)
-        need(nnz == term["nnz"], "R8", "nnz is not the sum of the counts")
     raw = base[2][: common * size]
     parts = [add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)]
     return b"".join(parts)

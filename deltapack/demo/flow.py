@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 
-import deltapack
+from deltapack.applying import apply
+from deltapack.compressing import compress
 from deltapack.demo.corpus import Corpus, Folders, read_corpus
 from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
+from deltapack.merging import merge
 from deltapack.parallel import resolve_workers
+from deltapack.recipe import Recipe
 
 __all__ = ["DOMAINS", "DemoReport", "DemoSize", "Row", "run_demo"]
 
@@ -212,9 +215,9 @@ class _Demo:
         self.echo(f"compressing, restoring and measuring {name}")
         start = time.perf_counter()
         base, pack, restored = self.out / "base", self.out / name, f"restored/{Path(name).stem}"
-        recipe = deltapack.Recipe(drop_rate=rate)
-        deltapack.compress(base, self.out / f"{domain}-finetuned", pack, recipe=recipe, workers=self.workers)
-        deltapack.apply(base, pack, self.out / restored, workers=self.workers)
+        recipe = Recipe(drop_rate=rate)
+        compress(base, self.out / f"{domain}-finetuned", pack, recipe=recipe, workers=self.workers)
+        apply(base, pack, self.out / restored, workers=self.workers)
         self.seconds["pack"] += time.perf_counter() - start
         loss = self._measure(restored, (domain,))
         return Row(name, "pack", pack.stat().st_size, loss, self._retention(loss))
@@ -223,7 +226,7 @@ class _Demo:
         self.echo(f"merging {' and '.join(packs)}")
         start = time.perf_counter()
         paths, weights = [self.out / pack for pack in packs], [self.size.merge_weight] * len(packs)
-        deltapack.merge(self.out / "base", paths, self.out / "merged", weights=weights, workers=self.workers)
+        merge(self.out / "base", paths, self.out / "merged", weights=weights, workers=self.workers)
         self.seconds["pack"] += time.perf_counter() - start
         loss = self._measure("merged", DOMAINS)
         return Row("merged", "merge", 0, loss, self._retention(loss))

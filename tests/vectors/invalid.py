@@ -245,7 +245,7 @@ def index_cases() -> Iterator[Case]:
     big.files = [{"name": f"f{i}", "size": 64 << 20, "sha256": "0" * 64} for i in range(5)]
     yield "R6", "files-bytes", LIMIT, None, big.build()
     for what, kind, shape in (
-        ("grown-not", "grown", (4, 3)),
+        ("grown-not", "grown", (5, 3)),
         ("grown-trailing", "grown", (5, 2)),
         ("grown-rank", "grown", (12, 1, 2)),
         ("shrunk-not", "shrunk", (5, 3)),
@@ -369,7 +369,7 @@ def gap_cases() -> Iterator[tuple[str, bytes]]:
     yield "gaps-one-more", with_gaps(b"\0\0\0", 0, [0, 1])
     yield "gaps-one-less", with_gaps(b"\xff\0", 0, [0, 1])
     yield "gaps-none-but-bytes", with_gaps(b"\xff", 0, [])
-    yield "gaps-escapes-leave-tile", with_gaps(b"\xff" * 7 + b"\xff\0", 0, [0])
+    yield "gaps-escapes-leave-tile", with_gaps(b"\xff" * 7 + b"\xfe", 0, [0])
     # shift 4, two gaps of 0: low bits 00, unary 03
     yield "rice-one-more", with_gaps(b"\0\7", 4, [0, 1])
     yield "rice-one-less", with_gaps(b"\0\1", 4, [0, 1])

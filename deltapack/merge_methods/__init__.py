@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge.linear import linear
+from deltapack.merge_methods.linear import linear
 
 __all__ = ["METHODS", "Method", "Sparse"]
 
