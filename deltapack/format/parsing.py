@@ -7,9 +7,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from deltapack.dtypes import BY_NAME, DType
+from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import load_canonical
+from deltapack.format.fields import (
+    CONTROL,
+    blob_ref,
+    check_keys,
+    count,
+    dtype_of,
+    hexadecimal,
+    shape_of,
+    strings,
+    tensor_name,
+    typed,
+)
 from deltapack.format.index import (
     INDEX_CODECS,
     KINDS,
@@ -30,8 +42,6 @@ __all__ = ["check_side_file_name", "parse_index"]
 
 T = TypeVar("T")
 KNOWN_FEATURES: frozenset[str] = frozenset()
-_HEX = {digits: re.compile(f"[0-9a-f]{{{digits}}}") for digits in (8, 16, 32, 64)}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FLOAT = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
@@ -44,32 +54,32 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         LimitError: More tensors, dimensions or elements than `limits` allow.
     """
     top = load_canonical(data, limits.json_depth)
-    _keys(top, "the index", required=_TOP, optional={"optional"})
+    check_keys(top, "the index", required=_TOP, optional={"optional"})
     if top["format"] != "dpk":
         raise FormatError("the index is of another format", rule="R4", expected="dpk", found=top["format"])
-    required = _strings(top, "required")
+    required = strings(top, "required")
     unknown = [name for name in required if name not in KNOWN_FEATURES]
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
-    base, result = _typed(top, "base", dict), _typed(top, "result", dict)
-    _keys(base, "base", required={"fingerprint", "tensors"})
-    _keys(result, "result", required={"fingerprint", "tensors", "bytes"})
-    rows = _typed(top, "tensors", list)
+    base, result = typed(top, "base", dict), typed(top, "result", dict)
+    check_keys(base, "base", required={"fingerprint", "tensors"})
+    check_keys(result, "result", required={"fingerprint", "tensors", "bytes"})
+    rows = typed(top, "tensors", list)
     if len(rows) > limits.tensors:
         raise LimitError("too many tensors", rule="R6", expected=f"at most {limits.tensors}", found=len(rows))
     files = top["files"]
     index = Index(
-        base_fingerprint=_hex(base, "fingerprint", 64),
-        base_tensors=_count(base, "tensors"),
-        result_fingerprint=_hex(result, "fingerprint", 64),
-        result_tensors=_count(result, "tensors"),
-        result_bytes=_count(result, "bytes"),
-        recipe=_typed(top, "recipe", dict),
+        base_fingerprint=hexadecimal(base, "fingerprint", 64),
+        base_tensors=count(base, "tensors"),
+        result_fingerprint=hexadecimal(result, "fingerprint", 64),
+        result_tensors=count(result, "tensors"),
+        result_bytes=count(result, "bytes"),
+        recipe=typed(top, "recipe", dict),
         entries=tuple(_located(row, lambda row: _entry(row, limits)) for row in rows),
-        files=None if files is None else tuple(_file(row, limits) for row in _typed(top, "files", list)),
-        created_by=_typed(top, "created_by", str),
+        files=None if files is None else tuple(_file(row, limits) for row in typed(top, "files", list)),
+        created_by=typed(top, "created_by", str),
         required=tuple(required),
-        optional=_typed(top, "optional", dict) if "optional" in top else {},
+        optional=typed(top, "optional", dict) if "optional" in top else {},
     )
     _check_entries(index)
     _check_files(index.files or (), limits)
@@ -108,14 +118,14 @@ def _entry(row: Any, limits: Limits) -> Entry:
     if kind not in KINDS:
         raise UnsupportedError("unknown kind of tensor entry", rule="R5", found=kind, hint="Update deltapack.")
     required, optional = _KEYS[kind]
-    _keys(row, "the entry", required=required, optional=optional)
-    name = _name(row, limits)
+    check_keys(row, "the entry", required=required, optional=optional)
+    name = tensor_name(row, limits)
     if kind == "alias":
-        return Entry(name, kind, of=_typed(row, "of", str))
+        return Entry(name, kind, of=typed(row, "of", str))
     if kind == "removed":
         return Entry(name, kind, base=_base(row, name, None, None, limits))
-    dtype, shape = _dtype(row), _shape(row, limits)
-    terms = _typed(row, "terms", list) if "terms" in row else []
+    dtype, shape = dtype_of(row), shape_of(row, limits)
+    terms = typed(row, "terms", list) if "terms" in row else []
     if len(terms) > limits.terms:
         raise LimitError("too many terms", rule="R6", expected=f"at most {limits.terms}", found=len(terms))
     entry = Entry(
@@ -123,11 +133,11 @@ def _entry(row: Any, limits: Limits) -> Entry:
         kind,
         dtype,
         shape,
-        _hex(row, "digest", 32),
+        hexadecimal(row, "digest", 32),
         base=_base(row, name, dtype, shape, limits) if "base" in row else None,
         terms=tuple(map(_term, terms)),
-        stored=_blob(row, "stored") if "stored" in row else None,
-        digests=_blob(row, "digests") if "digests" in row else None,
+        stored=blob_ref(row, "stored") if "stored" in row else None,
+        digests=blob_ref(row, "digests") if "digests" in row else None,
         stats=_stats(row) if "stats" in row else None,
     )
     _check_kind(entry)
@@ -160,14 +170,14 @@ def _check_kind(entry: Entry) -> None:
 
 
 def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
-    base = _typed(row, "base", dict)
+    base = typed(row, "base", dict)
     removed = {"dtype", "shape"} if dtype is None else set()
-    _keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
+    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
     found = BaseRef(
-        name=_name(base, limits) if "name" in base else name,
-        dtype=_dtype(base) if "dtype" in base else dtype or _dtype(base),
-        shape=_shape(base, limits) if "shape" in base else shape or (),
-        digest=_hex(base, "digest", 32),
+        name=tensor_name(base, limits) if "name" in base else name,
+        dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
+        shape=shape_of(base, limits) if "shape" in base else shape or (),
+        digest=hexadecimal(base, "digest", 32),
     )
     repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
     if repeats or (shape is not None and "shape" in base and found.shape == shape):
@@ -178,37 +188,37 @@ def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | Non
 def _term(row: Any) -> Term:
     if type(row) is not dict:
         raise FormatError("a term is not an object", rule="R4")
-    index, values = _typed(row, "index", str), _typed(row, "values", str)
+    index, values = typed(row, "index", str), typed(row, "values", str)
     for codec, known in ((index, INDEX_CODECS), (values, VALUE_CODECS)):
         if codec not in known:
             raise UnsupportedError("unknown codec", rule="R5", found=codec, hint="Update deltapack.")
-    _keys(row, "a term", required={"index", "values", "factor", "nnz", "blob", *INDEX_CODECS[index]})
-    factor = f32_of_bits(_hex(row, "factor", 8))
-    keep = _count(row, "keep") if "keep" in row else 0
-    shift = _count(row, "shift") if "shift" in row else 0
+    check_keys(row, "a term", required={"index", "values", "factor", "nnz", "blob", *INDEX_CODECS[index]})
+    factor = f32_of_bits(hexadecimal(row, "factor", 8))
+    keep = count(row, "keep") if "keep" in row else 0
+    shift = count(row, "shift") if "shift" in row else 0
     if not math.isfinite(factor):
         raise FormatError("the factor of a term is not finite", rule="R6", found=factor)
     if ("keep" in row and not 1 <= keep < 1 << 32) or shift > 15:
         raise FormatError("a codec parameter is out of range", rule="R6", found=f"keep {keep}, shift {shift}")
-    key = int(_hex(row, "key", 16), 16) if "key" in row else 0
-    return Term(index, values, factor, _count(row, "nnz"), _blob(row, "blob"), keep, key, shift)
+    key = int(hexadecimal(row, "key", 16), 16) if "key" in row else 0
+    return Term(index, values, factor, count(row, "nnz"), blob_ref(row, "blob"), keep, key, shift)
 
 
 def _stats(row: Any) -> Stats:
-    stats = _typed(row, "stats", dict)
-    _keys(stats, "stats", required={"l1", "max_abs"})
-    values = [_typed(stats, key, str) for key in ("l1", "max_abs")]
+    stats = typed(row, "stats", dict)
+    check_keys(stats, "stats", required={"l1", "max_abs"})
+    values = [typed(stats, key, str) for key in ("l1", "max_abs")]
     if not all(_FLOAT.fullmatch(value) for value in values):
         raise FormatError("stats are not decimal numbers", rule="R6", found=values)
     return Stats(*values)
 
 
 def _file(row: Any, limits: Limits) -> FileEntry:
-    _keys(row, "a file entry", required={"name", "size", "sha256"}, optional={"blob"})
-    name = _typed(row, "name", str)
+    check_keys(row, "a file entry", required={"name", "size", "sha256"}, optional={"blob"})
+    name = typed(row, "name", str)
     check_side_file_name(name, limits)
-    blob = _blob(row, "blob") if "blob" in row else None
-    return FileEntry(name, _count(row, "size"), _hex(row, "sha256", 64), blob)
+    blob = blob_ref(row, "blob") if "blob" in row else None
+    return FileEntry(name, count(row, "size"), hexadecimal(row, "sha256", 64), blob)
 
 
 def check_side_file_name(name: str, limits: Limits) -> None:
@@ -218,7 +228,7 @@ def check_side_file_name(name: str, limits: Limits) -> None:
         FormatError: Rule R6 is broken.
     """
     parts = name.split("/")
-    bad = any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name or _CONTROL.search(name)
+    bad = any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name or CONTROL.search(name)
     if bad or len(name.encode()) > limits.name_bytes:
         hint = "Do not trust this pack."
         raise FormatError("a side file has a name that is not a plain path", rule="R6", found=name, hint=hint)
@@ -266,71 +276,3 @@ def _sorted_unique(names: list[str], what: str) -> None:
     encoded = [name.encode() for name in names]
     if any(left >= right for left, right in zip(encoded, encoded[1:], strict=False)):
         raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")
-
-
-def _keys(row: Any, what: str, *, required: set[str], optional: set[str] | None = None) -> None:
-    if type(row) is not dict:
-        raise FormatError(f"{what} is not an object", rule="R4")
-    missing, unknown = required - row.keys(), row.keys() - required - (optional or set())
-    if missing or unknown:
-        text = f"lacks {sorted(missing)[0]!r}" if missing else f"has the unknown key {sorted(unknown)[0]!r}"
-        raise FormatError(f"{what} {text}", rule="R4")
-
-
-def _typed(row: Any, key: str, kind: type[T]) -> T:
-    value = row.get(key)
-    if type(value) is not kind:
-        raise FormatError(f"{key!r} has the wrong type", rule="R4", expected=kind.__name__, found=type(value).__name__)
-    return value
-
-
-def _strings(row: Any, key: str) -> list[str]:
-    values = _typed(row, key, list)
-    if not all(type(value) is str for value in values) or values != sorted(set(values)):
-        raise FormatError(f"{key!r} is not a sorted list of strings", rule="R4")
-    return values
-
-
-def _count(row: Any, key: str) -> int:
-    value = _typed(row, key, int)
-    if value < 0:
-        raise FormatError(f"{key!r} is negative", rule="R6", found=value)
-    return value
-
-
-def _hex(row: Any, key: str, digits: int) -> str:
-    value = _typed(row, key, str)
-    if not _HEX[digits].fullmatch(value):
-        raise FormatError(f"{key!r} is not {digits} hexadecimal digits", rule="R4", found=value)
-    return value
-
-
-def _name(row: Any, limits: Limits) -> str:
-    name = _typed(row, "name", str)
-    if not 1 <= len(name.encode()) <= limits.name_bytes or _CONTROL.search(name):
-        raise FormatError("a tensor name is empty, too long or has control characters", rule="R6", found=name)
-    return name
-
-
-def _dtype(row: Any) -> DType:
-    name = _typed(row, "dtype", str)
-    if name not in BY_NAME:
-        raise UnsupportedError("unknown dtype", rule="R5", found=name, hint="Update deltapack.")
-    return BY_NAME[name]
-
-
-def _shape(row: Any, limits: Limits) -> tuple[int, ...]:
-    shape = _typed(row, "shape", list)
-    if any(type(dim) is not int or dim < 0 for dim in shape):
-        raise FormatError("a dimension is not a natural number", rule="R6", found=shape)
-    if len(shape) > limits.ndim or math.prod(shape) > limits.numel:
-        raise LimitError("the tensor is too large", rule="R6", found=shape)
-    return tuple(shape)
-
-
-def _blob(row: Any, key: str) -> BlobRef:
-    value = _typed(row, key, list)
-    types = [type(item) for item in value]
-    if types != [int, int, str] or value[0] < 0 or value[1] < 0 or not _HEX[16].fullmatch(value[2]):
-        raise FormatError(f"{key!r} is not a blob reference", rule="R4", found=value)
-    return BlobRef(*value)

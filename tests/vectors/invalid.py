@@ -11,7 +11,9 @@ import zstandard
 from build import Blob, Json, Pack, Tensor, Term, stream, zstd
 from valid import floats, tensor, term, valid_packs
 
-Case = tuple[str, str, str, str | None, bytes]  # rule, what, error class, name of the valid vector whose base fits, file
+Case = tuple[
+    str, str, str, str | None, bytes
+]  # rule, what, error class, name of the valid vector whose base fits, file
 FORMAT, CHECKSUM, LIMIT, UNSUPPORTED, MISMATCH = (
     "FormatError",
     "ChecksumError",
@@ -47,7 +49,9 @@ def prologue_cases() -> Iterator[Case]:
     yield case("R1", "empty", b"")
     yield case("R1", "63-bytes", good[:63])
     for i in (0, 1, 4, 7):
-        yield case("R1", f"magic-{i}", with_fields(magic=bytes(b ^ 0x80 if j == i else b for j, b in enumerate(good[:8]))))
+        yield case(
+            "R1", f"magic-{i}", with_fields(magic=bytes(b ^ 0x80 if j == i else b for j, b in enumerate(good[:8])))
+        )
     yield case("R1", "crlf", good.replace(b"\r\n", b"\n"))
     yield case("R1", "unfinished", bytes(64) + good[64:])
     yield case("R1", "safetensors", b"\x02\0\0\0\0\0\0\0{}" + bytes(60))
@@ -209,7 +213,12 @@ def index_cases() -> Iterator[Case]:
         ("R6", "alias-of-itself", FORMAT, lambda index: _alias(index, "d")),
         ("R6", "alias-of-removed", FORMAT, lambda index: _alias(index, "c")),
         ("R6", "unchanged-digest", FORMAT, lambda index: _unchanged(index, {"digest": "0" * 32})),
-        ("R6", "unchanged-dtype", FORMAT, lambda index: _unchanged(index, {"digest": index["tensors"][0]["digest"], "dtype": "f16"})),
+        (
+            "R6",
+            "unchanged-dtype",
+            FORMAT,
+            lambda index: _unchanged(index, {"digest": index["tensors"][0]["digest"], "dtype": "f16"}),
+        ),
         ("R6", "stats", FORMAT, put(*A, "stats", {"l1": "inf", "max_abs": "0"})),
         ("R6", "digests-not-needed", FORMAT, put(*A, "digests", [64, 0, "0" * 16])),
         ("R6", "file-size-negative", FORMAT, put("files", 0, "size", -1)),
@@ -301,7 +310,11 @@ def chunk_cases() -> Iterator[Case]:
         return small(spoil=spoil).build()
 
     def streams(i: int, stored: bytes, raw: int | None = None) -> bytes:
-        return spoiled(streams=lambda old: [(stored, len(stored) if raw is None else raw) if j == i else s for j, s in enumerate(old)])
+        return spoiled(
+            streams=lambda old: [
+                (stored, len(stored) if raw is None else raw) if j == i else s for j, s in enumerate(old)
+            ]
+        )
 
     def flip(data: bytes, at: int) -> bytes:
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
@@ -327,9 +340,13 @@ def chunk_cases() -> Iterator[Case]:
     yield "R8", "blob-under-table", FORMAT, "index-gaps-none", _one_blob(Blob(bytes(16)))
     yield "R8", "payload-past-blob", FORMAT, "index-gaps-none", _one_blob(_cut(1))
     yield "R8", "payload-then-more", FORMAT, "index-gaps-none", _one_blob(_cut(-1))
-    yield "R8", "stored-raw-long", FORMAT, base, small(
-        spoil_stored=lambda chunk: chunk.update(streams=[(bytes(8), 8)])
-    ).build()
+    yield (
+        "R8",
+        "stored-raw-long",
+        FORMAT,
+        base,
+        small(spoil_stored=lambda chunk: chunk.update(streams=[(bytes(8), 8)])).build(),
+    )
     yield "R9", "gaps-leave-tile", FORMAT, base, streams(0, b"\0\4\6")
     yield "R9", "gaps-far", FORMAT, base, streams(0, b"\0\4\xfe")
     for what, data in gap_cases():

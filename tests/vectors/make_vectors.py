@@ -48,9 +48,7 @@ def runs(tensor: Tensor) -> list[list[Any]]:
 
 def tensors_json(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Tensors as the companion files spell them."""
-    return {
-        name: {"dtype": t.dtype, "shape": list(t.shape), "data": runs(t)} for name, t in sorted(tensors.items())
-    }
+    return {name: {"dtype": t.dtype, "shape": list(t.shape), "data": runs(t)} for name, t in sorted(tensors.items())}
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -84,9 +84,7 @@ def codecs() -> Iterator[tuple[str, str, Pack]]:
     yield (
         "index-seeded",
         "density 1/4, one tile",
-        Pack().patched(
-            "w", floats("bf16", (300,)), [term("seeded", "int4", seeded, keep=keep, key=f"{key:016x}")]
-        ),
+        Pack().patched("w", floats("bf16", (300,)), [term("seeded", "int4", seeded, keep=keep, key=f"{key:016x}")]),
     )
     seeded = scalar.seeded_positions(1 << 22, key, 0, 3000)
     yield (
@@ -133,7 +131,11 @@ def codecs() -> Iterator[tuple[str, str, Pack]]:
         yield f"values-{codec}", f"{count} kept", Pack().patched("w", old, [term("bitmap", codec, every(2, count * 2))])
     t = term("all", "int4", every(1, 130))
     t.factor, t.scales = 0x41200000, [0xBC23, 0x0001]
-    yield "values-scales", "factor 10, a negative and a subnormal scale", Pack().patched("w", floats("f32", (130,)), [t])
+    yield (
+        "values-scales",
+        "factor 10, a negative and a subnormal scale",
+        Pack().patched("w", floats("f32", (130,)), [t]),
+    )
     t = Term("all", "int3", [0, 1, 2, 3], [-8, 7, -5, 4], [ONE])
     yield "values-int3-wide", "int3 decodes as int4", Pack().patched("w", floats("f32", (4,)), [t])
 
@@ -152,8 +154,10 @@ def arithmetic() -> Iterator[tuple[str, str, Pack]]:
         yield f"dtypes-{old.replace('_', '-')}", f"{old} to every float type; kept and not kept", pack
     big = Term("all", "int8", [0, 1, 2, 3], [127, -128, 1, 0], [0x7F7F], factor=0x7F7FFFFF)
     base = tensor("bf16", (4,), [0x3F80, 0x3F80, 0xFF80, 0x8000])
-    yield "overflow", "scale times factor is infinite; infinity minus infinity, zero times infinity", (
-        Pack().patched("w", base, [big])
+    yield (
+        "overflow",
+        "scale times factor is infinite; infinity minus infinity, zero times infinity",
+        (Pack().patched("w", base, [big])),
     )
     zeros = tensor("f32", (3,), [0x80000000, 0x80000000, 0])
     minus = Term("bitmap", "f32", [0, 2], [0x80000000, 0x80000000])
@@ -178,16 +182,16 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     old = floats("bf16", (4, 3))
     new = floats("bf16", (2, 3), 5).data
     yield "kind-delta", "renamed", Pack().patched("new", old, [term("all", "int8", every(1, 12))], base_name="old")
-    yield "kind-unchanged", "float, integer, renamed", (
-        Pack().unchanged("a", old).unchanged("b", tensor("i64", (2,), [1, 2**63])).unchanged("c", old, "old.c")
+    yield (
+        "kind-unchanged",
+        "float, integer, renamed",
+        (Pack().unchanged("a", old).unchanged("b", tensor("i64", (2,), [1, 2**63])).unchanged("c", old, "old.c")),
     )
     grow = [term("gaps", "int4", [0, 5, 11], shift=2)]
     yield "kind-grown", "2 rows more", Pack().patched("w", old, grow, shape=(6, 3), tail=new)
     wide = tensor("f32", (6,), [0x3F800000] * 6).data
     yield "kind-grown-convert", "bf16 to f32", Pack().patched("w", old, grow, shape=(6, 3), dtype="f32", tail=wide)
-    yield "kind-shrunk", "1 row less", (
-        Pack().patched("w", old, [term("bitmap", "int4", [0, 8])], shape=(3, 3))
-    )
+    yield "kind-shrunk", "1 row less", (Pack().patched("w", old, [term("bitmap", "int4", [0, 8])], shape=(3, 3)))
     pack = Pack()
     for i, (dtype, size) in enumerate(ITEMSIZE.items()):
         pack.stored(f"t{i:02}", Tensor(dtype, (2, 2), bytes((i + j) & 1 for j in range(4 * size))))
@@ -199,38 +203,55 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     yield "kind-removed", "", Pack().removed("gone", old).unchanged("kept", old)
     yield "kind-alias", "tied weights", Pack().unchanged("embed", old).alias("head", "embed")
     swap = [term("all", "int8", every(1, 12))]
-    yield "kind-delta-swapped", "a comes from b and b from a", (
-        Pack().patched("a", old, swap, base_name="b").patched("b", floats("bf16", (4, 3), 9), swap, base_name="a")
+    yield (
+        "kind-delta-swapped",
+        "a comes from b and b from a",
+        (Pack().patched("a", old, swap, base_name="b").patched("b", floats("bf16", (4, 3), 9), swap, base_name="a")),
     )
     yield "index-empty", "no tensors, no files", Pack()
-    yield "scalar", "shape []", (
-        Pack().patched("d", floats("f32", ()), [term("all", "f32", [0])]).stored("s", tensor("i64", (), [7]))
+    yield (
+        "scalar",
+        "shape []",
+        (Pack().patched("d", floats("f32", ()), [term("all", "f32", [0])]).stored("s", tensor("i64", (), [7]))),
     )
     none = tensor("bf16", (0, 3), [])
-    yield "no-elements", "shape [0,3]: blobs of length 0", (
-        Pack()
-        .patched("d", none, [term("gaps", "int4", [], shift=0), term("all", "f32", [])])
-        .patched("g", none, [], shape=(2, 3), tail=new)
-        .patched("h", floats("bf16", (2, 3)), [term("bitmap", "sign", [])], shape=(0, 3))
-        .stored("s", none)
-        .unchanged("u", none)
+    yield (
+        "no-elements",
+        "shape [0,3]: blobs of length 0",
+        (
+            Pack()
+            .patched("d", none, [term("gaps", "int4", [], shift=0), term("all", "f32", [])])
+            .patched("g", none, [], shape=(2, 3), tail=new)
+            .patched("h", floats("bf16", (2, 3)), [term("bitmap", "sign", [])], shape=(0, 3))
+            .stored("s", none)
+            .unchanged("u", none)
+        ),
     )
-    yield "names", "non-ASCII, sorted by UTF-8 bytes; looks like a path", (
-        Pack().unchanged("z", old).unchanged("\ufffd", old).unchanged("\U0001f600", old).unchanged("../\u00fc", old)
+    yield (
+        "names",
+        "non-ASCII, sorted by UTF-8 bytes; looks like a path",
+        (Pack().unchanged("z", old).unchanged("\ufffd", old).unchanged("\U0001f600", old).unchanged("../\u00fc", old)),
     )
     pack = Pack().unchanged("w", old)
-    pack.extra = {"optional": {"x.unknown": [True, None, {"deep": [-1, 2**53 - 1]}]}, "recipe": {"text": 'q"\\\n\u0001'}}
+    pack.extra = {
+        "optional": {"x.unknown": [True, None, {"deep": [-1, 2**53 - 1]}]},
+        "recipe": {"text": 'q"\\\n\u0001'},
+    }
     yield "optional", "unknown optional features, escapes", pack
     pack = Pack().unchanged("w", old)
     pack.minor = 1
     yield "minor", "minor version 1", pack
-    yield "files", "one as it is, one compressed, one empty, one that the base has, one in a folder", (
-        Pack()
-        .file("config.json", b'{"a":1}')
-        .file("tokenizer.json", b"0123456789" * 50)
-        .file("empty.txt", b"")
-        .file("LICENSE", b"from the base", inside=False)
-        .file("sub/chat template.jinja", "\u00fc".encode())
+    yield (
+        "files",
+        "one as it is, one compressed, one empty, one that the base has, one in a folder",
+        (
+            Pack()
+            .file("config.json", b'{"a":1}')
+            .file("tokenizer.json", b"0123456789" * 50)
+            .file("empty.txt", b"")
+            .file("LICENSE", b"from the base", inside=False)
+            .file("sub/chat template.jinja", "\u00fc".encode())
+        ),
     )
     pack = Pack()
     pack.files = []
@@ -260,36 +281,54 @@ def large() -> Iterator[tuple[str, str, Pack]]:
 
     keep = 2**32 // 512
     seeded = [a + p for t, a, n in ((0, 0, TILE), (1, TILE, 300)) for p in scalar.seeded_positions(keep, key, t, n)]
-    yield "tiles-seeded", "two tiles, density 1/512", (
-        Pack().patched("w", base, [two_tiles("seeded", "int4", seeded, keep=keep, key=f"{key:016x}")])
+    yield (
+        "tiles-seeded",
+        "two tiles, density 1/512",
+        (Pack().patched("w", base, [two_tiles("seeded", "int4", seeded, keep=keep, key=f"{key:016x}")])),
     )
     yield "tiles-gaps", "tile borders", Pack().patched("w", base, [two_tiles("gaps", "int8", at, shift=0)])
     yield "tiles-gaps-shift9", "tile borders", Pack().patched("w", base, [two_tiles("gaps", "int8", at, shift=9)])
-    yield "tiles-gaps-one-empty", "the first tile keeps nothing", (
-        Pack().patched("w", base, [two_tiles("gaps", "int4", [TILE + 299], shift=0)])
+    yield (
+        "tiles-gaps-one-empty",
+        "the first tile keeps nothing",
+        (Pack().patched("w", base, [two_tiles("gaps", "int4", [TILE + 299], shift=0)])),
     )
     yield "tiles-bitmap", "tile borders", Pack().patched("w", base, [two_tiles("bitmap", "sign", at)])
     count = CHUNK + TILE + 5
     base = tensor("f8_e4m3fn", (count,), 0x30)
     at = [3, CHUNK - 1, CHUNK, CHUNK + TILE, count - 1]
     keep = 2**32 // 20000
-    places = [a + p for a in range(0, count, TILE) for p in scalar.seeded_positions(keep, key, a // TILE, min(TILE, count - a))]
+    places = [
+        a + p
+        for a in range(0, count, TILE)
+        for p in scalar.seeded_positions(keep, key, a // TILE, min(TILE, count - a))
+    ]
     groups = len({p // TILE for p in places})
     seeded_term = Term("seeded", "int2", places, codes_for("int2", len(places))[0], [ONE] * groups)
     seeded_term.params = {"keep": keep, "key": f"{key:016x}"}
-    yield "chunks-delta", "two chunks, two terms, chunk digests", (
-        Pack().patched("w", base, [Term("gaps", "f16", at, codes_for("f16", 5)[0], params={"shift": 13}), seeded_term])
+    yield (
+        "chunks-delta",
+        "two chunks, two terms, chunk digests",
+        (
+            Pack().patched(
+                "w", base, [Term("gaps", "f16", at, codes_for("f16", 5)[0], params={"shift": 13}), seeded_term]
+            )
+        ),
     )
     old = tensor("i8", (CHUNK + 2,), 5)
     yield "chunks-stored", "two chunks, chunk digests", Pack().stored("w", old)
     base, tail = tensor("bf16", (2, CHUNK - 1), 0x3DCD), bytes(2 * (CHUNK - 1))
     some = Term("gaps", "bf16", [1, CHUNK, 2 * CHUNK - 3], codes_for("bf16", 3)[0], params={"shift": 0})
-    yield "chunks-grown", "chunks of the rest count from its start", (
-        Pack().patched("w", base, [some], shape=(3, CHUNK - 1), tail=tail)
+    yield (
+        "chunks-grown",
+        "chunks of the rest count from its start",
+        (Pack().patched("w", base, [some], shape=(3, CHUNK - 1), tail=tail)),
     )
     near = Term("all", "sign", [0, 1, 2], [1, -1, 1], [SMALL])
-    yield "chunks-shrunk", "chunk digests because the base has two chunks", (
-        Pack().patched("w", tensor("bf16", (CHUNK + 1,), 0x3DCD), [near], shape=(3,))
+    yield (
+        "chunks-shrunk",
+        "chunk digests because the base has two chunks",
+        (Pack().patched("w", tensor("bf16", (CHUNK + 1,), 0x3DCD), [near], shape=(3,))),
     )
 
 

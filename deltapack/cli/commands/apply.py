@@ -1,0 +1,69 @@
+"""`deltapack apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import deltapack
+from deltapack.cli import options
+from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
+
+__all__ = ["command"]
+
+
+@click.command(short_help="Restore a fine-tune from its base and a pack.")
+@options.base_argument
+@options.pack_argument
+@options.out_option("The folder to write, or a file if it ends in .safetensors.")
+@click.option(
+    "--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference."
+)
+@click.option("--rescale", type=float, metavar="F", help="Factor for kept values instead of the pack's own.")
+@options.checkpoint_options
+@options.output_options
+def command(
+    base: Path,
+    pack: Path,
+    out: Path,
+    weight: float,
+    rescale: float | None,
+    dtype: str | None,
+    max_shard_size: str | None,
+    no_verify: bool,
+    force: bool,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Restore the checkpoint that PACK was made from, over its BASE.
+
+    Every tensor of the base is checked against the pack, and every restored tensor against the digest of the
+    result (unless --weight, --rescale or --dtype ask for another result).
+    """
+    with show_progress("restoring", quiet=quiet) as progress:
+        report = deltapack.apply(
+            base,
+            pack,
+            out,
+            weight=weight,
+            rescale=rescale,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            verify=not no_verify,
+            force=force,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.to_json())
+    elif not quiet:
+        checked = "every tensor matches the digests in the pack"
+        fields = [
+            ("restored", str(report.out)),
+            ("tensors", f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"),
+            ("verified", checked if report.verified else "no: not asked for, or another result was"),
+        ]
+        print_fields(fields)
+        print_notes(report.notes)

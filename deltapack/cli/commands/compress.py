@@ -1,0 +1,189 @@
+"""`deltapack compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import deltapack
+from deltapack.cli import options
+from deltapack.cli.render import (
+    count_of,
+    human_bytes,
+    kinds_line,
+    print_fields,
+    print_json,
+    print_notes,
+    print_table,
+    show_progress,
+)
+from deltapack.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe, parse_override
+
+if TYPE_CHECKING:
+    from deltapack.reports import CompressReport
+
+__all__ = ["command"]
+
+PARTS = {
+    "index": "index (positions)",
+    "codes": "values",
+    "scales": "scales",
+    "tables": "tables and digests",
+    "stored": "stored tensors",
+    "files": "side files",
+    "header": "header and index of the file",
+}
+
+
+def _parse_map(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in values:
+        pattern, equals, replacement = text.rpartition("=")  # an expression may hold a `=`, a tensor's name does not
+        if not equals or not pattern:
+            raise click.BadParameter(f"{text!r} is not of the form REGEX=REPLACEMENT.", context, parameter)
+        pairs.append((pattern, replacement))
+    return pairs
+
+
+@click.command(short_help="Pack the difference between a fine-tune and its base.")
+@options.base_argument
+@options.finetuned_argument
+@options.out_option("The pack to write.")
+@click.option("--drop-rate", type=float, default=0.9, show_default=True, help="Share of the difference to drop.")
+@click.option(
+    "--values",
+    type=click.Choice(VALUE_CHOICES),
+    default="auto",
+    show_default=True,
+    help="How kept values are stored; auto takes the smallest that --fidelity allows.",
+)
+@click.option(
+    "--index",
+    type=click.Choice(INDEX_CHOICES),
+    default="auto",
+    show_default=True,
+    help="How kept positions are stored; auto takes the smallest.",
+)
+@click.option("--rescale", type=float, metavar="FACTOR", help="Factor for kept values; 1 / (1 - rate) unless given.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another seed drops other elements.")
+@click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")
+@click.option("--exclude", metavar="REGEX", help="Store tensors whose name has a match whole.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="REGEX:KEY=VALUE,...",
+    help="Other settings for tensors whose whole name matches, such as '.*norm.*:drop-rate=0.5,values=bf16'. "
+    "Keys: drop-rate, values, index, rescale. Repeatable; the last that matches wins.",
+)
+@click.option(
+    "--map",
+    "name_map",
+    multiple=True,
+    callback=_parse_map,
+    metavar="REGEX=REPLACEMENT",
+    help="Turn whole names of the fine-tune into names of the base, such as 'model\\.(.*)=\\1'. Repeatable.",
+)
+@click.option("--include-code", is_flag=True, help="Let Python files of the fine-tune travel in the pack.")
+@click.option(
+    "--fidelity",
+    type=float,
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="Noise that --values auto may add, as a share of the noise of dropping.",
+)
+@click.option(
+    "--non-finite",
+    type=click.Choice(["error", "store"]),
+    default="error",
+    show_default=True,
+    help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
+)
+@options.workers_option
+@options.force_option
+@options.output_options
+def command(
+    base: Path,
+    finetuned: Path,
+    out: Path,
+    drop_rate: float,
+    values: str,
+    index: str,
+    rescale: float | None,
+    seed: int,
+    include: str | None,
+    exclude: str | None,
+    overrides: Sequence[str],
+    name_map: list[tuple[str, str]],
+    include_code: bool,
+    fidelity: float,
+    non_finite: str,
+    workers: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Pack the difference between FINETUNED and BASE.
+
+    Both are a Hugging Face folder, a .safetensors file, or a PyTorch .bin or .pt state dict. The same
+    inputs and options give the same pack, byte for byte.
+    """
+    recipe = Recipe(
+        drop_rate=drop_rate,
+        values=values,
+        index=index,
+        rescale=rescale,
+        seed=seed,
+        include=include,
+        exclude=exclude,
+        overrides=tuple(map(parse_override, overrides)),
+        fidelity=fidelity,
+        non_finite=non_finite,
+    )
+    with show_progress("compressing", quiet=quiet) as progress:
+        report = deltapack.compress(
+            base,
+            finetuned,
+            out,
+            recipe=recipe,
+            name_map=name_map,
+            include_code=include_code,
+            workers=workers,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.to_json() | {"ratio": report.ratio})
+        return
+    if not quiet:
+        _print(report)
+    print_notes([] if quiet else report.notes, report.warnings)
+
+
+def _print(report: CompressReport) -> None:
+    size, whole = human_bytes(report.pack_bytes), human_bytes(report.checkpoint_bytes)
+    exact, weights = f"{report.pack_bytes:,} bytes", count_of(report.delta_elements, "weight")
+    fields = [
+        ("pack", str(report.pack)),
+        ("size", f"{size} ({exact}), {report.ratio:.1f} times smaller than the checkpoint of {whole}"),
+        ("bits per weight", f"{report.delta_bits_per_weight:.4f} over {weights} of changed tensors"),
+        ("tensors", kinds_line(report.kinds)),
+    ]
+    if report.worst:
+        fields.append(("max |delta|", f"{report.max_abs_delta:.3g}"))
+    print_fields(fields)
+    click.echo()
+    parts = [(PARTS.get(part, part), count) for part, count in report.split.items()]
+    print_table(
+        ("part", "bytes", "share"),
+        [(part, f"{count:,}", f"{100 * count / report.pack_bytes:.1f} %") for part, count in parts],
+    )
+    if report.worst:
+        click.echo()
+        print_table(("largest deltas", "max |delta|"), [(name, f"{value:.3g}") for name, value in report.worst])
+    if report.notes:
+        click.echo()

@@ -1,0 +1,105 @@
+"""`deltapack inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deltapack.cli import options
+from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_table
+from deltapack.inspecting import PackSummary, TensorSummary, inspect_pack
+
+__all__ = ["command"]
+
+PARTS = {
+    "terms": "deltas",
+    "stored": "stored tensors",
+    "digests": "digests",
+    "files": "side files",
+    "header": "header and index of the file",
+}
+COLUMNS = ("tensor", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
+
+
+@click.command(short_help="Show what a pack holds.")
+@options.pack_argument
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@options.output_options
+def command(pack: Path, tensors: bool, quiet: bool, as_json: bool) -> None:
+    """Show what PACK says of itself, from its index alone: `deltapack verify` checks the rest."""
+    summary = inspect_pack(pack)
+    if as_json:
+        print_json(summary.to_json(tensors=tensors))
+    elif not quiet:
+        _print(summary)
+        if tensors:
+            click.echo()
+            print_table(COLUMNS, map(_row, summary.tensors), left=6)
+
+
+def _print(summary: PackSummary) -> None:
+    whole = human_bytes(summary.checkpoint_bytes)
+    size = f"{human_bytes(summary.pack_bytes)} ({summary.pack_bytes:,} bytes)"
+    fields = [
+        ("pack", str(summary.path)),
+        ("id", summary.id),
+        ("written by", summary.created_by),
+        ("size", f"{size}, {summary.ratio:.1f} times smaller than the checkpoint of {whole}"),
+        ("base", f"{summary.base_fingerprint} ({count_of(summary.base_tensors, 'tensor')})"),
+        ("result", f"{summary.result_fingerprint} ({count_of(summary.result_tensors, 'tensor')})"),
+        ("recipe", ", ".join(_settings(summary.recipe))),
+        ("tensors", kinds_line(summary.kinds)),
+    ]
+    if summary.delta_elements:
+        share = f"{100 * summary.density:.4g} %"
+        fields += [
+            ("kept", f"{summary.nnz:,} of {count_of(summary.delta_elements, 'weight')} of changed tensors ({share})"),
+            ("bits per weight", f"{summary.delta_bits_per_weight:.4f}"),
+            ("index codecs", kinds_line(summary.index_codecs)),
+            ("value codecs", kinds_line(summary.value_codecs)),
+        ]
+    if summary.max_abs_delta is not None:
+        fields.append(("max |delta|", f"{summary.max_abs_delta:.3g}"))
+    print_fields(fields)
+    click.echo()
+    parts = [(PARTS[part], count) for part, count in summary.split.items()]
+    rows = [(part, f"{count:,}", f"{100 * count / summary.pack_bytes:.1f} %") for part, count in parts]
+    print_table(("part", "bytes", "share"), rows)
+    if summary.files:
+        click.echo()
+        files = [
+            (file.name, f"{file.size:,}", "as in the base" if file.stored_bytes is None else f"{file.stored_bytes:,}")
+            for file in summary.files
+        ]
+        print_table(("side file", "bytes", "stored"), files)
+
+
+def _settings(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Spell the recipe; it is informative, so nothing of it is taken for granted."""
+    for key, value in recipe.items():
+        if not isinstance(value, list):
+            yield f"{key} {value}"
+            continue
+        for item in value:
+            yield f"{key}: " + (" ".join(f"{k}={v}" for k, v in item.items()) if isinstance(item, dict) else str(item))
+
+
+def _row(tensor: TensorSummary) -> tuple[str, ...]:
+    shape = f"[{', '.join(map(str, tensor.shape))}]"
+    name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name
+    is_delta = bool(tensor.elements)
+    return (
+        name,
+        tensor.kind,
+        tensor.dtype or "",
+        shape if tensor.dtype else "",
+        "+".join(tensor.index_codecs),
+        "+".join(tensor.value_codecs),
+        f"{tensor.nnz:,}" if is_delta else "",
+        f"{8 * tensor.stored_bytes / tensor.elements:.3f}" if is_delta else "",
+        f"{tensor.max_abs_delta:.3g}" if tensor.max_abs_delta is not None else "",
+        f"{tensor.stored_bytes:,}",
+    )

@@ -1,0 +1,124 @@
+"""The command `deltapack`: finds the command that is asked for, and turns what it raises into messages and exit codes.
+
+Commands are imported when they are called, so `--help` and `inspect` start without numpy, numba or torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from deltapack._version import __version__
+from deltapack.cli.render import print_paragraph
+from deltapack.errors import DeltapackError
+
+__all__ = ["cli", "main"]
+
+INTERRUPTED = 130
+
+EPILOG = """\b
+Exit codes:
+    0  done
+    1  anything else: the output exists, the disk is full, NaN in the
+       fine-tune, packs in conflict
+    2  usage: an option or argument is wrong
+    3  corrupt: a pack or a checkpoint is damaged
+    4  wrong base: the pack was made from another checkpoint
+    5  unsupported: valid, but this version cannot read it
+    6  limit: the input asks for more than the limits allow
+  130  interrupted
+
+Every command takes --help."""
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What the group knows of a command without importing it."""
+
+    summary: str
+    writes: bool = True
+
+
+COMMANDS: Mapping[str, _Command] = {
+    "compress": _Command("Pack the difference between a fine-tune and its base."),
+    "apply": _Command("Restore a fine-tune from its base and a pack."),
+    "merge": _Command("Merge packs onto their common base."),
+    "inspect": _Command("Show what a pack holds.", writes=False),
+    "verify": _Command("Check a pack for damage, and whether a base fits it.", writes=False),
+    # The demo leaves a folder of finished files, whenever it is stopped.
+    "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them.", writes=False),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, so that a reader that has gone is noticed here
+        except DeltapackError as error:
+            print_paragraph("Error", str(error))
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            command = COMMANDS.get(ctx.invoked_subcommand or "")
+            left = "; nothing was left under the final name" if command is not None and command.writes else ""
+            print_paragraph("", f"Interrupted{left}.")
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            _forget_stdout()
+            ctx.exit(1)
+        except MemoryError:
+            print_paragraph("Error", "out of memory. Fewer --workers need less.")
+            ctx.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print_paragraph("Error", f"{where}{error.strerror or error}")
+            ctx.exit(1)
+        return result
+
+
+def _forget_stdout() -> None:
+    """Point standard output to nowhere: whoever read it has gone, and Python would complain of that at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except io.UnsupportedOperation:  # a test's buffer
+        return
+
+
+@click.command(cls=_Commands, name="deltapack", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="deltapack", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Ship a fine-tune as a small pack over its base model, restore it, and merge several.
+
+    A pack (.dpk) holds the difference between two checkpoints: most of it dropped at random and the rest
+    rescaled (DARE), then quantised and checked by digests.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    # SIGTERM then cleans up as Ctrl-C does; by default it would leave temporary files behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
+    cli(prog_name="deltapack")

@@ -1,0 +1,64 @@
+"""Arguments and options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "base_argument",
+    "checkpoint_options",
+    "checkpoint_path",
+    "finetuned_argument",
+    "force_option",
+    "out_option",
+    "output_options",
+    "pack_argument",
+    "pack_path",
+    "workers_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+checkpoint_path = click.Path(exists=True, path_type=Path)
+pack_path = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+base_argument = click.argument("base", type=checkpoint_path)
+finetuned_argument = click.argument("finetuned", type=checkpoint_path)
+pack_argument = click.argument("pack", type=pack_path)
+
+force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given."
+)
+
+
+def out_option(help_text: str) -> Callable[[F], F]:
+    """Return the required option `-o/--out`."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help=help_text)
+
+
+def output_options(function: F) -> F:
+    """Add `--json` and `--quiet`."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+    return as_json(quiet(function))
+
+
+def checkpoint_options(function: F) -> F:
+    """Add what every command that restores tensors takes."""
+    options = (
+        click.option(
+            "--dtype", metavar="D", help="Type of all float tensors of the result, such as bf16; their own by default."
+        ),
+        click.option("--max-shard-size", metavar="S", help="Largest shard, such as 5GB; those of the base by default."),
+        click.option("--no-verify", is_flag=True, help="Do not compare digests of base and result."),
+        force_option,
+        workers_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function

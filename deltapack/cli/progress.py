@@ -1,0 +1,58 @@
+"""The progress bar: share, amount, rate and time left, on stderr; gone when the work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(label: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+    """Draw a bar while the block runs; the value is a callback that takes work done and work in all.
+
+    When the work done falls, a new stage has begun, and rate and time left start afresh.
+    """
+    amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), _Rate(unit)]
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *amount, TimeRemainingColumn()]
+    # Plain prints of other code go above the bar: rich redirects both streams while it is shown.
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        last = 0
+
+        def update(done: int, total: int) -> None:
+            nonlocal last
+            if done < last:
+                bar.reset(task)
+            bar.update(task, completed=done, total=total)
+            last = done
+
+        yield update
+
+
+class _Rate(ProgressColumn):
+    """Work per second, of something that is not bytes."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {self._unit}/s", style="progress.data.speed")

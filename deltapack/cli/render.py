@@ -1,0 +1,140 @@
+"""Text for people (sizes, tables, paragraphs, a progress bar) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import click
+
+__all__ = [
+    "count_of",
+    "escaped",
+    "human_bytes",
+    "kinds_line",
+    "print_fields",
+    "print_json",
+    "print_notes",
+    "print_paragraph",
+    "print_table",
+    "show_progress",
+]
+
+_WIDEST = 100
+"""Columns beyond which a paragraph is hard to read."""
+
+Progress = Callable[[int, int], None]
+
+
+def escaped(text: object) -> str:
+    """Return one line of text with everything that is not printable escaped.
+
+    Names and messages come from files that anyone may have written; a terminal must not obey them.
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in str(text))
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def human_bytes(count: int) -> str:
+    """Return a size in decimal units: `999 B`, `1.2 kB`, `90.9 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    size, unit = count / 1000, "kB"
+    for larger in ("MB", "GB", "TB", "PB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.1f} {unit}"
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return `1 tensor` or `1,234 tensors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def kinds_line(kinds: Mapping[str, int]) -> str:
+    """Return the tensors by entry kind, as in `101 delta, 2 unchanged`."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "none"
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print labels and their values in two columns."""
+    rows = list(fields)
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        click.echo(f"{label:<{width}}  {escaped(value)}".rstrip())
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+    """Print an aligned table.
+
+    Args:
+        header: Title of each column.
+        rows: Cells.
+        left: Number of leading columns that are aligned to the left; the others are figures.
+    """
+    lines = [list(header), *([escaped(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  " + "  ".join(cells).rstrip())
+
+
+def print_paragraph(label: str, text: str) -> None:
+    """Print `label: text` on stderr: one line, or wrapped between words where a terminal shows it."""
+    message = escaped(f"{label}: {text}" if label else text)
+    if sys.stderr.isatty():
+        columns = min(shutil.get_terminal_size().columns, _WIDEST)
+        message = textwrap.fill(message, max(columns, 20), break_long_words=False, break_on_hyphens=False)
+    click.echo(message, err=True)
+
+
+def print_notes(notes: Sequence[str], warnings: Sequence[str] = ()) -> None:
+    """Print what was noticed, on stdout, and what needs attention, on stderr."""
+    for note in notes:
+        click.echo(f"Note: {escaped(note)}")
+    for warning in warnings:
+        print_paragraph("Warning", warning)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout; numbers that JSON does not have become null."""
+    click.echo(json.dumps(_finite(document), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_progress(label: str, *, quiet: bool, unit: str = "bytes") -> AbstractContextManager[Progress | None]:
+    """Return a context whose value is a `progress(done, total)` callback that draws a bar on stderr.
+
+    Where nobody would see it (not a terminal, or `quiet`) the value is `None`.
+
+    Args:
+        label: What is going on, such as `"compressing"`.
+        quiet: Whether the user asked for silence.
+        unit: `"bytes"`, or the plural of what is counted.
+    """
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return nullcontext()
+    from deltapack.cli.progress import progress_bar  # rich takes longer to import than `inspect` takes to run
+
+    return progress_bar(label, unit)

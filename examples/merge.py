@@ -1,0 +1,30 @@
+"""Merge two fine-tunes of one base from their packs, into a folder and into one merged pack.
+
+Usage: python examples/merge.py [BASE A.dpk B.dpk [OUT_FOLDER]]
+
+Without arguments it uses what `deltapack demo` leaves in ./deltapack-demo.
+"""
+
+import sys
+from pathlib import Path
+
+import deltapack
+
+
+def main(base: Path, packs: list[Path], out: Path) -> None:
+    """Merge with weights 0.6 and 0.4."""
+    report = deltapack.merge(base, packs, out / "merged", weights=[0.6, 0.4], force=True)
+    print(f"{report.out}: {report.tensors} tensors")
+
+    # A merged pack is the packs' own terms with their weights: applying it gives the same bits as the folder above.
+    merged = deltapack.merge(base, packs, out / "merged.dpk", weights=[0.6, 0.4], force=True)
+    deltapack.apply(base, merged.out, out / "from-merged-pack", force=True)
+    one, other = (out / name / "model.safetensors" for name in ("merged", "from-merged-pack"))
+    print("same bits:", one.read_bytes() == other.read_bytes())
+
+
+if __name__ == "__main__":
+    demo = Path("deltapack-demo")
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    paths = paths or [demo / "base", *sorted(demo.glob("*.dpk"))[:2]]
+    main(paths[0], paths[1:3], paths[3] if len(paths) > 3 else Path("."))

@@ -1,0 +1,26 @@
+"""Look inside a pack: entries, sparse matrices, what was kept.
+
+Usage: python examples/open_pack.py PACK
+"""
+
+import sys
+
+import numpy as np
+
+import deltapack
+
+
+def main(path: str) -> None:
+    """Print the five largest differences of a pack."""
+    with deltapack.open_pack(path) as pack:
+        print(pack, "made by", pack.index.created_by, "with", dict(pack.index.recipe))
+        entries = [entry for entry in pack.values() if entry.kind == "delta" and entry.nnz]
+        for entry in sorted(entries, key=lambda entry: -entry.nnz)[:5]:
+            delta = entry.to_scipy()  # CSR, rescaled as `apply` adds it
+            density = entry.nnz / max(1, entry.entry.numel)
+            norm = np.sqrt(np.square(delta.data, dtype=np.float64).sum())
+            print(f"{entry.name}: {list(entry.shape)} {entry.dtype}, density {density:.3f}, {entry.stored_bytes:,} bytes, norm {norm:.3g}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
