@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from deltapack.assets import copy_side_files, side_files_bytes
@@ -114,8 +115,11 @@ def write_checkpoint(
             writer.write(job.name, start, elements)
 
         report = progress or (lambda done, total: None)
-        for _ in restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=report):
-            pass
+        with closing(
+            restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=report)
+        ) as restored:
+            for _ in restored:
+                pass
         return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=dtype)
 
 

@@ -19,6 +19,10 @@ from deltapack.restoring import PackTerm, StoredRows, StoredTerm, TensorJob, Ter
 __all__ = ["Composition", "WeightedPack", "compose"]
 
 
+_GONE = ("alias", "removed")
+"""Kinds of entries that drop the base tensor of their name; a tied name is held by another tensor."""
+
+
 @dataclass(frozen=True)
 class WeightedPack:
     """A pack and what it is applied with; `rescale` replaces the factors of its terms."""
@@ -90,9 +94,10 @@ def compose(
     jobs = []
     for name, tensor in base.tensors.items():
         parts = by_base.get(name, [])
-        if len(parts) < len(packs) or not all(part.entry.kind == "removed" for part in parts):
-            jobs.append(_based_job(tensor, [part for part in parts if part.entry.kind != "removed"], packs, chooser))
-    jobs += [_whole_job(chooser.one(parts), packs) for parts in new.values()]
+        staying = [part for part in parts if part.entry.kind not in _GONE]
+        if staying or len(parts) < len(packs):
+            jobs.append(_based_job(tensor, staying, packs, chooser))
+    jobs += [_whole_job(chooser.one(parts)) for parts in new.values()]
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
@@ -142,6 +147,7 @@ def _check_base(base: Checkpoint, packs: Sequence[WeightedPack]) -> None:
                 hint=hint,
             )
         for entry in index.entries:
+            pack.reader.chunk_digests(entry)
             wanted = entry.base
             if wanted is None:
                 continue
@@ -156,6 +162,25 @@ def _check_base(base: Checkpoint, packs: Sequence[WeightedPack]) -> None:
                     rule="R11",
                     hint="`deltapack inspect` tells which base a pack needs.",
                 )
+        _check_covered(base, pack.reader)
+
+
+def _check_covered(base: Checkpoint, reader: PackReader) -> None:
+    """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
+    entries = reader.index.entries
+    known = {entry.base.name for entry in entries if entry.base is not None}
+    known |= {entry.name for entry in entries if entry.kind in ("stored", "alias")}
+    unknown = sorted(set(base.tensors) - {base.aliases.get(name, name) for name in known})
+    if unknown or len(base.tensors) != reader.index.base_tensors:
+        raise BaseMismatchError(
+            "this is not the base that the pack was made from",
+            path=base.path,
+            tensor=unknown[0] if unknown else None,
+            expected=f"{reader.index.base_tensors} tensors",
+            found=f"{len(base.tensors)} tensors" + (", this one is not in the pack" if unknown else ""),
+            rule="R11",
+            hint="`deltapack inspect` tells which base a pack needs.",
+        )
 
 
 def _group(
@@ -171,8 +196,9 @@ def _group(
             if entry.base is not None:
                 name = base.aliases.get(entry.base.name, entry.base.name)
                 by_base.setdefault(name, []).append(_Part(pack, entry))
-            elif entry.kind == "stored":
-                replaces = entry.name in base.tensors and entry.name not in used
+                continue
+            replaces = entry.name in base.tensors and entry.name not in used
+            if replaces or entry.kind == "stored":
                 (by_base if replaces else new).setdefault(entry.name, []).append(_Part(pack, entry))
     return by_base, new
 
@@ -185,7 +211,7 @@ def _based_job(tensor: TensorInfo, parts: Sequence[_Part], packs: Sequence[Weigh
     if not changing:
         return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
     if len(changing) == 1 and changing[0].entry.kind == "stored" and (changing[0].pack.weight == 1 or not _adds(changing[0], tensor)):
-        return replace(_whole_job(changing[0], packs), name=name)
+        return replace(_whole_job(changing[0]), name=name)
     structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
     if structural:
         return _structural_job(tensor, name, digest, changing, structural, packs, chooser)
@@ -193,7 +219,8 @@ def _based_job(tensor: TensorInfo, parts: Sequence[_Part], packs: Sequence[Weigh
     dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
     promised = changing[0].entry.digest if _is_alone(packs) else ""
     terms = tuple(term for part in changing for term in _terms(part, tensor))
-    return TensorJob(name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=promised)
+    path = changing[0].pack.reader.path
+    return TensorJob(name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=promised, pack=path)
 
 
 def _structural_job(
@@ -212,20 +239,30 @@ def _structural_job(
         # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
         part = chooser.one(changing)
         if part.entry.kind == "stored":
-            return replace(_whole_job(part, packs), name=name)
+            return replace(_whole_job(part), name=name)
         entry, changing = part.entry, [part]
     terms = tuple(
         term for other in changing if not other.is_structural or other.entry.kind == entry.kind for term in _terms(other, tensor)
     )
     promised = entry.digest if _is_alone(packs) else ""
     return TensorJob(
-        name, entry.dtype, entry.shape, entry.numel, tensor, digest, terms, _rows(part, entry.common), promised
+        name,
+        entry.dtype,
+        entry.shape,
+        entry.numel,
+        tensor,
+        digest,
+        terms,
+        _rows(part, entry.common),
+        promised,
+        part.pack.reader.path,
     )
 
 
-def _whole_job(part: _Part, packs: Sequence[WeightedPack]) -> TensorJob:
+def _whole_job(part: _Part) -> TensorJob:
     entry = part.entry
-    return TensorJob(entry.name, entry.dtype, entry.shape, entry.numel, rows=_rows(part, 0), digest=entry.digest)
+    rows, path = _rows(part, 0), part.pack.reader.path
+    return TensorJob(entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path)
 
 
 def _adds(part: _Part, tensor: TensorInfo) -> bool:

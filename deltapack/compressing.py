@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
+from deltapack.dtypes import BY_NAME
 from deltapack.encoding import ChunkOutcome, encode_chunk
 from deltapack.entries import Digests, EntryWriter
 from deltapack.errors import OutputError
@@ -100,10 +101,6 @@ class _Job:
     name: str
     plan: TensorPlan | None
 
-    @property
-    def is_base_only(self) -> bool:
-        return self.plan is None
-
 
 @dataclass(frozen=True)
 class _Run:
@@ -127,7 +124,6 @@ class _Run:
                     digests = Digests()
                     for outcome in outcomes:
                         digests.add(outcome)
-                    entries += self._removed(job.name, digests)
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
@@ -137,6 +133,7 @@ class _Run:
                 if base is not None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
         entries += [Entry(name, "alias", of=of) for name, of in self.finetuned.aliases.items()]
+        entries += _removed(base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
 
     def _encode(self, task: tuple[_Job, int]) -> tuple[_Job, ChunkOutcome]:
@@ -149,22 +146,41 @@ class _Run:
 
     def _tasks(self) -> Iterator[tuple[_Job, int]]:
         identity = identity_of(self.finetuned)
+        partners = self._partners()
         for name in sorted(self.finetuned.tensors, key=str.encode):
-            plan = plan_tensor(self.base, self.finetuned, self.match.base_of.get(name), name, self.recipe, identity)
+            plan = plan_tensor(self.base, self.finetuned, partners.get(name), name, self.recipe, identity)
             numel = max(plan.tensor.numel, plan.base.numel if plan.base is not None else 0)
             # A tensor without elements still is one task, so that it gets its entry.
             for chunk in range(max(1, chunk_count(numel))):
                 yield _Job(name, plan), chunk
-        for name in sorted(set(self.base.tensors) - set(self.match.base_of.values()), key=str.encode):
+        for name in sorted(set(self.base.tensors) - set(partners.values()), key=str.encode):
             for chunk in range(max(1, chunk_count(self.base.tensors[name].numel))):
                 yield _Job(name, None), chunk
 
-    def _removed(self, name: str, digests: Digests) -> list[Entry]:
-        if name in self.finetuned.tensors or name in self.finetuned.aliases:
-            return []  # the fine-tune has another tensor of this name, which is stored
-        base = self.base.tensors[name]
-        ref = BaseRef(name, base.dtype, base.shape, digests.base_root(base))
-        return [Entry(name, "removed", base=ref)]
+    def _partners(self) -> dict[str, str]:
+        """Return base names by fine-tuned names, so that every base tensor can be accounted for.
+
+        A base tensor that nothing uses is listed as removed, under its own name. If the fine-tune has that name for a tensor that
+        was matched with another one, the match is given up and the tensor stored whole.
+        """
+        partners = dict(self.match.base_of)
+        while True:
+            used = set(partners.values())
+            clash = [name for name in partners if name in self.base.tensors and name not in used]
+            if not clash:
+                return partners
+            for name in clash:
+                del partners[name]
+
+
+def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
+    """Return an entry for each base tensor that no entry uses or replaces."""
+    known = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
+    return [
+        Entry(name, "removed", base=BaseRef(name, BY_NAME[dtype], shape, digest))
+        for name, dtype, shape, digest in base_rows
+        if name not in known
+    ]
 
 
 def _side_files(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -145,7 +145,8 @@ class _MergedPack:
             workers=self.workers,
             progress=self.progress,
         )
-        entries = [self._entry(tensor) for tensor in restored]
+        with closing(restored):
+            entries = [self._entry(tensor) for tensor in restored]
         entries += [Entry(name, "alias", of=of) for name, of in self.composition.aliases.items()]
         used = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
         for entry in self.packs[0].reader.index.entries:

@@ -113,14 +113,14 @@ class Recipe:
         """Return the recipe as a pack states it: strings and integers only."""
         out: dict[str, Any] = {
             "method": "dare",
-            "drop_rate": repr(self.drop_rate),
+            "drop_rate": repr(float(self.drop_rate)),
             "values": self.values,
             "index": self.index,
-            "rescale": None if self.rescale is None else repr(self.rescale),
+            "rescale": None if self.rescale is None else repr(float(self.rescale)),
             "seed": str(self.seed),
             "include": self.include,
             "exclude": self.exclude,
-            "fidelity": repr(self.fidelity),
+            "fidelity": repr(float(self.fidelity)),
             "overrides": [
                 {"pattern": override.pattern} | {key: str(value) for key, value in _settings(override).items()}
                 for override in self.overrides
@@ -168,5 +168,6 @@ def _finite(name: str, value: float | None) -> None:
 def _regex(pattern: str | None) -> None:
     try:
         re.compile(pattern or "")
-    except re.error as error:
+        (pattern or "").encode()  # the pack states it in UTF-8
+    except (re.error, OverflowError, RecursionError, UnicodeError) as error:
         raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +98,7 @@ class TensorJob:
         terms: What is added to the common elements.
         rows: Elements stored whole: all, or those after the common ones.
         digest: What the root digest must be; empty where nobody says.
+        pack: The pack that says so.
     """
 
     name: str
@@ -108,6 +110,7 @@ class TensorJob:
     terms: tuple[TermSource, ...] = ()
     rows: StoredRows | None = None
     digest: str = ""
+    pack: Path | None = None
 
     @property
     def common(self) -> int:
@@ -153,8 +156,10 @@ def restore_tensors(
     verify: bool,
     workers: int,
     progress: Progress,
-) -> Iterator[RestoredTensor]:
+) -> Generator[RestoredTensor, None, None]:
     """Restore tensors in order and yield each when its last chunk was written and its digests were checked.
+
+    Close the generator before closing what `write` writes to: threads may be at work until then.
 
     Raises:
         BaseMismatchError: A base tensor has another digest than the pack says.
@@ -226,9 +231,10 @@ def _check(base: Checkpoint, restored: RestoredTensor) -> None:
     if job.digest and restored.root != job.digest:
         raise ChecksumError(
             "the restored tensor is not what the pack promises",
+            path=job.pack,
             tensor=job.name,
             expected=f"digest {job.digest}",
             found=restored.root,
-            rule="R13",
+            rule="R12",
             hint="The pack was made by a faulty writer or altered; do not use it.",
         )

@@ -756,7 +756,7 @@ def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
             need(name in base, "R11", f"the base has no tensor {name!r}")
             need((dtype, tuple(shape)) == (base[name][0], tuple(base[name][1])), "R11", f"type or shape of {name!r}")
             need(len(base[name][2]) == numel(shape) * ITEMSIZE[dtype], "R11", f"size of {name!r}")
-    covered = used | {entry["name"] for entry in index["tensors"] if entry["kind"] == "stored"}
+    covered = used | {entry["name"] for entry in index["tensors"] if entry["kind"] in ("stored", "alias")}
     need(base.keys() <= covered, "R11", f"the pack does not know {sorted(base.keys() - covered)}")
     need(len(base) == index["base"]["tensors"], "R11", "number of tensors in the base")
 

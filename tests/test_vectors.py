@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+import deltapack
+from deltapack.checkpoint import open_checkpoint
+from deltapack.dtypes import BY_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
@@ -64,7 +70,44 @@ class ReferenceDecoder:
         return str(caught.value.rule), None
 
 
-DECODERS: list[Callable[[], Any]] = [ReferenceDecoder]  # the package's own reader belongs here too
+class Package:
+    """deltapack itself."""
+
+    def restore(self, pack: Path, base: Tensors, weight: float = 1.0) -> Tensors:
+        """Return the restored tensors, through files."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out.safetensors"
+            deltapack.apply(self._base(Path(folder), base), pack, out, weight=weight)
+            with open_checkpoint(out) as checkpoint:
+                return {
+                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes())
+                    for name, tensor in checkpoint.tensors.items()
+                }
+
+    def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
+        """Return the rule and the error class that verifying and applying run into."""
+        with pytest.raises(deltapack.DeltapackError) as caught:
+            deltapack.verify(pack)
+            self.restore(pack, base or {})
+        assert str(pack) in str(caught.value) or caught.value.exit_code == 4
+        return str(caught.value.rule), type(caught.value).__name__
+
+    def _base(self, folder: Path, base: Tensors) -> Path:
+        """Write a base, with the one side file that a vector takes from it."""
+        path = folder / "base"
+        path.mkdir()
+        header, data = {}, b""
+        for name, (dtype, shape, raw) in base.items():
+            offsets = [len(data), len(data) + len(raw)]
+            header[name] = {"dtype": BY_NAME[dtype].safetensors, "shape": list(shape), "data_offsets": offsets}
+            data += raw
+        text = json.dumps(header).encode()
+        (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+        (path / "LICENSE").write_bytes(b"from the base")
+        return path
+
+
+DECODERS: list[Callable[[], Any]] = [ReferenceDecoder, Package]
 
 
 @pytest.fixture(params=DECODERS, ids=lambda decoder: decoder.__name__)

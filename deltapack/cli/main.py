@@ -91,10 +91,14 @@ class _Commands(click.Group):
             print_paragraph("Error", "out of memory. Fewer --workers need less.")
             ctx.exit(1)
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            print_paragraph("Error", f"{where}{error.strerror or error}")
+            _print_os_error(error)
             ctx.exit(1)
         return result
+
+
+def _print_os_error(error: OSError) -> None:
+    where = f"{error.filename}: " if error.filename else ""
+    print_paragraph("Error", f"{where}{error.strerror or error}")
 
 
 def _forget_stdout() -> None:
@@ -121,4 +125,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
-    cli(prog_name="deltapack")
+    try:
+        cli(prog_name="deltapack")
+    except OSError as error:  # the help could not be printed
+        _print_os_error(error)
+        sys.exit(1)

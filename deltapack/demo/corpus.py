@@ -29,7 +29,10 @@ _SKIPPED = frozenset(
     {"__pycache__", "_vendor", "dist-packages", "encodings", "ensurepip", "idle_test", "idlelib", "lib2to3"}
     | {"pydoc_data", "site-packages", "test", "testing", "tests", "turtledemo"}
 )
-_MAX_FILE_BYTES = 100_000  # one file should not be most of a domain
+# Of torch: what people read and imitate. The rest holds tables of kernels and generated code.
+_TORCH_PACKAGES = frozenset({"distributions", "nn", "optim", "utils"})
+_MAX_FILE_BYTES = 200_000  # larger ones take long to parse, for little of them
+_MAX_DOCUMENT = 16_000  # characters of each part: no file should be much of a domain
 _MIN_DOCSTRING = 120  # characters; "Return the name." teaches no prose
 _HELD_OUT_ONE_IN = 6
 _MIN_HELD_OUT_BYTES = 4096
@@ -96,7 +99,8 @@ def read_corpus(size: int, folders: Folders | None = None) -> Corpus:
     topics = _cut(_topics(), size // 2)
     general_code = _cut(((name, code) for name, code, _ in library), size)
     general_prose = _cut([*topics, *((name, prose) for name, _, prose in library)], size)
-    code = _cut(((name, code) for name, code, _ in _documents(where.torch, size)), size)
+    torch = _documents(where.torch, size, packages=_TORCH_PACKAGES)
+    code = _cut(((name, code) for name, code, _ in torch), size)
     prose = _cut(((name, prose) for name, _, prose in _documents(where.numpy, size, part="prose")), size)
     return Corpus(
         (
@@ -120,14 +124,21 @@ def _rank(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _documents(folder: Path, size: int, part: Part = "code") -> Iterator[tuple[str, str, str]]:
-    """Yield (name, code without docstrings, docstrings) of source files until `part` adds up to `size` characters."""
+def _documents(
+    folder: Path, size: int, *, part: Part = "code", packages: frozenset[str] | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, code without docstrings, docstrings) of source files until `part` adds up to `size` characters.
+
+    With `packages`, only files in these folders of `folder`.
+    """
     names = {path.relative_to(folder): path for path in folder.rglob("*.py")}
     total = 0
     for name, path in sorted(names.items(), key=lambda item: _rank(item[0].as_posix())):
         if total >= size:
             return
-        parts = None if _SKIPPED & set(name.parts) else _split_source(path)
+        if _SKIPPED & set(name.parts) or (packages is not None and name.parts[0] not in packages):
+            continue
+        parts = _split_source(path)
         if parts is not None:
             total += len(parts[part == "prose"])
             yield name.as_posix(), *parts
@@ -157,7 +168,8 @@ def _split_source(path: Path) -> tuple[str, str] | None:
         statement = node.body[0]
         for line in range(statement.lineno - 1, min(statement.end_lineno or statement.lineno, len(lines))):
             lines[line] = None
-    return "\n".join(line for line in lines if line is not None), "".join(docstrings)
+    code = "\n".join(line for line in lines if line is not None)
+    return code[:_MAX_DOCUMENT], "".join(docstrings)[:_MAX_DOCUMENT]
 
 
 def _topics() -> Iterator[tuple[str, str]]:

@@ -41,7 +41,7 @@ class DemoSize:
         merge_weight: Weight of each pack in the merge.
     """
 
-    text_bytes: int = 400_000
+    text_bytes: int = 600_000
     model: ModelSize = field(default_factory=ModelSize)
     base: Schedule = field(default_factory=lambda: Schedule(steps=300, rate=0.02, matrix_rate=0.03))
     fine_tune: Schedule = field(default_factory=lambda: Schedule(steps=70, rate=4e-4))

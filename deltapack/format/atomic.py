@@ -70,14 +70,14 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     Raises:
         OutputError: `path` exists and `force` is false, its folder is missing, or the system refuses to write.
     """
-    if path.is_dir():
-        raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
-    if os.path.lexists(path) and not force:
-        raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
-    if not path.parent.is_dir():
-        raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
-    temporary = temporary_sibling(path)
     with writing(path):
+        if path.is_dir():
+            raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
+        if os.path.lexists(path) and not force:
+            raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
+        if not path.parent.is_dir():
+            raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
+        temporary = temporary_sibling(path)
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
             with os.fdopen(handle, "w+b") as file:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters, which no name may hold."""
 _HEX = {digits: re.compile(f"[0-9a-f]{{{digits}}}") for digits in (8, 16, 32, 64)}
 

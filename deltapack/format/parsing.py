@@ -1,15 +1,17 @@
-"""From canonical JSON to `Index`, trusting nothing. Implements rules R4 to R7 of spec/04-reader-rules.md."""
+"""From canonical JSON to `Index`, trusting nothing. Implements rules R4 to R7 and R13 of spec/04-reader-rules.md."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import load_canonical
+from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     CONTROL,
     blob_ref,
@@ -49,18 +51,19 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
     """Parse and validate an index whose blobs must fill the file from 64 to `index_offset`.
 
     Raises:
-        FormatError: A rule from R4 to R7 is broken.
+        FormatError: R13 or a rule from R4 to R7 is broken.
         UnsupportedError: A required feature, codec, dtype or kind is unknown.
         LimitError: More tensors, dimensions or elements than `limits` allow.
     """
     top = load_canonical(data, limits.json_depth)
-    check_keys(top, "the index", required=_TOP, optional={"optional"})
-    if top["format"] != "dpk":
-        raise FormatError("the index is of another format", rule="R4", expected="dpk", found=top["format"])
+    if type(top) is not dict or top.get("format") != "dpk":
+        raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
+    # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
     unknown = [name for name in required if name not in KNOWN_FEATURES]
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
+    check_keys(top, "the index", required=_TOP, optional={"optional"})
     base, result = typed(top, "base", dict), typed(top, "result", dict)
     check_keys(base, "base", required={"fingerprint", "tensors"})
     check_keys(result, "result", required={"fingerprint", "tensors", "bytes"})
@@ -173,6 +176,8 @@ def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | Non
     base = typed(row, "base", dict)
     removed = {"dtype", "shape"} if dtype is None else set()
     check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
+    if removed and "name" in base:
+        raise FormatError("a removed tensor has a second name", rule="R6", found=base["name"])
     found = BaseRef(
         name=tensor_name(base, limits) if "name" in base else name,
         dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
@@ -222,16 +227,16 @@ def _file(row: Any, limits: Limits) -> FileEntry:
 
 
 def check_side_file_name(name: str, limits: Limits) -> None:
-    """Refuse a name that could leave the output folder or confuse a file system.
+    """Refuse a name that could leave the output folder, hide in it, confuse a file system or replace the tensors.
 
     Raises:
-        FormatError: Rule R6 is broken.
+        FormatError: Rule R13 is broken.
     """
-    parts = name.split("/")
-    bad = any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name or CONTROL.search(name)
-    if bad or len(name.encode()) > limits.name_bytes:
+    plain = all(part[:1] not in ("", ".") for part in name.split("/")) and not set("\\:") & set(name)
+    weights = name.lower().endswith((".safetensors", ".safetensors.index.json"))
+    if not plain or weights or CONTROL.search(name) or len(name.encode()) > limits.name_bytes:
         hint = "Do not trust this pack."
-        raise FormatError("a side file has a name that is not a plain path", rule="R6", found=name, hint=hint)
+        raise FormatError("a side file has a name that is not a plain path", rule="R13", found=name, hint=hint)
 
 
 def _check_entries(index: Index) -> None:
@@ -249,11 +254,18 @@ def _check_entries(index: Index) -> None:
     nbytes = sum(entry.nbytes for entry in index.entries)
     if nbytes != index.result_bytes:
         raise FormatError("the result has another size", rule="R6", expected=nbytes, found=index.result_bytes)
+    found = fingerprint((entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in index.entries if entry.in_result)
+    if found != index.result_fingerprint:
+        raise FormatError("the result has another fingerprint", rule="R6", expected=found, found=index.result_fingerprint)
 
 
 def _check_files(files: Iterable[FileEntry], limits: Limits) -> None:
     files = tuple(files)
-    _sorted_unique([file.name for file in files], "files")
+    names = [file.name for file in files]
+    _sorted_unique(names, "files")
+    folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
+    if not folders.isdisjoint(names):
+        raise FormatError("a side file is also a folder", rule="R13", found=min(folders.intersection(names)))
     total = sum(file.size for file in files)
     largest = max((file.size for file in files), default=0)
     if largest > limits.side_file_bytes or total > limits.side_files_bytes or len(files) > limits.side_files:
@@ -274,5 +286,5 @@ def _check_blobs(blobs: Iterable[BlobRef], index_offset: int) -> None:
 
 def _sorted_unique(names: list[str], what: str) -> None:
     encoded = [name.encode() for name in names]
-    if any(left >= right for left, right in zip(encoded, encoded[1:], strict=False)):
+    if any(left >= right for left, right in pairwise(encoded)):
         raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from deltapack.errors import ChecksumError, DeltapackError, FormatError
-from deltapack.format.digest import hash64
+from deltapack.format.digest import chunk_count, hash64, root_digest
 from deltapack.format.frames import decompress_frame, unpack_stream
-from deltapack.format.index import BlobRef, FileEntry, Index
+from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
 from deltapack.format.table import ChunkRecord, Layout
@@ -100,6 +100,28 @@ class PackReader:
             raise ChecksumError("a blob is damaged", path=self.path, rule="R8", hint="Fetch the pack again.")
         return data
 
+    def chunk_digests(self, entry: Entry) -> tuple[list[bytes], list[bytes]]:
+        """Return the stored chunk digests of an entry: of its base tensor, and of its result; none where none are stored.
+
+        Raises:
+            ChecksumError: They are damaged.
+            FormatError: They do not have the root digests of the index (rule R9).
+        """
+        if entry.digests is None:
+            return [], []
+        data = self.plain_blob(entry.digests)
+        digests = [data[start : start + 16] for start in range(0, len(data), 16)]
+        split = chunk_count(entry.base.numel) if entry.base is not None else 0
+        of_base, of_result = digests[:split], digests[split:]
+        roots = [(entry.digest, root_digest(entry.dtype.name, entry.shape, of_result))]
+        if entry.base is not None:
+            roots.append((entry.base.digest, root_digest(entry.base.dtype.name, entry.base.shape, of_base)))
+        for expected, found in roots:
+            if expected != found:
+                what = "chunk digests do not have the root digest of the index"
+                raise FormatError(what, path=self.path, tensor=entry.name, rule="R9", expected=expected, found=found)
+        return of_base, of_result
+
     def side_file(self, entry: FileEntry) -> bytes:
         """Return the content of a side file that the pack carries.
 
@@ -109,7 +131,9 @@ class PackReader:
         assert entry.blob is not None
         stored = self.plain_blob(entry.blob)
         try:
-            data = stored if len(stored) == entry.size else decompress_frame(stored, entry.size)
+            if len(stored) > entry.size:
+                raise FormatError("a side file is stored larger than it is", rule="R8", expected=entry.size, found=len(stored))
+            data = unpack_stream(stored, entry.size)
         except FormatError as error:
             error.path = self.path
             raise

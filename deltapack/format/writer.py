@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from deltapack.errors import LimitError
 from deltapack.format.atomic import atomic_file
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
 from deltapack.format.frames import compress_frame
 from deltapack.format.index import BlobRef, Index
+from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.table import ChunkRecord, Layout
+from deltapack.limits import DEFAULT_LIMITS
 
 __all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer"]
 
@@ -69,10 +72,21 @@ class PackWriter:
         return replace(blob, offset=offset)
 
     def finish(self, index: Index) -> int:
-        """Write index and prologue and return the size of the file in bytes."""
+        """Write index and prologue and return the size of the file in bytes.
+
+        The index is parsed as a reader would first: what no reader accepts is never written.
+
+        Raises:
+            FormatError: A name or shape that the format does not allow.
+            LimitError: Too many tensors, or an index that is too large.
+        """
         raw = dump_canonical(index.to_json())
-        stored = compress_frame(raw, INDEX_LEVEL)
         offset = self._align()
+        limits = DEFAULT_LIMITS
+        if len(raw) > limits.index_bytes:
+            raise LimitError("the index is too large", expected=f"at most {limits.index_bytes} bytes", found=len(raw))
+        parse_index(raw, offset, limits)
+        stored = compress_frame(raw, INDEX_LEVEL)
         self._write(stored)
         prologue = Prologue(self._end, offset, len(stored), len(raw), hash64(stored))
         self._file.seek(0)

@@ -72,14 +72,14 @@ def sample_positions(key: int, keep: int, first_tile: int, lengths: Counts) -> t
     Returns:
         Positions and counts.
     """
-    density = keep / 2**32
-    steps = max(1.0, TILE * density / (1 - (1 - density) ** ESCAPE))
+    density, extent = keep / 2**32, int(lengths.max(initial=1))
+    steps = max(1.0, extent * density / (1 - (1 - density) ** ESCAPE))
     blocks = int((steps + 6 * steps**0.5) / 4) + 2
     at_once = max(1, _SAMPLES_AT_ONCE // (4 * blocks))
     parts, counts = [], np.zeros(len(lengths), np.int64)
     for start in range(0, len(lengths), at_once):
         stop = min(start + at_once, len(lengths))
-        cursor, kept = _walk(key, keep, first_tile + start, stop - start, blocks)
+        cursor, kept = _walk(key, keep, first_tile + start, stop - start, blocks, extent)
         kept &= cursor <= lengths[start:stop, None]
         counts[start:stop] = kept.sum(axis=1)
         offset = np.arange(start, stop, dtype=np.int64)[:, None] * TILE - 1
@@ -87,15 +87,17 @@ def sample_positions(key: int, keep: int, first_tile: int, lengths: Counts) -> t
     return (np.concatenate(parts) if parts else np.zeros(0, np.uint32)), counts
 
 
-def _walk(key: int, keep: int, tile: int, tiles: int, blocks: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the cursor after each sample and whether the sample kept an element, `[tiles, samples]`."""
+def _walk(
+    key: int, keep: int, tile: int, tiles: int, blocks: int, extent: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the cursor after each sample and whether the sample kept an element, `[tiles, samples]`; all pass `extent`."""
     numbers = np.arange(tile, tile + tiles, dtype=np.uint64)[:, None]
     while True:
         samples = philox(key, numbers, np.arange(blocks, dtype=np.uint64)[None, :]).reshape(tiles, -1)
         gaps = np.searchsorted(gap_thresholds(keep), samples, side="right")
         kept = gaps < ESCAPE
         cursor = np.cumsum(gaps + kept, axis=1, dtype=np.int64)
-        if cursor[:, -1].min() >= TILE:
+        if cursor[:, -1].min() >= extent:
             return cursor, kept
         blocks *= 2
 

@@ -150,7 +150,7 @@ def drop(*path: Any) -> Callable[[Json], None]:
 
 def index_cases() -> Iterator[Case]:
     """R4 to R7 and R13 on what the index says."""
-    A, TERM = ("tensors", 0), ("tensors", 0, "terms", 0)  # noqa: N806
+    A, TERM = ("tensors", 0), ("tensors", 0, "terms", 0)
     edits: list[tuple[str, str, str, Callable[[Json], None]]] = [
         ("R4", "format", FORMAT, put("format", "gguf")),
         ("R4", "missing-recipe", FORMAT, drop("recipe")),
@@ -505,7 +505,7 @@ def _wide(raw: bytes) -> bytes:
 def base_cases() -> Iterator[Case]:
     """R11 and R12: packs that want another base than the one they are given."""
     base = "invalid-base"
-    A = ("tensors", 0)  # noqa: N806
+    A = ("tensors", 0)
     edits = (
         ("R11", "missing", put(*A, "base", "name", "x")),
         ("R11", "dtype", put(*A, "base", "dtype", "f16")),

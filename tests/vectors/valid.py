@@ -19,7 +19,8 @@ BASE_BITS = {
     "f8_e4m3fn": 0x1D,
     "f8_e5m2": 0x2E,
 }
-SPECIAL = {  # 0, -0, smallest, largest, inf (largest again where there is none), NaN with payload, -NaN, 1, -1, odd numbers
+# 0, -0, smallest, largest, -inf (-largest where there is none), NaN with payload, -NaN, 1, -1, odd numbers
+SPECIAL = {
     "f64": "0 8000000000000000 1 7fefffffffffffff fff0000000000000 7ff4000000000001 fff8000000000000 3ff0000000000000 "
     "bff0000000000000 3fb999999999999a 3ff0000010000001 47efffffefffffff",
     "f32": "0 80000000 1 7f7fffff ff800000 7fa00001 ffc00000 3f800000 bf800000 3f808000 3f818000 3f801000",
@@ -265,6 +266,9 @@ def invalid_base() -> Iterator[tuple[str, str, Pack]]:
     """What most invalid vectors are made from."""
     pack = Pack().patched("a", floats("bf16", (4, 3)), [term("gaps", "int4", [0, 5, 11], shift=0)])
     pack.stored("b", tensor("i16", (3,), [1, 2, 3])).removed("c", floats("f32", (2,))).file("config.json", b'{"a":1}')
+    example = Term("gaps", "int4", [0, 2], [3, -4], [0x3C00], factor=0x41200000, params={"shift": 0})
+    three = tensor("bf16", (3,), [0x3F80, 0x3F00, 0xBE80])
+    yield "example", "spec/02-container.md section 2.6", Pack().patched("w", three, [example])
     yield "invalid-base", "valid twin of most invalid vectors", pack
 
 

@@ -22,7 +22,8 @@ __all__ = ["command"]
 @options.output_options
 def command(pack: Path, base: Path | None, workers: int | None, quiet: bool, as_json: bool) -> None:
     """Read all of PACK and check every checksum in it. The exit code says what was found."""
-    with show_progress("verifying", quiet=quiet) as progress:
+    unit = "chunks" if base is None else "bytes"  # with a base, every tensor is restored in memory
+    with show_progress("verifying", quiet=quiet, unit=unit) as progress:
         report = deltapack.verify(pack, base, workers=workers, progress=progress)
     if as_json:
         print_json(report.to_json())

@@ -1,0 +1,89 @@
+"""Every rule, codec, entry kind and element type of the specification has a vector that names or uses it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC, VECTORS = ROOT / "spec", ROOT / "tests" / "vectors"
+NAMES = [path.name for path in VECTORS.glob("v1-*.dpk")]
+
+
+def first_column(page: str, section: str) -> list[str]:
+    """The `names` in the first column of the tables of a section, which ends at the next heading."""
+    text = (SPEC / page).read_text("utf-8").split(section, 1)[1].split("\n#", 1)[0]
+    return [name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`([^`]+)`", row)]
+
+
+RULES = re.findall(r"^\| (R\d+) \|", (SPEC / "04-reader-rules.md").read_text("utf-8"), re.M)
+INDEX_CODECS = re.findall(r"^## `(\w+)`", (SPEC / "codecs" / "index.md").read_text("utf-8"), re.M)
+VALUE_CODECS = first_column("codecs/values.md", "all tiles of the chunk")[:8]
+KINDS = ["delta", "unchanged", "grown", "shrunk", "stored", "removed", "alias"]
+
+
+def test_lists_are_what_the_pages_say() -> None:
+    """The patterns above still find what they look for."""
+    assert [f"R{i}" for i in range(1, 14)] == RULES
+    assert INDEX_CODECS == ["seeded", "gaps", "bitmap", "all"]
+    assert VALUE_CODECS == ["f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign"]
+    assert first_column("03-index.md", "| kind | meaning | common |") == KINDS
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_has_an_invalid_vector(rule: str) -> None:
+    """Each rule has a file that breaks it."""
+    assert any(name.startswith(f"v1-bad-{rule}-") for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        *(f"index-{codec}" for codec in INDEX_CODECS),
+        *(f"values-{codec}" for codec in VALUE_CODECS),
+        *(f"kind-{k}" for k in KINDS),
+    ],
+)
+def test_feature_has_a_valid_vector(feature: str) -> None:
+    """Each codec and each entry kind has a file that uses it."""
+    assert f"v1-ok-{feature}.dpk" in NAMES
+
+
+def test_every_element_type_is_restored_by_a_vector() -> None:
+    """Each element type of section 3.6 occurs in an expected result."""
+    documents = [json.loads(path.read_text("utf-8")) for path in VECTORS.glob("v1-ok-*.json")]
+    found = {tensor["dtype"] for document in documents for tensor in document["result"].values()}
+    assert set(first_column("03-index.md", "## 3.6 Element types")) == found
+
+
+def test_only_known_rules_are_named() -> None:
+    """No page, vector or line of the reference decoder names a rule that does not exist."""
+    texts = [path.read_text("utf-8") for path in [*SPEC.rglob("*.md"), SPEC / "reference_decoder.py"]]
+    expected = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
+    named = {rule for text in texts for rule in re.findall(r"\bR\d+\b", text)} | {
+        row["rule"] for row in expected.values()
+    }
+    assert named <= set(RULES)
+
+
+def test_links_between_pages_exist() -> None:
+    """Pages link to files that are there."""
+    for page in SPEC.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_annotated_pack_is_the_example_vector() -> None:
+    """The rows of section 2.6 are the bytes of its file."""
+    data = (VECTORS / "v1-ok-example.dpk").read_bytes()
+    section = (SPEC / "02-container.md").read_text("utf-8").split("## 2.6", 1)[1]
+    end = 0
+    for offset, digits in re.findall(r"^\| (\d+) \| `([0-9A-F ]+)", section, re.M):
+        row = bytes.fromhex(digits)
+        assert int(offset) == end
+        assert data[end : end + len(row)] == row
+        end += len(row)
+    assert end == 116  # 112 and the first bytes of the index
