@@ -35,7 +35,10 @@ class WeightedPack:
         for name, value in (("weight", self.weight), ("rescale", self.rescale)):
             if value is not None and not (math.isfinite(value) and abs(value) < 3e38):
                 raise RecipeError(f"{name} is not a finite f32", path=self.reader.path, found=value)
-        if self.rescale is not None and any(len(entry.terms) > 1 for entry in self.reader.index.entries):
+        index = self.reader.index
+        # Factors of a merged pack hold its weights, which a rescale would wipe out, be it of a single pack.
+        is_merged = "packs" in index.recipe or any(len(entry.terms) > 1 for entry in index.entries)
+        if self.rescale is not None and is_merged:
             hint = "Rescale the packs that it was merged from."
             raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)
 
@@ -241,9 +244,12 @@ def _structural_job(
         if part.entry.kind == "stored":
             return replace(_whole_job(part), name=name)
         entry, changing = part.entry, [part]
-    terms = tuple(
-        term for other in changing if not other.is_structural or other.entry.kind == entry.kind for term in _terms(other, tensor)
-    )
+    adding = [
+        other
+        for other in changing
+        if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
+    ]
+    terms = tuple(term for other in adding for term in _terms(other, tensor))
     promised = entry.digest if _is_alone(packs) else ""
     return TensorJob(
         name,

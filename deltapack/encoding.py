@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import encode_stored_chunk, encode_term_chunk
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
-from deltapack.kernels import reference, rounding
+from deltapack.kernels import rounding
 from deltapack.planning import TensorPlan, difference
 from deltapack.sparsify import dare
 
@@ -103,7 +104,7 @@ def _encode_delta(
         error.tensor = plan.tensor.name
         raise
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
-    restored = reference.add_sparse(base, source, target, *reference.sum_terms(common, [(positions, values)]))
+    restored = kernels.active().add_sparse(base, source, target, *kernels.active().sum_terms(common, [(positions, values)]))
     kept = rounding.to_f32(restored[positions], target)
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
     return ChunkOutcome(

@@ -15,11 +15,13 @@ from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
-from deltapack.kernels import reference, rounding
+from deltapack.kernels import rounding
 
 if TYPE_CHECKING:
     import scipy.sparse
     import torch
+
+from deltapack import kernels
 
 __all__ = ["Pack", "PackEntry", "open_pack"]
 
@@ -135,7 +137,7 @@ class PackEntry:
         ]
         for chunk in range(blobs[0][1].layout.chunks if blobs else 0):
             terms = [decode_term_chunk(blob, term, chunk, np.float32(term.factor)) for term, blob in blobs]
-            positions, values = reference.sum_terms(blobs[0][1].layout.chunk_length(chunk), terms)
+            positions, values = kernels.active().sum_terms(blobs[0][1].layout.chunk_length(chunk), terms)
             parts.append((positions.astype(np.int64) + chunk * CHUNK, values))
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)

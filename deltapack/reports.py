@@ -139,7 +139,7 @@ def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) 
     if recipe.drop_rate > 0 and largest > RISKY_DELTA:
         names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > RISKY_DELTA)
         count = sum(value > RISKY_DELTA for _, value in worst)
-        risk = "DARE does not work at such ranges" if largest >= HOPELESS_DELTA else "dropping 90 % is risky above 0.005"
+        risk = "DARE does not work near 0.03 and above" if largest >= HOPELESS_DELTA else "dropping 90 % is risky above 0.005"
         out.append(
             f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above 0.005, the worst {names}. "
             "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."

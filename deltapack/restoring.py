@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk
 from deltapack.dtypes import DType
@@ -19,7 +20,7 @@ from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import BlobRef, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
-from deltapack.kernels import reference, rounding
+from deltapack.kernels import rounding
 from deltapack.merge_methods import Method, Sparse
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
@@ -213,7 +214,7 @@ def restore_chunk(
 def _combine(job: TensorJob, source: DType, base: Elements, terms: Sequence[Sparse], method: Method) -> Elements:
     if not terms:
         return rounding.convert(base, source, job.dtype)
-    return reference.add_sparse(base, source, job.dtype, *method(len(base), terms))
+    return kernels.active().add_sparse(base, source, job.dtype, *method(len(base), terms))
 
 
 def _check(base: Checkpoint, restored: RestoredTensor) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.codecs import indices, values
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.codecs.quantize import quantize
@@ -21,7 +22,6 @@ from deltapack.format.index import Term
 from deltapack.format.reader import ChunkedBlob
 from deltapack.format.table import Layout, tile_lengths
 from deltapack.format.writer import StoredChunk
-from deltapack.kernels import reference
 
 __all__ = [
     "TermCodec",
@@ -138,7 +138,7 @@ def _positions(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Coun
     if term.index == "bitmap":
         return indices.decode_bitmap(raw, counts, lengths)
     if term.index == "seeded":
-        positions, found = reference.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths)
+        positions, found = kernels.active().sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths)
     else:
         positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
     if not np.array_equal(found, counts):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.errors import FormatError
 from deltapack.format.digest import TILE
-from deltapack.kernels import reference
 
 __all__ = [
     "best_shift",
@@ -61,7 +61,7 @@ def decode_gaps(raw: bytes, counts: Counts, lengths: Counts, shift: int) -> Posi
     """
     nnz = int(counts.sum())
     gaps = _decode_bytes(raw, nnz) if shift == 0 else _decode_rice(raw, nnz, shift)
-    return reference.positions_from_gaps(gaps, counts, lengths)
+    return kernels.active().positions_from_gaps(gaps, counts, lengths)
 
 
 def encode_bitmap(positions: Positions, length: int) -> bytes:

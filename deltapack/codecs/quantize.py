@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import NonFiniteError
 from deltapack.kernels import reference, rounding
@@ -82,17 +83,12 @@ def _least_squares_steps(grouped: NDArray[np.float32], search: _Search) -> NDArr
     extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=1)[:, None], axis=1)[:, 0]
     sign_bit = np.where(extreme > 0, np.uint32(0x80000000), np.uint32(0))
     start = _coarse_up(largest / np.float32(search.top - (0 if search.top == 128 else 0.5)), search.mantissa_bits)
-    sign = np.where(extreme > 0, -1, 1).astype(np.int32)[:, None]
-    best_bits, best_error = start, np.full(len(grouped), np.iinfo(np.int64).max)
-    for candidate in range(search.candidates if search.candidates > 1 else 0):
-        offset = np.uint32(candidate << (23 - search.mantissa_bits))
-        bits = np.where(start > offset, start - offset, start)
-        step = np.maximum(np.rint(bits.view(np.float32) * inverse), np.float32(1))
-        codes = np.rint(integers * (np.float32(1) / step)[:, None]).astype(np.int32) * sign
-        error = integers - np.clip(codes, -search.top, search.top - 1) * (step.astype(np.int32)[:, None] * sign)
-        squared = np.einsum("ij,ij->i", error, error, dtype=np.int64)
-        better = squared < best_error
-        best_bits, best_error = np.where(better, bits, best_bits), np.where(better, squared, best_error)
+    best_bits = start
+    if search.candidates > 1:
+        loops = kernels.active()
+        best_bits = loops.search_steps(
+            integers, extreme > 0, start, inverse, search.top, search.mantissa_bits, search.candidates
+        )
     return np.where(best_bits == 0, np.uint32(0), best_bits | sign_bit).view(np.float32)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
@@ -73,8 +74,8 @@ def decode_values(
             return rounding.to_f32(elements, dtype) * factor
     steps = join_planes(scales, "<u2").astype(np.uint16, copy=False)
     _require_finite(steps, _EXPONENT["bf16"], "scale")
-    unpacked = reference.unpack_codes(np.frombuffer(codes, np.uint8), BITS[codec], nnz)
-    return reference.scale_codes(unpacked, steps, counts, factor)
+    unpacked = kernels.active().unpack_codes(np.frombuffer(codes, np.uint8), BITS[codec], nnz)
+    return kernels.active().scale_codes(unpacked, steps, counts, factor)
 
 
 def _require_finite(bits: NDArray[np.unsignedinteger], exponent: int, what: str) -> None:

@@ -7,6 +7,7 @@ folder loads there as it is; a byte is its own token.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def initial_parameters(size: ModelSize, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     width, inner = size.width, size.inner
 
-    def matrix(rows: int, columns: int, gain: float = 1.0) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) * (gain * columns**-0.5)
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator) / math.sqrt(columns)
 
     parameters = {"model.embed_tokens.weight": matrix(VOCABULARY, width)}
     for layer in range(size.layers):

@@ -105,7 +105,9 @@ def bits_per_byte(parameters: Mapping[str, Tensor], size: ModelSize, text: bytes
     starts = [rank * (source.numel() - length) // max(1, count - 1) for rank in range(count)]
     batch = torch.stack([source[start : start + length] for start in starts])
     with torch.inference_mode():
-        total = sum(float(_loss(parameters, size, part)) * part.shape[0] for part in batch.split(_EVALUATION_BATCH))
+        total = sum(
+            float(_loss(parameters, size, part)) * part.shape[0] for part in torch.split(batch, _EVALUATION_BATCH)
+        )
     return total / count / math.log(2)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "positions_from_gaps",
     "sample_positions",
     "scale_codes",
+    "search_steps",
     "sum_terms",
     "unpack_codes",
 ]
@@ -153,6 +154,44 @@ def scale_codes(
     with np.errstate(over="ignore", invalid="ignore"):
         steps = (scales.astype(np.uint32) << 16).view(np.float32) * factor
         return codes.astype(np.float32) * np.repeat(steps, group_counts(counts))
+
+
+def search_steps(
+    integers: NDArray[np.int32],
+    negative: NDArray[np.bool_],
+    start: NDArray[np.uint32],
+    inverse: NDArray[np.float32],
+    top: int,
+    mantissa_bits: int,
+    candidates: int,
+) -> NDArray[np.uint32]:
+    """Find the scale of each group with the least squared error, summed in integers so that no order of summation matters.
+
+    Args:
+        integers: `[groups, 128]` the group's values scaled to at most 2047 in magnitude; unused places are zero.
+        negative: `[groups]` whether the scale is negative.
+        start: `[groups]` bits of the largest candidate, an f32; the others follow downwards.
+        inverse: `[groups] f32` what a value was multiplied with to become its integer.
+        top: Codes are in [-top, top - 1].
+        mantissa_bits: Candidates have this many bits of mantissa.
+        candidates: How many to try; of equal ones the largest wins.
+
+    Returns:
+        `[groups]` bits of the magnitude of the best scale.
+    """
+    sign = np.where(negative, -1, 1).astype(np.int32)[:, None]
+    exact = integers.astype(np.float32)
+    best_bits, best_error = start, np.full(len(integers), np.iinfo(np.int64).max)
+    for candidate in range(candidates):
+        offset = np.uint32(candidate << (23 - mantissa_bits))
+        bits = np.where(start > offset, start - offset, start)
+        step = np.maximum(np.rint(bits.view(np.float32) * inverse), np.float32(1))
+        codes = np.rint(exact * (np.float32(1) / step)[:, None]).astype(np.int32) * sign
+        error = integers - np.clip(codes, -top, top - 1) * (step.astype(np.int32)[:, None] * sign)
+        squared = np.einsum("ij,ij->i", error, error, dtype=np.int64)
+        better = squared < best_error
+        best_bits, best_error = np.where(better, bits, best_bits), np.where(better, squared, best_error)
+    return best_bits
 
 
 def sum_terms(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels import reference
+from deltapack import kernels
 
 __all__ = ["linear"]
 
@@ -21,4 +21,4 @@ def linear(
     length: int, terms: Sequence[tuple[NDArray[np.uint32], NDArray[np.float32]]]
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     """Return the sum of the terms, added in order in f32; positions that no term keeps are absent."""
-    return reference.sum_terms(length, terms)
+    return kernels.active().sum_terms(length, terms)

@@ -11,10 +11,10 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
-from deltapack.kernels import reference
 
 __all__ = ["ALL_KEPT", "keep_of_drop_rate", "mask_key", "rescale_factor", "select"]
 
@@ -61,4 +61,4 @@ def select(keep: int, key: int, chunk: int, length: int) -> tuple[NDArray[np.uin
     lengths = np.array(tile_lengths(length), np.int64)
     if keep == ALL_KEPT:
         return np.arange(length, dtype=np.uint32), lengths
-    return reference.sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths)
+    return kernels.active().sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths)

@@ -1,0 +1,127 @@
+"""`deltapack compress`: options become a recipe, the report becomes text."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from deltapack import Override, Recipe
+from deltapack.reports import CompressReport
+
+Run = Callable[..., Result]
+
+
+def test_defaults_are_those_of_the_library(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    use_case = stand_in("compress", pair.report)
+    assert run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk").exit_code == 0
+    assert use_case.args == (pair.base, pair.finetuned, tmp_path / "x.dpk")
+    assert use_case.kwargs == {
+        "recipe": Recipe(),
+        "name_map": [],
+        "include_code": False,
+        "workers": None,
+        "force": False,
+        "progress": None,
+    }
+
+
+def test_options_reach_the_library(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    use_case = stand_in("compress", pair.report)
+    options = shlex.split(
+        "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
+        "--non-finite store --include-code --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
+    )
+    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p="]
+    result = run("compress", pair.base, pair.finetuned, "--out", tmp_path / "x.dpk", *options, *maps)
+    assert result.exit_code == 0, result.stderr
+    assert use_case.kwargs == {
+        "recipe": Recipe(
+            drop_rate=0.8,
+            values="int4",
+            index="gaps",
+            rescale=3.0,
+            seed=7,
+            include="i",
+            exclude="e",
+            overrides=(Override("a:b", drop_rate=0.5, values="bf16"), Override("c", index="bitmap")),
+            fidelity=0.1,
+            non_finite="store",
+        ),
+        "name_map": [("(?=x)(.*)", r"y.\1"), ("p", "")],
+        "include_code": True,
+        "workers": 2,
+        "force": True,
+        "progress": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--drop-rate", "1"],
+        ["--drop-rate", "nan"],
+        ["--values", "int5"],
+        ["--index", "coo"],
+        ["--workers", "0"],
+        ["--map", "nothing"],
+        ["--map", "=x"],
+        ["--set", "x:drop-rate"],
+        ["--set", "x:values=int5"],
+        ["--include", "("],
+        ["--non-finite", "ignore"],
+    ],
+)
+def test_wrong_options_exit_2(options: list[str], run: Run, pair, tmp_path: Path) -> None:
+    result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", *options)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_as_text(run: Run, pair, tmp_path: Path) -> None:
+    result = run(
+        "compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--drop-rate", "0.5", "--values", "int8"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    report = pair.report
+    assert f"({report.pack_bytes:,} bytes), {report.ratio:.1f} times smaller" in result.stdout
+    assert f"{report.delta_bits_per_weight:.4f} over 2,000 weights" in result.stdout
+    assert "1 delta, 1 removed, 1 stored, 1 unchanged" in result.stdout
+    assert f"max |delta|      {report.max_abs_delta:.3g}\n" in result.stdout
+    for part, name in (
+        ("codes", "values"),
+        ("scales", "scales"),
+        ("stored", "stored tensors"),
+        ("files", "side files"),
+    ):
+        assert f"{report.split[part]:,}" in next(
+            line for line in result.stdout.splitlines() if line.startswith(f"  {name} ")
+        )
+
+
+def test_report_as_json(run: Run, pair, tmp_path: Path) -> None:
+    out = tmp_path / "x.dpk"
+    result = run("compress", pair.base, pair.finetuned, "-o", out, "--drop-rate", "0.5", "--values", "int8", "--json")
+    document = json.loads(result.stdout)
+    expected = pair.report.to_json() | {"pack": str(out), "ratio": pair.report.ratio}
+    assert document == json.loads(json.dumps(expected))
+    assert out.read_bytes() == pair.pack.read_bytes()
+
+
+def test_quiet_leaves_warnings(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    split = {"index": 1, "codes": 1}
+    report = CompressReport(
+        Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"]
+    )
+    stand_in("compress", report)
+    call = ["compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk"]
+    loud, quiet, as_json = run(*call), run(*call, "--quiet"), run(*call, "--json")
+    assert "Note: a note\n" in loud.stdout and "\n  w " in loud.stdout
+    assert (loud.stderr, quiet.stderr) == ("Warning: too large\n",) * 2
+    assert quiet.stdout == ""
+    assert (json.loads(as_json.stdout)["warnings"], as_json.stderr) == (["too large"], "")

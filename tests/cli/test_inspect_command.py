@@ -1,0 +1,63 @@
+"""`deltapack inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+from deltapack.cli.commands.inspect import _settings
+from deltapack.inspecting import inspect_pack
+
+Run = Callable[..., Result]
+
+
+def test_text(run: Run, pair) -> None:
+    result = run("inspect", pair.pack)
+    assert (result.exit_code, result.stderr) == (0, "")
+    summary = inspect_pack(pair.pack)
+    assert summary.id in result.stdout
+    assert "1 delta, 1 removed, 1 stored, 1 unchanged" in result.stdout
+    assert "drop_rate 0.5" in result.stdout
+    assert "config.json" in result.stdout
+    assert "a.weight" not in result.stdout
+    assert run("inspect", pair.pack, "--quiet").stdout == ""
+
+
+def test_tensors(run: Run, pair) -> None:
+    lines = run("inspect", pair.pack, "--tensors").stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[-4:]}
+    assert list(rows) == ["a.weight", "head", "old", "same"]
+    assert rows["a.weight"][:6] == ["delta", "f32", "[40,", "50]", "seeded", "int8"]
+    assert rows["head"][:2] == ["stored", "f32"]
+    assert rows["old"] == ["removed", "0"]
+
+
+def test_json(run: Run, pair) -> None:
+    document = json.loads(run("inspect", pair.pack, "--json").stdout)
+    assert document == json.loads(json.dumps(inspect_pack(pair.pack).to_json(tensors=False)))
+    assert "tensors" not in document
+    tensors = json.loads(run("inspect", pair.pack, "--json", "--tensors").stdout)["tensors"]
+    assert [tensor["name"] for tensor in tensors] == ["a.weight", "head", "old", "same"]
+
+
+def test_not_a_pack(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "x.dpk"
+    for content in (b"", b"hello\n", b"x" * 1000):
+        path.write_bytes(content)
+        result = run("inspect", path)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert result.stderr.startswith(f"Error: {path}: ") and result.stderr.count("\n") == 1
+
+
+def test_any_recipe_can_be_spelled() -> None:
+    recipe = {"method": "linear", "packs": [{"id": "a", "weight": "0.5"}, 3], "odd": {"x": [1]}, "none": None}
+    assert list(_settings(recipe)) == [
+        "method linear",
+        "packs: id=a weight=0.5",
+        "packs: 3",
+        "odd {'x': [1]}",
+        "none None",
+    ]

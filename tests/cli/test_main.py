@@ -1,0 +1,200 @@
+"""Start-up, help, and what becomes of errors, interrupts and closed pipes."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+import deltapack
+from deltapack import errors
+from deltapack.cli.main import COMMANDS
+
+Run = Callable[..., Result]
+
+HEAVY = ("torch", "numba", "scipy", "numpy", "rich", "safetensors")
+
+
+def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect", "--help"], ["inspect", "PACK"]])
+def test_starts_light(arguments: list[str], pair) -> None:
+    code = f"""
+import sys
+from deltapack.cli.main import cli
+cli.main(sys.argv[1:], standalone_mode=False)
+print("loaded", [name for name in {HEAVY!r} if name in sys.modules])
+print("commands", sorted(name for name in sys.modules if name.startswith("deltapack.cli.commands.")))
+"""
+    done = python(code, *(pair.pack if argument == "PACK" else argument for argument in arguments))
+    assert done.returncode == 0, done.stderr
+    assert "loaded []" in done.stdout
+    used = ["deltapack.cli.commands.inspect"] if arguments[0] == "inspect" else []
+    assert f"commands {used}" in done.stdout
+
+
+def test_help_lists_commands_and_exit_codes(run: Run) -> None:
+    text = run("--help").stdout
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+    first_words = [line.split()[0] for line in text.split("Exit codes:")[1].splitlines() if line.strip()]
+    documented = {int(word) for word in first_words if word.isdigit()}
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    raised = {error.exit_code for error in classes if issubclass(error, errors.DeltapackError)}
+    assert documented >= raised | {0}
+    assert "130  interrupted" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summaries_are_those_of_the_commands(name: str, run: Run) -> None:
+    from deltapack.cli.main import cli
+
+    command = cli.get_command(None, name)  # type: ignore[arg-type, attr-defined]
+    assert command.short_help == COMMANDS[name].summary
+    assert run(name, "--help").exit_code == 0
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"deltapack {deltapack.__version__}\n"
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "deltapack", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"deltapack {deltapack.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["inspect"], ["inspect", "/no/such.dpk"], ["verify", "--nonsense"], ["merge", "/"]]
+)
+def test_usage_errors_exit_2(arguments: list[str], run: Run) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: deltapack")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.DeltapackError)],
+)
+def test_errors_become_a_paragraph_and_an_exit_code(
+    kind: type[errors.DeltapackError], run: Run, pair, stand_in
+) -> None:
+    stand_in("verify", kind("it is wrong", path="x.dpk", hint="Mend it."))
+    result = run("verify", pair.pack)
+    assert result.exit_code == kind.exit_code
+    assert (result.stdout, result.stderr) == ("", "Error: x.dpk: it is wrong. Mend it.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted; nothing was left under the final name.\n"),
+        (MemoryError(), 1, "Error: out of memory. Fewer --workers need less.\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "Error: /x: Permission denied\n"),
+        (OSError("odd"), 1, "Error: odd\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+    ],
+)
+def test_what_the_system_raises(
+    error: BaseException, code: int, message: str, run: Run, pair, stand_in, tmp_path
+) -> None:
+    stand_in("apply", error)
+    result = run("apply", pair.base, pair.pack, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", message)
+
+
+def test_an_interrupted_check_claims_no_output(run: Run, pair, stand_in) -> None:
+    stand_in("verify", KeyboardInterrupt())
+    assert run("verify", pair.pack).stderr == "Interrupted.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_cleanly(number: signal.Signals, pair, tmp_path: Path) -> None:
+    code = """
+import sys, time
+import deltapack
+from deltapack.cli.main import main
+def wait(*args, progress=None, **kwargs):
+    from deltapack.format.atomic import atomic_file
+    with atomic_file(args[2], force=False):
+        print("ready", flush=True)
+        time.sleep(60)
+deltapack.compress = wait
+main()
+"""
+    out = tmp_path / "out.dpk"
+    command = [sys.executable, "-c", code, "compress", str(pair.base), str(pair.finetuned), "-o", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait() == 130
+        assert process.stderr.read() == "Interrupted; nothing was left under the final name.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_quiet(pair) -> None:
+    command = [sys.executable, "-m", "deltapack", "inspect", str(pair.pack)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "PACK"]])
+def test_a_full_disk_under_stdout(arguments: list[str], pair) -> None:
+    command = [str(pair.pack) if argument == "PACK" else argument for argument in arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "deltapack", *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
+
+
+def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair, tmp_path: Path) -> None:
+    folder = tmp_path / ("long " * 30 + "name")
+    folder.mkdir()
+    text = (folder / "x.dpk").resolve()
+    text.write_text("hello")
+    code, shown = on_a_terminal("inspect", text)
+    assert code == 3
+    lines = shown.splitlines()
+    assert lines[0].startswith("Error: ") and len(lines) > 1 and max(map(len, lines)) <= 80
+
+    code, shown = on_a_terminal("compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk")
+    assert code == 0
+    assert "compressing" in shown and "100%" in shown
+    code, shown = on_a_terminal("compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk", "--force", "--quiet")
+    assert (code, shown) == (0, "")
+
+
+def on_a_terminal(*args: object) -> tuple[int, str]:
+    """Run the command line on a terminal of 80 columns; return its exit code and all it showed."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.update(TERM="xterm", COLUMNS="80")
+        os.execv(sys.executable, [sys.executable, "-m", "deltapack", *map(str, args)])
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 1 << 16)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode()

@@ -1,0 +1,98 @@
+"""`deltapack apply`, `merge` and `verify`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+from deltapack.reports import ApplyReport, MergeReport, VerifyReport
+
+Run = Callable[..., Result]
+
+DEFAULTS = {
+    "dtype": None,
+    "max_shard_size": None,
+    "verify": True,
+    "force": False,
+    "workers": None,
+    "progress": None,
+}
+OPTIONS = shlex.split("--dtype bf16 --max-shard-size 5GB --no-verify --force --workers 3")
+CHOSEN = {"dtype": "bf16", "max_shard_size": "5GB", "verify": False, "force": True, "workers": 3, "progress": None}
+
+
+def test_apply_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    use_case = stand_in("apply", ApplyReport(tmp_path / "out", 3, 4096, False))
+    call = ["apply", pair.base, pair.pack, "-o", tmp_path / "out"]
+    assert "verified  no" in run(*call).stdout
+    assert use_case.args == (pair.base, pair.pack, tmp_path / "out")
+    assert use_case.kwargs == DEFAULTS | {"weight": 1.0, "rescale": None}
+    assert run(*call, "--weight", "-0.5", "--rescale", "2", *OPTIONS).exit_code == 0
+    assert use_case.kwargs == CHOSEN | {"weight": -0.5, "rescale": 2.0}
+
+
+def test_merge_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    report = MergeReport(tmp_path / "out", 3, 4096, [("a.dpk", 0.5)], ["heavy"], ["a note"])
+    use_case = stand_in("merge", report)
+    call = ["merge", pair.base, pair.pack, pair.pack, "-o", tmp_path / "out"]
+    result = run(*call)
+    assert "Note: a note\n" in result.stdout and "a.dpk     0.5\n" in result.stdout
+    assert result.stderr == "Warning: heavy\n"
+    assert use_case.args == (pair.base, (pair.pack, pair.pack), tmp_path / "out")
+    assert use_case.kwargs == DEFAULTS | {"weights": None, "method": "linear", "prefer": None}
+    more = ["--weight", "0.5", "--weight", "0.3", "--method", "other", "--prefer", pair.pack]
+    quiet = run(*call, *more, *OPTIONS, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", "Warning: heavy\n")
+    assert use_case.kwargs == CHOSEN | {"weights": (0.5, 0.3), "method": "other", "prefer": pair.pack}
+
+
+def test_verify_passes_its_options(run: Run, pair, stand_in) -> None:
+    use_case = stand_in("verify", VerifyReport(pair.pack, 10, 1, 1, 0, False))
+    assert "1 chunk and 1 side file checked" in run("verify", pair.pack).stdout
+    assert (use_case.args, use_case.kwargs) == ((pair.pack, None), {"workers": None, "progress": None})
+    assert run("verify", pair.pack, "--base", pair.base, "--workers", "2").exit_code == 0
+    assert (use_case.args, use_case.kwargs) == ((pair.pack, pair.base), {"workers": 2, "progress": None})
+
+
+def test_json(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stand_in("apply", ApplyReport(out, 3, 4096, True, ["n"]))
+    document = json.loads(run("apply", pair.base, pair.pack, "-o", out, "--json").stdout)
+    assert document == {"out": str(out), "tensors": 3, "tensor_bytes": 4096, "verified": True, "notes": ["n"]}
+    stand_in("merge", MergeReport(out, 3, 4096, [("a.dpk", 0.5)], ["w"]))
+    result = run("merge", pair.base, pair.pack, "-o", out, "--json")
+    assert (json.loads(result.stdout)["weights"], result.stderr) == ([["a.dpk", 0.5]], "")
+    stand_in("verify", VerifyReport(pair.pack, 10, 1, 1, 0, False))
+    assert json.loads(run("verify", pair.pack, "--json").stdout)["chunks"] == 1
+
+
+def test_the_commands_work_together(run: Run, pair, tmp_path: Path) -> None:
+    out, merged = tmp_path / "out", tmp_path / "merged.dpk"
+    result = run("apply", pair.base, pair.pack, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert "verified  every tensor matches" in result.stdout
+    assert run("merge", pair.base, pair.pack, "-o", merged, "--quiet").exit_code == 0
+    result = run("verify", merged, "--base", pair.base)
+    assert result.exit_code == 0, result.stderr
+    assert "fits" in result.stdout
+    assert run("apply", pair.base, merged, "-o", tmp_path / "again", "--quiet").exit_code == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_exit_codes_of_real_failures(run: Run, pair, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("apply", pair.finetuned, pair.pack, "-o", out).exit_code == 4
+    damaged = tmp_path / "damaged.dpk"
+    data = bytearray(pair.pack.read_bytes())
+    data[100] ^= 1
+    damaged.write_bytes(data)
+    assert run("verify", damaged).exit_code == 3
+    assert run("apply", pair.base, damaged, "-o", out).exit_code == 3
+    assert not out.exists()
+    assert run("apply", pair.base, pair.pack, "-o", out).exit_code == 0
+    result = run("apply", pair.base, pair.pack, "-o", out)
+    assert (result.exit_code, "exists" in result.stderr) == (1, True)
