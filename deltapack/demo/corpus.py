@@ -92,7 +92,8 @@ def read_corpus(size: int, folders: Folders | None = None) -> Corpus:
         folders: Where to look; the running interpreter's if None.
 
     Raises:
-        DeltapackError: There is less than a quarter of that (sources stripped, or inside a zip file).
+        DeltapackError: There is less than a quarter of that, or an eighth of the base's prose
+            (sources stripped, or inside a zip file).
     """
     where = installed_folders() if folders is None else folders
     library = list(_documents(where.library, size))
@@ -105,7 +106,8 @@ def read_corpus(size: int, folders: Folders | None = None) -> Corpus:
     return Corpus(
         (
             _enough(_join(general_code), size, "code", where.library),
-            _enough(_join(general_prose), size, "prose", where.library),
+            # Without the topics of help() there is less: as much as the same files have docstrings.
+            _enough(_join(general_prose), size // 2, "prose", where.library),
         ),
         _split(code, size, "code", where.torch),
         _split(prose, size, "prose", where.numpy),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deltapack.applying import apply
 from deltapack.compressing import compress
@@ -17,7 +18,7 @@ from deltapack.demo.model import ModelSize, initial_parameters, load_model, save
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
 from deltapack.merging import merge
-from deltapack.parallel import resolve_workers
+from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.recipe import Recipe
 
 __all__ = ["DOMAINS", "DemoReport", "DemoSize", "Row", "run_demo"]
@@ -41,9 +42,9 @@ class DemoSize:
         merge_weight: Weight of each pack in the merge.
     """
 
-    text_bytes: int = 600_000
+    text_bytes: int = 500_000
     model: ModelSize = field(default_factory=ModelSize)
-    base: Schedule = field(default_factory=lambda: Schedule(steps=300, rate=0.02, matrix_rate=0.03))
+    base: Schedule = field(default_factory=lambda: Schedule(steps=270, rate=0.02, matrix_rate=0.03))
     fine_tune: Schedule = field(default_factory=lambda: Schedule(steps=70, rate=4e-4))
     windows: int = 128
     drop_rates: tuple[float, ...] = (0.5, 0.9, 0.99)
@@ -110,8 +111,8 @@ def run_demo(
     Args:
         folder: Where to leave everything; created.
         echo: Called with a line of text as each stage starts.
-        progress: Called with (steps done, steps in all) while a model learns.
-        workers: Number of threads; every core if None.
+        progress: Called with (steps done, steps in all) while the base learns, then while the fine-tunes do.
+        workers: Number of threads of packing and of models fine-tuned at a time; every core if None.
         force: Replace the files of an earlier demo in `folder`.
         size: How much to do; the full demo if None.
         sources: Where to read text; the running interpreter's folders if None.
@@ -123,7 +124,9 @@ def run_demo(
     out, what, threads = Path(folder), size or DemoSize(), resolve_workers(workers)
     _prepare(out, force)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    # The operations are so small that a second thread saves a tenth when the machine is idle, costs many times that
+    # when it is not, and makes the figures depend on the machine. Two fine-tunes at a time is the better use of it.
+    torch.set_num_threads(1)
     try:
         return _Demo(out, what, threads, echo or (lambda line: None), progress).run(sources)
     except OSError as error:
@@ -192,10 +195,13 @@ class _Demo:
         trained = train(start, shape, corpus.general, self.size.base, seed=_SEED, progress=self.progress)
         save_model(self.out / "base", trained, shape)
         base, _ = load_model(self.out / "base")  # rounded to bf16, as anyone who fine-tunes it gets it
-        for rank, (domain, text) in enumerate((("code", corpus.code.train), ("prose", corpus.prose.train))):
-            self.echo(f"fine-tuning it on {domain}")
-            seed = _SEED + 1 + rank
-            tuned = fine_tune(base, shape, text, self.size.fine_tune, seed=seed, progress=self.progress)
+        self.echo("fine-tuning it on code and on prose")
+
+        def tune(rank: int) -> dict[str, Tensor]:
+            text, progress = (corpus.code, corpus.prose)[rank].train, self.progress if rank == 0 else None
+            return fine_tune(base, shape, text, self.size.fine_tune, seed=_SEED + 1 + rank, progress=progress)
+
+        for domain, tuned in zip(DOMAINS, ordered_map(tune, range(len(DOMAINS)), self.workers), strict=True):
             save_model(self.out / f"{domain}-finetuned", tuned, shape)
         return count
 

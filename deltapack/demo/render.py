@@ -18,8 +18,10 @@ def print_report(report: DemoReport, console: Console) -> None:
     console.print()
     console.print(table(report))
     console.print(
-        "Loss in bits per byte on files that no model has seen: less is better. Retention is how much of its "
-        "fine-tune's gain over the base a model keeps: (base - model) / (base - fine-tune).",
+        "bpb: loss in bits per byte on files that no model has seen; less is better. Retention: how much of its "
+        "fine-tune's gain over the base a model keeps, (base - model) / (base - fine-tune). Merged: "
+        + " + ".join(f"{report.merge_weight:g} x {pack}" for pack in report.merged)
+        + ".",
         highlight=False,
     )
     console.print(
@@ -36,11 +38,11 @@ def table(report: DemoReport) -> Table:
     """Return the table of a run."""
     title = f"A byte-level Llama of {report.parameters:,} parameters and two fine-tunes"
     result = Table(title=title, title_justify="left")
-    result.add_column("model")
+    result.add_column("model", no_wrap=True)
     result.add_column("size", justify="right")
     result.add_column("ratio", justify="right")
     for domain in DOMAINS:
-        result.add_column(f"{domain} loss", justify="right")
+        result.add_column(f"{domain} bpb", justify="right")
     result.add_column("retention", justify="right")
     checkpoint = report.rows[0].file_bytes
     for rank, row in enumerate(report.rows):
@@ -59,10 +61,10 @@ def commands(report: DemoReport) -> Iterator[str]:
     weight = f"{report.merge_weight:g}"
     yield f"deltapack inspect {path(pack)}"
     yield f"deltapack verify {path(pack)} --base {path('base')}"
-    yield f"deltapack compress {path('base')} {path('code-finetuned')} {path('my.dpk')} --drop-rate 0.8"
-    yield f"deltapack apply {path('base')} {path('my.dpk')} {path('my-restored')}"
+    yield f"deltapack compress {path('base')} {path('code-finetuned')} -o {path('my.dpk')} --drop-rate 0.8"
+    yield f"deltapack apply {path('base')} {path('my.dpk')} -o {path('my-restored')}"
     yield (
-        f"deltapack merge {path('base')} {path(pack)} {path(other)} {path('my-merged')} "
+        f"deltapack merge {path('base')} {path(pack)} {path(other)} -o {path('my-merged')} "
         f"--weight {weight} --weight {weight}"
     )
 
@@ -74,7 +76,7 @@ def _group(row: Row) -> str:
 def _cells(row: Row, report: DemoReport, checkpoint: int) -> list[str]:
     name = row.name
     if row.step == "merge":
-        name = " + ".join(f"{report.merge_weight:g} x {pack.removesuffix('.dpk')}" for pack in report.merged)
+        name = "merged"
     size = f"{row.file_bytes / 1000:,.1f} kB" if row.file_bytes else ""
     ratio = f"{checkpoint / row.file_bytes:.1f}x" if row.step == "pack" else ""
     losses = [f"{row.loss[domain]:.3f}" if domain in row.loss else "" for domain in DOMAINS]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from deltapack.cli.main import cli
+from deltapack.demo.corpus import Folders
+from deltapack.demo.flow import DemoReport, DemoSize, run_demo
+from deltapack.demo.model import load_model
+from deltapack.demo.render import commands, print_report
+from deltapack.errors import OutputError
+
+
+def test_rows_and_files(report: DemoReport) -> None:
+    assert [row.step for row in report.rows] == ["base", "fine-tune", "fine-tune", *["pack"] * 4, "merge"]
+    for row in report.rows:
+        path = report.folder / row.name
+        assert path.exists()
+        if row.step == "pack":
+            assert row.file_bytes == path.stat().st_size
+            assert (report.folder / "restored" / path.stem / "model.safetensors").is_file()
+
+
+def test_retention_is_the_stated_formula(report: DemoReport) -> None:
+    rows = {row.name: row for row in report.rows}
+    base, tuned = rows["base"].loss["code"], rows["code-finetuned"].loss["code"]
+    pack = rows["code-drop0.9.dpk"]
+    if tuned < base:
+        assert pack.retention == {"code": (base - pack.loss["code"]) / (base - tuned)}
+    else:
+        assert pack.retention == {}
+
+
+def test_restored_models_are_whole(report: DemoReport) -> None:
+    base, size = load_model(report.folder / "base")
+    for folder in [report.folder / "merged", *(report.folder / "restored").iterdir()]:
+        restored, restored_size = load_model(folder)
+        assert restored_size == size
+        assert {name: tensor.shape for name, tensor in restored.items()} == {
+            name: tensor.shape for name, tensor in base.items()
+        }
+        assert json.loads((folder / "config.json").read_text("utf-8"))["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_every_row_and_command_is_printed(report: DemoReport) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(report, console)
+    text = console.export_text()
+    assert all(row.name in text for row in report.rows)
+    assert all(command in text for command in commands(report))
+
+
+def test_printed_commands_work(report: DemoReport) -> None:
+    for command in commands(report):
+        program, *arguments = shlex.split(command)
+        assert program == "deltapack"
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, (command, done.output)
+
+
+def test_existing_folder_is_refused_and_kept(tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="the folder exists"):
+        run_demo(tmp_path, size=demo_size, sources=sources)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_force_replaces_a_demo_and_nothing_else(tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "old").write_text("old")
+    run_demo(tmp_path, size=demo_size, sources=sources, workers=1, force=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "merged" / "old").exists()
+
+
+def test_same_seed_same_packs(report: DemoReport, tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
+    again = run_demo(tmp_path / "again", size=demo_size, sources=sources, workers=1)
+    assert again.rows == report.rows
+    for pack in report.merged:
+        assert (again.folder / pack).read_bytes() == (report.folder / pack).read_bytes()
