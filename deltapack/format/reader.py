@@ -41,7 +41,8 @@ class PackReader:
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = Path(path)
         try:
-            self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            # Without O_NONBLOCK a named pipe would hang here; regular files do not know the difference.
+            self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise FormatError(f"cannot open: {error.strerror}", path=self.path) from error
         try:

@@ -45,7 +45,8 @@ def to_f32(elements: Array, dtype: DType) -> NDArray[np.float32]:
 
 def to_f64(elements: Array, dtype: DType) -> NDArray[np.float64]:
     """Return elements of a float `dtype`, `[n]` in its storage type, as f64; always exact."""
-    return elements.astype(np.float64) if dtype.name == "f64" else to_f32(elements, dtype).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return elements.astype(np.float64) if dtype.name == "f64" else to_f32(elements, dtype).astype(np.float64)
 
 
 def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

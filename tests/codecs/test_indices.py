@@ -1,0 +1,196 @@
+"""Index codecs: laws on any mask, and streams made by an enemy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deltapack.codecs.indices import best_shift, decode_bitmap, decode_gaps, encode_bitmap, encode_gaps, index_raw_bounds
+from deltapack.errors import FormatError
+from deltapack.format.digest import CHUNK, TILE
+from deltapack.format.frames import pack_stream
+from deltapack.format.table import tile_lengths
+
+LENGTHS = [1, 2, 63, 64, 65, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK]
+Positions = NDArray[np.uint32]
+Counts = NDArray[np.int64]
+
+
+def lengths_of(length: int) -> Counts:
+    return np.array(tile_lengths(length), np.int64)
+
+
+def counts_of(positions: Positions, length: int) -> Counts:
+    return np.bincount(positions // TILE, minlength=len(tile_lengths(length))).astype(np.int64)
+
+
+def check_round_trip(positions: Positions, length: int, shift: int) -> None:
+    counts, lengths = counts_of(positions, length), lengths_of(length)
+    raw = encode_gaps(positions, counts, shift)
+    least, most = index_raw_bounds("gaps", shift, counts, lengths)
+    assert least <= len(raw) <= most
+    found = decode_gaps(raw, counts, lengths, shift)
+    assert found.dtype == np.uint32
+    assert np.array_equal(found, positions)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("shift", [0, 1, 3, 8, 15])
+def test_gaps_of_edge_masks(length: int, shift: int) -> None:
+    last = length - 1
+    every_tile = np.array([start for start in range(0, length, TILE)], np.uint32)
+    masks = [
+        np.zeros(0, np.uint32),
+        np.array([0], np.uint32),
+        np.array([last], np.uint32),
+        np.unique(np.array([0, last], np.uint32)),
+        every_tile,
+        np.minimum(every_tile + TILE - 1, last).astype(np.uint32),
+        np.arange(0, length, 255, dtype=np.uint32),
+        np.arange(0, length, 256, dtype=np.uint32),
+        np.arange(last % 257, length, 257, dtype=np.uint32),
+    ]
+    if length <= TILE + 1:
+        masks.append(np.arange(length, dtype=np.uint32))
+    for positions in masks:
+        check_round_trip(positions, length, shift)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(LENGTHS[:-2]), st.integers(0, 15), st.data())
+def test_gaps_of_any_mask(length: int, shift: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.sets(st.integers(0, length - 1), max_size=60))
+    check_round_trip(np.array(sorted(chosen), np.uint32), length, shift)
+
+
+@pytest.mark.parametrize("shift", range(16))
+@pytest.mark.parametrize("density", [0.5, 0.01, 0.0005])
+def test_gaps_of_random_masks(shift: int, density: float) -> None:
+    length = 5 * TILE + 77
+    positions = np.flatnonzero(np.random.default_rng(shift).random(length) < density).astype(np.uint32)
+    check_round_trip(positions, length, shift)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_bitmap_round_trip(length: int, density: float) -> None:
+    positions = np.flatnonzero(np.random.default_rng(length).random(length) < density).astype(np.uint32)
+    raw = encode_bitmap(positions, length)
+    assert index_raw_bounds("bitmap", 0, counts_of(positions, length), lengths_of(length)) == (len(raw), len(raw))
+    assert np.array_equal(decode_bitmap(raw, counts_of(positions, length), lengths_of(length)), positions)
+
+
+def test_bytes_are_those_of_the_specification() -> None:
+    positions, counts = np.array([0, 2, 300, 65_536 + 255], np.uint32), np.array([3, 1], np.int64)
+    assert encode_gaps(positions, counts, 0) == bytes([0, 1, 255, 42, 255, 0])
+    # Rice, k = 2: gaps 5 and 2 are low bits 01, 10 and unary 01, 1.
+    assert encode_gaps(np.array([5, 8], np.uint32), np.array([2], np.int64), 2) == bytes([0b1001, 0b110])
+    assert encode_bitmap(np.array([0, 9], np.uint32), 10) == bytes([1, 2])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.binary(max_size=40),
+    st.integers(0, 15),
+    st.lists(st.integers(0, 30), min_size=1, max_size=3),
+    st.integers(1, TILE),
+)
+def test_any_gap_stream_is_refused_or_stays_in_its_tiles(raw: bytes, shift: int, kept: list[int], last: int) -> None:
+    lengths = np.array([TILE] * (len(kept) - 1) + [last], np.int64)
+    counts = np.minimum(np.array(kept, np.int64), lengths)
+    try:
+        positions = decode_gaps(raw, counts, lengths, shift)
+    except FormatError as error:
+        assert error.rule == "R9"
+        return
+    assert np.all(np.diff(positions.astype(np.int64)) > 0)
+    assert np.array_equal(np.bincount(positions // TILE, minlength=len(counts)), counts)
+    assert not len(positions) or positions[-1] < lengths.sum()
+    # There is one stream for a mask, so what was accepted is what the encoder writes.
+    assert encode_gaps(positions, counts, shift) == raw
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(min_size=1, max_size=9), st.integers(0, 7), st.integers(-1, 1))
+def test_any_bitmap_is_refused_or_right(raw: bytes, unused: int, wrong: int) -> None:
+    length = 8 * len(raw) - unused
+    ones = sum(byte.bit_count() for byte in raw)
+    counts, lengths = np.array([max(0, ones + wrong)], np.int64), lengths_of(length)
+    try:
+        positions = decode_bitmap(raw, counts, lengths)
+    except FormatError as error:
+        assert error.rule == "R9"
+        assert wrong or int.from_bytes(raw, "little") >> length
+    else:
+        assert encode_bitmap(positions, length) == raw
+        assert len(positions) == counts[0]
+
+
+@pytest.mark.parametrize(
+    ("raw", "counts", "lengths", "shift"),
+    [
+        (b"\xff", [1], [300], 0),
+        (b"\0\xff", [1], [300], 0),
+        (b"\xff\0", [1], [255], 0),
+        (b"\0\0", [1], [300], 0),
+        (b"\0", [2], [300], 0),
+        (b"\xff" * 300, [1], [TILE], 0),
+        (b"\x05", [1], [5], 0),
+        (b"\x00\x00", [1, 1], [TILE, 0], 0),
+        (b"\xfe\xff\x01", [1], [254], 0),
+        (bytes([0b01, 0b100]), [1], [9], 2),
+        (bytes([0b10_01, 0b1]), [1], [300], 2),
+        (bytes([0b01, 0b11]), [1], [300], 2),
+        (bytes([0b01, 0b1, 0]), [1], [300], 2),
+        (bytes([0b01, 0]), [1], [300], 2),
+        (b"", [1], [300], 2),
+        (b"\x01", [1], [300], 2),
+        (b"\0", [0], [300], 2),
+        (bytes([0xFF, 0x7F, 0b1]), [1], [32767], 15),
+    ],
+)
+def test_hostile_gap_streams(raw: bytes, counts: list[int], lengths: list[int], shift: int) -> None:
+    with pytest.raises(FormatError) as caught:
+        decode_gaps(raw, np.array(counts), np.array(lengths), shift)
+    assert caught.value.rule == "R9"
+
+
+def test_bitmap_counts_belong_to_their_tiles() -> None:
+    raw = encode_bitmap(np.array([0, 1, TILE], np.uint32), 2 * TILE)
+    lengths = lengths_of(2 * TILE)
+    assert decode_bitmap(raw, np.array([2, 1]), lengths).tolist() == [0, 1, TILE]
+    with pytest.raises(FormatError):
+        decode_bitmap(raw, np.array([1, 2]), lengths)
+
+
+def entropy_bytes(density: float, positions: int, length: int) -> float:
+    """The information in a mask that keeps `positions` of `length` elements, drawn at this density."""
+    return -(positions * math.log2(density) + (length - positions) * math.log2(1 - density)) / 8
+
+
+@pytest.mark.parametrize("density", [0.1, 0.05, 0.02, 0.01, 0.005, 0.001])
+def test_stored_gaps_are_within_two_percent_of_the_entropy(density: float) -> None:
+    rng, stored, entropy = np.random.default_rng(7), 0, 0.0
+    for _ in range(4):
+        positions = np.flatnonzero(rng.random(CHUNK, np.float32) < density).astype(np.uint32)
+        stored += len(pack_stream(encode_gaps(positions, counts_of(positions, CHUNK), best_shift(density))))
+        entropy += entropy_bytes(density, len(positions), CHUNK)
+    assert stored <= 1.02 * entropy
+
+
+def test_dense_masks_are_within_two_percent_by_the_smaller_codec() -> None:
+    positions = np.flatnonzero(np.random.default_rng(7).random(CHUNK) < 0.5).astype(np.uint32)
+    gaps = pack_stream(encode_gaps(positions, counts_of(positions, CHUNK), best_shift(0.5)))
+    bitmap = pack_stream(encode_bitmap(positions, CHUNK))
+    assert min(len(gaps), len(bitmap)) <= 1.02 * entropy_bytes(0.5, len(positions), CHUNK)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1))
+def test_best_shift_is_one_that_the_format_knows(density: float) -> None:
+    assert 0 <= best_shift(density) <= 15

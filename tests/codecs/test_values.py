@@ -1,0 +1,153 @@
+"""Value codecs: bytes by the specification, values by scalar arithmetic, and bytes made by an enemy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deltapack.codecs.planes import split_planes
+from deltapack.codecs.values import BITS, codes_raw_length, decode_values, is_float, pack_codes, scales_raw_length
+from deltapack.errors import FormatError
+from deltapack.format.index import SCALED_CODECS, VALUE_CODECS
+
+RANGE = {"int8": (-128, 127), "int4": (-8, 7), "int3": (-8, 7), "int2": (-2, 1), "sign": (-1, 1)}
+STORAGE = {"f32": "<f4", "bf16": "<u2", "f16": "<f2"}
+ONE = np.float32(1)
+BF16_ONE = 0x3F80
+
+
+def draw_codes(codec: str, count: int, seed: int) -> NDArray[np.int8]:
+    low, high = RANGE[codec]
+    rng = np.random.default_rng(seed)
+    codes = rng.choice([-1, 1], count) if codec == "sign" else rng.integers(low, high + 1, count)
+    return codes.astype(np.int8)
+
+
+def pack_by_hand(codec: str, codes: list[int]) -> bytes:
+    """One integer of all bits, least significant code first."""
+    bits = BITS[codec]
+    fields = [int(code < 0) if codec == "sign" else code & (1 << bits) - 1 for code in codes]
+    number = sum(field << i * bits for i, field in enumerate(fields))
+    return number.to_bytes(-(-len(codes) * bits // 8), "little")
+
+
+def test_the_registries_agree() -> None:
+    assert set(BITS) == VALUE_CODECS
+    assert {codec for codec in BITS if not is_float(codec)} == SCALED_CODECS == set(RANGE)
+
+
+@pytest.mark.parametrize("codec", sorted(RANGE))
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 127, 128, 129, 1000])
+def test_codes_round_trip(codec: str, count: int) -> None:
+    codes, counts = draw_codes(codec, count, count), np.array([count], np.int64)
+    raw = pack_codes(codec, codes)
+    assert raw == pack_by_hand(codec, codes.tolist())
+    assert len(raw) == codes_raw_length(codec, count)
+    scales = split_planes(np.full(-(-count // 128), BF16_ONE, np.uint16))
+    assert len(scales) == scales_raw_length(counts)
+    found = decode_values(codec, raw, scales, counts, ONE)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, codes.astype(np.float32))
+
+
+@pytest.mark.parametrize("codec", sorted(RANGE))
+def test_extreme_codes(codec: str) -> None:
+    low, high = RANGE[codec]
+    raw = pack_codes(codec, np.array([low, high, low], np.int8))
+    found = decode_values(codec, raw, split_planes(np.array([BF16_ONE], np.uint16)), np.array([3]), ONE)
+    assert found.tolist() == [low, high, low]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(RANGE)), st.lists(st.integers(0, 300), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_scales_belong_to_groups_of_one_tile(codec: str, kept: list[int], seed: int) -> None:
+    """Value = f32(code) * (f32(scale) * factor), groups of 128 afresh in each tile."""
+    counts, rng = np.array(kept, np.int64), np.random.default_rng(seed)
+    groups = [min(128, count - start) for count in kept for start in range(0, count, 128)]
+    scales = rng.integers(0, 0x10000, len(groups)).astype(np.uint16)
+    scales[(scales & 0x7F80) == 0x7F80] = 0x8001
+    codes, factor = draw_codes(codec, sum(kept), seed), np.float32(rng.normal())
+    found = decode_values(codec, pack_codes(codec, codes), split_planes(scales), counts, factor)
+    expected, at = [], 0
+    with np.errstate(over="ignore", under="ignore"):
+        for scale, size in zip(scales.tolist(), groups, strict=True):
+            step = np.uint32(scale << 16).view(np.float32) * factor
+            expected += [np.float32(code) * step for code in codes[at : at + size]]
+            at += size
+    assert found.tobytes() == np.array(expected, np.float32).tobytes()
+
+
+@pytest.mark.parametrize("codec", sorted(STORAGE))
+@pytest.mark.parametrize("factor", [1.0, -3.0, 1e30, 1e-30])
+def test_floats_round_trip(codec: str, factor: float) -> None:
+    size = BITS[codec] // 8
+    bits = np.random.default_rng(size).integers(0, 256, 4000 * size, np.uint8).view(f"<u{size}")
+    exponent = {"f32": 0x7F800000, "bf16": 0x7F80, "f16": 0x7C00}[codec]
+    bits = bits[(bits & exponent) != exponent]
+    elements: NDArray[Any] = bits.view(STORAGE[codec])
+    wide = (bits.astype(np.uint32) << 16).view(np.float32) if codec == "bf16" else elements.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        expected = wide * np.float32(factor)
+    raw = pack_codes(codec, elements)
+    assert len(raw) == codes_raw_length(codec, len(bits))
+    found = decode_values(codec, raw, b"", np.array([len(bits)], np.int64), np.float32(factor))
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("codec", "bits"),
+    [
+        *(("f32", bits) for bits in (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF)),
+        *(("bf16", bits) for bits in (0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF)),
+        *(("f16", bits) for bits in (0x7C00, 0xFC00, 0x7E00, 0x7C01, 0xFFFF)),
+    ],
+)
+def test_codes_that_are_not_finite(codec: str, bits: int) -> None:
+    size = BITS[codec] // 8
+    elements = np.array([0, bits, 0], f"<u{size}")
+    with pytest.raises(FormatError, match="finite") as caught:
+        decode_values(codec, split_planes(elements), b"", np.array([3], np.int64), ONE)
+    assert caught.value.rule == "R9"
+
+
+@pytest.mark.parametrize("codec", sorted(RANGE))
+@pytest.mark.parametrize("scale", [0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF])
+def test_scales_that_are_not_finite(codec: str, scale: int) -> None:
+    raw = pack_codes(codec, np.full(200, -1, np.int8))
+    with pytest.raises(FormatError, match="finite") as caught:
+        decode_values(codec, raw, split_planes(np.array([BF16_ONE, scale], np.uint16)), np.array([200], np.int64), ONE)
+    assert caught.value.rule == "R9"
+
+
+@pytest.mark.parametrize("codec", ["int4", "int3", "int2", "sign"])
+def test_unused_bits_must_be_zero(codec: str) -> None:
+    per_byte = 8 // BITS[codec]
+    scales = split_planes(np.array([BF16_ONE], np.uint16))
+    for count in range(1, per_byte):
+        raw = pack_codes(codec, draw_codes(codec, count, count))
+        for bit in range(count * BITS[codec], 8):
+            with pytest.raises(FormatError, match="unused") as caught:
+                decode_values(codec, bytes([raw[0] | 1 << bit]), scales, np.array([count], np.int64), ONE)
+            assert caught.value.rule == "R9"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(VALUE_CODECS)), st.integers(0, 40), st.data())
+def test_any_bytes_are_refused_or_decoded(codec: str, count: int, data: st.DataObject) -> None:
+    counts = np.array([count], np.int64)
+    size = codes_raw_length(codec, count)
+    codes = data.draw(st.binary(min_size=size, max_size=size))
+    scales = data.draw(st.binary(min_size=2, max_size=2)) if count and not is_float(codec) else b""
+    try:
+        found = decode_values(codec, codes, scales, counts, ONE)
+    except FormatError as error:
+        assert error.rule == "R9"
+    else:
+        # A large code times a large scale may be infinite: the digest of the result tells whether that was meant.
+        assert len(found) == count
+        assert not np.isnan(found).any()

@@ -1,0 +1,178 @@
+"""The old file or the whole new one, whatever the system refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltapack.errors import OutputError
+from deltapack.format.atomic import atomic_file, check_free_space, temporary_sibling
+
+OLD, NEW = b"old content", b"new content " * 1000
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
+    path = tmp_path / "out.dpk"
+    path.write_bytes(OLD)
+    return path
+
+
+def failing(function: Callable[..., Any], at: int, code: int) -> Callable[..., Any]:
+    """A stand-in that fails at its n-th call."""
+    calls = iter(range(at + 100))
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if next(calls) == at:
+            raise OSError(code, os.strerror(code))
+        return function(*args, **options)
+
+    return wrapped
+
+
+def write(path: Path, *, force: bool = True) -> None:
+    with atomic_file(path, force=force) as file:
+        for start in range(0, len(NEW), 1000):
+            file.write(NEW[start : start + 1000])
+            file.flush()
+
+
+def test_new_file(tmp_path: Path) -> None:
+    write(tmp_path / "a", force=False)
+    assert (tmp_path / "a").read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_old_file_is_replaced_only_by_force(old_file: Path) -> None:
+    with pytest.raises(OutputError, match="force"):
+        write(old_file, force=False)
+    assert old_file.read_bytes() == OLD
+    write(old_file)
+    assert old_file.read_bytes() == NEW
+
+
+def test_nothing_appears_before_the_end(old_file: Path) -> None:
+    with atomic_file(old_file, force=True) as file:
+        file.write(NEW)
+        file.flush()
+        assert old_file.read_bytes() == OLD
+    assert old_file.read_bytes() == NEW
+
+
+@pytest.mark.parametrize("name", ["open", "fsync", "replace", "chmod", "fdopen"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_failing_call_leaves_the_old_file(old_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    monkeypatch.setattr(os, name, failing(getattr(os, name), 0, code))
+    with pytest.raises(OutputError) as caught:
+        write(old_file)
+    monkeypatch.undo()
+    assert old_file.read_bytes() == OLD
+    assert os.listdir(old_file.parent) == [old_file.name]
+    assert caught.value.path == old_file
+    assert ("disk is full" in str(caught.value)) == (code == errno.ENOSPC)
+
+
+def test_failing_fsync_of_the_folder_leaves_the_new_file(old_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 1, errno.EIO))
+    with pytest.raises(OutputError):
+        write(old_file)
+    monkeypatch.undo()
+    assert old_file.read_bytes() == NEW
+    assert os.listdir(old_file.parent) == [old_file.name]
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 11])
+def test_full_disk_in_the_middle(old_file: Path, at: int) -> None:
+    with pytest.raises(OutputError, match="disk is full"), atomic_file(old_file, force=True) as file:
+        write_some = failing(file.write, at, errno.ENOSPC)
+        for start in range(0, len(NEW), 1000):
+            write_some(NEW[start : start + 1000])
+    assert old_file.read_bytes() == OLD
+    assert os.listdir(old_file.parent) == [old_file.name]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_at_the_last_flush(old_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data wait in the buffer, so only the flush after the block sees that the disk is full."""
+    real = os.open
+
+    def open_full(path: Path, flags: int, mode: int) -> int:
+        os.close(real(path, flags, mode))
+        return real("/dev/full", os.O_RDWR)
+
+    monkeypatch.setattr(os, "open", open_full)
+    with pytest.raises(OutputError, match="disk is full"), atomic_file(old_file, force=True) as file:
+        file.write(b"x")
+    monkeypatch.undo()
+    assert old_file.read_bytes() == OLD
+    assert os.listdir(old_file.parent) == [old_file.name]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_exceptions_pass_and_nothing_is_left(old_file: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), atomic_file(old_file, force=True) as file:
+        file.write(NEW)
+        raise error
+    assert old_file.read_bytes() == OLD
+    assert os.listdir(old_file.parent) == [old_file.name]
+
+
+def test_removed_temporary_file_is_an_output_error(old_file: Path) -> None:
+    with pytest.raises(OutputError), atomic_file(old_file, force=True):
+        for path in old_file.parent.glob(".*.partial"):
+            path.unlink()
+    assert old_file.read_bytes() == OLD
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "a")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+def test_replaced_file_keeps_its_mode(old_file: Path) -> None:
+    old_file.chmod(0o640)
+    write(old_file)
+    assert stat.S_IMODE(old_file.stat().st_mode) == 0o640
+
+
+def test_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "missing")
+    with pytest.raises(OutputError, match="exists"):
+        write(tmp_path / "a", force=False)
+    write(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == NEW
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("name", ["", "missing/a", "file/a", "a" * 300, "a" * 300 + "/b"])
+def test_impossible_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    with pytest.raises(OutputError):
+        write(tmp_path / name)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_temporary_names_are_hidden_siblings(tmp_path: Path) -> None:
+    one, two = temporary_sibling(tmp_path / "a"), temporary_sibling(tmp_path / "a")
+    assert one != two
+    assert one.parent == tmp_path
+    assert one.name.startswith(".a.")
+
+
+def test_free_space(tmp_path: Path) -> None:
+    check_free_space(tmp_path, 0, tmp_path / "a")
+    with pytest.raises(OutputError, match="free"):
+        check_free_space(tmp_path, 1 << 60, tmp_path / "a")

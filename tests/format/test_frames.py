@@ -1,0 +1,114 @@
+"""zstd frames that lie."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltapack.errors import DeltapackError, FormatError
+from deltapack.format.frames import compress_frame, decompress_frame, pack_stream, unpack_stream
+
+RAW = b"deltapack " * 100
+FRAME = compress_frame(RAW, 1)
+
+
+def frame(raw: bytes, **options: object) -> bytes:
+    params = zstandard.ZstdCompressionParameters.from_level(1, **options)
+    return zstandard.ZstdCompressor(compression_params=params).compress(raw)
+
+
+def streamed(raw: bytes) -> bytes:
+    """A frame that does not state its size."""
+    packer = zstandard.ZstdCompressor().compressobj()
+    return packer.compress(raw) + packer.flush()
+
+
+def skippable(raw: bytes) -> bytes:
+    return struct.pack("<II", 0x184D2A50, len(raw)) + raw
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.integers(1, 4))
+def test_stream_round_trip(raw: bytes, repeats: int) -> None:
+    stored = pack_stream(raw * repeats)
+    assert len(stored) <= len(raw) * repeats
+    assert unpack_stream(stored, len(raw) * repeats) == raw * repeats
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_frames_over_the_window_keep_within_it(level: int) -> None:
+    raw = bytes(9 << 20)
+    packed = compress_frame(raw, level)
+    assert zstandard.get_frame_parameters(packed).window_size <= 8 << 20
+    assert decompress_frame(packed, len(raw)) == raw
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"",
+        b"x",
+        FRAME[:4],
+        FRAME[:-1],
+        FRAME + b"x",
+        FRAME + FRAME,
+        FRAME + skippable(b"a"),
+        skippable(b"a") + FRAME,
+        skippable(bytes(1000)),
+        streamed(RAW),
+        frame(RAW + b"x"),
+        frame(RAW[:-1]),
+        b"\0" + FRAME,
+    ],
+)
+def test_anything_but_one_honest_frame_is_refused(stored: bytes) -> None:
+    with pytest.raises(FormatError) as caught:
+        decompress_frame(stored, len(RAW))
+    assert caught.value.rule == "R10"
+
+
+@pytest.mark.parametrize("size", [1 << 40, (1 << 64) - 3, 10**9])
+def test_bomb_is_refused_before_anything_is_allocated(size: int) -> None:
+    bomb = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", size) + b"\x01\0\0"
+    for raw_length in (1000, len(RAW)):
+        with pytest.raises(FormatError, match="another size"):
+            decompress_frame(bomb, raw_length)
+
+
+def test_window_over_8_mib_is_refused() -> None:
+    raw = bytes((8 << 20) + 1)
+    with pytest.raises(FormatError, match="not allowed"):
+        decompress_frame(frame(raw, window_log=24), len(raw))
+
+
+def test_dictionary_is_refused() -> None:
+    samples = [bytes([i % 7, i % 11]) * 20 + str(i).encode() for i in range(500)]
+    dictionary = zstandard.train_dictionary(1024, samples)
+    packed = zstandard.ZstdCompressor(dict_data=dictionary).compress(RAW)
+    with pytest.raises(FormatError, match="dictionary"):
+        decompress_frame(packed, len(RAW))
+
+
+def test_empty_content_has_no_frame() -> None:
+    assert pack_stream(b"") == unpack_stream(b"", 0) == b""
+    with pytest.raises(FormatError):
+        decompress_frame(frame(b""), 0)
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(FRAME) - 1), st.integers(1, 255))
+def test_damaged_frames_are_refused_or_have_the_right_size(at: int, flip: int) -> None:
+    damaged = bytearray(FRAME)
+    damaged[at] ^= flip
+    try:
+        assert len(decompress_frame(bytes(damaged), len(RAW))) == len(RAW)
+    except DeltapackError as error:
+        assert error.rule == "R10"
+
+
+def test_same_bytes_every_time() -> None:
+    assert [compress_frame(RAW, level) for level in (1, 9)] == [compress_frame(RAW, level) for level in (1, 9)]

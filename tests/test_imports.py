@@ -1,0 +1,145 @@
+"""Imports go downwards only, and heavy libraries stay where they are needed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "deltapack"
+GROUND = {"_version", "dtypes", "errors", "limits", "parallel"}
+ROOMS: dict[str, set[str]] = {
+    "_version": set(),
+    "dtypes": set(),
+    "errors": set(),
+    "limits": set(),
+    "parallel": {"errors"},
+    "format": GROUND,
+    "kernels": {"dtypes", "errors"},
+    "codecs": GROUND | {"format", "kernels"},
+    "sparsify": GROUND | {"format", "kernels", "codecs"},
+    "merge_methods": {"errors", "kernels"},
+    "checkpoint": {"dtypes", "errors", "limits", "format.atomic", "format.digest"},
+    "recipe": {"errors", "sparsify"},
+}
+"""What each room may import, besides itself; modules that are not listed are use cases and may combine rooms."""
+DOORS = {"cli", "demo", "__main__"}
+"""Nothing imports these, but for `cli`, which starts `demo`."""
+LAZY = {
+    "torch": {"checkpoint.torchfile", "pack"},
+    "scipy": {"pack"},
+    "matplotlib": {"demo.render"},
+}
+"""Libraries that are imported inside functions only, and where."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, by its full name; `lazy` inside a function or for type checkers only."""
+
+    module: str
+    lazy: bool
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports_of(node: ast.AST, lazy: bool = False) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, lazy) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            yield from (Import(target(child.module or "", alias.name), lazy) for alias in child.names)
+        else:
+            deeper = lazy or isinstance(child, ast.FunctionDef | ast.Lambda) or is_type_checking(child)
+            yield from imports_of(child, deeper)
+
+
+def target(module: str, name: str) -> str:
+    """`from a import b` names module a.b if there is one, else a."""
+    path = PACKAGE.parent.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if path.is_dir() or path.with_suffix(".py").exists() else module
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+IMPORTS = {name: list(imports_of(ast.parse(path.read_text("utf-8")))) for name, path in FILES.items()}
+
+
+def own(name: str) -> list[Import]:
+    """Imports of this package, without its name in front."""
+    return [Import(i.module[10:], i.lazy) for i in IMPORTS[name] if i.module.split(".")[0] == "deltapack"]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert ROOMS.keys() <= {room_of(name) for name in FILES}
+    assert sum(len(found) for found in IMPORTS.values()) > 200
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) in ROOMS])
+def test_rooms_import_what_is_below_them(name: str) -> None:
+    room = room_of(name)
+    for found in own(name):
+        allowed = {room, *ROOMS[room]}
+        assert room_of(found.module) in allowed or found.module in allowed, f"{name} imports {found.module}"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) not in DOORS])
+def test_nothing_imports_the_doors(name: str) -> None:
+    assert not [found for found in own(name) if room_of(found.module) in DOORS]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) == "demo"])
+def test_the_demo_does_not_import_the_command_line(name: str) -> None:
+    assert not [found for found in own(name) if room_of(found.module) == "cli"]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) == "cli"])
+def test_the_command_line_stays_above_the_rooms(name: str) -> None:
+    rooms = set(ROOMS) - GROUND - {"recipe"}
+    assert not [found for found in own(name) if room_of(found.module) in rooms]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) != "cli" and name])
+def test_nobody_imports_from_the_top(name: str) -> None:
+    """The public names are for users; inside, a module says where a name lives."""
+    assert not [found for found in own(name) if not found.module]
+
+
+@pytest.mark.parametrize("library", sorted(LAZY))
+def test_heavy_libraries_are_imported_inside_functions(library: str) -> None:
+    for name, imports in IMPORTS.items():
+        for found in imports:
+            if found.module.split(".")[0] == library:
+                at_home = room_of(name) == "demo" and library == "torch"
+                assert at_home or (name in LAZY[library] and found.lazy), f"{name} imports {found.module}"
+
+
+def test_numba_stays_in_its_backend() -> None:
+    users = {name for name, imports in IMPORTS.items() for found in imports if found.module.split(".")[0] == "numba"}
+    assert users <= {"kernels.cpu"}
+    backends = [(name, found.lazy) for name in FILES for found in own(name) if found.module == "kernels.cpu"]
+    assert backends == [("kernels", True)]
+
+
+def test_no_cycles() -> None:
+    """Lazy imports count: a cycle through one is still a cycle of meaning. The top and `__main__` are above all."""
+    below = {name: {i.module for i in own(name)} & FILES.keys() - {name, ""} for name in FILES if name}
+    done: set[str] = set()
+    while len(done) < len(below):
+        free = {name for name, needs in below.items() if name not in done and needs <= done}
+        assert free, f"a cycle among {sorted(set(below) - done)}"
+        done |= free
