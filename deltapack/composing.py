@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deltapack.basecheck import check_base
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import stored_layout, term_layout
 from deltapack.dtypes import DType
-from deltapack.errors import BaseMismatchError, MergeConflictError, RecipeError
+from deltapack.errors import MergeConflictError, RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.restoring import PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
@@ -91,7 +92,7 @@ def compose(
         BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
     """
-    _check_base(base, packs)
+    check_base(base, [pack.reader for pack in packs])
     by_base, new = _group(base, packs)
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
     jobs = []
@@ -132,57 +133,6 @@ class _Chooser:
             tensor=parts[0].entry.name,
             found=" and ".join(str(part.pack.reader.path) for part in parts),
             hint="Say which pack decides with --prefer PACK.",
-        )
-
-
-def _check_base(base: Checkpoint, packs: Sequence[WeightedPack]) -> None:
-    """Compare headers before anything is allocated (rule R11)."""
-    first = packs[0].reader
-    for pack in packs:
-        index, path = pack.reader.index, pack.reader.path
-        if index.base_fingerprint != first.index.base_fingerprint:
-            hint = "Packs can be merged only if they were compressed against the same base."
-            raise BaseMismatchError(
-                "the packs have different bases",
-                path=path,
-                expected=f"{first.index.base_fingerprint} ({first.path})",
-                found=index.base_fingerprint,
-                hint=hint,
-            )
-        for entry in index.entries:
-            pack.reader.chunk_digests(entry)
-            wanted = entry.base
-            if wanted is None:
-                continue
-            found = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
-            if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
-                raise BaseMismatchError(
-                    "this is not the base that the pack was made from",
-                    path=base.path,
-                    tensor=wanted.name,
-                    expected=f"{wanted.dtype} {list(wanted.shape)}",
-                    found="no such tensor" if found is None else f"{found.dtype} {list(found.shape)}",
-                    rule="R11",
-                    hint="`deltapack inspect` tells which base a pack needs.",
-                )
-        _check_covered(base, pack.reader)
-
-
-def _check_covered(base: Checkpoint, reader: PackReader) -> None:
-    """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
-    entries = reader.index.entries
-    known = {entry.base.name for entry in entries if entry.base is not None}
-    known |= {entry.name for entry in entries if entry.kind in ("stored", "alias")}
-    unknown = sorted(set(base.tensors) - {base.aliases.get(name, name) for name in known})
-    if unknown or len(base.tensors) != reader.index.base_tensors:
-        raise BaseMismatchError(
-            "this is not the base that the pack was made from",
-            path=base.path,
-            tensor=unknown[0] if unknown else None,
-            expected=f"{reader.index.base_tensors} tensors",
-            found=f"{len(base.tensors)} tensors" + (", this one is not in the pack" if unknown else ""),
-            rule="R11",
-            hint="`deltapack inspect` tells which base a pack needs.",
         )
 
 

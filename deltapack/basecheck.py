@@ -1,0 +1,67 @@
+"""Is this the base of these packs? Headers tell, before anything is allocated (rule R11 of spec/04-reader-rules.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deltapack.checkpoint import Checkpoint
+from deltapack.errors import BaseMismatchError
+from deltapack.format.reader import PackReader
+
+__all__ = ["check_base"]
+
+
+def check_base(base: Checkpoint, packs: Sequence[PackReader]) -> None:
+    """Compare the headers of a base with what packs say of it.
+
+    Raises:
+        BaseMismatchError: The base lacks a tensor, has one more, or one of another shape or dtype, or the packs have different bases.
+        FormatError: The chunk digests of a pack are damaged.
+    """
+    first = packs[0]
+    for pack in packs:
+        index, path = pack.index, pack.path
+        if index.base_fingerprint != first.index.base_fingerprint:
+            hint = "Packs can be merged only if they were compressed against the same base."
+            raise BaseMismatchError(
+                "the packs have different bases",
+                path=path,
+                expected=f"{first.index.base_fingerprint} ({first.path})",
+                found=index.base_fingerprint,
+                hint=hint,
+            )
+        for entry in index.entries:
+            pack.chunk_digests(entry)
+            wanted = entry.base
+            if wanted is None:
+                continue
+            found = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
+            if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+                raise BaseMismatchError(
+                    "this is not the base that the pack was made from",
+                    path=base.path,
+                    tensor=wanted.name,
+                    expected=f"{wanted.dtype} {list(wanted.shape)}",
+                    found="no such tensor" if found is None else f"{found.dtype} {list(found.shape)}",
+                    rule="R11",
+                    hint="`deltapack inspect` tells which base a pack needs.",
+                )
+        _check_covered(base, pack)
+
+
+def _check_covered(base: Checkpoint, reader: PackReader) -> None:
+    """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
+    entries = reader.index.entries
+    known = {entry.base.name for entry in entries if entry.base is not None}
+    known |= {entry.name for entry in entries if entry.kind in ("stored", "alias")}
+    unknown = sorted(set(base.tensors) - {base.aliases.get(name, name) for name in known})
+    if unknown or len(base.tensors) != reader.index.base_tensors:
+        raise BaseMismatchError(
+            "this is not the base that the pack was made from",
+            path=base.path,
+            tensor=unknown[0] if unknown else None,
+            expected=f"{reader.index.base_tensors} tensors",
+            found=f"{len(base.tensors)} tensors" + (", this one is not in the pack" if unknown else ""),
+            rule="R11",
+            hint="`deltapack inspect` tells which base a pack needs.",
+        )
