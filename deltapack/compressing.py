@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -102,6 +102,9 @@ class _Job:
     plan: TensorPlan | None
 
 
+_Result = tuple[_Job, ChunkOutcome]
+
+
 @dataclass(frozen=True)
 class _Run:
     """One compression: a stream of chunk tasks whose outcomes come back in order."""
@@ -115,10 +118,9 @@ class _Run:
 
     def write(self, entry_writer: EntryWriter) -> tuple[list[Entry], list[BaseRow]]:
         """Write the blobs of every tensor; return the entries by name and the base's digests."""
-        entries, base_rows, done = [], [], 0
-        total = sum(tensor.nbytes for tensor in self.finetuned.tensors.values())
+        entries, base_rows = [], []
         with closing(ordered_map(self._encode, self._tasks(), self.workers)) as results:
-            for job, group in groupby(results, key=lambda result: result[0]):
+            for job, group in groupby(self._counted(results), key=lambda result: result[0]):
                 outcomes = (outcome for _, outcome in group)
                 if job.plan is None:
                     digests = Digests()
@@ -127,8 +129,6 @@ class _Run:
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
-                    done += job.plan.tensor.nbytes
-                    self.progress(done, total)
                 base = self.base.tensors[job.name] if job.plan is None else job.plan.base
                 if base is not None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
@@ -136,7 +136,16 @@ class _Run:
         entries += _removed(base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
 
-    def _encode(self, task: tuple[_Job, int]) -> tuple[_Job, ChunkOutcome]:
+    def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
+        """Pass results on and report progress."""
+        done, total = 0, sum(tensor.nbytes for tensor in self.finetuned.tensors.values())
+        for job, outcome in results:
+            if job.plan is not None:
+                done += outcome.elements * job.plan.tensor.dtype.itemsize
+                self.progress(done, total)
+            yield job, outcome
+
+    def _encode(self, task: tuple[_Job, int]) -> _Result:
         job, chunk = task
         if job.plan is not None:
             return job, encode_chunk(self.base, self.finetuned, job.plan, chunk)

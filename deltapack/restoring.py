@@ -168,24 +168,26 @@ def restore_tensors(
         FormatError: A pack is damaged.
     """
 
-    def work(task: tuple[int, int]) -> tuple[int, bytes | None, bytes | None]:
+    def work(task: tuple[int, int]) -> tuple[int, bytes | None, bytes | None, int]:
         job = jobs[task[0]]
         elements, base_digest, digest = restore_chunk(base, job, task[1], method)
         if elements is not None:
             write(job, task[1] * CHUNK, elements)
-        return task[0], base_digest, digest
+        return task[0], base_digest, digest, 0 if elements is None else elements.nbytes
 
     tasks = ((number, chunk) for number, job in enumerate(jobs) for chunk in range(job.chunks))
     total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
     with closing(ordered_map(work, tasks, workers)) as results:
         for number, group in groupby(results, key=lambda result: result[0]):
-            rows = list(group)
-            base_digests = tuple(digest for _, digest, _ in rows if digest is not None)
+            rows = []
+            for row in group:
+                rows.append(row)
+                done += row[3]
+                progress(done, total)
+            base_digests = tuple(row[1] for row in rows if row[1] is not None)
             restored = RestoredTensor(jobs[number], base_digests, tuple(row[2] for row in rows if row[2] is not None))
             if verify:
                 _check(base, restored)
-            done += jobs[number].numel * jobs[number].dtype.itemsize
-            progress(done, total)
             yield restored
 
 
