@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deltapack.basecheck import check_base
+from deltapack.basecheck import check_base, check_names
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import stored_layout, term_layout
 from deltapack.dtypes import DType
@@ -92,7 +92,9 @@ def compose(
         BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
     """
-    check_base(base, [pack.reader for pack in packs])
+    readers = [pack.reader for pack in packs]
+    check_base(base, readers)
+    check_names(readers)
     by_base, new = _group(base, packs)
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
     jobs = []

@@ -2,15 +2,20 @@
 
 Every heavy step (numba kernels, zstd, xxhash, file reads) releases the GIL, so threads are enough,
 and because results come back in the order of the tasks, output never depends on the worker count.
+
+Ctrl-C may come at any moment. The conditions and semaphores of `threading`, on which `concurrent.futures` is built, are written in
+Python: a signal that arrives just as one is taken leaves it taken, and other threads wait for it for ever. `SimpleQueue` and
+`_thread` are written in C and have no such moment.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from deltapack.errors import RecipeError
 
@@ -38,19 +43,74 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
 
     At most `workers + 2` results exist at a time, so memory is bounded however long `tasks` is.
     An exception in a task is raised at its place in the order; tasks not yet started never start.
+    No task runs any more when the generator has ended or was closed.
     """
     if workers == 1:
         yield from map(function, tasks)
         return
-    pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="deltapack") as pool:
+    todo: SimpleQueue[Any] = SimpleQueue()
+    done: SimpleQueue[Any] = SimpleQueue()
+    early: dict[int, Any] = {}
+    ended: list[None] = []
+    started = sent = taken = 0
+    try:
+        for _ in range(workers):
+            _thread.start_new_thread(_work, (function, todo, done, ended))
+            started += 1
+        for task in tasks:
+            todo.put((sent, task))
+            sent += 1
+            if sent - taken > workers + 1:
+                yield _take(taken, done, early)
+                taken += 1
+        while taken < sent:
+            yield _take(taken, done, early)
+            taken += 1
+    finally:
+        _stop(started, todo, done, ended)
+
+
+def _work(function: Callable[[T], R], todo: SimpleQueue[Any], done: SimpleQueue[Any], ended: list[None]) -> None:
+    """Run tasks until told to stop; a result is (number, result, exception)."""
+    while (item := todo.get()) is not None:
+        number, task = item
         try:
-            for task in tasks:
-                pending.append(pool.submit(function, task))
-                if len(pending) > workers + 1:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+            result = function(task)
+        except BaseException as error:  # raised again, in its place, by whoever asked for the results
+            done.put((number, None, error))
+        else:
+            done.put((number, result, None))
+            del result
+        del item, task
+    ended.append(None)
+    done.put(None)
+
+
+def _take(number: int, done: SimpleQueue[Any], early: dict[int, Any]) -> Any:
+    """Wait for the result of this number; keep those that come before."""
+    while number not in early:
+        item = done.get()
+        early[item[0]] = item
+    _, result, error = early.pop(number)
+    if error is not None:
+        raise error
+    return result
+
+
+def _stop(started: int, todo: SimpleQueue[Any], done: SimpleQueue[Any], ended: list[None]) -> None:
+    """Drop what has not begun and wait for the rest, however often the user presses Ctrl-C."""
+    interrupt = None
+    while True:
+        try:
+            with suppress(Empty):
+                while True:
+                    todo.get_nowait()
+            for _ in range(started):
+                todo.put(None)
+            while len(ended) < started:
+                done.get()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

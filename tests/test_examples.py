@@ -20,7 +20,8 @@ def models(tmp_path: Path) -> tuple[Path, Path, Path]:
         folder = tmp_path / name
         folder.mkdir()
         change = np.random.default_rng(number)
-        tensors = {key: value + np.float32(number > 0) * change.normal(0, 1e-3, value.shape).astype(np.float32) for key, value in base.items()}
+        size = 1e-3 if number else 0.0
+        tensors = {key: value + change.normal(0, size, value.shape).astype(np.float32) for key, value in base.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text("{}")
         folders.append(folder)

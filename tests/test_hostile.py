@@ -1,0 +1,252 @@
+"""Damaged packs, full disks: a clear error and nothing half-written, or the right result."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import ROOT, leftovers, moved, random_tensor, read_folder, whole, write_folder
+
+import deltapack
+from deltapack.errors import DeltapackError, FormatError, OutputError
+from deltapack.format.writer import PackWriter
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, bytes]]:
+    """A base, a pack of it with every kind of blob, and the folder that it restores."""
+    folder = tmp_path_factory.mktemp("case")
+    base = {
+        "delta": random_tensor(1, (40, 9), "bf16"),
+        "gaps": random_tensor(2, (200,)),
+        "grown": random_tensor(3, (30, 8)),
+        "gone": whole("u8", [1]),
+        "same": whole("i32", [1, 2]),
+    }
+    tuned = {name: moved(base[name], 5) for name in ("delta", "gaps")}
+    tuned |= {"grown": random_tensor(3, (33, 8)), "same": base["same"], "new": whole("i64", range(20))}
+    write_folder(folder / "base", base, {"tokenizer.json": "{}"})
+    write_folder(folder / "tuned", tuned, {"tokenizer.json": '{"a": 1}' * 20})
+    override = (deltapack.Override("gaps", drop_rate=0.5, index="gaps", values="bf16"),)
+    recipe = deltapack.Recipe(drop_rate=0.6, values="int4", overrides=override)
+    deltapack.compress(folder / "base", folder / "tuned", folder / "pack.dpk", recipe=recipe)
+    with deltapack.open_pack(folder / "pack.dpk") as pack:
+        assert {entry.kind for entry in pack.values()} == {"delta", "grown", "removed", "stored", "unchanged"}
+    deltapack.apply(folder / "base", folder / "pack.dpk", folder / "out")
+    return folder / "base", (folder / "pack.dpk").read_bytes(), read_folder(folder / "out")
+
+
+def decode_all(pack: Path) -> None:
+    with deltapack.open_pack(pack) as opened:
+        for entry in opened.values():
+            if entry.kind not in ("removed", "alias"):
+                entry.to_dense()
+
+
+def test_every_flipped_byte(case: tuple[Path, bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    base, data, _ = case
+    pack, out = tmp_path / "pack.dpk", tmp_path / "out.safetensors"
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        pack.write_bytes(damaged)
+        with pytest.raises(DeltapackError):
+            deltapack.verify(pack, workers=1)
+        if place % 7 == 0 or place < 64:
+            with pytest.raises(DeltapackError):
+                deltapack.apply(base, pack, out, workers=1)
+            assert not out.exists()
+            # Without a look at the digests, too, nothing but this package's errors may come.
+            try:
+                decode_all(pack)
+                deltapack.apply(base, pack, out, workers=1, verify=False)
+            except DeltapackError:
+                assert not out.exists()
+            else:
+                out.unlink()
+    assert not leftovers(tmp_path)
+
+
+def test_side_files_are_checked_when_they_are_written(case: tuple[Path, bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    base, data, _ = case
+    pack = tmp_path / "pack.dpk"
+    pack.write_bytes(data)
+    with deltapack.open_pack(pack) as opened:
+        (blob,) = [file.blob for file in opened.index.files or () if file.blob is not None]
+    damaged = bytearray(data)
+    damaged[blob.offset + 3] ^= 4
+    pack.write_bytes(damaged)
+    with pytest.raises(FormatError):
+        deltapack.apply(base, pack, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["pack.dpk"]
+
+
+def test_truncated_at_any_length(case: tuple[Path, bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    base, data, _ = case
+    pack = tmp_path / "pack.dpk"
+    for length in [*range(70), *range(70, len(data), 13), len(data) - 1]:
+        pack.write_bytes(data[:length])
+        for act in (deltapack.open_pack, deltapack.verify, lambda pack: deltapack.apply(base, pack, tmp_path / "out")):
+            with pytest.raises(FormatError):
+                act(pack)
+    for more in (b"\0", b"\n", data):
+        pack.write_bytes(data + more)
+        with pytest.raises(FormatError):
+            deltapack.open_pack(pack)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack.dpk"]
+
+
+def test_blobs_that_swapped_places(case: tuple[Path, bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    base, data, _ = case
+    pack = tmp_path / "pack.dpk"
+    for size in (8, 16, 64):
+        for start in range(0, len(data) - 2 * size, size * 3):
+            one, other = data[start : start + size], data[start + size : start + 2 * size]
+            if one == other:
+                continue
+            pack.write_bytes(data[:start] + other + one + data[start + 2 * size :])
+            with pytest.raises(DeltapackError):
+                deltapack.verify(pack)
+            with pytest.raises(DeltapackError):
+                deltapack.apply(base, pack, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- full disk
+
+
+def act_on(verb: str, folder: Path, out: Path, **options: Any) -> None:
+    """Run a use case on the folders of `model`."""
+    if verb == "compress":
+        deltapack.compress(folder / "base", folder / "tuned", out, **options)
+    elif verb == "apply":
+        deltapack.apply(folder / "base", folder / "pack.dpk", out, **options)
+    else:
+        deltapack.merge(folder / "base", [folder / "pack.dpk", folder / "pack.dpk"], out, weights=[0.5], **options)
+
+
+VERBS = {"compress": "out.dpk", "apply": "out", "apply to a file": "out.safetensors", "merge": "out", "merge packs": "out.dpk"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and a fine-tune of 600 kB and their pack of 300 kB."""
+    folder = tmp_path_factory.mktemp("model")
+    base = {f"{number}": random_tensor(number, (300, 100)) for number in range(5)}
+    write_folder(folder / "base", base)
+    write_folder(folder / "tuned", {name: moved(tensor, 7) for name, tensor in base.items()}, {"tokenizer.json": "x" * 9999})
+    deltapack.compress(folder / "base", folder / "tuned", folder / "pack.dpk", recipe=deltapack.Recipe(drop_rate=0.5, values="bf16"))
+    return folder
+
+
+def failing(call: Callable[..., Any], number: int, code: int) -> Callable[..., Any]:
+    """The function, failing from its call of that number on."""
+    calls: Iterator[int] = iter(range(1 << 60))
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= number:
+            raise OSError(code, os.strerror(code))
+        return call(*args, **kwargs)
+
+    return fail
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_system_refuses_to_write(verb: str, code: int, old: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / VERBS[verb]
+    act_on(verb.split()[0], model, out)
+    complete = read_folder(tmp_path)
+    if not old:
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    before = read_folder(tmp_path)
+    for name in ("pwrite", "fsync", "ftruncate", "replace", "rename"):
+        for number in (0, 1, 5):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, name, failing(getattr(os, name), number, code))
+                try:
+                    act_on(verb.split()[0], model, out, force=True)
+                except OutputError as error:
+                    assert str(out) in str(error) and os.strerror(code) in str(error)
+                    # The last thing that can fail is to make the rename durable: the new output is in place by then.
+                    assert read_folder(tmp_path) in ((before, complete) if name == "fsync" else (before,))
+                    assert not leftovers(tmp_path)
+                else:
+                    before = read_folder(tmp_path)
+
+
+def test_a_pack_hits_the_end_of_the_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for verb in ("compress", "merge packs"):
+        for number in range(0, 60, 3):
+            with monkeypatch.context() as patch:
+                patch.setattr(PackWriter, "_write", failing(PackWriter._write, number, errno.ENOSPC))
+                try:
+                    act_on(verb.split()[0], model, tmp_path / "out.dpk")
+                except OutputError as error:
+                    assert "The disk is full" in str(error)
+                    assert not list(tmp_path.iterdir())
+                else:
+                    assert number > 10
+                    (tmp_path / "out.dpk").unlink()
+
+
+LIMITED = """
+import json, resource, signal, sys
+from pathlib import Path
+import deltapack
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, target = Path(sys.argv[1]), Path(sys.argv[2])
+for verb, name in json.loads(sys.argv[3]).items():
+    for limit in (0, 10_000, 100_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            if verb == "compress":
+                recipe = deltapack.Recipe(drop_rate=0.5, values="bf16")
+                deltapack.compress(folder / "base", folder / "tuned", target / name, recipe=recipe)
+            elif verb.startswith("apply"):
+                deltapack.apply(folder / "base", folder / "pack.dpk", target / name)
+            else:
+                packs = [folder / "pack.dpk", folder / "pack.dpk"]
+                deltapack.merge(folder / "base", packs, target / name, weights=[0.5])
+        except deltapack.errors.OutputError as error:
+            assert name in str(error) and "cannot write" in str(error), error
+        else:
+            raise AssertionError((verb, limit))
+        assert not list(target.iterdir()), (verb, limit)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the system cannot limit the size of files")
+def test_a_file_grows_too_large(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, str(model), str(tmp_path), json.dumps(VERBS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
+def test_too_little_space_is_noticed_before_work_begins(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500_000))
+    calls: list[int] = []
+    for verb in ("apply", "merge"):
+        with pytest.raises(OutputError, match="not enough free disk space"):
+            act_on(verb, model, tmp_path / "out", progress=lambda done, total: calls.append(done))
+    assert not calls and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_folder_that_may_not_be_written(verb: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(OutputError):
+        act_on(verb.split()[0], model, tmp_path / "locked" / VERBS[verb])

@@ -1,0 +1,128 @@
+"""spec/reference_decoder.py against the package, on packs that the package wrote; other tests compare the two in passing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import (
+    CHUNK,
+    FLOATS,
+    ROOT,
+    Model,
+    cast,
+    decode_by_spec,
+    edited,
+    moved,
+    random_tensor,
+    read_file,
+    reference_decoder,
+    small_model,
+    tuned_model,
+    whole,
+    write_file,
+    write_folder,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import deltapack
+from deltapack import Override, Recipe
+
+PackOf = Callable[..., Path]
+Applied = Callable[..., Model]
+
+
+def everything() -> tuple[Model, Model, tuple[Override, ...]]:
+    """A base, a fine-tune and overrides: every dtype, codec and entry kind in one pack."""
+    base: Model = {}
+    tuned: Model = {}
+    overrides = []
+    for number, dtype in enumerate(FLOATS):
+        for values in ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign"):
+            name = f"{dtype}.{values}"
+            base[name] = random_tensor(number, (50, 41), dtype)
+            tuned[name] = moved(base[name], number + 50, 0.05)
+            index = ("seeded", "gaps", "bitmap")[(number + len(values)) % 3]
+            overrides.append(Override(name.replace(".", r"\."), values=values, index=index))
+    base |= {"grown": random_tensor(1, (50, 40), "bf16"), "shrunk": random_tensor(2, (50, 40)), "gone": random_tensor(3, (9,))}
+    tuned |= {"grown": random_tensor(1, (60, 40), "bf16"), "shrunk": random_tensor(9, (40, 40)), "new": whole("bool", [1, 0])}
+    base |= {"long": random_tensor(4, (CHUNK + 5,), "f16"), "steps": whole("u8", 1), "empty": whole("i32", np.zeros((3, 0)))}
+    tuned |= {"long": moved(base["long"], 5), "steps": whole("u8", 2), "empty": base["empty"]}
+    return base, tuned, tuple(overrides)
+
+
+def test_everything(pack_of: PackOf, applied: Applied, tmp_path: Path) -> None:
+    base, tuned, overrides = everything()
+    pack = pack_of(base, tuned, drop_rate=0.75, overrides=overrides)
+    with deltapack.open_pack(pack) as opened:
+        assert {entry.kind for entry in opened.values()} == {"delta", "unchanged", "grown", "shrunk", "stored", "removed"}
+    assert decode_by_spec(base, pack) == applied(pack)
+    for weight in (0.5, -2.5, 1e30):
+        assert decode_by_spec(base, pack, weight=weight) == applied(pack, weight=weight, verify=False)
+    assert decode_by_spec(base, pack, factor=7.25) == applied(pack, rescale=7.25)
+    merged = tmp_path / "merged.dpk"
+    deltapack.merge(tmp_path / "base.safetensors", [pack, pack], merged, weights=[0.3, 0.4])
+    assert decode_by_spec(base, merged) == applied(merged)
+
+
+def test_its_command_line(pack_of: PackOf, applied: Applied, tmp_path: Path) -> None:
+    base = small_model(dtype="bf16")
+    pack = pack_of(base, tuned_model(base))
+    out = tmp_path / "by spec.safetensors"
+    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py")]
+    subprocess.run([*command, tmp_path / "base.safetensors", pack, out, "--weight", "0.5"], check=True)
+    assert read_file(out) == applied(pack, weight=0.5)
+    write_file(tmp_path / "base.safetensors", base | {"layer.bias": edited(base["layer.bias"], 0, 0)})
+    done = subprocess.run([*command, tmp_path / "base.safetensors", pack, out], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "R12" in done.stderr
+
+
+def test_side_files(tmp_path: Path) -> None:
+    base = small_model()
+    write_folder(tmp_path / "base", base, {"same.json": "{}"})
+    write_folder(tmp_path / "tuned", tuned_model(base), {"same.json": "{}", "new.json": "[1]" * 900, "empty.txt": ""})
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "pack.dpk")
+    assert reference_decoder().side_files(tmp_path / "pack.dpk") == {
+        "config.json": None,
+        "empty.txt": b"",
+        "new.json": b"[1]" * 900,
+        "same.json": None,
+    }
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any bits in base and fine-tune, NaN and infinities included, any recipe: same bits, or an error that says so."""
+    folder = tmp_path_factory.mktemp("bits")
+    dtypes = st.sampled_from(FLOATS)
+    base, tuned = {}, {}
+    for name in ("x", "y"):
+        source, target, numel = data.draw(dtypes), data.draw(dtypes), data.draw(st.integers(1, 400))
+        random = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+        size = data.draw(st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e38]))
+        with np.errstate(all="ignore"):
+            base[name] = cast(random.normal(0, size, numel), source)
+            tuned[name] = cast(base[name].f64 + random.normal(0, size, numel), target)
+        for model in (base, tuned):
+            wild = data.draw(st.booleans())
+            if wild:
+                place, bits = data.draw(st.integers(0, numel - 1)), data.draw(st.binary(min_size=8, max_size=8))
+                tensor = model[name]
+                model[name] = edited(tensor, place, np.frombuffer(bits, tensor.bits.dtype)[0])
+    recipe = Recipe(
+        drop_rate=data.draw(st.sampled_from([0.0, 0.1, 0.9, 0.99])),
+        values=data.draw(st.sampled_from(["auto", "f32", "int4", "int8", "sign"])),
+        index=data.draw(st.sampled_from(["auto", "gaps", "bitmap"])),
+        seed=data.draw(st.integers(-9, 9)),
+        non_finite="store",
+    )
+    paths = write_file(folder / "base.safetensors", base), write_file(folder / "tuned.safetensors", tuned)
+    deltapack.compress(*paths, folder / "pack.dpk", recipe=recipe)
+    deltapack.apply(paths[0], folder / "pack.dpk", folder / "out.safetensors")
+    assert read_file(folder / "out.safetensors") == decode_by_spec(base, folder / "pack.dpk")
