@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltapack.checkpoint import Checkpoint
-from deltapack.errors import BaseMismatchError, MergeConflictError
+from deltapack.errors import BaseMismatchError
 from deltapack.format.reader import PackReader
 
-__all__ = ["check_base", "check_names"]
+__all__ = ["check_base"]
 
 
 def check_base(base: Checkpoint, packs: Sequence[PackReader]) -> None:
@@ -65,31 +65,3 @@ def _check_covered(base: Checkpoint, reader: PackReader) -> None:
             rule="R11",
             hint="`deltapack inspect` tells which base a pack needs.",
         )
-
-
-def check_names(packs: Sequence[PackReader]) -> None:
-    """Refuse packs that name a tensor differently where one of them stores it whole.
-
-    A stored tensor does not tell which tensor of the base it replaces, if its name is another: `bert.x` of one pack and `x`
-    of another would both end up in the result.
-
-    Raises:
-        MergeConflictError: A pack drops a base tensor that another pack keeps, and stores one that is called alike but for a prefix.
-    """
-    kept = {entry.base.name for pack in packs for entry in pack.index.entries if entry.base and entry.kind != "removed"}
-    for pack in packs:
-        entries = pack.index.entries
-        dropped = {entry.base.name: entry.base for entry in entries if entry.base and entry.kind == "removed"}
-        for entry in entries:
-            parts = entry.name.split(".")
-            shorter = (".".join(parts[start:]) for start in range(1, len(parts)))
-            longer = (name for name in dropped if name.endswith("." + entry.name))
-            for name in (*shorter, *longer):
-                if entry.kind == "stored" and name in dropped and name in kept and dropped[name].shape == entry.shape:
-                    raise MergeConflictError(
-                        "the packs name this tensor differently, and it is stored whole",
-                        path=pack.path,
-                        tensor=entry.name,
-                        found=f"{name!r} in the base and in another pack",
-                        hint="Rename the tensors of one fine-tune, or pack it without --exclude or --include for this tensor.",
-                    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deltapack.basecheck import check_base, check_names
+from deltapack.basecheck import check_base
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import stored_layout, term_layout
 from deltapack.dtypes import DType
@@ -92,9 +92,7 @@ def compose(
         BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
     """
-    readers = [pack.reader for pack in packs]
-    check_base(base, readers)
-    check_names(readers)
+    check_base(base, [pack.reader for pack in packs])
     by_base, new = _group(base, packs)
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
     jobs = []
@@ -220,7 +218,9 @@ def _structural_job(
 def _whole_job(part: _Part) -> TensorJob:
     entry = part.entry
     rows, path = _rows(part, 0), part.pack.reader.path
-    return TensorJob(entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path)
+    return TensorJob(
+        entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path, whole=entry
+    )
 
 
 def _adds(part: _Part, tensor: TensorInfo) -> bool:

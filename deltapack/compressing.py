@@ -14,7 +14,7 @@ from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkp
 from deltapack.dtypes import BY_NAME
 from deltapack.encoding import ChunkOutcome, encode_chunk
 from deltapack.entries import Digests, EntryWriter
-from deltapack.errors import OutputError, RecipeError
+from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.frames import pack_stream
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
@@ -183,23 +183,13 @@ class _Run:
 
 
 def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
-    """Return an entry for each base tensor that no entry uses or replaces.
-
-    Raises:
-        RecipeError: It cannot be listed, because the fine-tune has another tensor of its name.
-    """
-    used = {entry.base.name for entry in entries if entry.base is not None}
-    kinds = {entry.name: entry.kind for entry in entries}
-    removed = []
-    for name, dtype, shape, digest in base_rows:
-        if name in used or kinds.get(name) in ("stored", "alias"):
-            continue
-        if name in kinds:
-            hint = "Leave the fine-tune's tensor that is mapped to it out of --exclude, or do not map it."
-            what = "the base's tensor is not used, but its name is, for a tensor that is mapped to another"
-            raise RecipeError(what, tensor=name, hint=hint)
-        removed.append(Entry(name, "removed", base=BaseRef(name, BY_NAME[dtype], shape, digest)))
-    return removed
+    """Return an entry for each base tensor that no entry uses or, under its name, replaces."""
+    known = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
+    return [
+        Entry(name, "removed", base=BaseRef(name, BY_NAME[dtype], shape, digest))
+        for name, dtype, shape, digest in base_rows
+        if name not in known
+    ]
 
 
 def _side_files(

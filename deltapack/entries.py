@@ -84,7 +84,7 @@ class EntryWriter:
         if equal:
             self.writer.rewind(start)
             return self._unchanged(plan, digests), digests
-        return self._stored(plan, blob.close(), digests.result), digests
+        return self._stored(plan, blob.close(), digests, digests.result), digests
 
     def _delta(self, plan: TensorPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         assert plan.base is not None
@@ -108,12 +108,12 @@ class EntryWriter:
             return self._unchanged(plan, digests), digests
         if not finite or (overflow and not equal):
             self._refuse_non_finite(plan, finite)
-            return self._store_instead(plan, start), digests
+            return self._store_instead(plan, start, digests), digests
         ref = None
         if not equal:
             ref = blob.close()
             if ref.length >= plan.common * plan.tensor.dtype.itemsize:
-                return self._store_instead(plan, start), digests
+                return self._store_instead(plan, start, digests), digests
             self._count(split | {"tables": ref.length - sum(split.values())})
         else:
             self.writer.rewind(start)
@@ -142,7 +142,7 @@ class EntryWriter:
             tensor.dtype,
             tensor.shape,
             root_digest(tensor.dtype.name, tensor.shape, result),
-            base=BaseRef(base.name, base.dtype, base.shape, digests.base_root(base)),
+            base=self._base(plan, digests),
             terms=terms,
             stored=tail,
             stats=stats,
@@ -157,19 +157,19 @@ class EntryWriter:
         chunks = (encode_tail_chunk(self.finetuned, plan, chunk) for chunk in range(layout.chunks))
         return self._stored_blob(layout, chunks)
 
-    def _store_instead(self, plan: TensorPlan, start: int) -> Entry:
+    def _store_instead(self, plan: TensorPlan, start: int, digests: Digests) -> Entry:
         """Drop the term written since `start` and store the tensor whole, reading it once more."""
         self.writer.rewind(start)
         tensor, layout = plan.tensor, stored_layout(plan.tensor.numel)
-        digests: list[bytes] = []
+        result: list[bytes] = []
 
         def chunks() -> Iterable[StoredChunk]:
             for chunk in range(layout.chunks):
                 elements = self.finetuned.read(tensor.name, chunk * CHUNK, min((chunk + 1) * CHUNK, tensor.numel))
-                digests.append(chunk_digest(elements))
+                result.append(chunk_digest(elements))
                 yield encode_stored_chunk(elements)
 
-        return self._stored(plan, self._stored_blob(layout, chunks()), digests, counted=True)
+        return self._stored(plan, self._stored_blob(layout, chunks()), digests, result, counted=True)
 
     def _stored_blob(self, layout: Layout, chunks: Iterable[StoredChunk]) -> BlobRef:
         blob = self.writer.chunked_blob(layout)
@@ -179,20 +179,24 @@ class EntryWriter:
         self._count({"stored": ref.length})
         return ref
 
-    def _stored(self, plan: TensorPlan, blob: BlobRef, result: list[bytes], counted: bool = False) -> Entry:
+    def _stored(
+        self, plan: TensorPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False
+    ) -> Entry:
         tensor = plan.tensor
         if not counted:
             self._count({"stored": blob.length})
         root = root_digest(tensor.dtype.name, tensor.shape, result)
-        entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, stored=blob)
-        return digests_blob(self.writer, entry, [], result)
+        entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, self._base(plan, digests), stored=blob)
+        return digests_blob(self.writer, entry, digests.base, result)
 
     def _unchanged(self, plan: TensorPlan, digests: Digests) -> Entry:
-        tensor, base = plan.tensor, plan.base
+        tensor, base = plan.tensor, self._base(plan, digests)
         assert base is not None
-        root = digests.base_root(base)
-        ref = BaseRef(base.name, base.dtype, base.shape, root)
-        return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, root, base=ref)
+        return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, base.digest, base)
+
+    def _base(self, plan: TensorPlan, digests: Digests) -> BaseRef | None:
+        base = plan.base
+        return None if base is None else BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))
 
     def _refuse_non_finite(self, plan: TensorPlan, finite: bool) -> None:
         if self.store_non_finite:

@@ -180,18 +180,18 @@ class _MergedPack:
             if len(terms) == len(job.terms):
                 kind = "delta" if same else "grown" if job.numel > base.numel else "shrunk"
                 return self._with_terms(replace(entry, kind=kind), job, terms, restored)
+        if job.whole is not None and job.rows is not None:
+            entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
+            return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
-        if base is None and job.rows is not None and job.rows.dtype == job.dtype:
-            blob = self.writer.copy_blob(job.rows.reader, job.rows.ref)
-        else:
-            chunked = self.writer.chunked_blob(layout)
-            for chunk in range(layout.chunks):
-                elements, _, _ = restore_chunk(self.base, job, chunk, METHODS[self.method])
-                if elements is not None:
-                    chunked.append(encode_stored_chunk(elements))
-            blob = chunked.close()
-        return digests_blob(self.writer, replace(entry, base=None, stored=blob), [], list(restored.digests))
+        chunked = self.writer.chunked_blob(layout)
+        for chunk in range(layout.chunks):
+            elements, _, _ = restore_chunk(self.base, job, chunk, METHODS[self.method])
+            if elements is not None:
+                chunked.append(encode_stored_chunk(elements))
+        entry = replace(entry, stored=chunked.close())
+        return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
 
     def _with_terms(self, entry: Entry, job: TensorJob, terms: Sequence[PackTerm], restored: RestoredTensor) -> Entry:
         if len(terms) > DEFAULT_LIMITS.terms:

@@ -18,7 +18,7 @@ from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
-from deltapack.format.index import BlobRef, Term
+from deltapack.format.index import BlobRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
 from deltapack.merge_methods import Method, Sparse
@@ -100,6 +100,7 @@ class TensorJob:
         rows: Elements stored whole: all, or those after the common ones.
         digest: What the root digest must be; empty where nobody says.
         pack: The pack that says so.
+        whole: The entry that the tensor is taken from as it is, if it is.
     """
 
     name: str
@@ -112,6 +113,7 @@ class TensorJob:
     rows: StoredRows | None = None
     digest: str = ""
     pack: Path | None = None
+    whole: Entry | None = None
 
     @property
     def common(self) -> int:

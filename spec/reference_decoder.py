@@ -224,7 +224,7 @@ FIELDS = {  # kind -> fields that must, fields that may be there
     "unchanged": (f"{COMMON} base:object", ""),
     "grown": (f"{PATCHED} stored:blob", "digests:blob stats:object"),
     "shrunk": (PATCHED, "digests:blob stats:object"),
-    "stored": (f"{COMMON} stored:blob", "digests:blob"),
+    "stored": (f"{COMMON} stored:blob", "base:object digests:blob"),
     "removed": ("name:string kind:string base:object", ""),
     "alias": ("name:string kind:string of:string", ""),
 }
@@ -821,7 +821,7 @@ def restore(
             if entry["kind"] == "unchanged" and base is not None:
                 raw = base[2]
             else:
-                raw = restore_common(data, entry, base, weight, factor) if base is not None else b""
+                raw = restore_common(data, entry, base, weight, factor) if base is not None and "terms" in entry else b""
                 if "stored" in entry:
                     raw += restore_stored(data, entry, common_numel(entry))
             if weight == 1.0 and factor is None:

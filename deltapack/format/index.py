@@ -156,7 +156,7 @@ class Entry:
     @property
     def common(self) -> int:
         """Number of leading elements that are base plus terms."""
-        if self.base is None or not self.in_result:
+        if self.base is None or self.kind in ("removed", "stored"):
             return 0
         return min(self.numel, self.base.numel)
 

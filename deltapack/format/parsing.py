@@ -97,7 +97,7 @@ _KEYS: Mapping[str, tuple[set[str], set[str]]] = {
     "alias": (_ALL | {"of"}, set()),
     "removed": (_ALL | {"base"}, set()),
     "unchanged": (_TENSOR | {"base"}, set()),
-    "stored": (_TENSOR | {"stored"}, {"digests"}),
+    "stored": (_TENSOR | {"stored"}, {"base", "digests"}),
     "delta": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
     "shrunk": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
     "grown": (_TENSOR | {"base", "terms", "stored"}, {"digests", "stats"}),

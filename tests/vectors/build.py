@@ -263,12 +263,25 @@ class Pack:
         self.entries.append(entry)
         return self
 
-    def stored(self, name: str, new: Tensor, spoil: Callable[[Json], None] | None = None) -> Pack:
-        """Add a stored tensor."""
+    def stored(
+        self,
+        name: str,
+        new: Tensor,
+        spoil: Callable[[Json], None] | None = None,
+        replaces: tuple[str, Tensor] | None = None,
+    ) -> Pack:
+        """Add a stored tensor, and say which tensor of the base it replaces."""
         entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
         entry |= {"digest": new.digest, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
-        if new.numel > CHUNK:
-            entry["digests"] = Blob(b"".join(new.chunk_digests))
+        digests, old_numel = list(new.chunk_digests), 0
+        if replaces is not None:
+            old_name, old = replaces
+            differ = (("name", old_name, name), ("dtype", old.dtype, new.dtype), ("shape", list(old.shape), list(new.shape)))
+            entry["base"] = {"digest": old.digest} | {key: was for key, was, now in differ if was != now}
+            self.base[old_name], old_numel = old, old.numel
+            digests = [*old.chunk_digests, *digests]
+        if max(new.numel, old_numel) > CHUNK:
+            entry["digests"] = Blob(b"".join(digests))
         self.result[name] = new
         self.entries.append(entry)
         return self

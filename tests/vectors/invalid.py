@@ -8,8 +8,9 @@ from typing import Any
 
 import scalar
 import zstandard
-from build import Blob, Json, Pack, Tensor, Term, stream, zstd
 from valid import floats, tensor, term, valid_packs
+
+from build import Blob, Json, Pack, Tensor, Term, stream, zstd
 
 Case = tuple[
     str, str, str, str | None, bytes
@@ -161,7 +162,8 @@ def index_cases() -> Iterator[Case]:
         ("R4", "unknown-term-key", FORMAT, put(*TERM, "keep", 1)),
         ("R4", "missing-shift", FORMAT, drop(*TERM, "shift")),
         ("R4", "missing-stored", FORMAT, drop("tensors", 1, "stored")),
-        ("R4", "stored-with-base", FORMAT, put("tensors", 1, "base", {"digest": "0" * 32})),
+        ("R4", "stored-with-base-path", FORMAT, put("tensors", 1, "base", {"digest": "0" * 32, "path": "x"})),
+        ("R6", "stored-repeats-base", FORMAT, put("tensors", 1, "base", {"digest": "0" * 32, "name": "b"})),
         ("R4", "bool-as-int", FORMAT, put(*TERM, "nnz", True)),
         ("R4", "string-as-int", FORMAT, put(*TERM, "nnz", "3")),
         ("R4", "null-as-string", FORMAT, put("created_by", None)),

@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator
 
 import scalar
-from build import Pack, Tensor, Term
 from scalar import CHUNK, ITEMSIZE, TILE
+
+from build import Pack, Tensor, Term
 
 ONE = 0x3F80  # 1.0 as bf16
 SMALL = 0x3A80  # 2^-10 as bf16
@@ -200,7 +201,11 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     yield "kind-stored-zstd", "a frame and byte planes", Pack().stored("w", tensor("i32", (200,), list(range(200))))
     pack = Pack().stored("w", tensor("i32", (2,), [1, 2]))
     pack.base["w"] = old
-    yield "kind-stored-over", "the base has a tensor of that name", pack
+    yield "kind-stored-over", "the base has a tensor of that name, and the entry does not say so", pack
+    fresh = tensor("i32", (2,), [1, 2])
+    yield "kind-stored-replaces", "a tensor of that name", Pack().stored("w", fresh, replaces=("w", old))
+    yield "kind-stored-renames", "a tensor of another name and the same shape", Pack().stored("p.w", fresh, replaces=("w", fresh))
+    yield "chunks-stored-replaces", "a tensor of two chunks", Pack().stored("w", fresh, replaces=("w", tensor("u8", (1048577,), 0)))
     yield "kind-removed", "", Pack().removed("gone", old).unchanged("kept", old)
     yield "kind-alias", "tied weights", Pack().unchanged("embed", old).alias("head", "embed")
     swap = [term("all", "int8", every(1, 12))]
