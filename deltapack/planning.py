@@ -19,11 +19,13 @@ from deltapack.sparsify import dare
 
 __all__ = ["TensorPlan", "difference", "identity_of", "plan_tensor"]
 
-_AUTO_ORDER = ("int2", "int3", "int4", "int8", "f32")
+_AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
 _SAMPLE_TILES = 8
 _NO_CODEC = TermCodec("all", "f32")
+_DENSE = 0.385
+"""Above this density the best code for gaps is unary: as many zeros as the gap, then a one. That is the bitmap."""
 _NOISE_FLOOR = 1e-4
-"""Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean f32 everywhere."""
+"""Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def _index_codec(recipe: TensorRecipe) -> str:
         if recipe.index == "seeded":
             raise RecipeError("index=seeded needs a drop rate above 0", hint="Use --index auto.")
         return "all"
+    if recipe.index == "gaps" and recipe.keep > _DENSE * dare.ALL_KEPT:
+        return "bitmap"
     return "seeded" if recipe.index == "auto" else recipe.index
 
 

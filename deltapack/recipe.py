@@ -54,7 +54,8 @@ class Recipe:
     Attributes:
         drop_rate: Fraction of the delta to drop, in [0, 1).
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
-        index: Index codec; `"auto"` takes the smallest, which is `seeded`.
+        index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 38 % are kept, which
+            is what gaps in unary are.
         rescale: Factor for the kept values; `None` is 1 / (1 - drop_rate).
         seed: Any integer; another seed drops other elements.
         include: Regular expression (search); only tensors that match are dropped from, the others are stored whole.

@@ -155,7 +155,7 @@ def test_overrides_include_and_exclude(pack_of: PackOf, applied: Applied) -> Non
     tuned = tuned_model(base)
     overrides = (
         Override(r"layer\..*", drop_rate=0.5, values="f32"),
-        Override(r"layer\.bias", values="bf16", index="gaps", rescale=1),
+        Override(r"layer\.bias", values="bf16", index="bitmap", rescale=1),
     )
     with deltapack.open_pack(pack_of(base, tuned, values="int4", overrides=overrides)) as pack:
         terms = {name: entry.entry.terms[0] for name, entry in pack.items() if entry.entry.terms}
@@ -164,7 +164,7 @@ def test_overrides_include_and_exclude(pack_of: PackOf, applied: Applied) -> Non
         "layer.bias": "bf16",
         "layer.weight": "f32",
     }
-    assert (terms["layer.bias"].index, terms["layer.bias"].factor) == ("gaps", 1)
+    assert (terms["layer.bias"].index, terms["layer.bias"].factor) == ("bitmap", 1)
     assert (terms["layer.weight"].keep, terms["layer.weight"].factor) == (1 << 31, 2)
     for number, choice in enumerate(({"include": "weight"}, {"exclude": "bias"}, {"exclude": "^layer.bias$"})):
         pack_path = pack_of(base, tuned, f"choice {number}", **choice)
@@ -315,3 +315,13 @@ def test_progress_rises_to_the_total(tmp_path: Path, pack_of: PackOf) -> None:
 def test_workers_out_of_range(pack_of: PackOf, workers: int) -> None:
     with pytest.raises(RecipeError, match="workers"):
         pack_of(small_model(), small_model(), workers=workers)
+
+
+def test_stored_gaps_of_a_dense_mask_are_a_bitmap(pack_of: PackOf) -> None:
+    base = {"w": random_tensor(1, (300, 400), "f32")}
+    with deltapack.open_pack(pack_of(base, tuned_model(base), drop_rate=0.5, index="gaps")) as pack:
+        (term,) = pack["w"].entry.terms
+        assert term.index == "bitmap"
+    with deltapack.open_pack(pack_of(base, tuned_model(base), "sparser", drop_rate=0.7, index="gaps")) as pack:
+        (term,) = pack["w"].entry.terms
+        assert (term.index, term.shift) == ("gaps", 1)

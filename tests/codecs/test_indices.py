@@ -173,7 +173,7 @@ def entropy_bytes(density: float, positions: int, length: int) -> float:
     return -(positions * math.log2(density) + (length - positions) * math.log2(1 - density)) / 8
 
 
-@pytest.mark.parametrize("density", [0.1, 0.05, 0.02, 0.01, 0.005, 0.001])
+@pytest.mark.parametrize("density", [0.3, 0.15, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001])
 def test_stored_gaps_are_within_two_percent_of_the_entropy(density: float) -> None:
     rng, stored, entropy = np.random.default_rng(7), 0, 0.0
     for _ in range(4):

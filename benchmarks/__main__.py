@@ -1,0 +1,10 @@
+"""Run every benchmark and write RESULTS.md: `python -m benchmarks [--quick] [--json]`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import fidelity, memory, results, sizes
+
+if __name__ == "__main__":
+    sys.exit(max(results.main(module.measure) for module in (sizes, memory, fidelity)))

@@ -1,0 +1,48 @@
+"""Sentences whose embeddings are compared: half about running computers, as pair A's fine-tune knows them, half about anything."""
+
+from __future__ import annotations
+
+__all__ = ["SENTENCES"]
+
+SENTENCES = (
+    "The pod keeps restarting with CrashLoopBackOff after the last deploy.",
+    "Memory use of the container reached its limit and the kernel killed it.",
+    "The certificate of the ingress expired during the night.",
+    "Disk pressure on the node evicts pods at random.",
+    "Latency at the 99th percentile doubled after the cache was flushed.",
+    "The database ran out of connections because the pool was not closed.",
+    "We rolled back the release when the error budget was spent.",
+    "The load balancer sends traffic to an instance that fails its health check.",
+    "A retry storm from the clients took the queue down.",
+    "DNS lookups time out inside the cluster but not outside.",
+    "The cron job ran twice because two leaders were elected.",
+    "Replication lag grows while the nightly backup is running.",
+    "An alert fired for high CPU steal on the shared hosts.",
+    "The readiness probe is too strict for a slow start.",
+    "Logs stopped arriving after the token of the agent was rotated.",
+    "Who is on call for the payment service this week?",
+    "The incident lasted forty minutes and affected checkout in two regions.",
+    "Autoscaling reacts too late to the morning peak.",
+    "Packets are dropped when the conntrack table is full.",
+    "The runbook says to drain the node before rebooting it.",
+    "She planted tomatoes and basil along the southern wall.",
+    "The museum opens at ten and is closed on Mondays.",
+    "A violin and a cello can be tuned from the same reference note.",
+    "The river froze early that winter, and the ferries stopped.",
+    "Bread dough rises more slowly in a cold kitchen.",
+    "He translated the letters from Portuguese into English.",
+    "The committee postponed its vote on the new library.",
+    "Migrating geese rest on the lake for about two weeks.",
+    "The recipe asks for two eggs and a pinch of salt.",
+    "Her train was late, so she missed the first act.",
+    "Light from that galaxy left it before the Earth existed.",
+    "The goalkeeper saved a penalty in the last minute.",
+    "Old maps show an island where there is only water.",
+    "The price of copper fell for the third month in a row.",
+    "Children learn a second language faster than adults do.",
+    "The bridge was painted red to protect it from rust.",
+    "A court found the contract to be invalid.",
+    "The vaccine has to be kept below eight degrees.",
+    "They walked along the coast until it was dark.",
+    "The novel is told by a narrator who cannot be trusted.",
+)
