@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.assets import copy_side_files, side_files_bytes
@@ -16,7 +17,7 @@ from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring import Elements, TensorJob, restore_tensors
 
-__all__ = ["apply", "float_dtype", "shard_bytes", "write_checkpoint"]
+__all__ = ["WriteOptions", "apply", "write_checkpoint"]
 
 
 def apply(
@@ -57,42 +58,50 @@ def apply(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    target, limit, count = float_dtype(dtype), shard_bytes(max_shard_size), resolve_workers(workers)
+    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress)
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
-        composition = compose(base_ckpt, [weighted], dtype=target)
-        notes = write_checkpoint(
-            base_ckpt,
-            composition,
-            METHODS["linear"],
-            Path(out),
-            protect=[reader.path],
-            dtype=target,
-            max_shard_bytes=limit,
-            verify=verify,
-            force=force,
-            workers=count,
-            progress=progress,
-        )
+        composition = compose(base_ckpt, [weighted], dtype=options.dtype)
+        notes = write_checkpoint(base_ckpt, composition, METHODS["linear"], Path(out), [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
         return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
 
 
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a checkpoint is restored and written; the arguments of `apply`, checked."""
+
+    dtype: DType | None
+    max_shard_bytes: int | None
+    verify: bool
+    force: bool
+    workers: int
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        dtype: str | None,
+        max_shard_size: int | str | None,
+        verify: bool,
+        force: bool,
+        workers: int | None,
+        progress: Progress | None,
+    ) -> WriteOptions:
+        """Check the arguments.
+
+        Raises:
+            RecipeError: One is out of range.
+        """
+        limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        report = progress or (lambda done, total: None)
+        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report)
+
+
 def write_checkpoint(
-    base: Checkpoint,
-    composition: Composition,
-    method: Method,
-    out: Path,
-    *,
-    protect: list[Path],
-    dtype: DType | None,
-    max_shard_bytes: int | None,
-    verify: bool,
-    force: bool,
-    workers: int,
-    progress: Progress | None,
+    base: Checkpoint, composition: Composition, method: Method, out: Path, protect: list[Path], options: WriteOptions
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told."""
     jobs = composition.jobs
@@ -100,12 +109,12 @@ def write_checkpoint(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
         rename={job.name: job.base.name for job in jobs if job.base is not None},
-        max_shard_size=max_shard_bytes,
+        max_shard_size=options.max_shard_bytes,
     )
     with open_writer(
         out,
         shards,
-        force=force,
+        force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
         side_bytes=side_files_bytes(base, composition.assets),
@@ -114,16 +123,15 @@ def write_checkpoint(
         def write(job: TensorJob, start: int, elements: Elements) -> None:
             writer.write(job.name, start, elements)
 
-        report = progress or (lambda done, total: None)
-        with closing(
-            restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=report)
-        ) as restored:
+        verify, workers, progress = options.verify, options.workers, options.progress
+        restoring = restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=progress)
+        with closing(restoring) as restored:
             for _ in restored:
                 pass
-        return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=dtype)
+        return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=options.dtype)
 
 
-def float_dtype(name: str | None) -> DType | None:
+def _float_dtype(name: str | None) -> DType | None:
     """Return the float type of this name.
 
     Raises:
@@ -136,8 +144,3 @@ def float_dtype(name: str | None) -> DType | None:
         choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
         raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)
     return dtype
-
-
-def shard_bytes(size: int | str | None) -> int | None:
-    """Return a shard size in bytes, given as such or as text."""
-    return parse_size(size) if isinstance(size, str) else size

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 from deltapack._version import __version__
-from deltapack.applying import float_dtype, shard_bytes, write_checkpoint
+from deltapack.applying import WriteOptions, write_checkpoint
 from deltapack.assets import copy_side_files
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.codecs.chunk import encode_stored_chunk, stored_layout
@@ -24,7 +24,6 @@ from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merge_methods import METHODS
-from deltapack.parallel import resolve_workers
 from deltapack.reports import MergeReport, Progress
 from deltapack.restoring import PackTerm, RestoredTensor, TensorJob, restore_chunk, restore_tensors
 
@@ -76,8 +75,7 @@ def merge(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    out, count = Path(out), resolve_workers(workers)
-    target, limit = float_dtype(dtype), shard_bytes(max_shard_size)
+    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress)
     if method not in METHODS:
         raise RecipeError("merge method is unknown", expected="one of " + ", ".join(METHODS), found=method)
     if not packs:
@@ -85,54 +83,35 @@ def merge(
     chosen = _weights(weights, len(packs))
     preferred = _position(prefer, packs)
     as_pack = out.suffix == ".dpk"
-    if as_pack and (target is not None or limit is not None):
+    if as_pack and (dtype is not None or max_shard_size is not None):
         raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
     with ExitStack() as stack:
         base_ckpt = stack.enter_context(open_checkpoint(base))
         readers = [stack.enter_context(PackReader(path)) for path in packs]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, chosen, strict=True)]
-        composition = compose(base_ckpt, weighted, prefer=preferred, dtype=target)
-        notes = [*base_ckpt.notes, *composition.notes]
+        composition = compose(base_ckpt, weighted, prefer=preferred, dtype=options.dtype)
+        notes, inputs = [*base_ckpt.notes, *composition.notes], [reader.path for reader in readers]
         if as_pack:
-            _check_not_input(out, [reader.path for reader in readers])
+            _check_not_input(out, inputs)
             with open_pack_writer(out, force=force) as writer:
-                run = _MergedPack(base_ckpt, weighted, composition, writer, method, verify, count, progress)
-                writer.finish(run.index())
+                writer.finish(_MergedPack(base_ckpt, weighted, composition, writer, method, options).index())
         else:
-            protect = [reader.path for reader in readers]
-            options = {"verify": verify, "force": force, "workers": count, "progress": progress}
-            notes += write_checkpoint(
-                base_ckpt,
-                composition,
-                METHODS[method],
-                out,
-                protect=protect,
-                dtype=target,
-                max_shard_bytes=limit,
-                **options,  # type: ignore[arg-type]
-            )
+            notes += write_checkpoint(base_ckpt, composition, METHODS[method], out, inputs, options)
         nbytes = sum(job.numel * job.dtype.itemsize for job in composition.jobs)
         rows = [(str(path), weight) for path, weight in zip(packs, chosen, strict=True)]
         return MergeReport(out, len(composition.jobs), nbytes, rows, _warnings(readers, chosen), notes)
 
 
+@dataclass(frozen=True)
 class _MergedPack:
     """Writes the terms of all packs, weighted, into one pack; only digests need the base."""
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        packs: Sequence[WeightedPack],
-        composition: Composition,
-        writer: PackWriter,
-        method: str,
-        verify: bool,
-        workers: int,
-        progress: Progress | None,
-    ) -> None:
-        self.base, self.packs, self.composition, self.writer = base, packs, composition, writer
-        self.method, self.verify, self.workers = method, verify, workers
-        self.progress = progress or (lambda done, total: None)
+    base: Checkpoint
+    packs: Sequence[WeightedPack]
+    composition: Composition
+    writer: PackWriter
+    method: str
+    options: WriteOptions
 
     def index(self) -> Index:
         """Write all blobs and return the index."""
@@ -141,9 +120,9 @@ class _MergedPack:
             self.composition.jobs,
             METHODS[self.method],
             lambda job, start, elements: None,
-            verify=self.verify,
-            workers=self.workers,
-            progress=self.progress,
+            verify=self.options.verify,
+            workers=self.options.workers,
+            progress=self.options.progress,
         )
         with closing(restored):
             entries = [self._entry(tensor) for tensor in restored]
@@ -217,7 +196,7 @@ class _MergedPack:
             return None
         carried = {file.name for file in assets.index.files or () if file.blob is not None} if assets else set()
         contents: dict[str, bytes] = {}
-        copy_side_files(self.base, assets, contents.__setitem__, verify=self.verify, dtype=None)
+        copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
         for name in sorted(contents, key=str.encode):
             data = contents[name]
             blob = self.writer.plain_blob(pack_stream(data, SIDE_FILE_LEVEL)) if name in carried else None
