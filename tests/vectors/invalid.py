@@ -8,9 +8,8 @@ from typing import Any
 
 import scalar
 import zstandard
+from assemble import Blob, Json, Pack, Tensor, Term, stream, zstd
 from valid import floats, tensor, term, valid_packs
-
-from build import Blob, Json, Pack, Tensor, Term, stream, zstd
 
 Case = tuple[
     str, str, str, str | None, bytes

@@ -18,7 +18,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
 
-from build import Tensor  # noqa: E402
+from assemble import Tensor  # noqa: E402
 from invalid import invalid_packs  # noqa: E402
 from scalar import ITEMSIZE  # noqa: E402
 from valid import valid_packs  # noqa: E402

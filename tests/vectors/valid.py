@@ -6,9 +6,8 @@ import random
 from collections.abc import Iterator
 
 import scalar
+from assemble import Pack, Tensor, Term
 from scalar import CHUNK, ITEMSIZE, TILE
-
-from build import Pack, Tensor, Term
 
 ONE = 0x3F80  # 1.0 as bf16
 SMALL = 0x3A80  # 2^-10 as bf16
