@@ -10,9 +10,21 @@ from contextlib import suppress
 from deltapack.checkpoint import Checkpoint
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
+from deltapack.format.frames import pack_stream
+from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
+from deltapack.format.writer import PackWriter
 
-__all__ = ["copy_side_files", "side_files_bytes"]
+__all__ = ["copy_side_files", "file_entry", "side_files_bytes"]
+
+_LEVEL = 19
+"""zstd level of side files: they are small and written once."""
+
+
+def file_entry(writer: PackWriter, name: str, data: bytes, *, carry: bool) -> FileEntry:
+    """Describe a side file and, where the pack has to `carry` it, write its blob."""
+    blob = writer.plain_blob(pack_stream(data, _LEVEL)) if carry else None
+    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), blob)
 
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from itertools import groupby
 from pathlib import Path
 
 from deltapack._version import __version__
+from deltapack.assets import file_entry
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
 from deltapack.dtypes import BY_NAME
 from deltapack.encoding import ChunkOutcome, encode_chunk
 from deltapack.entries import Digests, EntryWriter
-from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
-from deltapack.format.frames import pack_stream
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.parallel import ordered_map, resolve_workers
@@ -25,8 +23,6 @@ from deltapack.recipe import Recipe
 from deltapack.reports import CompressReport, Progress, compress_report
 
 __all__ = ["compress"]
-
-SIDE_FILE_LEVEL = 19
 
 
 def compress(
@@ -68,9 +64,7 @@ def compress(
     """
     recipe, out, count = recipe or Recipe(), Path(out), resolve_workers(workers)
     with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
-        for path in (*base_ckpt.weight_paths(), *tuned_ckpt.weight_paths()):
-            if out.exists() and out.samefile(path):
-                raise OutputError("the output is one of the inputs", path=out, hint="Choose another name.")
+        inputs = (*base_ckpt.weight_paths(), *tuned_ckpt.weight_paths())
         match = match_names(
             base_ckpt.tensors,
             tuned_ckpt.tensors,
@@ -79,7 +73,7 @@ def compress(
             finetuned_aliases=tuned_ckpt.aliases,
         )
         split: dict[str, int] = {}
-        with open_pack_writer(out, force=force) as writer:
+        with open_pack_writer(out, force=force, inputs=inputs) as writer:
             run = _Run(base_ckpt, tuned_ckpt, recipe, match, count, progress or (lambda done, total: None))
             entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
@@ -204,10 +198,7 @@ def _side_files(
     for file in sorted(files, key=lambda file: file.name.encode()):
         data = file.read()
         twin = at_base.get(file.name)
-        blob = None
-        if twin is None or twin.read() != data:
-            blob = writer.plain_blob(pack_stream(data, SIDE_FILE_LEVEL))
-        entries.append(FileEntry(file.name, len(data), hashlib.sha256(data).hexdigest(), blob))
+        entries.append(file_entry(writer, file.name, data, carry=twin is None or twin.read() != data))
     return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -11,14 +10,13 @@ from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.applying import WriteOptions, write_checkpoint
-from deltapack.assets import copy_side_files
+from deltapack.assets import copy_side_files, file_entry
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.codecs.chunk import encode_stored_chunk, stored_layout
 from deltapack.composing import Composition, WeightedPack, compose
 from deltapack.entries import digests_blob
-from deltapack.errors import LimitError, OutputError, RecipeError
+from deltapack.errors import LimitError, RecipeError
 from deltapack.format.digest import fingerprint
-from deltapack.format.frames import pack_stream
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, open_pack_writer
@@ -29,7 +27,6 @@ from deltapack.restoring import PackTerm, RestoredTensor, TensorJob, restore_chu
 
 __all__ = ["merge"]
 
-SIDE_FILE_LEVEL = 19
 LARGEST_SUM_OF_WEIGHTS = 1.2
 """Above this sum merges are known to degrade (advice of mergekit's maintainers: 0 to 1.2)."""
 
@@ -92,8 +89,7 @@ def merge(
         composition = compose(base_ckpt, weighted, prefer=preferred, dtype=options.dtype)
         notes, inputs = [*base_ckpt.notes, *composition.notes], [reader.path for reader in readers]
         if as_pack:
-            _check_not_input(out, inputs)
-            with open_pack_writer(out, force=force) as writer:
+            with open_pack_writer(out, force=force, inputs=inputs) as writer:
                 writer.finish(_MergedPack(base_ckpt, weighted, composition, writer, method, options).index())
         else:
             notes += write_checkpoint(base_ckpt, composition, METHODS[method], out, inputs, options)
@@ -198,9 +194,7 @@ class _MergedPack:
         contents: dict[str, bytes] = {}
         copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
         for name in sorted(contents, key=str.encode):
-            data = contents[name]
-            blob = self.writer.plain_blob(pack_stream(data, SIDE_FILE_LEVEL)) if name in carried else None
-            entries.append(FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), blob))
+            entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
         return tuple(entries)
 
 
@@ -220,12 +214,6 @@ def _position(prefer: str | Path | None, packs: Sequence[str | Path]) -> int | N
         if Path(pack).resolve() == Path(prefer).resolve():
             return position
     raise RecipeError("the preferred pack is not among the packs", found=prefer)
-
-
-def _check_not_input(out: Path, packs: Sequence[Path]) -> None:
-    for pack in packs:
-        if out.exists() and out.samefile(pack):
-            raise OutputError("the output is one of the inputs", path=out, hint="Choose another name.")
 
 
 def _warnings(readers: Sequence[PackReader], weights: Sequence[float]) -> list[str]:

@@ -16,6 +16,7 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
+from deltapack.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -26,14 +27,18 @@ from deltapack import kernels
 __all__ = ["Pack", "PackEntry", "open_pack"]
 
 
-def open_pack(path: str | Path) -> Pack:
+def open_pack(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Pack:
     """Open a pack; use it as a context manager and as a mapping of tensor names to `PackEntry`.
+
+    Args:
+        path: The file.
+        limits: What it may ask of this process; wider than usual only for files that you trust.
 
     Raises:
         FormatError: It is damaged or not a pack.
         UnsupportedError: It needs a newer deltapack.
     """
-    return Pack(PackReader(path))
+    return Pack(PackReader(path, limits))
 
 
 class Pack(Mapping[str, "PackEntry"]):

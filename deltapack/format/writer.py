@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from deltapack.errors import LimitError
+from deltapack.errors import LimitError, OutputError
 from deltapack.format.atomic import atomic_file
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
@@ -132,12 +132,14 @@ class ChunkedBlobWriter:
 
 
 @contextlib.contextmanager
-def open_pack_writer(path: Path, *, force: bool) -> Iterator[PackWriter]:
+def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[PackWriter]:
     """Write a pack that appears under `path` only when it is complete.
 
     Raises:
-        OutputError: `path` exists and `force` is false, or it cannot be written.
+        OutputError: `path` is one of the `inputs`, exists and `force` is false, or cannot be written.
     """
+    if path.exists() and any(path.samefile(source) for source in inputs):
+        raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
     with atomic_file(path, force=force) as file:
         yield PackWriter(file)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
@@ -60,11 +61,13 @@ class Backend(Protocol):
 
 @cache
 def active() -> Backend:
-    """Return the fastest backend that this machine has: `cpu`, or `reference` without numba."""
+    """Return the fastest backend that this machine has: `cpu`, or `reference` without numba, with a warning."""
     try:
         from deltapack.kernels import cpu
-    except ImportError:
+    except ImportError as error:
         from deltapack.kernels import reference
 
+        what = f"numba cannot be imported ({error}): the same results, several times slower"
+        warnings.warn(what, RuntimeWarning, stacklevel=2)
         return reference
     return cpu
