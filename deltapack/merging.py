@@ -11,6 +11,7 @@ from pathlib import Path
 from deltapack._version import __version__
 from deltapack.applying import WriteOptions, write_checkpoint
 from deltapack.assets import copy_side_files, file_entry
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.codecs.chunk import encode_stored_chunk, stored_layout
 from deltapack.composing import Composition, WeightedPack, compose
@@ -160,9 +161,9 @@ class _MergedPack:
             return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
-        chunked = self.writer.chunked_blob(layout)
+        chunked, buffers = self.writer.chunked_blob(layout), Buffers()
         for chunk in range(layout.chunks):
-            elements, _, _ = restore_chunk(self.base, job, chunk, METHODS[self.method])
+            elements, _, _ = restore_chunk(self.base, job, chunk, METHODS[self.method], buffers)
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk
 from deltapack.dtypes import DType
@@ -22,6 +23,7 @@ from deltapack.format.index import BlobRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
 from deltapack.merge_methods import Method, Sparse
+from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 
@@ -30,11 +32,16 @@ __all__ = ["PackTerm", "RestoredTensor", "StoredRows", "StoredTerm", "TensorJob"
 Elements = NDArray[np.generic]
 
 
+Room = tuple[NDArray[np.uint32], NDArray[np.float32]]
+"""Arrays for the positions and values of a chunk, of its length and 256 elements more."""
+_SPARE = 256
+
+
 class TermSource(Protocol):
     """Where the weighted values of one term come from."""
 
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
-        """Return positions and values of a chunk whose base elements are `base`."""
+    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
+        """Return positions and values of a chunk whose base elements are `base`; views of `room` where it is given."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ class PackTerm:
     blob: ChunkedBlob
     factor: np.float32
 
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
         """Decode a chunk."""
-        return decode_term_chunk(self.blob, self.term, number, self.factor)
+        return decode_term_chunk(self.blob, self.term, number, self.factor, room)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class StoredTerm:
     rows: StoredRows
     weight: np.float32
 
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
         """Compute a chunk."""
         stored = self.rows.read(number * CHUNK, number * CHUNK + len(base))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -169,10 +176,11 @@ def restore_tensors(
         ChecksumError: A result has another digest than the pack says.
         FormatError: A pack is damaged.
     """
+    buffers = Buffers()
 
     def work(task: tuple[int, int]) -> tuple[int, bytes | None, bytes | None, int]:
         job = jobs[task[0]]
-        elements, base_digest, digest = restore_chunk(base, job, task[1], method)
+        elements, base_digest, digest = restore_chunk(base, job, task[1], method, buffers)
         if elements is not None:
             write(job, task[1] * CHUNK, elements)
         return task[0], base_digest, digest, 0 if elements is None else elements.nbytes
@@ -194,17 +202,20 @@ def restore_tensors(
 
 
 def restore_chunk(
-    base: Checkpoint, job: TensorJob, chunk: int, method: Method
+    base: Checkpoint, job: TensorJob, chunk: int, method: Method, buffers: Buffers
 ) -> tuple[Elements | None, bytes | None, bytes | None]:
-    """Return the elements of a chunk of the result, and the chunk digests of base and result; each if there are any."""
-    start, base_digest, parts = chunk * CHUNK, None, []
+    """Return the elements of a chunk of the result, and the chunk digests of base and result; each if there are any.
+
+    The elements are valid until the thread restores its next chunk with the same `buffers`.
+    """
+    start, base_digest, elements, parts = chunk * CHUNK, None, None, []
     if job.base is not None and start < job.base.numel:
-        elements = base.read(job.base.name, start, min(start + CHUNK, job.base.numel))
+        elements = buffers.take("base", job.base.dtype.storage, min(start + CHUNK, job.base.numel) - start)
+        base.read_into(job.base.name, start, elements)
         base_digest = chunk_digest(elements)
-        common = elements[: max(0, job.common - start)]
-        if len(common):
-            terms = [term.chunk(chunk, common, job.base.dtype) for term in job.terms]
-            parts.append(_combine(job, job.base.dtype, common, terms, method))
+        common = min(len(elements), job.common - start)
+        if common > 0:
+            parts.append(_combine(job, chunk, elements if common == len(elements) else elements[:common], method, buffers))
     stop = min(start + CHUNK, job.numel)
     if job.rows is not None and stop > max(start, job.rows.start):
         stored = job.rows.read(max(start, job.rows.start), stop)
@@ -212,13 +223,27 @@ def restore_chunk(
     if not parts:
         return None, base_digest, None
     result = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
-    return result, base_digest, chunk_digest(result)
+    is_base = result is elements and not job.terms
+    return result, base_digest, base_digest if is_base else chunk_digest(result)
 
 
-def _combine(job: TensorJob, source: DType, base: Elements, terms: Sequence[Sparse], method: Method) -> Elements:
-    if not terms:
+def _combine(job: TensorJob, chunk: int, base: Elements, method: Method, buffers: Buffers) -> Elements:
+    """Return base plus terms; `base` is overwritten."""
+    assert job.base is not None
+    source, loops = job.base.dtype, kernels.active()
+    if not job.terms:
         return rounding.convert(base, source, job.dtype)
-    return kernels.active().add_sparse(base, source, job.dtype, *method(len(base), terms))
+    rooms = [_room(buffers, number, len(base)) for number in range(len(job.terms))]
+    terms = [term.chunk(chunk, base, source, room) for term, room in zip(job.terms, rooms, strict=True)]
+    if source != job.dtype:
+        return loops.add_sparse(base, source, job.dtype, *method(len(base), terms))
+    loops.add_in_place(base, source, terms if method is linear else [method(len(base), terms)])
+    return base
+
+
+def _room(buffers: Buffers, number: int, length: int) -> Room:
+    positions = buffers.take(f"positions {number}", "<u4", length + _SPARE).view(np.uint32)
+    return positions, buffers.take(f"values {number}", "<f4", length + _SPARE).view(np.float32)
 
 
 def _check(base: Checkpoint, restored: RestoredTensor) -> None:

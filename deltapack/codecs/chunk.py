@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
 from deltapack.codecs import indices, values
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.codecs.quantize import quantize
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
-from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.frames import pack_stream
 from deltapack.format.index import Term
 from deltapack.format.reader import ChunkedBlob
@@ -98,7 +96,11 @@ def encode_term_chunk(
 
 
 def decode_term_chunk(
-    blob: ChunkedBlob, term: Term, chunk: int, factor: np.float32
+    blob: ChunkedBlob,
+    term: Term,
+    chunk: int,
+    factor: np.float32,
+    room: tuple[Positions, NDArray[np.float32]] | None = None,
 ) -> tuple[Positions, NDArray[np.float32]]:
     """Decode a chunk of a term.
 
@@ -107,6 +109,7 @@ def decode_term_chunk(
         term: The term.
         chunk: Number of the chunk.
         factor: What the codes are multiplied with besides their scale.
+        room: Arrays of the chunk's length and 256 more that the results are made in; new ones unless given.
 
     Returns:
         Positions `[nnz] uint32` from the start of the chunk and values `[nnz] f32`.
@@ -123,27 +126,14 @@ def decode_term_chunk(
     if "scales" in term.streams:
         bounds.append((values.scales_raw_length(counts),) * 2)
     streams = dict(zip(term.streams, blob.streams(chunk, tuple(bounds)), strict=True))
+    to, into = room if room is not None else (None, None)
     try:
-        positions = _positions(term, streams.get("index", b""), chunk, counts, lengths)
-        decoded = values.decode_values(term.values, streams["codes"], streams.get("scales", b""), counts, factor)
+        positions = indices.decode_positions(term, streams.get("index", b""), chunk, counts, lengths, to)
+        decoded = values.decode_values(term.values, streams["codes"], streams.get("scales", b""), counts, factor, into)
     except FormatError as error:
         blob.locate(error)
         raise
     return positions, decoded
-
-
-def _positions(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts) -> Positions:
-    if term.index == "gaps":
-        return indices.decode_gaps(raw, counts, lengths, term.shift)
-    if term.index == "bitmap":
-        return indices.decode_bitmap(raw, counts, lengths)
-    if term.index == "seeded":
-        positions, found = kernels.active().sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths)
-    else:
-        positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
-    if not np.array_equal(found, counts):
-        raise FormatError(f"the {term.index} index keeps another number of elements than the table says", rule="R9")
-    return positions
 
 
 def encode_stored_chunk(elements: NDArray[np.generic]) -> StoredChunk:
