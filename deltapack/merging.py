@@ -21,10 +21,11 @@ from deltapack.format.digest import fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, open_pack_writer
+from deltapack.jobs import PackTerm, TensorJob
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merge_methods import METHODS
 from deltapack.reports import MergeReport, Progress
-from deltapack.restoring import PackTerm, RestoredTensor, TensorJob, restore_chunk, restore_tensors
+from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 
 __all__ = ["merge"]
 
@@ -116,8 +117,9 @@ class _MergedPack:
             self.base,
             self.composition.jobs,
             METHODS[self.method],
-            lambda job, start, elements: None,
+            Nowhere(),
             verify=self.options.verify,
+            digests=True,
             workers=self.options.workers,
             progress=self.options.progress,
         )
@@ -163,7 +165,7 @@ class _MergedPack:
         layout = stored_layout(job.numel)
         chunked, buffers = self.writer.chunked_blob(layout), Buffers()
         for chunk in range(layout.chunks):
-            elements, _, _ = restore_chunk(self.base, job, chunk, METHODS[self.method], buffers)
+            elements, _ = restore_chunk(self.base, job, chunk, METHODS[self.method], buffers)
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())

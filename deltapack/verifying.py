@@ -16,7 +16,7 @@ from deltapack.format.reader import PackReader
 from deltapack.merge_methods import METHODS
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
-from deltapack.restoring import restore_tensors
+from deltapack.restoring import Nowhere, restore_tensors
 
 __all__ = ["verify"]
 
@@ -59,8 +59,9 @@ def verify(
                 base_ckpt,
                 jobs,
                 METHODS["linear"],
-                lambda job, start, elements: None,
+                Nowhere(),
                 verify=True,
+                digests=True,
                 workers=count,
                 progress=report,
             )

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
 DOORS = {"cli", "demo", "__main__"}
 """Nothing imports these, but for `cli`, which starts `demo`."""
 LAZY = {
-    "torch": {"checkpoint.torchfile", "pack"},
+    "torch": {"checkpoint.torchfile", "pack", "patching"},
     "scipy": {"pack"},
     "matplotlib": {"demo.render"},
 }
