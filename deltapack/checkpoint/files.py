@@ -22,6 +22,7 @@ __all__ = ["ReadFile", "WriteFile", "bytes_of"]
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _SEEK_LOCK = threading.Lock()  # only used where the platform has no pread
 _BLOCK = 4096
+_LONG = 1 << 18
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -161,10 +162,14 @@ class WriteFile:
         return True
 
     def _start_writeback(self, offset: int, length: int) -> None:
-        """Let the system write to the disk while the next bytes are made; `sync` then waits less. Errors are for `sync` to report."""
-        start = _sync_file_range()
-        if start is not None:
-            start(self.fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+        """Let the system write to the disk while the next bytes are made; `sync` then waits less. Errors are for `sync` to report.
+
+        Only whole blocks of long ranges: a block that is on its way would keep the next small write waiting.
+        """
+        start, end = -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK
+        function = _sync_file_range() if end - start >= _LONG else None
+        if function is not None:
+            function(self.fd, start, end - start, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
         """Wait until the file is on the disk."""
