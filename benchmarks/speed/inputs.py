@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import deltapack
-from benchmarks.checkpoints import Family, build, cache_folder, llama_of_size
+from benchmarks.checkpoints import Family, Llama, build, cache_folder, llama_of_size
 from benchmarks.results import progress
 from benchmarks.speed.floors import read_files
 from benchmarks.speed.verbs import Verb
@@ -93,15 +93,14 @@ def _workers(count: int) -> str:
 
 
 @contextmanager
-def open_bench(gigabytes: float, finetunes: int, *, only: Sequence[int] = ()) -> Iterator[Bench]:
+def open_bench(size: float | Llama, finetunes: int) -> Iterator[Bench]:
     """Make a family, bring its files into the page cache, and remove what the benchmark made of it in the end.
 
     Args:
-        gigabytes: Size of one checkpoint.
+        size: GB of one checkpoint, or its shapes.
         finetunes: How many fine-tunes.
-        only: The fine-tunes to bring into the page cache; all unless given.
     """
-    family = build(llama_of_size(gigabytes), finetunes)
-    read_files([family.base, *(family.tuned[number] for number in only or range(finetunes))])
+    family = build(size if isinstance(size, Llama) else llama_of_size(size), finetunes)
+    read_files([family.base, *family.tuned])
     with TemporaryDirectory(dir=cache_folder(), prefix=".run-") as scratch:
         yield Bench(family, Path(scratch))
