@@ -68,7 +68,7 @@ class Plan:
     def of(cls, gigabytes: float, *, quick: bool, peers: bool) -> Plan:
         """Return the plan for a size of `rows`; the rest follows."""
         if quick:
-            once, size = Rounds(fast=1, slow=1, slow_seconds=2), min(gigabytes, 0.02)
+            once, size = Rounds(once_seconds=0.0), min(gigabytes, 0.02)
             return cls(size, size, 0.005, 0.0, (size / 2, size * 2), size, once, once, peers, make_environment=False)
         sizes = tuple(sorted({0.1 * gigabytes, 0.25 * gigabytes, 0.5 * gigabytes, gigabytes, 2 * gigabytes}))
         return cls(gigabytes, 0.25 * gigabytes, slowest=min(0.1, gigabytes / 10), sizes=sizes, curve=0.5 * gigabytes, peers=peers)

@@ -40,19 +40,20 @@ STAGES = (
     ("read", r"preadv?|readinto|\bread\(|\.read\(|read_into\("),
     ("digest", r"xxh|sha256|digest\(|hash64\("),
     ("zstd", r"compress|zstd|ZSTD"),
-    ("kernels", r"\bactive\(\)\.|kernels?\.|cpu\.|_jit|njit|reference\."),
+    ("kernels", r"\bactive\(\)\.|\bkernels\.|\bcpu\."),
 )
 PLACES = (("digest", "format/digest"), ("zstd", "format/frames"), ("kernels", "kernels/"), ("waiting", "lib/python"))
+OTHER = "numpy, python"
 INTERVAL = 0.001
 LINES = 25
 
 
 def stage_of(path: str, line: str) -> str:
-    """Return the stage of a line of source; `python` where it is none that is known."""
+    """Return the stage of a line of source; `numpy, python` where it is none that is known."""
     for stage, pattern in STAGES:
         if re.search(pattern, line):
             return stage
-    return next((stage for stage, place in PLACES if place in path), "python")
+    return next((stage for stage, place in PLACES if place in path), OTHER)
 
 
 def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:

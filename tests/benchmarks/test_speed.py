@@ -87,7 +87,7 @@ def test_a_profile_shows_the_stages(bench: Bench) -> None:
     stages, lines = profile.profile_table(bench, "compress", runs=1)
     shares = {str(row[0]): float(row[1] or 0) for row in stages.rows}
     assert sum(shares.values()) == pytest.approx(100)
-    assert shares.keys() <= {"waiting", "python", *(stage for stage, _ in profile.STAGES)}
+    assert shares.keys() <= {"waiting", profile.OTHER, *(stage for stage, _ in profile.STAGES)}
     assert lines.rows
 
 
@@ -102,7 +102,7 @@ def test_a_profile_shows_the_stages(bench: Bench) -> None:
         ("deltapack/encoding.py", "kernels.active().add_sparse(base)", "kernels"),
         ("deltapack/kernels/cpu.py", "return _walk(key)", "kernels"),
         ("deltapack/parallel.py", "item = done.get()", "waiting"),
-        ("deltapack/planning.py", "return plan", "python"),
+        ("deltapack/planning.py", "return plan", profile.OTHER),
     ],
 )
 def test_stages(path: str, line: str, stage: str) -> None:
