@@ -77,7 +77,7 @@ class Plan:
 def measure(plan: Plan, *, quick: bool = False) -> Iterator[Section]:
     """Measure everything and yield a section as soon as it is done; the targets come last."""
     with open_bench(plan.small, 2) as small:
-        yield Section("Start-up", COMMAND, tuple(measure_startup(small, plan.rounds)), STARTUP_NOTES)
+        yield Section("Start-up", COMMAND, measure_startup(small, plan.rounds), STARTUP_NOTES)
         with open_bench(plan.grid, 1) as bench:
             grid = measure_grid(bench, small, plan.rounds, quick=quick)
             share = equal_share(bench.family, "model.layers.0.mlp.up_proj.weight")

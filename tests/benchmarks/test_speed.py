@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import deltapack
 from benchmarks.speed import checks, command, curves, memory_apply, profile, reach, startup
@@ -16,6 +17,7 @@ from benchmarks.speed.inputs import DEFAULT, Bench, Setting, weights
 from benchmarks.speed.rows import Group
 from benchmarks.speed.targets import Measured, judge, targets_table
 from benchmarks.timing import Rounds, Sample
+from deltapack.cli.main import cli
 
 ONCE = Rounds(fast=1, slow=1)
 
@@ -75,12 +77,24 @@ def test_a_pack_that_differs_from_plain_numpy_is_seen(bench: Bench, monkeypatch:
     assert "plain numpy" in check_setting.__wrapped__(DEFAULT, bench)["compress"]
 
 
-def test_short_commands_and_first_runs(bench: Bench) -> None:
-    short, first = startup.measure_startup(bench, ONCE)
-    assert [row[0] for row in short.rows] == ["python -c pass", "deltapack --help", "deltapack inspect"]
-    assert len(first.rows) == 4
-    for row in first.rows:
-        assert all(isinstance(cell, float) for cell in row[1:]), row
+def test_short_commands(bench: Bench) -> None:
+    table = startup.short_commands(bench, Rounds(once_seconds=0.0))
+    assert [row[0] for row in table.rows] == ["python -c pass", "deltapack --help", "deltapack inspect"]
+    assert all(isinstance(row[1], float) for row in table.rows)
+
+
+def test_a_first_run_compiles_and_the_second_does_not(bench: Bench) -> None:
+    _, first, second, compiling, *peaks = startup.first_run(bench.verify(2, base=True))
+    assert isinstance(first, float) and isinstance(second, float), first
+    assert compiling == first - second and all(isinstance(peak, float) for peak in peaks)
+
+
+def test_every_verb_is_a_command(bench: Bench) -> None:
+    """Those that are timed as commands elsewhere, and those that are not."""
+    for verb in (bench.compress(DEFAULT, 1), bench.apply(DEFAULT, 1), bench.merge(2, 1), bench.verify(1, base=False), bench.inspect()):
+        verb.prepare()
+        assert CliRunner().invoke(cli, verb.words(), catch_exceptions=False).exit_code == 0
+        assert verb.out is None or verb.out.exists()
 
 
 def test_a_profile_shows_the_stages(bench: Bench) -> None:
