@@ -19,11 +19,12 @@ from benchmarks.speed import memory_apply
 from benchmarks.speed.inputs import Bench, Setting, weights
 from deltapack.checkpoint import open_checkpoint
 
-__all__ = ["check_large", "check_setting", "expected", "sample_names", "wrong_in_folder"]
+__all__ = ["check_large", "check_setting", "decoder", "expected", "sample_names", "wrong_in_folder"]
 
 
 @cache
-def _decoder() -> ModuleType:
+def decoder() -> ModuleType:
+    """Return the reference decoder of the specification as a module."""
     path = Path(__file__).parents[2] / "spec" / "reference_decoder.py"
     spec = importlib.util.spec_from_file_location("reference_decoder", path)
     assert spec is not None and spec.loader is not None
@@ -35,7 +36,7 @@ def _decoder() -> ModuleType:
 
 def expected(family: Family, packs: Sequence[Path], factors: Sequence[float], names: Sequence[str] = ()) -> dict[str, bytes]:
     """Return tensors of base + sum of factor * difference as the specification says; all of them, or those of some names."""
-    spec, out = _decoder(), {}
+    spec, out = decoder(), {}
     opened = [spec.read_pack(path) for path in packs]
     entries = [{entry["name"]: entry for entry in pack["index"]["tensors"]} for pack in opened]
     with open_checkpoint(family.base) as base:
@@ -84,7 +85,7 @@ def check_setting(setting: Setting, small: Bench) -> Mapping[str, str]:
     run_verb("compress", arguments)
     if pack.read_bytes() != plain.read_bytes():
         wrong["compress"] = "the pack differs from the one that plain numpy writes"
-    want = {name: tensor[2] for name, tensor in _decoder().restore(pack, _decoder().load_safetensors(small.base)).items()}
+    want = {name: tensor[2] for name, tensor in decoder().restore(pack, decoder().load_safetensors(small.base)).items()}
     for verb in (small.apply(setting, 2), small.merge(2, 2, setting)):
         verb.prepare()
         verb.call()
@@ -131,8 +132,8 @@ def check_large(bench: Bench, setting: Setting, verb: str, count: int = 1) -> st
     want = _recomputed(bench.family, packs, tuple(weights(count)) if verb == "merge" else (1.0,))
     if verb == "compress":
         deltapack.verify(packs[0], bench.base)  # raises
-        entries = {entry["name"]: entry for entry in _decoder().read_pack(packs[0])["index"]["tensors"]}
-        digests = {name: _decoder().tensor_digest("bf16", entries[name]["shape"], raw) for name, raw in want.items()}
+        entries = {entry["name"]: entry for entry in decoder().read_pack(packs[0])["index"]["tensors"]}
+        digests = {name: decoder().tensor_digest("bf16", entries[name]["shape"], raw) for name, raw in want.items()}
         wrong = [name for name, digest in digests.items() if digest != entries[name]["digest"]]
         return f"the digest of {wrong[0]} differs from the reference" if wrong else ""
     if verb == "add_to":

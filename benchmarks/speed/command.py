@@ -17,12 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.checkpoints import equal_share
-from benchmarks.results import Cell, Section, Table, write_section
+from benchmarks.results import Section, Table, write_section
 from benchmarks.speed import curves, memory_apply, reach
 from benchmarks.speed.grid import measure_grid
 from benchmarks.speed.inputs import DEFAULT, open_bench
 from benchmarks.speed.peers import HEADERS, measure_merges, measure_peers, measure_slowest, peer_rows
 from benchmarks.speed.profile import ROWS, profile_table
+from benchmarks.speed.real import measure_real
 from benchmarks.speed.rows import Group, floor_headers
 from benchmarks.speed.startup import measure_startup
 from benchmarks.speed.targets import Measured, targets_table
@@ -41,12 +42,12 @@ class Plan:
     """How large and how often. Sizes are of one checkpoint, in GB.
 
     Attributes:
-        rows: Apply, merge, verify and the peers; compress is measured at twice the size.
+        rows: Apply, merge and verify, mergekit; compress and zstd --patch-from are measured at twice the size.
         grid: The grid of settings.
         small: What the reference decoder and the start-up rows get.
         slowest: What zstd -19 gets; nothing if 0.
         sizes: Of the cost curve.
-        curve: Of the other two curves.
+        curve: Of the other two curves, and of the tools that work on one fine-tune, some of which take minutes.
         rounds: Runs of each thing.
         curve_rounds: Runs in the cost curves.
         peers: Whether to measure other tools.
@@ -86,21 +87,25 @@ def measure(plan: Plan, *, quick: bool = False) -> Iterator[Section]:
             memory = reach.measure_memory(bench, small, plan.rounds)
             folder = reach.measure_folder(bench, small, plan.rounds)
             merges = measure_merges(bench, plan.rounds, make_environment=plan.make_environment) if plan.peers else None
-            peers: list[tuple[Cell, ...]] = []
-            if plan.peers:
-                peers += measure_peers(bench, plan.rounds, make_environment=plan.make_environment)
         with open_bench(2 * plan.rows, 1) as bench:
             compress = reach.measure_compress(bench, small, plan.rounds, peers=plan.peers)
-        yield Section("Speed", COMMAND, (*_speed_tables(memory, folder, compress), grid), _speed_notes(share))
+        real, missing = measure_real(plan.rounds)
+        tables = (*_speed_tables(memory, folder, compress), grid, real)
+        yield Section("Speed", COMMAND, tables, (*_speed_notes(share), *missing))
         if merges is not None:
-            own = "merge of 4 to folder, 2 workers, command"
-            peers += peer_rows("merge", merges, own, {})
-            if plan.slowest:
-                with open_bench(plan.slowest, 1) as bench:
-                    peers += measure_slowest(bench)
-            caption = f"Other tools, {merges.nbytes / 1e9:.2f} GB, drop rate 0.9, int4, seeded"
-            yield Section("Peers", COMMAND, (Table(caption, HEADERS, tuple(peers)),), PEER_NOTES)
+            yield Section("Peers", COMMAND, tuple(_peer_tables(plan, merges)), PEER_NOTES)
         yield from _curves(plan, memory, folder, compress, merges, quick=quick)
+
+
+def _peer_tables(plan: Plan, merges: Group) -> Iterator[Table]:
+    with open_bench(plan.curve, 1) as bench:
+        rows = tuple(measure_peers(bench, plan.rounds, make_environment=plan.make_environment))
+        yield Table(f"One fine-tune, {bench.family.nbytes / 1e9:.2f} GB, {DEFAULT}", HEADERS, rows)
+    if plan.slowest:
+        with open_bench(plan.slowest, 1) as bench:
+            yield Table(f"zstd -19, {bench.family.nbytes / 1e9:.2f} GB", HEADERS, tuple(measure_slowest(bench)))
+    own = "merge of 4 to folder, 2 workers, command"
+    yield Table(f"Merging four fine-tunes, {merges.nbytes / 1e9:.2f} GB", HEADERS, tuple(peer_rows("merge", merges, own, {})))
 
 
 def _speed_tables(memory: Group, folder: Group, compress: Group) -> Iterator[Table]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.speed.verbs import clear
 from benchmarks.timing import Candidate
+from deltapack.checkpoint import open_checkpoint
 
 __all__ = ["State", "copy_floor", "cp_floor", "read_files", "read_floor", "weight_files"]
 
@@ -44,28 +45,30 @@ def cp_floor(folder: Path, scratch: Path, *, sync: bool) -> Candidate:
 
     def copy() -> None:
         subprocess.run(["cp", "-r", str(folder), str(out)], check=True)
-        for path in sorted(out.iterdir()) if sync else ():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in sorted(out.rglob("*")) if sync else ():
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     return Candidate("cp + sync" if sync else "cp", copy, lambda: clear(out))
 
 
 def read_floor(folders: Sequence[Path]) -> Candidate:
     """Read all weight files into one reused buffer of 4 MiB."""
-    return Candidate("read files", lambda: read_files(folders))
+    paths = [path for folder in folders for path in weight_files(folder)]
+    return Candidate("read files", lambda: read_files(paths))
 
 
-def read_files(folders: Sequence[Path]) -> None:
-    """Read all weight files of some folders; afterwards they are in the page cache."""
+def read_files(paths: Sequence[Path]) -> None:
+    """Read files; afterwards they are in the page cache."""
     buffer = bytearray(READ_BYTES)
-    for folder in folders:
-        for path in weight_files(folder):
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder."""
-    return sorted(folder.glob("*.safetensors"))
+    """Return the weight files of a folder."""
+    with open_checkpoint(folder) as opened:
+        return opened.weight_paths()

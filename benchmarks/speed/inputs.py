@@ -12,7 +12,7 @@ from typing import Any
 import deltapack
 from benchmarks.checkpoints import Family, Llama, build, cache_folder, llama_of_size
 from benchmarks.results import progress
-from benchmarks.speed.floors import read_files
+from benchmarks.speed.floors import read_files, weight_files
 from benchmarks.speed.verbs import Verb
 
 __all__ = ["DEFAULT", "Bench", "Setting", "open_bench"]
@@ -101,6 +101,6 @@ def open_bench(size: float | Llama, finetunes: int) -> Iterator[Bench]:
         finetunes: How many fine-tunes.
     """
     family = build(size if isinstance(size, Llama) else llama_of_size(size), finetunes)
-    read_files([family.base, *family.tuned])
+    read_files([path for folder in (family.base, *family.tuned) for path in weight_files(folder)])
     with TemporaryDirectory(dir=cache_folder(), prefix=".run-") as scratch:
         yield Bench(family, Path(scratch))

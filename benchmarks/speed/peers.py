@@ -71,8 +71,8 @@ def measure_slowest(bench: Bench) -> Iterator[tuple[Cell, ...]]:
     peer = tools.system("zstd -19", "zstd", out, lambda: [["zstd", "-q", "-19", new, "-o", out / new.name] for new, _ in tools.pairs()])
     own = packing.command(peaks)
     samples = interleave([own, peer.candidate], Rounds(fast=1, slow=1))
-    task = f"compress {bench.family.nbytes / 1e9:.2f} GB"
-    yield from peer_rows(task, Group(bench.family.nbytes, samples, peaks), own.name, {own.name: packing.out, "zstd -19": out})
+    outs = {own.name: packing.out, "zstd -19": out}
+    yield from peer_rows("compress", Group(bench.family.nbytes, samples, peaks), own.name, outs)
 
 
 def peer_rows(task: str, group: Group, own: str, outs: Mapping[str, Path | None]) -> Iterator[tuple[Cell, ...]]:

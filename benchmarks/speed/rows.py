@@ -25,16 +25,18 @@ class Group:
     """Things that were timed in turns, on a checkpoint of one size.
 
     Attributes:
-        nbytes: Bytes of the checkpoint's tensors, bf16.
+        nbytes: Bytes of the checkpoint's tensors.
         samples: By name.
         peaks: Peak memory in MB of a fresh process, by name, where it was measured.
         wrong: Why a thing has no time although it ran: its output is not right. By name.
+        numel: Number of its weights; as many as bf16 has in these bytes unless given.
     """
 
     nbytes: int
     samples: Mapping[str, Sample] = field(default_factory=dict)
     peaks: Peaks = field(default_factory=dict)
     wrong: Mapping[str, str] = field(default_factory=dict)
+    numel: int = 0
 
     def __post_init__(self) -> None:
         self.samples = {
@@ -53,7 +55,12 @@ class Group:
     def rows(self, *labels: Cell, names: Sequence[str] = ()) -> Iterator[tuple[Cell, ...]]:
         """Yield a row for each thing, or for those of some names."""
         for name in names or self.samples:
-            yield *labels, name, *self._times(name), *(self.ratio(name, floor) for floor in FLOORS)
+            yield *labels, name, *self._times(name), *(self._against(name, floor) for floor in FLOORS)
+
+    def _against(self, name: str, floor: str) -> Cell:
+        """Ratio to a floor, or why the floor has no time."""
+        reason = self.samples[floor].reason if floor in self.samples else ""
+        return f"none: {reason}" if reason else self.ratio(name, floor)
 
     def _times(self, name: str) -> Iterator[Cell]:
         sample, seconds = self.samples[name], self.samples[name].median
@@ -61,5 +68,5 @@ class Group:
         yield sample.spread
         yield len(sample.seconds)
         yield self.nbytes / 1e9 / seconds if seconds else None
-        yield seconds * 1e9 / (self.nbytes / 2) if seconds else None
+        yield seconds * 1e9 / (self.numel or self.nbytes / 2) if seconds else None
         yield self.peaks.get(name)

@@ -13,6 +13,7 @@ import deltapack
 from benchmarks.speed import checks, command, curves, memory_apply, profile, reach, startup
 from benchmarks.speed.checks import check_large, check_setting, expected, wrong_in_folder
 from benchmarks.speed.curves import Curve, Point
+from benchmarks.speed.floors import cp_floor
 from benchmarks.speed.inputs import DEFAULT, Bench, Setting, weights
 from benchmarks.speed.rows import Group
 from benchmarks.speed.targets import Measured, judge, targets_table
@@ -168,3 +169,16 @@ def test_the_plan_follows_the_size() -> None:
     assert max(standard.sizes) == 2.0 and standard.rows == 1.0
     quick = command.Plan.of(1.0, quick=True, peers=True)
     assert max(quick.sizes) < 0.1 and not quick.make_environment
+
+
+def test_a_floor_that_fails_says_so() -> None:
+    group = Group(2, {"a": Sample((1.0,)), "cp": Sample(reason="no cp here"), "read files": Sample((0.5,))})
+    (row,) = group.rows(names=["a"])
+    assert row[-3:] == ("none: no cp here", None, 2.0)
+
+
+def test_folders_in_a_checkpoint_are_copied_and_synced(tmp_path: Path) -> None:
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    (tmp_path / "model" / "inner" / "config.json").write_text("{}")
+    cp_floor(tmp_path / "model", tmp_path, sync=True).call()
+    assert (tmp_path / "cp" / "inner" / "config.json").read_text() == "{}"
