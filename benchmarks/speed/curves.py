@@ -97,7 +97,7 @@ def draw(curve: Curve, folder: Path = FOLDER) -> str:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "deltapack"
+    matplotlib.rcParams |= {"svg.hashsalt": "deltapack", "svg.fonttype": "none"}  # the same bytes again, and few of them
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -105,7 +105,8 @@ def draw(curve: Curve, folder: Path = FOLDER) -> str:
         for what in dict.fromkeys(point.what for point in curve.points):
             line = [(point.x, value) for point in curve.points if point.what == what and (value := _value(point, label)) is not None]
             panel.plot([x for x, _ in line], [value for _, value in line], marker="o", label=what)
-        panel.set(xlabel=curve.axis, ylabel=label, ylim=(0, None))
+        top = max((value for point in curve.points if (value := _value(point, label)) is not None), default=1.0)
+        panel.set(xlabel=curve.axis, ylabel=label, ylim=(0, 1.1 * top))
         panel.grid(visible=True, alpha=0.3)
         if curve.axis != "GB":
             panel.set_xticks(sorted({point.x for point in curve.points}))
