@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny inputs and one run each; does not write RESULTS.md")
     parser.add_argument("--size", type=float, default=STANDARD_SIZE, metavar="GB", help="size of a checkpoint; compress gets twice that")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure other tools")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables, one document a section")
     parser.add_argument("--profile", choices=ROWS, metavar="ROW", help=f"only show where the time of a row goes: {', '.join(ROWS)}")
     options = parser.parse_args(argv)
     if options.profile:

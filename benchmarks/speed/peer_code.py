@@ -63,7 +63,7 @@ def torch_memory(base: str, delta: str) -> None:
 
 def deltatensors_save(base: str, tuned: str, out: str) -> None:
     """The streaming function and the strategy that its page recommends."""
-    import deltatensors
+    import deltatensors  # type: ignore[import-not-found]
 
     deltatensors.save_delta_from_paths(out, tuned, base, strategy="int4")
 
@@ -85,7 +85,7 @@ def deltatensors_load(base: str, delta: str, out: str) -> None:
 
 def zipnn_compress(tuned: str, out: str) -> None:
     """Each weight file as bytes of bf16 elements, as its scripts do."""
-    from zipnn import ZipNN
+    from zipnn import ZipNN  # type: ignore[import-not-found]
 
     Path(out).mkdir()
     for path in sorted(Path(tuned).glob("*.safetensors")):

@@ -78,6 +78,18 @@ def test_a_pack_that_differs_from_plain_numpy_is_seen(bench: Bench, monkeypatch:
     assert "plain numpy" in check_setting.__wrapped__(DEFAULT, bench)["compress"]
 
 
+def test_apply_in_memory_has_times_or_says_why_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "IN_MEMORY", [DEFAULT])
+    group = reach.measure_memory(bench, bench, Rounds(once_seconds=0.0))
+    ways = {name: sample for name, sample in group.samples.items() if name.startswith(f"{DEFAULT}: ")}
+    assert len(ways) == 4 and group.seconds("copy memory, 2 threads")
+    if memory_apply.MISSING:
+        assert all(memory_apply.MISSING in sample.reason for sample in ways.values())
+        return
+    assert not any(sample.reason for sample in ways.values())
+    assert len(group.peaks) == 2 and all(0 <= peak < 1000 for peak in group.peaks.values())
+
+
 def test_short_commands(bench: Bench) -> None:
     table = startup.short_commands(bench, Rounds(once_seconds=0.0))
     assert [row[0] for row in table.rows] == ["python -c pass", "deltapack --help", "deltapack inspect"]
