@@ -86,11 +86,12 @@ def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob
 
 @dataclass(frozen=True)
 class _Patch:
-    """One tensor: its entry, its elements in memory, what to add."""
+    """One tensor: its entry, its elements in memory, what to add and the factors of that."""
 
     entry: Entry
     elements: Elements
     terms: Terms
+    factors: tuple[np.float32, ...]
 
 
 def _add_to(
@@ -107,17 +108,21 @@ def _add_to(
     _check_names(state, reader)
     if verify:
         _check_base(entries, bases, reader.path, count)
-    patches = [_Patch(entry, bases[entry.name], terms[entry.name]) for entry in entries if entry.kind == "delta" and entry.terms]
+    patches = [
+        _Patch(entry, bases[entry.name], terms[entry.name], tuple(pack.factor(term.factor) for term in entry.terms))
+        for entry in entries
+        if entry.kind == "delta" and entry.terms
+    ]
     tasks = [(patch, chunk) for patch in patches for chunk in range(chunk_count(patch.entry.numel))]
 
     def work(task: tuple[_Patch, int]) -> None:
         patch, chunk = task
         part = patch.elements[chunk * CHUNK : (chunk + 1) * CHUNK]
         parts = []
-        for number, (term, chunks) in enumerate(patch.terms):
+        for number, ((term, chunks), factor) in enumerate(zip(patch.terms, patch.factors, strict=True)):
             positions = buffers.take(f"positions {number}", "<u4", len(part) + _SPARE).view(np.uint32)
             values = buffers.take(f"values {number}", "<f4", len(part) + _SPARE).view(np.float32)
-            parts.append(decode_term_chunk(chunks, term, chunk, pack.factor(term.factor), (positions, values)))
+            parts.append(decode_term_chunk(chunks, term, chunk, factor, (positions, values)))
         kernels.active().add_in_place(part, patch.entry.dtype, parts)
 
     with closing(ordered_map(work, tasks, count)) as done:

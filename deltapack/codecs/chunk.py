@@ -6,6 +6,7 @@ This is the only place that knows which codec writes which stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -197,8 +198,13 @@ def load_term_chunks(blob: ChunkedBlob, term: Term) -> LoadedChunks:
 
 def _tiles(blob: TermChunks, chunk: int) -> tuple[Counts, Counts]:
     """Return kept elements and elements of each tile of a chunk."""
-    lengths = tile_lengths(blob.layout.chunk_length(chunk))
-    return np.array(blob.records[chunk].counts, np.int64), np.array(lengths, np.int64)
+    return np.array(blob.records[chunk].counts, np.int64), _lengths(blob.layout.chunk_length(chunk))
+
+
+@lru_cache
+def _lengths(length: int) -> Counts:
+    # Not made read-only: numba would compile every loop once more for that.
+    return np.array(tile_lengths(length), np.int64)
 
 
 def _bounds(term: Term, counts: Counts, lengths: Counts) -> Bounds:

@@ -9,7 +9,7 @@ from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import as_f32, compiled
-from deltapack.kernels.reference.values import GROUP, Counts, Values, require_finite, steps_of
+from deltapack.kernels.reference.values import GROUP, Counts, Values, require_finite
 
 __all__ = ["code_values", "plane_values"]
 
@@ -28,9 +28,9 @@ def code_values(
     if unused and raw[-1] >> (8 - unused):
         raise FormatError("unused bits of the codes are set", rule="R9")
     values = np.empty(nnz, np.float32) if out is None else out[:nnz]
-    steps = steps_of(scales, factor)
     {8: _unpack8, 4: _unpack4, 2: _unpack2, 1: _unpack1}[bits](raw, values)
-    _scale(values, steps, counts)
+    if not _scale(values, scales, factor, counts):
+        require_finite(scales, 0x7F80, "scale")
     return values
 
 
@@ -74,16 +74,21 @@ def _field(byte: np.uint8, bits: int, up: np.uint8) -> np.float32:
 
 
 @compiled
-def _scale(values: Values, steps: Values, counts: Counts) -> None:
+def _scale(values: Values, scales: NDArray[np.uint16], factor: np.float32, counts: Counts) -> bool:
+    """Multiply with the group's step; false if a scale is not finite."""
     position = group = np.uint64(0)
+    finite = True
     for count in counts:
         end = position + np.uint64(count)
         while position < end:
-            stop, step = min(position + np.uint64(GROUP), end), steps[group]
+            stop, scale = min(position + np.uint64(GROUP), end), scales[group]
+            finite = finite and scale & np.uint16(0x7F80) != np.uint16(0x7F80)
+            step = as_f32(np.uint32(scale) << np.uint32(16)) * factor
             for i in range(position, stop):
                 values[i] = values[i] * step
             position = stop
             group += np.uint64(1)
+    return finite
 
 
 def plane_values(

@@ -9,7 +9,7 @@ from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.kernels import rounding
 
-__all__ = ["code_values", "group_counts", "plane_values", "require_finite", "steps_of", "unpack_codes"]
+__all__ = ["code_values", "group_counts", "plane_values", "require_finite", "unpack_codes"]
 
 Counts = NDArray[np.int64]
 Values = NDArray[np.float32]
@@ -39,21 +39,12 @@ def code_values(
         FormatError: A scale is not finite, or unused bits are set (rule R9).
     """
     codes = unpack_codes(raw, bits, int(counts.sum()))
+    require_finite(scales, _EXPONENT["bf16"], "scale")
     out = np.empty(len(codes), np.float32) if out is None else out[: len(codes)]
     with np.errstate(over="ignore", invalid="ignore"):
-        np.multiply(codes.astype(np.float32), np.repeat(steps_of(scales, factor), group_counts(counts)), out=out)
+        steps = (scales.astype(np.uint32) << 16).view(np.float32) * factor
+        np.multiply(codes.astype(np.float32), np.repeat(steps, group_counts(counts)), out=out)
     return out
-
-
-def steps_of(scales: NDArray[np.uint16], factor: np.float32) -> Values:
-    """Return the step `[groups] f32` between the values of a group's codes.
-
-    Raises:
-        FormatError: A scale is not finite (rule R9).
-    """
-    require_finite(scales, _EXPONENT["bf16"], "scale")
-    with np.errstate(over="ignore", invalid="ignore"):
-        return (scales.astype(np.uint32) << 16).view(np.float32) * factor
 
 
 def unpack_codes(raw: NDArray[np.uint8], bits: int, nnz: int) -> NDArray[np.int8]:
