@@ -1,6 +1,6 @@
 """Measure speed and memory beside floors and other tools.
 
-    python -m benchmarks.speed                      # all, about 25 minutes on 2 cores
+    python -m benchmarks.speed                      # all, about 30 minutes on 2 cores
     python -m benchmarks.speed --quick              # small inputs, to see that all works
     python -m benchmarks.speed --profile compress   # where the time of one row goes
 
