@@ -8,14 +8,15 @@ from pathlib import Path
 
 from deltapack.assets import copy_side_files, side_files_bytes
 from deltapack.checkpoint import Checkpoint, open_checkpoint, open_writer, parse_size, plan_shards
-from deltapack.composing import Composition, WeightedPack, compose
+from deltapack.composing import Composition, compose
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
-from deltapack.merge_methods import METHODS, Method
+from deltapack.merge_methods.linear import linear
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring import Elements, TensorJob, restore_tensors
+from deltapack.weighted import WeightedPack
 
 __all__ = ["WriteOptions", "apply", "write_checkpoint"]
 
@@ -62,7 +63,7 @@ def apply(
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, METHODS["linear"], Path(out), [reader.path], options)
+        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
@@ -101,7 +102,7 @@ class WriteOptions:
 
 
 def write_checkpoint(
-    base: Checkpoint, composition: Composition, method: Method, out: Path, protect: list[Path], options: WriteOptions
+    base: Checkpoint, composition: Composition, out: Path, protect: list[Path], options: WriteOptions
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told."""
     jobs = composition.jobs
@@ -124,7 +125,7 @@ def write_checkpoint(
             writer.write(job.name, start, elements)
 
         verify, workers, progress = options.verify, options.workers, options.progress
-        restoring = restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=progress)
+        restoring = restore_tensors(base, jobs, linear, write, verify=verify, workers=workers, progress=progress)
         with closing(restoring) as restored:
             for _ in restored:
                 pass

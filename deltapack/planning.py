@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
-from deltapack.codecs.indices import best_shift
+from deltapack.codecs.indices import DENSE, best_shift
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILE
 from deltapack.kernels import rounding
@@ -22,8 +22,6 @@ __all__ = ["TensorPlan", "difference", "identity_of", "plan_tensor"]
 _AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
 _SAMPLE_TILES = 8
 _NO_CODEC = TermCodec("all", "f32")
-_DENSE = 0.385
-"""Above this density the best code for gaps is unary: as many zeros as the gap, then a one. That is the bitmap."""
 _NOISE_FLOOR = 1e-4
 """Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
@@ -124,7 +122,7 @@ def _index_codec(recipe: TensorRecipe) -> str:
         if recipe.index == "seeded":
             raise RecipeError("index=seeded needs a drop rate above 0", hint="Use --index auto.")
         return "all"
-    if recipe.index == "gaps" and recipe.keep > _DENSE * dare.ALL_KEPT:
+    if recipe.index == "gaps" and recipe.keep > DENSE * dare.ALL_KEPT:
         return "bitmap"
     return "seeded" if recipe.index == "auto" else recipe.index
 

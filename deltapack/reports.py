@@ -81,7 +81,7 @@ class MergeReport(_Report):
     out: Path
     tensors: int
     tensor_bytes: int
-    weights: Sequence[tuple[str, float]]
+    weights: Sequence[tuple[str, float | None]]
     warnings: Sequence[str] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
 

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "codecs": GROUND | {"format", "kernels"},
     "sparsify": GROUND | {"format", "kernels", "codecs"},
     "merge_methods": {"errors", "kernels"},
+    "merge_recipe": {"errors", "merge_methods"},
     "checkpoint": {"dtypes", "errors", "limits", "format.atomic", "format.digest"},
     "recipe": {"errors", "sparsify"},
 }

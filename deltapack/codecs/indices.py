@@ -15,6 +15,7 @@ from deltapack.errors import FormatError
 from deltapack.format.digest import TILE
 
 __all__ = [
+    "DENSE",
     "best_shift",
     "decode_bitmap",
     "decode_gaps",
@@ -26,6 +27,8 @@ __all__ = [
 Positions = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 ESCAPE = 255
+DENSE = 0.385
+"""Above this density the best code for gaps is unary: as many zeros as the gap, then a one. That is the bitmap."""
 
 
 def gaps_of(positions: Positions, counts: Counts) -> NDArray[np.int64]:
