@@ -173,7 +173,7 @@ def _chance(method: MergeMethod, tensor: TensorInfo, terms: Sequence[TermSource]
     for term in terms:
         if isinstance(term, StoredTerm) or not isinstance(term, PackTerm) or term.term.index == "all":
             continue
-        if len(terms) > 1 or term.reader.index.recipe.get("method") != "dare":
+        if len(terms) > 1 or not _drops_at_random(term):
             raise RecipeError(
                 f"{method.name} needs packs that keep everything or drop at random",
                 path=term.reader.path,
@@ -182,6 +182,13 @@ def _chance(method: MergeMethod, tensor: TensorInfo, terms: Sequence[TermSource]
             )
         out = term.term.keep / ALL_KEPT if term.term.index == "seeded" else term.term.nnz / term.blob.layout.numel
     return out
+
+
+def _drops_at_random(term: PackTerm) -> bool:
+    recipe = term.reader.index.recipe
+    overrides = recipe.get("overrides", [])
+    plain = isinstance(overrides, list) and not any(isinstance(override, dict) and "sparsify" in override for override in overrides)
+    return term.term.index == "seeded" or (recipe.get("method") == "dare" and plain)
 
 
 def blended(job: TensorJob) -> BlendedTerm | None:

@@ -15,7 +15,6 @@ from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels import rounding
 from deltapack.planning import TensorPlan, difference
-from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
 
@@ -96,16 +95,17 @@ def _encode_delta(
         # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
-    positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common)
+    kept = plan.sparsifier.select(chunk, delta)
+    positions, counts = kept.positions, kept.counts
     factor = np.float32(plan.recipe.factor)
     try:
-        term, values = encode_term_chunk(plan.codec, positions, delta[positions], counts, common, factor)
+        term, values = encode_term_chunk(plan.codec, positions, kept.values, counts, common, factor)
     except NonFiniteError as error:
         error.tensor = plan.tensor.name
         raise
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
     restored = kernels.active().add_sparse(base, source, target, *kernels.active().sum_terms(common, [(positions, values)]))
-    kept = rounding.to_f32(restored[positions], target)
+    written = rounding.to_f32(restored[positions], target)
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
     return ChunkOutcome(
         base_digest,
@@ -113,7 +113,7 @@ def _encode_delta(
         chunk_digest(tuned) if equal else None,
         term=term,
         equal=equal,
-        overflow=not np.isfinite(kept).all(),
+        overflow=not np.isfinite(written).all(),
         l1=float(magnitude.sum(dtype=np.float64)),
         max_abs=largest,
         elements=len(tuned),

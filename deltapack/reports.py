@@ -136,7 +136,7 @@ def compress_report(
 def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) -> list[str]:
     out = []
     largest = worst[0][1] if worst else 0.0
-    if recipe.drop_rate > 0 and largest > RISKY_DELTA:
+    if recipe.drop_rate > 0 and recipe.sparsify == "dare" and largest > RISKY_DELTA:
         names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > RISKY_DELTA)
         count = sum(value > RISKY_DELTA for _, value in worst)
         risk = "DARE does not work near 0.03 and above" if largest >= HOPELESS_DELTA else "dropping 90 % is risky above 0.005"
