@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
+    from deltapack.merge_recipe import MergeRecipe
     from deltapack.merging import merge
     from deltapack.pack import Pack, PackEntry, open_pack
     from deltapack.recipe import Override, Recipe
+    from deltapack.recipe_files import MergeFile, read_merge_file
     from deltapack.reports import ApplyReport, CompressReport, MergeReport, VerifyReport
     from deltapack.verifying import verify
 
@@ -34,6 +36,8 @@ __all__ = [
     "CompressReport",
     "DeltapackError",
     "Limits",
+    "MergeFile",
+    "MergeRecipe",
     "MergeReport",
     "Override",
     "Pack",
@@ -45,6 +49,7 @@ __all__ = [
     "compress",
     "merge",
     "open_pack",
+    "read_merge_file",
     "verify",
 ]
 
@@ -53,6 +58,8 @@ _HOMES = {
     "CompressReport": "reports",
     "DeltapackError": "errors",
     "Limits": "limits",
+    "MergeFile": "recipe_files",
+    "MergeRecipe": "merge_recipe",
     "MergeReport": "reports",
     "Override": "recipe",
     "Pack": "pack",
@@ -63,6 +70,7 @@ _HOMES = {
     "compress": "compressing",
     "merge": "merging",
     "open_pack": "pack",
+    "read_merge_file": "recipe_files",
     "verify": "verifying",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def compose(
     packs: Sequence[WeightedPack],
     *,
     prefer: int | None = None,
-    assets: int | None = None,
+    assets: int | Literal["base"] | None = None,
     dtype: DType | None = None,
     blend: Blend | None = None,
 ) -> Composition:
@@ -66,7 +67,7 @@ def compose(
         base: The base.
         packs: The packs in order of addition; at least one.
         prefer: Which pack decides where packs cannot be added: new or reshaped tensors, integers, new rows, side files.
-        assets: Which pack the side files are from, if not from that one.
+        assets: Which pack the side files are from, or the base, if not from that one.
         dtype: Type of all float tensors of the result, instead of their own.
         blend: What the packs' differences become; their weighted sum unless given.
 
@@ -266,9 +267,11 @@ def _aliases(packs: Sequence[WeightedPack], names: set[str]) -> dict[str, str]:
     return out
 
 
-def _assets(packs: Sequence[WeightedPack], prefer: int | None) -> tuple[PackReader | None, tuple[str, ...]]:
+def _assets(packs: Sequence[WeightedPack], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
     """Return the pack whose side files the result takes (none: the base's) and a sentence about the choice."""
     readers = [pack.reader for pack in packs]
+    if prefer == "base":
+        return None, ()
     if prefer is not None or len(readers) == 1:
         return readers[prefer or 0], ()
     contents = {

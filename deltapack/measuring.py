@@ -60,8 +60,8 @@ def _thin(base: Checkpoint, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
                 continue
             count, kept = int(wanted.density * job.common), kept_at_most(term.shares[place], job.common)
             thinned[place] = None
-            if kept <= count:
-                continue  # it keeps less already: zeros are never dropped again
+            if kept <= count + (term.method.trim == "outliers"):
+                continue  # it keeps less already (of breadcrumbs' own packs, rounding may keep one more): zeros are never dropped again
             if term.method.trim == "random":
                 thinned[place] = _random(job, term.shares[place], wanted.density * job.common / kept)
                 continue

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deltapack.blending import blend_with
 from deltapack.checkpoint import Checkpoint, open_checkpoint
@@ -74,7 +74,8 @@ def plan_merge(
     if not packs:
         raise RecipeError("nothing to merge", expected="at least one pack")
     recipe = recipe.for_packs(len(packs))
-    preferred, donor = _position("prefer", prefer, packs), _position("assets", assets, packs)
+    preferred = _position("prefer", prefer, packs)
+    donor: int | Literal["base"] | None = "base" if assets == "base" else _position("assets", assets, packs)
     base_ckpt = stack.enter_context(open_checkpoint(base))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
     layers = Layers.of(base_ckpt.tensors)

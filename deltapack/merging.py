@@ -65,7 +65,7 @@ def merge(
         recipe: All of these in one record, also with weights by layer; instead of `weights`, `method`, `semantics`, `density`,
             `parameters`.
         prefer: The pack (one of `packs`) that decides on tensors that cannot be added, and on side files.
-        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `prefer`.
+        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `prefer`; or `"base"`.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
         verify: Whether digests of the base are compared.

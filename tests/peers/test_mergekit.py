@@ -23,20 +23,24 @@ pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 mergekit = pytest.importorskip("mergekit", reason="mergekit is not installed: pip install -c constraints.txt '.[peers]'")
 
 
-def merged_by_mergekit(
-    family: Any, folders: Sequence[Path], method: str, parameters: dict[str, Any], each: Sequence[dict[str, Any]] = ()
-) -> Model:
+def run_mergekit(family: Any, config: dict[str, Any]) -> Model:
     """Run mergekit end to end and read what it wrote."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    models = [{"model": str(path), "parameters": own} for path, own in zip(folders, each or [{}] * len(folders), strict=True)]
-    config = {"merge_method": method, "base_model": str(family.base), "models": models, "parameters": parameters, "dtype": "float32"}
     out = family.folder / "theirs"
     options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
     run_merge(MergeConfiguration.model_validate(config), str(out), options=options)
     return read_model(out)
+
+
+def merged_by_mergekit(
+    family: Any, folders: Sequence[Path], method: str, parameters: dict[str, Any], each: Sequence[dict[str, Any]] = ()
+) -> Model:
+    models = [{"model": str(path), "parameters": own} for path, own in zip(folders, each or [{}] * len(folders), strict=True)]
+    config = {"merge_method": method, "base_model": str(family.base), "models": models, "parameters": parameters}
+    return run_mergekit(family, config | {"dtype": "float32"})
 
 
 def theirs(family: Any, method: str, count: int, parameters: dict[str, Any], each: Sequence[dict[str, Any]] = ()) -> Model:
@@ -163,3 +167,26 @@ def test_sce_takes_equal_shares_of_small_differences(family: Any) -> None:
         share = np.array([1, 9], np.float32) / np.float32(10)
         wanted = np.float32(share[0] * np.float32(2.0**-12) + share[1] * np.float32(3 * 2.0**-12)) / (share[0] + share[1])
         assert np.array_equal(ours[name].bits, tensor.bits + wanted)
+
+
+def test_a_recipe_file_means_the_same(family: Any) -> None:
+    """One file, read by both: gradients over the layers, filters, shared and own parameters. Two layers make all weights exact."""
+    import yaml
+
+    gradient, filters = [0.25, 1.0], [{"filter": "mlp", "value": [0.5, -0.5]}, {"filter": "*", "value": 0.125}]
+    models = [
+        {"model": str(family.base)},
+        {"model": str(family.restored[0]), "parameters": {"weight": gradient}},
+        {"model": str(family.restored[1]), "parameters": {"weight": filters}},
+        {"model": str(family.restored[2])},
+    ]
+    shared = {"weight": 0.5, "density": 1.0, "normalize": False, "lambda": 0.5}
+    config = {"merge_method": "dare_ties", "base_model": str(family.base), "models": models, "parameters": shared, "dtype": "float32"}
+    path, folder = family.folder / "merge.yml", family.folder / "packs"
+    path.write_text(yaml.safe_dump(config))
+    folder.mkdir(exist_ok=True)
+    for number, pack in enumerate(family.packs):
+        (folder / f"restored{number}.dpk").write_bytes(pack.read_bytes())
+    found = deltapack.read_merge_file(path, folder)
+    ours = merged_by_us(family, found.packs, recipe=found.recipe, dtype=found.dtype)
+    assert_same(ours, run_mergekit(family, config))
