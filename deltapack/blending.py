@@ -6,7 +6,7 @@ whole tensor (a threshold, a norm) is measured before by `deltapack.measuring`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,18 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.checkpoint import TensorInfo
+from deltapack.composing import Blend
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.merge_methods.linear import linear
 from deltapack.merge_methods.stack import Settings, Sparse, Stack, stack_terms
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
-from deltapack.restoring import Elements, PackTerm, StoredTerm, TensorJob, TermSource
+from deltapack.restoring import Elements, PackTerm, TensorJob, TermSource
 from deltapack.sparsify.chance import samples
 from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.ranking import Cut
 
-__all__ = ["BlendedTerm", "KeepLargest", "KeepMiddle", "KeepRandom", "Wanted", "blend_with", "blended", "kept_at_most"]
+__all__ = [
+    "BlendedTerm",
+    "KeepLargest",
+    "KeepMiddle",
+    "KeepRandom",
+    "Wanted",
+    "blend_with",
+    "blended",
+    "drop_rate_by_chance",
+    "kept_at_most",
+]
 
 
 class Thinning(Protocol):
@@ -127,23 +138,23 @@ class BlendedTerm:
         return linear(len(base), terms) if terms else (np.zeros(0, np.uint32), np.zeros(0, np.float32))
 
 
-def blend_with(
-    recipe: MergeRecipe, layers: Layers, count: int
-) -> Callable[[TensorInfo, Mapping[int, tuple[TermSource, ...]]], tuple[TermSource, ...]]:
+def blend_with(recipe: MergeRecipe, layers: Layers, count: int, method: MergeMethod | None = None) -> Blend:
     """Return a function that makes a blended term of what the packs have for a tensor, by their number, unweighted.
 
     Args:
         recipe: The recipe, spread over the packs.
         layers: The layers of the base.
         count: Number of packs.
+        method: Another method than the recipe's, with its weights.
     """
+    method = method or recipe.formula
 
     def blend(tensor: TensorInfo, shares: Mapping[int, tuple[TermSource, ...]]) -> tuple[TermSource, ...]:
         packs = tuple(shares)
         depth = layers.depth(tensor.name)
         all_weights, all_densities = (at(tensor.name, depth, count) for at in (recipe.weights_at, recipe.densities_at))
         weights = np.array([all_weights[pack] for pack in packs], np.float32)
-        method, parts = recipe.formula, tuple(shares.values())
+        parts = tuple(shares.values())
         densities = np.array([_chance(method, tensor, part) for part in parts]) if method.needs_chance else np.zeros(0)
         settings = Settings(weights, recipe.options, densities=densities, numel=tensor.numel)
         wanted = tuple(Wanted(all_densities[pack]) if all_densities[pack] < 1 else None for pack in packs)
@@ -169,18 +180,26 @@ def _chance(method: MergeMethod, tensor: TensorInfo, terms: Sequence[TermSource]
     Raises:
         RecipeError: Its mask depends on the data.
     """
-    out = 1.0
+    rate = drop_rate_by_chance(terms)
+    if rate is None:
+        raise RecipeError(
+            f"{method.name} needs packs that keep everything or drop at random",
+            path=next(term.reader.path for term in terms if isinstance(term, PackTerm)),
+            tensor=tensor.name,
+            hint="Its cosines can be corrected for random masks only. Use --method sce or linear, or compress with --sparsify dare.",
+        )
+    return 1 - rate
+
+
+def drop_rate_by_chance(terms: Sequence[TermSource]) -> float | None:
+    """Return the rate at which a pack dropped from a tensor at random; `None` where its mask depends on the data."""
+    out = 0.0
     for term in terms:
-        if isinstance(term, StoredTerm) or not isinstance(term, PackTerm) or term.term.index == "all":
+        if not isinstance(term, PackTerm) or term.term.index == "all":
             continue
         if len(terms) > 1 or not _drops_at_random(term):
-            raise RecipeError(
-                f"{method.name} needs packs that keep everything or drop at random",
-                path=term.reader.path,
-                tensor=tensor.name,
-                hint="Its cosines can be corrected for random masks only. Use --method sce or linear, or compress with --sparsify dare.",
-            )
-        out = term.term.keep / ALL_KEPT if term.term.index == "seeded" else term.term.nnz / term.blob.layout.numel
+            return None
+        out = 1 - (term.term.keep / ALL_KEPT if term.term.index == "seeded" else term.term.nnz / term.blob.layout.numel)
     return out
 
 

@@ -30,6 +30,7 @@ class MergePlan:
         recipe: The recipe, with one weight per pack.
         layers: The layers of the base.
         composition: What the result is made of.
+        prefer: Number of the pack that decides on what cannot be added.
     """
 
     base: Checkpoint
@@ -37,6 +38,7 @@ class MergePlan:
     recipe: MergeRecipe
     layers: Layers
     composition: Composition
+    prefer: int | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -83,7 +85,7 @@ def plan_merge(
     weighted = _weighted(readers, recipe, layers, base_ckpt) if is_sum else [WeightedPack(reader) for reader in readers]
     blend = None if is_sum else blend_with(recipe, layers, len(packs))
     composition = compose(base_ckpt, weighted, prefer=preferred, assets=donor, dtype=dtype, blend=blend)
-    return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition, preferred)
 
 
 def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers, base: Checkpoint) -> list[WeightedPack]:

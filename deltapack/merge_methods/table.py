@@ -39,6 +39,7 @@ class MergeMethod:
         weighted: Whether it takes a weight for each pack.
         trim: How `density` thins out what the packs keep: `"magnitude"`, `"random"`, `"outliers"`; `None`: it takes no density.
         measure: What has to be known of the whole tensor.
+        measured: What that is, in words.
         score: What elements are selected by, if they are: the `select_topk` share with the largest score.
         made_by: The sparsifier that the packs should have been made with, if the name of the method says so.
         least: The least number of packs.
@@ -52,6 +53,7 @@ class MergeMethod:
     weighted: bool = True
     trim: str | None = None
     measure: Measure | None = None
+    measured: str = ""
     score: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     made_by: str | None = None
     least: int = 1
@@ -85,6 +87,7 @@ _TIES_PAPER = MergeMethod(
     weighted=False,
     trim="magnitude",
     measure=majority,
+    measured="sums that are positive, less those that are negative",
 )
 _TIES_PEFT = MergeMethod(
     "ties",
@@ -129,6 +132,7 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
             {"select_topk": 1},
             weighted=False,
             measure=sce.energies,
+            measured="sum of delta^2 of each pack",
             score=sce.spread,
         )
     ),
@@ -143,6 +147,7 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
             {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
             weighted=False,
             measure=ram.shared_and_unique,
+            measured="elements that each pack shares; that it alone keeps",
         )
     ),
     "model_stock": _mergekit(
@@ -152,6 +157,7 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
             model_stock.model_stock,
             weighted=False,
             measure=model_stock.products,
+            measured="scalar products of the packs",
             least=2,
             needs_chance=True,
         )

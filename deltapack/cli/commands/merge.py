@@ -11,19 +11,12 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import (
-    count_of,
-    human_bytes,
-    print_fields,
-    print_json,
-    print_notes,
-    print_table,
-    show_progress,
-)
+from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
+from deltapack.cli.render import print_json, print_notes, show_progress
 
 if TYPE_CHECKING:
     from deltapack.merge_recipe import MergeRecipe
-    from deltapack.reports import MergeReport
+    from deltapack.reports import SurveyReport
 
 __all__ = ["command"]
 
@@ -31,54 +24,42 @@ __all__ = ["command"]
 @click.command(short_help="Merge packs onto their common base.")
 @options.base_argument
 @click.argument("packs", type=options.pack_path, nargs=-1)
-@options.out_option("The folder to write, or a .safetensors file, or a .dpk for a merged pack.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --explain.",
+)
 @options.merge_options
+@click.option("--dry-run", is_flag=True, help="Check everything that headers tell, and stop: names, types, disk, memory.")
+@click.option("--report", is_flag=True, help="Compare the packs layer by layer: overlap, conflicts of signs, cosine, norms.")
+@click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
 @options.checkpoint_options
 @options.output_options
-def command(
-    base: Path,
-    packs: tuple[Path, ...],
-    out: Path,
-    recipe_file: Path | None,
-    pack_folder: Path | None,
-    prefer: Path | None,
-    assets: str | None,
-    dtype: str | None,
-    max_shard_size: str | None,
-    no_verify: bool,
-    force: bool,
-    workers: int | None,
-    quiet: bool,
-    as_json: bool,
-    **choices: Any,
-) -> None:
+def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Merge PACKS, all made from BASE, reading the base once.
 
     Where OUT ends in .dpk the result is a merged pack: applying it to the base gives the same bits as merging
     into a folder.
     """
-    asked = _from_file(recipe_file, pack_folder, packs, choices) if recipe_file is not None else _from_options(packs, choices)
-    with show_progress("merging", quiet=quiet) as progress:
-        report = deltapack.merge(
-            base,
-            asked.packs,
-            out,
-            recipe=asked.recipe,
-            prefer=prefer,
-            assets=_assets(assets, asked),
-            dtype=dtype or asked.dtype,
-            max_shard_size=max_shard_size,
-            verify=not no_verify,
-            force=force,
-            workers=workers,
-            progress=progress,
-        )
-    if as_json:
-        print_json(report.to_json())
+    choices = {name: given.pop(name) for name in _CHOICES}
+    path, folder = given.pop("recipe_file"), given.pop("pack_folder")
+    asked = _from_file(path, folder, packs, choices) if path is not None else _from_options(packs, choices)
+    call = _Call(base, asked, given | {"assets": _assets(given["assets"], asked)}, quiet=quiet, as_json=as_json)
+    if given["explain"] is not None:
+        call.explain(given["explain"])
         return
-    if not quiet:
-        _print(report, asked.recipe.method)
-    print_notes([] if quiet else [*asked.notes, *report.notes], report.warnings)
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--out'.")
+    if given["dry_run"]:
+        call.preview(out)
+    else:
+        call.merge(out)
+
+
+_CHOICES = ("method", "weights", "densities", "scale", "normalize", "semantics", "parameters")
+"""Options that make the recipe."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +112,65 @@ def _assets(text: str | None, asked: _Asked) -> Path | str | None:
     return name if name == "base" else asked.packs[find_pack("assets", name, asked.packs)]
 
 
-def _print(report: MergeReport, method: str) -> None:
-    amount = f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"
-    print_fields([("merged", str(report.out)), ("method", method), ("tensors", amount)])
-    click.echo()
-    print_table(("pack", "weight"), [(name, "by tensor" if weight is None else f"{weight:g}") for name, weight in report.weights])
+@dataclass(frozen=True)
+class _Call:
+    """One run of the command: what is asked for and how it is answered."""
+
+    base: Path
+    asked: _Asked
+    given: dict[str, Any]
+    quiet: bool
+    as_json: bool
+
+    def explain(self, tensor: str) -> None:
+        """Print the formula with the numbers of a tensor."""
+        name = None if tensor == "auto" else tensor
+        settings = {key: self.given[key] for key in ("prefer", "workers")}
+        report = deltapack.explain_merge(self.base, self.asked.packs, name, recipe=self.asked.recipe, **settings)
+        if self.as_json:
+            print_json(report.to_json())
+        else:
+            print_explanation(report)
+
+    def preview(self, out: Path) -> None:
+        """Print what would be done."""
+        report = deltapack.preview_merge(self.base, self.asked.packs, out, **self._settings())
+        survey = None
+        if self.given["report"]:
+            settings = {key: self.given[key] for key in ("prefer", "workers")}
+            survey = deltapack.survey_merge(self.base, self.asked.packs, recipe=self.asked.recipe, **settings)
+        if self.as_json:
+            print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
+            return
+        if not self.quiet:
+            print_preview(report)
+        self._finish(survey, report.notes, [*report.warnings, *(survey.warnings if survey is not None else ())])
+
+    def merge(self, out: Path) -> None:
+        """Merge and print what was done."""
+        with show_progress("merging", quiet=self.quiet) as progress:
+            report = deltapack.merge(
+                self.base,
+                self.asked.packs,
+                out,
+                verify=not self.given["no_verify"],
+                report=self.given["report"],
+                progress=progress,
+                **self._settings(),
+            )
+        if self.as_json:
+            print_json(report.to_json())
+            return
+        if not self.quiet:
+            print_merge(report, self.asked.recipe.method)
+        self._finish(report.survey, report.notes, report.warnings)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments that a merge and its preview share."""
+        same = {key: self.given[key] for key in ("prefer", "assets", "max_shard_size", "force", "workers")}
+        return same | {"recipe": self.asked.recipe, "dtype": self.given["dtype"] or self.asked.dtype}
+
+    def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:
+        if survey is not None and not self.quiet:
+            print_survey(survey)
+        print_notes([] if self.quiet else [*self.asked.notes, *notes], warnings)
