@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from deltapack.assets import copy_side_files, side_files_bytes
 from deltapack.checkpoint import Checkpoint, open_checkpoint, open_writer, parse_size, plan_shards
@@ -102,9 +104,17 @@ class WriteOptions:
 
 
 def write_checkpoint(
-    base: Checkpoint, composition: Composition, out: Path, protect: list[Path], options: WriteOptions
+    base: Checkpoint,
+    composition: Composition,
+    out: Path,
+    protect: list[Path],
+    options: WriteOptions,
+    own_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[str]:
-    """Restore every tensor of a composition into a checkpoint; return what the user should be told."""
+    """Restore every tensor of a composition into a checkpoint; return what the user should be told.
+
+    `own_files` are written besides the side files, and instead of those of the same names.
+    """
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
@@ -118,7 +128,7 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
-        side_bytes=side_files_bytes(base, composition.assets),
+        side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
 
         def write(job: TensorJob, start: int, elements: Elements) -> None:
@@ -129,7 +139,14 @@ def write_checkpoint(
         with closing(restoring) as restored:
             for _ in restored:
                 pass
-        return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=options.dtype)
+        for name, data in own_files.items():
+            writer.write_side_file(name, data)
+
+        def write_other(name: str, data: bytes) -> None:
+            if name not in own_files:
+                writer.write_side_file(name, data)
+
+        return copy_side_files(base, composition.assets, write_other, verify=verify, dtype=options.dtype)
 
 
 def _float_dtype(name: str | None) -> DType | None:

@@ -43,6 +43,7 @@ class MergedPack:
         writer: The new pack.
         recipe: What the pack says of how it was made.
         options: How tensors are restored.
+        own_files: Side files that only the merge has, by name.
     """
 
     base: Checkpoint
@@ -51,6 +52,7 @@ class MergedPack:
     writer: PackWriter
     recipe: Mapping[str, Any]
     options: WriteOptions
+    own_files: Mapping[str, bytes]
 
     def index(self) -> Index:
         """Write all blobs and return the index."""
@@ -156,8 +158,10 @@ class MergedPack:
         if assets is not None and assets.index.files is None:
             return None
         carried = {file.name for file in assets.index.files or () if file.blob is not None} if assets else set()
+        carried |= set(self.own_files)
         contents: dict[str, bytes] = {}
         copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
+        contents.update(self.own_files)
         for name in sorted(contents, key=str.encode):
             entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
         return tuple(entries)

@@ -15,6 +15,7 @@ from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe, Schedule, constant
 from deltapack.merged_pack import MergedPack
+from deltapack.modelcard import card_of
 from deltapack.reports import MergeReport, Progress
 from deltapack.surveying import survey
 
@@ -120,8 +121,9 @@ def recipe_of(
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
+    card = card_of(plan)
     if out.suffix != ".dpk":
-        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options)
+        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=card)
     with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:
-        writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options).index())
+        writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, card).index())
     return []
