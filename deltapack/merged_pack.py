@@ -18,7 +18,7 @@ from deltapack.codecs.chunk import TermCodec, encode_stored_chunk, encode_term_c
 from deltapack.codecs.indices import DENSE, best_shift
 from deltapack.composing import Composition
 from deltapack.entries import digests_blob
-from deltapack.errors import LimitError
+from deltapack.errors import LimitError, NonFiniteError
 from deltapack.format.digest import CHUNK, TILE, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout, tile_lengths
@@ -144,6 +144,9 @@ class MergedPack:
             length = layout.chunk_length(chunk)
             positions, values = term.chunk(chunk, self.base.read(name, chunk * CHUNK, chunk * CHUNK + length), source)
             counts = np.bincount(positions // TILE, minlength=len(tile_lengths(length)))
+            if not np.isfinite(values).all():
+                hint = "Merge into a folder, or with smaller weights."
+                raise NonFiniteError("a sum of differences overflows", tensor=job.name, hint=hint)
             return encode_term_chunk(codec, positions, values, counts, length, np.float32(1))[0]
 
         with closing(ordered_map(encode, range(layout.chunks), self.options.workers)) as chunks:
