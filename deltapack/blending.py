@@ -6,7 +6,7 @@ whole tensor (a threshold, a norm) is measured before by `deltapack.measuring`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.composing import Blend
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
+from deltapack.format.digest import TILE
 from deltapack.merge_methods.linear import linear
 from deltapack.merge_methods.stack import Settings, Sparse, Stack, stack_terms
 from deltapack.merge_methods.table import MergeMethod
@@ -109,21 +110,35 @@ class BlendedTerm:
 
     def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
         """Compute a chunk."""
+        positions, sums = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            stack = self.stack(number, base, source)
-            return stack.positions, np.float32(0) + self.method.formula(stack.deltas, self.settings)
+            for stack in self.stacks(number, base, source):
+                positions.append(stack.positions)
+                sums.append(np.float32(0) + self.method.formula(stack.deltas, self.settings))
+        return np.concatenate(positions), np.concatenate(sums)
 
-    def stack(self, number: int, base: Elements, source: DType) -> Stack:
-        """Return the differences that enter the formula."""
-        parts = []
+    def stacks(self, number: int, base: Elements, source: DType) -> Iterator[Stack]:
+        """Yield the differences that enter the formula, tile by tile: side by side they are many times what the packs hold."""
+        kept = []
         for place, thinning in enumerate(self.thinned):
-            kept = self.share(place, number, base, source)
-            parts.append(kept if thinning is None else thinning.apply(number, kept))
-        stack = stack_terms(len(base), parts)
-        if self.selected is None or self.method.score is None:
-            return stack
-        mask = self.selected.mask(number, self.method.score(stack.deltas))
-        return Stack(stack.positions[mask], np.ascontiguousarray(stack.deltas[:, mask]))
+            share = self.share(place, number, base, source)
+            kept.append(share if thinning is None else thinning.apply(number, share))
+        starts = np.arange(0, len(base), TILE)
+        bounds = [np.searchsorted(positions, np.append(starts, len(base))) for positions, _ in kept]
+        ties = 0
+        for tile, start in enumerate(starts.tolist()):
+            parts = [
+                (positions[bound[tile] : bound[tile + 1]] - np.uint32(start), values[bound[tile] : bound[tile + 1]])
+                for (positions, values), bound in zip(kept, bounds, strict=True)
+            ]
+            stack = stack_terms(min(TILE, len(base) - start), parts)
+            deltas, positions = stack.deltas, stack.positions + np.uint32(start)
+            if self.selected is not None and self.method.score is not None:
+                score = self.method.score(deltas)
+                mask = self.selected.mask(number, score, ties)
+                ties += self.selected.count_ties(score)
+                deltas, positions = np.ascontiguousarray(deltas[:, mask]), positions[mask]
+            yield Stack(positions, deltas)
 
     def density(self, numel: int) -> float:
         """Return about what share of a tensor's elements any pack keeps, if their masks are independent."""

@@ -84,8 +84,9 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     source = job.base.dtype
     for chunk in range(chunk_count(job.common)):
         elements = plan.base.read(job.base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
-        stack = term.stack(chunk, elements, source)
-        if len(stack.positions) or chunk == chunk_count(job.common) - 1:
+        tiles = list(term.stacks(chunk, elements, source))
+        stack = Stack(np.concatenate([tile.positions for tile in tiles]), np.concatenate([tile.deltas for tile in tiles], axis=1))
+        if len(stack.positions):
             break
     if not len(stack.positions):
         raise RecipeError("no pack keeps anything of this tensor", tensor=job.name)

@@ -5,7 +5,7 @@ The base is read for it only where a pack stores a tensor whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import reduce
@@ -109,14 +109,15 @@ def _top(job: TensorJob) -> Callable[[int], Sequence[int]]:
 
 
 def _gather(base: Checkpoint, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
-    """Add up what the formulas measure, chunk by chunk in order."""
+    """Add up what the formulas measure: the tiles of a chunk in order, then the chunks."""
     chosen = {number: job for number, job in jobs.items() if _blended(job).method.measure is not None}
 
     def work(task: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
         term = _blended(jobs[task[0]])
         assert term.method.measure is not None
         with np.errstate(over="ignore", invalid="ignore"):
-            return task[0], term.method.measure(_stack(base, jobs[task[0]], task[1]).deltas, term.settings)
+            parts = [term.method.measure(stack.deltas, term.settings) for stack in _stacks(base, jobs[task[0]], task[1])]
+            return task[0], reduce(add, parts)
 
     tasks = ((number, chunk) for number, job in chosen.items() for chunk in range(chunk_count(job.common)))
     out = {}
@@ -138,15 +139,15 @@ def _with(job: TensorJob, term: BlendedTerm) -> TensorJob:
     return replace(job, terms=(term,))
 
 
-def _stack(base: Checkpoint, job: TensorJob, chunk: int) -> Stack:
+def _stacks(base: Checkpoint, job: TensorJob, chunk: int) -> Iterator[Stack]:
     assert job.base is not None
-    return _blended(job).stack(chunk, _elements(base, job, chunk), job.base.dtype)
+    return _blended(job).stacks(chunk, _elements(base, job, chunk), job.base.dtype)
 
 
 def _scores(base: Checkpoint, job: TensorJob) -> Callable[[int], NDArray[np.float32]]:
     score = _blended(job).method.score
     assert score is not None
-    return lambda chunk: score(_stack(base, job, chunk).deltas)
+    return lambda chunk: np.concatenate([score(stack.deltas) for stack in _stacks(base, job, chunk)])
 
 
 def _reader(base: Checkpoint, job: TensorJob, place: int) -> Callable[[int], NDArray[np.float32]]:

@@ -13,6 +13,8 @@ __all__ = ["shown_weights", "warnings_of"]
 
 LARGEST_SUM_OF_WEIGHTS = 1.2
 """Above this sum merges are known to degrade (advice of mergekit's maintainers: 0 to 1.2)."""
+_RESCALED = ("dare", "della")
+"""Sparsifiers that make what they keep larger."""
 MOSTLY = 0.5
 """Share of the changed elements whose weight `normalize` cancels, above which a warning is due."""
 
@@ -32,8 +34,8 @@ def warnings_of(plan: MergePlan) -> list[str]:
     if len(weights) > 1 and not normalized and sum(weights) > LARGEST_SUM_OF_WEIGHTS:
         advice = "merges above 1.2 often lose quality; try --weight with less"
         out.append(f"the weights add up to {sum(weights):g}: {advice}")
-    if normalized and not method.is_linear and len(readers) > 1:
-        out += _normalize_warning(readers)
+    if (method.by_agreeing or (normalized and not method.is_linear)) and len(readers) > 1:
+        out += _divisor_warning(readers, method.name, normalized=normalized)
     for reader in readers:
         made_by = reader.index.recipe.get("method")
         if method.made_by is not None and made_by != method.made_by:
@@ -47,13 +49,22 @@ def warnings_of(plan: MergePlan) -> list[str]:
     return out
 
 
-def _normalize_warning(readers: Sequence[PackReader]) -> list[str]:
+def _divisor_warning(readers: Sequence[PackReader], method: str, *, normalized: bool) -> list[str]:
+    """Warn where packs hardly overlap: what divides by those that agree then divides by one of them, and gives the sum of all."""
     share = _kept_by_one(readers)
     if share < MOSTLY:
         return []
+    found = f"{100 * share:.0f} % of the changed elements are kept by one pack only"
+    if normalized:
+        return [
+            f"normalize divides by the weights of the packs that agree, and {found}: there its weight has no effect. "
+            "Without normalize (--no-normalize) weights mean what they say"
+        ]
+    if not any(reader.index.recipe.get("method") in _RESCALED for reader in readers):
+        return []  # what is kept is as large as it was
     return [
-        f"normalize divides by the weights of the packs that agree, and {100 * share:.0f} % of the changed elements are kept by "
-        "one pack only: there its weight has no effect. Without normalize (--no-normalize) weights mean what they say"
+        f"{method} divides by the packs that agree, and {found}: the result is about the plain sum of their rescaled differences. "
+        "Use average, or linear or dare_ties with weights that add up to about 1"
     ]
 
 

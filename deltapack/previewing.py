@@ -14,7 +14,7 @@ from deltapack.blending import blended
 from deltapack.checkpoint.replace import check_output, check_protected
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
-from deltapack.format.digest import CHUNK
+from deltapack.format.digest import CHUNK, TILE
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe
@@ -123,5 +123,5 @@ def _buffers(job: TensorJob) -> int:
     kept = [source.term.nnz / max(1, job.common) if isinstance(source, PackTerm) else 1.0 for source in sources]
     out += int(size * (5 + 12 * max(kept, default=0.0) + 8 * sum(kept)))
     if term is not None:
-        out += int(size * (9 + 16 * len(term.shares) * term.density(job.common)))
+        out += int(size * 8 * term.density(job.common)) + 16 * TILE * len(term.shares)
     return out

@@ -192,5 +192,10 @@ def test_warnings(family: tuple[Path, list[Path]]) -> None:
 
     assert any("normalize divides" in warning for warning in warnings(method="ties", weights=[0.5]))
     assert not warnings(method="ties", weights=[0.5], parameters={"normalize": False})
+    for method in ("sce", "ram", "ramplus_tl"):
+        assert any("plain sum" in warning for warning in warnings(method=method))
+    assert any("plain sum" in warning for warning in warnings(method="ties", semantics="paper"))
+    assert any("plain sum" in warning for warning in warnings(method="ties", semantics="peft", weights=[0.5]))
+    assert not warnings(method="average")
     assert any("made with dare, not della" in warning for warning in warnings(method="della_linear", weights=[0.5]))
     assert any("add up to 2" in warning for warning in warnings(method="dare_ties", weights=[1]))

@@ -1,4 +1,4 @@
-"""The differences of several packs to one chunk, side by side, and what every formula is made of."""
+"""The differences of several packs to one tile, side by side, and what every formula is made of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Sparse = tuple[NDArray[np.uint32], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Stack:
-    """The kept differences of all packs in one chunk.
+    """The kept differences of all packs in one tile.
 
     Attributes:
         positions: `[union] uint32`, those that any pack keeps, increasing.
@@ -34,7 +34,7 @@ class Settings:
     Attributes:
         weights: `[packs] f32`.
         options: The method's own parameters, such as `lambda`; truth is 1.0 and 0.0.
-        statistic: What the method's `measure` gave, added over the chunks of the tensor in order; empty without one.
+        statistic: What the method's `measure` gave, added over the tiles of the tensor in order; empty without one.
         densities: `[packs] f64` share of the elements that each pack keeps by chance; 1 where nothing was dropped.
         numel: Number of elements of the tensor.
     """
@@ -54,7 +54,7 @@ def stack_terms(length: int, parts: Sequence[Sparse]) -> Stack:
     """Lay the sparse differences of the packs side by side.
 
     Args:
-        length: Elements of the chunk.
+        length: Elements of the tile.
         parts: One sparse difference per pack, in pack order.
     """
     kept = np.zeros(length, np.bool_)

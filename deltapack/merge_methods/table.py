@@ -19,9 +19,9 @@ from deltapack.merge_methods.ties_peft import ties_peft
 __all__ = ["METHODS", "REFUSED", "SEMANTICS", "MergeMethod", "find_method"]
 
 Formula = Callable[[NDArray[np.float32], Settings], NDArray[np.float32]]
-"""Takes the differences of the packs to one chunk, `[packs, union] f32`, and returns what to add to the base, `[union] f32`."""
+"""Takes the differences of the packs to one tile, `[packs, union] f32`, and returns what to add to the base, `[union] f32`."""
 Measure = Callable[[NDArray[np.float32], Settings], NDArray[np.float64]]
-"""Takes the same and returns numbers that are added up over the chunks of the tensor, in order, before the formula runs."""
+"""Takes the same and returns numbers that are added up over the tiles of the tensor, in order, before the formula runs."""
 
 SEMANTICS = ("mergekit", "paper", "peft")
 """Whose formula, where tools differ."""
@@ -43,6 +43,7 @@ class MergeMethod:
         score: What elements are selected by, if they are: the `select_topk` share with the largest score.
         made_by: The sparsifier that the packs should have been made with, if the name of the method says so.
         least: The least number of packs.
+        by_agreeing: Whether the sum is divided, element by element, by what the packs that agree there have.
         needs_chance: Whether the packs' masks must be random, or keep everything.
     """
 
@@ -57,6 +58,7 @@ class MergeMethod:
     score: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     made_by: str | None = None
     least: int = 1
+    by_agreeing: bool = False
     needs_chance: bool = False
 
     @property
@@ -88,12 +90,14 @@ _TIES_PAPER = MergeMethod(
     trim="magnitude",
     measure=majority,
     measured="sums that are positive, less those that are negative",
+    by_agreeing=True,
 )
 _TIES_PEFT = MergeMethod(
     "ties",
     "base + sum(weight * delta where its sign is that of sum(delta)) / number of such",
     ties_peft,
     trim="magnitude",
+    by_agreeing=True,
 )
 _GAMMA = {"normalize": 0, "lambda": 1, "gamma": 0.01}
 
@@ -134,10 +138,13 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
             measure=sce.energies,
             measured="sum of delta^2 of each pack",
             score=sce.spread,
+            by_agreeing=True,
         )
     ),
     "ram": _mergekit(
-        MergeMethod("ram", "base + delta of the only pack, or mean(delta) of several", ram.ram, {"epsilon": 1e-5}, weighted=False)
+        MergeMethod(
+            "ram", "base + delta of the only pack, or mean(delta) of several", ram.ram, {"epsilon": 1e-5}, weighted=False, by_agreeing=True
+        )
     ),
     "ramplus_tl": _mergekit(
         MergeMethod(
@@ -148,6 +155,7 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
             weighted=False,
             measure=ram.shared_and_unique,
             measured="elements that each pack shares; that it alone keeps",
+            by_agreeing=True,
         )
     ),
     "model_stock": _mergekit(
