@@ -18,11 +18,11 @@ from deltapack.composing import Blend
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILE
+from deltapack.jobs import Elements, PackTerm, Room, TensorJob, TermSource
 from deltapack.merge_methods.linear import linear
 from deltapack.merge_methods.stack import Settings, Sparse, Stack, stack_terms
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
-from deltapack.restoring import Elements, PackTerm, TensorJob, TermSource
 from deltapack.sparsify.chance import samples
 from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.ranking import Cut
@@ -108,7 +108,7 @@ class BlendedTerm:
     thinned: tuple[Thinning | None, ...]
     selected: Cut | None = None
 
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
         """Compute a chunk."""
         positions, sums = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from deltapack.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blend_with, blended
+from deltapack.buffers import Buffers
 from deltapack.composing import Composition, compose
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.jobs import TensorJob
 from deltapack.kernels import rounding
 from deltapack.measuring import measure
 from deltapack.merge_methods.linear import linear
@@ -21,7 +23,7 @@ from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
-from deltapack.restoring import TensorJob, restore_chunk
+from deltapack.restoring import restore_chunk
 
 __all__ = ["explain_merge"]
 
@@ -93,7 +95,7 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     column = _telling(stack)
     place = int(stack.positions[column])
     positions, sums = linear(len(elements), [own.chunk(chunk, elements, source) for own in actual.terms])
-    result = restore_chunk(plan.base, actual, chunk, linear)[0]
+    result = restore_chunk(plan.base, actual, chunk, linear, Buffers())[0]
     assert result is not None
     rows = [
         ExplainRow(

@@ -20,9 +20,9 @@ from deltapack.checkpoint import Checkpoint
 from deltapack.composing import Composition
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.jobs import Elements, PackTerm, StoredTerm, TensorJob, TermSource
 from deltapack.merge_methods.stack import Stack
 from deltapack.parallel import ordered_map
-from deltapack.restoring import Elements, PackTerm, StoredTerm, TensorJob, TermSource
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 

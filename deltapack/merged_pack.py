@@ -13,6 +13,7 @@ from deltapack._version import __version__
 from deltapack.applying import WriteOptions
 from deltapack.assets import copy_side_files, file_entry
 from deltapack.blending import BlendedTerm, blended
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_stored_chunk, encode_term_chunk, stored_layout
 from deltapack.codecs.indices import DENSE, best_shift
@@ -23,10 +24,11 @@ from deltapack.format.digest import CHUNK, TILE, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout, tile_lengths
 from deltapack.format.writer import PackWriter, StoredChunk
+from deltapack.jobs import PackTerm, TensorJob
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map
-from deltapack.restoring import PackTerm, RestoredTensor, TensorJob, restore_chunk, restore_tensors
+from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 from deltapack.weighted import WeightedPack
 
 __all__ = ["MergedPack"]
@@ -60,8 +62,9 @@ class MergedPack:
             self.base,
             self.composition.jobs,
             linear,
-            lambda job, start, elements: None,
+            Nowhere(),
             verify=self.options.verify,
+            digests=True,
             workers=self.options.workers,
             progress=self.options.progress,
         )
@@ -108,9 +111,9 @@ class MergedPack:
             return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
-        chunked = self.writer.chunked_blob(layout)
+        chunked, buffers = self.writer.chunked_blob(layout), Buffers()
         for chunk in range(layout.chunks):
-            elements, _, _ = restore_chunk(self.base, job, chunk, linear)
+            elements, _ = restore_chunk(self.base, job, chunk, linear, buffers)
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())

@@ -9,25 +9,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import DENSE, best_shift
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE, chunk_count
-from deltapack.kernels import rounding
 from deltapack.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
 from deltapack.sparsify.breadcrumbs import Breadcrumbs, count_outliers
-from deltapack.sparsify.dare import ALL_KEPT, Dare
+from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.della import Della
 from deltapack.sparsify.kept import Sparsifier
 from deltapack.sparsify.magnitude import Magnitude, count_kept
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
-__all__ = ["TensorPlan", "difference", "identity_of", "plan_tensor"]
+__all__ = ["TensorPlan", "identity_of", "plan_tensor"]
 
 _AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
-_KEEP_ALL = Dare(ALL_KEPT, 0)
 _SAMPLE_TILES = 8
 _NO_CODEC = TermCodec("all", "f32")
 _NOISE_FLOOR = 1e-4
@@ -45,7 +44,7 @@ class TensorPlan:
         recipe: Its settings.
         codec: Codecs of its term; only for `"delta"`.
         key: Mask key; only for `"delta"`.
-        sparsifier: What chooses the kept elements; only for `"delta"`.
+        sparsifier: What chooses the kept elements by their differences; `None`: `key` alone does.
     """
 
     tensor: TensorInfo
@@ -54,7 +53,7 @@ class TensorPlan:
     recipe: TensorRecipe
     codec: TermCodec = _NO_CODEC
     key: int = 0
-    sparsifier: Sparsifier = _KEEP_ALL
+    sparsifier: Sparsifier | None = None
 
     @property
     def common(self) -> int:
@@ -73,17 +72,6 @@ def identity_of(finetuned: Checkpoint) -> str:
         for start in sorted({0, tensor.numel // 2, max(0, tensor.numel - 32)}):
             sha.update(finetuned.read(name, start, min(start + 32, tensor.numel)).tobytes())
     return sha.hexdigest()
-
-
-def difference(
-    base: NDArray[np.generic], base_info: TensorInfo, tuned: NDArray[np.generic], info: TensorInfo
-) -> NDArray[np.float32]:
-    """Return fine-tuned minus base, `[n] f32`, rounded once."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if "f64" in (base_info.dtype.name, info.dtype.name):
-            wide = rounding.to_f64(tuned, info.dtype) - rounding.to_f64(base, base_info.dtype)
-            return wide.astype(np.float32)
-        return rounding.to_f32(tuned, info.dtype) - rounding.to_f32(base, base_info.dtype)
 
 
 def plan_tensor(
@@ -123,12 +111,12 @@ def plan_tensor(
     return replace(plan, codec=TermCodec(index, values, shift), sparsifier=_sparsifier(base, finetuned, plan, workers))
 
 
-def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, workers: int) -> Sparsifier:
-    """Return what chooses the kept elements; rankings take streaming passes over both tensors."""
+def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, workers: int) -> Sparsifier | None:
+    """Return what chooses the kept elements by their differences; rankings take streaming passes over both tensors."""
     assert plan.base is not None
     settings, numel, read = plan.recipe, plan.common, _reader(base, finetuned, plan)
     if settings.sparsify == "dare" or settings.keep == ALL_KEPT:
-        return Dare(settings.keep, plan.key)
+        return None
     density = settings.keep / ALL_KEPT
     if settings.sparsify == "della":
         row = plan.tensor.shape[-1] if len(plan.tensor.shape) > 1 else numel
@@ -149,8 +137,8 @@ def _reader(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan) -> Callab
     assert source is not None
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        tuned = finetuned.read(plan.tensor.name, start, stop)
-        return difference(base.read(source.name, start, stop), source, tuned, plan.tensor)
+        tuned, elements = finetuned.read(plan.tensor.name, start, stop), base.read(source.name, start, stop)
+        return kernels.active().difference(elements, source.dtype, tuned, plan.tensor.dtype)
 
     return read
 

@@ -15,12 +15,12 @@ from deltapack.checkpoint.replace import check_output, check_protected
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
+from deltapack.jobs import PackTerm, TensorJob
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe
 from deltapack.merging import refuse_for_packs
 from deltapack.reports import PreviewReport
-from deltapack.restoring import PackTerm, TensorJob
 
 __all__ = ["preview_merge"]
 

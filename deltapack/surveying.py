@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deltapack.blending import BlendedTerm, blend_with, blended, drop_rate_by_chance
 from deltapack.composing import compose
+from deltapack.jobs import TensorJob
 from deltapack.measuring import measure
 from deltapack.merge_methods.linear import weighted_sum
 from deltapack.merge_methods.model_stock import products
@@ -23,7 +24,6 @@ from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe, layer_number
 from deltapack.parallel import resolve_workers
 from deltapack.reports import LayerRow, SurveyReport
-from deltapack.restoring import TensorJob
 
 __all__ = ["survey", "survey_merge"]
 

@@ -43,7 +43,7 @@ class WeightedPack:
         """Return the weight for a base tensor."""
         return self.by_tensor.get(tensor, self.weight)
 
-    def factor(self, factor: float, weight: float) -> np.float32:
-        """Return the factor of a term times a weight (spec/06-arithmetic.md section 6.1)."""
+    def factor(self, factor: float, weight: float | None = None) -> np.float32:
+        """Return the factor of a term times a weight, the pack's own unless given (spec/06-arithmetic.md section 6.1)."""
         with np.errstate(over="ignore"):
-            return np.float32(factor if self.rescale is None else self.rescale) * np.float32(weight)
+            return np.float32(factor if self.rescale is None else self.rescale) * np.float32(self.weight if weight is None else weight)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.format.digest import TILE, TILES_PER_CHUNK
-from deltapack.kernels.reference import philox
+from deltapack.kernels.reference.positions import philox
 
 __all__ = ["samples"]
 

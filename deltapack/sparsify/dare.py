@@ -7,7 +7,6 @@ bytes. Keys differ between packs: if two packs dropped the same elements, mergin
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,8 @@ from deltapack import kernels
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
-from deltapack.sparsify.kept import Kept
 
-__all__ = ["ALL_KEPT", "Dare", "keep_of_drop_rate", "mask_key", "rescale_factor", "select"]
+__all__ = ["ALL_KEPT", "keep_of_drop_rate", "mask_key", "rescale_factor", "select"]
 
 ALL_KEPT = 1 << 32
 
@@ -51,7 +49,9 @@ def mask_key(seed: int, identity: str, tensor: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def select(keep: int, key: int, chunk: int, length: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def select(
+    keep: int, key: int, chunk: int, length: int, out: NDArray[np.uint32] | None = None
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Return the kept positions of a chunk, `[nnz] uint32`, and the kept count of each tile, `[tiles] int64`.
 
     Args:
@@ -59,26 +59,9 @@ def select(keep: int, key: int, chunk: int, length: int) -> tuple[NDArray[np.uin
         key: Mask key.
         chunk: Number of the chunk in its tensor.
         length: Elements of the chunk.
+        out: Room for the chunk's elements and 256 more; the positions are then a view of it.
     """
     lengths = np.array(tile_lengths(length), np.int64)
     if keep == ALL_KEPT:
         return np.arange(length, dtype=np.uint32), lengths
-    return kernels.active().sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths)
-
-
-@dataclass(frozen=True)
-class Dare:
-    """Keeps at random.
-
-    Attributes:
-        keep: Density times 2^32; `ALL_KEPT` keeps everything.
-        key: Mask key.
-    """
-
-    keep: int
-    key: int
-
-    def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
-        """Return what is kept of a chunk."""
-        positions, counts = select(self.keep, self.key, chunk, len(delta))
-        return Kept(positions, counts, delta[positions])
+    return kernels.active().sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths, out)

@@ -30,7 +30,7 @@ class Kept:
 
 
 class Sparsifier(Protocol):
-    """Chooses what is kept of one tensor."""
+    """Chooses what is kept of one tensor by its differences."""
 
     def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
         """Return what is kept of chunk number `chunk`, whose differences are `delta`, `[n] f32`."""
