@@ -22,29 +22,43 @@ if TYPE_CHECKING:
     from deltapack.applying import apply
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
+    from deltapack.explaining import explain_merge
     from deltapack.limits import Limits
+    from deltapack.merge_recipe import MergeRecipe
     from deltapack.merging import merge
     from deltapack.pack import Pack, PackEntry, open_pack
+    from deltapack.previewing import preview_merge
     from deltapack.recipe import Override, Recipe
-    from deltapack.reports import ApplyReport, CompressReport, MergeReport, VerifyReport
+    from deltapack.recipe_files import MergeFile, read_merge_file
+    from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
+    from deltapack.surveying import survey_merge
     from deltapack.verifying import verify
 
 __all__ = [
     "ApplyReport",
     "CompressReport",
     "DeltapackError",
+    "ExplainReport",
     "Limits",
+    "MergeFile",
+    "MergeRecipe",
     "MergeReport",
     "Override",
     "Pack",
     "PackEntry",
+    "PreviewReport",
     "Recipe",
+    "SurveyReport",
     "VerifyReport",
     "__version__",
     "apply",
     "compress",
+    "explain_merge",
     "merge",
     "open_pack",
+    "preview_merge",
+    "read_merge_file",
+    "survey_merge",
     "verify",
 ]
 
@@ -52,17 +66,26 @@ _HOMES = {
     "ApplyReport": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "ExplainReport": "reports",
     "Limits": "limits",
+    "MergeFile": "recipe_files",
+    "MergeRecipe": "merge_recipe",
     "MergeReport": "reports",
     "Override": "recipe",
     "Pack": "pack",
     "PackEntry": "pack",
+    "PreviewReport": "reports",
     "Recipe": "recipe",
+    "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "applying",
     "compress": "compressing",
+    "explain_merge": "explaining",
     "merge": "merging",
     "open_pack": "pack",
+    "preview_merge": "previewing",
+    "read_merge_file": "recipe_files",
+    "survey_merge": "surveying",
     "verify": "verifying",
 }
 

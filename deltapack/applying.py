@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from deltapack.assets import copy_side_files, side_files_bytes
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
-from deltapack.composing import Composition, WeightedPack, compose
+from deltapack.composing import Composition, compose
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
-from deltapack.merge_methods import METHODS, Method
+from deltapack.merge_methods.linear import linear
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring import restore_tensors
+from deltapack.weighted import WeightedPack
 
 __all__ = ["WriteOptions", "apply", "write_checkpoint"]
 
@@ -63,7 +66,7 @@ def apply(
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, METHODS["linear"], Path(out), [reader.path], options)
+        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
@@ -102,9 +105,17 @@ class WriteOptions:
 
 
 def write_checkpoint(
-    base: Checkpoint, composition: Composition, method: Method, out: Path, protect: list[Path], options: WriteOptions
+    base: Checkpoint,
+    composition: Composition,
+    out: Path,
+    protect: list[Path],
+    options: WriteOptions,
+    own_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[str]:
-    """Restore every tensor of a composition into a checkpoint; return what the user should be told."""
+    """Restore every tensor of a composition into a checkpoint; return what the user should be told.
+
+    `own_files` are written besides the side files, and instead of those of the same names.
+    """
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
@@ -118,16 +129,23 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
-        side_bytes=side_files_bytes(base, composition.assets),
+        side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         sink, verify, workers, progress = _Output(base, writer), options.verify, options.workers, options.progress
         restoring = restore_tensors(
-            base, jobs, method, sink, verify=verify, digests=False, workers=workers, progress=progress
+            base, jobs, linear, sink, verify=verify, digests=False, workers=workers, progress=progress
         )
         with closing(restoring) as restored:
             for _ in restored:
                 pass
-        return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=options.dtype)
+        for name, data in own_files.items():
+            writer.write_side_file(name, data)
+
+        def write_other(name: str, data: bytes) -> None:
+            if name not in own_files:
+                writer.write_side_file(name, data)
+
+        return copy_side_files(base, composition.assets, write_other, verify=verify, dtype=options.dtype)
 
 
 @dataclass(frozen=True)

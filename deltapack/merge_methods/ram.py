@@ -1,0 +1,45 @@
+"""RAM: sum what one pack changed, average what several changed (arXiv 2601.13572; mergekit 0.1.5). Made for sparse differences.
+
+    kept_k = [|delta_k| > epsilon];  c = number of packs that keep the element
+    result = base + sum over packs that keep it of delta_k * (lambda_k if c = 1, else 1 / c)
+    ram         lambda_k = 1
+    ramplus_tl  lambda_k = 1 + r * min(alpha, shared_k / max(unique_k, epsilon))
+
+Of the elements of the tensor that pack k keeps, `shared_k` are kept by others, too, and `unique_k` are not.
+There are no weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.merge_methods.stack import Settings, add_in_order
+
+__all__ = ["ram", "ramplus", "shared_and_unique"]
+
+
+def shared_and_unique(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+    """Return `[2, packs]` counts of the elements that a pack shares with others, and that it alone keeps."""
+    kept = np.abs(deltas) > settings.number("epsilon")
+    shared = kept & (kept.sum(axis=0) > 1)
+    return np.array([shared.sum(axis=1), (kept & ~shared).sum(axis=1)], np.float64)
+
+
+def ram(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+    """Return what to add to the base, `[union] f32`."""
+    return _mixed(deltas, settings, np.ones(len(deltas), np.float32))
+
+
+def ramplus(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+    """Return what to add to the base, `[union] f32`."""
+    shared, unique = settings.statistic.astype(np.float32)
+    ratio = shared / np.maximum(unique, settings.number("epsilon"))
+    return _mixed(deltas, settings, np.float32(1) + settings.number("r") * np.minimum(ratio, settings.number("alpha")))
+
+
+def _mixed(deltas: NDArray[np.float32], settings: Settings, alone: NDArray[np.float32]) -> NDArray[np.float32]:
+    kept = np.abs(deltas) > settings.number("epsilon")
+    count = kept.sum(axis=0)
+    parts = np.where(count == 1, deltas * alone[:, None], deltas / np.maximum(count, 1).astype(np.float32))
+    return add_in_order(np.where(kept, parts, np.float32(0)))
