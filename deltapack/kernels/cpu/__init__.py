@@ -5,6 +5,7 @@ reference as it is.
 """
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
+from deltapack.kernels.cpu.electing import elect, stack_terms
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
@@ -27,6 +28,7 @@ __all__ = [
     "code_values",
     "compare",
     "difference",
+    "elect",
     "kept_differences",
     "pack_codes",
     "plane_values",
@@ -34,5 +36,6 @@ __all__ = [
     "rice_gap_positions",
     "sample_positions",
     "sign_groups",
+    "stack_terms",
     "sum_terms",
 ]
