@@ -5,7 +5,7 @@ reference as it is.
 """
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
-from deltapack.kernels.cpu.electing import elect, stack_terms
+from deltapack.kernels.cpu.electing import elect, mix_shared, stack_terms
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
@@ -30,6 +30,7 @@ __all__ = [
     "difference",
     "elect",
     "kept_differences",
+    "mix_shared",
     "pack_codes",
     "plane_values",
     "quantize_groups",
