@@ -118,8 +118,9 @@ def test_every_verb_is_a_command(bench: Bench) -> None:
         assert verb.out is None or verb.out.exists()
 
 
-def test_a_profile_shows_the_stages(bench: Bench) -> None:
-    stages, lines = profile.profile_table(bench, "compress", runs=1)
+@pytest.mark.parametrize(("row", "runs"), [("compress", 3), ("memory-seeded-1", 300)])  # these take a millisecond
+def test_a_profile_shows_the_stages(bench: Bench, row: str, runs: int) -> None:
+    stages, lines = profile.profile_table(bench, row, runs)
     shares = {str(row[0]): float(row[1] or 0) for row in stages.rows}
     assert sum(shares.values()) == pytest.approx(100)
     assert shares.keys() <= {"waiting", profile.OTHER, *(stage for stage, _ in profile.STAGES)}
