@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order
+from deltapack.merge_methods.stack import Settings, add_in_order, choose
 
 __all__ = ["ram", "ramplus", "shared_and_unique"]
 
@@ -41,5 +41,5 @@ def ramplus(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float
 def _mixed(deltas: NDArray[np.float32], settings: Settings, alone: NDArray[np.float32]) -> NDArray[np.float32]:
     kept = np.abs(deltas) > settings.number("epsilon")
     count = kept.sum(axis=0)
-    parts = np.where(count == 1, deltas * alone[:, None], deltas / np.maximum(count, 1).astype(np.float32))
-    return add_in_order(np.where(kept, parts, np.float32(0)))
+    shared = deltas / np.maximum(count, 1).astype(np.float32)
+    return add_in_order(choose(kept, choose(count == 1, deltas * alone[:, None], shared)))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, sum_in_order
+from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, choose, sum_in_order
 
 __all__ = ["energies", "sce", "spread"]
 
@@ -40,6 +40,6 @@ def sce(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     shares = settings.statistic / total if total > 0 else np.full(len(deltas), 1 / len(deltas))
     weights = shares.astype(np.float32)[:, None]
     agree = agreeing(deltas, add_in_order(deltas))
-    erased = np.where(agree, weights, np.float32(0))
+    erased = choose(agree, weights)
     mixed = add_in_order(deltas * erased) / np.maximum(add_in_order(erased), np.float32(1e-6))
     return mixed.astype(np.float32, copy=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, agreeing
+from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, choose
 
 __all__ = ["ties"]
 
@@ -24,8 +24,8 @@ def ties(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]
     weights = settings.weights[:, None]
     weighted = deltas * weights
     agree = agreeing(weighted, add_in_order(weighted))
-    mixed = add_in_order(np.where(agree, weighted, np.float32(0)))
+    mixed = add_in_order(choose(agree, weighted))
     if settings.options["normalize"]:
-        divisor = add_in_order(np.where(agree, weights, np.float32(0)))
+        divisor = add_in_order(choose(agree, weights))
         mixed = (mixed / np.where(divisor == 0, np.float32(1), divisor)).astype(np.float32, copy=False)
     return mixed if settings.options["lambda"] == 1 else mixed * settings.number("lambda")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order
+from deltapack.merge_methods.stack import Settings, add_in_order, choose
 
 __all__ = ["majority", "ties_paper"]
 
@@ -27,7 +27,7 @@ def ties_paper(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.fl
     """Return what to add to the base, `[union] f32`."""
     sums = add_in_order(deltas)
     positive = (sums > 0) | ((sums == 0) & (settings.statistic[0] > 0))
-    agree = np.where(positive, deltas > 0, deltas < 0)
+    agree = ((deltas > 0) & positive) | ((deltas < 0) & ~positive)
     count = np.maximum(agree.sum(axis=0), 1).astype(np.float32)
-    mean: NDArray[np.float32] = add_in_order(np.where(agree, deltas, np.float32(0))) / count
+    mean: NDArray[np.float32] = add_in_order(choose(agree, deltas)) / count
     return mean if settings.options["lambda"] == 1 else mean * settings.number("lambda")

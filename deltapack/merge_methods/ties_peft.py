@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, agreeing
+from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, choose
 
 __all__ = ["ties_peft"]
 
@@ -21,5 +21,5 @@ def ties_peft(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.flo
     """Return what to add to the base, `[union] f32`."""
     agree = agreeing(deltas, add_in_order(deltas))
     count = np.maximum(agree.sum(axis=0), 1).astype(np.float32)
-    mixed: NDArray[np.float32] = add_in_order(np.where(agree, deltas * settings.weights[:, None], np.float32(0))) / count
+    mixed: NDArray[np.float32] = add_in_order(choose(agree, deltas * settings.weights[:, None])) / count
     return mixed
