@@ -44,17 +44,14 @@ def call_library(verb: str, arguments: Mapping[str, Any]) -> None:
         getattr(deltapack, verb)(**arguments)
 
 
-def _add_to(base: str, pack: str, workers: int, load: bool) -> tuple[float, float]:
+def _add_to(base: str, pack: str, workers: int, load: bool, verify: bool) -> tuple[float, float]:
     """Apply in memory; return the MB that the process had before, and the seconds."""
-    import deltapack
-    from benchmarks.speed.memory_apply import read_state
+    from benchmarks.speed.memory_apply import Way, apply_once, read_state
 
     state = read_state(Path(base))
     before = peak_mb()
     start = time.perf_counter()
-    with deltapack.open_pack(pack) as opened:
-        source: Any = opened.load() if load else opened  # type: ignore[attr-defined]
-        source.add_to(state, weight=1.0, workers=workers)
+    apply_once(Path(pack), state, workers, Way("", load, verify))
     return before, time.perf_counter() - start
 
 

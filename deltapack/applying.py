@@ -15,7 +15,6 @@ from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
-from deltapack.merge_methods.linear import linear
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring import restore_tensors
@@ -132,9 +131,7 @@ def write_checkpoint(
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         sink, verify, workers, progress = _Output(base, writer), options.verify, options.workers, options.progress
-        restoring = restore_tensors(
-            base, jobs, linear, sink, verify=verify, digests=False, workers=workers, progress=progress
-        )
+        restoring = restore_tensors(base, jobs, sink, verify=verify, digests=False, workers=workers, progress=progress)
         with closing(restoring) as restored:
             for _ in restored:
                 pass

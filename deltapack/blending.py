@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
 from deltapack.composing import Blend
 from deltapack.dtypes import DType
@@ -20,7 +21,7 @@ from deltapack.errors import RecipeError
 from deltapack.format.digest import TILE
 from deltapack.jobs import Elements, PackTerm, Room, TensorJob, TermSource
 from deltapack.merge_methods.linear import linear
-from deltapack.merge_methods.stack import Settings, Sparse, Stack, stack_terms
+from deltapack.merge_methods.stack import Settings, Sparse, Stack
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
 from deltapack.sparsify.chance import samples
@@ -131,8 +132,8 @@ class BlendedTerm:
                 (positions[bound[tile] : bound[tile + 1]] - np.uint32(start), values[bound[tile] : bound[tile + 1]])
                 for (positions, values), bound in zip(kept, bounds, strict=True)
             ]
-            stack = stack_terms(min(TILE, len(base) - start), parts)
-            deltas, positions = stack.deltas, stack.positions + np.uint32(start)
+            places, deltas = kernels.active().stack_terms(min(TILE, len(base) - start), parts)
+            positions = places + np.uint32(start)
             if self.selected is not None and self.method.score is not None:
                 score = self.method.score(deltas)
                 mask = self.selected.mask(number, score, ties)

@@ -95,7 +95,7 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     column = _telling(stack)
     place = int(stack.positions[column])
     positions, sums = linear(len(elements), [own.chunk(chunk, elements, source) for own in actual.terms])
-    result = restore_chunk(plan.base, actual, chunk, linear, Buffers())[0]
+    result = restore_chunk(plan.base, actual, chunk, Buffers())[0]
     assert result is not None
     rows = [
         ExplainRow(

@@ -26,7 +26,6 @@ from deltapack.format.table import Layout, tile_lengths
 from deltapack.format.writer import PackWriter, StoredChunk
 from deltapack.jobs import PackTerm, TensorJob
 from deltapack.limits import DEFAULT_LIMITS
-from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map
 from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 from deltapack.weighted import WeightedPack
@@ -61,7 +60,6 @@ class MergedPack:
         restored = restore_tensors(
             self.base,
             self.composition.jobs,
-            linear,
             Nowhere(),
             verify=self.options.verify,
             digests=True,
@@ -113,7 +111,7 @@ class MergedPack:
         layout = stored_layout(job.numel)
         chunked, buffers = self.writer.chunked_blob(layout), Buffers()
         for chunk in range(layout.chunks):
-            elements, _ = restore_chunk(self.base, job, chunk, linear, buffers)
+            elements, _ = restore_chunk(self.base, job, chunk, buffers)
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())

@@ -15,7 +15,6 @@ from deltapack.composing import compose
 from deltapack.format.digest import chunk_count
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring import Nowhere, restore_tensors
@@ -61,7 +60,6 @@ def verify(
             restored = restore_tensors(
                 base_ckpt,
                 jobs,
-                linear,
                 Nowhere(),
                 verify=True,
                 digests=True,

@@ -93,15 +93,15 @@ def check_setting(setting: Setting, small: Bench) -> Mapping[str, str]:
         merged = verb.verb == "merge"
         bits = expected(small.family, small.packs(2, setting), weights(2)) if merged else want
         wrong[verb.verb] = wrong_in_folder(verb.out, bits)
-    wrong["add_to"] = memory_apply.MISSING or _wrong_in_memory(small, pack, want)
+    wrong["add_to"] = _wrong_in_memory(small, pack, want)
     return {verb: reason for verb, reason in wrong.items() if reason}
 
 
 def _wrong_in_memory(bench: Bench, pack: Path, want: Mapping[str, bytes]) -> str:
-    for load in (False, True):
-        for workers in (1, 2):
+    for way in memory_apply.WAYS:
+        for workers in memory_apply.WORKERS:
             state = memory_apply.read_state(bench.base)
-            memory_apply.apply_once(pack, state, workers, load=load)
+            memory_apply.apply_once(pack, state, workers, way)
             if wrong := _wrong(lambda name, state=state: state[name].tobytes(), want):  # type: ignore[misc]
                 return wrong
     return ""
@@ -137,10 +137,8 @@ def check_large(bench: Bench, setting: Setting, verb: str, count: int = 1) -> st
         wrong = [name for name, digest in digests.items() if digest != entries[name]["digest"]]
         return f"the digest of {wrong[0]} differs from the reference" if wrong else ""
     if verb == "add_to":
-        if memory_apply.MISSING:
-            return memory_apply.MISSING
         state = memory_apply.read_state(bench.base)
-        memory_apply.apply_once(packs[0], state, 2)
+        memory_apply.apply_once(packs[0], state, 2, memory_apply.LOADED)
         return _wrong(lambda name: state[name].tobytes(), want)
     if verb == "merge":
         deltapack.merge(bench.base, packs, out, weights=weights(count), force=True)

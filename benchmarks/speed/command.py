@@ -1,6 +1,6 @@
 """Measure speed and memory beside floors and other tools.
 
-    python -m benchmarks.speed                      # all, about 25 minutes on 2 cores
+    python -m benchmarks.speed                      # all, about 30 minutes on 2 cores
     python -m benchmarks.speed --quick              # small inputs, to see that all works
     python -m benchmarks.speed --profile compress   # where the time of one row goes
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.checkpoints import equal_share
-from benchmarks.results import Section, Table, write_section
-from benchmarks.speed import curves, memory_apply, reach
+from benchmarks.results import RESULTS, Section, Table, write_section
+from benchmarks.speed import curves, reach
 from benchmarks.speed.grid import measure_grid
 from benchmarks.speed.inputs import DEFAULT, open_bench
 from benchmarks.speed.peers import HEADERS, measure_merges, measure_peers, measure_slowest, peer_rows
@@ -75,8 +75,14 @@ class Plan:
         return cls(gigabytes, 0.25 * gigabytes, slowest=min(0.1, gigabytes / 10), sizes=sizes, curve=0.5 * gigabytes, peers=peers)
 
 
-def measure(plan: Plan, *, quick: bool = False) -> Iterator[Section]:
-    """Measure everything and yield a section as soon as it is done; the targets come last."""
+def measure(plan: Plan, plots: Path, *, quick: bool = False) -> Iterator[Section]:
+    """Measure everything and yield a section as soon as it is done; the targets come last.
+
+    Args:
+        plan: How large and how often.
+        plots: The folder for the plots.
+        quick: Whether to leave out most settings of the grid and most points of the curves.
+    """
     with open_bench(plan.small, 2) as small:
         yield Section("Start-up", COMMAND, measure_startup(small, plan.rounds), STARTUP_NOTES)
         with open_bench(plan.grid, 1) as bench:
@@ -94,7 +100,10 @@ def measure(plan: Plan, *, quick: bool = False) -> Iterator[Section]:
         yield Section("Speed", COMMAND, tables, (*_speed_notes(share), *missing))
         if merges is not None:
             yield Section("Peers", COMMAND, tuple(_peer_tables(plan, merges)), PEER_NOTES)
-        yield from _curves(plan, memory, folder, compress, merges, quick=quick)
+        sizes = curves.by_size(plan.sizes, plan.curve_rounds)
+        yield _curves_section(plan, sizes, plots, quick=quick)
+        table = targets_table(Measured(memory, folder, compress, merges, sizes))
+        yield Section("Targets", COMMAND, (table,), TARGET_NOTES)
 
 
 def _peer_tables(plan: Plan, merges: Group) -> Iterator[Table]:
@@ -114,20 +123,16 @@ def _speed_tables(memory: Group, folder: Group, compress: Group) -> Iterator[Tab
         yield Table(caption, floor_headers("what"), tuple(group.rows()))
 
 
-def _curves(plan: Plan, memory: Group, folder: Group, compress: Group, merges: Group | None, *, quick: bool) -> Iterator[Section]:
-    sizes = curves.by_size(plan.sizes, plan.curve_rounds)
+def _curves_section(plan: Plan, sizes: curves.Curve, plots: Path, *, quick: bool) -> Section:
     with open_bench(plan.curve, 1) as bench:
         packs = curves.by_packs(bench, (1, 2) if quick else (1, 2, 3, 4, 6, 8), plan.curve_rounds)
         workers = curves.by_workers(bench, (1, 2), plan.curve_rounds)
     drawn = [sizes, packs, workers]
     try:
-        with TemporaryDirectory() as scratch:  # a quick run draws, too, but leaves the plots alone
-            plots = [curves.draw(curve, Path(scratch) if quick else curves.FOLDER) for curve in drawn]
+        notes = [curves.draw(curve, plots) for curve in drawn]
     except ImportError as error:
-        plots = [f"no plots: {error}; install deltapack[plot]"]
-    yield Section("Cost curves", COMMAND, tuple(curve.table() for curve in drawn), (*CURVE_NOTES, *plots))
-    table = targets_table(Measured(memory, folder, compress, merges, sizes))
-    yield Section("Targets", COMMAND, (table,), TARGET_NOTES)
+        notes = [f"no plots: {error}; install deltapack[plot]"]
+    return Section("Cost curves", COMMAND, tuple(curve.table() for curve in drawn), (*CURVE_NOTES, *notes))
 
 
 def _speed_notes(share: float) -> tuple[str, ...]:
@@ -140,11 +145,12 @@ def _speed_notes(share: float) -> tuple[str, ...]:
         "checkpoint, whatever else is read.",
         "Floors: copying all tensors to another place in memory; `cp -r` of the base folder, bare and until it is on the disk "
         "(deltapack syncs what it writes); reading with a reused buffer of 4 MiB what the row reads (both checkpoints for compress).",
-        "Peak RSS: VmHWM of a fresh process that makes this one call, libraries included. Apply in memory: what it needs beside the "
-        "weights; the state starts from the base in every run.",
+        "Peak RSS: VmHWM of a fresh process that makes this one call, libraries included.",
+        "Apply in memory: `Pack.add_to` with the pack's streams decompressed in memory before (`Pack.load`), or from its file, with or "
+        "without checking the digests of base and result. The state starts from the base in every run. Peak RSS: what it needs beside "
+        "the weights.",
         "Every setting is compared bit for bit before it gets a time: on a small checkpoint of the same make, packs with those written "
         "without numba and results with the reference decoder of the specification; at full size all digests and some tensors.",
-        *([f"Apply in memory: not measured, {memory_apply.MISSING}."] if memory_apply.MISSING else []),
     )
 
 
@@ -186,8 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(table.markdown())
         return 0
     kept = not options.quick and options.peers and options.size == STANDARD_SIZE
-    for section in measure(Plan.of(options.size, quick=options.quick, peers=options.peers), quick=options.quick):
-        print(json.dumps(asdict(section), indent=1) if options.json else section.markdown(), flush=True)
-        if kept:
-            write_section(section)
+    plan = Plan.of(options.size, quick=options.quick, peers=options.peers)
+    with TemporaryDirectory() as scratch:  # a trial draws, too, but keeps nothing
+        for section in measure(plan, RESULTS.parent if kept else Path(scratch), quick=options.quick):
+            print(json.dumps(asdict(section), indent=1) if options.json else section.markdown(), flush=True)
+            if kept:
+                write_section(section)
     return 0

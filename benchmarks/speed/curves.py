@@ -14,7 +14,6 @@ from benchmarks.timing import Rounds, interleave
 __all__ = ["Curve", "Point", "by_packs", "by_size", "by_workers", "draw"]
 
 HEADERS = ("what", "seconds", "min..max", "runs", "GB/s", "peak RSS MB")
-FOLDER = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ def _points(bench: Bench, x: float, verbs: Sequence[Verb], rounds: Rounds) -> It
         yield Point(x, what, bench.family.nbytes, sample.median, sample.spread, len(sample.seconds), peak, sample.reason)
 
 
-def draw(curve: Curve, folder: Path = FOLDER) -> str:
-    """Write the plot of a curve, seconds beside memory; return what a reader of the results should know.
+def draw(curve: Curve, folder: Path) -> str:
+    """Write the plot of a curve into a folder, seconds beside memory; return the line of the results that shows it.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -47,13 +47,9 @@ def _rows(
     ]
     samples = interleave([*floors, *(verb.candidate() for verb in verbs), *in_memory], rounds)
     peaks = {verb.name: verb.peak_mb() for verb in verbs}
-    for load in (False, True):
-        peak = memory_apply.peak_above_state_mb(bench.base, bench.pack(setting), load=load)
-        if peak is not None:
-            peaks[memory_apply.name_of(2, load=load)] = peak
+    peaks |= memory_apply.peaks_above_state(bench.base, bench.pack(setting))
     reasons = {verb.name: wrong.get(verb.verb, "") for verb in verbs}
-    # Without the methods that apply in memory the candidates say so themselves.
-    reasons |= {one.name: "" if memory_apply.MISSING else wrong.get("add_to", "") for one in in_memory}
+    reasons |= {one.name: wrong.get("add_to", "") for one in in_memory}
     group = Group(bench.family.nbytes, samples, peaks, reasons)
     names = [*(verb.name for verb in verbs), *(one.name for one in in_memory)]
     yield from group.rows(setting.drop_rate, setting.values, setting.index, names=names)

@@ -1,7 +1,10 @@
-"""Apply a pack to weights in memory: straight from its file, and from its streams held in memory."""
+"""Apply a pack to weights in memory: straight from its file with and without digests, and from its streams held in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +16,77 @@ from benchmarks.processes import run_verb
 from benchmarks.speed.floors import State
 from benchmarks.timing import Candidate
 from deltapack.checkpoint import open_checkpoint
+from deltapack.patching import LoadedPack
 
-__all__ = ["MISSING", "apply_once", "candidates", "name_of", "peak_above_state_mb", "read_state"]
+__all__ = ["LOADED", "WAYS", "WORKERS", "Way", "apply_once", "candidates", "name_of", "peaks_above_state", "read_state"]
 
-MISSING = next((f"deltapack.Pack has no `{name}`" for name in ("add_to", "load") if not hasattr(deltapack.Pack, name)), "")
-"""Why packs cannot be applied in memory; empty where they can."""
+
+@dataclass(frozen=True)
+class Way:
+    """How a pack is applied in memory.
+
+    Attributes:
+        label: What it is called.
+        load: Whether the streams of the pack are in memory before, as a server that switches packs would have them.
+        verify: Whether the digests of base and result are checked.
+    """
+
+    label: str
+    load: bool
+    verify: bool
+
+
+LOADED = Way("streams in memory", load=True, verify=False)
+WAYS = (LOADED, Way("from the file", load=False, verify=False), Way("from the file with digests", load=False, verify=True))
+WORKERS = (1, 2)
 
 
 def read_state(base: Path) -> dict[str, NDArray[Any]]:
-    """Return every tensor of a checkpoint, `[numel]` in its storage type (bf16 as uint16)."""
+    """Return every tensor of a checkpoint in its shape and storage type (bf16 as uint16)."""
     with open_checkpoint(base) as opened:
-        return {name: np.ascontiguousarray(opened.read(name)) for name in opened.tensors}
+        return {name: opened.read(name).reshape(info.shape) for name, info in opened.tensors.items()}
 
 
-def name_of(workers: int, *, load: bool) -> str:
-    """Name of a candidate; `load` is from memory."""
-    where = "streams in memory" if load else "from the file"
-    return f"apply in memory, {where}, {workers} worker{'s' if workers > 1 else ''}"
+def name_of(workers: int, way: Way = LOADED) -> str:
+    """Name of a candidate."""
+    return f"apply in memory, {way.label}, {workers} worker{'s' if workers > 1 else ''}"
 
 
 def candidates(pack: Path, base: State, state: State, prefix: str = "") -> list[Candidate]:
-    """Return both ways with 1 and 2 workers. `state` starts from `base` in every run; copying it is not timed.
+    """Return all ways with 1 and 2 workers. `state` starts from `base` in every run; copying it is not timed."""
+    return [_candidate(pack, base, state, prefix, way, workers) for way in WAYS for workers in WORKERS]
 
-    Packs whose streams are in memory are loaded before, as a server that switches packs would.
-    """
-    out: list[Candidate] = []
-    loaded: list[Any] = []
+
+def _candidate(pack: Path, base: State, state: State, prefix: str, way: Way, workers: int) -> Candidate:
+    streams = _streams(pack) if way.load else None
 
     def reset() -> None:
         for name, tensor in base.items():
             np.copyto(state[name], tensor)
 
-    def from_file(workers: int) -> None:
-        apply_once(pack, state, workers)
+    def call() -> None:
+        if streams is None:
+            apply_once(pack, state, workers, way)
+        else:
+            streams.add_to(dict(state), weight=1.0, verify=way.verify, workers=workers)
 
-    def from_memory(workers: int) -> None:
-        if MISSING:
-            raise NotImplementedError(MISSING)
-        if not loaded:  # in the warm-up
-            with deltapack.open_pack(pack) as opened:
-                loaded.append(opened.load())  # type: ignore[attr-defined]
-        loaded[0].add_to(state, weight=1.0, workers=workers)
-
-    for load, call in ((False, from_file), (True, from_memory)):
-        for workers in (1, 2):
-            out.append(Candidate(prefix + name_of(workers, load=load), lambda call=call, workers=workers: call(workers), reset))  # type: ignore[misc]
-    return out
+    return Candidate(prefix + name_of(workers, way), call, reset)
 
 
-def apply_once(pack: Path, state: State, workers: int, *, load: bool = False) -> None:
+@lru_cache(maxsize=1)
+def _streams(pack: Path) -> LoadedPack:
+    """Return the streams of a pack, which stays open; several candidates share them."""
+    return deltapack.open_pack(pack).load()
+
+
+def apply_once(pack: Path, state: State, workers: int, way: Way) -> None:
     """Add a pack to a state."""
-    if MISSING:
-        raise NotImplementedError(MISSING)
     with deltapack.open_pack(pack) as opened:
-        source: Any = opened.load() if load else opened  # type: ignore[attr-defined]
-        source.add_to(state, weight=1.0, workers=workers)
+        (opened.load() if way.load else opened).add_to(dict(state), weight=1.0, verify=way.verify, workers=workers)
 
 
-def peak_above_state_mb(base: Path, pack: Path, *, load: bool, workers: int = 2) -> float | None:
-    """Return what applying needs beside the weights: the peak of a fresh process less its peak when it had read them."""
-    if MISSING:
-        return None
-    arguments = {"base": str(base), "pack": str(pack), "workers": workers, "load": load}
-    return run_verb("add_to", arguments).peak_mb
+def peaks_above_state(base: Path, pack: Path, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield what applying with 2 workers needs beside the weights, by name: peak of a fresh process less its peak when it had them."""
+    for way in WAYS:
+        arguments = {"base": str(base), "pack": str(pack), "workers": 2, "load": way.load, "verify": way.verify}
+        yield prefix + name_of(2, way), run_verb("add_to", arguments).peak_mb

@@ -45,10 +45,10 @@ def measure_peers(bench: Bench, rounds: Rounds, *, make_environment: bool) -> It
 def _in_memory_rows(tools: Tools, rounds: Rounds) -> Iterator[tuple[Cell, ...]]:
     base = memory_apply.read_state(tools.bench.base)
     state = {name: np.empty_like(tensor) for name, tensor in base.items()}
-    own = memory_apply.name_of(2, load=True)
+    own = memory_apply.name_of(2)
     ours = [one for one in memory_apply.candidates(tools.bench.pack(DEFAULT), base, state) if one.name == own]
     samples = interleave([*ours, tools.in_memory()], rounds)
-    wrong = {own: "" if memory_apply.MISSING else check_large(tools.bench, DEFAULT, "add_to")}
+    wrong = {own: check_large(tools.bench, DEFAULT, "add_to")}
     yield from peer_rows("in memory", Group(tools.bench.family.nbytes, samples, tools.peaks, wrong), own, {})
 
 

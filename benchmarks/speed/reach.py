@@ -64,13 +64,9 @@ def measure_memory(bench: Bench, small: Bench, rounds: Rounds) -> Group:
         prefix = f"{setting}: "
         ways = memory_apply.candidates(bench.pack(setting), base, state, prefix)
         candidates += ways
-        if not memory_apply.MISSING:
-            wrong = check_setting(setting, small).get("add_to") or check_large(bench, setting, "add_to")
-            reasons |= dict.fromkeys((one.name for one in ways), wrong)
-        for load in (False, True):
-            peak = memory_apply.peak_above_state_mb(bench.base, bench.pack(setting), load=load)
-            if peak is not None:
-                peaks[prefix + memory_apply.name_of(2, load=load)] = peak
+        wrong = check_setting(setting, small).get("add_to") or check_large(bench, setting, "add_to")
+        reasons |= dict.fromkeys((one.name for one in ways), wrong)
+        peaks |= memory_apply.peaks_above_state(bench.base, bench.pack(setting), prefix)
     return Group(bench.family.nbytes, interleave(candidates, rounds), peaks, reasons)
 
 

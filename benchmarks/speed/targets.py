@@ -68,11 +68,11 @@ def _at_least(what: str, limit: float, value: float | None, how: str, unit: str 
 def _memory_rows(group: Group) -> Iterator[Row]:
     for setting in IN_MEMORY:
         for workers, floor in ((1, "copy memory, 1 thread"), (2, "copy memory, 2 threads")):
-            value = group.ratio(f"{setting}: {memory_apply.name_of(workers, load=True)}", floor)
+            value = group.ratio(f"{setting}: {memory_apply.name_of(workers)}", floor)
             density = f"{1 - setting.drop_rate:.2g}"
             what = f"apply in memory, bf16, int4, density {density}, {setting.index}, {workers} worker{'s' if workers > 1 else ''}"
-            why = memory_apply.MISSING or "streams in memory; against copying the tensors with as many threads"
-            yield _at_most(what, IN_MEMORY_LIMITS[setting.drop_rate, setting.index], value, why)
+            how = "streams in memory, no digests; against copying the tensors with as many threads"
+            yield _at_most(what, IN_MEMORY_LIMITS[setting.drop_rate, setting.index], value, how)
 
 
 def _folder_rows(measured: Measured) -> Iterator[Row]:
@@ -101,8 +101,9 @@ def _compress_rows(group: Group) -> Iterator[Row]:
     call, command = group.seconds(name), group.seconds(f"{name}, command")
     added = command - call if call is not None and command is not None else None
     yield _at_most("compress, what the command adds", 1.5, added, "medians, compiled before", "s")
-    faster = group.ratio(PATCH_FROM, f"{name}, command")
-    yield _at_least(f"compress, faster than {PATCH_FROM}", 10, faster, "command against command")
+    faster, call_faster = group.ratio(PATCH_FROM, f"{name}, command"), group.ratio(PATCH_FROM, name)
+    also = f"; as a library call {call_faster:.1f}" if call_faster is not None else ""
+    yield _at_least(f"compress, faster than {PATCH_FROM}", 10, faster, f"command against command{also}")
 
 
 def _peak_rows(curve: Curve) -> Iterator[Row]:
@@ -124,7 +125,7 @@ def _scaling_rows(measured: Measured) -> Iterator[Row]:
         yield _at_least(f"1 to 2 workers, {what}", SCALING, gain, "not disk-bound")
     copying = measured.memory.ratio("copy memory, 1 thread", "copy memory, 2 threads")
     for setting in IN_MEMORY:
-        one, two = (f"{setting}: {memory_apply.name_of(workers, load=True)}" for workers in (1, 2))
+        one, two = (f"{setting}: {memory_apply.name_of(workers)}" for workers in (1, 2))
         how = f"copying memory itself gains {copying:.2f}" if copying is not None else ""
         yield _at_least(f"1 to 2 workers, apply in memory, {setting}", SCALING, measured.memory.ratio(one, two), how)
     for what, name in (("apply to a folder", "apply to folder, {}"), ("merge of 4", "merge of 4 to folder, {}")):

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, choose
+from deltapack import kernels
+from deltapack.merge_methods.stack import Settings
 
 __all__ = ["ram", "ramplus", "shared_and_unique"]
 
@@ -28,18 +29,12 @@ def shared_and_unique(deltas: NDArray[np.float32], settings: Settings) -> NDArra
 
 def ram(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    return _mixed(deltas, settings, np.ones(len(deltas), np.float32))
+    return kernels.active().mix_shared(deltas, settings.number("epsilon"), np.ones(len(deltas), np.float32))
 
 
 def ramplus(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
     shared, unique = settings.statistic.astype(np.float32)
     ratio = shared / np.maximum(unique, settings.number("epsilon"))
-    return _mixed(deltas, settings, np.float32(1) + settings.number("r") * np.minimum(ratio, settings.number("alpha")))
-
-
-def _mixed(deltas: NDArray[np.float32], settings: Settings, alone: NDArray[np.float32]) -> NDArray[np.float32]:
-    kept = np.abs(deltas) > settings.number("epsilon")
-    count = kept.sum(axis=0)
-    shared = deltas / np.maximum(count, 1).astype(np.float32)
-    return add_in_order(choose(kept, choose(count == 1, deltas * alone[:, None], shared)))
+    alone = np.float32(1) + settings.number("r") * np.minimum(ratio, settings.number("alpha"))
+    return kernels.active().mix_shared(deltas, settings.number("epsilon"), alone)

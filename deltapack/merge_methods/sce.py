@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, choose, sum_in_order
+from deltapack import kernels
+from deltapack.merge_methods.stack import Settings, divide, sum_in_order
 
 __all__ = ["energies", "sce", "spread"]
 
@@ -38,8 +39,6 @@ def sce(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
     total = sum(settings.statistic.tolist())
     shares = settings.statistic / total if total > 0 else np.full(len(deltas), 1 / len(deltas))
-    weights = shares.astype(np.float32)[:, None]
-    agree = agreeing(deltas, add_in_order(deltas))
-    erased = choose(agree, weights)
-    mixed = add_in_order(deltas * erased) / np.maximum(add_in_order(erased), np.float32(1e-6))
-    return mixed.astype(np.float32, copy=False)
+    weights, ones = shares.astype(np.float32), np.ones(len(deltas), np.float32)
+    mixed, divisor = kernels.active().elect(deltas, ones, weights, weights, zero_is_positive=True)
+    return divide(mixed, np.maximum(divisor, np.float32(1e-6)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Settings", "Sparse", "Stack", "add_in_order", "agreeing", "choose", "stack_terms", "sum_in_order"]
+__all__ = ["Settings", "Sparse", "Stack", "add_in_order", "divide", "sum_in_order"]
 
 Sparse = tuple[NDArray[np.uint32], NDArray[np.float32]]
 """Positions `[nnz]`, strictly increasing, and values `[nnz] f32`."""
@@ -50,49 +50,18 @@ class Settings:
         return np.float32(self.options[name])
 
 
-def stack_terms(length: int, parts: Sequence[Sparse]) -> Stack:
-    """Lay the sparse differences of the packs side by side.
-
-    Args:
-        length: Elements of the tile.
-        parts: One sparse difference per pack, in pack order.
-    """
-    kept = np.zeros(length, np.bool_)
-    for positions, _ in parts:
-        kept[positions] = True
-    union = np.flatnonzero(kept)
-    place = np.cumsum(kept, dtype=np.int32) - 1
-    deltas = np.zeros((len(parts), len(union)), np.float32)
-    for row, (positions, values) in zip(deltas, parts, strict=True):
-        row[place[positions]] = values
-    return Stack(union.astype(np.uint32), deltas)
-
-
 def add_in_order(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the sum of rows `[packs, union]`, first to last, in f32 from +0.0."""
     total = np.zeros(rows.shape[1], np.float32)
     for row in rows:
-        total += row
+        total = total + row
     return total
 
 
-def choose(mask: NDArray[np.bool_], rows: NDArray[np.float32], other: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Return `rows` where `mask` is true, else `other`, or +0.0; the shapes are broadcast.
-
-    Chosen bit by bit: `np.where` branches for each element, and masks are random.
-    """
-    bits = np.negative(mask.astype(np.uint32))
-    chosen = np.ascontiguousarray(rows).view(np.uint32) & bits
-    if other is not None:
-        chosen = chosen | (np.ascontiguousarray(other).view(np.uint32) & ~bits)
-    return chosen.view(np.float32)
-
-
-def agreeing(rows: NDArray[np.float32], sums: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return `[packs, union]` whether a value has the sign of its sum, of which zero counts as positive; zeros never do."""
-    positive = sums >= 0
-    agree: NDArray[np.bool_] = ((rows > 0) & positive) | ((rows < 0) & ~positive)
-    return agree
+def divide(dividend: NDArray[np.float32], divisor: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the quotient `[union] f32`."""
+    quotient: NDArray[np.float32] = np.divide(dividend, divisor, dtype=np.float32)
+    return quotient
 
 
 def sum_in_order(values: NDArray[np.float64]) -> float:

@@ -14,18 +14,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, choose
+from deltapack import kernels
+from deltapack.merge_methods.stack import Settings, divide
 
 __all__ = ["ties"]
 
 
 def ties(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    weights = settings.weights[:, None]
-    weighted = deltas * weights
-    agree = agreeing(weighted, add_in_order(weighted))
-    mixed = add_in_order(choose(agree, weighted))
+    weights = settings.weights
+    mixed, divisor = kernels.active().elect(deltas, weights, weights, weights, zero_is_positive=True)
     if settings.options["normalize"]:
-        divisor = add_in_order(choose(agree, weights))
-        mixed = (mixed / np.where(divisor == 0, np.float32(1), divisor)).astype(np.float32, copy=False)
+        mixed = divide(mixed, np.where(divisor == 0, np.float32(1), divisor))
     return mixed if settings.options["lambda"] == 1 else mixed * settings.number("lambda")

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, choose
+from deltapack import kernels
+from deltapack.merge_methods.stack import Settings, add_in_order, divide
 
 __all__ = ["majority", "ties_paper"]
 
@@ -25,9 +26,7 @@ def majority(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.floa
 
 def ties_paper(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    sums = add_in_order(deltas)
-    positive = (sums > 0) | ((sums == 0) & (settings.statistic[0] > 0))
-    agree = ((deltas > 0) & positive) | ((deltas < 0) & ~positive)
-    count = np.maximum(agree.sum(axis=0), 1).astype(np.float32)
-    mean: NDArray[np.float32] = add_in_order(choose(agree, deltas)) / count
+    ones = np.ones(len(deltas), np.float32)
+    mixed, count = kernels.active().elect(deltas, ones, ones, ones, zero_is_positive=bool(settings.statistic[0] > 0))
+    mean = divide(mixed, np.maximum(count, np.float32(1)))
     return mean if settings.options["lambda"] == 1 else mean * settings.number("lambda")

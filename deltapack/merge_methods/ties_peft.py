@@ -12,14 +12,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, agreeing, choose
+from deltapack import kernels
+from deltapack.merge_methods.stack import Settings, divide
 
 __all__ = ["ties_peft"]
 
 
 def ties_peft(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    agree = agreeing(deltas, add_in_order(deltas))
-    count = np.maximum(agree.sum(axis=0), 1).astype(np.float32)
-    mixed: NDArray[np.float32] = add_in_order(choose(agree, deltas * settings.weights[:, None])) / count
-    return mixed
+    ones = np.ones(len(deltas), np.float32)
+    mixed, count = kernels.active().elect(deltas, ones, settings.weights, ones, zero_is_positive=True)
+    return divide(mixed, np.maximum(count, np.float32(1)))

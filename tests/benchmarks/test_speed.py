@@ -13,7 +13,7 @@ import deltapack
 from benchmarks.speed import checks, command, curves, memory_apply, profile, reach, startup
 from benchmarks.speed.checks import check_large, check_setting, expected, wrong_in_folder
 from benchmarks.speed.curves import Curve, Point
-from benchmarks.speed.floors import cp_floor
+from benchmarks.speed.floors import State, cp_floor
 from benchmarks.speed.inputs import DEFAULT, Bench, Setting, weights
 from benchmarks.speed.rows import Group
 from benchmarks.speed.targets import Measured, judge, targets_table
@@ -51,9 +51,8 @@ def test_a_wrong_path_gets_no_time() -> None:
 
 @pytest.mark.parametrize("setting", [DEFAULT, Setting(0.5, "bf16", "gaps")], ids=str)
 def test_right_outputs_pass_the_checks(bench: Bench, setting: Setting) -> None:
-    wrong = {verb: reason for verb, reason in check_setting(setting, bench).items() if reason != memory_apply.MISSING}
-    assert not wrong
-    for verb, count in (("compress", 1), ("apply", 1), ("merge", 3)):
+    assert not check_setting(setting, bench)
+    for verb, count in (("compress", 1), ("apply", 1), ("add_to", 1), ("merge", 3)):
         assert not check_large(bench, setting, verb, count)
 
 
@@ -78,16 +77,25 @@ def test_a_pack_that_differs_from_plain_numpy_is_seen(bench: Bench, monkeypatch:
     assert "plain numpy" in check_setting.__wrapped__(DEFAULT, bench)["compress"]
 
 
-def test_apply_in_memory_has_times_or_says_why_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apply_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "IN_MEMORY", [DEFAULT])
     group = reach.measure_memory(bench, bench, Rounds(once_seconds=0.0))
-    ways = {name: sample for name, sample in group.samples.items() if name.startswith(f"{DEFAULT}: ")}
-    assert len(ways) == 4 and group.seconds("copy memory, 2 threads")
-    if memory_apply.MISSING:
-        assert all(memory_apply.MISSING in sample.reason for sample in ways.values())
-        return
-    assert not any(sample.reason for sample in ways.values())
-    assert len(group.peaks) == 2 and all(0 <= peak < 1000 for peak in group.peaks.values())
+    assert not any(sample.reason for sample in group.samples.values())
+    assert len(group.samples) == 2 + 2 * len(memory_apply.WAYS)
+    assert len(group.peaks) == len(memory_apply.WAYS) and all(0 <= peak < 1000 for peak in group.peaks.values())
+
+
+def test_a_wrong_bit_in_memory_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = memory_apply.apply_once
+
+    def wrong(pack: Path, state: State, workers: int, way: memory_apply.Way) -> None:
+        right(pack, state, workers, way)
+        if way.load and workers == 2:
+            state["model.norm.weight"][3] ^= 1
+
+    monkeypatch.setattr(memory_apply, "apply_once", wrong)
+    assert check_setting.__wrapped__(DEFAULT, bench) == {"add_to": "1 of 12 tensors differ from the reference, such as model.norm.weight"}
+    assert "model.norm.weight" in check_large.__wrapped__(bench, DEFAULT, "add_to")
 
 
 def test_short_commands(bench: Bench) -> None:
@@ -110,8 +118,9 @@ def test_every_verb_is_a_command(bench: Bench) -> None:
         assert verb.out is None or verb.out.exists()
 
 
-def test_a_profile_shows_the_stages(bench: Bench) -> None:
-    stages, lines = profile.profile_table(bench, "compress", runs=1)
+@pytest.mark.parametrize(("row", "runs"), [("compress", 3), ("memory-seeded-1", 300)])  # these take a millisecond
+def test_a_profile_shows_the_stages(bench: Bench, row: str, runs: int) -> None:
+    stages, lines = profile.profile_table(bench, row, runs)
     shares = {str(row[0]): float(row[1] or 0) for row in stages.rows}
     assert sum(shares.values()) == pytest.approx(100)
     assert shares.keys() <= {"waiting", profile.OTHER, *(stage for stage, _ in profile.STAGES)}
