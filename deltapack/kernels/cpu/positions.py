@@ -137,7 +137,7 @@ def _byte_gaps(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, position
                 cursor += np.uint32(1)
         if cursor > last:
             return False
-    return at == length
+    return bool(at == length)
 
 
 def byte_gaps(positions: Positions, counts: Counts) -> NDArray[np.uint8]:
@@ -219,7 +219,7 @@ def _rice_gaps(
             return False
     for rest in range(at + one, np.uint64(len(unary))):
         word |= unary[rest]
-    return word == np.uint64(0)
+    return bool(word == np.uint64(0))
 
 
 def bitmap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
