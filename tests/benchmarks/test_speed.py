@@ -165,7 +165,7 @@ def measured(apply_seconds: float, peak: float) -> Measured:
     merges = Group(1, {merge: Sample((1.0,)), mergekit: Sample((11.0,))}, {merge: 200.0, mergekit: 6000.0})
     compress = Group(1, {"compress, 2 workers": Sample((2.0,)), "compress, 2 workers, command": Sample((3.0,))})
     points = tuple(Point(x, "apply", 1, 1.0, None, 1, peak * x) for x in (1.0, 4.0))
-    return Measured(Group(1), folder, compress, merges, Curve("c", "GB", "f", points))
+    return Measured(Group(1), folder, compress, merges, Curve("c", "GB", "f", points), Group(1))
 
 
 def results(found: Measured) -> Iterator[tuple[str, object]]:
