@@ -7,7 +7,10 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Buffers"]
+__all__ = ["SPARE", "Buffers"]
+
+SPARE = 256
+"""How many elements behind the last position a loop may overwrite."""
 
 
 class Buffers(threading.local):
@@ -22,3 +25,8 @@ class Buffers(threading.local):
         if array is None or len(array) < size:
             array = self._arrays[name, dtype] = np.empty(size, dtype)
         return array[:size]
+
+    def room(self, number: int, length: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+        """Return arrays for the positions and values of term `number` in a chunk of `length` elements, and 256 more, as loops want them."""
+        positions = self.take(f"positions {number}", "<u4", length + SPARE).view(np.uint32)
+        return positions, self.take(f"values {number}", "<f4", length + SPARE).view(np.float32)

@@ -21,7 +21,6 @@ from deltapack.sparsify import dare
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
 
 _Elements = NDArray[np.generic]
-_SPARE = 256
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _encode_delta(
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
     if plan.sparsifier is None:
-        room: NDArray[np.uint32] = buffers.take("positions", "<u4", common + _SPARE).view(np.uint32)
+        room: NDArray[np.uint32] = buffers.room(0, common)[0]
         positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, room)
         kept = loops.kept_differences(base, source, tuned[:common], target, positions)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.checkpoint import TensorInfo
-from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk
+from deltapack.codecs.chunk import Room, add_term_chunk, decode_stored_chunk, decode_term_chunk
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import BlobRef, Entry, Term
@@ -21,10 +21,6 @@ from deltapack.merge_methods import Sparse
 __all__ = ["Elements", "PackTerm", "Room", "StoredRows", "StoredTerm", "TensorJob", "TermSource"]
 
 Elements = NDArray[np.generic]
-
-
-Room = tuple[NDArray[np.uint32], NDArray[np.float32]]
-"""Arrays for the positions and values of a chunk, of its length and 256 elements more."""
 
 
 class TermSource(Protocol):
@@ -46,6 +42,10 @@ class PackTerm:
     def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
         """Decode a chunk."""
         return decode_term_chunk(self.blob, self.term, number, self.factor, room)
+
+    def add_to(self, number: int, elements: Elements, dtype: DType, room: Room) -> None:
+        """Decode a chunk and add it to elements in place."""
+        add_term_chunk(self.blob, self.term, number, self.factor, elements, dtype, room)
 
 
 @dataclass(frozen=True)

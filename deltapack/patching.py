@@ -16,6 +16,7 @@ from deltapack.buffers import Buffers
 from deltapack.codecs.chunk import (
     LoadedChunks,
     TermChunks,
+    add_term_chunk,
     decode_stored_chunk,
     decode_term_chunk,
     load_term_chunks,
@@ -33,7 +34,6 @@ __all__ = ["LoadedPack", "add_to"]
 
 Elements = NDArray[np.generic]
 Terms = tuple[tuple[Term, TermChunks], ...]
-_SPARE = 256
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,13 @@ def _add_to(
     def work(task: tuple[_Patch, int]) -> None:
         patch, chunk = task
         part = patch.elements[chunk * CHUNK : (chunk + 1) * CHUNK]
-        parts = []
-        for number, ((term, chunks), factor) in enumerate(zip(patch.terms, patch.factors, strict=True)):
-            positions = buffers.take(f"positions {number}", "<u4", len(part) + _SPARE).view(np.uint32)
-            values = buffers.take(f"values {number}", "<f4", len(part) + _SPARE).view(np.float32)
-            parts.append(decode_term_chunk(chunks, term, chunk, factor, (positions, values)))
+        rooms = [buffers.room(number, len(part)) for number in range(len(patch.terms))]
+        terms = list(zip(patch.terms, patch.factors, rooms, strict=True))
+        if len(terms) == 1:
+            (term, chunks), factor, room = terms[0]
+            add_term_chunk(chunks, term, chunk, factor, part, patch.entry.dtype, room)
+            return
+        parts = [decode_term_chunk(chunks, term, chunk, factor, room) for (term, chunks), factor, room in terms]
         kernels.active().add_in_place(part, patch.entry.dtype, parts)
 
     with closing(ordered_map(work, tasks, count)) as done:

@@ -15,14 +15,12 @@ from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
-from deltapack.jobs import Elements, Room, TensorJob
+from deltapack.jobs import Elements, PackTerm, TensorJob
 from deltapack.kernels import rounding
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 
 __all__ = ["Nowhere", "RestoredTensor", "Sink", "restore_chunk", "restore_tensors"]
-
-_SPARE = 256
 
 
 @dataclass(frozen=True)
@@ -168,17 +166,15 @@ def _combine(job: TensorJob, chunk: int, base: Elements, buffers: Buffers) -> El
     source, loops = job.base.dtype, kernels.active()
     if not job.terms:
         return rounding.convert(base, source, job.dtype)
-    rooms = [_room(buffers, number, len(base)) for number in range(len(job.terms))]
+    first, rooms = job.terms[0], [buffers.room(number, len(base)) for number in range(len(job.terms))]
+    if len(job.terms) == 1 and isinstance(first, PackTerm) and source == job.dtype:
+        first.add_to(chunk, base, source, rooms[0])
+        return base
     terms = [term.chunk(chunk, base, source, room) for term, room in zip(job.terms, rooms, strict=True)]
     if source != job.dtype:
         return loops.add_sparse(base, source, job.dtype, *loops.sum_terms(len(base), terms))
     loops.add_in_place(base, source, terms)
     return base
-
-
-def _room(buffers: Buffers, number: int, length: int) -> Room:
-    positions = buffers.take(f"positions {number}", "<u4", length + _SPARE).view(np.uint32)
-    return positions, buffers.take(f"values {number}", "<f4", length + _SPARE).view(np.float32)
 
 
 def _check(base: Checkpoint, restored: RestoredTensor) -> None:

@@ -12,25 +12,32 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.codecs import indices, values
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.codecs.quantize import quantize
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
+from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.frames import pack_stream
 from deltapack.format.index import Term
 from deltapack.format.reader import ChunkedBlob
 from deltapack.format.table import ChunkRecord, Layout, tile_lengths
 from deltapack.format.writer import StoredChunk
+from deltapack.kernels import Encoded
+from deltapack.kernels.reference.positions import SPARE
 
 __all__ = [
     "LoadedChunks",
+    "Room",
     "TermChunks",
     "TermCodec",
+    "add_term_chunk",
     "decode_stored_chunk",
     "decode_term_chunk",
     "encode_stored_chunk",
     "encode_term_chunk",
+    "fresh_room",
     "load_term_chunks",
     "stored_layout",
     "term_layout",
@@ -41,6 +48,8 @@ Counts = NDArray[np.int64]
 
 
 Bounds = tuple[tuple[int, int], ...]
+Room = tuple[Positions, NDArray[np.float32]]
+"""Arrays for the positions and values of a chunk, of its length and `SPARE` elements more."""
 
 
 class TermChunks(Protocol):
@@ -126,7 +135,7 @@ def decode_term_chunk(
     term: Term,
     chunk: int,
     factor: np.float32,
-    room: tuple[Positions, NDArray[np.float32]] | None = None,
+    room: Room | None = None,
 ) -> tuple[Positions, NDArray[np.float32]]:
     """Decode a chunk of a term.
 
@@ -143,12 +152,57 @@ def decode_term_chunk(
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
+    room = fresh_room(blob.layout.chunk_length(chunk)) if room is None else room
+    encoded = _encoded(blob, term, chunk, factor)
+    decoded = kernels.active().decode_encoded(encoded, room)
+    return _step_by_step(blob, term, chunk, encoded, room) if decoded is None else decoded
+
+
+def add_term_chunk(
+    blob: TermChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, room: Room
+) -> None:
+    """Decode a chunk of a term and add it to elements in place.
+
+    Args:
+        blob: The term's chunks.
+        term: The term.
+        chunk: Number of the chunk.
+        factor: What the codes are multiplied with besides their scale.
+        elements: `[n]` elements of the chunk, in the storage type of `dtype`.
+        dtype: Their type.
+        room: As in `decode_term_chunk`.
+
+    Raises:
+        FormatError: A rule from R8 to R10 is broken; nothing was changed.
+    """
+    encoded = _encoded(blob, term, chunk, factor)
+    if not kernels.active().add_encoded(elements, dtype, encoded, room):
+        kernels.active().add_in_place(elements, dtype, [_step_by_step(blob, term, chunk, encoded, room)])
+
+
+def fresh_room(length: int) -> Room:
+    """Return arrays for the positions and values of a chunk of `length` elements."""
+    return np.empty(length + SPARE, np.uint32), np.empty(length + SPARE, np.float32)
+
+
+def _encoded(blob: TermChunks, term: Term, chunk: int, factor: np.float32) -> Encoded:
     counts, lengths = _tiles(blob, chunk)
     streams = dict(zip(term.streams, blob.streams(chunk, _bounds(term, counts, lengths)), strict=True))
-    to, into = room if room is not None else (None, None)
+    raw = [np.frombuffer(streams.get(name, b""), np.uint8) for name in ("index", "codes", "scales")]
+    bits = 0 if values.is_float(term.values) else values.BITS[term.values]
+    first = chunk * TILES_PER_CHUNK
+    return Encoded(term.index, term.shift, term.key, term.keep, first, raw[0], bits, raw[1], raw[2], factor, counts, lengths)
+
+
+def _step_by_step(blob: TermChunks, term: Term, chunk: int, encoded: Encoded, room: Room) -> Room:
+    """Decode positions, then values, by their codecs.
+
+    Raises:
+        FormatError: A stream is damaged (rule R9).
+    """
     try:
-        positions = indices.decode_positions(term, streams.get("index", b""), chunk, counts, lengths, to)
-        decoded = values.decode_values(term.values, streams["codes"], streams.get("scales", b""), counts, factor, into)
+        positions = indices.decode_positions(term, encoded.positions, chunk, encoded.counts, encoded.lengths, room[0])
+        decoded = values.decode_values(term.values, encoded.codes, encoded.scales, encoded.counts, encoded.factor, room[1])
     except FormatError as error:
         blob.locate(error)
         raise

@@ -51,7 +51,7 @@ def encode_bitmap(positions: Positions, length: int) -> bytes:
 
 
 def decode_positions(
-    term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts, out: Positions | None = None
+    term: Term, raw: bytes | NDArray[np.uint8], chunk: int, counts: Counts, lengths: Counts, out: Positions | None = None
 ) -> Positions:
     """Return the kept positions of a chunk of a term.
 

@@ -16,7 +16,7 @@ def split_planes(elements: NDArray[np.generic]) -> bytes:
     return elements.view(np.uint8).reshape(-1, width).T.tobytes()
 
 
-def join_planes(raw: bytes, storage: str) -> NDArray[np.generic]:
+def join_planes(raw: bytes | NDArray[np.uint8], storage: str) -> NDArray[np.generic]:
     """Invert `split_planes`; `storage` is the numpy dtype string of an element."""
     width = np.dtype(storage).itemsize
     planes = np.frombuffer(raw, np.uint8).reshape(width, -1)

@@ -13,6 +13,7 @@ from deltapack.kernels.reference.values import GROUP
 __all__ = ["BITS", "codes_raw_length", "decode_values", "is_float", "pack_codes", "scales_raw_length"]
 
 Counts = NDArray[np.int64]
+Raw = bytes | NDArray[np.uint8]
 Values = NDArray[np.float32]
 BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
 """Bits of a stored code, before the zstd stage."""
@@ -42,7 +43,7 @@ def pack_codes(codec: str, codes: NDArray[np.generic]) -> bytes:
 
 
 def decode_values(
-    codec: str, codes: bytes, scales: bytes, counts: Counts, factor: np.float32, out: Values | None = None
+    codec: str, codes: Raw, scales: Raw, counts: Counts, factor: np.float32, out: Values | None = None
 ) -> Values:
     """Return the values `[nnz] f32` of a chunk.
 

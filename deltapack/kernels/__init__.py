@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
+from deltapack.kernels.encoded import Encoded
 
-__all__ = ["Backend", "active"]
+__all__ = ["Backend", "Encoded", "active"]
 
 _Array = NDArray[np.generic]
 _Bytes = NDArray[np.uint8]
@@ -64,6 +65,12 @@ class Backend(Protocol):
 
     def add_in_place(self, elements: _Array, dtype: DType, terms: Sequence[_Sparse]) -> None:
         """Add the sum of sparse terms to elements."""
+
+    def decode_encoded(self, encoded: Encoded, out: _Sparse) -> _Sparse | None:
+        """Decode a chunk of a term in one go; none where it has to go step by step."""
+
+    def add_encoded(self, elements: _Array, dtype: DType, encoded: Encoded, out: _Sparse) -> bool:
+        """Decode a chunk of a term and add it in one go; false where it has to go step by step."""
 
     def are_finite(self, elements: _Array, dtype: DType, positions: _Positions) -> bool:
         """Return whether the elements at positions are finite."""

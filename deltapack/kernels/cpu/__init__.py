@@ -7,6 +7,7 @@ reference as it is.
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
 from deltapack.kernels.cpu.electing import elect, mix_shared, stack_terms
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
+from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
     bitmap_positions,
@@ -18,6 +19,7 @@ from deltapack.kernels.cpu.positions import (
 from deltapack.kernels.cpu.values import code_values, plane_values
 
 __all__ = [
+    "add_encoded",
     "add_in_place",
     "add_sparse",
     "are_finite",
@@ -27,6 +29,7 @@ __all__ = [
     "byte_gaps",
     "code_values",
     "compare",
+    "decode_encoded",
     "difference",
     "elect",
     "kept_differences",

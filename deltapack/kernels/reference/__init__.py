@@ -5,7 +5,7 @@ counted from the start of the chunk and strictly increasing; `counts` and `lengt
 kept elements and elements of each tile. Where `out` is given, the result is a view of it, so that a loop over chunks need not allocate.
 """
 
-from deltapack.kernels.reference.adding import add_in_place, add_sparse, are_finite, sum_terms
+from deltapack.kernels.reference.adding import add_encoded, add_in_place, add_sparse, are_finite, decode_encoded, sum_terms
 from deltapack.kernels.reference.electing import elect, mix_shared, stack_terms
 from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.reference.positions import (
@@ -21,6 +21,7 @@ from deltapack.kernels.reference.positions import (
 from deltapack.kernels.reference.values import code_values, group_counts, plane_values, unpack_codes
 
 __all__ = [
+    "add_encoded",
     "add_in_place",
     "add_sparse",
     "are_finite",
@@ -30,6 +31,7 @@ __all__ = [
     "byte_gaps",
     "code_values",
     "compare",
+    "decode_encoded",
     "difference",
     "elect",
     "gap_thresholds",

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 from deltapack.kernels import rounding
+from deltapack.kernels.encoded import Encoded
 
-__all__ = ["add_in_place", "add_sparse", "are_finite", "sum_terms"]
+__all__ = ["add_encoded", "add_in_place", "add_sparse", "are_finite", "decode_encoded", "sum_terms"]
 
 Array = NDArray[np.generic]
 Positions = NDArray[np.uint32]
@@ -78,6 +79,25 @@ def add_sparse(
     out = out.copy() if out is base else out
     out[positions] = _sums(base[positions], source, target, total)
     return out
+
+
+def decode_encoded(encoded: Encoded, out: Sparse) -> Sparse | None:
+    """Decode a chunk of a term in one go.
+
+    Args:
+        encoded: Its streams.
+        out: Room for positions and values of the chunk's elements and 256 more; the result is a view of it.
+
+    Returns:
+        Positions and values, or none where this has to be done step by step: this backend has no loop for these codecs, as the
+        reference has none at all, or a stream is damaged, and the steps say how.
+    """
+    return None
+
+
+def add_encoded(elements: Array, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
+    """Decode a chunk of a term and add it to elements in one go; false, and nothing is changed, as in `decode_encoded`."""
+    return False
 
 
 def _sums(kept: Array, source: DType, target: DType, total: Values) -> Array:
