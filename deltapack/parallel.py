@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from deltapack.errors import RecipeError
 
-__all__ = ["ordered_map", "resolve_workers"]
+__all__ = ["for_each", "ordered_map", "resolve_workers"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,6 +68,41 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
             taken += 1
     finally:
         _stop(started, todo, done, ended)
+
+
+def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:
+    """Call `function` for each task with `workers` threads, this one among them; for tasks that are too short to be handed over one by one.
+
+    An exception ends the rest and is raised; of several, the one that came first. No task runs any more when this returns.
+    """
+    shared, errors, ended = iter(list(tasks)), list[BaseException](), SimpleQueue[None]()
+
+    def work() -> None:
+        try:
+            for task in shared:  # a list's iterator gives each item to one thread only
+                if errors:
+                    return
+                function(task)
+        except BaseException as error:  # raised again below
+            errors.append(error)
+
+    def helper() -> None:
+        work()
+        ended.put(None)
+
+    helpers = min(workers, len(tasks)) - 1
+    for _ in range(helpers):
+        _thread.start_new_thread(helper, ())
+    work()
+    waiting = max(0, helpers)
+    while waiting:
+        try:
+            ended.get()
+            waiting -= 1
+        except KeyboardInterrupt as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _work(function: Callable[[T], R], todo: SimpleQueue[Any], done: SimpleQueue[Any], ended: list[None]) -> None:

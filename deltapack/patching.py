@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from deltapack.errors import BaseMismatchError, ChecksumError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
-from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.parallel import for_each, resolve_workers
 from deltapack.weighted import WeightedPack
 
 __all__ = ["LoadedPack", "add_to"]
@@ -127,9 +126,7 @@ def _add_to(
         parts = [decode_term_chunk(chunks, term, chunk, factor, room) for (term, chunks), factor, room in terms]
         kernels.active().add_in_place(part, patch.entry.dtype, parts)
 
-    with closing(ordered_map(work, tasks, count)) as done:
-        for _ in done:
-            pass
+    for_each(work, tasks, count)
     for entry in reader.index.entries:
         if entry.kind == "stored":
             state[entry.name] = _stored(reader, entry)
@@ -237,7 +234,12 @@ def _check_result(patches: Sequence[_Patch], path: Path, workers: int) -> None:
 def _roots(tensors: Sequence[tuple[Entry, Elements]], workers: int) -> list[str]:
     """Return the root digest of each tensor; it has the type and shape of its entry's result."""
     tasks = [elements[start : start + CHUNK] for _, elements in tensors for start in range(0, len(elements), CHUNK)]
-    digests = list(ordered_map(chunk_digest, tasks, workers))
+    digests = [b""] * len(tasks)
+
+    def work(number: int) -> None:
+        digests[number] = chunk_digest(tasks[number])
+
+    for_each(work, range(len(tasks)), workers)
     roots, start = [], 0
     for entry, elements in tensors:
         stop = start + chunk_count(len(elements))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from deltapack.errors import RecipeError
-from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.parallel import for_each, ordered_map, resolve_workers
 
 WORKERS = [1, 2, 3, 8]
 
@@ -78,6 +80,50 @@ def test_an_error_while_tasks_are_listed(workers: int) -> None:
 
     with pytest.raises(RecipeError, match="stop"):
         list(ordered_map(lambda number: number, tasks(), workers))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("count", [0, 1, 2, 500])
+def test_every_task_is_done_once(workers: int, count: int) -> None:
+    ran: list[int] = []
+    for_each(ran.append, range(count), workers)
+    assert sorted(ran) == list(range(count))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_error_ends_the_rest(workers: int) -> None:
+    ran: list[int] = []
+
+    def task(number: int) -> None:
+        ran.append(number)
+        if number == 5:
+            raise KeyError(number)
+        if number > 5:
+            time.sleep(0.001)
+
+    with pytest.raises(KeyError):
+        for_each(task, range(10_000), workers)
+    count = len(ran)
+    assert count < 5000
+    time.sleep(0.01)
+    assert len(ran) == count
+
+
+def test_ctrl_c_while_helpers_work() -> None:
+    """The signal comes to the main thread, which waits for the others before it passes it on."""
+    ended: list[int] = []
+
+    def task(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.02)
+        ended.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(task, range(50), 3)
+    count = len(ended)
+    time.sleep(0.05)
+    assert len(ended) == count < 10
 
 
 def test_workers() -> None:
