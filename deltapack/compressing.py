@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
@@ -18,7 +18,7 @@ from deltapack.entries import Digests, EntryWriter
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.writer import PackWriter, open_pack_writer
-from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.planning import TensorPlan, identity_of, plan_tensor
 from deltapack.recipe import Recipe
 from deltapack.reports import CompressReport, Progress, compress_report
@@ -98,7 +98,14 @@ class _Job:
     plan: TensorPlan | None
 
 
+_Task = tuple[_Job, int]
 _Result = tuple[_Job, ChunkOutcome]
+
+
+def _size(task: _Task) -> int:
+    """Return about how many elements a task reads."""
+    job, _ = task
+    return CHUNK if job.plan is None else min(CHUNK, job.plan.tensor.numel)
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,8 @@ class _Run:
     def write(self, entry_writer: EntryWriter) -> tuple[list[Entry], list[BaseRow]]:
         """Write the blobs of every tensor; return the entries by name and the base's digests."""
         entries, base_rows = [], []
-        with closing(ordered_map(self._encode, self._tasks(), self.workers)) as results:
-            for job, group in groupby(self._counted(results), key=lambda result: result[0]):
+        with closing(ordered_map(self._encode_all, batches(self._tasks(), _size, CHUNK), self.workers)) as results:
+            for job, group in groupby(self._counted(chain.from_iterable(results)), key=lambda result: result[0]):
                 outcomes = (outcome for _, outcome in group)
                 if job.plan is None:
                     digests = Digests()
@@ -142,7 +149,10 @@ class _Run:
                 self.progress(done, total)
             yield job, outcome
 
-    def _encode(self, task: tuple[_Job, int]) -> _Result:
+    def _encode_all(self, batch: list[_Task]) -> list[_Result]:
+        return list(map(self._encode, batch))
+
+    def _encode(self, task: _Task) -> _Result:
         job, chunk = task
         if job.plan is not None:
             return job, encode_chunk(self.base, self.finetuned, job.plan, chunk, self.buffers)
@@ -150,7 +160,7 @@ class _Run:
         elements = self.base.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
-    def _tasks(self) -> Iterator[tuple[_Job, int]]:
+    def _tasks(self) -> Iterator[_Task]:
         identity = identity_of(self.finetuned)
         partners = self._partners()
         for name in sorted(self.finetuned.tensors, key=str.encode):

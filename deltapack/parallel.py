@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from deltapack.errors import RecipeError
 
-__all__ = ["for_each", "ordered_map", "resolve_workers"]
+__all__ = ["batches", "for_each", "ordered_map", "resolve_workers"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,6 +36,20 @@ def resolve_workers(workers: int | None) -> int:
     if workers < 1:
         raise RecipeError("workers is out of range", expected="at least 1", found=workers)
     return workers
+
+
+def batches(tasks: Iterable[T], size: Callable[[T], int], least: int, most: int = 256) -> Iterator[list[T]]:
+    """Join tasks until their sizes add up to `least`, or there are `most`: to hand over a short one costs more than to do it."""
+    batch: list[T] = []
+    total = 0
+    for task in tasks:
+        batch.append(task)
+        total += size(task)
+        if total >= least or len(batch) == most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Protocol
 
 import numpy as np
@@ -17,10 +17,13 @@ from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.jobs import Elements, PackTerm, TensorJob
 from deltapack.kernels import rounding
-from deltapack.parallel import ordered_map
+from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
 __all__ = ["Nowhere", "RestoredTensor", "Sink", "restore_chunk", "restore_tensors"]
+
+_BATCH = 4 * CHUNK
+"""Elements that one task restores, at least; no more are in memory at a time than those of one chunk."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def restore_tensors(
     """
     buffers = Buffers()
 
-    def work(task: tuple[int, int]) -> _Done:
+    def restore(task: tuple[int, int]) -> _Done:
         job, chunk = jobs[task[0]], task[1]
         start, count = chunk * CHUNK, max(0, min(CHUNK, job.numel - chunk * CHUNK))
         done = _Done(task[0], count * job.dtype.itemsize)
@@ -109,10 +112,14 @@ def restore_tensors(
             sink.write(job, start, elements)
         return replace(done, base_digest=base_digest, digest=digest)
 
+    def work(batch: list[tuple[int, int]]) -> list[_Done]:
+        return list(map(restore, batch))
+
     tasks = ((number, chunk) for number, job in enumerate(jobs) for chunk in range(job.chunks))
     total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
-    with closing(ordered_map(work, tasks, workers)) as results:
-        for number, group in groupby(results, key=lambda result: result.number):
+    joined = batches(tasks, lambda task: min(CHUNK, jobs[task[0]].numel), _BATCH)
+    with closing(ordered_map(work, joined, workers)) as results:
+        for number, group in groupby(chain.from_iterable(results), key=lambda result: result.number):
             rows = []
             for row in group:
                 rows.append(row)

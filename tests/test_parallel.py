@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from deltapack.errors import RecipeError
-from deltapack.parallel import for_each, ordered_map, resolve_workers
+from deltapack.parallel import batches, for_each, ordered_map, resolve_workers
 
 WORKERS = [1, 2, 3, 8]
 
@@ -124,6 +124,12 @@ def test_ctrl_c_while_helpers_work() -> None:
     count = len(ended)
     time.sleep(0.05)
     assert len(ended) == count < 10
+
+
+def test_batches_hold_every_task_in_order() -> None:
+    assert list(batches([], lambda task: task, 5)) == []
+    assert list(batches([1, 1, 1, 9, 2, 3, 1], lambda task: task, 5)) == [[1, 1, 1, 9], [2, 3], [1]]
+    assert list(batches([0] * 7, lambda task: task, 5, most=3)) == [[0] * 3, [0] * 3, [0]]
 
 
 def test_workers() -> None:
