@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
+    from deltapack.live import LiveModel, attach
     from deltapack.merging import merge
     from deltapack.pack import Pack, PackEntry, open_pack
     from deltapack.recipe import Override, Recipe
@@ -34,6 +35,7 @@ __all__ = [
     "CompressReport",
     "DeltapackError",
     "Limits",
+    "LiveModel",
     "MergeReport",
     "Override",
     "Pack",
@@ -42,6 +44,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "apply",
+    "attach",
     "compress",
     "merge",
     "open_pack",
@@ -53,6 +56,7 @@ _HOMES = {
     "CompressReport": "reports",
     "DeltapackError": "errors",
     "Limits": "limits",
+    "LiveModel": "live",
     "MergeReport": "reports",
     "Override": "recipe",
     "Pack": "pack",
@@ -60,6 +64,7 @@ _HOMES = {
     "Recipe": "recipe",
     "VerifyReport": "reports",
     "apply": "applying",
+    "attach": "live",
     "compress": "compressing",
     "merge": "merging",
     "open_pack": "pack",

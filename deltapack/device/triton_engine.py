@@ -147,8 +147,6 @@ class TritonEngine:
             self._scratch = torch.full((programs * TILE,), -1, dtype=torch.int32, device=self._device)
         violation = torch.full((1,), _NO_VIOLATION, dtype=torch.int64, device=self._device)
         tables = [torch.from_numpy(table.reshape(-1)).to(self._device) for table in (plan.regions, plan.tiles, plan.parts, plan.terms)]
-        # What undoes the launch is complete once the launch is: nothing is half done, as programs do not fail.
-        done.extend(task.saved for task in tasks if task.saved is not None)
         source, target = tasks[0].types
         # The interpreter computes with numpy, which warns of infinities.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -169,6 +167,8 @@ class TritonEngine:
                 BLOCK=self._block,
                 **gpu.options(alike=plan.alike, heavy=collect or "f64" in tasks[0].types),
             )
+        # A launch runs as a whole or not at all, and only then is there something to undo.
+        done.extend(task.saved for task in tasks if task.saved is not None)
         found = int(violation.item())
         if found != _NO_VIOLATION:
             region = int(plan.tiles[found, 0])
