@@ -16,7 +16,7 @@ from benchmarks.pairs import Pair, real_pairs, synthetic_pair
 from benchmarks.results import Cell, Section, Table, main, progress
 from benchmarks.sentences import SENTENCES
 from deltapack.checkpoint import open_checkpoint
-from deltapack.planning import difference
+from deltapack.kernels.reference import difference
 
 CODECS = ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")
 LOSSY = ("auto", "int8", "int4", "int3", "int2", "sign")
@@ -87,7 +87,7 @@ def _pack_error(pair: Pair, drop: float, values: str, folder: Path) -> tuple[del
             if not packed.entry.terms or ref is None:
                 continue
             numel, info, own = packed.entry.common, tuned.tensors[name], base.tensors[base.aliases.get(ref.name, ref.name)]
-            true = difference(base.read(own.name, 0, numel), own, tuned.read(name, 0, numel), info)
+            true = difference(base.read(own.name, 0, numel), own.dtype, tuned.read(name, 0, numel), info.dtype)
             positions, coded = packed.to_sparse()
             kept = true[positions].astype(np.float64)
             noise, power = noise + float(np.square(coded - kept).sum()), power + float(np.square(kept).sum())

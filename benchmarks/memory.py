@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import resource
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import deltapack
+from benchmarks.processes import run_verb
 from benchmarks.results import Cell, Section, Table, main, progress
 from benchmarks.synthetic import Shapes, write_family
 
-LIMIT_MB = 1000
+LIMIT_MB = 512
 """For a checkpoint with a tensor of 1 GB."""
-HEADERS = ("checkpoint", "verb", "workers", "peak RSS MB", "seconds", "below 1000 MB")
+HEADERS = ("checkpoint", "verb", "workers", "peak RSS MB", "seconds", f"below {LIMIT_MB} MB")
+RECIPE = {"drop_rate": 0.9, "values": "int4", "index": "seeded"}
 COUNT_HEADERS = ("tensors", "verb", "peak RSS MB", "seconds", "us / tensor more than with few")
 
 
@@ -42,7 +39,7 @@ class Family:
         """Yield the name of a row, the verb and its arguments, in an order in which each finds its input."""
         base, first = str(self.base), self.packs[0]
         for tuned, pack in zip(self.tuned, self.packs, strict=True):
-            yield "compress", "compress", {"base": base, "finetuned": str(tuned), "out": pack}
+            yield "compress", "compress", {"base": base, "finetuned": str(tuned), "out": pack, "recipe": RECIPE}
         yield "apply", "apply", {"base": base, "pack": first, "out": str(self.folder / "restored")}
         merge = {"base": base, "packs": self.packs, "weights": [0.5, 0.5]}
         yield "merge to folder", "merge", merge | {"out": str(self.folder / "merged")}
@@ -71,8 +68,8 @@ def measure(quick: bool) -> Section:
 def _huge_rows(quick: bool) -> Iterator[tuple[Cell, ...]]:
     rows = 1 << (8 if quick else 17)
     name = f"one bf16 tensor [{rows}, 4096], {rows * 8192 / 1e6:.0f} MB"
-    rss, seconds = _child("import", {})
-    yield "-", "import deltapack", 1, rss, seconds, "yes" if rss < LIMIT_MB else "NO"
+    run = run_verb("import", {})
+    yield "-", "import deltapack", 1, run.peak_mb, run.seconds, "yes" if run.peak_mb < LIMIT_MB else "NO"
     with _family({"weight": (rows, 4096), "norm.weight": (4096,)}) as family:
         for workers in (1, 2, 4):
             for row, rss, seconds in _runs(family, workers):
@@ -110,47 +107,13 @@ def _runs(family: Family, workers: int) -> Iterator[tuple[str, float, float]]:
     for row, verb, arguments in family.calls():
         progress(f"{row}, workers {workers}")
         out = arguments.get("out")
-        rss, seconds = _child(verb, arguments | {"workers": workers} | ({"force": True} if out else {}))
+        run = run_verb(verb, arguments | {"workers": workers} | ({"force": True} if out else {}))
         if out and Path(out).is_dir():
             shutil.rmtree(out)
         if row not in done:
-            yield row, rss, seconds
+            yield row, run.peak_mb, run.seconds
         done.add(row)
 
 
-def _child(verb: str, arguments: dict[str, Any]) -> tuple[float, float]:
-    """Run one verb in a process of its own and return its peak RSS in MB and its seconds."""
-    call = json.dumps([verb, arguments])
-    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--child", call], stdout=subprocess.PIPE, check=True)
-    rss, seconds = json.loads(done.stdout)
-    return rss, seconds
-
-
-def _be_child(call: str) -> None:
-    verb, arguments = json.loads(call)
-    start = time.perf_counter()
-    if verb == "compress":
-        arguments["recipe"] = deltapack.Recipe(0.9, "int4", "seeded")
-    if verb == "import":
-        for name in deltapack.__all__:
-            getattr(deltapack, name)
-    else:
-        getattr(deltapack, verb)(**arguments)
-    print(json.dumps([_peak_mb(), time.perf_counter() - start]))
-
-
-def _peak_mb() -> float:
-    """VmHWM, because ru_maxrss of a child starts with what its parent had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        _be_child(sys.argv[2])
-    else:
-        sys.exit(main(measure))
+    sys.exit(main(measure))

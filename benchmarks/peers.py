@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,16 +36,17 @@ def weight_bytes(checkpoint: Path) -> int:
         return sum(path.stat().st_size for path in opened.weight_paths())
 
 
-def run_zstd(base: Path, tuned: Path) -> Iterator[PeerResult]:
+def run_zstd(base: Path, tuned: Path, levels: Sequence[int] = (3, 19)) -> Iterator[PeerResult]:
     """Compress the weight files of `tuned`, all as one stream, plain and as a patch from those of `base`.
 
     Args:
         base: Base checkpoint.
         tuned: Fine-tuned checkpoint.
+        levels: Of zstd.
     """
     with TemporaryDirectory() as folder:
         files = [_joined(checkpoint, Path(folder) / name) for name, checkpoint in (("base", base), ("tuned", tuned))]
-        for level in (3, 19):
+        for level in levels:
             for patch in (False, True):
                 name = f"zstd -{level}" + (f" --long={_window(files)} --patch-from=BASE" if patch else "")
                 if level == 19 and max(file.stat().st_size for file in files) > LEVEL_19_LIMIT:

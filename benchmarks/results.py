@@ -16,7 +16,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["Cell", "Section", "Table", "machine", "main", "median_seconds", "progress", "write_section"]
+__all__ = ["RESULTS", "Cell", "Section", "Table", "machine", "main", "median_seconds", "progress", "write_section"]
 
 Cell = str | int | float | None
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -54,7 +54,7 @@ def measure(quick: bool) -> Section:
     peers: list[tuple[Cell, ...]] = []
     with synthetic_pair(quick) as made:
         for pair in (made, *pairs):
-            _measure_pair(pair, packs, bounds, peers)
+            _measure_pair(pair, packs, bounds, peers, (3,) if quick else (3, 19))
     gaps_numel = 1 << (21 if quick else 24)
     tables = (
         Table("Packs", PACK_HEADERS, tuple(packs)),
@@ -82,7 +82,9 @@ def measure(quick: bool) -> Section:
     return Section("Sizes", "python -m benchmarks.sizes", tables, notes)
 
 
-def _measure_pair(pair: Pair, packs: list[tuple[Cell, ...]], bounds: list[tuple[Cell, ...]], peers: list[tuple[Cell, ...]]) -> None:
+def _measure_pair(
+    pair: Pair, packs: list[tuple[Cell, ...]], bounds: list[tuple[Cell, ...]], peers: list[tuple[Cell, ...]], levels: tuple[int, ...]
+) -> None:
     for recipe in RECIPES:
         progress(f"{pair.name} drop {recipe[0]} {recipe[1]} {recipe[2]}")
         row, bits = _pack_row(pair, *recipe)
@@ -90,7 +92,7 @@ def _measure_pair(pair: Pair, packs: list[tuple[Cell, ...]], bounds: list[tuple[
         if recipe in BOUNDS:
             bounds.append((pair.name, recipe[0], bits, BOUNDS[recipe], _result(bits, BOUNDS[recipe])))
     tensor_bytes, elements = _extent(pair.finetuned)
-    for peer in run_zstd(pair.base, pair.finetuned):
+    for peer in run_zstd(pair.base, pair.finetuned, levels):
         progress(f"{pair.name} {peer.peer}")
         ratio = tensor_bytes / peer.nbytes if peer.nbytes else None
         bits_all = 8 * peer.nbytes / elements if peer.nbytes else None

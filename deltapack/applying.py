@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.assets import copy_side_files, side_files_bytes
-from deltapack.checkpoint import Checkpoint, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing import Composition, WeightedPack, compose
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
+from deltapack.jobs import Elements, TensorJob
 from deltapack.merge_methods import METHODS, Method
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
-from deltapack.restoring import Elements, TensorJob, restore_tensors
+from deltapack.restoring import restore_tensors
 
 __all__ = ["WriteOptions", "apply", "write_checkpoint"]
 
@@ -119,16 +120,34 @@ def write_checkpoint(
         aliases=composition.aliases,
         side_bytes=side_files_bytes(base, composition.assets),
     ) as writer:
-
-        def write(job: TensorJob, start: int, elements: Elements) -> None:
-            writer.write(job.name, start, elements)
-
-        verify, workers, progress = options.verify, options.workers, options.progress
-        restoring = restore_tensors(base, jobs, method, write, verify=verify, workers=workers, progress=progress)
+        sink, verify, workers, progress = _Output(base, writer), options.verify, options.workers, options.progress
+        restoring = restore_tensors(
+            base, jobs, method, sink, verify=verify, digests=False, workers=workers, progress=progress
+        )
         with closing(restoring) as restored:
             for _ in restored:
                 pass
         return copy_side_files(base, composition.assets, writer.write_side_file, verify=verify, dtype=options.dtype)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Restored elements go into a checkpoint; what the base has as it is goes from file to file."""
+
+    base: Checkpoint
+    writer: FolderWriter | FileWriter
+
+    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
+        """Write elements."""
+        self.writer.write(job.name, start, elements)
+
+    def copy(self, job: TensorJob, start: int, count: int) -> bool:
+        """Copy elements of the base."""
+        found = self.base.file_range(job.base.name, start) if job.base is not None else None
+        if found is None:
+            return False
+        self.writer.copy(job.name, start, count, *found)
+        return True
 
 
 def _float_dtype(name: str | None) -> DType | None:

@@ -15,7 +15,7 @@ from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError, RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.restoring import PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.jobs import PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
 
 __all__ = ["Composition", "WeightedPack", "compose"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.assets import file_entry
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
 from deltapack.dtypes import BY_NAME
 from deltapack.encoding import ChunkOutcome, encode_chunk
@@ -74,7 +75,8 @@ def compress(
         )
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=inputs) as writer:
-            run = _Run(base_ckpt, tuned_ckpt, recipe, match, count, progress or (lambda done, total: None))
+            report = progress or (lambda done, total: None)
+            run = _Run(base_ckpt, tuned_ckpt, recipe, match, count, report, Buffers())
             entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
             files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, include_code)
@@ -109,6 +111,7 @@ class _Run:
     match: NameMatch
     workers: int
     progress: Progress
+    buffers: Buffers
 
     def write(self, entry_writer: EntryWriter) -> tuple[list[Entry], list[BaseRow]]:
         """Write the blobs of every tensor; return the entries by name and the base's digests."""
@@ -142,7 +145,7 @@ class _Run:
     def _encode(self, task: tuple[_Job, int]) -> _Result:
         job, chunk = task
         if job.plan is not None:
-            return job, encode_chunk(self.base, self.finetuned, job.plan, chunk)
+            return job, encode_chunk(self.base, self.finetuned, job.plan, chunk, self.buffers)
         numel = self.base.tensors[job.name].numel
         elements = self.base.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)

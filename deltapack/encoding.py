@@ -8,16 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.checkpoint import Checkpoint
+from deltapack.buffers import Buffers
+from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import encode_stored_chunk, encode_term_chunk
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
-from deltapack.kernels import rounding
-from deltapack.planning import TensorPlan, difference
+from deltapack.kernels.reference.encoding import same_bits
+from deltapack.planning import TensorPlan
 from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
+
+_Elements = NDArray[np.generic]
+_SPARE = 256
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,17 @@ class ChunkOutcome:
     elements: int = 0
 
 
-def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, chunk: int) -> ChunkOutcome:
+def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, chunk: int, buffers: Buffers) -> ChunkOutcome:
     """Encode chunk number `chunk` of a tensor by the plan's route.
 
     Raises:
         NonFiniteError: A difference overflows the value codec that the recipe names.
     """
-    base_elements = _chunk_of(base, plan.base.name, plan.base.numel, chunk) if plan.base is not None else None
-    tuned = _chunk_of(finetuned, plan.tensor.name, plan.tensor.numel, chunk)
+    base_elements = _chunk_of(base, plan.base, chunk, buffers, "base") if plan.base is not None else None
+    tuned = _chunk_of(finetuned, plan.tensor, chunk, buffers, "finetuned")
     base_digest = chunk_digest(base_elements) if base_elements is not None and len(base_elements) else None
     if plan.route != "delta" or base_elements is None:
-        equal = plan.route == "compare" and base_elements is not None and _same_bits(base_elements, tuned)
+        equal = plan.route == "compare" and base_elements is not None and same_bits(base_elements, tuned)
         digest = chunk_digest(tuned) if len(tuned) else None
         whole = encode_stored_chunk(tuned) if len(tuned) else None
         return ChunkOutcome(base_digest, digest, digest, whole=whole, equal=equal, elements=len(tuned))
@@ -69,7 +73,7 @@ def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, chun
     if common == 0:
         digest = chunk_digest(tuned) if len(tuned) else None
         return ChunkOutcome(base_digest, digest, digest, elements=len(tuned))
-    return _encode_delta(plan, chunk, base_elements[:common], tuned, base_digest)
+    return _encode_delta(plan, chunk, base_elements[:common], tuned, base_digest, buffers)
 
 
 def encode_tail_chunk(finetuned: Checkpoint, plan: TensorPlan, chunk: int) -> StoredChunk:
@@ -79,51 +83,45 @@ def encode_tail_chunk(finetuned: Checkpoint, plan: TensorPlan, chunk: int) -> St
 
 
 def _encode_delta(
-    plan: TensorPlan,
-    chunk: int,
-    base: NDArray[np.generic],
-    tuned: NDArray[np.generic],
-    base_digest: bytes | None,
+    plan: TensorPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
 ) -> ChunkOutcome:
     assert plan.base is not None
-    source, target, common = plan.base.dtype, plan.tensor.dtype, len(base)
-    delta = difference(base, plan.base, tuned[:common], plan.tensor)
-    magnitude = np.abs(delta)
-    largest = float(magnitude.max())
-    finite = bool(np.isfinite(largest))
-    equal = _same_bits(rounding.convert(base, source, target), tuned[:common])
-    if not finite:
+    source, target, common, loops = plan.base.dtype, plan.tensor.dtype, len(base), kernels.active()
+    l1, largest, equal = loops.compare(base, source, tuned[:common], target)
+    if not np.isfinite(largest):
         # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
-    positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common)
-    factor = np.float32(plan.recipe.factor)
+    room: NDArray[np.uint32] = buffers.take("positions", "<u4", common + _SPARE).view(np.uint32)
+    positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, room)
+    kept = loops.kept_differences(base, source, tuned[:common], target, positions)
     try:
-        term, values = encode_term_chunk(plan.codec, positions, delta[positions], counts, common, factor)
+        term, values = encode_term_chunk(plan.codec, positions, kept, counts, common, np.float32(plan.recipe.factor))
     except NonFiniteError as error:
         error.tensor = plan.tensor.name
         raise
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
-    restored = kernels.active().add_sparse(base, source, target, *kernels.active().sum_terms(common, [(positions, values)]))
-    kept = rounding.to_f32(restored[positions], target)
+    if source == target:
+        restored = base
+        loops.add_in_place(restored, target, [(positions, values)])
+    else:
+        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [(positions, values)]))
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
     return ChunkOutcome(
         base_digest,
-        chunk_digest(np.ascontiguousarray(result)),
+        chunk_digest(result),
         chunk_digest(tuned) if equal else None,
         term=term,
         equal=equal,
-        overflow=not np.isfinite(kept).all(),
-        l1=float(magnitude.sum(dtype=np.float64)),
+        overflow=not loops.are_finite(restored, target, positions),
+        l1=l1,
         max_abs=largest,
         elements=len(tuned),
     )
 
 
-def _chunk_of(checkpoint: Checkpoint, name: str, numel: int, chunk: int) -> NDArray[np.generic]:
-    start = min(chunk * CHUNK, numel)
-    return checkpoint.read(name, start, min(start + CHUNK, numel))
-
-
-def _same_bits(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
-    return np.array_equal(one.view(np.uint8), other.view(np.uint8))
+def _chunk_of(checkpoint: Checkpoint, tensor: TensorInfo, chunk: int, buffers: Buffers, name: str) -> _Elements:
+    start = min(chunk * CHUNK, tensor.numel)
+    elements = buffers.take(name, tensor.dtype.storage, min(start + CHUNK, tensor.numel) - start)
+    checkpoint.read_into(tensor.name, start, elements)
+    return elements

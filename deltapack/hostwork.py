@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.device.regions import Region
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
+from deltapack.jobs import TensorJob
 from deltapack.merge_methods import METHODS
 from deltapack.parallel import ordered_map
-from deltapack.restoring import TensorJob, restore_chunk
+from deltapack.restoring import restore_chunk
 from deltapack.slots import Slots, read_chunk, write_chunk
 
 __all__ = ["HostEngine", "HostWork", "place"]
@@ -87,8 +89,8 @@ class _Held:
 
     elements: Elements
 
-    def read(self, name: str, start: int, stop: int) -> Elements:
-        return self.elements
+    def read_into(self, name: str, start: int, out: Elements) -> None:
+        out[:] = self.elements
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,13 @@ class HostEngine:
         if keep != "nothing":
             done.append(changes)
 
+        buffers = Buffers()
+
         def restore(chunk: int) -> None:
             # Whether inference mode is on is known to each thread by itself.
             with torch.inference_mode():
                 old = read_chunk(work.region, work.info, chunk)
-                new, _, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, METHODS["linear"])
+                new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, METHODS["linear"], buffers)
                 assert new is not None
                 bits = f"<u{old.dtype.itemsize}"
                 positions = np.flatnonzero(old.view(bits) != new.view(bits)).astype(np.uint32)

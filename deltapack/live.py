@@ -20,8 +20,8 @@ from deltapack.device.work import Keep, Saved, Work, key
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.hostwork import HostEngine, HostWork, place
+from deltapack.jobs import PackTerm, TensorJob
 from deltapack.parallel import resolve_workers
-from deltapack.restoring import PackTerm, TensorJob
 from deltapack.slots import Names, Slots, find_slots
 
 __all__ = ["LiveModel", "attach"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from deltapack._version import __version__
 from deltapack.applying import WriteOptions, write_checkpoint
 from deltapack.assets import copy_side_files, file_entry
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.codecs.chunk import encode_stored_chunk, stored_layout
 from deltapack.composing import Composition, WeightedPack, compose
@@ -20,10 +21,11 @@ from deltapack.format.digest import fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, open_pack_writer
+from deltapack.jobs import PackTerm, TensorJob
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merge_methods import METHODS
 from deltapack.reports import MergeReport, Progress
-from deltapack.restoring import PackTerm, RestoredTensor, TensorJob, restore_chunk, restore_tensors
+from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 
 __all__ = ["merge"]
 
@@ -115,8 +117,9 @@ class _MergedPack:
             self.base,
             self.composition.jobs,
             METHODS[self.method],
-            lambda job, start, elements: None,
+            Nowhere(),
             verify=self.options.verify,
+            digests=True,
             workers=self.options.workers,
             progress=self.options.progress,
         )
@@ -160,9 +163,9 @@ class _MergedPack:
             return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
-        chunked = self.writer.chunked_blob(layout)
+        chunked, buffers = self.writer.chunked_blob(layout), Buffers()
         for chunk in range(layout.chunks):
-            elements, _, _ = restore_chunk(self.base, job, chunk, METHODS[self.method])
+            elements, _ = restore_chunk(self.base, job, chunk, METHODS[self.method], buffers)
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())

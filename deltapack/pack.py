@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.patching import LoadedPack, add_to
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -76,6 +77,34 @@ class Pack(Mapping[str, "PackEntry"]):
 
     def __repr__(self) -> str:
         return f"<Pack {self.path} with {len(self)} tensors>"
+
+    def add_to(
+        self, state: MutableMapping[str, Any], *, weight: float = 1.0, verify: bool = True, workers: int | None = None
+    ) -> None:
+        """Turn the base's tensors into the fine-tune's, in the memory where they are.
+
+        Args:
+            state: The base: from name to numpy array in the storage type of `deltapack.dtypes` (bf16 as `uint16`) or torch tensor on
+                the CPU, contiguous. Tensors that the pack stores whole are put in anew, removed ones are
+                taken out.
+            weight: Factor for the whole difference.
+            verify: Whether the base is checked against the pack before anything is changed and, with a weight of 1, the result after.
+            workers: Threads; every core unless given.
+
+        Raises:
+            BaseMismatchError: The state is not the base of the pack; nothing was changed.
+            FormatError: The pack is damaged; where its index and tables are sound, the state may be changed in part.
+            RecipeError: A tensor cannot be changed in place: it grows, changes its type or name, or is not contiguous.
+        """
+        add_to(self._reader, state, weight=weight, verify=verify, workers=workers)
+
+    def load(self) -> LoadedPack:
+        """Read and decompress the whole pack, for states that are patched again and again; the pack must stay open.
+
+        Raises:
+            FormatError: It is damaged.
+        """
+        return LoadedPack.of(self._reader)
 
     def close(self) -> None:
         """Close the file; entries can no longer be decoded."""

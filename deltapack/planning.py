@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_shift
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILE
-from deltapack.kernels import rounding
 from deltapack.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
 
-__all__ = ["TensorPlan", "difference", "identity_of", "plan_tensor"]
+__all__ = ["TensorPlan", "identity_of", "plan_tensor"]
 
 _AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
 _SAMPLE_TILES = 8
@@ -65,17 +65,6 @@ def identity_of(finetuned: Checkpoint) -> str:
         for start in sorted({0, tensor.numel // 2, max(0, tensor.numel - 32)}):
             sha.update(finetuned.read(name, start, min(start + 32, tensor.numel)).tobytes())
     return sha.hexdigest()
-
-
-def difference(
-    base: NDArray[np.generic], base_info: TensorInfo, tuned: NDArray[np.generic], info: TensorInfo
-) -> NDArray[np.float32]:
-    """Return fine-tuned minus base, `[n] f32`, rounded once."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if "f64" in (base_info.dtype.name, info.dtype.name):
-            wide = rounding.to_f64(tuned, info.dtype) - rounding.to_f64(base, base_info.dtype)
-            return wide.astype(np.float32)
-        return rounding.to_f32(tuned, info.dtype) - rounding.to_f32(base, base_info.dtype)
 
 
 def plan_tensor(
@@ -160,7 +149,8 @@ def _sample(
     for tile in map(int, chosen):
         start, stop = tile * TILE, min((tile + 1) * TILE, plan.common)
         tuned = finetuned.read(plan.tensor.name, start, stop)
-        delta = difference(base.read(plan.base.name, start, stop), plan.base, tuned, plan.tensor)
+        elements = base.read(plan.base.name, start, stop)
+        delta = kernels.active().difference(elements, plan.base.dtype, tuned, plan.tensor.dtype)
         # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
         stride = max(1, min(dare.ALL_KEPT // plan.recipe.keep, len(delta)))
         parts.append(delta[::stride])

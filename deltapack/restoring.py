@@ -2,128 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk
-from deltapack.dtypes import DType
+from deltapack.buffers import Buffers
+from deltapack.checkpoint import Checkpoint
 from deltapack.errors import BaseMismatchError, ChecksumError
-from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
-from deltapack.format.index import BlobRef, Entry, Term
-from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.format.digest import CHUNK, chunk_digest, root_digest
+from deltapack.jobs import Elements, Room, TensorJob
 from deltapack.kernels import rounding
-from deltapack.merge_methods import Method, Sparse
+from deltapack.merge_methods import Method
+from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 
-__all__ = ["PackTerm", "RestoredTensor", "StoredRows", "StoredTerm", "TensorJob", "restore_chunk", "restore_tensors"]
+__all__ = ["Nowhere", "RestoredTensor", "Sink", "restore_chunk", "restore_tensors"]
 
-Elements = NDArray[np.generic]
-
-
-class TermSource(Protocol):
-    """Where the weighted values of one term come from."""
-
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
-        """Return positions and values of a chunk whose base elements are `base`."""
-
-
-@dataclass(frozen=True)
-class PackTerm:
-    """A term of a pack; `factor` is the term's factor times the weight."""
-
-    reader: PackReader
-    term: Term
-    blob: ChunkedBlob
-    factor: np.float32
-
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
-        """Decode a chunk."""
-        return decode_term_chunk(self.blob, self.term, number, self.factor)
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """Elements that a pack stores whole; `start` is the first one's place in the result."""
-
-    reader: PackReader
-    ref: BlobRef
-    blob: ChunkedBlob
-    dtype: DType
-    start: int = 0
-
-    def read(self, start: int, stop: int) -> Elements:
-        """Return elements [start, stop) of the result."""
-        first, last = (start - self.start) // CHUNK, (stop - 1 - self.start) // CHUNK
-        parts = [decode_stored_chunk(self.blob, self.dtype, chunk) for chunk in range(first, last + 1)]
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        offset = self.start + first * CHUNK
-        return joined[start - offset : stop - offset]
-
-
-@dataclass(frozen=True)
-class StoredTerm:
-    """A tensor stored whole, seen as a dense difference: `weight * (f32(stored) - f32(base))`."""
-
-    rows: StoredRows
-    weight: np.float32
-
-    def chunk(self, number: int, base: Elements, source: DType) -> Sparse:
-        """Compute a chunk."""
-        stored = self.rows.read(number * CHUNK, number * CHUNK + len(base))
-        with np.errstate(over="ignore", invalid="ignore"):
-            delta = rounding.to_f32(stored, self.rows.dtype) - rounding.to_f32(base, source)
-            return np.arange(len(base), dtype=np.uint32), delta * self.weight
-
-
-@dataclass(frozen=True)
-class TensorJob:
-    """One tensor to restore.
-
-    Attributes:
-        name: Its name in the result; for a tensor that only the base has, its name there.
-        dtype: Its type.
-        shape: Its shape.
-        numel: Its number of elements; 0 where only the base is to be checked.
-        base: The tensor that it starts from.
-        base_digest: What the base tensor's root digest must be; empty where nobody says.
-        terms: What is added to the common elements.
-        rows: Elements stored whole: all, or those after the common ones.
-        digest: What the root digest must be; empty where nobody says.
-        pack: The pack that says so.
-        whole: The entry that the tensor is taken from as it is, if it is.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    numel: int
-    base: TensorInfo | None = None
-    base_digest: str = ""
-    terms: tuple[TermSource, ...] = ()
-    rows: StoredRows | None = None
-    digest: str = ""
-    pack: Path | None = None
-    whole: Entry | None = None
-
-    @property
-    def common(self) -> int:
-        """Number of leading elements that are base plus terms."""
-        return 0 if self.base is None else min(self.numel, self.base.numel)
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of work; a tensor without elements is one empty chunk."""
-        return max(1, chunk_count(max(self.numel, self.base.numel if self.base is not None else 0)))
+_SPARE = 256
 
 
 @dataclass(frozen=True)
@@ -146,79 +47,142 @@ class RestoredTensor:
         return root_digest(self.job.dtype.name, self.job.shape, self.digests)
 
 
-Write = Callable[[TensorJob, int, Elements], None]
-"""Called from any thread with a job, the first element's place, and elements of the result."""
+class Sink(Protocol):
+    """Where restored elements go; called from any thread."""
+
+    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
+        """Take elements of a tensor from element `start`; they are valid during the call only."""
+
+    def copy(self, job: TensorJob, start: int, count: int) -> bool:
+        """Take elements of the base as they are, by whatever way is shorter than `write`; false if there is none."""
+
+
+class Nowhere:
+    """A sink for those who only want the digests."""
+
+    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
+        """Drop them."""
+
+    def copy(self, job: TensorJob, start: int, count: int) -> bool:
+        """Drop them."""
+        return True
 
 
 def restore_tensors(
     base: Checkpoint,
     jobs: Sequence[TensorJob],
     method: Method,
-    write: Write,
+    sink: Sink,
     *,
     verify: bool,
+    digests: bool,
     workers: int,
     progress: Progress,
 ) -> Generator[RestoredTensor, None, None]:
     """Restore tensors in order and yield each when its last chunk was written and its digests were checked.
 
-    Close the generator before closing what `write` writes to: threads may be at work until then.
+    Close the generator before closing what `sink` writes to: threads may be at work until then.
+
+    Args:
+        base: The base.
+        jobs: What to restore.
+        method: How terms are added up.
+        sink: Where the elements go.
+        verify: Whether digests are compared with those that the jobs promise.
+        digests: Whether the caller needs all digests, also those that nobody promised.
+        workers: Threads.
+        progress: Called with bytes of the result done so far and in all.
 
     Raises:
         BaseMismatchError: A base tensor has another digest than the pack says.
         ChecksumError: A result has another digest than the pack says.
         FormatError: A pack is damaged.
     """
+    buffers = Buffers()
 
-    def work(task: tuple[int, int]) -> tuple[int, bytes | None, bytes | None, int]:
-        job = jobs[task[0]]
-        elements, base_digest, digest = restore_chunk(base, job, task[1], method)
-        if elements is not None:
-            write(job, task[1] * CHUNK, elements)
-        return task[0], base_digest, digest, 0 if elements is None else elements.nbytes
+    def work(task: tuple[int, int]) -> _Done:
+        job, chunk = jobs[task[0]], task[1]
+        start, count = chunk * CHUNK, max(0, min(CHUNK, job.numel - chunk * CHUNK))
+        done = _Done(task[0], count * job.dtype.itemsize)
+        of_base, of_result = digests or (verify and bool(job.base_digest)), digests or (verify and bool(job.digest))
+        if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
+            return done
+        elements, base_digest = restore_chunk(base, job, chunk, method, buffers, base_digest=of_base or job.is_base)
+        if elements is None:
+            return replace(done, base_digest=base_digest)
+        digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
+        if not (job.is_base and sink.copy(job, start, count)):
+            sink.write(job, start, elements)
+        return replace(done, base_digest=base_digest, digest=digest)
 
     tasks = ((number, chunk) for number, job in enumerate(jobs) for chunk in range(job.chunks))
     total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
     with closing(ordered_map(work, tasks, workers)) as results:
-        for number, group in groupby(results, key=lambda result: result[0]):
+        for number, group in groupby(results, key=lambda result: result.number):
             rows = []
             for row in group:
                 rows.append(row)
-                done += row[3]
+                done += row.nbytes
                 progress(done, total)
-            base_digests = tuple(row[1] for row in rows if row[1] is not None)
-            restored = RestoredTensor(jobs[number], base_digests, tuple(row[2] for row in rows if row[2] is not None))
+            base_digests = tuple(row.base_digest for row in rows if row.base_digest is not None)
+            restored = RestoredTensor(jobs[number], base_digests, tuple(row.digest for row in rows if row.digest is not None))
             if verify:
                 _check(base, restored)
             yield restored
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A finished chunk: number of its job, bytes of the result, the digests that were wanted."""
+
+    number: int
+    nbytes: int
+    base_digest: bytes | None = None
+    digest: bytes | None = None
+
+
 def restore_chunk(
-    base: Checkpoint, job: TensorJob, chunk: int, method: Method
-) -> tuple[Elements | None, bytes | None, bytes | None]:
-    """Return the elements of a chunk of the result, and the chunk digests of base and result; each if there are any."""
-    start, base_digest, parts = chunk * CHUNK, None, []
+    base: Checkpoint, job: TensorJob, chunk: int, method: Method, buffers: Buffers, *, base_digest: bool = False
+) -> tuple[Elements | None, bytes | None]:
+    """Return the elements of a chunk of the result and, if wanted, the chunk digest of the base; each if there are any.
+
+    The elements are valid until the thread restores its next chunk with the same `buffers`.
+    """
+    start, digest, parts = chunk * CHUNK, None, []
     if job.base is not None and start < job.base.numel:
-        elements = base.read(job.base.name, start, min(start + CHUNK, job.base.numel))
-        base_digest = chunk_digest(elements)
+        elements = buffers.take("base", job.base.dtype.storage, min(start + CHUNK, job.base.numel) - start)
+        base.read_into(job.base.name, start, elements)
+        # Now, as terms are added in place.
+        digest = chunk_digest(elements) if base_digest else None
         common = elements[: max(0, job.common - start)]
         if len(common):
-            terms = [term.chunk(chunk, common, job.base.dtype) for term in job.terms]
-            parts.append(_combine(job, job.base.dtype, common, terms, method))
+            parts.append(_combine(job, chunk, common, method, buffers))
     stop = min(start + CHUNK, job.numel)
     if job.rows is not None and stop > max(start, job.rows.start):
         stored = job.rows.read(max(start, job.rows.start), stop)
         parts.append(rounding.convert(stored, job.rows.dtype, job.dtype))
     if not parts:
-        return None, base_digest, None
-    result = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
-    return result, base_digest, chunk_digest(result)
+        return None, digest
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts)), digest
 
 
-def _combine(job: TensorJob, source: DType, base: Elements, terms: Sequence[Sparse], method: Method) -> Elements:
-    if not terms:
+def _combine(job: TensorJob, chunk: int, base: Elements, method: Method, buffers: Buffers) -> Elements:
+    """Return base plus terms; `base` is overwritten."""
+    assert job.base is not None
+    source, loops = job.base.dtype, kernels.active()
+    if not job.terms:
         return rounding.convert(base, source, job.dtype)
-    return kernels.active().add_sparse(base, source, job.dtype, *method(len(base), terms))
+    rooms = [_room(buffers, number, len(base)) for number in range(len(job.terms))]
+    terms = [term.chunk(chunk, base, source, room) for term, room in zip(job.terms, rooms, strict=True)]
+    if source != job.dtype:
+        return loops.add_sparse(base, source, job.dtype, *method(len(base), terms))
+    loops.add_in_place(base, source, terms if method is linear else [method(len(base), terms)])
+    return base
+
+
+def _room(buffers: Buffers, number: int, length: int) -> Room:
+    positions = buffers.take(f"positions {number}", "<u4", length + _SPARE).view(np.uint32)
+    return positions, buffers.take(f"values {number}", "<f4", length + _SPARE).view(np.float32)
 
 
 def _check(base: Checkpoint, restored: RestoredTensor) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 from deltapack.checkpoint import open_checkpoint
 from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_layout, term_layout
 from deltapack.composing import WeightedPack, compose
+from deltapack.format.digest import chunk_count
+from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.merge_methods import METHODS
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
-from deltapack.restoring import restore_tensors
+from deltapack.restoring import Nowhere, restore_tensors
 
 __all__ = ["verify"]
 
@@ -47,26 +49,32 @@ def verify(
         files = [reader.side_file(file) for file in reader.index.files or () if file.blob is not None]
         for entry in reader.index.entries:
             reader.chunk_digests(entry)
-        tasks = list(_chunk_tasks(reader))
+        chunks = sum(_chunk_count(entry) for entry in reader.index.entries)
         if base is None:
-            with closing(ordered_map(lambda task: task(), tasks, count)) as checked:
+            with closing(ordered_map(lambda task: task(), _chunk_tasks(reader), count)) as checked:
                 for done, _ in enumerate(checked, 1):
-                    report(done, len(tasks))
-            return VerifyReport(reader.path, reader.file_bytes, len(tasks), len(files), 0, False)
+                    report(done, chunks)
+            return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
         with open_checkpoint(base) as base_ckpt:
             jobs = compose(base_ckpt, [WeightedPack(reader)]).jobs
             restored = restore_tensors(
                 base_ckpt,
                 jobs,
                 METHODS["linear"],
-                lambda job, start, elements: None,
+                Nowhere(),
                 verify=True,
+                digests=True,
                 workers=count,
                 progress=report,
             )
             with closing(restored):
                 based = sum(tensor.job.base is not None for tensor in restored)
-        return VerifyReport(reader.path, reader.file_bytes, len(tasks), len(files), based, True)
+        return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), based, True)
+
+
+def _chunk_count(entry: Entry) -> int:
+    stored = chunk_count(entry.numel - entry.common) if entry.stored is not None else 0
+    return len(entry.terms) * chunk_count(entry.common) + stored
 
 
 def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[], object]]:

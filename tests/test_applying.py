@@ -18,6 +18,7 @@ from builders import (
     leftovers,
     moved,
     random_tensor,
+    read_file,
     read_model,
     small_model,
     tuned_model,
@@ -27,6 +28,7 @@ from builders import (
 )
 
 import deltapack
+from deltapack.checkpoint.files import ReadFile, WriteFile
 from deltapack.errors import OutputError, RecipeError
 
 PackOf = Callable[..., Path]
@@ -254,3 +256,22 @@ def test_packs_of_files_apply_to_folders_and_the_reverse(tmp_path: Path) -> None
     deltapack.apply(tmp_path / "base.safetensors", tmp_path / "pack.dpk", tmp_path / "out.safetensors")
     assert read_model(tmp_path / "out") == read_model(tmp_path / "out.safetensors")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_unchanged_tensors_go_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack_of: PackOf, verify: bool) -> None:
+    base = {"big": random_tensor(1, (CHUNK + 9,)), "moved": random_tensor(2, (500,)), "none": random_tensor(3, (0, 2))}
+    pack = pack_of(base, base | {"moved": moved(base["moved"], 4)})
+    copied = []
+    copy = WriteFile.copy
+
+    def spy(file: WriteFile, source: ReadFile, start: int, offset: int, length: int) -> bool:
+        copied.append(length)
+        return copy(file, source, start, offset, length)
+
+    monkeypatch.setattr(WriteFile, "copy", spy)
+    out = tmp_path / "out.safetensors"
+    deltapack.apply(tmp_path / "base.safetensors", pack, out, verify=verify)
+    assert sorted(copied) == [36, 4 * CHUNK]
+    found = read_file(out)
+    assert found["big"] == base["big"] and found["none"] == base["none"] and found["moved"] != base["moved"]

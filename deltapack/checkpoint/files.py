@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import stat
+import sys
 import threading
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +21,9 @@ __all__ = ["ReadFile", "WriteFile", "bytes_of"]
 
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _SEEK_LOCK = threading.Lock()  # only used where the platform has no pread
+_BLOCK = 4096
+_LONG = 1 << 18
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def bytes_of(array: npt.NDArray[np.generic]) -> memoryview:
@@ -130,6 +137,39 @@ class WriteFile:
                 with _SEEK_LOCK:
                     os.lseek(self.fd, offset + done, os.SEEK_SET)
                     done += os.write(self.fd, part)
+        self._start_writeback(offset, len(view))
+
+    def copy(self, source: ReadFile, start: int, offset: int, length: int) -> bool:
+        """Copy bytes of another file inside the system, shared and not copied where the file system can; false where it cannot.
+
+        After false, what lies in the range is undefined.
+        """
+        if not hasattr(os, "copy_file_range"):
+            return False
+        done = 0
+        # Blocks can only be shared whole, so what lies before the first whole block goes first.
+        head = -start % _BLOCK if (start - offset) % _BLOCK == 0 else 0
+        try:
+            while done < length:
+                count = head - done if done < head < length else length - done
+                moved = os.copy_file_range(source.fd, self.fd, min(count, _MAX_IO), start + done, offset + done)
+                if moved == 0:  # the source was cut
+                    return False
+                done += moved
+        except OSError:  # another file system, or one that cannot
+            return False
+        self._start_writeback(offset, length)
+        return True
+
+    def _start_writeback(self, offset: int, length: int) -> None:
+        """Let the system write to the disk while the next bytes are made; `sync` then waits less. Errors are for `sync` to report.
+
+        Only whole blocks of long ranges: a block that is on its way would keep the next small write waiting.
+        """
+        start, end = -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK
+        function = _sync_file_range() if end - start >= _LONG else None
+        if function is not None:
+            function(self.fd, start, end - start, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
         """Wait until the file is on the disk."""
@@ -141,3 +181,15 @@ class WriteFile:
             with contextlib.suppress(OSError):  # what matters was reported by `sync`
                 os.close(self.fd)
             self.fd = -1
+
+
+@cache
+def _sync_file_range() -> Any:
+    """Return the system call that starts writing a range of a file to the disk; none but on Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        function = ctypes.CDLL(None).sync_file_range
+        function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+        return function
+    return None

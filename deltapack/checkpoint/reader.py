@@ -14,7 +14,7 @@ from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
 from deltapack.checkpoint.safetensors import parse_safetensors
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
-from deltapack.checkpoint.tensors import ParsedFile, Source, TensorInfo, check_count
+from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.checkpoint.torchfile import parse_torch_file
 from deltapack.errors import CheckpointError
 from deltapack.limits import DEFAULT_LIMITS, Limits
@@ -100,6 +100,12 @@ class Checkpoint:
             raise CheckpointError("the checkpoint is closed", path=self.path)
         if len(out):
             self._sources[info.name].read_into(start, out)
+
+    def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
+        """Return the file that holds a tensor's elements one after another and the offset of element `start`; none if no file does."""
+        info = self._find(name)
+        source = self._sources.get(info.name)
+        return (source.file, source.offset + start * info.dtype.itemsize) if isinstance(source, FileSource) else None
 
     def _find(self, name: str) -> TensorInfo:
         info = self.tensors.get(self.aliases.get(name, name))

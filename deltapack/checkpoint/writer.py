@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from deltapack.checkpoint.files import WriteFile, bytes_of
+from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
 from deltapack.checkpoint.replace import check_output, check_protected, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
@@ -91,22 +91,50 @@ class _Writer:
         Raises:
             OutputError: The range is not part of the tensor or was written before, or the system refuses to write.
         """
+        flat = np.ascontiguousarray(array).reshape(-1)
+        file, offset = self._place(name, start, flat.size, str(flat.dtype), flat.dtype.itemsize)
+        if not flat.size:
+            return
+        self._cover(name, start, start + flat.size)
+        with writing(self.out):
+            file.write(offset, bytes_of(flat))
+
+    def copy(self, name: str, start: int, count: int, source: ReadFile, at: int) -> None:
+        """Fill elements of a tensor with bytes of another file, inside the system where it can; safe from any number of threads.
+
+        Args:
+            name: The tensor.
+            start: Its first element to fill.
+            count: Number of elements.
+            source: The other file.
+            at: Offset of the bytes there.
+
+        Raises:
+            CheckpointError: The other file ends before, or cannot be read.
+            OutputError: The range is not part of the tensor or was written before, or the system refuses to write.
+        """
+        itemsize = self._places[name][0].dtype.itemsize if name in self._places else 0
+        file, offset = self._place(name, start, count, "bytes", itemsize)
+        self._cover(name, start, start + count)
+        if not file.copy(source, at, offset, count * itemsize):
+            data = source.read(at, count * itemsize)
+            with writing(self.out):
+                file.write(offset, memoryview(data))
+
+    def _place(self, name: str, start: int, count: int, kind: str, itemsize: int) -> tuple[WriteFile, int]:
+        """Return where elements of a tensor lie."""
         if name not in self._places:
             raise OutputError("not a tensor of this output, or it is closed", path=self.out, tensor=name)
         tensor, file, offset = self._places[name]
-        flat = np.ascontiguousarray(array).reshape(-1)
-        stop = start + flat.size
-        if flat.dtype.itemsize != tensor.dtype.itemsize or not 0 <= start <= stop <= tensor.numel:
-            found = f"[{start}, {stop}) {flat.dtype}"
-            expected = f"within {tensor.numel} of {tensor.dtype}"
+        if itemsize != tensor.dtype.itemsize or not 0 <= start <= start + count <= tensor.numel:
+            found, expected = f"[{start}, {start + count}) {kind}", f"within {tensor.numel} of {tensor.dtype}"
             raise OutputError("no such range", path=self.out, tensor=name, expected=expected, found=found)
-        if not flat.size:
-            return
+        return file, offset + start * itemsize
+
+    def _cover(self, name: str, start: int, stop: int) -> None:
         with self._lock:
             if not self._covered[name].add(start, stop):
                 raise OutputError("elements were written twice", path=self.out, tensor=name, found=f"[{start}, {stop})")
-        with writing(self.out):
-            file.write(offset + start * flat.dtype.itemsize, bytes_of(flat))
 
     def write_side_file(self, name: str, data: bytes) -> None:
         """Write a file beside the weights; a single-file output has none and ignores it."""

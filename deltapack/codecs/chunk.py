@@ -6,35 +6,61 @@ This is the only place that knows which codec writes which stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
 from deltapack.codecs import indices, values
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.codecs.quantize import quantize
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
-from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.frames import pack_stream
 from deltapack.format.index import Term
 from deltapack.format.reader import ChunkedBlob
-from deltapack.format.table import Layout, tile_lengths
+from deltapack.format.table import ChunkRecord, Layout, tile_lengths
 from deltapack.format.writer import StoredChunk
 
 __all__ = [
+    "LoadedChunks",
+    "TermChunks",
     "TermCodec",
     "decode_stored_chunk",
     "decode_term_chunk",
     "encode_stored_chunk",
     "encode_term_chunk",
+    "load_term_chunks",
     "stored_layout",
+    "stream_bounds",
     "term_layout",
+    "tiles_of",
 ]
 
 Positions = NDArray[np.uint32]
 Counts = NDArray[np.int64]
+
+
+Bounds = tuple[tuple[int, int], ...]
+
+
+class TermChunks(Protocol):
+    """Where the raw streams of a term's chunks come from: a `ChunkedBlob` on the disk, or `LoadedChunks`."""
+
+    @property
+    def layout(self) -> Layout:
+        """Which elements each chunk covers."""
+
+    @property
+    def records(self) -> tuple[ChunkRecord, ...]:
+        """The table."""
+
+    def streams(self, chunk: int, bounds: Bounds) -> list[bytes]:
+        """Return the raw streams of a chunk."""
+
+    def locate(self, error: FormatError) -> None:
+        """Name pack and tensor in an error."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,11 @@ def encode_term_chunk(
 
 
 def decode_term_chunk(
-    blob: ChunkedBlob, term: Term, chunk: int, factor: np.float32
+    blob: TermChunks,
+    term: Term,
+    chunk: int,
+    factor: np.float32,
+    room: tuple[Positions, NDArray[np.float32]] | None = None,
 ) -> tuple[Positions, NDArray[np.float32]]:
     """Decode a chunk of a term.
 
@@ -107,6 +137,7 @@ def decode_term_chunk(
         term: The term.
         chunk: Number of the chunk.
         factor: What the codes are multiplied with besides their scale.
+        room: Arrays of the chunk's length and 256 more that the results are made in; new ones unless given.
 
     Returns:
         Positions `[nnz] uint32` from the start of the chunk and values `[nnz] f32`.
@@ -114,36 +145,78 @@ def decode_term_chunk(
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
-    counts = np.array(blob.records[chunk].counts, np.int64)
-    lengths = np.array(tile_lengths(blob.layout.chunk_length(chunk)), np.int64)
-    nnz = int(counts.sum())
-    bounds = [(values.codes_raw_length(term.values, nnz),) * 2]
-    if "index" in term.streams:
-        bounds.insert(0, indices.index_raw_bounds(term.index, term.shift, counts, lengths))
-    if "scales" in term.streams:
-        bounds.append((values.scales_raw_length(counts),) * 2)
-    streams = dict(zip(term.streams, blob.streams(chunk, tuple(bounds)), strict=True))
+    counts, lengths = tiles_of(blob, chunk)
+    streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
+    to, into = room if room is not None else (None, None)
     try:
-        positions = _positions(term, streams.get("index", b""), chunk, counts, lengths)
-        decoded = values.decode_values(term.values, streams["codes"], streams.get("scales", b""), counts, factor)
+        positions = indices.decode_positions(term, streams.get("index", b""), chunk, counts, lengths, to)
+        decoded = values.decode_values(term.values, streams["codes"], streams.get("scales", b""), counts, factor, into)
     except FormatError as error:
         blob.locate(error)
         raise
     return positions, decoded
 
 
-def _positions(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts) -> Positions:
-    if term.index == "gaps":
-        return indices.decode_gaps(raw, counts, lengths, term.shift)
-    if term.index == "bitmap":
-        return indices.decode_bitmap(raw, counts, lengths)
-    if term.index == "seeded":
-        positions, found = kernels.active().sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths)
-    else:
-        positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
-    if not np.array_equal(found, counts):
-        raise FormatError(f"the {term.index} index keeps another number of elements than the table says", rule="R9")
-    return positions
+@dataclass(frozen=True)
+class LoadedChunks:
+    """The raw streams of a term's chunks, checked and held in memory."""
+
+    blob: ChunkedBlob
+    raw: tuple[list[bytes], ...]
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the blob."""
+        return self.blob.layout
+
+    @property
+    def records(self) -> tuple[ChunkRecord, ...]:
+        """Table of the blob."""
+        return self.blob.records
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the streams."""
+        return sum(len(stream) for streams in self.raw for stream in streams)
+
+    def streams(self, chunk: int, bounds: Bounds) -> list[bytes]:
+        """Return the raw streams of a chunk; their sizes were checked when they were loaded."""
+        return self.raw[chunk]
+
+    def locate(self, error: FormatError) -> None:
+        """Name pack and tensor in an error."""
+        self.blob.locate(error)
+
+
+def load_term_chunks(blob: ChunkedBlob, term: Term) -> LoadedChunks:
+    """Read and decompress all chunks of a term.
+
+    Raises:
+        FormatError: Rule R8 or R10 is broken.
+    """
+    chunks = range(blob.layout.chunks)
+    return LoadedChunks(blob, tuple(blob.streams(chunk, stream_bounds(term, *tiles_of(blob, chunk))) for chunk in chunks))
+
+
+def tiles_of(blob: TermChunks, chunk: int) -> tuple[Counts, Counts]:
+    """Return kept elements and elements of each tile of a chunk."""
+    return np.array(blob.records[chunk].counts, np.int64), _lengths(blob.layout.chunk_length(chunk))
+
+
+@lru_cache
+def _lengths(length: int) -> Counts:
+    # Not made read-only: numba would compile every loop once more for that.
+    return np.array(tile_lengths(length), np.int64)
+
+
+def stream_bounds(term: Term, counts: Counts, lengths: Counts) -> Bounds:
+    """Return the smallest and largest raw length of each stream (rule R8)."""
+    bounds = [(values.codes_raw_length(term.values, int(counts.sum())),) * 2]
+    if "index" in term.streams:
+        bounds.insert(0, indices.index_raw_bounds(term.index, term.shift, counts, lengths))
+    if "scales" in term.streams:
+        bounds.append((values.scales_raw_length(counts),) * 2)
+    return tuple(bounds)
 
 
 def encode_stored_chunk(elements: NDArray[np.generic]) -> StoredChunk:

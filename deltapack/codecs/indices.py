@@ -1,4 +1,4 @@
-"""Stored index codecs: kept positions of a chunk to bytes and back (spec/codecs/index.md).
+"""Index codecs: kept positions of a chunk to stored bytes and back (spec/codecs/index.md).
 
 `positions` are `[nnz] uint32` from the start of the chunk, `counts` and `lengths` `[tiles] int64`.
 """
@@ -12,29 +12,15 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.errors import FormatError
-from deltapack.format.digest import TILE
+from deltapack.format.digest import TILES_PER_CHUNK
+from deltapack.format.index import Term
+from deltapack.kernels.reference.positions import gaps_of
 
-__all__ = [
-    "best_shift",
-    "decode_bitmap",
-    "decode_gaps",
-    "encode_bitmap",
-    "encode_gaps",
-    "index_raw_bounds",
-]
+__all__ = ["best_shift", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
 
 Positions = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 ESCAPE = 255
-
-
-def gaps_of(positions: Positions, counts: Counts) -> NDArray[np.int64]:
-    """Return the gap `[nnz] int64` before each kept element, afresh in each tile."""
-    gaps = _skipped(positions.astype(np.int64))
-    starts = (np.cumsum(counts) - counts)[counts > 0]
-    tiles = np.flatnonzero(counts)
-    gaps[starts] = positions[starts].astype(np.int64) - tiles * TILE
-    return gaps
 
 
 def best_shift(density: float) -> int:
@@ -52,40 +38,46 @@ def best_shift(density: float) -> int:
 
 def encode_gaps(positions: Positions, counts: Counts, shift: int) -> bytes:
     """Encode positions with the gaps codec."""
-    gaps = gaps_of(positions, counts)
-    return _encode_bytes(gaps) if shift == 0 else _encode_rice(gaps, shift)
-
-
-def decode_gaps(raw: bytes, counts: Counts, lengths: Counts, shift: int) -> Positions:
-    """Invert `encode_gaps`.
-
-    Raises:
-        FormatError: The stream is not exactly what the counts need, or a position leaves its tile (rule R9).
-    """
-    nnz = int(counts.sum())
-    gaps = _decode_bytes(raw, nnz) if shift == 0 else _decode_rice(raw, nnz, shift)
-    return kernels.active().positions_from_gaps(gaps, counts, lengths)
+    if shift == 0:
+        return kernels.active().byte_gaps(positions, counts).tobytes()
+    return _encode_rice(gaps_of(positions, counts), shift)
 
 
 def encode_bitmap(positions: Positions, length: int) -> bytes:
     """Encode positions in a chunk of `length` elements, one bit per element."""
-    kept = np.zeros(length, np.bool_)
-    kept[positions] = True
-    return np.packbits(kept, bitorder="little").tobytes()
+    return kernels.active().bitmap_of(positions, length).tobytes()
 
 
-def decode_bitmap(raw: bytes, counts: Counts, lengths: Counts) -> Positions:
-    """Invert `encode_bitmap`.
+def decode_positions(
+    term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts, out: Positions | None = None
+) -> Positions:
+    """Return the kept positions of a chunk of a term.
+
+    Args:
+        term: The term.
+        raw: Its `index` stream; empty for codecs that store none.
+        chunk: Number of the chunk in the tensor.
+        counts: Kept elements of each tile, as the table says.
+        lengths: Elements of each tile.
+        out: Room for the chunk's elements and 256 more; the result is a view of it.
 
     Raises:
-        FormatError: A tile has another number of ones than its count, or an unused bit is set (rule R9).
+        FormatError: The positions are not exactly those that the table counts, or one leaves its tile (rule R9).
     """
-    positions = np.flatnonzero(np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little"))
-    if len(positions) and positions[-1] >= lengths.sum():
-        raise FormatError("unused bits of the bitmap are set", rule="R9")
-    if not np.array_equal(np.bincount(positions // TILE, minlength=len(counts)), counts):
-        raise FormatError("the bitmap keeps another number of elements than the table says", rule="R9")
-    return positions.astype(np.uint32)
+    loops, stream = kernels.active(), np.frombuffer(raw, np.uint8)
+    if term.index == "gaps" and term.shift == 0:
+        return loops.byte_gap_positions(stream, counts, lengths, out)
+    if term.index == "gaps":
+        return loops.rice_gap_positions(stream, term.shift, counts, lengths, out)
+    if term.index == "bitmap":
+        return loops.bitmap_positions(stream, counts, lengths, out)
+    if term.index == "seeded":
+        positions, found = loops.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, out)
+    else:
+        positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
+    if not np.array_equal(found, counts):
+        raise FormatError(f"the {term.index} index keeps another number of elements than the table says", rule="R9")
+    return positions
 
 
 def index_raw_bounds(codec: str, shift: int, counts: Counts, lengths: Counts) -> tuple[int, int]:
@@ -99,21 +91,6 @@ def index_raw_bounds(codec: str, shift: int, counts: Counts, lengths: Counts) ->
     return low + -(-nnz // 8), low + -(-(nnz + int((lengths >> shift).sum())) // 8)
 
 
-def _encode_bytes(gaps: NDArray[np.int64]) -> bytes:
-    escapes = gaps // ESCAPE
-    out = np.full(len(gaps) + int(escapes.sum()), ESCAPE, np.uint8)
-    out[np.arange(len(gaps)) + np.cumsum(escapes)] = gaps - escapes * ESCAPE
-    return out.tobytes()
-
-
-def _decode_bytes(raw: bytes, nnz: int) -> NDArray[np.int64]:
-    stream = np.frombuffer(raw, np.uint8)
-    ends = np.flatnonzero(stream != ESCAPE)
-    if len(ends) != nnz or (len(stream) and stream[-1] == ESCAPE):
-        raise FormatError("the gap stream keeps another number of elements", rule="R9", expected=nnz, found=len(ends))
-    return _skipped(ends) * ESCAPE + stream[ends].astype(np.int64)
-
-
 def _encode_rice(gaps: NDArray[np.int64], shift: int) -> bytes:
     low = (gaps[:, None] >> np.arange(shift)) & 1
     ends = np.cumsum((gaps >> shift) + 1) - 1
@@ -121,21 +98,3 @@ def _encode_rice(gaps: NDArray[np.int64], shift: int) -> bytes:
     unary[ends] = 1
     parts = (low.astype(np.uint8).reshape(-1), unary)
     return b"".join(np.packbits(part, bitorder="little").tobytes() for part in parts)
-
-
-def _decode_rice(raw: bytes, nnz: int, shift: int) -> NDArray[np.int64]:
-    split = -(-nnz * shift // 8)
-    bits = np.unpackbits(np.frombuffer(raw, np.uint8)[:split], bitorder="little")
-    ends = np.flatnonzero(np.unpackbits(np.frombuffer(raw, np.uint8)[split:], bitorder="little"))
-    used = int(ends[-1]) // 8 + 1 if len(ends) else 0
-    if len(ends) != nnz or bits[nnz * shift :].any() or used != len(raw) - split:
-        raise FormatError("the gap stream keeps another number of elements", rule="R9", expected=nnz, found=len(ends))
-    weights = np.left_shift(1, np.arange(shift, dtype=np.int64))
-    low = bits[: nnz * shift].reshape(nnz, shift) @ weights
-    gaps: NDArray[np.int64] = (_skipped(ends) << shift) | low
-    return gaps
-
-
-def _skipped(places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many numbers lie between each of the increasing `places` and the one before it, or -1."""
-    return np.diff(places, prepend=np.full(1, -1, np.int64)).astype(np.int64) - 1

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs import indices, values
+from deltapack.codecs.chunk import stream_bounds, term_layout, tiles_of
 from deltapack.codecs.planes import join_planes
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
-from deltapack.format.table import Layout, tile_lengths
-from deltapack.kernels import reference
+from deltapack.kernels.reference.positions import gap_thresholds, gaps_of
+from deltapack.kernels.reference.values import GROUP
 from deltapack.parallel import ordered_map
 
 __all__ = ["ALIGNMENT", "COLUMNS", "KINDS", "SEGMENT_BYTES", "ReadyTerm", "Segments", "lay_out"]
@@ -137,14 +138,14 @@ def lay_out(reader: PackReader, entries: Iterable[Entry], segments: Segments, wo
         FormatError: A rule from R8 to R10 is broken. Whether a seeded mask keeps as many elements as the table says is left to the device.
     """
     terms = [(entry, term) for entry in entries for term in entry.terms]
-    blobs = [reader.chunked_blob(term.blob, Layout(entry.common, len(term.streams), True), term.nnz, entry.name) for entry, term in terms]
+    blobs = [reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name) for entry, term in terms]
     tasks = ((blob, term, chunk) for (_, term), blob in zip(terms, blobs, strict=True) for chunk in range(blob.layout.chunks))
     chunks = ordered_map(lambda task: _ready_chunk(*task), tasks, workers)
     tables: dict[int, tuple[int, int]] = {}
     try:
         for (entry, term), blob in zip(terms, blobs, strict=True):
             if term.index == "seeded" and term.keep not in tables:
-                thresholds = (reference.gap_thresholds(term.keep) - np.uint64(1)).astype(np.uint32)
+                thresholds = (gap_thresholds(term.keep) - np.uint64(1)).astype(np.uint32)
                 segments.reserve(thresholds.nbytes)
                 tables[term.keep] = (segments.number, segments.put(thresholds.view(np.uint8)))
             before, rows = 0, []
@@ -181,45 +182,32 @@ def _put_chunk(chunk: _ReadyChunk, before: int, segments: Segments) -> Table:
 
 
 def _ready_chunk(blob: ChunkedBlob, term: Term, chunk: int) -> _ReadyChunk:
-    counts = np.array(blob.records[chunk].counts, np.int64)
-    lengths = np.array(tile_lengths(blob.layout.chunk_length(chunk)), np.int64)
-    streams = _streams(blob, term, chunk, counts, lengths)
+    counts, lengths = tiles_of(blob, chunk)
+    streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
     try:
-        kind, index, items, index_at = _ready_index(term, streams.get("index", b""), counts, lengths)
+        kind, index, items, index_at = _ready_index(term, streams.get("index", b""), chunk, counts, lengths)
         codes = _ready_codes(term.values, streams["codes"], int(counts.sum()))
         scales = _finite(join_planes(streams.get("scales", b""), "<u2"), "bf16", "scale")
     except FormatError as error:
         blob.locate(error)
         raise
-    groups = -(-counts // reference.GROUP)
+    groups = -(-counts // GROUP)
     return _ReadyChunk(kind, counts, items, index_at, 2 * (np.cumsum(groups) - groups), index, codes, scales)
 
 
-def _streams(blob: ChunkedBlob, term: Term, chunk: int, counts: Counts, lengths: Counts) -> dict[str, bytes]:
-    """Return the raw streams of a chunk by name (rule R8 for their lengths)."""
-    bounds = {
-        "index": lambda: indices.index_raw_bounds(term.index, term.shift, counts, lengths),
-        "codes": lambda: (values.codes_raw_length(term.values, int(counts.sum())),) * 2,
-        "scales": lambda: (values.scales_raw_length(counts),) * 2,
-    }
-    raw = blob.streams(chunk, tuple(bounds[name]() for name in term.streams))
-    return dict(zip(term.streams, raw, strict=True))
-
-
-def _ready_index(term: Term, raw: bytes, counts: Counts, lengths: Counts) -> tuple[int, Bytes, Counts, Counts]:
+def _ready_index(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts) -> tuple[int, Bytes, Counts, Counts]:
     """Return kind, stream, and for each tile its items and the byte where they start."""
     none = np.zeros(0, np.uint8)
     if term.index == "seeded":
         return KINDS["seeded"], none, np.full_like(lengths, UNBOUNDED), np.zeros_like(lengths)
     if term.index == "all":
         return KINDS["all"], none, lengths, np.zeros_like(lengths)
+    positions = indices.decode_positions(term, raw, chunk, counts, lengths)
     if term.index == "bitmap":
-        indices.decode_bitmap(raw, counts, lengths)
         return KINDS["bitmap"], np.frombuffer(raw, np.uint8), lengths, (np.cumsum(lengths) - lengths) // 8
-    positions = indices.decode_gaps(raw, counts, lengths, term.shift)
     if term.shift == 0 and len(raw) <= 2 * len(positions):
         return _narrow_gaps(np.frombuffer(raw, np.uint8), counts)
-    gaps = indices.gaps_of(positions, counts)
+    gaps = gaps_of(positions, counts)
     if len(gaps) + int((gaps // indices.ESCAPE).sum()) <= 2 * len(gaps):
         return _narrow_gaps(np.frombuffer(indices.encode_gaps(positions, counts, 0), np.uint8), counts)
     return KINDS["wide gaps"], gaps.astype(np.uint16).view(np.uint8), counts, 2 * (np.cumsum(counts) - counts)

@@ -188,8 +188,8 @@ class ChunkedBlob:
         self, reader: PackReader, start: int, layout: Layout, records: tuple[ChunkRecord, ...], tensor: str
     ) -> None:
         self._reader = reader
-        self.layout = layout
-        self.records = records
+        self.layout: Layout = layout
+        self.records: tuple[ChunkRecord, ...] = records
         self._tensor = tensor
         self._starts = [start]
         for record in records:

@@ -13,9 +13,10 @@ from deltapack.format.digest import CHUNK, TILE, chunk_count
 __all__ = ["ChunkRecord", "Layout", "tile_lengths"]
 
 
-def tile_lengths(length: int) -> list[int]:
+@lru_cache
+def tile_lengths(length: int) -> tuple[int, ...]:
     """Return the number of elements of each tile of a chunk of `length` elements."""
-    return [min(TILE, length - start) for start in range(0, length, TILE)]
+    return tuple(min(TILE, length - start) for start in range(0, length, TILE))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loops over tiles, one module per backend: same functions, same bits.
+"""The loops over tiles, one package per backend: same functions, same bits.
 
 `reference` (numpy) says what is right; `cpu` (numba) is what runs where numba can be imported.
 """
@@ -18,45 +18,84 @@ from deltapack.dtypes import DType
 __all__ = ["Backend", "active"]
 
 _Array = NDArray[np.generic]
+_Bytes = NDArray[np.uint8]
+_Counts = NDArray[np.int64]
+_Groups = tuple[NDArray[np.int8], NDArray[np.uint16]]
 _Positions = NDArray[np.uint32]
 _Values = NDArray[np.float32]
-_Counts = NDArray[np.int64]
+_Sparse = tuple[_Positions, _Values]
 
 
 class Backend(Protocol):
-    """What every backend module offers; `deltapack.kernels.reference` documents the functions."""
+    """What every backend offers; `deltapack.kernels.reference` documents the functions."""
 
-    def sample_positions(self, key: int, keep: int, first_tile: int, lengths: _Counts) -> tuple[_Positions, _Counts]:
+    def sample_positions(
+        self, key: int, keep: int, first_tile: int, lengths: _Counts, out: _Positions | None = None
+    ) -> tuple[_Positions, _Counts]:
         """Regenerate the seeded mask of a chunk."""
 
-    def positions_from_gaps(self, gaps: _Counts, counts: _Counts, lengths: _Counts) -> _Positions:
-        """Turn gaps into positions."""
+    def byte_gap_positions(self, raw: _Bytes, counts: _Counts, lengths: _Counts, out: _Positions | None = None) -> _Positions:
+        """Decode gaps of one byte."""
 
-    def unpack_codes(self, raw: NDArray[np.uint8], bits: int, nnz: int) -> NDArray[np.int8]:
-        """Unpack low-bit codes."""
+    def rice_gap_positions(
+        self, raw: _Bytes, shift: int, counts: _Counts, lengths: _Counts, out: _Positions | None = None
+    ) -> _Positions:
+        """Decode gaps in Rice codes."""
 
-    def scale_codes(
-        self, codes: NDArray[np.int8], scales: NDArray[np.uint16], counts: _Counts, factor: np.float32
-    ) -> _Values:
-        """Multiply codes with their group scales."""
+    def bitmap_positions(self, raw: _Bytes, counts: _Counts, lengths: _Counts, out: _Positions | None = None) -> _Positions:
+        """Decode a bitmap."""
 
-    def search_steps(
+    def code_values(
         self,
-        integers: NDArray[np.int32],
-        negative: NDArray[np.bool_],
-        start: NDArray[np.uint32],
-        inverse: _Values,
-        top: int,
-        mantissa_bits: int,
-        candidates: int,
-    ) -> NDArray[np.uint32]:
-        """Find the scale of each group with the least squared error."""
+        raw: _Bytes,
+        bits: int,
+        scales: NDArray[np.uint16],
+        counts: _Counts,
+        factor: np.float32,
+        out: _Values | None = None,
+    ) -> _Values:
+        """Unpack codes and multiply them with their group's scale."""
 
-    def sum_terms(self, length: int, terms: Sequence[tuple[_Positions, _Values]]) -> tuple[_Positions, _Values]:
+    def plane_values(self, raw: _Bytes, dtype: DType, factor: np.float32, out: _Values | None = None) -> _Values:
+        """Decode float codes."""
+
+    def sum_terms(self, length: int, terms: Sequence[_Sparse]) -> _Sparse:
         """Add sparse terms in order."""
 
+    def add_in_place(self, elements: _Array, dtype: DType, terms: Sequence[_Sparse]) -> None:
+        """Add the sum of sparse terms to elements."""
+
+    def are_finite(self, elements: _Array, dtype: DType, positions: _Positions) -> bool:
+        """Return whether the elements at positions are finite."""
+
     def add_sparse(self, base: _Array, source: DType, target: DType, positions: _Positions, total: _Values) -> _Array:
-        """Return base plus a sparse sum."""
+        """Return base plus a sparse sum, in another type."""
+
+    def compare(self, base: _Array, source: DType, tuned: _Array, target: DType) -> tuple[float, float, bool]:
+        """Return statistics of the difference of two chunks."""
+
+    def difference(self, base: _Array, source: DType, tuned: _Array, target: DType) -> _Values:
+        """Return fine-tuned minus base."""
+
+    def kept_differences(
+        self, base: _Array, source: DType, tuned: _Array, target: DType, positions: _Positions
+    ) -> _Values:
+        """Return fine-tuned minus base at the kept positions."""
+
+    def quantize_groups(self, values: _Values, counts: _Counts, top: int, mantissa_bits: int, candidates: int) -> _Groups:
+        """Choose scales and codes."""
+
+    def sign_groups(self, values: _Values, counts: _Counts) -> _Groups:
+        """Choose scales for signs."""
+
+    def pack_codes(self, codes: NDArray[np.int8], bits: int) -> _Bytes:
+        """Pack low-bit codes."""
+
+    def byte_gaps(self, positions: _Positions, counts: _Counts) -> _Bytes:
+        """Encode gaps of one byte."""
+
+    def bitmap_of(self, positions: _Positions, length: int) -> _Bytes:
+        """Encode a bitmap."""
 
 
 @cache

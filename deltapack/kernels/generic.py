@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from deltapack.dtypes import DType
-from deltapack.kernels import reference
+from deltapack.kernels.reference.positions import ESCAPE, TILE, gap_thresholds
+from deltapack.kernels.reference.values import GROUP
 
 __all__ = [
     "BITS",
@@ -53,16 +54,16 @@ def sample_positions(key: int, keep: int, first_tile: int, lengths: Sequence[int
         Positions `[nnz] int64` from the start of the first tile, increasing, and counts `[tiles] int64`.
     """
     extent, density = max(lengths, default=0), keep / 2**32
-    steps = max(1.0, extent * density / (1 - (1 - density) ** reference.ESCAPE))
+    steps = max(1.0, extent * density / (1 - (1 - density) ** ESCAPE))
     blocks = int((steps + 6 * steps**0.5) / 4) + 2
     at_once = max(1, _SAMPLES_AT_ONCE // (4 * blocks))
-    thresholds = torch.tensor(reference.gap_thresholds(keep).astype("int64"), device=device)
+    thresholds = torch.tensor(gap_thresholds(keep).astype("int64"), device=device)
     parts, counts = [], []
     for start in range(0, len(lengths), at_once):
         ends = torch.tensor(lengths[start : start + at_once], dtype=torch.int64, device=device)[:, None]
         cursor, kept = _walk(key, thresholds, first_tile + start, len(ends), blocks, extent)
         kept &= cursor <= ends
-        offset = torch.arange(start, start + len(ends), dtype=torch.int64, device=device)[:, None] * reference.TILE - 1
+        offset = torch.arange(start, start + len(ends), dtype=torch.int64, device=device)[:, None] * TILE - 1
         parts.append((cursor + offset)[kept])
         counts.append(kept.sum(dim=1))
     empty = torch.zeros(0, dtype=torch.int64, device=device)
@@ -75,7 +76,7 @@ def _walk(key: int, thresholds: Tensor, tile: int, tiles: int, blocks: int, exte
     while True:
         samples = _philox(key, numbers, torch.arange(blocks, dtype=torch.int64, device=thresholds.device)[None, :])
         gaps = torch.searchsorted(thresholds, samples.reshape(tiles, -1), right=True)
-        kept = gaps < reference.ESCAPE
+        kept = gaps < ESCAPE
         cursor = torch.cumsum(gaps + kept, dim=1)
         if int(cursor[:, -1].min()) >= extent:
             return cursor, kept
@@ -104,11 +105,11 @@ def positions_from_gaps(gaps: Tensor, items: Tensor, escapes: bool) -> Tensor:
         escapes: Whether 255 means that nothing is kept.
     """
     steps = gaps.to(torch.int64)
-    kept = steps != reference.ESCAPE if escapes else torch.ones_like(steps, dtype=torch.bool)
+    kept = steps != ESCAPE if escapes else torch.ones_like(steps, dtype=torch.bool)
     cursor = torch.cumsum(steps + kept, dim=0)
     starts = torch.cumsum(items, dim=0) - items
     before = torch.cat([torch.zeros(1, dtype=torch.int64, device=gaps.device), cursor])[starts]
-    offset = torch.arange(len(items), dtype=torch.int64, device=gaps.device) * reference.TILE - before - 1
+    offset = torch.arange(len(items), dtype=torch.int64, device=gaps.device) * TILE - before - 1
     return (cursor + torch.repeat_interleave(offset, items, output_size=len(gaps)))[kept]
 
 
@@ -152,10 +153,10 @@ def _unpack(codec: str, codes: Tensor, nnz: int) -> Tensor:
 
 def _groups(counts: Tensor, nnz: int) -> Tensor:
     """Return the number of each kept element's group: 128 elements, never across tiles."""
-    groups = -(-counts // reference.GROUP)
+    groups = -(-counts // GROUP)
     first_kept, first_group = torch.cumsum(counts, 0) - counts, torch.cumsum(groups, 0) - groups
     within = torch.arange(nnz, device=counts.device) - torch.repeat_interleave(first_kept, counts, output_size=nnz)
-    return torch.repeat_interleave(first_group, counts, output_size=nnz) + within // reference.GROUP
+    return torch.repeat_interleave(first_group, counts, output_size=nnz) + within // GROUP
 
 
 def sum_terms(length: int, terms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

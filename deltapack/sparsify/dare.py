@@ -49,7 +49,9 @@ def mask_key(seed: int, identity: str, tensor: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def select(keep: int, key: int, chunk: int, length: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def select(
+    keep: int, key: int, chunk: int, length: int, out: NDArray[np.uint32] | None = None
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Return the kept positions of a chunk, `[nnz] uint32`, and the kept count of each tile, `[tiles] int64`.
 
     Args:
@@ -57,8 +59,9 @@ def select(keep: int, key: int, chunk: int, length: int) -> tuple[NDArray[np.uin
         key: Mask key.
         chunk: Number of the chunk in its tensor.
         length: Elements of the chunk.
+        out: Room for the chunk's elements and 256 more; the positions are then a view of it.
     """
     lengths = np.array(tile_lengths(length), np.int64)
     if keep == ALL_KEPT:
         return np.arange(length, dtype=np.uint32), lengths
-    return kernels.active().sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths)
+    return kernels.active().sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths, out)

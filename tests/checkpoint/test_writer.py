@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deltapack.checkpoint import (
     Checkpoint,
@@ -30,9 +31,10 @@ from deltapack.checkpoint import (
     plan_shards,
     replace,
 )
+from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.writer import _Coverage
 from deltapack.dtypes import BY_NAME
-from deltapack.errors import FormatError, OutputError
+from deltapack.errors import CheckpointError, FormatError, OutputError
 
 F32, U8 = BY_NAME["f32"], BY_NAME["u8"]
 SHARDS = plan_shards([("a", F32, (2, 3)), ("b", F32, (4,))])
@@ -387,3 +389,51 @@ def test_coverage_counts_each_element_once(ranges: list[tuple[int, int]]) -> Non
         assert coverage.count == len(seen)
     assert coverage.starts == sorted(coverage.starts)
     assert all(stop < start for stop, start in zip(coverage.stops, coverage.starts[1:], strict=False))
+
+
+def test_bytes_are_copied_from_file_to_file(tmp_path: Path) -> None:
+    """With and without the same place in a block of the file system, over several blocks and in parts."""
+    data = np.random.default_rng(1).integers(0, 256, 50_000, np.uint8)
+    (tmp_path / "source").write_bytes(data.tobytes())
+    tensors = [("a", U8, (20_000,)), ("b", F32, (3, 1000))]
+    with contextlib.closing(ReadFile(tmp_path / "source")) as source:
+        for shift in (0, 1, 123, None):
+            out = tmp_path / "out.safetensors"
+            with open_writer(out, plan_shards(tensors), force=True) as writer:
+                at = writer._places["a"][2] if shift is None else shift
+                for start, count in ((5001, 14_999), (0, 1), (1, 5000)):
+                    writer.copy("a", start, count, source, at + start)
+                writer.copy("b", 0, 3000, source, 7)
+                with pytest.raises(OutputError, match="twice"):
+                    writer.copy("b", 5, 1, source, 7)
+                with pytest.raises(OutputError, match="no such range"):
+                    writer.copy("b", 2999, 2, source, 7)
+                with pytest.raises(OutputError, match="not a tensor"):
+                    writer.copy("c", 0, 1, source, 7)
+            found = load_file(out)
+            assert found["a"].numpy().tobytes() == data[at : at + 20_000].tobytes()
+            assert found["b"].numpy().tobytes() == data[7:12_007].tobytes()
+
+
+def test_a_source_that_is_cut_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(100))
+    out = open_writer(tmp_path / "out.safetensors", plan_shards([("a", U8, (300,))]))
+    with pytest.raises(CheckpointError, match="ended"), contextlib.closing(ReadFile(tmp_path / "source")) as source, out as writer:
+        writer.copy("a", 0, 300, source, 0)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("can", ["not here", "not at all"])
+def test_where_the_system_cannot_copy_bytes_go_through_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: str) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EXDEV, "another device")
+
+    if can == "not here":
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    else:
+        monkeypatch.delattr(os, "copy_file_range")
+    (tmp_path / "source").write_bytes(bytes(range(200)))
+    out = open_writer(tmp_path / "out.safetensors", plan_shards([("a", U8, (100,))]))
+    with contextlib.closing(ReadFile(tmp_path / "source")) as source, out as writer:
+        writer.copy("a", 0, 100, source, 50)
+    assert load_file(tmp_path / "out.safetensors")["a"].tolist() == list(range(50, 150))

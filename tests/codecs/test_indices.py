@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deltapack.codecs.indices import best_shift, decode_bitmap, decode_gaps, encode_bitmap, encode_gaps, index_raw_bounds
+from deltapack.codecs.indices import best_shift, decode_positions, encode_bitmap, encode_gaps, index_raw_bounds
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.frames import pack_stream
+from deltapack.format.index import BlobRef, Term
 from deltapack.format.table import tile_lengths
 
 LENGTHS = [1, 2, 63, 64, 65, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK]
@@ -29,12 +30,16 @@ def counts_of(positions: Positions, length: int) -> Counts:
     return np.bincount(positions // TILE, minlength=len(tile_lengths(length))).astype(np.int64)
 
 
+def decode(index: str, raw: bytes, counts: Counts, lengths: Counts, shift: int = 0) -> Positions:
+    return decode_positions(Term(index, "f32", 1.0, 0, BlobRef(0, 0, ""), shift=shift), raw, 0, counts, lengths)
+
+
 def check_round_trip(positions: Positions, length: int, shift: int) -> None:
     counts, lengths = counts_of(positions, length), lengths_of(length)
     raw = encode_gaps(positions, counts, shift)
     least, most = index_raw_bounds("gaps", shift, counts, lengths)
     assert least <= len(raw) <= most
-    found = decode_gaps(raw, counts, lengths, shift)
+    found = decode("gaps", raw, counts, lengths, shift)
     assert found.dtype == np.uint32
     assert np.array_equal(found, positions)
 
@@ -82,7 +87,7 @@ def test_bitmap_round_trip(length: int, density: float) -> None:
     positions = np.flatnonzero(np.random.default_rng(length).random(length) < density).astype(np.uint32)
     raw = encode_bitmap(positions, length)
     assert index_raw_bounds("bitmap", 0, counts_of(positions, length), lengths_of(length)) == (len(raw), len(raw))
-    assert np.array_equal(decode_bitmap(raw, counts_of(positions, length), lengths_of(length)), positions)
+    assert np.array_equal(decode("bitmap", raw, counts_of(positions, length), lengths_of(length)), positions)
 
 
 def test_bytes_are_those_of_the_specification() -> None:
@@ -104,7 +109,7 @@ def test_any_gap_stream_is_refused_or_stays_in_its_tiles(raw: bytes, shift: int,
     lengths = np.array([TILE] * (len(kept) - 1) + [last], np.int64)
     counts = np.minimum(np.array(kept, np.int64), lengths)
     try:
-        positions = decode_gaps(raw, counts, lengths, shift)
+        positions = decode("gaps", raw, counts, lengths, shift)
     except FormatError as error:
         assert error.rule == "R9"
         return
@@ -122,7 +127,7 @@ def test_any_bitmap_is_refused_or_right(raw: bytes, unused: int, wrong: int) -> 
     ones = sum(byte.bit_count() for byte in raw)
     counts, lengths = np.array([max(0, ones + wrong)], np.int64), lengths_of(length)
     try:
-        positions = decode_bitmap(raw, counts, lengths)
+        positions = decode("bitmap", raw, counts, lengths)
     except FormatError as error:
         assert error.rule == "R9"
         assert wrong or int.from_bytes(raw, "little") >> length
@@ -156,16 +161,16 @@ def test_any_bitmap_is_refused_or_right(raw: bytes, unused: int, wrong: int) -> 
 )
 def test_hostile_gap_streams(raw: bytes, counts: list[int], lengths: list[int], shift: int) -> None:
     with pytest.raises(FormatError) as caught:
-        decode_gaps(raw, np.array(counts), np.array(lengths), shift)
+        decode("gaps", raw, np.array(counts), np.array(lengths), shift)
     assert caught.value.rule == "R9"
 
 
 def test_bitmap_counts_belong_to_their_tiles() -> None:
     raw = encode_bitmap(np.array([0, 1, TILE], np.uint32), 2 * TILE)
     lengths = lengths_of(2 * TILE)
-    assert decode_bitmap(raw, np.array([2, 1]), lengths).tolist() == [0, 1, TILE]
+    assert decode("bitmap", raw, np.array([2, 1]), lengths).tolist() == [0, 1, TILE]
     with pytest.raises(FormatError):
-        decode_bitmap(raw, np.array([1, 2]), lengths)
+        decode("bitmap", raw, np.array([1, 2]), lengths)
 
 
 def entropy_bytes(density: float, positions: int, length: int) -> float:

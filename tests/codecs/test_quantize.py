@@ -28,11 +28,15 @@ def groups_of(law: str, groups: int = 400) -> Floats:
     return draw[law]().astype(np.float32)
 
 
+def decoded(codes: NDArray[np.generic], scales: NDArray[np.uint16], counts: NDArray[np.int64]) -> Floats:
+    return reference.code_values(codes.view(np.uint8), 8, scales, counts, ONE)
+
+
 def coded(codec: str, values: Floats, counts: NDArray[np.int64] | None = None) -> Floats:
     """What a decoder sees."""
     counts = np.array([values.size], np.int64) if counts is None else counts
     codes, scales = quantize(codec, values.reshape(-1), counts)
-    return reference.scale_codes(codes.view(np.int8), scales, counts, ONE).reshape(values.shape)
+    return decoded(codes, scales, counts).reshape(values.shape)
 
 
 def squared_errors(values: Floats, seen: Floats) -> NDArray[np.float64]:
@@ -70,7 +74,7 @@ def test_codes_and_scales_are_in_range(codec: str, kept: list[int], scale: float
     assert codec != "sign" or codes.all()
     assert np.isfinite((scales.astype(np.uint32) << 16).view(np.float32)).all()
     # No decoded value is much larger than what went in. The largest step is that of int2: largest / 1.5, rounded up.
-    seen = reference.scale_codes(codes.view(np.int8), scales, counts, ONE)
+    seen = decoded(codes, scales, counts)
     assert not len(seen) or np.abs(seen).max() <= 1.5 * np.float64(np.abs(values).max())
 
 

@@ -110,7 +110,7 @@ def write_raw(path: Path, codec: TermCodec, count: int, length: int, **streams: 
 HOSTILE: list[tuple[TermCodec, int, int, dict[str, Any], str]] = [
     (TermCodec("gaps", "int8"), 3, 20, {"index": b"\x00\x00\x12"}, "outside its tile"),
     (TermCodec("gaps", "int8"), 3, 600, {"index": b"\x00\xff\xff\x00\x64"}, "outside its tile"),
-    (TermCodec("gaps", "int8"), 3, 600, {"index": b"\x00\x00\x00\xff"}, "another number"),
+    (TermCodec("gaps", "int8"), 3, 600, {"index": b"\x00\x00\x00\xff"}, "unused bits of the gap stream"),
     (TermCodec("gaps", "int8"), 3, 600, {"index": b"\xff\x00\x00"}, "another number"),
     (TermCodec("gaps", "int8", 3), 2, 20, {"index": b"\x3f\x00\x00\x03"}, "impossible size|another number|outside"),
     (TermCodec("bitmap", "int8"), 3, 20, {"index": b"\x07\x00\x10"}, "unused bits of the bitmap"),

@@ -15,7 +15,7 @@ from deltapack.codecs import indices, values
 from deltapack.dtypes import BY_NAME
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import generic, reference, rounding
-from deltapack.kernels.reference import TILE
+from deltapack.kernels.reference.positions import TILE, gaps_of
 
 FLOATS = ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"]
 KEYS = [0, 0x0123456789ABCDEF, 2**64 - 1]
@@ -85,7 +85,7 @@ def test_stored_positions(density: float, seed: int, length: int) -> None:
     lengths = np.array(tile_lengths(length), np.int64)
     positions = np.flatnonzero(np.random.default_rng(seed).random(length) < density).astype(np.uint32)
     counts = np.bincount(positions >> 16, minlength=len(lengths)).astype(np.int64)
-    gaps = indices.gaps_of(positions, counts)
+    gaps = gaps_of(positions, counts)
     found = generic.positions_from_gaps(to_device(gaps), to_device(counts), escapes=False)
     assert np.array_equal(found.cpu().numpy(), positions)
     stream = np.frombuffer(indices.encode_gaps(positions, counts, 0), np.uint8)

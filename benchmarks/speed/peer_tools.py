@@ -1,0 +1,164 @@
+"""The tools that deltapack is compared with: how each is called for each task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers_env import PeersUnavailableError, environment, python_of
+from benchmarks.processes import run_command
+from benchmarks.speed.floors import weight_files
+from benchmarks.speed.inputs import Bench
+from benchmarks.speed.verbs import Peaks, clear, command_candidate
+from benchmarks.timing import Candidate
+
+__all__ = ["PATCH_FROM", "Peer", "Tools", "patch_from"]
+
+PATCH_FROM = "zstd -3 --patch-from"
+CODE = str(Path(__file__).with_name("peer_code.py"))
+OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "TRANSFORMERS_VERBOSITY": "error"}
+Command = Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool at a task.
+
+    Attributes:
+        candidate: What to time.
+        out: What it writes.
+        restores: The folder whose weight files it must give back bit for bit; none where it is lossy.
+    """
+
+    candidate: Candidate
+    out: Path | None = None
+    restores: Path | None = None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Makes peers; a tool that is missing becomes a peer that fails with the reason."""
+
+    bench: Bench
+    peaks: Peaks
+    make_environment: bool = True
+
+    @property
+    def base(self) -> Path:
+        return self.bench.base
+
+    @property
+    def tuned(self) -> Path:
+        return self.bench.family.tuned[0]
+
+    def folder(self, name: str) -> Path:
+        return self.bench.scratch / f"peer-{name}"
+
+    def system(self, name: str, tool: str, out: Path, commands: Callable[[], Sequence[Command]], *, lossless: bool = False) -> Peer:
+        """A program of the system that works on one weight file after the other."""
+        if shutil.which(tool) is None:
+            return Peer(_failing(name, f"{tool} is not on the PATH: apt-get install {tool}"))
+
+        def run() -> object:
+            out.mkdir()
+            return command_candidate(name, commands(), self.peaks, None).call()
+
+        return Peer(Candidate(name, run, lambda: clear(out)), out, self.tuned if lossless else None)
+
+    def python(self, name: str, out: Path | None, *words: str | Path, lossless: bool = False, module: bool = False) -> Peer:
+        """A task of peer_code.py, or with `module` a program of the peers' environment."""
+        try:
+            python = python_of(environment(make=self.make_environment))
+        except PeersUnavailableError as error:
+            return Peer(_failing(name, str(error)))
+        command: Command = [python.with_name(str(words[0])), *words[1:]] if module else [python, CODE, *words]
+        return Peer(command_candidate(name, [command], self.peaks, out, OFFLINE), out, self.tuned if lossless else None)
+
+    def pairs(self) -> Iterator[tuple[Path, Path]]:
+        """Yield the weight files of the fine-tune and the base's of the same name."""
+        for path in weight_files(self.tuned):
+            yield path, self.base / path.name
+
+    def compressors(self) -> list[Peer]:
+        zstd1, xdelta = self.folder("zstd"), self.folder("xdelta3")
+        return [
+            self.system("zstd -1", "zstd", zstd1, lambda: [["zstd", "-q", "-1", new, "-o", zstd1 / new.name] for new, _ in self.pairs()]),
+            patch_from(self.bench, self.peaks),
+            self.system("xdelta3", "xdelta3", xdelta, lambda: [_xdelta("-e", old, new, xdelta) for new, old in self.pairs()]),
+            self.python("zipnn", self.folder("zipnn"), "zipnn_compress", self.tuned, self.folder("zipnn")),
+            self.python("deltatensors int4", self.folder("dt"), "deltatensors_save", self.base, self.tuned, self.folder("dt")),
+            self.python("plain torch, 10 % kept", self.folder("torch"), "torch_save", self.base, self.tuned, self.folder("torch")),
+        ]
+
+    def restorers(self) -> list[Peer]:
+        """The way back, from what `compressors` left."""
+        zstd1, patch, xdelta = (self.folder(name) for name in ("zstd", "patch", "xdelta3"))
+        out = {name: self.folder(f"{name}-back") for name in ("zstd", "patch", "xdelta3", "zipnn", "dt", "torch")}
+        unzstd = ["zstd", "-q", "-d", "--long=31", "--memory=2048MB"]
+        return [
+            self.system(
+                "zstd -d", "zstd", out["zstd"],
+                lambda: [["zstd", "-q", "-d", zstd1 / new.name, "-o", out["zstd"] / new.name] for new, _ in self.pairs()], lossless=True,
+            ),
+            self.system(
+                "zstd -d --patch-from", "zstd", out["patch"],
+                lambda: [[*unzstd, f"--patch-from={old}", patch / new.name, "-o", out["patch"] / new.name] for new, old in self.pairs()],
+                lossless=True,
+            ),
+            self.system(
+                "xdelta3 -d", "xdelta3", out["xdelta3"],
+                lambda: [_xdelta("-d", old, xdelta / new.name, out["xdelta3"]) for new, old in self.pairs()], lossless=True,
+            ),
+            self.python("zipnn, decompress", out["zipnn"], "zipnn_decompress", self.folder("zipnn"), out["zipnn"], lossless=True),
+            self.python("deltatensors, load and save", out["dt"], "deltatensors_load", self.base, self.folder("dt"), out["dt"]),
+            self.python("plain torch, index_add_ and save", out["torch"], "torch_apply", self.base, self.folder("torch"), out["torch"]),
+        ]  # fmt: skip
+
+    def in_memory(self) -> Candidate:
+        """Plain torch, which times its own additions."""
+        name = "plain torch, index_add_ in memory"
+        try:
+            python = python_of(environment(make=self.make_environment))
+        except PeersUnavailableError as error:
+            return _failing(name, str(error))
+
+        def run() -> float:
+            done = run_command([python, CODE, "torch_memory", self.base, self.folder("torch")], OFFLINE)
+            return float(done.output.strip().splitlines()[-1])
+
+        return Candidate(name, run)
+
+    def mergekit(self, method: str) -> Peer:
+        """Merge the four full fine-tunes."""
+        out, recipe = self.folder(f"mergekit-{method}"), self.bench.scratch / f"{method}.yml"
+        settings = {"weight": 0.3} | ({} if method == "task_arithmetic" else {"density": 0.1})
+        models = [{"model": str(path), "parameters": settings} for path in self.bench.family.tuned]
+        # JSON is YAML.
+        recipe.write_text(json.dumps({"merge_method": method, "base_model": str(self.base), "models": models, "dtype": "bfloat16"}))
+        words: Command = ["mergekit-yaml", recipe, out, "--no-copy-tokenizer", "--quiet"]
+        return self.python(f"mergekit {method}", out, *words, module=True)
+
+
+def patch_from(bench: Bench, peaks: Peaks) -> Peer:
+    """Run zstd -3 --patch-from on one weight file after the other."""
+    tools = Tools(bench, peaks)
+    out = tools.folder("patch")
+    command = ["zstd", "-q", "-3", "--long=31"]
+    return tools.system(
+        PATCH_FROM, "zstd", out, lambda: [[*command, f"--patch-from={old}", new, "-o", out / new.name] for new, old in tools.pairs()]
+    )
+
+
+def _xdelta(way: str, source: Path, path: Path, out: Path) -> Command:
+    """Its window over the source covers the file, which its default of 64 MB does not."""
+    return ["xdelta3", way, "-q", "-B", str(max(1 << 26, source.stat().st_size)), "-s", source, path, out / path.name]
+
+
+def _failing(name: str, reason: str) -> Candidate:
+    def fail() -> None:
+        raise PeersUnavailableError(reason)
+
+    return Candidate(name, fail)

@@ -1,0 +1,120 @@
+"""Where the time goes: a sampler that looks at every thread many times a second and sorts what it sees into stages.
+
+    python -m benchmarks.speed --profile compress
+
+Numba kernels, zstd, digests, reads and writes release the interpreter's lock, so the sampler sees them while they run, as the line
+of Python that called them.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.results import Table
+from benchmarks.speed.inputs import DEFAULT, Bench
+from benchmarks.speed.verbs import Verb
+
+__all__ = ["ROWS", "profile_table", "stage_of"]
+
+ROWS: Mapping[str, Callable[[Bench], Verb]] = {
+    "compress": lambda bench: bench.compress(DEFAULT, 2),
+    "compress-1": lambda bench: bench.compress(DEFAULT, 1),
+    "apply": lambda bench: bench.apply(DEFAULT, 2),
+    "apply-1": lambda bench: bench.apply(DEFAULT, 1),
+    "merge": lambda bench: bench.merge(4, 2),
+    "merge-1": lambda bench: bench.merge(4, 1),
+    "verify": lambda bench: bench.verify(2, base=True),
+}
+STAGES = (
+    ("waiting", r"\.(get|wait|acquire|join|result)\(|with self\._?(lock|condition)"),
+    ("sync", r"fsync|fdatasync|\.sync\(|copy_file_range|sendfile"),
+    ("write", r"\bp?write|pwritev"),
+    ("read", r"preadv?|readinto|\bread\(|\.read\(|read_into\("),
+    ("digest", r"xxh|sha256|digest\(|hash64\("),
+    ("zstd", r"compress|zstd|ZSTD"),
+    ("kernels", r"\bactive\(\)\.|\bkernels\.|\bcpu\."),
+)
+PLACES = (("digest", "format/digest"), ("zstd", "format/frames"), ("kernels", "kernels/"), ("waiting", "lib/python"))
+OTHER = "numpy, python"
+INTERVAL = 0.001
+LINES = 25
+
+
+def stage_of(path: str, line: str) -> str:
+    """Return the stage of a line of source; `numpy, python` where it is none that is known."""
+    for stage, pattern in STAGES:
+        if re.search(pattern, line):
+            return stage
+    return next((stage for stage, place in PLACES if place in path), OTHER)
+
+
+def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:
+    """Run a verb some times after a warm-up and return where its threads were: by stage, and by line."""
+    verb = ROWS[row](bench)
+    verb.prepare()
+    verb.call()
+    seen: Counter[tuple[str, int]] = Counter()
+    seconds = 0.0
+    for _ in range(runs):
+        verb.prepare()
+        start = time.perf_counter()
+        _sample(verb.call, seen)
+        seconds += time.perf_counter() - start
+    lines = {place: linecache.getline(place[0], place[1]).strip() for place in seen}
+    total = seen.total() or 1
+    stages: Counter[str] = Counter()
+    for place, count in seen.items():
+        stages[stage_of(place[0], lines[place])] += count
+    working = total - stages["waiting"] or 1
+    by_stage = tuple(
+        (stage, 100 * count / total, None if stage == "waiting" else 100 * count / working) for stage, count in stages.most_common()
+    )
+    by_line = tuple(
+        (stage_of(place[0], lines[place]), 100 * count / working, f"{'/'.join(Path(place[0]).parts[-2:])}:{place[1]}", f"`{lines[place]}`")
+        for place, count in seen.most_common()
+        if stage_of(place[0], lines[place]) != "waiting"
+    )
+    caption = f"{verb.name}, {bench.family.nbytes / 1e9:.2f} GB, {seconds / runs:.3f} s a run"
+    return [
+        Table(f"{caption}, by stage", ("stage", "% of all threads' time", "% of their work"), by_stage),
+        Table(f"{caption}, by line", ("stage", "% of the work", "where", "line"), by_line[:LINES]),
+    ]
+
+
+def _sample(call: Callable[[], object], seen: Counter[tuple[str, int]]) -> None:
+    """Run a call in this thread while another one samples all others."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        own = threading.get_ident()
+        while not stop.wait(INTERVAL):
+            for thread, frame in sys._current_frames().items():
+                if thread != own:
+                    seen[_place(frame)] += 1
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(INTERVAL / 4)
+    watcher.start()
+    try:
+        call()
+    finally:
+        stop.set()
+        watcher.join()
+        sys.setswitchinterval(switch)
+
+
+def _place(frame: FrameType) -> tuple[str, int]:
+    """Return file and line of the innermost frame that is Python source."""
+    at: FrameType | None = frame
+    while at is not None and not at.f_code.co_filename.endswith(".py"):
+        at = at.f_back
+    return (at.f_code.co_filename, at.f_lineno) if at is not None else ("?", 0)

@@ -1,0 +1,24 @@
+"""Arrays that a thread uses again from chunk to chunk, so that their memory is faulted in once and stays in the cache."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Buffers"]
+
+
+class Buffers(threading.local):
+    """Named arrays, each thread its own; they live as long as the thread and this object."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, str], NDArray[np.generic]] = {}
+
+    def take(self, name: str, dtype: str, size: int) -> NDArray[np.generic]:
+        """Return an array `[size]` of a numpy dtype string, with any content; valid until the same name is taken again."""
+        array = self._arrays.get((name, dtype))
+        if array is None or len(array) < size:
+            array = self._arrays[name, dtype] = np.empty(size, dtype)
+        return array[:size]

@@ -1,0 +1,38 @@
+"""The loops over tiles compiled by numba: the functions of `deltapack.kernels.reference`, the same bits, several times faster.
+
+Loops release the GIL and are cached on disk, so only the first run on a machine compiles. What gains nothing is taken from the
+reference as it is.
+"""
+
+from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
+from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
+from deltapack.kernels.cpu.positions import (
+    bitmap_of,
+    bitmap_positions,
+    byte_gap_positions,
+    byte_gaps,
+    rice_gap_positions,
+    sample_positions,
+)
+from deltapack.kernels.cpu.values import code_values, plane_values
+
+__all__ = [
+    "add_in_place",
+    "add_sparse",
+    "are_finite",
+    "bitmap_of",
+    "bitmap_positions",
+    "byte_gap_positions",
+    "byte_gaps",
+    "code_values",
+    "compare",
+    "difference",
+    "kept_differences",
+    "pack_codes",
+    "plane_values",
+    "quantize_groups",
+    "rice_gap_positions",
+    "sample_positions",
+    "sign_groups",
+    "sum_terms",
+]

@@ -1,0 +1,125 @@
+"""Values of kept elements from stored codes, compiled; `deltapack.kernels.reference.values` says what each function does."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.dtypes import DType
+from deltapack.errors import FormatError
+from deltapack.kernels import reference
+from deltapack.kernels.cpu.bits import as_f32, compiled
+from deltapack.kernels.reference.values import GROUP, Counts, Values, require_finite
+
+__all__ = ["code_values", "plane_values"]
+
+
+def code_values(
+    raw: NDArray[np.uint8],
+    bits: int,
+    scales: NDArray[np.uint16],
+    counts: Counts,
+    factor: np.float32,
+    out: Values | None = None,
+) -> Values:
+    """See the reference."""
+    nnz = int(counts.sum())
+    unused = -nnz * bits % 8
+    if unused and raw[-1] >> (8 - unused):
+        raise FormatError("unused bits of the codes are set", rule="R9")
+    values = np.empty(nnz, np.float32) if out is None else out[:nnz]
+    {8: _unpack8, 4: _unpack4, 2: _unpack2, 1: _unpack1}[bits](raw, values)
+    if not _scale(values, scales, factor, counts):
+        require_finite(scales, 0x7F80, "scale")
+    return values
+
+
+@compiled
+def _unpack8(raw: NDArray[np.uint8], values: Values) -> None:
+    for i in range(len(values)):
+        values[i] = np.float32(np.int8(raw[i]))
+
+
+@compiled
+def _unpack4(raw: NDArray[np.uint8], values: Values) -> None:
+    two, one = np.uint64(2), np.uint64(1)
+    for at in range(np.uint64(len(values) // 2)):
+        values[two * at] = _field(raw[at], 4, np.uint8(4))
+        values[two * at + one] = _field(raw[at], 4, np.uint8(0))
+    if len(values) % 2:
+        values[-1] = _field(raw[-1], 4, np.uint8(4))
+
+
+@compiled
+def _unpack2(raw: NDArray[np.uint8], values: Values) -> None:
+    four = np.uint64(4)
+    for at in range(np.uint64(len(values) // 4)):
+        for slot in range(4):
+            values[four * at + np.uint64(slot)] = _field(raw[at], 2, np.uint8(6 - 2 * slot))
+    for slot in range(len(values) % 4):
+        values[len(values) // 4 * 4 + slot] = _field(raw[-1], 2, np.uint8(6 - 2 * slot))
+
+
+@compiled
+def _unpack1(raw: NDArray[np.uint8], values: Values) -> None:
+    for i in range(np.uint64(len(values))):
+        bit = (raw[i >> np.uint64(3)] >> np.uint8(i & np.uint64(7))) & np.uint8(1)
+        values[i] = np.float32(1) - np.float32(2) * np.float32(bit)
+
+
+@compiled
+def _field(byte: np.uint8, bits: int, up: np.uint8) -> np.float32:
+    """Shift a code to the top of its byte and back down: the arithmetic shift extends its sign."""
+    return np.float32(np.int8(np.uint8(byte << up)) >> np.int8(8 - bits))
+
+
+@compiled
+def _scale(values: Values, scales: NDArray[np.uint16], factor: np.float32, counts: Counts) -> bool:
+    """Multiply with the group's step; false if a scale is not finite."""
+    position = group = np.uint64(0)
+    finite = True
+    for count in counts:
+        end = position + np.uint64(count)
+        while position < end:
+            stop, scale = min(position + np.uint64(GROUP), end), scales[group]
+            finite = finite and scale & np.uint16(0x7F80) != np.uint16(0x7F80)
+            step = as_f32(np.uint32(scale) << np.uint32(16)) * factor
+            for i in range(position, stop):
+                values[i] = values[i] * step
+            position = stop
+            group += np.uint64(1)
+    return finite
+
+
+def plane_values(
+    raw: NDArray[np.uint8], dtype: DType, factor: np.float32, out: Values | None = None
+) -> Values:
+    """See the reference."""
+    if dtype.name not in ("bf16", "f32"):
+        return reference.plane_values(raw, dtype, factor, out)
+    planes = raw.reshape(dtype.itemsize, -1)
+    values = np.empty(planes.shape[1], np.float32) if out is None else out[: planes.shape[1]]
+    largest = np.uint32(_join2(planes, factor, values) if dtype.name == "bf16" else _join4(planes, factor, values))
+    require_finite(np.array([largest]), 0x7F800000, "code")
+    return values
+
+
+@compiled
+def _join2(planes: NDArray[np.uint8], factor: np.float32, values: Values) -> np.uint32:
+    largest = np.uint32(0)
+    for i in range(len(values)):
+        bits = (np.uint32(planes[1, i]) << np.uint32(24)) | (np.uint32(planes[0, i]) << np.uint32(16))
+        values[i] = as_f32(bits) * factor
+        largest = max(largest, bits & np.uint32(0x7F800000))
+    return largest
+
+
+@compiled
+def _join4(planes: NDArray[np.uint8], factor: np.float32, values: Values) -> np.uint32:
+    largest = np.uint32(0)
+    for i in range(len(values)):
+        high = (np.uint32(planes[3, i]) << np.uint32(24)) | (np.uint32(planes[2, i]) << np.uint32(16))
+        bits = high | (np.uint32(planes[1, i]) << np.uint32(8)) | np.uint32(planes[0, i])
+        values[i] = as_f32(bits) * factor
+        largest = max(largest, bits & np.uint32(0x7F800000))
+    return largest

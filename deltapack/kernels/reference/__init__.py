@@ -1,0 +1,45 @@
+"""The loops over tiles in numpy: the oracle that every faster backend must match bit for bit.
+
+All functions work on one chunk (at most 16 tiles of 65,536 elements). `positions` are `[nnz] uint32`,
+counted from the start of the chunk and strictly increasing; `counts` and `lengths` are `[tiles] int64`:
+kept elements and elements of each tile. Where `out` is given, the result is a view of it, so that a loop over chunks need not allocate.
+"""
+
+from deltapack.kernels.reference.adding import add_in_place, add_sparse, are_finite, sum_terms
+from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
+from deltapack.kernels.reference.positions import (
+    bitmap_of,
+    bitmap_positions,
+    byte_gap_positions,
+    byte_gaps,
+    gap_thresholds,
+    philox,
+    rice_gap_positions,
+    sample_positions,
+)
+from deltapack.kernels.reference.values import code_values, group_counts, plane_values, unpack_codes
+
+__all__ = [
+    "add_in_place",
+    "add_sparse",
+    "are_finite",
+    "bitmap_of",
+    "bitmap_positions",
+    "byte_gap_positions",
+    "byte_gaps",
+    "code_values",
+    "compare",
+    "difference",
+    "gap_thresholds",
+    "group_counts",
+    "kept_differences",
+    "pack_codes",
+    "philox",
+    "plane_values",
+    "quantize_groups",
+    "rice_gap_positions",
+    "sample_positions",
+    "sign_groups",
+    "sum_terms",
+    "unpack_codes",
+]

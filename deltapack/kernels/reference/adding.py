@@ -1,0 +1,87 @@
+"""Sparse terms added to each other and to a base (spec/06-arithmetic.md section 6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.dtypes import DType
+from deltapack.kernels import rounding
+
+__all__ = ["add_in_place", "add_sparse", "are_finite", "sum_terms"]
+
+Array = NDArray[np.generic]
+Positions = NDArray[np.uint32]
+Values = NDArray[np.float32]
+Sparse = tuple[Positions, Values]
+
+
+def sum_terms(length: int, terms: Sequence[Sparse]) -> Sparse:
+    """Add sparse terms in order, in f32, starting from +0.0.
+
+    Args:
+        length: Elements of the chunk.
+        terms: Positions `[nnz]` and values `[nnz] f32` of each term; at least one.
+
+    Returns:
+        The positions that any term keeps, and their sums.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if len(terms) == 1:
+            positions, values = terms[0]
+            return positions, np.float32(0) + values
+        total, touched = np.zeros(length, np.float32), np.zeros(length, np.bool_)
+        for positions, values in terms:
+            total[positions] += values
+            touched[positions] = True
+    union = np.flatnonzero(touched).astype(np.uint32)
+    return union, total[union]
+
+
+def add_in_place(elements: Array, dtype: DType, terms: Sequence[Sparse]) -> None:
+    """Add the sum of terms to elements, rounded once; elements that no term keeps keep their bits.
+
+    Args:
+        elements: `[n]` elements of a float `dtype` in its storage type.
+        dtype: Their type.
+        terms: Positions and values of each term, in order; at least one.
+    """
+    positions, total = sum_terms(len(elements), terms)
+    elements[positions] = _sums(elements[positions], dtype, dtype, total)
+
+
+def are_finite(elements: Array, dtype: DType, positions: Positions) -> bool:
+    """Return whether the elements of a float `dtype` at `positions` are finite."""
+    return bool(np.isfinite(rounding.to_f64(elements[positions], dtype)).all())
+
+
+def add_sparse(
+    base: Array, source: DType, target: DType, positions: Positions, total: Values
+) -> Array:
+    """Return base plus a sparse sum, rounded once.
+
+    Args:
+        base: `[n]` elements of `source` in its storage type; not modified.
+        source: Type of the base.
+        target: Type of the result.
+        positions: `[nnz]` elements to change.
+        total: `[nnz] f32` what to add to them.
+
+    Returns:
+        `[n]` elements of `target` in its storage type; `base` itself where nothing is to do.
+    """
+    out = rounding.convert(base, source, target)
+    if len(positions) == 0:
+        return out
+    out = out.copy() if out is base else out
+    out[positions] = _sums(base[positions], source, target, total)
+    return out
+
+
+def _sums(kept: Array, source: DType, target: DType, total: Values) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if "f64" in (source.name, target.name):
+            return rounding.from_f64(rounding.to_f64(kept, source) + total, target)
+        return rounding.from_f32(rounding.to_f32(kept, source) + total, target)

@@ -1,0 +1,253 @@
+"""Use case: base tensors in memory + pack -> the fine-tune's tensors, in the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack import kernels
+from deltapack.buffers import Buffers
+from deltapack.codecs.chunk import (
+    LoadedChunks,
+    TermChunks,
+    decode_stored_chunk,
+    decode_term_chunk,
+    load_term_chunks,
+    stored_layout,
+    term_layout,
+)
+from deltapack.composing import WeightedPack
+from deltapack.errors import BaseMismatchError, ChecksumError, RecipeError
+from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
+from deltapack.format.index import Entry, Term
+from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.parallel import ordered_map, resolve_workers
+
+__all__ = ["LoadedPack", "add_to"]
+
+Elements = NDArray[np.generic]
+Terms = tuple[tuple[Term, TermChunks], ...]
+_SPARE = 256
+
+
+@dataclass(frozen=True)
+class LoadedPack:
+    """A pack whose streams are decompressed and held in memory, for bases that are patched again and again.
+
+    Attributes:
+        reader: The pack; it must stay open.
+        terms: The terms of each tensor that changes, by name.
+        nbytes: Bytes of the streams in memory.
+    """
+
+    reader: PackReader
+    terms: Mapping[str, Terms]
+    nbytes: int
+
+    @classmethod
+    def of(cls, reader: PackReader) -> LoadedPack:
+        """Decompress every term of a pack.
+
+        Raises:
+            FormatError: The pack is damaged.
+        """
+        loaded: dict[str, tuple[tuple[Term, LoadedChunks], ...]] = {
+            entry.name: tuple((term, load_term_chunks(blob, term)) for term, blob in _terms(reader, entry))
+            for entry in reader.index.entries
+        }
+        nbytes = sum(chunks.nbytes for terms in loaded.values() for _, chunks in terms)
+        return cls(reader, loaded, nbytes)
+
+    def add_to(
+        self, state: MutableMapping[str, Any], *, weight: float = 1.0, verify: bool = True, workers: int | None = None
+    ) -> None:
+        """Turn the base's tensors into the fine-tune's; see `deltapack.pack.Pack.add_to`."""
+        _add_to(self.reader, self.terms, state, weight, verify, workers)
+
+
+def add_to(
+    reader: PackReader, state: MutableMapping[str, Any], *, weight: float, verify: bool, workers: int | None
+) -> None:
+    """Turn the base's tensors into the fine-tune's; see `deltapack.pack.Pack.add_to`."""
+    terms = {entry.name: tuple(_terms(reader, entry)) for entry in reader.index.entries}
+    _add_to(reader, terms, state, weight, verify, workers)
+
+
+def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob]]:
+    for term in entry.terms:
+        yield term, reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """One tensor: its entry, its elements in memory, what to add and the factors of that."""
+
+    entry: Entry
+    elements: Elements
+    terms: Terms
+    factors: tuple[np.float32, ...]
+
+
+def _add_to(
+    reader: PackReader,
+    terms: Mapping[str, Terms],
+    state: MutableMapping[str, Any],
+    weight: float,
+    verify: bool,
+    workers: int | None,
+) -> None:
+    pack, count, buffers = WeightedPack(reader, weight), resolve_workers(workers), Buffers()
+    entries = [entry for entry in reader.index.entries if entry.base is not None]
+    bases = {entry.name: _elements_of(state, entry, weight, reader.path) for entry in entries}
+    _check_names(state, reader)
+    if verify:
+        _check_base(entries, bases, reader.path, count)
+    patches = [
+        _Patch(entry, bases[entry.name], terms[entry.name], tuple(pack.factor(term.factor) for term in entry.terms))
+        for entry in entries
+        if entry.kind == "delta" and entry.terms
+    ]
+    tasks = [(patch, chunk) for patch in patches for chunk in range(chunk_count(patch.entry.numel))]
+
+    def work(task: tuple[_Patch, int]) -> None:
+        patch, chunk = task
+        part = patch.elements[chunk * CHUNK : (chunk + 1) * CHUNK]
+        parts = []
+        for number, ((term, chunks), factor) in enumerate(zip(patch.terms, patch.factors, strict=True)):
+            positions = buffers.take(f"positions {number}", "<u4", len(part) + _SPARE).view(np.uint32)
+            values = buffers.take(f"values {number}", "<f4", len(part) + _SPARE).view(np.float32)
+            parts.append(decode_term_chunk(chunks, term, chunk, factor, (positions, values)))
+        kernels.active().add_in_place(part, patch.entry.dtype, parts)
+
+    with closing(ordered_map(work, tasks, count)) as done:
+        for _ in done:
+            pass
+    for entry in reader.index.entries:
+        if entry.kind == "stored":
+            state[entry.name] = _stored(reader, entry)
+        elif entry.kind == "removed":
+            del state[entry.name]
+    if verify and pack.is_plain:
+        _check_result(patches, reader.path, count)
+
+
+def _elements_of(state: MutableMapping[str, Any], entry: Entry, weight: float, path: Path) -> Elements:
+    """Return the elements of the base tensor of an entry, flat, in the memory that `state` holds.
+
+    Raises:
+        BaseMismatchError: There is none, or it has another shape or type.
+        RecipeError: It cannot be changed in place.
+    """
+    base, name = entry.base, entry.name
+    assert base is not None
+    if entry.kind in ("grown", "shrunk") or (entry.kind == "delta" and base.dtype != entry.dtype) or base.name != name:
+        what = f"a tensor of kind {entry.kind} changes its shape, type or name and cannot be patched in place"
+        raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
+    if entry.kind == "stored" and weight != 1 and base.dtype.is_delta and base.shape == entry.shape:
+        what = "a tensor that is stored whole cannot be weighted in place"
+        raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
+    array = _array_of(state.get(name))
+    if array is None or array.shape != base.shape or array.dtype != np.dtype(base.dtype.storage):
+        raise BaseMismatchError(
+            "the state does not hold the base tensor that the pack was made from",
+            path=path,
+            tensor=name,
+            expected=f"{base.dtype} {list(base.shape)}, as a numpy array of {base.dtype.storage} or a torch tensor on the CPU",
+            found="no such array" if array is None else f"{array.dtype} {list(array.shape)}",
+            rule="R11",
+        )
+    if entry.terms and not (array.flags.c_contiguous and array.flags.writeable):
+        raise RecipeError("the tensor is not contiguous or not writable", path=path, tensor=name, hint="Give a contiguous copy.")
+    return array.reshape(-1)
+
+
+def _array_of(tensor: Any) -> Elements | None:
+    """Return a numpy array as it is, a torch tensor on the CPU as an array over its memory, else none."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    if not hasattr(tensor, "untyped_storage") or tensor.device.type != "cpu":
+        return None
+    import torch
+
+    from deltapack.dtypes import BY_TORCH
+
+    dtype = BY_TORCH.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        return None
+    ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    array: Elements = tensor.detach().view(ints).numpy().view(dtype.storage)
+    return array
+
+
+def _check_names(state: MutableMapping[str, Any], reader: PackReader) -> None:
+    """Refuse a state with tensors that would silently stay what they are.
+
+    Raises:
+        BaseMismatchError: It holds a tensor that the pack does not know: it is another model.
+        RecipeError: A tensor that is tied to another in the pack has its own memory.
+    """
+    known = {entry.name: entry for entry in reader.index.entries}
+    for name in state:
+        if name not in known:
+            expected, found = f"{len(known)} tensors", f"{len(state)} tensors, this one is not in the pack"
+            what = "the state holds a tensor that the pack does not know"
+            raise BaseMismatchError(what, path=reader.path, tensor=name, expected=expected, found=found, rule="R11")
+        entry = known[name]
+        if entry.kind == "alias":
+            own, other = _array_of(state[name]), _array_of(state.get(entry.of))
+            if own is None or other is None or own.ctypes.data != other.ctypes.data:
+                what = f"the tensor is tied to {entry.of!r} in the pack, but has its own memory in the state"
+                raise RecipeError(what, path=reader.path, tensor=name, hint="Remove it from the state, or make it the same array.")
+
+
+def _check_base(entries: Sequence[Entry], bases: dict[str, Elements], path: Path, workers: int) -> None:
+    roots = _roots([(entry, bases[entry.name]) for entry in entries], workers)
+    for entry, found in zip(entries, roots, strict=True):
+        assert entry.base is not None
+        if found != entry.base.digest:
+            raise BaseMismatchError(
+                "the base tensor has other content than the one the pack was made from",
+                path=path,
+                tensor=entry.name,
+                expected=f"digest {entry.base.digest}",
+                found=found,
+                rule="R12",
+                hint="Nothing was changed. A state that was patched already is no longer the base.",
+            )
+
+
+def _check_result(patches: Sequence[_Patch], path: Path, workers: int) -> None:
+    roots = _roots([(patch.entry, patch.elements) for patch in patches], workers)
+    for patch, found in zip(patches, roots, strict=True):
+        if found != patch.entry.digest:
+            what = "the restored tensor is not what the pack promises"
+            hint = "The state is changed and must not be used; the pack was made by a faulty writer or altered."
+            expected = f"digest {patch.entry.digest}"
+            raise ChecksumError(what, path=path, tensor=patch.entry.name, expected=expected, found=found, rule="R12", hint=hint)
+
+
+def _roots(tensors: Sequence[tuple[Entry, Elements]], workers: int) -> list[str]:
+    """Return the root digest of each tensor; it has the type and shape of its entry's result."""
+    tasks = [elements[start : start + CHUNK] for _, elements in tensors for start in range(0, len(elements), CHUNK)]
+    digests = list(ordered_map(chunk_digest, tasks, workers))
+    roots, start = [], 0
+    for entry, elements in tensors:
+        stop = start + chunk_count(len(elements))
+        assert entry.base is not None
+        roots.append(root_digest(entry.base.dtype.name, entry.base.shape, digests[start:stop]))
+        start = stop
+    return roots
+
+
+def _stored(reader: PackReader, entry: Entry) -> Elements:
+    assert entry.stored is not None
+    layout = stored_layout(entry.numel)
+    blob = reader.chunked_blob(entry.stored, layout, 0, entry.name)
+    parts = [decode_stored_chunk(blob, entry.dtype, chunk) for chunk in range(layout.chunks)]
+    return (np.concatenate(parts) if parts else np.zeros(0, entry.dtype.storage)).reshape(entry.shape)

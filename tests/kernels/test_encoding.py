@@ -1,0 +1,127 @@
+"""What the encoder computes, by every backend: against plain Python and against each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import BACKENDS, load
+from numpy.typing import NDArray
+
+from deltapack.dtypes import BY_NAME
+from deltapack.kernels import Backend
+from deltapack.kernels.reference.encoding import LANES, same_bits
+from deltapack.kernels.rounding import convert, from_f32, to_f32
+
+SEARCHES = {"int8": (128, 7, 1), "int4": (8, 4, 16), "int3": (4, 3, 12), "int2": (2, 3, 16)}
+
+
+def pair_of(source: str, target: str, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    rng = np.random.default_rng(length)
+    base = rng.normal(0, 0.02, length).astype(np.float32)
+    tuned = base + rng.normal(0, 0.002, length).astype(np.float32)
+    return from_f32(base, BY_NAME[source]), from_f32(tuned, BY_NAME[target])
+
+
+@pytest.mark.parametrize(("source", "target"), [("f32", "f32"), ("bf16", "bf16"), ("f16", "f16"), ("f32", "bf16"), ("f64", "f64")])
+@pytest.mark.parametrize("length", [1, LANES - 1, LANES, LANES + 1, 10_007])
+def test_statistics_by_plain_sums(loops: Backend, source: str, target: str, length: int) -> None:
+    base, tuned = pair_of(source, target, length)
+    wide = [to_f32(elements, BY_NAME[name]) for elements, name in ((base, source), (tuned, target))]
+    lanes = [0.0] * LANES
+    for i, magnitude in enumerate(np.abs(wide[1] - wide[0]).tolist()):
+        lanes[i % LANES] += magnitude
+    expected = 0.0
+    for lane in lanes:
+        expected += lane
+    l1, largest, equal = loops.compare(base, BY_NAME[source], tuned, BY_NAME[target])
+    assert (l1, largest, equal) == (expected, np.abs(wide[1] - wide[0]).max(), False)
+    same = convert(base, BY_NAME[source], BY_NAME[target])
+    assert loops.compare(base, BY_NAME[source], same, BY_NAME[target])[2]
+
+
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("at", [0, 63, 64, 99])
+@pytest.mark.parametrize("name", ["f32", "bf16", "f16"])
+def test_statistics_show_what_is_not_finite(loops: Backend, special: float, at: int, name: str) -> None:
+    base = np.zeros(100, np.float32)
+    base[at] = special
+    elements = from_f32(base, BY_NAME[name])
+    assert not np.isfinite(loops.compare(np.zeros_like(elements), BY_NAME[name], elements, BY_NAME[name])[1])
+
+
+def test_same_bits_looks_behind_the_first_elements() -> None:
+    one = np.zeros(10_000, np.float32)
+    other = one.copy()
+    assert same_bits(one, other)
+    other[-1] = -0.0
+    assert not same_bits(one, other)
+
+
+@pytest.mark.parametrize(("source", "target"), [("f32", "f32"), ("bf16", "f32"), ("f16", "bf16"), ("f64", "f32")])
+def test_kept_differences_are_those_of_all(loops: Backend, source: str, target: str) -> None:
+    base, tuned = pair_of(source, target, 5000)
+    positions = np.flatnonzero(np.random.default_rng(0).random(5000) < 0.3).astype(np.uint32)
+    kept = loops.kept_differences(base, BY_NAME[source], tuned, BY_NAME[target], positions)
+    every = loops.difference(base, BY_NAME[source], tuned, BY_NAME[target])
+    assert kept.tobytes() == every[positions].tobytes()
+
+
+def best_by_plain_integers(values: NDArray[np.float32], top: int, mantissa_bits: int, candidates: int) -> tuple[int, list[int]]:
+    """The scale's bits and the codes of one group, one value at a time."""
+    largest = np.abs(values).max()
+    if largest < np.float32(2.0**-100):
+        return 0, [0] * len(values)
+    drop = (1 << 23 - mantissa_bits) - 1
+    reach = np.float32(top - (0 if top == 128 else 0.5))
+    start = min(int((largest / reach).view(np.uint32)) + drop & ~drop, 0x7F800000 - drop - 1)
+    inverse = np.float32(2047) / largest
+    sign = -1 if values[np.abs(values).argmax()] > 0 else 1
+    least, chosen = 1 << 62, start
+    for candidate in range(candidates):
+        offset = candidate << 23 - mantissa_bits
+        bits = start - offset if start > offset else start
+        step = max(np.rint(np.uint32(bits).view(np.float32) * inverse), np.float32(1))
+        reciprocal, error = np.float32(1) / step, 0
+        for value in values:
+            integer = int(np.rint(value * inverse))
+            code = min(max(int(np.rint(np.float32(integer) * reciprocal)) * sign, -top), top - 1)
+            error += (integer - code * sign * int(step)) ** 2
+        if error < least:
+            least, chosen = error, bits
+    scale = np.uint32(chosen | (0x80000000 if sign < 0 else 0)).view(np.float32)
+    codes = [int(np.clip(np.rint(value / scale), -top, top - 1)) for value in values]
+    return int(scale.view(np.uint32)) >> 16, codes
+
+
+@pytest.mark.parametrize("codec", sorted(SEARCHES))
+def test_quantized_groups_by_plain_integers(loops: Backend, codec: str) -> None:
+    rng = np.random.default_rng(4)
+    counts = np.array([128, 0, 300, 1, 129, 7], np.int64)
+    values = (rng.laplace(0, 1, counts.sum()) * np.exp2(rng.integers(-60, 60, counts.sum()) // 20 * 20)).astype(np.float32)
+    values[130:140], values[428] = 0, 2.0**-101
+    codes, scales = loops.quantize_groups(values, counts, *SEARCHES[codec])
+    assert (codes.dtype, scales.dtype) == (np.int8, np.uint16)
+    start = group = 0
+    for count in counts.tolist():
+        for first in range(0, count, 128):
+            size = min(128, count - first)
+            part = values[start + first : start + first + size]
+            assert (int(scales[group]), codes[start + first : start + first + size].tolist()) == best_by_plain_integers(
+                part, *SEARCHES[codec]
+            )
+            group += 1
+        start += count
+    assert group == len(scales)
+
+
+@pytest.mark.parametrize("codec", sorted(SEARCHES))
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-3, 1.0, 1e30, 1e38])
+def test_backends_quantize_alike(codec: str, scale: float) -> None:
+    rng = np.random.default_rng(5)
+    counts = rng.integers(0, 1000, 16)
+    values = (np.clip(rng.standard_t(3, counts.sum()), -3, 3) * scale).astype(np.float32)
+    one, other = (load(name).quantize_groups(values, counts, *SEARCHES[codec]) for name in BACKENDS)
+    assert one[0].tobytes() == other[0].tobytes()
+    assert one[1].tobytes() == other[1].tobytes()
