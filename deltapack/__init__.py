@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
     from deltapack.live import LiveModel, attach
+    from deltapack.loading import load_model, load_state_dict
     from deltapack.merging import merge
     from deltapack.pack import Pack, PackEntry, open_pack
     from deltapack.recipe import Override, Recipe
@@ -46,6 +47,8 @@ __all__ = [
     "apply",
     "attach",
     "compress",
+    "load_model",
+    "load_state_dict",
     "merge",
     "open_pack",
     "verify",
@@ -66,6 +69,8 @@ _HOMES = {
     "apply": "applying",
     "attach": "live",
     "compress": "compressing",
+    "load_model": "loading",
+    "load_state_dict": "loading",
     "merge": "merging",
     "open_pack": "pack",
     "verify": "verifying",

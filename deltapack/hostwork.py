@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deltapack.buffers import Buffers
-from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.checkpoint import Checkpoint
 from deltapack.device.regions import Region
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
@@ -55,11 +55,6 @@ class HostWork:
     job: TensorJob
     region: Region
 
-    @property
-    def info(self) -> TensorInfo:
-        """What the live tensor is."""
-        return TensorInfo(self.job.name, self.job.dtype, self.job.shape, "")
-
 
 @dataclass(frozen=True)
 class _SavedChanges:
@@ -78,7 +73,7 @@ class _SavedChanges:
 
     def put_back(self) -> None:
         for chunk, positions, elements in self.pieces:
-            now = read_chunk(self.region, self.work.info, chunk)
+            now = read_chunk(self.region, self.work.job, chunk)
             now[positions] = elements
             write_chunk(self.region, chunk, now)
 
@@ -125,7 +120,7 @@ class HostEngine:
         def restore(chunk: int) -> None:
             # Whether inference mode is on is known to each thread by itself.
             with torch.inference_mode():
-                old = read_chunk(work.region, work.info, chunk)
+                old = read_chunk(work.region, work.job, chunk)
                 new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, METHODS["linear"], buffers)
                 assert new is not None
                 bits = f"<u{old.dtype.itemsize}"

@@ -22,7 +22,7 @@ from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 
-__all__ = ["Nowhere", "RestoredTensor", "Sink", "restore_chunk", "restore_tensors"]
+__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "restore_chunk", "restore_tensors"]
 
 _SPARE = 256
 
@@ -127,7 +127,7 @@ def restore_tensors(
             base_digests = tuple(row.base_digest for row in rows if row.base_digest is not None)
             restored = RestoredTensor(jobs[number], base_digests, tuple(row.digest for row in rows if row.digest is not None))
             if verify:
-                _check(base, restored)
+                check_digests(base, restored)
             yield restored
 
 
@@ -185,7 +185,13 @@ def _room(buffers: Buffers, number: int, length: int) -> Room:
     return positions, buffers.take(f"values {number}", "<f4", length + _SPARE).view(np.float32)
 
 
-def _check(base: Checkpoint, restored: RestoredTensor) -> None:
+def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:
+    """Compare the digests of a finished job with those that its pack promises.
+
+    Raises:
+        BaseMismatchError: The base tensor has another.
+        ChecksumError: The result has another.
+    """
     job = restored.job
     if job.base is not None and job.base_digest and restored.base_root != job.base_digest:
         raise BaseMismatchError(

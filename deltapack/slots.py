@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.device.regions import Region, dtype_of, region_of
+from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 
-__all__ = ["Names", "Slice", "Slots", "find_slots", "read_chunk", "state_of", "write_chunk"]
+__all__ = ["Names", "Slice", "Slots", "Typed", "find_slots", "read_chunk", "state_of", "write_chunk"]
 
 Elements = NDArray[np.generic]
 MODEL = Path("the model")
@@ -195,7 +196,19 @@ def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> Slots:
     return Slots(dict(sorted(tensors.items())), aliases, regions)
 
 
-def read_chunk(region: Region, info: TensorInfo, chunk: int, around: Elements | None = None) -> Elements:
+class Typed(Protocol):
+    """A tensor's type and number of elements."""
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+
+
+def read_chunk(region: Region, info: Typed, chunk: int, around: Elements | None = None) -> Elements:
     """Return the elements of a chunk of a tensor in their storage type; those that are not held are 0, or as in `around`."""
     start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, info.numel)
     out = np.zeros(stop - start, info.dtype.storage) if around is None else around.copy()
