@@ -112,7 +112,7 @@ def test_arguments(base: Model, pack_of: PackOf) -> None:
         deltapack.load_state_dict(where, [])
     with pytest.raises(BackendError):
         deltapack.load_state_dict(where, packs[0], device="nonsense")
-    with pytest.raises(RecipeError, match="no config.json"):
+    with pytest.raises(RecipeError, match=r"no config.json"):
         deltapack.load_model(where, packs[0])
 
 
