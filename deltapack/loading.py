@@ -16,23 +16,19 @@ from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing import Composition, WeightedPack, compose
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of
-from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Engine, Work
+from deltapack.devicejobs import DevicePlace, restore_on_device
 from deltapack.dtypes import BY_NAME, BY_TORCH, DType
 from deltapack.errors import RecipeError
-from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
+from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
-from deltapack.jobs import Elements, PackTerm, TensorJob
-from deltapack.kernels import generic
+from deltapack.jobs import Elements, TensorJob
 from deltapack.merge_methods import METHODS
-from deltapack.parallel import ordered_map, resolve_workers
-from deltapack.restoring import RestoredTensor, check_digests, restore_tensors
-from deltapack.slots import read_chunk, write_chunk
+from deltapack.parallel import resolve_workers
+from deltapack.restoring import restore_tensors
+from deltapack.slots import write_chunk
 
 __all__ = ["load_model", "load_state_dict"]
 
-_BATCH_BYTES = 1 << 28
-"""Tensors are sent to a device and decoded there in batches of so many bytes."""
 Packs = Mapping["str | Path", float] | Sequence["str | Path"] | str | Path
 
 
@@ -135,7 +131,6 @@ class _Loader:
 
     base: Checkpoint
     composition: Composition
-    readers: Sequence[PackReader]
     device: torch.device
     choice: Choice
     dtype: DType | None
@@ -171,7 +166,7 @@ class _Loader:
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
         composition = compose(checkpoint, weighted, prefer=number, dtype=target)
-        return cls(checkpoint, composition, readers, place, choice, target, verify, threads)
+        return cls(checkpoint, composition, place, choice, target, verify, threads)
 
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""
@@ -183,65 +178,20 @@ class _Loader:
         copy_side_files(self.base, self.composition.assets, keep, verify=self.verify, dtype=self.dtype)
 
     def load(self) -> dict[str, torch.Tensor]:
-        """Restore all tensors: those that are base plus terms on the device, the others on the host."""
+        """Restore all tensors."""
         jobs = self.composition.jobs
-        on_device = {job.name for job in jobs if self.choice.engine is not None and _is_sum(job)}
         state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
-        self._restore([job for job in jobs if job.name not in on_device], state)
-        if self.choice.engine is not None and on_device:
-            resident = {reader: send(reader, self.device, self.workers) for reader in self.readers}
-            batch: list[_Sent] = []
-            for job in jobs:
-                if job.name in on_device:
-                    batch.append(self._sent(job, resident, state[job.name]))
-                    if sum(sent.job.numel * sent.job.dtype.itemsize for sent in batch) >= _BATCH_BYTES:
-                        self._decode(self.choice.engine, batch)
-                        batch = []
-            self._decode(self.choice.engine, batch)
-        return state | {name: state[kept] for name, kept in self.composition.aliases.items()}
-
-    def _restore(self, jobs: Sequence[TensorJob], state: Mapping[str, torch.Tensor]) -> None:
-        sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
-        method, options = METHODS["linear"], {"verify": self.verify, "digests": False}
-        restoring = restore_tensors(self.base, jobs, method, sink, **options, workers=self.workers, progress=lambda done, total: None)
+        sink, method = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs}), METHODS["linear"]
+        if self.choice.engine is None:
+            options = {"verify": self.verify, "digests": False}
+            restoring = restore_tensors(self.base, jobs, method, sink, **options, workers=self.workers, progress=_silent)
+        else:
+            place = DevicePlace(self.device, self.choice.engine)
+            restoring = restore_on_device(self.base, jobs, method, sink, place, verify=self.verify, workers=self.workers, progress=_silent)
         with closing(restoring) as restored:
             for _ in restored:
                 pass
-
-    def _sent(self, job: TensorJob, resident: Mapping[PackReader, ResidentPack], out: torch.Tensor) -> _Sent:
-        """Send a base tensor to the device, converted where the result has another type."""
-        held = job.base
-        assert held is not None
-        target = region_of(out, job.shape)
-        source = target if held.dtype == job.dtype else region_of(torch.empty_like(out, dtype=getattr(torch, held.dtype.torch)), held.shape)
-
-        def copy(chunk: int) -> bytes:
-            elements = self.base.read(held.name, chunk * CHUNK, min((chunk + 1) * CHUNK, held.numel))
-            write_chunk(source, chunk, elements)
-            return chunk_digest(elements) if self.verify else b""
-
-        digests = tuple(ordered_map(copy, range(chunk_count(held.numel)), self.workers))
-        if source is not target:
-            target.memory.copy_(generic.convert(source.memory, held.dtype, job.dtype))
-        terms = [term for term in job.terms if isinstance(term, PackTerm)]
-        added = tuple((resident[term.reader].terms[term.term], float(term.factor)) for term in terms)
-        return _Sent(job, Work(target, job.dtype, added, None if source is target else (source, held.dtype)), digests)
-
-    def _decode(self, engine: Engine, batch: Sequence[_Sent]) -> None:
-        engine.switch([], [sent.work for sent in batch], "nothing", [])
-        for sent in batch if self.verify else ():
-            chunks = range(chunk_count(sent.job.numel)) if sent.job.digest else ()
-            digests = tuple(chunk_digest(read_chunk(sent.work.region, sent.job, chunk)) for chunk in chunks)
-            check_digests(self.base, RestoredTensor(sent.job, sent.base_digests, digests))
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """A base tensor on the device, what is to be done there, and the chunk digests of what was sent."""
-
-    job: TensorJob
-    work: Work
-    base_digests: tuple[bytes, ...]
+        return state | {name: state[kept] for name, kept in self.composition.aliases.items()}
 
 
 @dataclass(frozen=True)
@@ -256,11 +206,12 @@ class _Tensors:
     def copy(self, job: TensorJob, start: int, count: int) -> bool:
         return False
 
+    def region(self, job: TensorJob) -> Region:
+        return self.regions[job.name]
 
-def _is_sum(job: TensorJob) -> bool:
-    """Whether a tensor is its base plus terms of packs, element by element."""
-    same = job.base is not None and job.base.shape == job.shape and job.rows is None
-    return same and bool(job.terms) and all(isinstance(term, PackTerm) for term in job.terms)
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 def _float_dtype(dtype: str | torch.dtype | None) -> DType | None:

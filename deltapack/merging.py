@@ -46,6 +46,8 @@ def merge(
     verify: bool = True,
     force: bool = False,
     workers: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merge packs onto their common base, reading the base once.
@@ -65,16 +67,19 @@ def merge(
         verify: Whether digests of the base are compared.
         force: Whether to replace an existing `out`.
         workers: Threads; every core unless given.
+        device: Where packs are decoded and added, such as `"cuda"`; the CPU unless given. Not for a merged pack.
+        backend: `auto`, `cpu`, `torch` or `triton`. Not for a merged pack.
         progress: Called with bytes of the result done so far and in all.
 
     Raises:
+        BackendError: The device or backend cannot be used here.
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress)
+    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     if method not in METHODS:
         raise RecipeError("merge method is unknown", expected="one of " + ", ".join(METHODS), found=method)
     if not packs:
@@ -84,6 +89,8 @@ def merge(
     as_pack = out.suffix == ".dpk"
     if as_pack and (dtype is not None or max_shard_size is not None):
         raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
+    if as_pack and (device is not None or backend != "auto"):
+        raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
     with ExitStack() as stack:
         base_ckpt = stack.enter_context(open_checkpoint(base))
         readers = [stack.enter_context(PackReader(path)) for path in packs]
