@@ -41,7 +41,7 @@ class Rounds:
     fast: int = 5
     slow: int = 3
     slow_seconds: float = 5.0
-    once_seconds: float = 45.0
+    once_seconds: float = 30.0
 
     def after(self, warm_up: float) -> int:
         """Return how many runs follow a warm-up of these seconds."""

@@ -22,35 +22,49 @@ if TYPE_CHECKING:
     from deltapack.applying import apply
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
+    from deltapack.explaining import explain_merge
     from deltapack.limits import Limits
     from deltapack.live import LiveModel, attach
     from deltapack.loading import load_model, load_state_dict
+    from deltapack.merge_recipe import MergeRecipe
     from deltapack.merging import merge
     from deltapack.pack import Pack, PackEntry, open_pack
+    from deltapack.previewing import preview_merge
     from deltapack.recipe import Override, Recipe
-    from deltapack.reports import ApplyReport, CompressReport, MergeReport, VerifyReport
+    from deltapack.recipe_files import MergeFile, read_merge_file
+    from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
+    from deltapack.surveying import survey_merge
     from deltapack.verifying import verify
 
 __all__ = [
     "ApplyReport",
     "CompressReport",
     "DeltapackError",
+    "ExplainReport",
     "Limits",
     "LiveModel",
+    "MergeFile",
+    "MergeRecipe",
     "MergeReport",
     "Override",
     "Pack",
     "PackEntry",
+    "PreviewReport",
     "Recipe",
+    "SurveyReport",
     "VerifyReport",
     "__version__",
     "apply",
     "attach",
     "compress",
+    "explain_merge",
     "load_model",
     "load_state_dict",
     "merge",
     "open_pack",
+    "preview_merge",
+    "read_merge_file",
+    "survey_merge",
     "verify",
 ]
 
@@ -58,21 +72,30 @@ _HOMES = {
     "ApplyReport": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "ExplainReport": "reports",
     "Limits": "limits",
     "LiveModel": "live",
+    "MergeFile": "recipe_files",
+    "MergeRecipe": "merge_recipe",
     "MergeReport": "reports",
     "Override": "recipe",
     "Pack": "pack",
     "PackEntry": "pack",
+    "PreviewReport": "reports",
     "Recipe": "recipe",
+    "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "applying",
     "attach": "live",
     "compress": "compressing",
+    "explain_merge": "explaining",
     "load_model": "loading",
     "load_state_dict": "loading",
     "merge": "merging",
     "open_pack": "pack",
+    "preview_merge": "previewing",
+    "read_merge_file": "recipe_files",
+    "survey_merge": "surveying",
     "verify": "verifying",
 }
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from deltapack.assets import copy_side_files, side_files_bytes
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
-from deltapack.composing import Composition, WeightedPack, compose
+from deltapack.composing import Composition, compose
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
-from deltapack.merge_methods import METHODS, Method
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring import RestoredTensor, Sink, restore_tensors
+from deltapack.weighted import WeightedPack
 
 __all__ = ["WriteOptions", "apply", "write_checkpoint"]
 
@@ -69,7 +70,7 @@ def apply(
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, METHODS["linear"], Path(out), [reader.path], options)
+        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
@@ -112,9 +113,17 @@ class WriteOptions:
 
 
 def write_checkpoint(
-    base: Checkpoint, composition: Composition, method: Method, out: Path, protect: list[Path], options: WriteOptions
+    base: Checkpoint,
+    composition: Composition,
+    out: Path,
+    protect: list[Path],
+    options: WriteOptions,
+    own_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[str]:
-    """Restore every tensor of a composition into a checkpoint; return what the user should be told."""
+    """Restore every tensor of a composition into a checkpoint; return what the user should be told.
+
+    `own_files` are written besides the side files, and instead of those of the same names.
+    """
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
@@ -128,18 +137,25 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
-        side_bytes=side_files_bytes(base, composition.assets),
+        side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
-        restoring, notes = _restoring(base, jobs, method, _Output(base, writer), options)
+        restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
         with closing(restoring) as restored:
             for _ in restored:
                 pass
-        side = copy_side_files(base, composition.assets, writer.write_side_file, verify=options.verify, dtype=options.dtype)
+        for name, data in own_files.items():
+            writer.write_side_file(name, data)
+
+        def write_other(name: str, data: bytes) -> None:
+            if name not in own_files:
+                writer.write_side_file(name, data)
+
+        side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
 
 
 def _restoring(
-    base: Checkpoint, jobs: Sequence[TensorJob], method: Method, sink: Sink, options: WriteOptions
+    base: Checkpoint, jobs: Sequence[TensorJob], sink: Sink, options: WriteOptions
 ) -> tuple[Generator[RestoredTensor, None, None], list[str]]:
     """Return what restores the jobs where the options say, and what the user should be told of it."""
     verify, workers, progress = options.verify, options.workers, options.progress
@@ -151,8 +167,8 @@ def _restoring(
         place, note = place_of(options.device, options.backend)
         notes = [note]
         if place is not None:
-            return restore_on_device(base, jobs, method, sink, place, verify=verify, workers=workers, progress=progress), notes
-    return restore_tensors(base, jobs, method, sink, verify=verify, digests=False, workers=workers, progress=progress), notes
+            return restore_on_device(base, jobs, sink, place, verify=verify, workers=workers, progress=progress), notes
+    return restore_tensors(base, jobs, sink, verify=verify, digests=False, workers=workers, progress=progress), notes
 
 
 @dataclass(frozen=True)

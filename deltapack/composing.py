@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -12,46 +12,20 @@ from deltapack.basecheck import BaseTensors, check_base
 from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import stored_layout, term_layout
 from deltapack.dtypes import DType
-from deltapack.errors import MergeConflictError, RecipeError
+from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.jobs import PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.weighted import WeightedPack
 
-__all__ = ["Composition", "WeightedPack", "compose"]
+__all__ = ["Blend", "Composition", "compose"]
+
+Blend = Callable[[TensorInfo, Mapping[int, tuple[TermSource, ...]]], tuple[TermSource, ...]]
+"""Takes a base tensor and what each pack that has it would add, unweighted and by the pack's number; returns what is added."""
 
 
 _GONE = ("alias", "removed")
 """Kinds of entries that drop the base tensor of their name; a tied name is held by another tensor."""
-
-
-@dataclass(frozen=True)
-class WeightedPack:
-    """A pack and what it is applied with; `rescale` replaces the factors of its terms."""
-
-    reader: PackReader
-    weight: float = 1.0
-    rescale: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("weight", self.weight), ("rescale", self.rescale)):
-            if value is not None and not (math.isfinite(value) and abs(value) < 3e38):
-                raise RecipeError(f"{name} is not a finite f32", path=self.reader.path, found=value)
-        index = self.reader.index
-        # Factors of a merged pack hold its weights, which a rescale would wipe out, be it of a single pack.
-        is_merged = "packs" in index.recipe or any(len(entry.terms) > 1 for entry in index.entries)
-        if self.rescale is not None and is_merged:
-            hint = "Rescale the packs that it was merged from."
-            raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the pack's own digests describe the result."""
-        return self.weight == 1 and self.rescale is None
-
-    def factor(self, factor: float) -> np.float32:
-        """Return the factor of a term times the weight (spec/06-arithmetic.md section 6.1)."""
-        with np.errstate(over="ignore"):
-            return np.float32(factor if self.rescale is None else self.rescale) * np.float32(self.weight)
 
 
 @dataclass(frozen=True)
@@ -69,6 +43,7 @@ class _Part:
     """What one pack says of one tensor."""
 
     pack: WeightedPack
+    number: int
     entry: Entry
 
     @property
@@ -78,7 +53,13 @@ class _Part:
 
 
 def compose(
-    base: BaseTensors, packs: Sequence[WeightedPack], *, prefer: int | None = None, dtype: DType | None = None
+    base: BaseTensors,
+    packs: Sequence[WeightedPack],
+    *,
+    prefer: int | None = None,
+    assets: int | Literal["base"] | None = None,
+    dtype: DType | None = None,
+    blend: Blend | None = None,
 ) -> Composition:
     """Check packs against the headers of a base, and against each other, and plan every tensor of the result.
 
@@ -86,7 +67,9 @@ def compose(
         base: The base.
         packs: The packs in order of addition; at least one.
         prefer: Which pack decides where packs cannot be added: new or reshaped tensors, integers, new rows, side files.
+        assets: Which pack the side files are from, or the base, if not from that one.
         dtype: Type of all float tensors of the result, instead of their own.
+        blend: What the packs' differences become; their weighted sum unless given.
 
     Raises:
         BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
@@ -95,20 +78,21 @@ def compose(
     check_base(base, [pack.reader for pack in packs])
     by_base, new = _group(base, packs)
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
+    maker = _JobMaker(packs, chooser, blend)
     jobs = []
     for name, tensor in base.tensors.items():
         parts = by_base.get(name, [])
         staying = [part for part in parts if part.entry.kind not in _GONE]
         if staying or len(parts) < len(packs):
-            jobs.append(_based_job(tensor, staying, packs, chooser))
+            jobs.append(maker.based_job(tensor, staying))
     jobs += [_whole_job(chooser.one(parts)) for parts in new.values()]
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
         raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
-    assets, notes = _assets(packs, prefer)
+    reader, notes = _assets(packs, prefer if assets is None else assets)
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
-    return Composition(tuple(ordered), _aliases(packs, names), assets, notes)
+    return Composition(tuple(ordered), _aliases(packs, names), reader, notes)
 
 
 @dataclass(frozen=True)
@@ -142,77 +126,89 @@ def _group(
     """Return the parts of each base tensor, and of each new tensor by name, in pack order."""
     by_base: dict[str, list[_Part]] = {}
     new: dict[str, list[_Part]] = {}
-    for pack in packs:
+    for number, pack in enumerate(packs):
         entries = pack.reader.index.entries
         used = {entry.base.name for entry in entries if entry.base is not None}
         for entry in entries:
             if entry.base is not None:
                 name = base.aliases.get(entry.base.name, entry.base.name)
-                by_base.setdefault(name, []).append(_Part(pack, entry))
+                by_base.setdefault(name, []).append(_Part(pack, number, entry))
                 continue
             replaces = entry.name in base.tensors and entry.name not in used
             if replaces or entry.kind == "stored":
-                (by_base if replaces else new).setdefault(entry.name, []).append(_Part(pack, entry))
+                (by_base if replaces else new).setdefault(entry.name, []).append(_Part(pack, number, entry))
     return by_base, new
 
 
-def _based_job(tensor: TensorInfo, parts: Sequence[_Part], packs: Sequence[WeightedPack], chooser: _Chooser) -> TensorJob:
-    """Plan a tensor that the base has."""
-    digest = next((part.entry.base.digest for part in parts if part.entry.base is not None), "")
-    name = _name_of(tensor.name, parts, chooser)
-    changing = [part for part in parts if part.entry.kind != "unchanged"]
-    if not changing:
-        return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
-    if len(changing) == 1 and changing[0].entry.kind == "stored" and (changing[0].pack.weight == 1 or not _adds(changing[0], tensor)):
-        return replace(_whole_job(changing[0]), name=name)
-    structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
-    if structural:
-        return _structural_job(tensor, name, digest, changing, structural, packs, chooser)
-    dtypes = {part.entry.dtype for part in changing}
-    dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
-    promised = changing[0].entry.digest if _is_alone(packs) else ""
-    terms = tuple(term for part in changing for term in _terms(part, tensor))
-    path = changing[0].pack.reader.path
-    return TensorJob(name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=promised, pack=path)
+@dataclass(frozen=True)
+class _JobMaker:
+    """Plans tensors that the base has."""
 
+    packs: Sequence[WeightedPack]
+    chooser: _Chooser
+    blend: Blend | None
 
-def _structural_job(
-    tensor: TensorInfo,
-    name: str,
-    digest: str,
-    changing: Sequence[_Part],
-    structural: Sequence[_Part],
-    packs: Sequence[WeightedPack],
-    chooser: _Chooser,
-) -> TensorJob:
-    """Plan a tensor whose shape or rows one pack decides; what the others add to the common rows is added."""
-    part = chooser.one(structural)
-    entry = part.entry
-    if entry.kind != "grown":
-        # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
-        part = chooser.one(changing)
-        if part.entry.kind == "stored":
-            return replace(_whole_job(part), name=name)
-        entry, changing = part.entry, [part]
-    adding = [
-        other
-        for other in changing
-        if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
-    ]
-    terms = tuple(term for other in adding for term in _terms(other, tensor))
-    promised = entry.digest if _is_alone(packs) else ""
-    return TensorJob(
-        name,
-        entry.dtype,
-        entry.shape,
-        entry.numel,
-        tensor,
-        digest,
-        terms,
-        _rows(part, entry.common),
-        promised,
-        part.pack.reader.path,
-    )
+    def based_job(self, tensor: TensorInfo, parts: Sequence[_Part]) -> TensorJob:
+        """Plan one tensor from what the packs that keep it say of it."""
+        digest = next((part.entry.base.digest for part in parts if part.entry.base is not None), "")
+        name = _name_of(tensor.name, parts, self.chooser)
+        changing = [part for part in parts if part.entry.kind != "unchanged"]
+        if not changing:
+            return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
+        only = changing[0]
+        as_is = self.blend is None and only.pack.weight_of(tensor.name) == 1
+        if len(changing) == 1 and only.entry.kind == "stored" and (as_is or not _adds(only, tensor)):
+            return replace(_whole_job(only), name=name)
+        structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
+        if structural:
+            return self._structural_job(tensor, name, digest, parts, structural)
+        dtypes = {part.entry.dtype for part in changing}
+        dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
+        terms = self._added(tensor, parts)
+        return TensorJob(
+            name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=self._promised(only), pack=only.pack.reader.path
+        )
+
+    def _structural_job(
+        self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]
+    ) -> TensorJob:
+        """Plan a tensor whose shape or rows one pack decides; what the others add to the common rows is added."""
+        part = self.chooser.one(structural)
+        entry = part.entry
+        if entry.kind != "grown":
+            # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
+            part = self.chooser.one([part for part in parts if part.entry.kind != "unchanged"])
+            if part.entry.kind == "stored":
+                return replace(_whole_job(part), name=name)
+            entry, parts = part.entry, [part]
+        adding = [
+            other
+            for other in parts
+            if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
+        ]
+        return TensorJob(
+            name,
+            entry.dtype,
+            entry.shape,
+            entry.numel,
+            tensor,
+            digest,
+            self._added(tensor, adding),
+            _rows(part, entry.common),
+            self._promised(part),
+            part.pack.reader.path,
+        )
+
+    def _added(self, tensor: TensorInfo, parts: Sequence[_Part]) -> tuple[TermSource, ...]:
+        """Return what is added to the common elements."""
+        if self.blend is not None:
+            return self.blend(tensor, {part.number: tuple(_terms(part, tensor, 1)) for part in parts})
+        return tuple(term for part in parts for term in _terms(part, tensor, part.pack.weight_of(tensor.name)))
+
+    def _promised(self, part: _Part) -> str:
+        """Return the digest of the result, if the only pack says what it is."""
+        alone = len(self.packs) == 1 and self.packs[0].is_plain and self.blend is None
+        return part.entry.digest if alone else ""
 
 
 def _whole_job(part: _Part) -> TensorJob:
@@ -229,15 +225,15 @@ def _adds(part: _Part, tensor: TensorInfo) -> bool:
     return entry.kind == "stored" and entry.shape == tensor.shape and entry.dtype.is_delta and tensor.dtype.is_delta
 
 
-def _terms(part: _Part, tensor: TensorInfo) -> Iterator[TermSource]:
+def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[TermSource]:
     entry, reader = part.entry, part.pack.reader
     if entry.kind == "stored":
         rows = _rows(part, 0)
         if rows is not None:
-            yield StoredTerm(rows, np.float32(part.pack.weight))
+            yield StoredTerm(rows, np.float32(weight))
     for term in entry.terms:
         blob = reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
-        yield PackTerm(reader, term, blob, part.pack.factor(term.factor))
+        yield PackTerm(reader, term, blob, part.pack.factor(term.factor, weight))
 
 
 def _rows(part: _Part, start: int) -> StoredRows | None:
@@ -246,10 +242,6 @@ def _rows(part: _Part, start: int) -> StoredRows | None:
         return None
     blob = reader.chunked_blob(entry.stored, stored_layout(entry.numel - start), 0, entry.name)
     return StoredRows(reader, entry.stored, blob, entry.dtype, start)
-
-
-def _is_alone(packs: Sequence[WeightedPack]) -> bool:
-    return len(packs) == 1 and packs[0].is_plain
 
 
 def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:
@@ -275,9 +267,11 @@ def _aliases(packs: Sequence[WeightedPack], names: set[str]) -> dict[str, str]:
     return out
 
 
-def _assets(packs: Sequence[WeightedPack], prefer: int | None) -> tuple[PackReader | None, tuple[str, ...]]:
+def _assets(packs: Sequence[WeightedPack], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
     """Return the pack whose side files the result takes (none: the base's) and a sentence about the choice."""
     readers = [pack.reader for pack in packs]
+    if prefer == "base":
+        return None, ()
     if prefer is not None or len(readers) == 1:
         return readers[prefer or 0], ()
     contents = {

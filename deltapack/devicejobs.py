@@ -18,7 +18,6 @@ from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
 from deltapack.format.reader import PackReader
 from deltapack.jobs import PackTerm, TensorJob
 from deltapack.kernels import generic
-from deltapack.merge_methods import Method
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 from deltapack.restoring import RestoredTensor, Sink, check_digests, restore_tensors
@@ -70,7 +69,6 @@ def place_of(device: str | None, backend: str) -> tuple[DevicePlace | None, str]
 def restore_on_device(
     base: Checkpoint,
     jobs: Sequence[TensorJob],
-    method: Method,
     sink: Sink,
     place: DevicePlace,
     *,
@@ -91,7 +89,7 @@ def restore_on_device(
     total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
     sums, others = [job for job in jobs if _is_sum(job)], [job for job in jobs if not _is_sum(job)]
     options = {"verify": verify, "digests": False}
-    restoring = restore_tensors(base, others, method, sink, **options, workers=workers, progress=lambda part, _: progress(part, total))
+    restoring = restore_tensors(base, others, sink, **options, workers=workers, progress=lambda part, _: progress(part, total))
     with closing(restoring) as restored:
         for tensor in restored:
             done += tensor.job.numel * tensor.job.dtype.itemsize

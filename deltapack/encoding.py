@@ -92,9 +92,13 @@ def _encode_delta(
         # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
-    room: NDArray[np.uint32] = buffers.take("positions", "<u4", common + _SPARE).view(np.uint32)
-    positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, room)
-    kept = loops.kept_differences(base, source, tuned[:common], target, positions)
+    if plan.sparsifier is None:
+        room: NDArray[np.uint32] = buffers.take("positions", "<u4", common + _SPARE).view(np.uint32)
+        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, room)
+        kept = loops.kept_differences(base, source, tuned[:common], target, positions)
+    else:
+        chosen = plan.sparsifier.select(chunk, loops.difference(base, source, tuned[:common], target))
+        positions, counts, kept = chosen.positions, chosen.counts, chosen.values
     try:
         term, values = encode_term_chunk(plan.codec, positions, kept, counts, common, np.float32(plan.recipe.factor))
     except NonFiniteError as error:

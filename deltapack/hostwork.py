@@ -17,7 +17,6 @@ from deltapack.device.regions import Region
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
 from deltapack.jobs import TensorJob
-from deltapack.merge_methods import METHODS
 from deltapack.parallel import ordered_map
 from deltapack.restoring import restore_chunk
 from deltapack.slots import Slots, read_chunk, write_chunk
@@ -121,7 +120,7 @@ class HostEngine:
             # Whether inference mode is on is known to each thread by itself.
             with torch.inference_mode():
                 old = read_chunk(work.region, work.job, chunk)
-                new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, METHODS["linear"], buffers)
+                new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, buffers)
                 assert new is not None
                 bits = f"<u{old.dtype.itemsize}"
                 positions = np.flatnonzero(old.view(bits) != new.view(bits)).astype(np.uint32)

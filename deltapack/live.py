@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import open_checkpoint
-from deltapack.composing import Composition, WeightedPack, compose
+from deltapack.composing import Composition, compose
 from deltapack.device.backends import Choice, choose
 from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Keep, Saved, Work, key
@@ -23,6 +23,7 @@ from deltapack.hostwork import HostEngine, HostWork, place
 from deltapack.jobs import PackTerm, TensorJob
 from deltapack.parallel import resolve_workers
 from deltapack.slots import Names, Slots, find_slots
+from deltapack.weighted import WeightedPack
 
 __all__ = ["LiveModel", "attach"]
 

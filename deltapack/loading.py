@@ -13,7 +13,7 @@ import torch
 
 from deltapack.assets import copy_side_files
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.composing import Composition, WeightedPack, compose
+from deltapack.composing import Composition, compose
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of
 from deltapack.devicejobs import DevicePlace, restore_on_device
@@ -22,10 +22,10 @@ from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
-from deltapack.merge_methods import METHODS
 from deltapack.parallel import resolve_workers
 from deltapack.restoring import restore_tensors
 from deltapack.slots import write_chunk
+from deltapack.weighted import WeightedPack
 
 __all__ = ["load_model", "load_state_dict"]
 
@@ -181,13 +181,13 @@ class _Loader:
         """Restore all tensors."""
         jobs = self.composition.jobs
         state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
-        sink, method = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs}), METHODS["linear"]
+        sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
         if self.choice.engine is None:
             options = {"verify": self.verify, "digests": False}
-            restoring = restore_tensors(self.base, jobs, method, sink, **options, workers=self.workers, progress=_silent)
+            restoring = restore_tensors(self.base, jobs, sink, **options, workers=self.workers, progress=_silent)
         else:
             place = DevicePlace(self.device, self.choice.engine)
-            restoring = restore_on_device(self.base, jobs, method, sink, place, verify=self.verify, workers=self.workers, progress=_silent)
+            restoring = restore_on_device(self.base, jobs, sink, place, verify=self.verify, workers=self.workers, progress=_silent)
         with closing(restoring) as restored:
             for _ in restored:
                 pass

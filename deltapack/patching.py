@@ -22,12 +22,12 @@ from deltapack.codecs.chunk import (
     stored_layout,
     term_layout,
 )
-from deltapack.composing import WeightedPack
 from deltapack.errors import BaseMismatchError, ChecksumError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.weighted import WeightedPack
 
 __all__ = ["LoadedPack", "add_to"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,19 +12,23 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
-from deltapack.codecs.indices import best_shift
+from deltapack.codecs.indices import DENSE, best_shift
 from deltapack.errors import RecipeError
-from deltapack.format.digest import TILE
+from deltapack.format.digest import CHUNK, TILE, chunk_count
 from deltapack.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
+from deltapack.sparsify.breadcrumbs import Breadcrumbs, count_outliers
+from deltapack.sparsify.dare import ALL_KEPT
+from deltapack.sparsify.della import Della
+from deltapack.sparsify.kept import Sparsifier
+from deltapack.sparsify.magnitude import Magnitude, count_kept
+from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
 __all__ = ["TensorPlan", "identity_of", "plan_tensor"]
 
 _AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
 _SAMPLE_TILES = 8
 _NO_CODEC = TermCodec("all", "f32")
-_DENSE = 0.385
-"""Above this density the best code for gaps is unary: as many zeros as the gap, then a one. That is the bitmap."""
 _NOISE_FLOOR = 1e-4
 """Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
@@ -39,6 +44,7 @@ class TensorPlan:
         recipe: Its settings.
         codec: Codecs of its term; only for `"delta"`.
         key: Mask key; only for `"delta"`.
+        sparsifier: What chooses the kept elements by their differences; `None`: `key` alone does.
     """
 
     tensor: TensorInfo
@@ -47,6 +53,7 @@ class TensorPlan:
     recipe: TensorRecipe
     codec: TermCodec = _NO_CODEC
     key: int = 0
+    sparsifier: Sparsifier | None = None
 
     @property
     def common(self) -> int:
@@ -68,9 +75,15 @@ def identity_of(finetuned: Checkpoint) -> str:
 
 
 def plan_tensor(
-    base: Checkpoint, finetuned: Checkpoint, base_name: str | None, name: str, recipe: Recipe, identity: str
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    base_name: str | None,
+    name: str,
+    recipe: Recipe,
+    identity: str,
+    workers: int = 1,
 ) -> TensorPlan:
-    """Plan one tensor; reads at most a few tiles of it.
+    """Plan one tensor; reads at most a few tiles of it, or two or three times all of it to rank its elements by magnitude.
 
     Args:
         base: The base checkpoint.
@@ -79,6 +92,7 @@ def plan_tensor(
         name: Name in the fine-tune.
         recipe: What the user asked for.
         identity: What `identity_of` gave.
+        workers: Threads for ranking.
 
     Raises:
         RecipeError: The index codec does not fit the drop rate.
@@ -93,8 +107,40 @@ def plan_tensor(
     index = _index_codec(settings)
     plan = TensorPlan(tensor, partner, route, settings, TermCodec(index, "f32"), key)
     values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.fidelity)
-    shift = best_shift(settings.keep / dare.ALL_KEPT) if index == "gaps" else 0
-    return replace(plan, codec=TermCodec(index, values, shift))
+    shift = best_shift(settings.keep / ALL_KEPT) if index == "gaps" else 0
+    return replace(plan, codec=TermCodec(index, values, shift), sparsifier=_sparsifier(base, finetuned, plan, workers))
+
+
+def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, workers: int) -> Sparsifier | None:
+    """Return what chooses the kept elements by their differences; rankings take streaming passes over both tensors."""
+    assert plan.base is not None
+    settings, numel, read = plan.recipe, plan.common, _reader(base, finetuned, plan)
+    if settings.sparsify == "dare" or settings.keep == ALL_KEPT:
+        return None
+    density = settings.keep / ALL_KEPT
+    if settings.sparsify == "della":
+        row = plan.tensor.shape[-1] if len(plan.tensor.shape) > 1 else numel
+        return Della(density, settings.epsilon, plan.key, row, numel, read, settings.unbiased)
+    count = count_kept(density, numel)
+    outliers = count_outliers(settings.gamma, count, numel) if settings.sparsify == "breadcrumbs" else 0
+    ranks = [count] if settings.sparsify == "magnitude" else [count + outliers, outliers]
+    chunks = Magnitudes(
+        chunk_count(numel), lambda chunk: read(chunk * CHUNK, min((chunk + 1) * CHUNK, numel)), lambda nonzero: ranks
+    )
+    (cuts,) = find_cuts([chunks], workers)
+    return Magnitude(cuts[0]) if settings.sparsify == "magnitude" else Breadcrumbs(*cuts)
+
+
+def _reader(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan) -> Callable[[int, int], NDArray[np.float32]]:
+    """Return a function that reads differences [start, stop)."""
+    source = plan.base
+    assert source is not None
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        tuned, elements = finetuned.read(plan.tensor.name, start, stop), base.read(source.name, start, stop)
+        return kernels.active().difference(elements, source.dtype, tuned, plan.tensor.dtype)
+
+    return read
 
 
 def _route(tensor: TensorInfo, partner: TensorInfo | None, recipe: TensorRecipe) -> str:
@@ -109,13 +155,19 @@ def _route(tensor: TensorInfo, partner: TensorInfo | None, recipe: TensorRecipe)
 
 
 def _index_codec(recipe: TensorRecipe) -> str:
-    if recipe.keep == dare.ALL_KEPT:
+    if recipe.keep == ALL_KEPT:
         if recipe.index == "seeded":
             raise RecipeError("index=seeded needs a drop rate above 0", hint="Use --index auto.")
         return "all"
-    if recipe.index == "gaps" and recipe.keep > _DENSE * dare.ALL_KEPT:
+    index = recipe.index
+    if recipe.sparsify != "dare":
+        if index == "seeded":
+            hint = f"Positions that {recipe.sparsify} chooses are stored: use --index auto."
+            raise RecipeError("index=seeded is for masks at random", expected="sparsify=dare", found=recipe.sparsify, hint=hint)
+        index = "gaps" if index == "auto" else index
+    if index == "gaps" and recipe.keep > DENSE * ALL_KEPT:
         return "bitmap"
-    return "seeded" if recipe.index == "auto" else recipe.index
+    return "seeded" if index == "auto" else index
 
 
 def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, fidelity: float) -> str:
@@ -128,7 +180,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, fide
     power = float(np.square(kept, dtype=np.float64).sum())
     if power == 0 or not np.isfinite(power):
         return _AUTO_ORDER[0] if power == 0 else "f32"
-    drop_rate = 1 - plan.recipe.keep / dare.ALL_KEPT
+    drop_rate = 1 - plan.recipe.keep / ALL_KEPT
     allowed = max(fidelity * drop_rate, _NOISE_FLOOR)
     for values in _AUTO_ORDER[:-1]:
         _, seen = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
@@ -142,17 +194,21 @@ def _sample(
     base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return kept differences of a few tiles spread over the tensor, and their count in each tile."""
-    assert plan.base is not None
-    tiles = -(-plan.common // TILE)
+    tiles, read = -(-plan.common // TILE), _reader(base, finetuned, plan)
     chosen = np.unique(np.linspace(0, tiles - 1, min(tiles, _SAMPLE_TILES)).astype(int))
     parts = [np.zeros(0, np.float32)]
     for tile in map(int, chosen):
-        start, stop = tile * TILE, min((tile + 1) * TILE, plan.common)
-        tuned = finetuned.read(plan.tensor.name, start, stop)
-        elements = base.read(plan.base.name, start, stop)
-        delta = kernels.active().difference(elements, plan.base.dtype, tuned, plan.tensor.dtype)
-        # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
-        stride = max(1, min(dare.ALL_KEPT // plan.recipe.keep, len(delta)))
-        parts.append(delta[::stride])
+        parts.append(_typical(read(tile * TILE, min((tile + 1) * TILE, plan.common)), plan.recipe))
     kept = [part for part in parts if len(part)]
     return np.concatenate(parts), np.array([len(part) for part in kept], np.int64)
+
+
+def _typical(delta: NDArray[np.float32], recipe: TensorRecipe) -> NDArray[np.float32]:
+    """Return differences like those that would be kept of a tile."""
+    if recipe.sparsify in ("dare", "della") or recipe.keep == ALL_KEPT:
+        # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
+        return delta[:: max(1, min(ALL_KEPT // recipe.keep, len(delta)))]
+    count = count_kept(recipe.keep / ALL_KEPT, len(delta))
+    outliers = count_outliers(recipe.gamma, count, len(delta)) if recipe.sparsify == "breadcrumbs" else 0
+    order = np.argsort(-np.abs(delta), kind="stable")[outliers : outliers + count]
+    return delta[np.sort(order)]

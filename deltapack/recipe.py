@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltapack.errors import RecipeError
-from deltapack.sparsify.dare import keep_of_drop_rate, rescale_factor
+from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate, rescale_factor
+from deltapack.sparsify.della import epsilon_for
 
-__all__ = ["INDEX_CHOICES", "VALUE_CHOICES", "Override", "Recipe", "TensorRecipe", "parse_override"]
+__all__ = ["INDEX_CHOICES", "SPARSIFY_CHOICES", "VALUE_CHOICES", "Override", "Recipe", "TensorRecipe", "parse_override"]
 
 VALUE_CHOICES = ("auto", "f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")
+SPARSIFY_CHOICES = ("dare", "magnitude", "della", "breadcrumbs")
 INDEX_CHOICES = ("auto", "seeded", "gaps", "bitmap")
 
 
@@ -27,6 +29,10 @@ class TensorRecipe:
         values: Value codec or `"auto"`.
         index: Index codec or `"auto"`.
         whole: Whether the tensor is stored whole instead, bit for bit.
+        sparsify: Sparsifier.
+        epsilon: Half-width of DELLA's range of probabilities.
+        gamma: Share of the largest elements that breadcrumbs drops.
+        unbiased: Whether DELLA divides what it keeps by its probability.
     """
 
     keep: int
@@ -34,6 +40,10 @@ class TensorRecipe:
     values: str
     index: str
     whole: bool = False
+    sparsify: str = "dare"
+    epsilon: float = 0.0
+    gamma: float = 0.0
+    unbiased: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Override:
     values: str | None = None
     index: str | None = None
     rescale: float | None = None
+    sparsify: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,20 @@ class Recipe:
 
     Attributes:
         drop_rate: Fraction of the delta to drop, in [0, 1).
+        sparsify: What is dropped: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at random, the smaller the likelier) or
+            `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
         index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 38 % are kept, which
             is what gaps in unary are.
-        rescale: Factor for the kept values; `None` is 1 / (1 - drop_rate).
+        rescale: Factor for the kept values; `None` is what the sparsifier wants: 1 / (1 - drop_rate) for `"dare"`, one over the
+            probability of each element for `"della"`, 1 for `"magnitude"` and `"breadcrumbs"`.
         seed: Any integer; another seed drops other elements.
         include: Regular expression (search); only tensors that match are dropped from, the others are stored whole.
         exclude: Regular expression (search); tensors that match are stored whole.
         overrides: Settings for single tensors; the last one that matches wins.
+        epsilon: For `"della"`, the probability to keep goes from density - epsilon to density + epsilon; 0.15 unless given, or half of what
+            the drop rate allows.
+        gamma: For `"breadcrumbs"`, share of the largest elements to drop.
         fidelity: Noise that an `auto` value codec may add, as a share of the noise of dropping itself.
         non_finite: What to do with a tensor that holds NaN or Inf: `"error"` or `"store"` (whole).
 
@@ -78,17 +95,25 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     fidelity: float = 0.05
     non_finite: str = "error"
+    sparsify: str = "dare"
+    epsilon: float | None = None
+    gamma: float = 0.01
 
     def __post_init__(self) -> None:
         keep_of_drop_rate(self.drop_rate)
         _choice("values", self.values, VALUE_CHOICES)
         _choice("index", self.index, INDEX_CHOICES)
+        _choice("sparsify", self.sparsify, SPARSIFY_CHOICES)
         _choice("non_finite", self.non_finite, ("error", "store"))
         _finite("rescale", self.rescale)
         if type(self.seed) is not int or abs(self.seed) >= 1 << 63:
             raise RecipeError("seed is out of range", expected="an integer below 2^63", found=self.seed)
         if not (math.isfinite(self.fidelity) and self.fidelity > 0):
             raise RecipeError("fidelity is out of range", expected="above 0", found=self.fidelity)
+        if not 0 <= self.gamma < 1:
+            raise RecipeError("gamma is out of range", expected="0 <= gamma < 1", found=self.gamma)
+        if self.sparsify == "della" and self.drop_rate > 0:
+            epsilon_for(1 - self.drop_rate, self.epsilon)
         for pattern in (self.include, self.exclude, *(override.pattern for override in self.overrides)):
             _regex(pattern)
         for override in self.overrides:
@@ -97,23 +122,25 @@ class Recipe:
 
     def for_tensor(self, name: str) -> TensorRecipe:
         """Return the settings for the tensor of this name."""
-        drop_rate, values, index, rescale = self.drop_rate, self.values, self.index, self.rescale
+        chosen = {key: getattr(self, key) for key in _SETTINGS}
         for override in self.overrides:
             if re.fullmatch(override.pattern, name):
-                settings = _settings(override)
-                drop_rate = settings.get("drop_rate", drop_rate)
-                values, index = settings.get("values", values), settings.get("index", index)
-                rescale = settings.get("rescale", rescale)
-        keep = keep_of_drop_rate(drop_rate)
-        factor = rescale_factor(keep) if rescale is None else rescale
+                chosen |= _settings(override)
+        keep, sparsify, rescale = keep_of_drop_rate(chosen["drop_rate"]), chosen["sparsify"], chosen["rescale"]
+        epsilon = epsilon_for(keep / ALL_KEPT, self.epsilon) if sparsify == "della" and keep != ALL_KEPT else 0.0
+        usual = rescale_factor(keep) if sparsify == "dare" else 1.0
+        factor = usual if rescale is None else rescale
         skipped = self.include is not None and not re.search(self.include, name)
         excluded = self.exclude is not None and bool(re.search(self.exclude, name))
-        return TensorRecipe(keep, factor, values, index, whole=skipped or excluded)
+        whole = skipped or excluded
+        return TensorRecipe(
+            keep, factor, chosen["values"], chosen["index"], whole, sparsify, epsilon, self.gamma, unbiased=rescale is None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a pack states it: strings and integers only."""
         out: dict[str, Any] = {
-            "method": "dare",
+            "method": self.sparsify,
             "drop_rate": repr(float(self.drop_rate)),
             "values": self.values,
             "index": self.index,
@@ -122,6 +149,8 @@ class Recipe:
             "include": self.include,
             "exclude": self.exclude,
             "fidelity": repr(float(self.fidelity)),
+            "epsilon": repr(epsilon_for(1 - self.drop_rate, self.epsilon)) if self.sparsify == "della" and self.drop_rate else None,
+            "gamma": repr(float(self.gamma)) if self.sparsify == "breadcrumbs" else None,
             "overrides": [
                 {"pattern": override.pattern} | {key: str(value) for key, value in _settings(override).items()}
                 for override in self.overrides
@@ -141,8 +170,8 @@ def parse_override(text: str) -> Override:
     for setting in settings.split(","):
         key, equals, value = setting.partition("=")
         name = key.strip().replace("-", "_")
-        if not colon or not equals or name not in ("drop_rate", "values", "index", "rescale"):
-            expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2"
+        if not colon or not equals or name not in _SETTINGS:
+            expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare"
             raise RecipeError("cannot read an override", expected=expected, found=text)
         try:
             found[name] = float(value) if name in ("drop_rate", "rescale") else value.strip()
@@ -151,8 +180,12 @@ def parse_override(text: str) -> Override:
     return Override(pattern, **found)
 
 
+_SETTINGS = ("drop_rate", "values", "index", "rescale", "sparsify")
+"""What an override may set."""
+
+
 def _settings(override: Override) -> Mapping[str, Any]:
-    pairs = {key: getattr(override, key) for key in ("drop_rate", "values", "index", "rescale")}
+    pairs = {key: getattr(override, key) for key in _SETTINGS}
     return {key: value for key, value in pairs.items() if value is not None}
 
 

@@ -11,7 +11,19 @@ from typing import Any
 from deltapack.format.index import Index
 from deltapack.recipe import Recipe
 
-__all__ = ["ApplyReport", "CompressReport", "MergeReport", "Progress", "VerifyReport", "compress_report"]
+__all__ = [
+    "ApplyReport",
+    "CompressReport",
+    "ExplainReport",
+    "ExplainRow",
+    "LayerRow",
+    "MergeReport",
+    "PreviewReport",
+    "Progress",
+    "SurveyReport",
+    "VerifyReport",
+    "compress_report",
+]
 
 Progress = Callable[[int, int], None]
 """Called with work done and work in all, in bytes."""
@@ -75,15 +87,123 @@ class ApplyReport(_Report):
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """How packs relate in one layer.
+
+    Attributes:
+        name: `"layer 3"`, `"outside of the layers"` or `"all"`.
+        elements: Elements of its tensors that are merged.
+        changed: Elements that any pack changes.
+        overlap: Share of these that several packs change.
+        conflicts: Share of the overlap where both signs occur.
+        cosine: Mean cosine between two packs' differences, corrected for what was dropped at random; `None` where there is none.
+        norms: Norm of each pack's difference, likewise corrected: an estimate of the whole difference's norm.
+        shares: Share of each pack in the squared norms of the weighted differences.
+    """
+
+    name: str
+    elements: int
+    changed: int
+    overlap: float
+    conflicts: float
+    cosine: float | None
+    norms: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SurveyReport(_Report):
+    """How packs relate: their names, a row for each layer, one for all, and what a person should read."""
+
+    packs: Sequence[str]
+    layers: Sequence[LayerRow]
+    total: LayerRow
+    warnings: Sequence[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class MergeReport(_Report):
-    """What `merge` did: the output, its tensors and bytes, the weight of each pack, what to read."""
+    """What `merge` did: the output, its tensors and bytes, the weight of each pack, what to read, how the packs relate if asked for."""
 
     out: Path
     tensors: int
     tensor_bytes: int
-    weights: Sequence[tuple[str, float]]
+    weights: Sequence[tuple[str, float | None]]
     warnings: Sequence[str] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
+    survey: SurveyReport | None = None
+
+
+@dataclass(frozen=True)
+class PreviewReport(_Report):
+    """What a merge would do, from headers alone.
+
+    Attributes:
+        out: The output; nothing was written there.
+        method: Name of the merge method.
+        formula: Its formula in one line.
+        weights: The packs and their weights; `None` where it depends on the tensor or there is none.
+        tensors: Number of tensors by what becomes of them: merged, from the base, from one pack.
+        dtypes: Number of tensors of each type.
+        grown: Names, rows in the base and rows in the result of the tensors whose rows change, as a vocabulary's do.
+        assets: The pack that config and tokenizer are from; `None`: the base.
+        bytes: Size of the result; of a merged pack at most.
+        bytes_free: Free bytes where it would be.
+        memory: Estimated bytes of the buffers of all threads.
+        warnings: Sentences that a person should read.
+        notes: What was noticed.
+    """
+
+    out: Path
+    method: str
+    formula: str
+    weights: Sequence[tuple[str, float | None]]
+    tensors: Mapping[str, int]
+    dtypes: Mapping[str, int]
+    grown: Sequence[tuple[str, int, int]]
+    assets: str | None
+    bytes: int
+    bytes_free: int
+    memory: int
+    warnings: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ExplainRow:
+    """One pack in an explanation: its weight for the tensor, the share that it keeps of it, its difference at the element."""
+
+    pack: str
+    weight: float
+    density: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class ExplainReport(_Report):
+    """How one element of one tensor is merged.
+
+    Attributes:
+        tensor: Its name.
+        element: Flat position of the element: the first one that most packs keep, with both signs if there is one.
+        formula: The method's formula in one line.
+        options: The method's parameters.
+        measured: What was measured over the tensor, in words and numbers; empty where nothing had to be.
+        rows: The packs.
+        base: The base's value.
+        added: What is added to it.
+        result: The result, rounded to its type.
+    """
+
+    tensor: str
+    element: int
+    formula: str
+    options: Mapping[str, float]
+    measured: Mapping[str, Sequence[float]]
+    rows: Sequence[ExplainRow]
+    base: float
+    added: float
+    result: float
 
 
 @dataclass(frozen=True)
@@ -136,7 +256,7 @@ def compress_report(
 def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) -> list[str]:
     out = []
     largest = worst[0][1] if worst else 0.0
-    if recipe.drop_rate > 0 and largest > RISKY_DELTA:
+    if recipe.drop_rate > 0 and recipe.sparsify == "dare" and largest > RISKY_DELTA:
         names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > RISKY_DELTA)
         count = sum(value > RISKY_DELTA for _, value in worst)
         risk = "DARE does not work near 0.03 and above" if largest >= HOPELESS_DELTA else "dropping 90 % is risky above 0.005"

@@ -17,8 +17,6 @@ from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.jobs import Elements, Room, TensorJob
 from deltapack.kernels import rounding
-from deltapack.merge_methods import Method
-from deltapack.merge_methods.linear import linear
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 
@@ -71,7 +69,6 @@ class Nowhere:
 def restore_tensors(
     base: Checkpoint,
     jobs: Sequence[TensorJob],
-    method: Method,
     sink: Sink,
     *,
     verify: bool,
@@ -86,7 +83,6 @@ def restore_tensors(
     Args:
         base: The base.
         jobs: What to restore.
-        method: How terms are added up.
         sink: Where the elements go.
         verify: Whether digests are compared with those that the jobs promise.
         digests: Whether the caller needs all digests, also those that nobody promised.
@@ -107,7 +103,7 @@ def restore_tensors(
         of_base, of_result = digests or (verify and bool(job.base_digest)), digests or (verify and bool(job.digest))
         if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
             return done
-        elements, base_digest = restore_chunk(base, job, chunk, method, buffers, base_digest=of_base or job.is_base)
+        elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or job.is_base)
         if elements is None:
             return replace(done, base_digest=base_digest)
         digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
@@ -142,7 +138,7 @@ class _Done:
 
 
 def restore_chunk(
-    base: Checkpoint, job: TensorJob, chunk: int, method: Method, buffers: Buffers, *, base_digest: bool = False
+    base: Checkpoint, job: TensorJob, chunk: int, buffers: Buffers, *, base_digest: bool = False
 ) -> tuple[Elements | None, bytes | None]:
     """Return the elements of a chunk of the result and, if wanted, the chunk digest of the base; each if there are any.
 
@@ -156,7 +152,7 @@ def restore_chunk(
         digest = chunk_digest(elements) if base_digest else None
         common = elements[: max(0, job.common - start)]
         if len(common):
-            parts.append(_combine(job, chunk, common, method, buffers))
+            parts.append(_combine(job, chunk, common, buffers))
     stop = min(start + CHUNK, job.numel)
     if job.rows is not None and stop > max(start, job.rows.start):
         stored = job.rows.read(max(start, job.rows.start), stop)
@@ -166,7 +162,7 @@ def restore_chunk(
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts)), digest
 
 
-def _combine(job: TensorJob, chunk: int, base: Elements, method: Method, buffers: Buffers) -> Elements:
+def _combine(job: TensorJob, chunk: int, base: Elements, buffers: Buffers) -> Elements:
     """Return base plus terms; `base` is overwritten."""
     assert job.base is not None
     source, loops = job.base.dtype, kernels.active()
@@ -175,8 +171,8 @@ def _combine(job: TensorJob, chunk: int, base: Elements, method: Method, buffers
     rooms = [_room(buffers, number, len(base)) for number in range(len(job.terms))]
     terms = [term.chunk(chunk, base, source, room) for term, room in zip(job.terms, rooms, strict=True)]
     if source != job.dtype:
-        return loops.add_sparse(base, source, job.dtype, *method(len(base), terms))
-    loops.add_in_place(base, source, terms if method is linear else [method(len(base), terms)])
+        return loops.add_sparse(base, source, job.dtype, *loops.sum_terms(len(base), terms))
+    loops.add_in_place(base, source, terms)
     return base
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_layout, term_layout
-from deltapack.composing import WeightedPack, compose
+from deltapack.composing import compose
 from deltapack.format.digest import chunk_count
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.merge_methods import METHODS
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring import Nowhere, restore_tensors
+from deltapack.weighted import WeightedPack
 
 __all__ = ["verify"]
 
@@ -60,7 +60,6 @@ def verify(
             restored = restore_tensors(
                 base_ckpt,
                 jobs,
-                METHODS["linear"],
                 Nowhere(),
                 verify=True,
                 digests=True,

@@ -40,6 +40,30 @@ def test_compress_restore(models, tmp_path, monkeypatch, capsys):
     assert out.count("times smaller") == 2
 
 
+def test_merge_study(tmp_path, capsys):
+    from demo.conftest import TINY, write_sources
+
+    from deltapack.demo.corpus import Folders
+    from deltapack.demo.flow import DemoSize
+    from deltapack.demo.training import Schedule
+
+    for package in ("library", "torch/nn", "numpy"):
+        write_sources(tmp_path / package, 24)
+    for number in range(30):
+        (tmp_path / "numpy" / f"m{number}.pyi").write_text("".join(f"def g{number}_{k}(x: int) -> float: ...\n" for k in range(60)))
+    quick = Schedule(steps=2, rate=1e-3)
+    size = DemoSize(30_000, TINY, Schedule(2, 1e-3, 1e-3), quick, windows=4, drop_rates=(0.9,))
+    study = runpy.run_path(str(EXAMPLES / "merge_study.py"))
+    sources = Folders(tmp_path / "library", tmp_path / "torch", tmp_path / "numpy")
+    rows = study["main"](tmp_path / "out", size, sources, tmp_path / "numpy")
+    assert len(rows) == 4 + len(study["METHODS"]) * len(study["DROP_RATES"])
+    assert {row.label for row in rows if row.drop_rate == 0.5} == {method.label for method in study["METHODS"]}
+    assert all(set(row.loss) == {"code", "prose", "stubs"} for row in rows)
+    assert rows[0].retention == 0
+    assert "retention" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "merge_study.csv").read_text().splitlines()) == len(rows) + 1
+
+
 def test_merge_and_open(models, tmp_path, monkeypatch, capsys):
     import deltapack
 

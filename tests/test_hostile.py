@@ -181,8 +181,7 @@ def test_the_system_refuses_to_write(verb: str, code: int, old: bool, model: Pat
                     # The last thing that can fail is to make the rename durable: the new output is in place by then.
                     assert read_folder(tmp_path) in ((before, complete) if name == "fsync" else (before,))
                     assert not leftovers(tmp_path)
-                else:
-                    before = read_folder(tmp_path)
+                before = read_folder(tmp_path)
 
 
 def test_a_pack_hits_the_end_of_the_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Measure speed and memory beside floors and other tools.
 
-    python -m benchmarks.speed                      # all, about 25 minutes on 2 cores
+    python -m benchmarks.speed                      # all, about 30 minutes on 2 cores
     python -m benchmarks.speed --quick              # small inputs, to see that all works
     python -m benchmarks.speed --profile compress   # where the time of one row goes
 
@@ -21,6 +21,7 @@ from benchmarks.results import RESULTS, Section, Table, write_section
 from benchmarks.speed import curves, reach
 from benchmarks.speed.grid import measure_grid
 from benchmarks.speed.inputs import DEFAULT, open_bench
+from benchmarks.speed.methods import COUNT, measure_methods
 from benchmarks.speed.peers import HEADERS, measure_merges, measure_peers, measure_slowest, peer_rows
 from benchmarks.speed.profile import ROWS, profile_table
 from benchmarks.speed.real import measure_real
@@ -92,17 +93,18 @@ def measure(plan: Plan, plots: Path, *, quick: bool = False) -> Iterator[Section
         with open_bench(plan.rows, 4 if plan.peers else 1) as bench:
             memory = reach.measure_memory(bench, small, plan.rounds)
             folder = reach.measure_folder(bench, small, plan.rounds)
+            methods = measure_methods(bench, small, plan.rounds)
             merges = measure_merges(bench, plan.rounds, make_environment=plan.make_environment) if plan.peers else None
         with open_bench(2 * plan.rows, 1) as bench:
             compress = reach.measure_compress(bench, small, plan.rounds, peers=plan.peers)
         real, missing = measure_real(plan.rounds)
-        tables = (*_speed_tables(memory, folder, compress), grid, real)
+        tables = (*_speed_tables(memory, folder, compress, methods), grid, real)
         yield Section("Speed", COMMAND, tables, (*_speed_notes(share), *missing))
         if merges is not None:
             yield Section("Peers", COMMAND, tuple(_peer_tables(plan, merges)), PEER_NOTES)
         sizes = curves.by_size(plan.sizes, plan.curve_rounds)
         yield _curves_section(plan, sizes, plots, quick=quick)
-        table = targets_table(Measured(memory, folder, compress, merges, sizes))
+        table = targets_table(Measured(memory, folder, compress, merges, sizes, methods))
         yield Section("Targets", COMMAND, (table,), TARGET_NOTES)
 
 
@@ -117,8 +119,9 @@ def _peer_tables(plan: Plan, merges: Group) -> Iterator[Table]:
     yield Table(f"Merging four fine-tunes, {merges.nbytes / 1e9:.2f} GB", HEADERS, tuple(peer_rows("merge", merges, own, {})))
 
 
-def _speed_tables(memory: Group, folder: Group, compress: Group) -> Iterator[Table]:
-    for what, group in (("Apply in memory", memory), ("Folders", folder), ("Compress", compress)):
+def _speed_tables(memory: Group, folder: Group, compress: Group, methods: Group) -> Iterator[Table]:
+    merging = f"Merging {COUNT} packs by method"
+    for what, group in (("Apply in memory", memory), ("Folders", folder), (merging, methods), ("Compress", compress)):
         caption = f"{what}, {group.nbytes / 1e9:.2f} GB" + ("" if group is memory else f", {DEFAULT}")
         yield Table(caption, floor_headers("what"), tuple(group.rows()))
 

@@ -18,20 +18,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
+
 from benchmarks.results import Table
-from benchmarks.speed.inputs import DEFAULT, Bench
-from benchmarks.speed.verbs import Verb
+from benchmarks.speed import memory_apply
+from benchmarks.speed.inputs import DEFAULT, Bench, Setting
+from benchmarks.timing import Candidate
 
 __all__ = ["ROWS", "profile_table", "stage_of"]
 
-ROWS: Mapping[str, Callable[[Bench], Verb]] = {
-    "compress": lambda bench: bench.compress(DEFAULT, 2),
-    "compress-1": lambda bench: bench.compress(DEFAULT, 1),
-    "apply": lambda bench: bench.apply(DEFAULT, 2),
-    "apply-1": lambda bench: bench.apply(DEFAULT, 1),
-    "merge": lambda bench: bench.merge(4, 2),
-    "merge-1": lambda bench: bench.merge(4, 1),
-    "verify": lambda bench: bench.verify(2, base=True),
+ROWS: Mapping[str, Callable[[Bench], Candidate]] = {
+    "compress": lambda bench: bench.compress(DEFAULT, 2).candidate(),
+    "compress-1": lambda bench: bench.compress(DEFAULT, 1).candidate(),
+    "apply": lambda bench: bench.apply(DEFAULT, 2).candidate(),
+    "apply-1": lambda bench: bench.apply(DEFAULT, 1).candidate(),
+    "merge": lambda bench: bench.merge(4, 2).candidate(),
+    "merge-1": lambda bench: bench.merge(4, 1).candidate(),
+    "verify": lambda bench: bench.verify(2, base=True).candidate(),
+    "memory-gaps": lambda bench: _in_memory(bench, Setting(0.9, "int4", "gaps"), 2),
+    "memory-gaps-1": lambda bench: _in_memory(bench, Setting(0.9, "int4", "gaps"), 1),
+    "memory-seeded": lambda bench: _in_memory(bench, DEFAULT, 2),
+    "memory-seeded-1": lambda bench: _in_memory(bench, DEFAULT, 1),
 }
 STAGES = (
     ("waiting", r"\.(get|wait|acquire|join|result)\(|with self\._?(lock|condition)"),
@@ -56,17 +63,24 @@ def stage_of(path: str, line: str) -> str:
     return next((stage for stage, place in PLACES if place in path), OTHER)
 
 
+def _in_memory(bench: Bench, setting: Setting, workers: int) -> Candidate:
+    base = memory_apply.read_state(bench.base)
+    state = {name: np.empty_like(tensor) for name, tensor in base.items()}
+    ways = memory_apply.candidates(bench.pack(setting), base, state)
+    return next(way for way in ways if way.name == memory_apply.name_of(workers))
+
+
 def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:
-    """Run a verb some times after a warm-up and return where its threads were: by stage, and by line."""
-    verb = ROWS[row](bench)
-    verb.prepare()
-    verb.call()
+    """Run a row some times after a warm-up and return where its threads were: by stage, and by line."""
+    candidate = ROWS[row](bench)
+    candidate.prepare()
+    candidate.call()
     seen: Counter[tuple[str, int]] = Counter()
     seconds = 0.0
     for _ in range(runs):
-        verb.prepare()
+        candidate.prepare()
         start = time.perf_counter()
-        _sample(verb.call, seen)
+        _sample(candidate.call, seen)
         seconds += time.perf_counter() - start
     lines = {place: linecache.getline(place[0], place[1]).strip() for place in seen}
     total = seen.total() or 1
@@ -82,7 +96,7 @@ def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:
         for place, count in seen.most_common()
         if stage_of(place[0], lines[place]) != "waiting"
     )
-    caption = f"{verb.name}, {bench.family.nbytes / 1e9:.2f} GB, {seconds / runs:.3f} s a run"
+    caption = f"{candidate.name}, {bench.family.nbytes / 1e9:.2f} GB, {seconds / runs:.3f} s a run"
     return [
         Table(f"{caption}, by stage", ("stage", "% of all threads' time", "% of their work"), by_stage),
         Table(f"{caption}, by line", ("stage", "% of the work", "where", "line"), by_line[:LINES]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.results import Cell, Table
 from benchmarks.speed import memory_apply
 from benchmarks.speed.curves import Curve
+from benchmarks.speed.methods import COUNT, METHODS, name_of
 from benchmarks.speed.peer_tools import PATCH_FROM
 from benchmarks.speed.peers import MERGEKIT
 from benchmarks.speed.reach import IN_MEMORY
@@ -17,6 +18,7 @@ __all__ = ["Measured", "judge", "targets_table"]
 
 IN_MEMORY_LIMITS = {(0.9, "gaps"): 1.0, (0.9, "seeded"): 2.0, (0.99, "gaps"): 1.0, (0.99, "seeded"): 1.0}
 PEAK_MB = 512
+EIGHT_PACKS = 2.5
 FLAT = 1.15
 """How much more memory the largest model may need than one of about a quarter of its size; the headers of a checkpoint grow a little."""
 SCALING = 1.7
@@ -33,6 +35,7 @@ class Measured:
         compress: Compress at the largest size.
         merges: Merging four packs, beside mergekit.
         sizes: Everything against the size of the model.
+        methods: Merging eight packs by method.
     """
 
     memory: Group
@@ -40,11 +43,18 @@ class Measured:
     compress: Group
     merges: Group | None
     sizes: Curve
+    methods: Group
 
 
 def targets_table(measured: Measured) -> Table:
     """Return the table of all targets."""
-    rows = (*_memory_rows(measured.memory), *_folder_rows(measured), *_compress_rows(measured.compress), *_peak_rows(measured.sizes))
+    rows = (
+        *_memory_rows(measured.memory),
+        *_folder_rows(measured),
+        *_method_rows(measured.methods),
+        *_compress_rows(measured.compress),
+        *_peak_rows(measured.sizes),
+    )
     headers = ("what", "target", "measured", "result", "how")
     return Table("Targets", headers, (*rows, *_scaling_rows(measured)))
 
@@ -94,6 +104,14 @@ def _folder_rows(measured: Measured) -> Iterator[Row]:
     yield _at_most("merge of 4 packs, memory against mergekit's", 0.1, share, how)
 
 
+def _method_rows(group: Group) -> Iterator[Row]:
+    for method in METHODS:
+        bare = group.ratio(name_of(method), "cp")
+        how = f"against cp + sync of the base; against cp without sync {bare:.2f}" if bare is not None else "against cp + sync of the base"
+        yield _at_most(f"merge of {COUNT} packs by {method}", EIGHT_PACKS, group.ratio(name_of(method), "cp + sync"), how)
+        yield _at_most(f"peak RSS, merge of {COUNT} packs by {method}", PEAK_MB, group.peaks.get(name_of(method)), "2 workers", "MB")
+
+
 def _compress_rows(group: Group) -> Iterator[Row]:
     name = "compress, 2 workers"
     how = f"{group.nbytes / 1e9:.2f} GB a checkpoint, library call, both digests"
@@ -101,8 +119,9 @@ def _compress_rows(group: Group) -> Iterator[Row]:
     call, command = group.seconds(name), group.seconds(f"{name}, command")
     added = command - call if call is not None and command is not None else None
     yield _at_most("compress, what the command adds", 1.5, added, "medians, compiled before", "s")
-    faster = group.ratio(PATCH_FROM, f"{name}, command")
-    yield _at_least(f"compress, faster than {PATCH_FROM}", 10, faster, "command against command")
+    faster, call_faster = group.ratio(PATCH_FROM, f"{name}, command"), group.ratio(PATCH_FROM, name)
+    also = f"; as a library call {call_faster:.1f}" if call_faster is not None else ""
+    yield _at_least(f"compress, faster than {PATCH_FROM}", 10, faster, f"command against command{also}")
 
 
 def _peak_rows(curve: Curve) -> Iterator[Row]:

@@ -14,6 +14,7 @@ __all__ = [
     "checkpoint_path",
     "finetuned_argument",
     "force_option",
+    "merge_options",
     "out_option",
     "output_options",
     "pack_argument",
@@ -31,9 +32,7 @@ finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
 
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given."
-)
+workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
 
 def out_option(help_text: str) -> Callable[[F], F]:
@@ -51,9 +50,7 @@ def output_options(function: F) -> F:
 def checkpoint_options(function: F) -> F:
     """Add what every command that restores tensors takes."""
     options = (
-        click.option(
-            "--dtype", metavar="D", help="Type of all float tensors of the result, such as bf16; their own by default."
-        ),
+        click.option("--dtype", metavar="D", help="Type of all float tensors of the result, such as bf16; their own by default."),
         click.option("--max-shard-size", metavar="S", help="Largest shard, such as 5GB; those of the base by default."),
         click.option("--no-verify", is_flag=True, help="Do not compare digests of base and result."),
         force_option,
@@ -61,6 +58,64 @@ def checkpoint_options(function: F) -> F:
         click.option("--device", metavar="D", help="Where to decode, such as cuda; the CPU by default. The output is the same."),
         click.option(
             "--backend", type=click.Choice(["auto", "cpu", "torch", "triton"]), default="auto", help="What decodes; auto takes the fastest."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def merge_options(function: F) -> F:
+    """Add what says how packs are merged."""
+    options = (
+        click.option(
+            "--method", help="How to merge: linear (task arithmetic, the default), ties, dare_ties, sce, ram, ...; see docs/merging.md."
+        ),
+        click.option(
+            "--weight",
+            "weights",
+            multiple=True,
+            metavar="W",
+            help="Weight: a number once for all packs or once for each, PACK=W, or REGEX:PACK=W for tensors whose whole name matches; "
+            "PACK may be *. W1,W2 goes from the first layer to the last. 1 unless given; of several that fit the last wins.",
+        ),
+        click.option(
+            "--density",
+            "densities",
+            multiple=True,
+            metavar="D",
+            help="Share of a tensor's elements that a pack may keep, likewise. Only kept elements are dropped.",
+        ),
+        click.option("--lambda", "scale", type=float, metavar="L", help="Factor for the merged difference."),
+        click.option("--normalize/--no-normalize", default=None, help="Divide by the sum of the weights; the method decides unless given."),
+        click.option("--semantics", metavar="TOOL", help="Whose formula, where tools differ: mergekit, paper or peft."),
+        click.option(
+            "--param", "parameters", multiple=True, metavar="NAME=X", help="Another parameter of the method, such as select_topk=0.5."
+        ),
+        click.option(
+            "--recipe",
+            "recipe_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Read packs, method and parameters from a YAML file of mergekit's form.",
+        ),
+        click.option(
+            "--packs",
+            "pack_folder",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="Where the packs of the recipe's models are: org/name is DIR/name.dpk.",
+        ),
+        click.option(
+            "--prefer",
+            type=pack_path,
+            metavar="PACK",
+            help="The pack that decides on tensors that cannot be added, such as new heads, and on side files.",
+        ),
+        click.option(
+            "--assets",
+            metavar="from=PACK",
+            help="The pack that config, tokenizer and chat template are from, or `base`; else --prefer decides.",
         ),
     )
     for option in reversed(options):

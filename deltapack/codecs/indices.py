@@ -16,11 +16,13 @@ from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.index import Term
 from deltapack.kernels.reference.positions import gaps_of
 
-__all__ = ["best_shift", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
+__all__ = ["DENSE", "best_shift", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
 
 Positions = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 ESCAPE = 255
+DENSE = 0.385
+"""Above this density the best code for gaps is unary: as many zeros as the gap, then a one. That is the bitmap."""
 
 
 def best_shift(density: float) -> int:

@@ -71,6 +71,17 @@ class Backend(Protocol):
     def add_sparse(self, base: _Array, source: DType, target: DType, positions: _Positions, total: _Values) -> _Array:
         """Return base plus a sparse sum, in another type."""
 
+    def stack_terms(self, length: int, parts: Sequence[_Sparse]) -> _Sparse:
+        """Lay sparse differences side by side."""
+
+    def elect(
+        self, deltas: _Values, voices: _Values, shares: _Values, measures: _Values, zero_is_positive: bool
+    ) -> tuple[_Values, _Values]:
+        """Add up the differences that agree with an elected sign."""
+
+    def mix_shared(self, deltas: _Values, epsilon: np.float32, alone: _Values) -> _Values:
+        """Take what one pack changed, and the mean of what several changed."""
+
     def compare(self, base: _Array, source: DType, tuned: _Array, target: DType) -> tuple[float, float, bool]:
         """Return statistics of the difference of two chunks."""
 

@@ -1,8 +1,10 @@
 """Linear merging, also known as task arithmetic (Ilharco et al., ICLR 2023, arXiv 2212.04089).
 
-    result = base + sum over packs k of weight_k * delta_k
+    result = base + lambda * sum over packs k of weight_k * delta_k        (normalize: divided by sum of weight_k)
 
-The weight is folded into the factor of each term, so the terms arrive weighted.
+`lambda` and the divisor are folded into the weights, and the weights into the factors of the terms, so the terms arrive weighted and are
+only added. `dare_linear`, `della_linear` and `breadcrumbs` are this formula over packs whose sparsifier has that name; `average` is it with
+all weights equal to 1 / packs.
 """
 
 from __future__ import annotations
@@ -13,12 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.merge_methods.stack import Settings, Sparse, add_in_order
 
-__all__ = ["linear"]
+__all__ = ["effective_weights", "linear", "weighted_sum"]
+
+_NEGLIGIBLE = 1e-8
+"""A sum of weights that is nearer to zero does not divide (mergekit's rule)."""
 
 
-def linear(
-    length: int, terms: Sequence[tuple[NDArray[np.uint32], NDArray[np.float32]]]
-) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+def linear(length: int, terms: Sequence[Sparse]) -> Sparse:
     """Return the sum of the terms, added in order in f32; positions that no term keeps are absent."""
     return kernels.active().sum_terms(length, terms)
+
+
+def weighted_sum(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+    """Return the sum of `weight * delta`, `[union] f32`, where the weights already are the effective ones."""
+    return add_in_order(deltas * settings.weights[:, None])
+
+
+def effective_weights(weights: Sequence[float], *, normalize: bool, scale: float) -> list[float]:
+    """Return `scale * weight`, divided by the sum of the weights if they are to be normalized."""
+    total = sum(weights)
+    divisor = total if normalize and abs(total) >= _NEGLIGIBLE else 1.0
+    return [scale * weight / divisor for weight in weights]

@@ -118,8 +118,9 @@ def test_every_verb_is_a_command(bench: Bench) -> None:
         assert verb.out is None or verb.out.exists()
 
 
-def test_a_profile_shows_the_stages(bench: Bench) -> None:
-    stages, lines = profile.profile_table(bench, "compress", runs=1)
+@pytest.mark.parametrize(("row", "runs"), [("compress", 3), ("memory-seeded-1", 300)])  # these take a millisecond
+def test_a_profile_shows_the_stages(bench: Bench, row: str, runs: int) -> None:
+    stages, lines = profile.profile_table(bench, row, runs)
     shares = {str(row[0]): float(row[1] or 0) for row in stages.rows}
     assert sum(shares.values()) == pytest.approx(100)
     assert shares.keys() <= {"waiting", profile.OTHER, *(stage for stage, _ in profile.STAGES)}
@@ -164,7 +165,7 @@ def measured(apply_seconds: float, peak: float) -> Measured:
     merges = Group(1, {merge: Sample((1.0,)), mergekit: Sample((11.0,))}, {merge: 200.0, mergekit: 6000.0})
     compress = Group(1, {"compress, 2 workers": Sample((2.0,)), "compress, 2 workers, command": Sample((3.0,))})
     points = tuple(Point(x, "apply", 1, 1.0, None, 1, peak * x) for x in (1.0, 4.0))
-    return Measured(Group(1), folder, compress, merges, Curve("c", "GB", "f", points))
+    return Measured(Group(1), folder, compress, merges, Curve("c", "GB", "f", points), Group(1))
 
 
 def results(found: Measured) -> Iterator[tuple[str, object]]:

@@ -74,7 +74,7 @@ def test_scales_belong_to_groups_of_one_tile(codec: str, kept: list[int], seed: 
     codes, factor = draw_codes(codec, sum(kept), seed), np.float32(rng.normal())
     found = decode_values(codec, pack_codes(codec, codes), split_planes(scales), counts, factor)
     expected, at = [], 0
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for scale, size in zip(scales.tolist(), groups, strict=True):
             step = np.uint32(scale << 16).view(np.float32) * factor
             expected += [np.float32(code) * step for code in codes[at : at + size]]

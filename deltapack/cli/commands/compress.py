@@ -20,7 +20,7 @@ from deltapack.cli.render import (
     print_table,
     show_progress,
 )
-from deltapack.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe, parse_override
+from deltapack.recipe import INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe, parse_override
 
 if TYPE_CHECKING:
     from deltapack.reports import CompressReport
@@ -54,6 +54,16 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
 @options.out_option("The pack to write.")
 @click.option("--drop-rate", type=float, default=0.9, show_default=True, help="Share of the difference to drop.")
 @click.option(
+    "--sparsify",
+    type=click.Choice(SPARSIFY_CHOICES),
+    default="dare",
+    show_default=True,
+    help="What to drop: dare at random; magnitude the smallest; della at random, the smaller the likelier; breadcrumbs the "
+    "smallest and the very largest. All but dare store their positions.",
+)
+@click.option("--epsilon", type=float, metavar="E", help="For della: keep with density - E to density + E; 0.15 if that fits.")
+@click.option("--gamma", type=float, default=0.01, show_default=True, metavar="G", help="For breadcrumbs: share of outliers.")
+@click.option(
     "--values",
     type=click.Choice(VALUE_CHOICES),
     default="auto",
@@ -67,7 +77,9 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
     show_default=True,
     help="How kept positions are stored; auto takes the smallest. gaps is a bitmap where over 38 % are kept.",
 )
-@click.option("--rescale", type=float, metavar="FACTOR", help="Factor for kept values; 1 / (1 - rate) unless given.")
+@click.option(
+    "--rescale", type=float, metavar="FACTOR", help="Factor for kept values; 1 / (1 - rate) for dare unless given, 1 for others."
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another seed drops other elements.")
 @click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")
 @click.option("--exclude", metavar="REGEX", help="Store tensors whose name has a match whole.")
@@ -77,7 +89,7 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
     multiple=True,
     metavar="REGEX:KEY=VALUE,...",
     help="Other settings for tensors whose whole name matches, such as '.*norm.*:drop-rate=0.5,values=bf16'. "
-    "Keys: drop-rate, values, index, rescale. Repeatable; the last that matches wins.",
+    "Keys: drop-rate, values, index, rescale, sparsify. Repeatable; the last that matches wins.",
 )
 @click.option(
     "--map",
@@ -111,6 +123,9 @@ def command(
     finetuned: Path,
     out: Path,
     drop_rate: float,
+    sparsify: str,
+    epsilon: float | None,
+    gamma: float,
     values: str,
     index: str,
     rescale: float | None,
@@ -134,6 +149,9 @@ def command(
     """
     recipe = Recipe(
         drop_rate=drop_rate,
+        sparsify=sparsify,
+        epsilon=epsilon,
+        gamma=gamma,
         values=values,
         index=index,
         rescale=rescale,

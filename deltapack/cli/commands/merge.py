@@ -3,91 +3,176 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import (
-    count_of,
-    human_bytes,
-    print_fields,
-    print_json,
-    print_notes,
-    print_table,
-    show_progress,
-)
+from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
+from deltapack.cli.render import print_json, print_notes, show_progress
+
+if TYPE_CHECKING:
+    from deltapack.merge_recipe import MergeRecipe
+    from deltapack.reports import SurveyReport
 
 __all__ = ["command"]
 
 
 @click.command(short_help="Merge packs onto their common base.")
 @options.base_argument
-@click.argument("packs", type=options.pack_path, nargs=-1, required=True)
-@options.out_option("The folder to write, or a .safetensors file, or a .dpk for a merged pack.")
+@click.argument("packs", type=options.pack_path, nargs=-1)
 @click.option(
-    "--weight",
-    "weights",
-    type=float,
-    multiple=True,
-    metavar="W",
-    help="Weight of a pack: once for each, in their order, or once for all; 1 unless given.",
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --explain.",
 )
-@click.option("--method", default="linear", show_default=True, help="How to merge; linear is task arithmetic.")
-@click.option(
-    "--prefer",
-    type=options.pack_path,
-    metavar="PACK",
-    help="The pack that decides on tensors that cannot be added, such as new heads, and on side files.",
-)
+@options.merge_options
+@click.option("--dry-run", is_flag=True, help="Check everything that headers tell, and stop: names, types, disk, memory.")
+@click.option("--report", is_flag=True, help="Compare the packs layer by layer: overlap, conflicts of signs, cosine, norms.")
+@click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
 @options.checkpoint_options
 @options.output_options
-def command(
-    base: Path,
-    packs: Sequence[Path],
-    out: Path,
-    weights: Sequence[float],
-    method: str,
-    prefer: Path | None,
-    dtype: str | None,
-    max_shard_size: str | None,
-    no_verify: bool,
-    force: bool,
-    workers: int | None,
-    device: str | None,
-    backend: str,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Merge PACKS, all made from BASE, reading the base once.
 
     Where OUT ends in .dpk the result is a merged pack: applying it to the base gives the same bits as merging
     into a folder.
     """
-    with show_progress("merging", quiet=quiet) as progress:
-        report = deltapack.merge(
-            base,
-            packs,
-            out,
-            weights=weights or None,
-            method=method,
-            prefer=prefer,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            verify=not no_verify,
-            force=force,
-            workers=workers,
-            device=device,
-            backend=backend,
-            progress=progress,
-        )
-    if as_json:
-        print_json(report.to_json())
+    choices = {name: given.pop(name) for name in _CHOICES}
+    path, folder = given.pop("recipe_file"), given.pop("pack_folder")
+    asked = _from_file(path, folder, packs, choices) if path is not None else _from_options(packs, choices)
+    call = _Call(base, asked, given | {"assets": _assets(given["assets"], asked)}, quiet=quiet, as_json=as_json)
+    if given["explain"] is not None:
+        call.explain(given["explain"])
         return
-    if not quiet:
-        amount = f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"
-        print_fields([("merged", str(report.out)), ("method", method), ("tensors", amount)])
-        click.echo()
-        print_table(("pack", "weight"), [(name, f"{weight:g}") for name, weight in report.weights])
-    print_notes([] if quiet else report.notes, report.warnings)
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--out'.")
+    if given["dry_run"]:
+        call.preview(out)
+    else:
+        call.merge(out)
+
+
+_CHOICES = ("method", "weights", "densities", "scale", "normalize", "semantics", "parameters")
+"""Options that make the recipe."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line or a recipe file asks for."""
+
+    recipe: MergeRecipe
+    packs: Sequence[Path]
+    dtype: str | None = None
+    assets: Path | str | None = None
+    notes: Sequence[str] = ()
+
+
+def _from_options(packs: tuple[Path, ...], choices: dict[str, Any]) -> _Asked:
+    from deltapack.merge_arguments import parse_parameter, recipe_from_texts
+
+    if not packs:
+        raise click.UsageError("Missing argument 'PACKS...' (or --recipe FILE).")
+    parameters = dict(parse_parameter(text) for text in choices["parameters"])
+    for name, value in (("lambda", choices["scale"]), ("normalize", choices["normalize"])):
+        if value is not None:
+            parameters[name] = float(value)
+    recipe = recipe_from_texts(
+        packs,
+        method=choices["method"] or "linear",
+        semantics=choices["semantics"],
+        weights=choices["weights"],
+        densities=choices["densities"],
+        parameters=parameters,
+    )
+    return _Asked(recipe, packs)
+
+
+def _from_file(path: Path, folder: Path | None, packs: tuple[Path, ...], choices: dict[str, Any]) -> _Asked:
+    given = [f"--{name}" for name, value in choices.items() if value not in (None, ())] + (["PACKS"] if packs else [])
+    if given:
+        names = {"--weights": "--weight", "--densities": "--density", "--parameters": "--param", "--scale": "--lambda"}
+        raise click.UsageError(f"--recipe says it all; {', '.join(names.get(name, name) for name in given)} cannot be given, too.")
+    found = deltapack.read_merge_file(path, folder)
+    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.notes)
+
+
+def _assets(text: str | None, asked: _Asked) -> Path | str | None:
+    """Return the pack that `--assets` names, or `"base"`."""
+    from deltapack.merge_arguments import find_pack
+
+    if text is None:
+        return asked.assets
+    name = text.removeprefix("from=")
+    return name if name == "base" else asked.packs[find_pack("assets", name, asked.packs)]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One run of the command: what is asked for and how it is answered."""
+
+    base: Path
+    asked: _Asked
+    given: dict[str, Any]
+    quiet: bool
+    as_json: bool
+
+    def explain(self, tensor: str) -> None:
+        """Print the formula with the numbers of a tensor."""
+        name = None if tensor == "auto" else tensor
+        settings = {key: self.given[key] for key in ("prefer", "workers")}
+        report = deltapack.explain_merge(self.base, self.asked.packs, name, recipe=self.asked.recipe, **settings)
+        if self.as_json:
+            print_json(report.to_json())
+        else:
+            print_explanation(report)
+
+    def preview(self, out: Path) -> None:
+        """Print what would be done."""
+        report = deltapack.preview_merge(self.base, self.asked.packs, out, **self._settings())
+        survey = None
+        if self.given["report"]:
+            settings = {key: self.given[key] for key in ("prefer", "workers")}
+            survey = deltapack.survey_merge(self.base, self.asked.packs, recipe=self.asked.recipe, **settings)
+        if self.as_json:
+            print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
+            return
+        if not self.quiet:
+            print_preview(report)
+        self._finish(survey, report.notes, [*report.warnings, *(survey.warnings if survey is not None else ())])
+
+    def merge(self, out: Path) -> None:
+        """Merge and print what was done."""
+        with show_progress("merging", quiet=self.quiet) as progress:
+            report = deltapack.merge(
+                self.base,
+                self.asked.packs,
+                out,
+                verify=not self.given["no_verify"],
+                report=self.given["report"],
+                device=self.given["device"],
+                backend=self.given["backend"],
+                progress=progress,
+                **self._settings(),
+            )
+        if self.as_json:
+            print_json(report.to_json())
+            return
+        if not self.quiet:
+            print_merge(report, self.asked.recipe.method)
+        self._finish(report.survey, report.notes, report.warnings)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments that a merge and its preview share."""
+        same = {key: self.given[key] for key in ("prefer", "assets", "max_shard_size", "force", "workers")}
+        return same | {"recipe": self.asked.recipe, "dtype": self.given["dtype"] or self.asked.dtype}
+
+    def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:
+        if survey is not None and not self.quiet:
+            print_survey(survey)
+        print_notes([] if self.quiet else [*self.asked.notes, *notes], warnings)

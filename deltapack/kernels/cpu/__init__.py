@@ -5,6 +5,7 @@ reference as it is.
 """
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
+from deltapack.kernels.cpu.electing import elect, mix_shared, stack_terms
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
@@ -27,12 +28,15 @@ __all__ = [
     "code_values",
     "compare",
     "difference",
+    "elect",
     "kept_differences",
+    "mix_shared",
     "pack_codes",
     "plane_values",
     "quantize_groups",
     "rice_gap_positions",
     "sample_positions",
     "sign_groups",
+    "stack_terms",
     "sum_terms",
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deltapack.errors import FormatError
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import compiled, trailing_zeros
-from deltapack.kernels.reference.positions import ESCAPE, TILE, Counts, Positions, padded_words, require_gaps, room
+from deltapack.kernels.reference.positions import ESCAPE, TILE, Counts, Positions, padded_words, room
 
 __all__ = ["bitmap_of", "bitmap_positions", "byte_gap_positions", "byte_gaps", "rice_gap_positions", "sample_positions"]
 
@@ -111,25 +111,23 @@ def _philox(k0: np.uint32, k1: np.uint32, tile: np.uint32, block: np.uint32, out
 def byte_gap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
     """See the reference."""
     nnz = int(counts.sum())
-    found = int(np.count_nonzero(raw != ESCAPE))
-    require_gaps(nnz, found, found == nnz and not (len(raw) and raw[-1] == ESCAPE))
     positions = room(nnz, out)
-    return _within(_byte_gaps(raw, counts, lengths, positions), positions[:nnz])
-
-
-def _within(inside: bool, positions: Positions) -> Positions:
-    if not inside:
-        raise FormatError("a kept position is outside its tile", rule="R9")
-    return positions
+    if not _byte_gaps(raw, counts, lengths, positions):
+        return reference.byte_gap_positions(raw, counts, lengths, out)  # which says what is wrong
+    return positions[:nnz]
 
 
 @compiled
 def _byte_gaps(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, positions: Positions) -> bool:
+    """Fill in the positions; false where the stream is not exactly what the counts need or a position leaves its tile."""
     kept = at = np.uint64(0)
+    length = np.uint64(len(raw))
     for tile in range(len(counts)):
         cursor = np.uint32(tile * TILE)
         last, end = cursor + np.uint32(lengths[tile]), kept + np.uint64(counts[tile])
         while kept < end:
+            if at >= length:
+                return False
             gap = np.uint32(raw[at])
             at += np.uint64(1)
             cursor += gap
@@ -139,7 +137,7 @@ def _byte_gaps(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, position
                 cursor += np.uint32(1)
         if cursor > last:
             return False
-    return True
+    return bool(at == length)
 
 
 def byte_gaps(positions: Positions, counts: Counts) -> NDArray[np.uint8]:
@@ -173,14 +171,13 @@ def rice_gap_positions(
     nnz = int(counts.sum())
     split = -(-nnz * shift // 8)
     low, unary = raw[:split], raw[split:]
-    # Every kept element has its 1 bit; the last byte holds the last of them, and no bit is set past the low parts.
-    found = int(np.bitwise_count(unary).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(unary).sum())
+    # The last byte holds the last 1 bit, and no bit is set past the low parts.
     rest = nnz * shift % 8
-    whole = len(low) == split and bool(nnz == 0 or unary[-1:].any()) and not (rest and low[-1] >> rest)
-    require_gaps(nnz, found, found == nnz and whole and (nnz > 0 or len(unary) == 0))
-    positions = room(nnz, out)
-    words = padded_words(low), padded_words(unary)
-    return _within(_rice_gaps(*words, np.uint64(shift), counts, lengths, positions), positions[:nnz])
+    whole = len(low) == split and (bool(unary[-1:].any()) if nnz else len(unary) == 0) and not (rest and low[-1] >> rest)
+    positions, words = room(nnz, out), (padded_words(low), padded_words(unary))
+    if not whole or not _rice_gaps(*words, np.uint64(shift), counts, lengths, positions):
+        return reference.rice_gap_positions(raw, shift, counts, lengths, out)  # which says what is wrong
+    return positions[:nnz]
 
 
 @compiled
@@ -192,6 +189,7 @@ def _rice_gaps(
     lengths: Counts,
     positions: Positions,
 ) -> bool:
+    """Fill in the positions; false where there are not as many 1 bits as the counts need or a position leaves its tile."""
     one, sixty_four = np.uint64(1), np.uint64(64)
     mask = (one << shift) - one
     kept, at, before = np.uint64(0), np.uint64(0), np.uint64(0)  # `before`: bits of the unary part that are used up
@@ -202,6 +200,8 @@ def _rice_gaps(
         while kept < end:
             while word == np.uint64(0):
                 at += one
+                if at >= np.uint64(len(unary)):
+                    return False
                 word = unary[at]
             place = at * sixty_four + trailing_zeros(word)
             word &= word - one
@@ -217,7 +217,9 @@ def _rice_gaps(
             cursor += one
         if cursor > last:
             return False
-    return True
+    for rest in range(at + one, np.uint64(len(unary))):
+        word |= unary[rest]
+    return bool(word == np.uint64(0))
 
 
 def bitmap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:

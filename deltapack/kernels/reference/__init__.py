@@ -6,6 +6,7 @@ kept elements and elements of each tile. Where `out` is given, the result is a v
 """
 
 from deltapack.kernels.reference.adding import add_in_place, add_sparse, are_finite, sum_terms
+from deltapack.kernels.reference.electing import elect, mix_shared, stack_terms
 from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.reference.positions import (
     bitmap_of,
@@ -30,9 +31,11 @@ __all__ = [
     "code_values",
     "compare",
     "difference",
+    "elect",
     "gap_thresholds",
     "group_counts",
     "kept_differences",
+    "mix_shared",
     "pack_codes",
     "philox",
     "plane_values",
@@ -40,6 +43,7 @@ __all__ = [
     "rice_gap_positions",
     "sample_positions",
     "sign_groups",
+    "stack_terms",
     "sum_terms",
     "unpack_codes",
 ]

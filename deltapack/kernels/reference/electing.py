@@ -1,0 +1,84 @@
+"""The differences of several packs side by side, and sums of those that agree with an elected sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["elect", "mix_shared", "stack_terms"]
+
+Positions = NDArray[np.uint32]
+Values = NDArray[np.float32]
+
+
+def stack_terms(length: int, parts: Sequence[tuple[Positions, Values]]) -> tuple[Positions, Values]:
+    """Lay sparse differences side by side.
+
+    Args:
+        length: Elements of the piece.
+        parts: Positions and values of each pack.
+
+    Returns:
+        Positions `[union]` that any pack keeps, and the values there, `[packs, union] f32`, +0.0 where a pack keeps nothing.
+    """
+    kept = np.zeros(length, np.bool_)
+    for positions, _ in parts:
+        kept[positions] = True
+    union = np.flatnonzero(kept)
+    place = np.cumsum(kept, dtype=np.int64) - 1
+    deltas = np.zeros((len(parts), len(union)), np.float32)
+    for row, (positions, values) in zip(deltas, parts, strict=True):
+        row[place[positions]] = values
+    return union.astype(np.uint32), deltas
+
+
+def elect(
+    deltas: Values, voices: Values, shares: Values, measures: Values, zero_is_positive: bool
+) -> tuple[Values, Values]:
+    """Elect a sign for each element and add up what agrees with it.
+
+        sum   = sum of voice_k * delta_k;  elected: + where it is above 0, - where it is below, by `zero_is_positive` where it is 0
+        M_k   = [voice_k * delta_k has the elected sign]                         zeros never have it
+
+    Sums run in f32 in pack order from +0.0.
+
+    Args:
+        deltas: `[packs, union] f32`.
+        voices: `[packs] f32` weights in the election.
+        shares: `[packs] f32` weights in the result.
+        measures: `[packs] f32` what each pack adds to the divisor.
+        zero_is_positive: The sign where the sum is zero.
+
+    Returns:
+        Sum of `(delta_k * share_k) M_k` and sum of `measure_k M_k`, both `[union] f32`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        voted = deltas * voices[:, None]
+        total = _add_in_order(voted)
+        positive = total >= 0 if zero_is_positive else total > 0
+        agree = np.where(positive, voted > 0, voted < 0)
+        mixed = _add_in_order(np.where(agree, deltas * shares[:, None], np.float32(0)))
+        return mixed, _add_in_order(np.where(agree, measures[:, None], np.float32(0)))
+
+
+def mix_shared(deltas: Values, epsilon: np.float32, alone: Values) -> Values:
+    """Return what one pack changed, scaled, and the mean of what several changed, `[union] f32`.
+
+    Args:
+        deltas: `[packs, union] f32`.
+        epsilon: A difference of this magnitude or less is no change.
+        alone: `[packs] f32` factors of what only one pack changed.
+    """
+    kept = np.abs(deltas) > epsilon
+    count = kept.sum(axis=0)
+    parts = np.where(count == 1, deltas * alone[:, None], deltas / np.maximum(count, 1).astype(np.float32))
+    return _add_in_order(np.where(kept, parts, np.float32(0)))
+
+
+def _add_in_order(rows: Values) -> Values:
+    total = np.zeros(rows.shape[1], np.float32)
+    for row in rows:
+        total = total + row
+    return total

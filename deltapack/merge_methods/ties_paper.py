@@ -1,0 +1,32 @@
+"""TIES as its paper has it (Yadav et al., NeurIPS 2023, arXiv 2306.01708, algorithm 1; also MergeLM).
+
+    sign   = sign of sum of delta_k; where that is 0, the sign that most elements of the tensor have
+    M_k    = [sign of delta_k is that sign]
+    result = base + lambda * (sum of delta_k * M_k) / max(1, sum of M_k)
+
+There are no weights. The paper elects the sign for zero sums over the whole model, here, as in MergeLM for language models, it is per
+tensor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack import kernels
+from deltapack.merge_methods.stack import Settings, add_in_order, divide
+
+__all__ = ["majority", "ties_paper"]
+
+
+def majority(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+    """Return `[1]` how many more sums are positive than negative."""
+    return np.array([np.sign(add_in_order(deltas)).sum(dtype=np.float64)])
+
+
+def ties_paper(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+    """Return what to add to the base, `[union] f32`."""
+    ones = np.ones(len(deltas), np.float32)
+    mixed, count = kernels.active().elect(deltas, ones, ones, ones, zero_is_positive=bool(settings.statistic[0] > 0))
+    mean = divide(mixed, np.maximum(count, np.float32(1)))
+    return mean if settings.options["lambda"] == 1 else mean * settings.number("lambda")

@@ -1,0 +1,110 @@
+"""From the arguments of a merge to what each tensor will be made of, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deltapack.blending import blend_with
+from deltapack.checkpoint import Checkpoint, open_checkpoint
+from deltapack.composing import Composition, compose
+from deltapack.dtypes import DType
+from deltapack.errors import RecipeError
+from deltapack.format.reader import PackReader
+from deltapack.merge_recipe import Layers, MergeRecipe
+from deltapack.weighted import WeightedPack
+
+__all__ = ["MergePlan", "plan_merge"]
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge that has not read any tensor yet.
+
+    Attributes:
+        base: The base.
+        packs: The packs with their weights, in the order given.
+        recipe: The recipe, with one weight per pack.
+        layers: The layers of the base.
+        composition: What the result is made of.
+        prefer: Number of the pack that decides on what cannot be added.
+    """
+
+    base: Checkpoint
+    packs: tuple[WeightedPack, ...]
+    recipe: MergeRecipe
+    layers: Layers
+    composition: Composition
+    prefer: int | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should be told."""
+        return [*self.base.notes, *self.composition.notes]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The packs' files."""
+        return [pack.reader.path for pack in self.packs]
+
+    def stated_recipe(self) -> Mapping[str, Any]:
+        """Return the recipe as a merged pack states it."""
+        return self.recipe.to_json([pack.reader.pack_id for pack in self.packs])
+
+
+def plan_merge(
+    stack: ExitStack,
+    base: str | Path,
+    packs: Sequence[str | Path],
+    recipe: MergeRecipe,
+    *,
+    prefer: str | Path | None = None,
+    assets: str | Path | None = None,
+    dtype: DType | None = None,
+) -> MergePlan:
+    """Open base and packs on `stack`, check them against each other and plan every tensor.
+
+    Raises:
+        BaseMismatchError: A pack was made from another base.
+        FormatError: The header of a pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        RecipeError: The recipe does not fit the packs.
+    """
+    if not packs:
+        raise RecipeError("nothing to merge", expected="at least one pack")
+    recipe = recipe.for_packs(len(packs))
+    preferred = _position("prefer", prefer, packs)
+    donor: int | Literal["base"] | None = "base" if assets == "base" else _position("assets", assets, packs)
+    base_ckpt = stack.enter_context(open_checkpoint(base))
+    readers = [stack.enter_context(PackReader(path)) for path in packs]
+    layers = Layers.of(base_ckpt.tensors)
+    is_sum = recipe.formula.is_linear and not recipe.densities
+    weighted = _weighted(readers, recipe, layers, base_ckpt) if is_sum else [WeightedPack(reader) for reader in readers]
+    blend = None if is_sum else blend_with(recipe, layers, len(packs))
+    composition = compose(base_ckpt, weighted, prefer=preferred, assets=donor, dtype=dtype, blend=blend)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition, preferred)
+
+
+def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers, base: Checkpoint) -> list[WeightedPack]:
+    """Return the packs with their effective weights, which are folded into the factors of their terms."""
+    names = {name: recipe.weights_at(name, layers.depth(name), len(readers)) for name in base.tensors}
+    out = []
+    for number, reader in enumerate(readers):
+        values = {name: weights[number] for name, weights in names.items()}
+        if all(schedule.single is not None for schedule in recipe.weights):
+            out.append(WeightedPack(reader, recipe.weights_at("", 0.0, len(readers))[number]))
+        else:
+            out.append(WeightedPack(reader, by_tensor=values))
+    return out
+
+
+def _position(what: str, chosen: str | Path | None, packs: Sequence[str | Path]) -> int | None:
+    if chosen is None:
+        return None
+    for position, pack in enumerate(packs):
+        if Path(pack).resolve() == Path(chosen).resolve():
+            return position
+    raise RecipeError(f"the pack that {what} names is not among the packs", found=chosen)

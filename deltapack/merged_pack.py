@@ -1,0 +1,171 @@
+"""Write a merge as a pack of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from deltapack._version import __version__
+from deltapack.applying import WriteOptions
+from deltapack.assets import copy_side_files, file_entry
+from deltapack.blending import BlendedTerm, blended
+from deltapack.buffers import Buffers
+from deltapack.checkpoint import Checkpoint
+from deltapack.codecs.chunk import TermCodec, encode_stored_chunk, encode_term_chunk, stored_layout
+from deltapack.codecs.indices import DENSE, best_shift
+from deltapack.composing import Composition
+from deltapack.entries import digests_blob
+from deltapack.errors import LimitError, NonFiniteError
+from deltapack.format.digest import CHUNK, TILE, fingerprint
+from deltapack.format.index import BaseRef, Entry, FileEntry, Index, Term
+from deltapack.format.table import Layout, tile_lengths
+from deltapack.format.writer import PackWriter, StoredChunk
+from deltapack.jobs import PackTerm, TensorJob
+from deltapack.limits import DEFAULT_LIMITS
+from deltapack.parallel import ordered_map
+from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
+from deltapack.weighted import WeightedPack
+
+__all__ = ["MergedPack"]
+
+
+@dataclass(frozen=True)
+class MergedPack:
+    """Writes a merge as a pack: the weighted terms of all packs, or, where they are not merely added, what they become.
+
+    Attributes:
+        base: The base.
+        packs: The packs.
+        composition: What the result is made of.
+        writer: The new pack.
+        recipe: What the pack says of how it was made.
+        options: How tensors are restored.
+        own_files: Side files that only the merge has, by name.
+    """
+
+    base: Checkpoint
+    packs: Sequence[WeightedPack]
+    composition: Composition
+    writer: PackWriter
+    recipe: Mapping[str, Any]
+    options: WriteOptions
+    own_files: Mapping[str, bytes]
+
+    def index(self) -> Index:
+        """Write all blobs and return the index."""
+        restored = restore_tensors(
+            self.base,
+            self.composition.jobs,
+            Nowhere(),
+            verify=self.options.verify,
+            digests=True,
+            workers=self.options.workers,
+            progress=self.options.progress,
+        )
+        with closing(restored):
+            entries = [self._entry(tensor) for tensor in restored]
+        entries += [Entry(name, "alias", of=of) for name, of in self.composition.aliases.items()]
+        used = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
+        for entry in self.packs[0].reader.index.entries:
+            if entry.kind == "removed" and entry.base is not None and entry.base.name not in used:
+                entries.append(entry)
+        entries.sort(key=lambda entry: entry.name.encode())
+        first = self.packs[0].reader.index
+        result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
+        return Index(
+            base_fingerprint=first.base_fingerprint,
+            base_tensors=first.base_tensors,
+            result_fingerprint=fingerprint(result),
+            result_tensors=len(result),
+            result_bytes=sum(entry.nbytes for entry in entries),
+            recipe=self.recipe,
+            entries=tuple(entries),
+            files=self._files(),
+            created_by=f"deltapack {__version__}",
+        )
+
+    def _entry(self, restored: RestoredTensor) -> Entry:
+        job, base = restored.job, restored.job.base
+        entry = Entry(job.name, "stored", job.dtype, job.shape, restored.root)
+        if base is not None:
+            entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root))
+            same = base.shape == job.shape
+            if same and base.dtype == job.dtype and not job.terms:
+                return replace(entry, kind="unchanged")
+            kind = "delta" if same else "grown" if job.numel > base.numel else "shrunk"
+            terms = [term for term in job.terms if isinstance(term, PackTerm)]
+            summed = blended(job)
+            if summed is not None or len(terms) == len(job.terms):
+                written = self._copied(job, terms) if summed is None else (self._summed(job, summed),)
+                stored = self.writer.copy_blob(job.rows.reader, job.rows.ref) if job.rows is not None else None
+                entry = replace(entry, kind=kind, terms=written, stored=stored)
+                return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+        if job.whole is not None and job.rows is not None:
+            entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
+            return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
+        # A tensor that some pack stores whole and that others change: its sum is stored whole.
+        layout = stored_layout(job.numel)
+        chunked, buffers = self.writer.chunked_blob(layout), Buffers()
+        for chunk in range(layout.chunks):
+            elements, _ = restore_chunk(self.base, job, chunk, buffers)
+            if elements is not None:
+                chunked.append(encode_stored_chunk(elements))
+        entry = replace(entry, stored=chunked.close())
+        return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+
+    def _copied(self, job: TensorJob, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
+        """Copy terms, with their weights in their factors."""
+        if len(terms) > DEFAULT_LIMITS.terms:
+            raise LimitError(
+                "too many packs to merge into one pack",
+                tensor=job.name,
+                expected=f"at most {DEFAULT_LIMITS.terms} terms",
+                found=len(terms),
+                hint="Merge into a folder.",
+            )
+        return tuple(
+            replace(term.term, factor=float(term.factor), blob=self.writer.copy_blob(term.reader, term.term.blob)) for term in terms
+        )
+
+    def _summed(self, job: TensorJob, term: BlendedTerm) -> Term:
+        """Compute a blended term once more and write it as f32 values at stored positions."""
+        assert job.base is not None
+        source, name = job.base.dtype, job.base.name
+        density = term.density(job.common)
+        index = "bitmap" if density > DENSE else "gaps"
+        codec = TermCodec(index, "f32", best_shift(density) if index == "gaps" else 0)
+        layout = Layout(job.common, 2, has_counts=True)
+        blob, nnz = self.writer.chunked_blob(layout), 0
+
+        def encode(chunk: int) -> StoredChunk:
+            length = layout.chunk_length(chunk)
+            positions, values = term.chunk(chunk, self.base.read(name, chunk * CHUNK, chunk * CHUNK + length), source)
+            counts = np.bincount(positions // TILE, minlength=len(tile_lengths(length)))
+            if not np.isfinite(values).all():
+                hint = "Merge into a folder, or with smaller weights."
+                raise NonFiniteError("a sum of differences overflows", tensor=job.name, hint=hint)
+            return encode_term_chunk(codec, positions, values, counts, length, np.float32(1))[0]
+
+        with closing(ordered_map(encode, range(layout.chunks), self.options.workers)) as chunks:
+            for chunk in chunks:
+                nnz += sum(chunk.counts)
+                blob.append(chunk)
+        return Term(index, "f32", 1.0, nnz, blob.close(), shift=codec.shift)
+
+    def _files(self) -> tuple[FileEntry, ...] | None:
+        """Copy the side files of the pack that decides; of the base's own, only the digests."""
+        assets, entries = self.composition.assets, []
+        if assets is not None and assets.index.files is None:
+            return None
+        carried = {file.name for file in assets.index.files or () if file.blob is not None} if assets else set()
+        carried |= set(self.own_files)
+        contents: dict[str, bytes] = {}
+        copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
+        contents.update(self.own_files)
+        for name in sorted(contents, key=str.encode):
+            entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
+        return tuple(entries)

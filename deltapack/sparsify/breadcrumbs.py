@@ -1,0 +1,36 @@
+"""Model breadcrumbs: drop the smallest and the very largest differences (Davari & Belilovsky, ECCV 2024, arXiv 2312.06795).
+
+    drop the gamma * elements largest |delta|, then keep the next density * elements; both per tensor, of equal ones the first count as
+    larger
+
+Where both together are more than there is, fewer of the largest are dropped. Nothing is rescaled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.sparsify.kept import Kept, kept_where
+from deltapack.sparsify.ranking import Cut
+
+__all__ = ["Breadcrumbs", "count_outliers"]
+
+
+def count_outliers(gamma: float, kept: int, numel: int) -> int:
+    """Return how many of the largest of `numel` elements to drop where `kept` are to be kept."""
+    return min(round(gamma * numel), numel - kept)
+
+
+@dataclass(frozen=True)
+class Breadcrumbs:
+    """Keeps what is in the cut and not among the outliers."""
+
+    cut: Cut
+    outliers: Cut
+
+    def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
+        """Return what is kept of a chunk."""
+        return kept_where(self.cut.mask(chunk, delta) & ~self.outliers.mask(chunk, delta), delta)

@@ -1,0 +1,99 @@
+"""DELLA: drop at random, the smaller the likelier (MAGPRUNE; Deep et al., arXiv 2406.11617).
+
+    rank r = 1..n of |delta| within its row, of equal ones the first is smaller
+    P(keep) = (density - epsilon) + 2 epsilon (r - 1) / (n - 1)
+    kept value = delta / P(keep), which keeps the expected delta unchanged
+
+A row is the last dimension of the tensor, or the whole tensor if it has but one. Rows longer than 1,048,576 elements are ranked in
+pieces of that length. mergekit rescales by one number per tensor instead, the ratio of L1 norms; `--rescale` gives one number, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.errors import RecipeError
+from deltapack.format.digest import CHUNK
+from deltapack.sparsify.chance import samples
+from deltapack.sparsify.dare import ALL_KEPT
+from deltapack.sparsify.kept import Kept, kept_where
+
+__all__ = ["Della", "epsilon_for", "probabilities"]
+
+_USUAL = 0.15
+
+
+def epsilon_for(density: float, epsilon: float | None) -> float:
+    """Return the half-width of the range of probabilities: 0.15 unless given, and less where that would leave (0, 1).
+
+    Raises:
+        RecipeError: The one given does.
+    """
+    room = min(density, 1 - density)
+    if epsilon is None:
+        return _USUAL if room > _USUAL else room / 2
+    if not 0 <= epsilon < room:
+        hint = "The probability to keep an element is density - epsilon to density + epsilon."
+        raise RecipeError("epsilon is out of range", expected=f"0 <= epsilon < {room:g} at this drop rate", found=epsilon, hint=hint)
+    return epsilon
+
+
+def probabilities(magnitudes: NDArray[np.float32], density: float, epsilon: float) -> NDArray[np.float64]:
+    """Return P(keep) of each element of rows `[rows, n]`."""
+    ranks = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1, kind="stable")
+    last = magnitudes.shape[1] - 1
+    share = ranks / last if last else np.full(magnitudes.shape, 0.5)
+    return (density - epsilon) + 2 * epsilon * share
+
+
+@dataclass(frozen=True)
+class Della:
+    """Keeps by chance and rank.
+
+    Attributes:
+        density: Mean probability to keep.
+        epsilon: Half-width of its range.
+        key: Mask key, 64 bits.
+        row: Elements of a row.
+        numel: Elements of the tensor.
+        read: Returns differences [start, stop) of the tensor, `f32`: a row may begin before the chunk and end behind it.
+        unbiased: Whether kept values are divided by their probability.
+    """
+
+    density: float
+    epsilon: float
+    key: int
+    row: int
+    numel: int
+    read: Callable[[int, int], NDArray[np.float32]]
+    unbiased: bool
+
+    def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
+        """Return what is kept of a chunk."""
+        start, stop = chunk * CHUNK, chunk * CHUNK + len(delta)
+        chances = np.empty(len(delta))
+        place = start
+        while place < stop:
+            first, last, length = self._rows(place, stop)
+            whole = delta[first - start : last - start] if start <= first and last <= stop else self.read(first, last)
+            found = probabilities(np.abs(whole).reshape(-1, length), self.density, self.epsilon).reshape(-1)
+            end = min(last, stop)
+            chances[place - start : end - start] = found[place - first : end - first]
+            place = end
+        mask = samples(self.key, chunk, np.arange(len(delta), dtype=np.uint32)) < np.rint(chances * ALL_KEPT).astype(np.uint64)
+        return kept_where(mask, delta * (1 / chances).astype(np.float32) if self.unbiased else delta)
+
+    def _rows(self, place: int, stop: int) -> tuple[int, int, int]:
+        """Return start and end of the rows of one length from the one that holds `place` on, not beyond `stop`, and that length."""
+        row = place // self.row
+        begin = row * self.row
+        if self.row <= CHUNK:
+            whole = max(1, (stop - begin) // self.row) if place == begin else 1
+            return begin, begin + whole * self.row, self.row
+        first = begin + (place - begin) // CHUNK * CHUNK
+        last = min(first + CHUNK, begin + self.row)
+        return first, last, last - first

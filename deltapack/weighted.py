@@ -1,0 +1,49 @@
+"""A pack with the weight that it is applied with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deltapack.errors import RecipeError
+from deltapack.format.reader import PackReader
+
+__all__ = ["WeightedPack"]
+
+
+@dataclass(frozen=True)
+class WeightedPack:
+    """A pack and what it is applied with; `rescale` replaces the factors of its terms, `by_tensor` the weight of base tensors."""
+
+    reader: PackReader
+    weight: float = 1.0
+    rescale: float | None = None
+    by_tensor: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("weight", self.weight), ("rescale", self.rescale), *(("weight", value) for value in self.by_tensor.values())):
+            if value is not None and not (math.isfinite(value) and abs(value) < 3e38):
+                raise RecipeError(f"{name} is not a finite f32", path=self.reader.path, found=value)
+        index = self.reader.index
+        # Factors of a merged pack hold its weights, which a rescale would wipe out, be it of a single pack.
+        is_merged = "packs" in index.recipe or any(len(entry.terms) > 1 for entry in index.entries)
+        if self.rescale is not None and is_merged:
+            hint = "Rescale the packs that it was merged from."
+            raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pack's own digests describe the result."""
+        return self.weight == 1 and self.rescale is None and not self.by_tensor
+
+    def weight_of(self, tensor: str) -> float:
+        """Return the weight for a base tensor."""
+        return self.by_tensor.get(tensor, self.weight)
+
+    def factor(self, factor: float, weight: float | None = None) -> np.float32:
+        """Return the factor of a term times a weight, the pack's own unless given (spec/06-arithmetic.md section 6.1)."""
+        with np.errstate(over="ignore"):
+            return np.float32(factor if self.rescale is None else self.rescale) * np.float32(self.weight if weight is None else weight)

@@ -1,0 +1,50 @@
+"""The k largest elements, found by counting, are those that sorting finds."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from deltapack.sparsify.ranking import Magnitudes, find_cuts, magnitude_bits
+
+VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -3e38, np.inf]), st.floats(width=32, allow_nan=False))
+
+
+def largest(values: np.ndarray, rank: int) -> np.ndarray:
+    """The `rank` largest magnitudes that are not zero; of equal ones the first."""
+    mask = np.zeros(len(values), bool)
+    mask[np.argsort(-np.abs(values), kind="stable")[:rank]] = True
+    return mask & (values != 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    values=arrays(np.float32, st.integers(1, 60), elements=VALUES),
+    chunks=st.integers(1, 4),
+    ranks=st.lists(st.integers(-1, 70), min_size=1, max_size=3),
+    workers=st.integers(1, 3),
+)
+def test_cuts_are_what_sorting_gives(values: np.ndarray, chunks: int, ranks: list[int], workers: int) -> None:
+    parts = np.array_split(values, chunks)
+    tensor = Magnitudes(chunks, parts.__getitem__, lambda nonzero: ranks)
+    other = Magnitudes(1, lambda chunk: np.ones(3, np.float32), lambda nonzero: [nonzero - 1])
+    cuts = find_cuts([other, tensor, other], workers)
+    assert cuts[0] == cuts[2] and list(cuts[0][0].mask(0, np.ones(3, np.float32))) == [True, True, False]
+    for rank, cut in zip(ranks, cuts[1], strict=True):
+        found = np.concatenate([cut.mask(chunk, part) for chunk, part in enumerate(parts)])
+        assert np.array_equal(found, largest(values, max(0, rank)))
+
+
+def test_ranks_may_depend_on_how_many_are_not_zero() -> None:
+    seen = []
+    tensor = Magnitudes(2, lambda chunk: np.array([0, -0.0, chunk, 2], np.float32), lambda nonzero: seen.append(nonzero) or [1])
+    ((cut,),) = find_cuts([tensor], 1)
+    assert seen == [3]
+    assert [cut.mask(chunk, tensor.read(chunk)).sum() for chunk in (0, 1)] == [1, 0]
+
+
+def test_bits_have_the_order_of_magnitudes() -> None:
+    values = np.array([0.0, -1e-45, 1e-40, -1.0, 1.5, -np.inf], np.float32)
+    assert list(np.argsort(magnitude_bits(values))) == list(range(6))
