@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from deltapack.device.backends import Choice, choose
 from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Keep, Saved, Work, key
 from deltapack.errors import RecipeError
+from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.hostwork import HostEngine, HostWork, place
 from deltapack.jobs import PackTerm, TensorJob
@@ -81,7 +83,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything to do for an activation: by device, and on the host."""
+    """What to do for an activation: by device, and on the host."""
 
     works: Mapping[torch.device, Sequence[Work]]
     host: Sequence[HostWork]
@@ -155,15 +157,12 @@ class LiveModel:
             path = Path(pack).resolve()
             if path in self._packs:
                 return
-            reader, resident = PackReader(pack), {}
-            try:
-                for device, choice in self._choices.items():
-                    if choice.engine is not None:
-                        entries = [entry for entry in reader.index.entries if self._lives_on(entry.base.name if entry.base else "", device)]
-                        resident[device] = send(reader, device, self._workers, entries)
-            except BaseException:
-                reader.close()
-                raise
+            with ExitStack() as stack:
+                reader, resident = stack.enter_context(PackReader(pack)), {}
+                for device in [device for device, choice in self._choices.items() if choice.engine is not None]:
+                    entries = [entry for entry in reader.index.entries if self._lives_on(entry, device)]
+                    resident[device] = send(reader, device, self._workers, entries)
+                stack.pop_all()
             self._packs[path] = _Loaded(reader, resident)
 
     def unload(self, pack: str | Path) -> None:
@@ -216,7 +215,8 @@ class LiveModel:
             for path in list(self._packs):
                 self.unload(path)
 
-    def _lives_on(self, name: str, device: torch.device) -> bool:
+    def _lives_on(self, entry: Entry, device: torch.device) -> bool:
+        name = entry.base.name if entry.base is not None else ""
         region = self._slots.regions.get(self._slots.aliases.get(name, name))
         return region is not None and region.memory.device == device
 
