@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from deltapack.errors import DeltapackError
     from deltapack.explaining import explain_merge
     from deltapack.limits import Limits
+    from deltapack.live import LiveModel, attach
+    from deltapack.loading import load_model, load_state_dict
     from deltapack.merge_recipe import MergeRecipe
     from deltapack.merging import merge
     from deltapack.pack import Pack, PackEntry, open_pack
@@ -40,6 +42,7 @@ __all__ = [
     "DeltapackError",
     "ExplainReport",
     "Limits",
+    "LiveModel",
     "MergeFile",
     "MergeRecipe",
     "MergeReport",
@@ -52,8 +55,11 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "apply",
+    "attach",
     "compress",
     "explain_merge",
+    "load_model",
+    "load_state_dict",
     "merge",
     "open_pack",
     "preview_merge",
@@ -68,6 +74,7 @@ _HOMES = {
     "DeltapackError": "errors",
     "ExplainReport": "reports",
     "Limits": "limits",
+    "LiveModel": "live",
     "MergeFile": "recipe_files",
     "MergeRecipe": "merge_recipe",
     "MergeReport": "reports",
@@ -79,8 +86,11 @@ _HOMES = {
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "applying",
+    "attach": "live",
     "compress": "compressing",
     "explain_merge": "explaining",
+    "load_model": "loading",
+    "load_state_dict": "loading",
     "merge": "merging",
     "open_pack": "pack",
     "preview_merge": "previewing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
-from deltapack.restoring import restore_tensors
+from deltapack.restoring import RestoredTensor, Sink, restore_tensors
 from deltapack.weighted import WeightedPack
 
 __all__ = ["WriteOptions", "apply", "write_checkpoint"]
@@ -35,6 +35,8 @@ def apply(
     verify: bool = True,
     force: bool = False,
     workers: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
     progress: Progress | None = None,
 ) -> ApplyReport:
     """Restore the fine-tuned checkpoint from its base and a pack.
@@ -53,15 +55,18 @@ def apply(
         verify: Whether digests are compared.
         force: Whether to replace an existing `out`.
         workers: Threads; every core unless given.
+        device: Where the differences are decoded and added, such as `"cuda"`; the CPU unless given. The output is the same.
+        backend: `auto`, `cpu`, `torch` or `triton`.
         progress: Called with bytes of the result done so far and in all.
 
     Raises:
+        BackendError: The device or backend cannot be used here.
         BaseMismatchError: This is not the base of the pack.
         FormatError: The pack is damaged.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress)
+    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
@@ -82,6 +87,8 @@ class WriteOptions:
     force: bool
     workers: int
     progress: Progress
+    device: str | None = None
+    backend: str = "auto"
 
     @classmethod
     def of(
@@ -92,6 +99,8 @@ class WriteOptions:
         force: bool,
         workers: int | None,
         progress: Progress | None,
+        device: str | None = None,
+        backend: str = "auto",
     ) -> WriteOptions:
         """Check the arguments.
 
@@ -100,7 +109,7 @@ class WriteOptions:
         """
         limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
         report = progress or (lambda done, total: None)
-        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report)
+        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
 
 
 def write_checkpoint(
@@ -130,8 +139,7 @@ def write_checkpoint(
         aliases=composition.aliases,
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
-        sink, verify, workers, progress = _Output(base, writer), options.verify, options.workers, options.progress
-        restoring = restore_tensors(base, jobs, sink, verify=verify, digests=False, workers=workers, progress=progress)
+        restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
         with closing(restoring) as restored:
             for _ in restored:
                 pass
@@ -142,7 +150,25 @@ def write_checkpoint(
             if name not in own_files:
                 writer.write_side_file(name, data)
 
-        return copy_side_files(base, composition.assets, write_other, verify=verify, dtype=options.dtype)
+        side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
+        return [*notes, *side]
+
+
+def _restoring(
+    base: Checkpoint, jobs: Sequence[TensorJob], sink: Sink, options: WriteOptions
+) -> tuple[Generator[RestoredTensor, None, None], list[str]]:
+    """Return what restores the jobs where the options say, and what the user should be told of it."""
+    verify, workers, progress = options.verify, options.workers, options.progress
+    notes: list[str] = []
+    if options.device is not None or options.backend != "auto":
+        # Only here is torch needed.
+        from deltapack.devicejobs import place_of, restore_on_device
+
+        place, note = place_of(options.device, options.backend)
+        notes = [note]
+        if place is not None:
+            return restore_on_device(base, jobs, sink, place, verify=verify, workers=workers, progress=progress), notes
+    return restore_tensors(base, jobs, sink, verify=verify, digests=False, workers=workers, progress=progress), notes
 
 
 @dataclass(frozen=True)

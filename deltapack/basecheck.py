@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
-from deltapack.checkpoint import Checkpoint
+from deltapack.checkpoint import TensorInfo
 from deltapack.errors import BaseMismatchError
 from deltapack.format.reader import PackReader
 
-__all__ = ["check_base"]
+__all__ = ["BaseTensors", "check_base"]
 
 
-def check_base(base: Checkpoint, packs: Sequence[PackReader]) -> None:
+class BaseTensors(Protocol):
+    """The headers of a base: a checkpoint, or a model in memory."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """From name to tensor; of tied tensors only the first."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """From the second name of a tied tensor to the name in `tensors`."""
+
+
+def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
     """Compare the headers of a base with what packs say of it.
 
     Raises:
@@ -49,7 +67,7 @@ def check_base(base: Checkpoint, packs: Sequence[PackReader]) -> None:
         _check_covered(base, pack)
 
 
-def _check_covered(base: Checkpoint, reader: PackReader) -> None:
+def _check_covered(base: BaseTensors, reader: PackReader) -> None:
     """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
     entries = reader.index.entries
     known = {entry.base.name for entry in entries if entry.base is not None}

@@ -7,10 +7,9 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SPARE", "Buffers"]
+from deltapack.kernels.reference.positions import SPARE
 
-SPARE = 256
-"""How many elements behind the last position a loop may overwrite."""
+__all__ = ["Buffers"]
 
 
 class Buffers(threading.local):

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from deltapack.basecheck import check_base
-from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.basecheck import BaseTensors, check_base
+from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import stored_layout, term_layout
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
@@ -53,7 +53,7 @@ class _Part:
 
 
 def compose(
-    base: Checkpoint,
+    base: BaseTensors,
     packs: Sequence[WeightedPack],
     *,
     prefer: int | None = None,
@@ -121,7 +121,7 @@ class _Chooser:
 
 
 def _group(
-    base: Checkpoint, packs: Sequence[WeightedPack]
+    base: BaseTensors, packs: Sequence[WeightedPack]
 ) -> tuple[dict[str, list[_Part]], dict[str, list[_Part]]]:
     """Return the parts of each base tensor, and of each new tensor by name, in pack order."""
     by_base: dict[str, list[_Part]] = {}

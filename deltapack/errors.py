@@ -10,6 +10,7 @@
     |   +-- ChecksumError     3  stored bytes do not match their checksum
     +-- BaseMismatchError     4  this is not the base that the pack was made from
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
+    +-- BackendError          5  the backend or device that was asked for cannot run here
     +-- LimitError            6  would exceed a limit (see `deltapack.limits`)
 
 The number is the exit code of the command line.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "BackendError",
     "BaseMismatchError",
     "CheckpointError",
     "ChecksumError",
@@ -125,6 +127,12 @@ class BaseMismatchError(DeltapackError):
 
 class UnsupportedError(DeltapackError):
     """The input is well formed but needs a feature that this build does not have."""
+
+    exit_code = 5
+
+
+class BackendError(DeltapackError):
+    """The backend or device that was asked for cannot run on this machine."""
 
     exit_code = 5
 

@@ -39,6 +39,8 @@ def merge(
     verify: bool = True,
     force: bool = False,
     workers: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
     progress: Progress | None = None,
     report: bool = False,
 ) -> MergeReport:
@@ -66,19 +68,24 @@ def merge(
         verify: Whether digests of the base are compared.
         force: Whether to replace an existing `out`.
         workers: Threads; every core unless given.
+        device: Where packs are decoded and added, such as `"cuda"`; the CPU unless given. Not for a merged pack.
+        backend: `auto`, `cpu`, `torch` or `triton`. Not for a merged pack.
         progress: Called with bytes of the result done so far and in all.
         report: Whether to compare the packs, layer by layer, in one more pass over them.
 
     Raises:
+        BackendError: The device or backend cannot be used here.
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress)
+    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     recipe = recipe_of(weights, method, semantics, density, parameters) if recipe is None else recipe
     refuse_for_packs(out, dtype, max_shard_size)
+    if out.suffix == ".dpk" and (device is not None or backend != "auto"):
+        raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
     with ExitStack() as stack:
         plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, dtype=options.dtype)
         plan = replace(plan, composition=measure(plan.base, plan.composition, options.workers))

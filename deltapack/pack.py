@@ -17,11 +17,14 @@ from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.parallel import resolve_workers
 from deltapack.patching import LoadedPack, add_to
 
 if TYPE_CHECKING:
     import scipy.sparse
     import torch
+
+    from deltapack.device.resident import ResidentPack
 
 from deltapack import kernels
 
@@ -105,6 +108,25 @@ class Pack(Mapping[str, "PackEntry"]):
             FormatError: It is damaged.
         """
         return LoadedPack.of(self._reader)
+
+    def to(self, device: str | torch.device, workers: int | None = None) -> ResidentPack:
+        """Send the terms to a device in the form in which they are decoded there, in large pieces, while later ones are decompressed.
+
+        Args:
+            device: Such as `"cuda"`.
+            workers: Threads; every core unless given.
+
+        Returns:
+            What is on the device, with the bytes that were sent.
+
+        Raises:
+            BackendError: There is no such device here.
+            FormatError: The pack is damaged.
+        """
+        from deltapack.device.backends import resolve_device
+        from deltapack.device.resident import send
+
+        return send(self._reader, resolve_device(device), resolve_workers(workers))
 
     def close(self) -> None:
         """Close the file; entries can no longer be decoded."""

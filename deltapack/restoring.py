@@ -20,7 +20,7 @@ from deltapack.kernels import rounding
 from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
-__all__ = ["Nowhere", "RestoredTensor", "Sink", "restore_chunk", "restore_tensors"]
+__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "restore_chunk", "restore_tensors"]
 
 _BATCH = 4 * CHUNK
 """Elements that one task restores, at least; no more are in memory at a time than those of one chunk."""
@@ -128,7 +128,7 @@ def restore_tensors(
             base_digests = tuple(row.base_digest for row in rows if row.base_digest is not None)
             restored = RestoredTensor(jobs[number], base_digests, tuple(row.digest for row in rows if row.digest is not None))
             if verify:
-                _check(base, restored)
+                check_digests(base, restored)
             yield restored
 
 
@@ -184,7 +184,13 @@ def _combine(job: TensorJob, chunk: int, base: Elements, buffers: Buffers) -> El
     return base
 
 
-def _check(base: Checkpoint, restored: RestoredTensor) -> None:
+def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:
+    """Compare the digests of a finished job with those that its pack promises.
+
+    Raises:
+        BaseMismatchError: The base tensor has another.
+        ChecksumError: The result has another.
+    """
     job = restored.job
     if job.base is not None and job.base_digest and restored.base_root != job.base_digest:
         raise BaseMismatchError(

@@ -20,6 +20,7 @@ EXIT_CODES = {
     "ChecksumError": 3,
     "BaseMismatchError": 4,
     "UnsupportedError": 5,
+    "BackendError": 5,
     "LimitError": 6,
 }
 

@@ -17,9 +17,11 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "limits": set(),
     "parallel": {"errors"},
+    "buffers": {"kernels"},
     "format": GROUND,
     "kernels": {"dtypes", "errors"},
-    "codecs": GROUND | {"format", "kernels"},
+    "codecs": GROUND | {"buffers", "format", "kernels"},
+    "device": GROUND | {"format", "kernels", "codecs"},
     "sparsify": GROUND | {"format", "kernels", "codecs"},
     "merge_methods": {"errors", "kernels"},
     "merge_recipe": {"errors", "merge_methods"},
@@ -35,6 +37,11 @@ LAZY = {
     "matplotlib": {"demo.render"},
 }
 """Libraries that are imported inside functions only, and where."""
+AT_HOME = {
+    "torch": {"demo", "device", "devicejobs", "hostwork", "kernels.generic", "live", "loading", "slots"},
+    "triton": {"kernels.gpu", "kernels.gpu_rounding", "device.triton_engine"},
+}
+"""Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,22 @@ def test_nobody_imports_from_the_top(name: str) -> None:
     assert not [found for found in own(name) if not found.module]
 
 
-@pytest.mark.parametrize("library", sorted(LAZY))
+@pytest.mark.parametrize("library", sorted({*LAZY, *AT_HOME}))
 def test_heavy_libraries_are_imported_inside_functions(library: str) -> None:
     for name, imports in IMPORTS.items():
         for found in imports:
             if found.module.split(".")[0] == library:
-                at_home = room_of(name) == "demo" and library == "torch"
-                assert at_home or (name in LAZY[library] and found.lazy), f"{name} imports {found.module}"
+                at_home = {room_of(name), name} & AT_HOME.get(library, set())
+                assert at_home or (name in LAZY.get(library, ()) and found.lazy), f"{name} imports {found.module}"
+
+
+@pytest.mark.parametrize("library", sorted(AT_HOME))
+def test_homes_of_heavy_libraries_are_entered_lazily(library: str) -> None:
+    """But for the rooms that are homes themselves, and doors."""
+    homes = {name for name in FILES if {room_of(name), name} & AT_HOME[library]}
+    for name in FILES.keys() - homes:
+        for found in own(name):
+            assert found.module not in homes - {"device.ready"} or found.lazy or room_of(name) in DOORS, f"{name} imports {found.module}"
 
 
 def test_numba_stays_in_its_backend() -> None:

@@ -9,7 +9,7 @@ import torch
 from builders import CHUNK, cast, moved, random_tensor, whole
 
 import deltapack
-from deltapack.errors import RecipeError
+from deltapack.errors import BackendError, RecipeError
 
 PackOf = Callable[..., Path]
 
@@ -126,3 +126,13 @@ def test_a_closed_pack(pack: Path) -> None:
     assert entry.nnz > 0
     with pytest.raises(deltapack.DeltapackError):
         entry.to_dense()
+
+
+def test_it_goes_to_a_device(pack: Path) -> None:
+    with deltapack.open_pack(pack) as opened:
+        resident = opened.to("cpu")
+        terms = [term for entry in opened.values() for term in entry.entry.terms]
+        assert set(resident.terms) == set(terms) and resident.device == torch.device("cpu")
+        assert 0 < resident.nbytes < 2 * sum(part.nbytes for term in resident.terms.values() for part in term.segments)
+        with pytest.raises(BackendError, match="this device cannot be used"):
+            opened.to("nonsense")

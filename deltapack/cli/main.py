@@ -32,7 +32,7 @@ Exit codes:
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
     4  wrong base: the pack was made from another checkpoint
-    5  unsupported: valid, but this version cannot read it
+    5  unsupported: valid, but this version or machine cannot do it
     6  limit: the input asks for more than the limits allow
   130  interrupted
 

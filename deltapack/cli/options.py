@@ -55,6 +55,10 @@ def checkpoint_options(function: F) -> F:
         click.option("--no-verify", is_flag=True, help="Do not compare digests of base and result."),
         force_option,
         workers_option,
+        click.option("--device", metavar="D", help="Where to decode, such as cuda; the CPU by default. The output is the same."),
+        click.option(
+            "--backend", type=click.Choice(["auto", "cpu", "torch", "triton"]), default="auto", help="What decodes; auto takes the fastest."
+        ),
     )
     for option in reversed(options):
         function = option(function)

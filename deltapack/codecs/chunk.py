@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.buffers import Buffers
 from deltapack.codecs import indices, values
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.codecs.quantize import quantize
@@ -25,7 +26,6 @@ from deltapack.format.reader import ChunkedBlob
 from deltapack.format.table import ChunkRecord, Layout, tile_lengths
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels import Encoded
-from deltapack.kernels.reference.positions import SPARE
 
 __all__ = [
     "LoadedChunks",
@@ -37,10 +37,11 @@ __all__ = [
     "decode_term_chunk",
     "encode_stored_chunk",
     "encode_term_chunk",
-    "fresh_room",
     "load_term_chunks",
     "stored_layout",
+    "stream_bounds",
     "term_layout",
+    "tiles_of",
 ]
 
 Positions = NDArray[np.uint32]
@@ -49,7 +50,7 @@ Counts = NDArray[np.int64]
 
 Bounds = tuple[tuple[int, int], ...]
 Room = tuple[Positions, NDArray[np.float32]]
-"""Arrays for the positions and values of a chunk, of its length and `SPARE` elements more."""
+"""Arrays for the positions and values of a chunk, of its length and 256 elements more."""
 
 
 class TermChunks(Protocol):
@@ -152,7 +153,7 @@ def decode_term_chunk(
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
-    room = fresh_room(blob.layout.chunk_length(chunk)) if room is None else room
+    room = Buffers().room(0, blob.layout.chunk_length(chunk)) if room is None else room
     encoded = _encoded(blob, term, chunk, factor)
     decoded = kernels.active().decode_encoded(encoded, room)
     return _step_by_step(blob, term, chunk, encoded, room) if decoded is None else decoded
@@ -180,14 +181,9 @@ def add_term_chunk(
         kernels.active().add_in_place(elements, dtype, [_step_by_step(blob, term, chunk, encoded, room)])
 
 
-def fresh_room(length: int) -> Room:
-    """Return arrays for the positions and values of a chunk of `length` elements."""
-    return np.empty(length + SPARE, np.uint32), np.empty(length + SPARE, np.float32)
-
-
 def _encoded(blob: TermChunks, term: Term, chunk: int, factor: np.float32) -> Encoded:
-    counts, lengths = _tiles(blob, chunk)
-    streams = dict(zip(term.streams, blob.streams(chunk, _bounds(term, counts, lengths)), strict=True))
+    counts, lengths = tiles_of(blob, chunk)
+    streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
     raw = [np.frombuffer(streams.get(name, b""), np.uint8) for name in ("index", "codes", "scales")]
     bits = 0 if values.is_float(term.values) else values.BITS[term.values]
     first = chunk * TILES_PER_CHUNK
@@ -247,10 +243,10 @@ def load_term_chunks(blob: ChunkedBlob, term: Term) -> LoadedChunks:
         FormatError: Rule R8 or R10 is broken.
     """
     chunks = range(blob.layout.chunks)
-    return LoadedChunks(blob, tuple(blob.streams(chunk, _bounds(term, *_tiles(blob, chunk))) for chunk in chunks))
+    return LoadedChunks(blob, tuple(blob.streams(chunk, stream_bounds(term, *tiles_of(blob, chunk))) for chunk in chunks))
 
 
-def _tiles(blob: TermChunks, chunk: int) -> tuple[Counts, Counts]:
+def tiles_of(blob: TermChunks, chunk: int) -> tuple[Counts, Counts]:
     """Return kept elements and elements of each tile of a chunk."""
     return np.array(blob.records[chunk].counts, np.int64), _lengths(blob.layout.chunk_length(chunk))
 
@@ -261,7 +257,7 @@ def _lengths(length: int) -> Counts:
     return np.array(tile_lengths(length), np.int64)
 
 
-def _bounds(term: Term, counts: Counts, lengths: Counts) -> Bounds:
+def stream_bounds(term: Term, counts: Counts, lengths: Counts) -> Bounds:
     """Return the smallest and largest raw length of each stream (rule R8)."""
     bounds = [(values.codes_raw_length(term.values, int(counts.sum())),) * 2]
     if "index" in term.streams:

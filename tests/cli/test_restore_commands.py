@@ -20,10 +20,21 @@ DEFAULTS = {
     "verify": True,
     "force": False,
     "workers": None,
+    "device": None,
+    "backend": "auto",
     "progress": None,
 }
-OPTIONS = shlex.split("--dtype bf16 --max-shard-size 5GB --no-verify --force --workers 3")
-CHOSEN = {"dtype": "bf16", "max_shard_size": "5GB", "verify": False, "force": True, "workers": 3, "progress": None}
+OPTIONS = shlex.split("--dtype bf16 --max-shard-size 5GB --no-verify --force --workers 3 --device cuda:1 --backend torch")
+CHOSEN = {
+    "dtype": "bf16",
+    "max_shard_size": "5GB",
+    "verify": False,
+    "force": True,
+    "workers": 3,
+    "device": "cuda:1",
+    "backend": "torch",
+    "progress": None,
+}
 
 
 def test_apply_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:

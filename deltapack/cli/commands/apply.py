@@ -34,6 +34,8 @@ def command(
     no_verify: bool,
     force: bool,
     workers: int | None,
+    device: str | None,
+    backend: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -54,6 +56,8 @@ def command(
             verify=not no_verify,
             force=force,
             workers=workers,
+            device=device,
+            backend=backend,
             progress=progress,
         )
     if as_json:

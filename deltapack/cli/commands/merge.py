@@ -155,6 +155,8 @@ class _Call:
                 out,
                 verify=not self.given["no_verify"],
                 report=self.given["report"],
+                device=self.given["device"],
+                backend=self.given["backend"],
                 progress=progress,
                 **self._settings(),
             )

@@ -1,0 +1,118 @@
+"""Compile the Triton kernel for GPUs that need not be there, and say what the compiler made of it.
+
+Usage: python -m benchmarks.kernels [--json]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURES = (80, 90)
+ONE_TERM = dict(KINDS=1, VALUES=1, UNDO=False, LOG=False, COLLECT=False, SLICED=False, ALIGNED=True)
+EVERYTHING = dict(KINDS=31, VALUES=31, UNDO=True, LOG=True, COLLECT=True, SLICED=True, ALIGNED=False)
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"seeded int4, {dtype}": ONE_TERM | {"dtype": dtype} for dtype in ("bf16", "f16", "f32", "f64", "f8_e4m3fn", "f8_e5m2")},
+    "seeded int4, undo and log": ONE_TERM | {"UNDO": True, "LOG": True},
+    "seeded int4, several terms": ONE_TERM | {"COLLECT": True, "LOG": True},
+    "seeded int4, columns": ONE_TERM | {"SLICED": True},
+    "gaps int4": ONE_TERM | {"KINDS": 2},
+    "wide gaps int4": ONE_TERM | {"KINDS": 4},
+    "bitmap int4": ONE_TERM | {"KINDS": 8},
+    "all bf16": ONE_TERM | {"KINDS": 16, "VALUES": 8},
+    "f32 base, bf16 result": ONE_TERM | {"source": "f32", "COLLECT": True},
+    "everything, bf16": EVERYTHING,
+    "everything, f64": EVERYTHING | {"dtype": "f64"},
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came out: registers a thread, bytes of shared memory a program, of stack a thread, and counts of instructions."""
+
+    variant: str
+    architecture: int
+    registers: int
+    shared: int
+    stack: int
+    fused: int
+    flushing: int
+    local: int
+    wide_loads: int
+    wide_stores: int
+
+
+def compile_variant(name: str, architecture: int) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from deltapack.kernels import gpu
+    from deltapack.kernels.gpu_rounding import DTYPES
+
+    given = dict(VARIANTS[name])
+    target = given.pop("dtype", "bf16")
+    source = given.pop("source", target)
+    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, "BLOCK": gpu.BLOCK}
+    pointers = ("regions", "tiles", "parts", "terms", "scratch", "violation")
+    signature = {name: "*i32" if name == "scratch" else "*i64" for name in pointers} | {"count": "i32"}
+    aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(pointers))}
+    text = ASTSource(gpu.switch_tiles, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
+    options = gpu.options(alike=given["KINDS"] != EVERYTHING["KINDS"], heavy=given["COLLECT"] or "f64" in (source, target))
+    kernel = triton.compile(text, target=GPUTarget("cuda", architecture, 32), options=options)
+    ptx = kernel.asm["ptx"]
+    registers, stack = resources(kernel.asm["cubin"])
+    return Compiled(
+        name,
+        architecture,
+        registers,
+        kernel.metadata.shared,
+        stack,
+        fused=len(re.findall(r"\bfma\.rn\.f(?:32|64)", ptx)),
+        flushing=len(re.findall(r"\.ftz\b", ptx)),
+        local=len(re.findall(r"\b(?:ld|st)\.local", ptx)),
+        wide_loads=len(re.findall(r"\bld\.global[.\w:]*\.v4\.b32", ptx)),
+        wide_stores=len(re.findall(r"\bst\.global[.\w:]*\.v4\.b32", ptx)),
+    )
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Return registers and bytes of stack (spilled registers lie there) of a thread, as `cuobjdump` says."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+def compile_all() -> list[Compiled]:
+    return [compile_variant(name, architecture) for name in VARIANTS for architecture in ARCHITECTURES]
+
+
+def main(arguments: list[str]) -> None:
+    # The interpreter, if it is asked for, would take the place of the compiler.
+    os.environ.pop("TRITON_INTERPRET", None)
+    rows = compile_all()
+    if "--json" in arguments:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    print("| variant | GPU | registers | shared bytes | stack | fused | 16-byte loads, stores |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        wide = f"{row.wide_loads}, {row.wide_stores}"
+        print(f"| {row.variant} | sm_{row.architecture} | {row.registers} | {row.shared} | {row.stack} | {row.fused} | {wide} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

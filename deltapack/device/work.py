@@ -1,0 +1,116 @@
+"""What a device is asked to do: add terms to regions of memory, and put back what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from deltapack.device.regions import Region
+from deltapack.device.resident import ResidentTerm
+from deltapack.dtypes import DType
+
+__all__ = ["Engine", "Keep", "Saved", "SavedCopy", "Work", "by_region", "key"]
+
+Keep = Literal["auto", "copy", "log", "nothing"]
+"""How the replaced elements are kept: those elements only (log), the whole region (copy), whichever is smaller, or not at all."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Terms to add to a region.
+
+    Attributes:
+        region: Where the result goes.
+        dtype: Type of its elements.
+        terms: Terms in order of addition, each with its factor times its pack's weight, an f32 held in a Python float; at least one.
+        source: What the sum is added to, and its type; the region itself unless given. The region then holds it already, converted.
+    """
+
+    region: Region
+    dtype: DType
+    terms: tuple[tuple[ResidentTerm, float], ...]
+    source: tuple[Region, DType] | None = None
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of the elements that the terms keep."""
+        return sum(term.ready.term.nnz for term, _ in self.terms) * self.dtype.itemsize
+
+    def keeps_copy(self, keep: Keep) -> bool:
+        """Whether the whole region is copied to undo it."""
+        return keep == "copy" or (keep == "auto" and self.log_bytes >= self.region.memory.numel() * self.dtype.itemsize)
+
+
+class Saved(Protocol):
+    """What undoes a change of a region."""
+
+    @property
+    def region(self) -> Region:
+        """The region."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+
+    def put_back(self) -> None:
+        """Write what was there before; doing so twice is the same as once."""
+
+
+@dataclass(frozen=True)
+class SavedCopy:
+    """A region as it was."""
+
+    region: Region
+    copy: torch.Tensor
+
+    @classmethod
+    def of(cls, region: Region, earlier: Sequence[Saved] = ()) -> SavedCopy:
+        """Copy a region, or take the copy of it that is there: one made `earlier`, of the same content."""
+        for saved in earlier:
+            if isinstance(saved, SavedCopy):
+                return saved
+        return cls(region, region.memory.clone(memory_format=torch.contiguous_format))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy."""
+        return self.copy.numel() * self.copy.element_size()
+
+    def put_back(self) -> None:
+        """Write the copy back."""
+        self.region.memory.copy_(self.copy)
+
+
+def key(region: Region) -> tuple[int, torch.device]:
+    """Return what tells regions apart; they do not overlap."""
+    return region.memory.data_ptr(), region.memory.device
+
+
+def by_region(undo: Sequence[Saved]) -> dict[tuple[int, torch.device], list[Saved]]:
+    """Group by region."""
+    out: dict[tuple[int, torch.device], list[Saved]] = {}
+    for saved in undo:
+        out.setdefault(key(saved.region), []).append(saved)
+    return out
+
+
+class Engine(Protocol):
+    """A way to do works on a device."""
+
+    name: str
+
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work], keep: Keep, done: list[Saved]) -> None:
+        """Put back what earlier works replaced, then do works, region by region.
+
+        Args:
+            undo: What to put back, of any regions.
+            works: What to do; at most one work a region.
+            keep: How to keep what is replaced.
+            done: Gets what undoes the works, each before it is begun; after an error too.
+
+        Raises:
+            FormatError: A seeded mask keeps another number of elements than its table says (rule R9); other works may have been done.
+        """

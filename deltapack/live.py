@@ -1,0 +1,303 @@
+"""Packs on a live model: activate, mix, undo, in place and exactly."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from deltapack.checkpoint import open_checkpoint
+from deltapack.composing import Composition, compose
+from deltapack.device.backends import Choice, choose
+from deltapack.device.resident import ResidentPack, send
+from deltapack.device.work import Keep, Saved, Work, key
+from deltapack.errors import RecipeError
+from deltapack.format.index import Entry
+from deltapack.format.reader import PackReader
+from deltapack.hostwork import HostEngine, HostWork, place
+from deltapack.jobs import PackTerm, TensorJob
+from deltapack.parallel import resolve_workers
+from deltapack.slots import Names, Slots, find_slots
+from deltapack.weighted import WeightedPack
+
+__all__ = ["LiveModel", "attach"]
+
+
+def attach(
+    model: Any,
+    base: str | Path | None = None,
+    *,
+    names: Names | None = None,
+    backend: str = "auto",
+    undo: Keep = "auto",
+    verify: bool = True,
+    workers: int | None = None,
+) -> LiveModel:
+    """Make a model in memory ready to take packs.
+
+    The model must hold the base, bit for bit: a tensor is compared with the digest in a pack when the pack changes it for the first time.
+    Addresses of tensors never change, so a model under `torch.compile` or CUDA graphs sees the packs; work is done on the current stream.
+
+    Args:
+        model: A `torch.nn.Module`, or a mapping of names to tensors; on one device or many.
+        base: The checkpoint that it was loaded from, needed where the model holds more, less, or slices of its tensors.
+        names: Which tensors of the base live under another name, in slices (`deltapack.slots.Slice`), or not here (`None`).
+        backend: `auto`, `cpu`, `torch` or `triton`.
+        undo: `log` keeps the replaced elements, `copy` the whole tensors that are changed, `auto` whichever is smaller.
+        verify: Whether the model is compared with the base that packs were made from.
+        workers: Threads that decode; every core unless given.
+
+    Raises:
+        BackendError: The backend cannot run on a device of the model.
+        BaseMismatchError: A slice of the model differs from the checkpoint.
+        RecipeError: The model and the base do not fit.
+    """
+    if undo not in ("auto", "copy", "log"):
+        raise RecipeError("undo is unknown", expected="auto, copy or log", found=undo)
+    if base is None:
+        slots = find_slots(model, None, names or {})
+    else:
+        with open_checkpoint(base) as checkpoint:
+            slots = find_slots(model, checkpoint, names or {})
+            if verify:
+                slots.compare_slices(checkpoint)
+    devices = {region.memory.device for region in slots.regions.values()}
+    choices = {device: choose(backend, device) for device in devices}
+    return LiveModel(slots, choices, undo, verify, resolve_workers(workers))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A pack that is open, and where it is resident."""
+
+    reader: PackReader
+    resident: dict[torch.device, ResidentPack]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do for an activation: by device, and on the host."""
+
+    works: Mapping[torch.device, Sequence[Work]]
+    host: Sequence[HostWork]
+
+
+_NOTHING = _Plan({}, ())
+_PLANS = 64
+"""Plans that are remembered, for servers that go back and forth between packs."""
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What `activate` returns: as a context manager, it brings back what was active before."""
+
+    live: LiveModel
+    packs: Mapping[str, float]
+    plan: _Plan
+
+    def __enter__(self) -> LiveModel:
+        return self.live
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self.live._lock:
+            self.live._switch(self.packs, self.plan)
+
+
+class LiveModel:
+    """A model in memory and the packs that are active on it; made by `attach`. Its methods may be called from any thread.
+
+    Nothing keeps a forward pass from running while packs are switched: whoever serves requests takes turns (see `examples/serve.py`).
+
+    Attributes:
+        backends: What decodes on each device, and why.
+        notes: What the user should be told.
+    """
+
+    def __init__(self, slots: Slots, choices: Mapping[torch.device, Choice], undo: Keep, verify: bool, workers: int) -> None:
+        self.backends: Mapping[str, str] = {str(device): str(choice) for device, choice in choices.items()}
+        self.notes: list[str] = []
+        self._slots, self._choices, self._undo, self._verify, self._workers = slots, choices, undo, verify, workers
+        self._host = HostEngine(workers)
+        self._packs: dict[Path, _Loaded] = {}
+        self._saved: list[Saved] = []
+        self._current: dict[str, float] = {}
+        self._plan = _NOTHING
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def current(self) -> Mapping[str, float]:
+        """The active packs and their weights, in order of addition; empty for the base."""
+        return dict(self._current)
+
+    @property
+    def undo_bytes(self) -> int:
+        """Bytes that are kept to bring the base back."""
+        return sum(saved.nbytes for saved in self._saved)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of packs in the memory of devices, all of which were sent there."""
+        return sum(resident.nbytes for pack in self._packs.values() for resident in pack.resident.values())
+
+    def load(self, pack: str | Path) -> None:
+        """Open a pack and send it to the devices of the model, so that activating it costs no more than a pass over the weights.
+
+        Raises:
+            FormatError: It is damaged.
+        """
+        with self._lock:
+            path = Path(pack).resolve()
+            if path in self._packs:
+                return
+            with ExitStack() as stack:
+                reader, resident = stack.enter_context(PackReader(pack)), {}
+                for device in [device for device, choice in self._choices.items() if choice.engine is not None]:
+                    entries = [entry for entry in reader.index.entries if self._lives_on(entry, device)]
+                    resident[device] = send(reader, device, self._workers, entries)
+                stack.pop_all()
+            self._packs[path] = _Loaded(reader, resident)
+
+    def unload(self, pack: str | Path) -> None:
+        """Forget a pack.
+
+        Raises:
+            RecipeError: It is active.
+        """
+        with self._lock:
+            path = Path(pack).resolve()
+            if path in {Path(name).resolve() for name in self._current}:
+                raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
+            self._plans.clear()
+            loaded = self._packs.pop(path, None)
+            if loaded is not None:
+                loaded.reader.close()
+
+    def activate(self, packs: Mapping[str | Path, float] | str | Path, *, prefer: str | Path | None = None) -> _Scope:
+        """Make the model base + weighted packs, whatever was active before; the very bits that `merge` gives.
+
+        What both the old and the new packs change is visited once. After an error the model is as it was. As a context manager
+        (`with live.activate(...):`) it brings back what was active before.
+
+        Args:
+            packs: Weights of packs, in order of addition; a single path has weight 1.
+            prefer: The pack that decides on tensors that cannot be added.
+
+        Raises:
+            BaseMismatchError: The model does not hold the base of a pack.
+            FormatError: A pack is damaged.
+            MergeConflictError: Packs disagree on what cannot be added.
+            RecipeError: A weight is not a finite number.
+            UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
+        """
+        wanted = {str(packs): 1.0} if isinstance(packs, str | Path) else {str(path): float(weight) for path, weight in packs.items()}
+        with self._lock:
+            scope = _Scope(self, self._current, self._plan)
+            self._switch(wanted, self._planned(wanted, prefer))
+        return scope
+
+    def deactivate(self) -> None:
+        """Bring the base back, bit for bit."""
+        with self._lock:
+            self._switch({}, _NOTHING)
+
+    def close(self) -> None:
+        """Bring the base back and close all packs."""
+        with self._lock:
+            self.deactivate()
+            for path in list(self._packs):
+                self.unload(path)
+
+    def _lives_on(self, entry: Entry, device: torch.device) -> bool:
+        name = entry.base.name if entry.base is not None else ""
+        region = self._slots.regions.get(self._slots.aliases.get(name, name))
+        return region is not None and region.memory.device == device
+
+    def _planned(self, packs: Mapping[str, float], prefer: str | Path | None) -> _Plan:
+        if not packs:
+            return _NOTHING
+        known = (*packs.items(), prefer)
+        if known not in self._plans:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[known] = self._new_plan(packs, prefer)
+        return self._plans[known]
+
+    def _new_plan(self, packs: Mapping[str, float], prefer: str | Path | None) -> _Plan:
+        for path, weight in packs.items():
+            if not math.isfinite(weight):
+                raise RecipeError("a weight is not a finite number", path=path, found=weight)
+            self.load(path)
+        loaded = [self._packs[Path(path).resolve()] for path in packs]
+        weighted = [WeightedPack(pack.reader, weight) for pack, weight in zip(loaded, packs.values(), strict=True)]
+        places = [Path(path).resolve() for path in packs]
+        if prefer is not None and Path(prefer).resolve() not in places:
+            raise RecipeError("the preferred pack is not among the packs", found=prefer)
+        composition = compose(self._slots, weighted, prefer=None if prefer is None else places.index(Path(prefer).resolve()))
+        self._note_removed(composition, loaded)
+        works: dict[torch.device, list[Work]] = {}
+        host: list[HostWork] = []
+        for job in composition.jobs:
+            work = self._work(job, {pack.reader: pack for pack in loaded})
+            if isinstance(work, HostWork):
+                host.append(work)
+            elif work is not None:
+                works.setdefault(work.region.memory.device, []).append(work)
+        return _Plan(works, host)
+
+    def _work(self, job: TensorJob, packs: Mapping[PackReader, _Loaded]) -> Work | HostWork | None:
+        name, region = place(job, self._slots)
+        if region is None or (not job.terms and job.rows is None):
+            return None
+        if self._verify:
+            self._slots.check(name, job.base_digest or (job.whole.base.digest if job.whole is not None and job.whole.base else ""))
+        device = region.memory.device
+        terms = [term for term in job.terms if isinstance(term, PackTerm)]
+        if self._choices[device].engine is None or len(terms) < len(job.terms) or job.rows is not None:
+            return HostWork(job, region)
+        resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
+        return Work(region, job.dtype, resident)
+
+    def _note_removed(self, composition: Composition, packs: Sequence[_Loaded]) -> None:
+        removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
+        for name in sorted(removed - {job.name for job in composition.jobs}):
+            note = f"the fine-tune does not have the tensor {name!r}; the model keeps the base's"
+            if note not in self.notes:
+                self.notes.append(note)
+
+    def _switch(self, packs: Mapping[str, float], plan: _Plan) -> None:
+        """Undo what is active and do what is planned; after an error, do what was active before."""
+        done: list[Saved] = []
+        # Tensors made in inference mode may be changed in that mode only; it changes others as well.
+        with torch.inference_mode():
+            try:
+                self._run(plan, done)
+            except BaseException:
+                for saved in [*done, *self._saved]:
+                    saved.put_back()
+                before, self._plan, self._current = (self._plan, self._current), _NOTHING, {}
+                self._saved, again = [], list[Saved]()
+                self._run(before[0], again)
+                self._saved, (self._plan, self._current) = again, before
+                raise
+        self._saved, self._plan, self._current = done, plan, dict(packs)
+
+    def _run(self, plan: _Plan, done: list[Saved]) -> None:
+        on_host = {key(work.region) for work in plan.host}
+        undo: dict[torch.device, list[Saved]] = {}
+        for saved in self._saved:
+            if key(saved.region) not in on_host:
+                undo.setdefault(saved.region.memory.device, []).append(saved)
+        for device in sorted({*undo, *plan.works}, key=str):
+            engine = self._choices[device].engine
+            if engine is not None:
+                engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
+        rest = [saved for part in undo.values() for saved in part]
+        self._host.switch([*rest, *(saved for saved in self._saved if key(saved.region) in on_host)], plan.host, self._undo, done)
