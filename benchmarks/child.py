@@ -12,6 +12,9 @@ from typing import Any
 
 __all__ = ["call_library", "peak_mb"]
 
+WITH_TORCH = {"LiveModel", "attach", "load_model", "load_state_dict"}
+"""Public names that load torch; commands do without."""
+
 
 def main(call: str) -> None:
     verb, arguments = json.loads(call)
@@ -34,7 +37,7 @@ def call_library(verb: str, arguments: Mapping[str, Any]) -> None:
     if "recipe" in arguments:
         arguments = {**arguments, "recipe": deltapack.Recipe(**arguments["recipe"])}
     if verb == "import":
-        for name in deltapack.__all__:
+        for name in set(deltapack.__all__) - WITH_TORCH:
             getattr(deltapack, name)
     elif verb == "inspect":
         from deltapack.inspecting import inspect_pack

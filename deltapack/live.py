@@ -197,11 +197,12 @@ class LiveModel:
             RecipeError: A weight is not a finite number.
             UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
         """
-        wanted = {str(packs): 1.0} if isinstance(packs, str | Path) else {str(path): float(weight) for path, weight in packs.items()}
+        given = {packs: 1.0} if isinstance(packs, str | Path) else packs
+        wanted = {str(path): float(weight) for path, weight in given.items()}
         with self._lock:
-            scope = _Scope(self, self._current, self._plan)
+            before = _Scope(self, self._current, self._plan)
             self._switch(wanted, self._planned(wanted, prefer))
-        return scope
+        return before
 
     def deactivate(self) -> None:
         """Bring the base back, bit for bit."""
@@ -216,19 +217,16 @@ class LiveModel:
                 self.unload(path)
 
     def _lives_on(self, entry: Entry, device: torch.device) -> bool:
-        name = entry.base.name if entry.base is not None else ""
-        region = self._slots.regions.get(self._slots.aliases.get(name, name))
+        region = self._slots.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
     def _planned(self, packs: Mapping[str, float], prefer: str | Path | None) -> _Plan:
         if not packs:
             return _NOTHING
         known = (*packs.items(), prefer)
-        if known not in self._plans:
-            if len(self._plans) >= _PLANS:
-                self._plans.clear()
-            self._plans[known] = self._new_plan(packs, prefer)
-        return self._plans[known]
+        if known not in self._plans and len(self._plans) >= _PLANS:
+            self._plans.clear()
+        return self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, prefer))
 
     def _new_plan(self, packs: Mapping[str, float], prefer: str | Path | None) -> _Plan:
         for path, weight in packs.items():
@@ -267,10 +265,9 @@ class LiveModel:
 
     def _note_removed(self, composition: Composition, packs: Sequence[_Loaded]) -> None:
         removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
-        for name in sorted(removed - {job.name for job in composition.jobs}):
-            note = f"the fine-tune does not have the tensor {name!r}; the model keeps the base's"
-            if note not in self.notes:
-                self.notes.append(note)
+        kept = sorted(removed - {job.name for job in composition.jobs})
+        notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
+        self.notes += [note for note in notes if note not in self.notes]
 
     def _switch(self, packs: Mapping[str, float], plan: _Plan) -> None:
         """Undo what is active and do what is planned; after an error, do what was active before."""

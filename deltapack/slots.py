@@ -64,6 +64,10 @@ class Slots:
     path: Path = MODEL
     roots: dict[str, str] = field(default_factory=dict)
 
+    def region(self, name: str) -> Region | None:
+        """Return where a tensor of the base lives, by any of its names."""
+        return self.regions.get(self.aliases.get(name, name))
+
     def check(self, name: str, digest: str) -> None:
         """Compare a tensor, as it was when this was first asked, with its digest (if there is one); slices are not compared.
 
