@@ -111,6 +111,8 @@ class BlendedTerm:
 
     def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
         """Compute a chunk."""
+        if self.method.election is not None and self.selected is None:
+            return self.method.election(self.settings).blend(len(base), self._kept(number, base, source))
         positions, sums = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for stack in self.stacks(number, base, source):
@@ -120,10 +122,7 @@ class BlendedTerm:
 
     def stacks(self, number: int, base: Elements, source: DType) -> Iterator[Stack]:
         """Yield the differences that enter the formula, tile by tile: side by side they are many times what the packs hold."""
-        kept = []
-        for place, thinning in enumerate(self.thinned):
-            share = self.share(place, number, base, source)
-            kept.append(share if thinning is None else thinning.apply(number, share))
+        kept = self._kept(number, base, source)
         starts = np.arange(0, len(base), TILE)
         bounds = [np.searchsorted(positions, np.append(starts, len(base))) for positions, _ in kept]
         ties = 0
@@ -140,6 +139,11 @@ class BlendedTerm:
                 ties += self.selected.count_ties(score)
                 deltas, positions = np.ascontiguousarray(deltas[:, mask]), positions[mask]
             yield Stack(positions, deltas)
+
+    def _kept(self, number: int, base: Elements, source: DType) -> list[Sparse]:
+        """Return what each pack keeps of a chunk, thinned out."""
+        shares = [self.share(place, number, base, source) for place in range(len(self.thinned))]
+        return [share if thinning is None else thinning.apply(number, share) for share, thinning in zip(shares, self.thinned, strict=True)]
 
     def density(self, numel: int) -> float:
         """Return about what share of a tensor's elements any pack keeps, if their masks are independent."""

@@ -81,10 +81,19 @@ class Backend(Protocol):
     def stack_terms(self, length: int, parts: Sequence[_Sparse]) -> _Sparse:
         """Lay sparse differences side by side."""
 
-    def elect(
-        self, deltas: _Values, voices: _Values, shares: _Values, measures: _Values, zero_is_positive: bool
-    ) -> tuple[_Values, _Values]:
-        """Add up the differences that agree with an elected sign."""
+    def blend_elected(
+        self,
+        length: int,
+        parts: Sequence[_Sparse],
+        voices: _Values,
+        shares: _Values,
+        measures: _Values,
+        zero_is_positive: bool,
+        divided: bool,
+        floor: np.float32,
+        scale: np.float32,
+    ) -> _Sparse:
+        """Elect a sign for each element, add up what agrees with it, divide and scale."""
 
     def mix_shared(self, deltas: _Values, epsilon: np.float32, alone: _Values) -> _Values:
         """Take what one pack changed, and the mean of what several changed."""

@@ -14,8 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
-from deltapack.merge_methods.stack import Settings, divide, sum_in_order
+from deltapack.merge_methods.stack import Election, Settings, sum_in_order
 
 __all__ = ["energies", "sce", "spread"]
 
@@ -35,10 +34,14 @@ def energies(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.floa
     return np.array([sum_in_order(row * row) for row in wide])
 
 
+def election(settings: Settings) -> Election:
+    """Return the formula with its numbers."""
+    packs, total = len(settings.weights), sum(settings.statistic.tolist())
+    shares = settings.statistic / total if total > 0 else np.full(packs, 1 / packs)
+    weights, ones = shares.astype(np.float32), np.ones(packs, np.float32)
+    return Election(ones, weights, weights, floor=1e-6)
+
+
 def sce(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    total = sum(settings.statistic.tolist())
-    shares = settings.statistic / total if total > 0 else np.full(len(deltas), 1 / len(deltas))
-    weights, ones = shares.astype(np.float32), np.ones(len(deltas), np.float32)
-    mixed, divisor = kernels.active().elect(deltas, ones, weights, weights, zero_is_positive=True)
-    return divide(mixed, np.maximum(divisor, np.float32(1e-6)))
+    return election(settings).of(deltas)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Settings", "Sparse", "Stack", "add_in_order", "divide", "sum_in_order"]
+from deltapack import kernels
+
+__all__ = ["Election", "Settings", "Sparse", "Stack", "add_in_order", "sum_in_order"]
 
 Sparse = tuple[NDArray[np.uint32], NDArray[np.float32]]
 """Positions `[nnz]`, strictly increasing, and values `[nnz] f32`."""
@@ -50,18 +52,49 @@ class Settings:
         return np.float32(self.options[name])
 
 
+@dataclass(frozen=True)
+class Election:
+    """A formula that elects a sign for each element and adds up what has it.
+
+        sign   = that of sum of voice_k * delta_k
+        result = scale * sum of share_k * delta_k / sum of measure_k, both over the packs whose voice_k * delta_k has the sign
+
+    Attributes:
+        voices: `[packs] f32`.
+        shares: `[packs] f32`.
+        measures: `[packs] f32`; none where nothing is divided.
+        zero_is_positive: The sign where the sum is zero.
+        floor: The least divisor; where it is 0, a divisor of 0 counts as 1.
+        scale: What the result is multiplied with.
+    """
+
+    voices: NDArray[np.float32]
+    shares: NDArray[np.float32]
+    measures: NDArray[np.float32] | None = None
+    zero_is_positive: bool = True
+    floor: float = 0.0
+    scale: float = 1.0
+
+    def blend(self, length: int, parts: Sequence[Sparse]) -> Sparse:
+        """Return what to add to a piece of `length` elements, from what each pack keeps of it."""
+        measures = self.shares if self.measures is None else self.measures
+        limits = np.float32(self.floor), np.float32(self.scale)
+        return kernels.active().blend_elected(
+            length, parts, self.voices, self.shares, measures, self.zero_is_positive, self.measures is not None, *limits
+        )
+
+    def of(self, deltas: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what to add to the base, `[union] f32`, for differences side by side, `[packs, union] f32`."""
+        places = np.arange(deltas.shape[1], dtype=np.uint32)
+        return self.blend(len(places), [(places, row) for row in deltas])[1]
+
+
 def add_in_order(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the sum of rows `[packs, union]`, first to last, in f32 from +0.0."""
     total = np.zeros(rows.shape[1], np.float32)
     for row in rows:
         total = total + row
     return total
-
-
-def divide(dividend: NDArray[np.float32], divisor: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the quotient `[union] f32`."""
-    quotient: NDArray[np.float32] = np.divide(dividend, divisor, dtype=np.float32)
-    return quotient
 
 
 def sum_in_order(values: NDArray[np.float64]) -> float:

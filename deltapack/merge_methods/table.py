@@ -9,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.errors import RecipeError
-from deltapack.merge_methods import model_stock, ram, sce
+from deltapack.merge_methods import model_stock, ram, sce, ties, ties_paper, ties_peft
 from deltapack.merge_methods.linear import weighted_sum
-from deltapack.merge_methods.stack import Settings
-from deltapack.merge_methods.ties import ties
-from deltapack.merge_methods.ties_paper import majority, ties_paper
-from deltapack.merge_methods.ties_peft import ties_peft
+from deltapack.merge_methods.stack import Election, Settings
 
 __all__ = ["METHODS", "REFUSED", "SEMANTICS", "MergeMethod", "find_method"]
 
@@ -38,6 +35,7 @@ class MergeMethod:
         defaults: Its own parameters and their values unless given; truth is 1.0 and 0.0.
         weighted: Whether it takes a weight for each pack.
         trim: How `density` thins out what the packs keep: `"magnitude"`, `"random"`, `"outliers"`; `None`: it takes no density.
+        election: The formula as an election, if it is one; it is then computed in one go.
         measure: What has to be known of the whole tensor.
         measured: What that is, in words.
         score: What elements are selected by, if they are: the `select_topk` share with the largest score.
@@ -53,6 +51,7 @@ class MergeMethod:
     defaults: Mapping[str, float] = field(default_factory=dict)
     weighted: bool = True
     trim: str | None = None
+    election: Callable[[Settings], Election] | None = None
     measure: Measure | None = None
     measured: str = ""
     score: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
@@ -77,26 +76,29 @@ _SUM = MergeMethod("linear", "base + lambda * sum(weight * delta)", weighted_sum
 _TIES = MergeMethod(
     "ties",
     "base + lambda * sum(weight * delta where its sign is that of sum(weight * delta))",
-    ties,
+    ties.ties,
     {"normalize": 0, "lambda": 1},
     trim="magnitude",
+    election=ties.election,
 )
 _TIES_PAPER = MergeMethod(
     "ties",
     "base + lambda * mean(delta where its sign is that of sum(delta))",
-    ties_paper,
+    ties_paper.ties_paper,
     {"lambda": 1},
     weighted=False,
     trim="magnitude",
-    measure=majority,
+    election=ties_paper.election,
+    measure=ties_paper.majority,
     measured="sums that are positive, less those that are negative",
     by_agreeing=True,
 )
 _TIES_PEFT = MergeMethod(
     "ties",
     "base + sum(weight * delta where its sign is that of sum(delta)) / number of such",
-    ties_peft,
+    ties_peft.ties_peft,
     trim="magnitude",
+    election=ties_peft.election,
     by_agreeing=True,
 )
 _GAMMA = {"normalize": 0, "lambda": 1, "gamma": 0.01}
@@ -135,6 +137,7 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
             sce.sce,
             {"select_topk": 1},
             weighted=False,
+            election=sce.election,
             measure=sce.energies,
             measured="sum of delta^2 of each pack",
             score=sce.spread,

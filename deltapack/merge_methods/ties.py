@@ -14,16 +14,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
-from deltapack.merge_methods.stack import Settings, divide
+from deltapack.merge_methods.stack import Election, Settings
 
 __all__ = ["ties"]
 
 
+def election(settings: Settings) -> Election:
+    """Return the formula with its numbers."""
+    weights = settings.weights
+    return Election(weights, weights, weights if settings.options["normalize"] else None, scale=settings.options["lambda"])
+
+
 def ties(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    weights = settings.weights
-    mixed, divisor = kernels.active().elect(deltas, weights, weights, weights, zero_is_positive=True)
-    if settings.options["normalize"]:
-        mixed = divide(mixed, np.where(divisor == 0, np.float32(1), divisor))
-    return mixed if settings.options["lambda"] == 1 else mixed * settings.number("lambda")
+    return election(settings).of(deltas)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
-from deltapack.merge_methods.stack import Settings, add_in_order, divide
+from deltapack.merge_methods.stack import Election, Settings, add_in_order
 
 __all__ = ["majority", "ties_paper"]
 
@@ -24,9 +23,12 @@ def majority(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.floa
     return np.array([np.sign(add_in_order(deltas)).sum(dtype=np.float64)])
 
 
+def election(settings: Settings) -> Election:
+    """Return the formula with its numbers."""
+    ones = np.ones(len(settings.weights), np.float32)
+    return Election(ones, ones, ones, bool(settings.statistic[0] > 0), scale=settings.options["lambda"])
+
+
 def ties_paper(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    ones = np.ones(len(deltas), np.float32)
-    mixed, count = kernels.active().elect(deltas, ones, ones, ones, zero_is_positive=bool(settings.statistic[0] > 0))
-    mean = divide(mixed, np.maximum(count, np.float32(1)))
-    return mean if settings.options["lambda"] == 1 else mean * settings.number("lambda")
+    return election(settings).of(deltas)

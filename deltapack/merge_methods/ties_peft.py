@@ -12,14 +12,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
-from deltapack.merge_methods.stack import Settings, divide
+from deltapack.merge_methods.stack import Election, Settings
 
 __all__ = ["ties_peft"]
 
 
+def election(settings: Settings) -> Election:
+    """Return the formula with its numbers."""
+    ones = np.ones(len(settings.weights), np.float32)
+    return Election(ones, settings.weights, ones)
+
+
 def ties_peft(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
     """Return what to add to the base, `[union] f32`."""
-    ones = np.ones(len(deltas), np.float32)
-    mixed, count = kernels.active().elect(deltas, ones, settings.weights, ones, zero_is_positive=True)
-    return divide(mixed, np.maximum(count, np.float32(1)))
+    return election(settings).of(deltas)

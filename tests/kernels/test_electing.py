@@ -26,39 +26,53 @@ def test_stacks_by_plain_dictionaries(parts: list[dict[int, float]]) -> None:
         assert deltas.tobytes() == expected.tobytes()
 
 
+def parts_of(rng: np.random.Generator, packs: int, length: int, values: list[float]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Sparse differences with values out of a list."""
+    positions = [np.flatnonzero(rng.random(length) < 0.4).astype(np.uint32) for _ in range(packs)]
+    return [(places, rng.choice(values, len(places)).astype(np.float32)) for places in positions]
+
+
 @pytest.mark.parametrize("zero_is_positive", [True, False])
-def test_elections_by_plain_scalars(loops: Backend, zero_is_positive: bool) -> None:
-    rng = np.random.default_rng(3)
-    deltas = rng.choice([0.0, -0.0, 1.0, -1.0, 0.1, -0.1, 2.0**-130], (4, 300)).astype(np.float32)
+@pytest.mark.parametrize(("divided", "floor", "scale"), [(False, 0, 1), (True, 0, 1), (True, 0.5, 0.3), (True, 1e-6, -2)])
+def test_elections_by_plain_scalars(loops: Backend, zero_is_positive: bool, divided: bool, floor: float, scale: float) -> None:
+    parts = parts_of(np.random.default_rng(3), 4, 300, [0.0, -0.0, 1.0, -1.0, 0.1, -0.1, 2.0**-130])
     voices, shares = np.array([1, 0.5, -0.3, 0], np.float32), np.array([0.7, 0.1, 0, 2], np.float32)
-    measures = np.array([1, 0.25, 3, 1], np.float32)
-    mixed, weight = loops.elect(deltas, voices, shares, measures, zero_is_positive)
-    for column in range(300):
-        votes = [delta * voice for delta, voice in zip(deltas[:, column], voices, strict=True)]
-        total = np.float32(0)
-        for vote in votes:
-            total = total + vote
+    measures, limits = np.array([1, 0.25, -1, 1], np.float32), (np.float32(floor), np.float32(scale))
+    positions, found = loops.blend_elected(300, parts, voices, shares, measures, zero_is_positive, divided, *limits)
+    kept = [dict(zip(places.tolist(), values, strict=True)) for places, values in parts]
+    assert positions.tolist() == sorted(set().union(*kept))
+    zero = np.float32(0)
+    for position, result in zip(positions.tolist(), found, strict=True):
+        deltas = [part.get(position, zero) for part in kept]
+        total, mixed, divisor = zero, zero, zero
+        for delta, voice in zip(deltas, voices, strict=True):
+            total = total + delta * voice
         positive = total >= 0 if zero_is_positive else total > 0
-        sums = [np.float32(0), np.float32(0)]
-        for vote, delta, share, measure in zip(votes, deltas[:, column], shares, measures, strict=True):
-            agrees = vote > 0 if positive else vote < 0
-            sums = [sums[0] + (delta * share if agrees else np.float32(0)), sums[1] + (measure if agrees else np.float32(0))]
-        assert [mixed[column].tobytes(), weight[column].tobytes()] == [one.tobytes() for one in sums]
+        for delta, voice, share, measure in zip(deltas, voices, shares, measures, strict=True):
+            agrees = delta * voice > 0 if positive else delta * voice < 0
+            mixed, divisor = mixed + (delta * share if agrees else zero), divisor + (measure if agrees else zero)
+        limited = max(divisor, limits[0]) if floor > 0 else (divisor if divisor != 0 else np.float32(1))
+        expected = (mixed / limited if divided else mixed) * limits[1] + zero
+        assert result.tobytes() == expected.tobytes()
+        assert not np.signbit(result) or result != 0
 
 
 @pytest.mark.parametrize("packs", [1, 2, 5])
-@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 5000])
-def test_backends_elect_the_same(packs: int, count: int) -> None:
+@pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, 5000])
+def test_backends_elect_the_same(packs: int, length: int) -> None:
     """Any bits, infinities among them, over the borders of the blocks in which the compiled loops work."""
-    rng = np.random.default_rng(count)
-    bits = rng.integers(0, 1 << 32, (packs, count), np.uint32)
-    deltas = np.where(np.isnan(bits.view(np.float32)), np.float32(0), bits.view(np.float32))
-    weights = rng.normal(size=(3, packs)).astype(np.float32)
-    for zero_is_positive in (True, False):
-        results = [load(name).elect(deltas, *weights, zero_is_positive) for name in BACKENDS]
-        for one, other in zip(*results, strict=True):
-            assert np.array_equal(np.isnan(one), np.isnan(other))
-            assert np.where(np.isnan(one), 0, one).tobytes() == np.where(np.isnan(other), 0, other).tobytes()
+    rng, parts = np.random.default_rng(length), []
+    for number in range(packs):
+        positions = np.flatnonzero(rng.random(length) < (0.3, 1.1)[number % 2]).astype(np.uint32)
+        values = rng.integers(0, 1 << 32, len(positions), np.uint32).view(np.float32)
+        parts.append((positions, np.where(np.isnan(values), np.float32(0), values)))
+    weights = list(rng.normal(size=(3, packs)).astype(np.float32))
+    for zero_is_positive, divided, floor in [(True, True, 0), (False, True, 0.1), (True, False, 0)]:
+        arguments = length, parts, *weights, zero_is_positive, divided, np.float32(floor), np.float32(0.7)
+        one, other = (load(name).blend_elected(*arguments) for name in BACKENDS)
+        assert one[0].tobytes() == other[0].tobytes()
+        assert np.array_equal(np.isnan(one[1]), np.isnan(other[1]))
+        assert np.where(np.isnan(one[1]), 0, one[1]).tobytes() == np.where(np.isnan(other[1]), 0, other[1]).tobytes()
 
 
 def test_shared_and_unique_changes_by_plain_scalars(loops: Backend) -> None:

@@ -5,7 +5,7 @@ reference as it is.
 """
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
-from deltapack.kernels.cpu.electing import elect, mix_shared, stack_terms
+from deltapack.kernels.cpu.electing import blend_elected, mix_shared, stack_terms
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
@@ -25,13 +25,13 @@ __all__ = [
     "are_finite",
     "bitmap_of",
     "bitmap_positions",
+    "blend_elected",
     "byte_gap_positions",
     "byte_gaps",
     "code_values",
     "compare",
     "decode_encoded",
     "difference",
-    "elect",
     "kept_differences",
     "mix_shared",
     "pack_codes",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deltapack.kernels.cpu.bits import addresses, array_at, compiled
 from deltapack.kernels.reference.electing import Positions, Values
 
-__all__ = ["elect", "mix_shared", "stack_terms"]
+__all__ = ["blend_elected", "mix_shared", "stack_terms"]
 
 _BLOCK = 1024
 
@@ -60,43 +60,87 @@ def _spread(
             row[np.uint64(place[np.uint64(positions[i])])] = values[i]
 
 
-def elect(
-    deltas: Values, voices: Values, shares: Values, measures: Values, zero_is_positive: bool
-) -> tuple[Values, Values]:
+def blend_elected(
+    length: int,
+    parts: Sequence[tuple[Positions, Values]],
+    voices: Values,
+    shares: Values,
+    measures: Values,
+    zero_is_positive: bool,
+    divided: bool,
+    floor: np.float32,
+    scale: np.float32,
+) -> tuple[Positions, Values]:
     """See the reference."""
-    mixed, weight = np.empty(deltas.shape[1], np.float32), np.empty(deltas.shape[1], np.float32)
-    _elect(deltas, voices, shares, measures, zero_is_positive, mixed, weight)
-    return mixed, weight
+    arrays = [(np.ascontiguousarray(positions), np.ascontiguousarray(values)) for positions, values in parts]
+    where = [addresses(column) for column in zip(*arrays, strict=True)]
+    lengths = np.array([len(positions) for positions, _ in arrays], np.int64)
+    room = min(length, int(lengths.sum())) + 1
+    union, totals = np.empty(room, np.uint32), np.empty(room, np.float32)
+    weights = np.stack([voices, shares, measures])
+    limits = np.float32(floor), np.float32(scale)
+    count = int(_blend(*where, lengths, weights, zero_is_positive, divided, *limits, np.uint64(length), union, totals))
+    return union[:count], totals[:count]
 
 
 @compiled
-def _elect(
-    deltas: Values, voices: Values, shares: Values, measures: Values, zero_is_positive: bool, mixed: Values, weight: Values
-) -> None:
-    zero = np.float32(0)
-    positive = np.empty(_BLOCK, np.bool_)
-    total = np.empty(_BLOCK, np.float32)
-    start, length = np.uint64(0), np.uint64(deltas.shape[1])
-    while start < length:
-        count = min(np.uint64(_BLOCK), length - start)
-        total[:] = zero
-        for pack in range(len(voices)):
-            voice, row = voices[pack], deltas[pack]
+def _blend(
+    positions_at: NDArray[np.uint64],
+    values_at: NDArray[np.uint64],
+    lengths: NDArray[np.int64],
+    weights: Values,
+    zero_is_positive: bool,
+    divided: bool,
+    floor: np.float32,
+    scale: np.float32,
+    length: np.uint64,
+    union: Positions,
+    totals: Values,
+) -> np.uint64:
+    """Work on blocks whose rows, one per pack, stay in the cache: scatter, elect, and gather what any pack keeps."""
+    packs, zero, one = len(lengths), np.float32(0), np.float32(1)
+    rows = np.zeros((packs, _BLOCK), np.float32)
+    kept = np.zeros(_BLOCK, np.uint8)
+    vote, mixed, divisor = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    done = np.zeros(packs, np.uint64)
+    found, begin = np.uint64(0), np.uint64(0)
+    while begin < length:
+        count = min(np.uint64(_BLOCK), length - begin)
+        for pack in range(packs):
+            positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
+            values = array_at(values_at[pack], lengths[pack], zero)
+            i, end, row = done[pack], np.uint64(lengths[pack]), rows[pack]
+            while i < end and np.uint64(positions[i]) < begin + count:
+                place = np.uint64(positions[i]) - begin
+                row[place] = values[i]
+                kept[place] = np.uint8(1)
+                i += np.uint64(1)
+            done[pack] = i
+        vote[:] = zero
+        mixed[:] = zero
+        divisor[:] = zero
+        for pack in range(packs):
+            voice, row = weights[0, pack], rows[pack]
             for i in range(count):
-                total[i] += row[start + i] * voice
+                vote[i] += row[i] * voice
+        for pack in range(packs):
+            voice, share, measure, row = weights[0, pack], weights[1, pack], weights[2, pack], rows[pack]
+            for i in range(count):
+                own = row[i] * voice
+                positive = vote[i] >= zero if zero_is_positive else vote[i] > zero
+                agrees = own > zero if positive else own < zero
+                mixed[i] += row[i] * share if agrees else zero
+                divisor[i] += measure if agrees else zero
+                row[i] = zero
         for i in range(count):
-            positive[i] = total[i] >= zero if zero_is_positive else total[i] > zero
-            mixed[start + i] = zero
-            weight[start + i] = zero
-        for pack in range(len(voices)):
-            voice, share, measure, row = voices[pack], shares[pack], measures[pack], deltas[pack]
-            for i in range(count):
-                delta = row[start + i]
-                vote = delta * voice
-                agrees = vote > zero if positive[i] else vote < zero
-                mixed[start + i] += delta * share if agrees else zero
-                weight[start + i] += measure if agrees else zero
-        start += count
+            limited = max(divisor[i], floor) if floor > zero else (one if divisor[i] == zero else divisor[i])
+            total = mixed[i] / limited if divided else mixed[i]
+            union[found] = np.uint32(begin + i)  # without a branch: the next one overwrites what no pack keeps
+            totals[found] = total * scale + zero
+            found += np.uint64(kept[i])
+            kept[i] = np.uint8(0)
+        begin += count
+    return found
 
 
 def mix_shared(deltas: Values, epsilon: np.float32, alone: Values) -> Values:

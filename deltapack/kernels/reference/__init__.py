@@ -6,7 +6,7 @@ kept elements and elements of each tile. Where `out` is given, the result is a v
 """
 
 from deltapack.kernels.reference.adding import add_encoded, add_in_place, add_sparse, are_finite, decode_encoded, sum_terms
-from deltapack.kernels.reference.electing import elect, mix_shared, stack_terms
+from deltapack.kernels.reference.electing import blend_elected, mix_shared, stack_terms
 from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.reference.positions import (
     bitmap_of,
@@ -27,13 +27,13 @@ __all__ = [
     "are_finite",
     "bitmap_of",
     "bitmap_positions",
+    "blend_elected",
     "byte_gap_positions",
     "byte_gaps",
     "code_values",
     "compare",
     "decode_encoded",
     "difference",
-    "elect",
     "gap_thresholds",
     "group_counts",
     "kept_differences",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["elect", "mix_shared", "stack_terms"]
+__all__ = ["blend_elected", "mix_shared", "stack_terms"]
 
 Positions = NDArray[np.uint32]
 Values = NDArray[np.float32]
@@ -34,33 +34,49 @@ def stack_terms(length: int, parts: Sequence[tuple[Positions, Values]]) -> tuple
     return union.astype(np.uint32), deltas
 
 
-def elect(
-    deltas: Values, voices: Values, shares: Values, measures: Values, zero_is_positive: bool
-) -> tuple[Values, Values]:
-    """Elect a sign for each element and add up what agrees with it.
+def blend_elected(
+    length: int,
+    parts: Sequence[tuple[Positions, Values]],
+    voices: Values,
+    shares: Values,
+    measures: Values,
+    zero_is_positive: bool,
+    divided: bool,
+    floor: np.float32,
+    scale: np.float32,
+) -> tuple[Positions, Values]:
+    """Elect a sign for each element, add up what agrees with it, divide and scale.
 
-        sum   = sum of voice_k * delta_k;  elected: + where it is above 0, - where it is below, by `zero_is_positive` where it is 0
-        M_k   = [voice_k * delta_k has the elected sign]                         zeros never have it
+        sum    = sum of voice_k * delta_k;  elected: + where it is above 0, - where it is below, by `zero_is_positive` where it is 0
+        M_k    = [voice_k * delta_k has the elected sign]                                zeros never have it
+        result = scale * sum of (delta_k * share_k) M_k / sum of measure_k M_k
 
     Sums run in f32 in pack order from +0.0.
 
     Args:
-        deltas: `[packs, union] f32`.
+        length: Elements of the piece.
+        parts: Positions and values of each pack; a pack that does not keep an element has +0.0 there.
         voices: `[packs] f32` weights in the election.
         shares: `[packs] f32` weights in the result.
         measures: `[packs] f32` what each pack adds to the divisor.
         zero_is_positive: The sign where the sum is zero.
+        divided: Whether the sum is divided by the sum of the measures.
+        floor: The least divisor; where it is 0, a divisor of 0 counts as 1.
+        scale: What the result is multiplied with.
 
     Returns:
-        Sum of `(delta_k * share_k) M_k` and sum of `measure_k M_k`, both `[union] f32`.
+        Positions `[union]` that any pack keeps and the results there, `[union] f32`, never -0.0.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    positions, deltas = stack_terms(length, parts)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         voted = deltas * voices[:, None]
         total = _add_in_order(voted)
-        positive = total >= 0 if zero_is_positive else total > 0
-        agree = np.where(positive, voted > 0, voted < 0)
+        agree = np.where(total >= 0 if zero_is_positive else total > 0, voted > 0, voted < 0)
         mixed = _add_in_order(np.where(agree, deltas * shares[:, None], np.float32(0)))
-        return mixed, _add_in_order(np.where(agree, measures[:, None], np.float32(0)))
+        divisor = _add_in_order(np.where(agree, measures[:, None], np.float32(0)))
+        if divided:
+            mixed = np.divide(mixed, np.maximum(divisor, floor) if floor > 0 else np.where(divisor == 0, np.float32(1), divisor))
+        return positions, mixed * scale + np.float32(0)
 
 
 def mix_shared(deltas: Values, epsilon: np.float32, alone: Values) -> Values:
