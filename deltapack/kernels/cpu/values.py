@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import as_f32, compiled
 from deltapack.kernels.reference.values import GROUP, Counts, Values, require_finite
 
-__all__ = ["code_values", "plane_values"]
+__all__ = ["code_table", "code_values", "plane_values"]
 
 
 def code_values(
@@ -28,49 +30,33 @@ def code_values(
     if unused and raw[-1] >> (8 - unused):
         raise FormatError("unused bits of the codes are set", rule="R9")
     values = np.empty(nnz, np.float32) if out is None else out[:nnz]
-    {8: _unpack8, 4: _unpack4, 2: _unpack2, 1: _unpack1}[bits](raw, values)
+    _unpack(raw, code_table(bits), values)
     if not _scale(values, scales, factor, counts):
         require_finite(scales, 0x7F80, "scale")
     return values
 
 
-@compiled
-def _unpack8(raw: NDArray[np.uint8], values: Values) -> None:
-    for i in range(len(values)):
-        values[i] = np.float32(np.int8(raw[i]))
+@lru_cache
+def code_table(bits: int) -> Values:
+    """Return the codes that each byte holds, `[256, codes] f32`."""
+    every = np.arange(256, dtype=np.uint8)
+    return reference.unpack_codes(every, bits, 256 * 8 // bits).astype(np.float32).reshape(256, 8 // bits)
 
 
 @compiled
-def _unpack4(raw: NDArray[np.uint8], values: Values) -> None:
-    two, one = np.uint64(2), np.uint64(1)
-    for at in range(np.uint64(len(values) // 2)):
-        values[two * at] = _field(raw[at], 4, np.uint8(4))
-        values[two * at + one] = _field(raw[at], 4, np.uint8(0))
-    if len(values) % 2:
-        values[-1] = _field(raw[-1], 4, np.uint8(4))
-
-
-@compiled
-def _unpack2(raw: NDArray[np.uint8], values: Values) -> None:
-    four = np.uint64(4)
-    for at in range(np.uint64(len(values) // 4)):
-        for slot in range(4):
-            values[four * at + np.uint64(slot)] = _field(raw[at], 2, np.uint8(6 - 2 * slot))
-    for slot in range(len(values) % 4):
-        values[len(values) // 4 * 4 + slot] = _field(raw[-1], 2, np.uint8(6 - 2 * slot))
-
-
-@compiled
-def _unpack1(raw: NDArray[np.uint8], values: Values) -> None:
-    for i in range(np.uint64(len(values))):
-        bit = (raw[i >> np.uint64(3)] >> np.uint8(i & np.uint64(7))) & np.uint8(1)
-        values[i] = np.float32(1) - np.float32(2) * np.float32(bit)
-
-
-@compiled
-def _field(byte: np.uint8, bits: int, up: np.uint8) -> np.float32:
-    """Shift a code to the top of its byte and back down: the arithmetic shift extends its sign."""
-    return np.float32(np.int8(np.uint8(byte << up)) >> np.int8(8 - bits))
+def _unpack(raw: NDArray[np.uint8], table: Values, values: Values) -> None:
+    two, one, per_byte = np.uint64(2), np.uint64(1), np.uint64(table.shape[1])
+    whole = np.uint64(len(values)) // per_byte
+    if per_byte == two:
+        for at in range(whole):
+            values[two * at] = table[raw[at], 0]
+            values[two * at + one] = table[raw[at], 1]
+    else:
+        for at in range(whole):
+            for slot in range(per_byte):
+                values[per_byte * at + slot] = table[raw[at], slot]
+    for slot in range(np.uint64(len(values)) - whole * per_byte):
+        values[whole * per_byte + slot] = table[raw[whole], slot]
 
 
 @compiled
