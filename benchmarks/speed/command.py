@@ -87,7 +87,7 @@ def measure(plan: Plan, plots: Path, *, quick: bool = False) -> Iterator[Section
     with open_bench(plan.small, 2) as small:
         yield Section("Start-up", COMMAND, measure_startup(small, plan.rounds), STARTUP_NOTES)
         with open_bench(plan.grid, 1) as bench:
-            grid = measure_grid(bench, small, plan.rounds, quick=quick)
+            grid = measure_grid(bench, small, plan.curve_rounds, quick=quick)
             share = equal_share(bench.family, "model.layers.0.mlp.up_proj.weight")
         # Four fine-tunes, because mergekit merges four; without it one is enough, as packs come from several seeds.
         with open_bench(plan.rows, 4 if plan.peers else 1) as bench:
