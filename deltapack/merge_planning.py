@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from deltapack.basecheck import BaseTensors
 from deltapack.blending import blend_with
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing import Composition, compose
@@ -17,7 +18,7 @@ from deltapack.format.reader import PackReader
 from deltapack.merge_recipe import Layers, MergeRecipe
 from deltapack.weighted import WeightedPack
 
-__all__ = ["MergePlan", "plan_merge"]
+__all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,35 @@ def plan_merge(
     donor: int | Literal["base"] | None = "base" if assets == "base" else _position("assets", assets, packs)
     base_ckpt = stack.enter_context(open_checkpoint(base))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
-    layers = Layers.of(base_ckpt.tensors)
+    weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, dtype=dtype)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred)
+
+
+def compose_recipe(
+    base: BaseTensors,
+    readers: Sequence[PackReader],
+    recipe: MergeRecipe,
+    *,
+    prefer: int | None = None,
+    assets: int | Literal["base"] | None = None,
+    dtype: DType | None = None,
+) -> tuple[list[WeightedPack], Composition]:
+    """Return packs with the weights that a recipe gives them, and what each tensor will be made of.
+
+    Raises:
+        BaseMismatchError: A pack was made from another base.
+        FormatError: The header of a pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        RecipeError: The recipe does not fit the packs.
+    """
+    layers = Layers.of(base.tensors)
     is_sum = recipe.formula.is_linear and not recipe.densities
-    weighted = _weighted(readers, recipe, layers, base_ckpt) if is_sum else [WeightedPack(reader) for reader in readers]
-    blend = None if is_sum else blend_with(recipe, layers, len(packs))
-    composition = compose(base_ckpt, weighted, prefer=preferred, assets=donor, dtype=dtype, blend=blend)
-    return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition, preferred)
+    weighted = _weighted(readers, recipe, layers, base) if is_sum else [WeightedPack(reader) for reader in readers]
+    blend = None if is_sum else blend_with(recipe, layers, len(readers))
+    return weighted, compose(base, weighted, prefer=prefer, assets=assets, dtype=dtype, blend=blend)
 
 
-def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers, base: Checkpoint) -> list[WeightedPack]:
+def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers, base: BaseTensors) -> list[WeightedPack]:
     """Return the packs with their effective weights, which are folded into the factors of their terms."""
     names = {name: recipe.weights_at(name, layers.depth(name), len(readers)) for name in base.tensors}
     out = []

@@ -13,7 +13,7 @@ from deltapack.format.writer import open_pack_writer
 from deltapack.measuring import measure
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
-from deltapack.merge_recipe import MergeRecipe, Schedule, constant
+from deltapack.merge_recipe import MergeRecipe, recipe_of
 from deltapack.merged_pack import MergedPack
 from deltapack.modelcard import card_of
 from deltapack.reports import MergeReport, Progress
@@ -106,25 +106,6 @@ def refuse_for_packs(out: Path, dtype: str | None, max_shard_size: int | str | N
     """
     if out.suffix == ".dpk" and (dtype is not None or max_shard_size is not None):
         raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
-
-
-def recipe_of(
-    weights: Sequence[float] | None,
-    method: str,
-    semantics: str | None,
-    density: float | Sequence[float] | None,
-    parameters: Mapping[str, float] | None,
-) -> MergeRecipe:
-    """Return the recipe that these arguments of `merge` mean.
-
-    Raises:
-        RecipeError: One is out of range.
-    """
-    given = () if weights is None else tuple(constant(weight) for weight in weights)
-    densities: tuple[Schedule, ...] = ()
-    if density is not None:
-        densities = tuple(map(constant, density if isinstance(density, Sequence) else [density]))
-    return MergeRecipe(method, given, semantics, densities, dict(parameters or {}))
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
