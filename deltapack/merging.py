@@ -34,6 +34,7 @@ def merge(
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
+    vocab: str | Path | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -62,7 +63,8 @@ def merge(
         recipe: All of these in one record, also with weights by layer; instead of `weights`, `method`, `semantics`, `density`,
             `parameters`.
         prefer: The pack (one of `packs`) that decides on tensors that cannot be added, and on side files.
-        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `prefer`; or `"base"`.
+        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
+        vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`; the only pack that grew them unless given.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
         verify: Whether digests of the base are compared.
@@ -87,7 +89,7 @@ def merge(
     if out.suffix == ".dpk" and (device is not None or backend != "auto"):
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, dtype=options.dtype)
+        plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
         plan = replace(plan, composition=measure(plan.base, plan.composition, options.workers))
         notes = plan.notes + _write(plan, out, options)
         jobs = plan.composition.jobs
