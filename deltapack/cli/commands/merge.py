@@ -46,7 +46,8 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     choices = {name: given.pop(name) for name in _CHOICES}
     path, folder = given.pop("recipe_file"), given.pop("pack_folder")
     asked = _from_file(path, folder, packs, choices) if path is not None else _from_options(packs, choices)
-    call = _Call(base, asked, given | {"assets": _owner("assets", given["assets"], asked), "vocab": _owner("vocab", given["vocab"], asked)}, quiet=quiet, as_json=as_json)
+    owners = {what: _owner(what, given[what], asked) for what in ("assets", "vocab")}
+    call = _Call(base, asked, given | owners, quiet=quiet, as_json=as_json)
     if given["explain"] is not None:
         call.explain(given["explain"])
         return
