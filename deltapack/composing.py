@@ -58,6 +58,7 @@ def compose(
     *,
     prefer: int | None = None,
     assets: int | Literal["base"] | None = None,
+    vocab: int | Literal["base"] | None = None,
     dtype: DType | None = None,
     blend: Blend | None = None,
 ) -> Composition:
@@ -68,6 +69,7 @@ def compose(
         packs: The packs in order of addition; at least one.
         prefer: Which pack decides where packs cannot be added: new or reshaped tensors, integers, new rows, side files.
         assets: Which pack the side files are from, or the base, if not from that one.
+        vocab: Whose rows a tensor has that packs grew, and whose side files go with them; of the only pack that grew it unless given.
         dtype: Type of all float tensors of the result, instead of their own.
         blend: What the packs' differences become; their weighted sum unless given.
 
@@ -77,6 +79,8 @@ def compose(
     """
     check_base(base, [pack.reader for pack in packs])
     by_base, new = _group(base, packs)
+    if vocab is not None:
+        by_base = {name: [_with_rows_of(part, base.tensors[name], vocab) for part in parts] for name, parts in by_base.items()}
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
     maker = _JobMaker(packs, chooser, blend)
     jobs = []
@@ -90,9 +94,16 @@ def compose(
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
         raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
-    reader, notes = _assets(packs, prefer if assets is None else assets)
+    reader, notes = _assets(packs, next((choice for choice in (assets, vocab, prefer) if choice is not None), None))
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
     return Composition(tuple(ordered), _aliases(packs, names), reader, notes)
+
+
+def _with_rows_of(part: _Part, tensor: TensorInfo, vocab: int | Literal["base"]) -> _Part:
+    """Return a part without its new rows, unless it is of the pack whose rows are wanted."""
+    if part.entry.kind != "grown" or part.number == vocab:
+        return part
+    return replace(part, entry=replace(part.entry, kind="delta", shape=tensor.shape, stored=None, digest=""))
 
 
 @dataclass(frozen=True)

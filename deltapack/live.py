@@ -14,18 +14,18 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import open_checkpoint
-from deltapack.composing import Composition, compose
+from deltapack.composing import Composition
 from deltapack.device.backends import Choice, choose
-from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Keep, Saved, Work, key
+from deltapack.device.resident import send
+from deltapack.device.work import Keep, Saved, key
 from deltapack.errors import RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.hostwork import HostEngine, HostWork, place
-from deltapack.jobs import PackTerm, TensorJob
+from deltapack.hostwork import HostEngine
+from deltapack.live_planning import NOTHING, Loaded, Plan, Planner
+from deltapack.merge_recipe import MergeRecipe, recipe_of
 from deltapack.parallel import resolve_workers
 from deltapack.slots import Names, Slots, find_slots
-from deltapack.weighted import WeightedPack
 
 __all__ = ["LiveModel", "attach"]
 
@@ -73,23 +73,6 @@ def attach(
     return LiveModel(slots, choices, undo, verify, resolve_workers(workers))
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A pack that is open, and where it is resident."""
-
-    reader: PackReader
-    resident: dict[torch.device, ResidentPack]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What to do for an activation: by device, and on the host."""
-
-    works: Mapping[torch.device, Sequence[Work]]
-    host: Sequence[HostWork]
-
-
-_NOTHING = _Plan({}, ())
 _PLANS = 64
 """Plans that are remembered, for servers that go back and forth between packs."""
 
@@ -100,7 +83,7 @@ class _Scope:
 
     live: LiveModel
     packs: Mapping[str, float]
-    plan: _Plan
+    plan: Plan
 
     def __enter__(self) -> LiveModel:
         return self.live
@@ -125,11 +108,11 @@ class LiveModel:
         self.notes: list[str] = []
         self._slots, self._choices, self._undo, self._verify, self._workers = slots, choices, undo, verify, workers
         self._host = HostEngine(workers)
-        self._packs: dict[Path, _Loaded] = {}
+        self._packs: dict[Path, Loaded] = {}
         self._saved: list[Saved] = []
         self._current: dict[str, float] = {}
-        self._plan = _NOTHING
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plan = NOTHING
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self._lock = threading.RLock()
 
     @property
@@ -163,7 +146,7 @@ class LiveModel:
                     entries = [entry for entry in reader.index.entries if self._lives_on(entry, device)]
                     resident[device] = send(reader, device, self._workers, entries)
                 stack.pop_all()
-            self._packs[path] = _Loaded(reader, resident)
+            self._packs[path] = Loaded(reader, resident)
 
     def unload(self, pack: str | Path) -> None:
         """Forget a pack.
@@ -180,34 +163,52 @@ class LiveModel:
             if loaded is not None:
                 loaded.reader.close()
 
-    def activate(self, packs: Mapping[str | Path, float] | str | Path, *, prefer: str | Path | None = None) -> _Scope:
+    def activate(
+        self,
+        packs: Mapping[str | Path, float] | str | Path,
+        *,
+        method: str = "linear",
+        semantics: str | None = None,
+        density: float | Sequence[float] | None = None,
+        parameters: Mapping[str, float] | None = None,
+        prefer: str | Path | None = None,
+    ) -> _Scope:
         """Make the model base + weighted packs, whatever was active before; the very bits that `merge` gives.
 
         What both the old and the new packs change is visited once. After an error the model is as it was. As a context manager
         (`with live.activate(...):`) it brings back what was active before.
 
         Args:
-            packs: Weights of packs, in order of addition; a single path has weight 1.
+            packs: Weights of packs, in order of addition; a single path has weight 1. Methods without weights want weights of 1.
+            method: Name of a merge method, as in `deltapack.merge`; others than sums are computed on the CPU.
+            semantics: As in `deltapack.merge`.
+            density: As in `deltapack.merge`.
+            parameters: As in `deltapack.merge`.
             prefer: The pack that decides on tensors that cannot be added.
 
         Raises:
             BaseMismatchError: The model does not hold the base of a pack.
             FormatError: A pack is damaged.
             MergeConflictError: Packs disagree on what cannot be added.
-            RecipeError: A weight is not a finite number.
+            RecipeError: A weight is not a finite number, or an argument does not fit the method.
             UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
         """
         given = {packs: 1.0} if isinstance(packs, str | Path) else packs
         wanted = {str(path): float(weight) for path, weight in given.items()}
+        for path, weight in wanted.items():
+            if not math.isfinite(weight):
+                raise RecipeError("a weight is not a finite number", path=path, found=weight)
+        weights = None if set(wanted.values()) <= {1.0} else list(wanted.values())
+        recipe = recipe_of(weights, method, semantics, density, parameters)
         with self._lock:
             before = _Scope(self, self._current, self._plan)
-            self._switch(wanted, self._planned(wanted, prefer))
+            self._switch(wanted, self._planned(wanted, recipe, prefer))
         return before
 
     def deactivate(self) -> None:
         """Bring the base back, bit for bit."""
         with self._lock:
-            self._switch({}, _NOTHING)
+            self._switch({}, NOTHING)
 
     def close(self) -> None:
         """Bring the base back and close all packs."""
@@ -220,56 +221,34 @@ class LiveModel:
         region = self._slots.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
-    def _planned(self, packs: Mapping[str, float], prefer: str | Path | None) -> _Plan:
+    def _planned(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> Plan:
         if not packs:
-            return _NOTHING
-        known = (*packs.items(), prefer)
+            return NOTHING
+        known = (*packs.items(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
         if known not in self._plans and len(self._plans) >= _PLANS:
             self._plans.clear()
-        return self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, prefer))
+        return self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, recipe, prefer))
 
-    def _new_plan(self, packs: Mapping[str, float], prefer: str | Path | None) -> _Plan:
-        for path, weight in packs.items():
-            if not math.isfinite(weight):
-                raise RecipeError("a weight is not a finite number", path=path, found=weight)
+    def _new_plan(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> Plan:
+        for path in packs:
             self.load(path)
-        loaded = [self._packs[Path(path).resolve()] for path in packs]
-        weighted = [WeightedPack(pack.reader, weight) for pack, weight in zip(loaded, packs.values(), strict=True)]
         places = [Path(path).resolve() for path in packs]
         if prefer is not None and Path(prefer).resolve() not in places:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
-        composition = compose(self._slots, weighted, prefer=None if prefer is None else places.index(Path(prefer).resolve()))
+        loaded = [self._packs[place] for place in places]
+        preferred = None if prefer is None else places.index(Path(prefer).resolve())
+        planner = Planner(self._slots, self._choices, self._verify, self._workers)
+        composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
         self._note_removed(composition, loaded)
-        works: dict[torch.device, list[Work]] = {}
-        host: list[HostWork] = []
-        for job in composition.jobs:
-            work = self._work(job, {pack.reader: pack for pack in loaded})
-            if isinstance(work, HostWork):
-                host.append(work)
-            elif work is not None:
-                works.setdefault(work.region.memory.device, []).append(work)
-        return _Plan(works, host)
+        return planner.plan(composition, loaded)
 
-    def _work(self, job: TensorJob, packs: Mapping[PackReader, _Loaded]) -> Work | HostWork | None:
-        name, region = place(job, self._slots)
-        if region is None or (not job.terms and job.rows is None):
-            return None
-        if self._verify:
-            self._slots.check(name, job.base_digest or (job.whole.base.digest if job.whole is not None and job.whole.base else ""))
-        device = region.memory.device
-        terms = [term for term in job.terms if isinstance(term, PackTerm)]
-        if self._choices[device].engine is None or len(terms) < len(job.terms) or job.rows is not None:
-            return HostWork(job, region)
-        resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
-        return Work(region, job.dtype, resident)
-
-    def _note_removed(self, composition: Composition, packs: Sequence[_Loaded]) -> None:
+    def _note_removed(self, composition: Composition, packs: Sequence[Loaded]) -> None:
         removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
         kept = sorted(removed - {job.name for job in composition.jobs})
         notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
         self.notes += [note for note in notes if note not in self.notes]
 
-    def _switch(self, packs: Mapping[str, float], plan: _Plan) -> None:
+    def _switch(self, packs: Mapping[str, float], plan: Plan) -> None:
         """Undo what is active and do what is planned; after an error, do what was active before."""
         done: list[Saved] = []
         # Tensors made in inference mode may be changed in that mode only; it changes others as well.
@@ -279,14 +258,14 @@ class LiveModel:
             except BaseException:
                 for saved in [*done, *self._saved]:
                     saved.put_back()
-                before, self._plan, self._current = (self._plan, self._current), _NOTHING, {}
+                before, self._plan, self._current = (self._plan, self._current), NOTHING, {}
                 self._saved, again = [], list[Saved]()
                 self._run(before[0], again)
                 self._saved, (self._plan, self._current) = again, before
                 raise
         self._saved, self._plan, self._current = done, plan, dict(packs)
 
-    def _run(self, plan: _Plan, done: list[Saved]) -> None:
+    def _run(self, plan: Plan, done: list[Saved]) -> None:
         on_host = {key(work.region) for work in plan.host}
         undo: dict[torch.device, list[Saved]] = {}
         for saved in self._saved:

@@ -11,12 +11,12 @@ from dataclasses import replace
 from functools import reduce
 from itertools import groupby
 from operator import add
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
-from deltapack.checkpoint import Checkpoint
 from deltapack.composing import Composition
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
@@ -26,10 +26,10 @@ from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
-__all__ = ["measure"]
+__all__ = ["Elementwise", "measure"]
 
 
-def measure(base: Checkpoint, composition: Composition, workers: int) -> Composition:
+def measure(base: Elementwise, composition: Composition, workers: int) -> Composition:
     """Find out what the formulas have to know of whole tensors, by streaming over the packs.
 
     Memory does not grow with the tensors, and neither the number of workers nor their speed changes a bit.
@@ -44,10 +44,17 @@ def measure(base: Checkpoint, composition: Composition, workers: int) -> Composi
     return replace(composition, jobs=tuple(jobs.get(number, job) for number, job in enumerate(composition.jobs)))
 
 
+class Elementwise(Protocol):
+    """A base whose elements can be read."""
+
+    def read(self, name: str, start: int, stop: int) -> Elements:
+        """Return elements [start, stop) of a tensor."""
+
+
 _Jobs = Mapping[int, TensorJob]
 
 
-def _thin(base: Checkpoint, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
+def _thin(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
     """Replace the densities that were asked for by the elements to keep."""
     requests: list[tuple[int, int]] = []
     tensors: list[Magnitudes] = []
@@ -93,7 +100,7 @@ def _random(job: TensorJob, terms: Sequence[TermSource], share: float) -> KeepRa
     return KeepRandom(mask_key(0, f"thinned\0{source.reader.pack_id if source is not None else ''}", job.name), share)
 
 
-def _select(base: Checkpoint, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
+def _select(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
     """Find the elements with the largest scores."""
     chosen = {
         number: job for number, job in jobs.items() if _blended(job).method.score and _blended(job).settings.options["select_topk"] < 1
@@ -108,7 +115,7 @@ def _top(job: TensorJob) -> Callable[[int], Sequence[int]]:
     return lambda nonzero: (int(nonzero * share),)
 
 
-def _gather(base: Checkpoint, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
+def _gather(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
     """Add up what the formulas measure: the tiles of a chunk in order, then the chunks."""
     chosen = {number: job for number, job in jobs.items() if _blended(job).method.measure is not None}
 
@@ -139,24 +146,24 @@ def _with(job: TensorJob, term: BlendedTerm) -> TensorJob:
     return replace(job, terms=(term,))
 
 
-def _stacks(base: Checkpoint, job: TensorJob, chunk: int) -> Iterator[Stack]:
+def _stacks(base: Elementwise, job: TensorJob, chunk: int) -> Iterator[Stack]:
     assert job.base is not None
     return _blended(job).stacks(chunk, _elements(base, job, chunk), job.base.dtype)
 
 
-def _scores(base: Checkpoint, job: TensorJob) -> Callable[[int], NDArray[np.float32]]:
+def _scores(base: Elementwise, job: TensorJob) -> Callable[[int], NDArray[np.float32]]:
     score = _blended(job).method.score
     assert score is not None
     return lambda chunk: np.concatenate([score(stack.deltas) for stack in _stacks(base, job, chunk)])
 
 
-def _reader(base: Checkpoint, job: TensorJob, place: int) -> Callable[[int], NDArray[np.float32]]:
+def _reader(base: Elementwise, job: TensorJob, place: int) -> Callable[[int], NDArray[np.float32]]:
     assert job.base is not None
     source = job.base.dtype
     return lambda chunk: _blended(job).share(place, chunk, _elements(base, job, chunk), source)[1]
 
 
-def _elements(base: Checkpoint, job: TensorJob, chunk: int) -> Elements:
+def _elements(base: Elementwise, job: TensorJob, chunk: int) -> Elements:
     """Return the base's elements of a chunk, or as many zeros where no term looks at them."""
     assert job.base is not None
     start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, job.common)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from deltapack.basecheck import BaseTensors
 from deltapack.blending import blend_with
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing import Composition, compose
@@ -17,7 +18,7 @@ from deltapack.format.reader import PackReader
 from deltapack.merge_recipe import Layers, MergeRecipe
 from deltapack.weighted import WeightedPack
 
-__all__ = ["MergePlan", "plan_merge"]
+__all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def plan_merge(
     *,
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
+    vocab: str | Path | None = None,
     dtype: DType | None = None,
 ) -> MergePlan:
     """Open base and packs on `stack`, check them against each other and plan every tensor.
@@ -77,18 +79,42 @@ def plan_merge(
         raise RecipeError("nothing to merge", expected="at least one pack")
     recipe = recipe.for_packs(len(packs))
     preferred = _position("prefer", prefer, packs)
-    donor: int | Literal["base"] | None = "base" if assets == "base" else _position("assets", assets, packs)
+    if vocab == "union":
+        hint = "Name the pack whose tokens the result has, or base; tokens that two packs added have the same ids in both."
+        raise RecipeError("vocabularies cannot be united", expected="base or one of the packs", found=vocab, hint=hint)
+    donor, rows = _owner("assets", assets, packs), _owner("vocab", vocab, packs)
     base_ckpt = stack.enter_context(open_checkpoint(base))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
-    layers = Layers.of(base_ckpt.tensors)
+    weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred)
+
+
+def compose_recipe(
+    base: BaseTensors,
+    readers: Sequence[PackReader],
+    recipe: MergeRecipe,
+    *,
+    prefer: int | None = None,
+    assets: int | Literal["base"] | None = None,
+    vocab: int | Literal["base"] | None = None,
+    dtype: DType | None = None,
+) -> tuple[list[WeightedPack], Composition]:
+    """Return packs with the weights that a recipe gives them, and what each tensor will be made of.
+
+    Raises:
+        BaseMismatchError: A pack was made from another base.
+        FormatError: The header of a pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        RecipeError: The recipe does not fit the packs.
+    """
+    layers = Layers.of(base.tensors)
     is_sum = recipe.formula.is_linear and not recipe.densities
-    weighted = _weighted(readers, recipe, layers, base_ckpt) if is_sum else [WeightedPack(reader) for reader in readers]
-    blend = None if is_sum else blend_with(recipe, layers, len(packs))
-    composition = compose(base_ckpt, weighted, prefer=preferred, assets=donor, dtype=dtype, blend=blend)
-    return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition, preferred)
+    weighted = _weighted(readers, recipe, layers, base) if is_sum else [WeightedPack(reader) for reader in readers]
+    blend = None if is_sum else blend_with(recipe, layers, len(readers))
+    return weighted, compose(base, weighted, prefer=prefer, assets=assets, vocab=vocab, dtype=dtype, blend=blend)
 
 
-def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers, base: Checkpoint) -> list[WeightedPack]:
+def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers, base: BaseTensors) -> list[WeightedPack]:
     """Return the packs with their effective weights, which are folded into the factors of their terms."""
     names = {name: recipe.weights_at(name, layers.depth(name), len(readers)) for name in base.tensors}
     out = []
@@ -99,6 +125,10 @@ def _weighted(readers: Sequence[PackReader], recipe: MergeRecipe, layers: Layers
         else:
             out.append(WeightedPack(reader, by_tensor=values))
     return out
+
+
+def _owner(what: str, chosen: str | Path | None, packs: Sequence[str | Path]) -> int | Literal["base"] | None:
+    return "base" if chosen == "base" else _position(what, chosen, packs)
 
 
 def _position(what: str, chosen: str | Path | None, packs: Sequence[str | Path]) -> int | None:

@@ -12,7 +12,7 @@ from deltapack.errors import RecipeError
 from deltapack.merge_methods.linear import effective_weights
 from deltapack.merge_methods.table import MergeMethod, find_method
 
-__all__ = ["Layers", "MergeRecipe", "Rule", "Schedule", "constant"]
+__all__ = ["Layers", "MergeRecipe", "Rule", "Schedule", "constant", "recipe_of"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)(?:\.|$)")
 
@@ -187,6 +187,25 @@ class MergeRecipe:
         options = {key: repr(value) for key, value in self.options.items() if value != _NEUTRAL.get(key)}
         out = {"method": method.name, "semantics": self.semantics, "parameters": options, "packs": packs}
         return {key: value for key, value in out.items() if value not in (None, {})}
+
+
+def recipe_of(
+    weights: Sequence[float] | None,
+    method: str,
+    semantics: str | None,
+    density: float | Sequence[float] | None,
+    parameters: Mapping[str, float] | None,
+) -> MergeRecipe:
+    """Return the recipe that these plain arguments mean, as `merge` takes them.
+
+    Raises:
+        RecipeError: One is out of range.
+    """
+    given = () if weights is None else tuple(constant(weight) for weight in weights)
+    densities: tuple[Schedule, ...] = ()
+    if density is not None:
+        densities = tuple(map(constant, density if isinstance(density, Sequence) else [density]))
+    return MergeRecipe(method, given, semantics, densities, dict(parameters or {}))
 
 
 _NEUTRAL = {"lambda": 1.0, "normalize": 0.0}

@@ -13,7 +13,7 @@ from deltapack.format.writer import open_pack_writer
 from deltapack.measuring import measure
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
-from deltapack.merge_recipe import MergeRecipe, Schedule, constant
+from deltapack.merge_recipe import MergeRecipe, recipe_of
 from deltapack.merged_pack import MergedPack
 from deltapack.modelcard import card_of
 from deltapack.reports import MergeReport, Progress
@@ -34,6 +34,7 @@ def merge(
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
+    vocab: str | Path | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -62,7 +63,8 @@ def merge(
         recipe: All of these in one record, also with weights by layer; instead of `weights`, `method`, `semantics`, `density`,
             `parameters`.
         prefer: The pack (one of `packs`) that decides on tensors that cannot be added, and on side files.
-        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `prefer`; or `"base"`.
+        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
+        vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`; the only pack that grew them unless given.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
         verify: Whether digests of the base are compared.
@@ -87,7 +89,7 @@ def merge(
     if out.suffix == ".dpk" and (device is not None or backend != "auto"):
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, dtype=options.dtype)
+        plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
         plan = replace(plan, composition=measure(plan.base, plan.composition, options.workers))
         notes = plan.notes + _write(plan, out, options)
         jobs = plan.composition.jobs
@@ -106,25 +108,6 @@ def refuse_for_packs(out: Path, dtype: str | None, max_shard_size: int | str | N
     """
     if out.suffix == ".dpk" and (dtype is not None or max_shard_size is not None):
         raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
-
-
-def recipe_of(
-    weights: Sequence[float] | None,
-    method: str,
-    semantics: str | None,
-    density: float | Sequence[float] | None,
-    parameters: Mapping[str, float] | None,
-) -> MergeRecipe:
-    """Return the recipe that these arguments of `merge` mean.
-
-    Raises:
-        RecipeError: One is out of range.
-    """
-    given = () if weights is None else tuple(constant(weight) for weight in weights)
-    densities: tuple[Schedule, ...] = ()
-    if density is not None:
-        densities = tuple(map(constant, density if isinstance(density, Sequence) else [density]))
-    return MergeRecipe(method, given, semantics, densities, dict(parameters or {}))
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:

@@ -33,6 +33,7 @@ def preview_merge(
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
+    vocab: str | Path | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     force: bool = False,
@@ -53,7 +54,7 @@ def preview_merge(
     out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None)
     refuse_for_packs(out, dtype, max_shard_size)
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, dtype=options.dtype)
+        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
         _check_output(plan, out, force)
         needed = _pack_bytes(plan) if out.suffix == ".dpk" else _checkpoint_bytes(plan)
         check_free_space(out.parent, needed, out)

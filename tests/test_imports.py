@@ -38,7 +38,7 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"demo", "device", "devicejobs", "hostwork", "kernels.generic", "live", "loading", "slots"},
+    "torch": {"demo", "device", "devicejobs", "hostwork", "kernels.generic", "live", "live_planning", "loading", "slots"},
     "triton": {"kernels.gpu", "kernels.gpu_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""

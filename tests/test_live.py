@@ -83,6 +83,53 @@ def test_activate_mix_switch_undo(family: tuple[Model, list[Path]], merged: Merg
     assert all(name.startswith(backend) for name in live.backends.values())
 
 
+METHODS: list[dict[str, Any]] = [
+    {"method": "ties"},
+    {"method": "ties", "semantics": "paper", "density": 0.3},
+    {"method": "dare_linear", "density": [0.05, 0.2], "parameters": {"normalize": 1}},
+    {"method": "sce", "parameters": {"select_topk": 0.5}},
+    {"method": "ram"},
+    {"method": "linear", "parameters": {"lambda": 0.5}},
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: options["method"] + options.get("semantics", ""))
+def test_every_kind_of_merge_method(pack_of: PackOf, merged: Merged, backend: str, options: dict[str, Any]) -> None:
+    base = {name: tensor for name, tensor in some_base().items() if name not in ("scalar", "ids")}  # those are stored whole
+    one, two = (pack_of(base, tuned_model(base, seed), str(seed), drop_rate=0.9) for seed in (1, 2))
+    weights = [0.5, 0.7] if options["method"] in ("linear", "dare_linear") or options == METHODS[0] else [1.0, 1.0]
+    state = state_of(base)
+    live = deltapack.attach(state, backend=backend)
+    live.activate({two: 1.0})
+    live.activate(dict(zip((one, two), weights, strict=True)), **options)
+    assert holds(state, merged([one, two], **options | ({"weights": weights} if weights != [1.0, 1.0] else {})))
+    live.activate({one: 1.0, two: 1.0})
+    assert holds(state, merged([one, two]))
+    live.deactivate()
+    assert holds(state, base)
+
+
+def test_what_a_method_cannot_do_live(pack_of: PackOf) -> None:
+    base = {"w": random_tensor(1, (30, 20)), "v": random_tensor(2, (30, 20))}
+    tuned = {name: moved(tensor, 5) for name, tensor in base.items()}
+    one, two = pack_of(base, tuned, "one"), pack_of(base, tuned_model(base, 7), "two", exclude="w")
+    state = state_of(base)
+    live = deltapack.attach(state)
+    live.activate(one)
+    before = {name: bytes_of(tensor) for name, tensor in state.items()}
+    for options, kind, match in [
+        ({"method": "sce"}, UnsupportedError, "stores the tensor whole"),
+        ({"method": "slerp"}, RecipeError, "slerp"),
+        ({"method": "ram", "density": 0.5}, RecipeError, "density"),
+    ]:
+        with pytest.raises(kind, match=match):
+            live.activate({one: 1.0, two: 1.0}, **options)
+        assert before == {name: bytes_of(tensor) for name, tensor in state.items()}
+    with pytest.raises(RecipeError, match="weight"):
+        live.activate({one: 1.0, two: 0.5}, method="ram")
+
+
 @pytest.mark.parametrize(("backend", "steps"), [("torch", 300)] if DEVICE == "cuda" else [("cpu", 1000), ("torch", 300), ("triton", 12)])
 def test_random_steps_end_with_the_bits_of_the_base(pack_of: PackOf, merged: Merged, backend: str, steps: int) -> None:
     base = {"a": random_tensor(0, (40, 30), "bf16"), "b": random_tensor(1, (300,)), "c": whole("i32", np.arange(7))}

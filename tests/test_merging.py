@@ -397,6 +397,41 @@ def test_side_files(folders: tuple[Path, list[Path]], tmp_path: Path, numbers: t
     assert (tmp_path / "direct" / "vocab.txt").read_text() == "v"
 
 
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
+    """Old rows get what every pack says, whoever decides on the new ones; tokenizer and rows belong together."""
+    base = small_model()
+    write_folder(tmp_path / "base", base, {"tokenizer.json": "0"})
+    packs = {}
+    for number, (name, rows) in enumerate({"one": 80, "two": 90, "none": 70}.items()):
+        tuned = tuned_model(base, number) | {"embed.weight": grown(base["embed.weight"], rows, number)}
+        write_folder(tmp_path / name, tuned, {"tokenizer.json": name})
+        packs[name] = tmp_path / f"{name}.dpk"
+        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name])
+    found = {}
+    for vocab, rows in {"base": 70, "one": 80, "two": 90, "none": 70}.items():
+        out = tmp_path / f"out-{vocab}"
+        options = {"vocab": packs.get(vocab, vocab), "method": method}
+        report = deltapack.merge(tmp_path / "base", list(packs.values()), out, **options)
+        preview = deltapack.preview_merge(
+            tmp_path / "base", list(packs.values()), tmp_path / "x", vocab=options["vocab"], recipe=deltapack.MergeRecipe(method)
+        )
+        assert preview.grown == ([("embed.weight", 70, rows)] if rows > 70 else [])
+        deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "merged.dpk", force=True, **options)
+        deltapack.apply(tmp_path / "base", tmp_path / "merged.dpk", tmp_path / "applied", force=True)
+        found[vocab] = read_model(out)
+        assert read_model(tmp_path / "applied") == found[vocab]
+        assert (out / "tokenizer.json").read_text() == {"base": "0"}.get(vocab, vocab)
+        assert found[vocab]["embed.weight"].shape[0] == rows
+        assert found[vocab]["embed.weight"].bits[:70].tobytes() == found["base"]["embed.weight"].bits.tobytes()
+        assert not report.warnings or method == "ties" or "weights add up" in report.warnings[0]
+    for wrong in ("union", tmp_path / "base"):
+        with pytest.raises(RecipeError, match="vocab"):
+            deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "y", vocab=wrong)
+    with pytest.raises(MergeConflictError):
+        deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "y")
+
+
 def test_side_files_that_differ_are_the_bases(tmp_path: Path) -> None:
     base = small_model()
     write_folder(tmp_path / "base", base, {"tokenizer.json": "0"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 import os
@@ -15,6 +14,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
 from deltapack.checkpoint.replace import check_output, check_protected, swap_in
@@ -24,38 +24,6 @@ from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
-
-
-class _Coverage:
-    """Which elements of a tensor were written: disjoint ranges, sorted, merged where they touch."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.stops: list[int] = []
-
-    def add(self, start: int, stop: int) -> bool:
-        """Add a range; false if part of it was there already."""
-        at = bisect.bisect_right(self.starts, start)
-        if (at > 0 and self.stops[at - 1] > start) or (at < len(self.starts) and self.starts[at] < stop):
-            return False
-        joins_left = at > 0 and self.stops[at - 1] == start
-        joins_right = at < len(self.starts) and self.starts[at] == stop
-        if joins_left and joins_right:
-            self.stops[at - 1] = self.stops.pop(at)
-            del self.starts[at]
-        elif joins_left:
-            self.stops[at - 1] = stop
-        elif joins_right:
-            self.starts[at] = start
-        else:
-            self.starts.insert(at, start)
-            self.stops.insert(at, stop)
-        return True
-
-    @property
-    def count(self) -> int:
-        """Number of elements written."""
-        return sum(self.stops) - sum(self.starts)
 
 
 class _Writer:
@@ -76,7 +44,7 @@ class _Writer:
         self._temporary = temporary_sibling(out)
         self._places: dict[str, tuple[NewTensor, WriteFile, int]] = {}
         self._files: list[WriteFile] = []
-        self._covered: dict[str, _Coverage] = {}
+        self._covered: dict[str, Coverage] = {}
         self._lock = threading.Lock()
         self._open = False
 
@@ -184,7 +152,7 @@ class _Writer:
         position = len(header)
         for tensor in shard.tensors:
             self._places[tensor.name] = (tensor, file, position)
-            self._covered[tensor.name] = _Coverage()
+            self._covered[tensor.name] = Coverage()
             position += tensor.nbytes
 
     def _close(self) -> None:

@@ -115,7 +115,12 @@ def merge_options(function: F) -> F:
         click.option(
             "--assets",
             metavar="from=PACK",
-            help="The pack that config, tokenizer and chat template are from, or `base`; else --prefer decides.",
+            help="The pack that config, tokenizer and chat template are from, or `base`; else --vocab or --prefer decides.",
+        ),
+        click.option(
+            "--vocab",
+            metavar="PACK",
+            help="The pack whose new rows and tokens the result has, or `base` for none; else of the only pack that has some.",
         ),
     )
     for option in reversed(options):

@@ -31,8 +31,8 @@ from deltapack.checkpoint import (
     plan_shards,
     replace,
 )
+from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.writer import _Coverage
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, FormatError, OutputError
 
@@ -380,7 +380,7 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) ->
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6))))
 def test_coverage_counts_each_element_once(ranges: list[tuple[int, int]]) -> None:
-    coverage, seen = _Coverage(), set[int]()
+    coverage, seen = Coverage(), set[int]()
     for start, length in ranges:
         new = set(range(start, start + length))
         assert coverage.add(start, start + length) == (not new & seen)

@@ -55,14 +55,14 @@ def test_merge_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> N
     assert "Note: a note\n" in result.stdout and "a.dpk     0.5\n" in result.stdout
     assert result.stderr == "Warning: heavy\n"
     assert use_case.args == (pair.base, (pair.pack, pair.pack), tmp_path / "out")
-    assert use_case.kwargs == DEFAULTS | {"recipe": MergeRecipe(), "prefer": None, "assets": None, "report": False}
-    more = ["--weight", "0.5", "--weight", "0.3", "--method", "ties", "--prefer", pair.pack, "--assets", "from=base"]
+    assert use_case.kwargs == DEFAULTS | {"recipe": MergeRecipe(), "prefer": None, "assets": None, "vocab": None, "report": False}
+    more = ["--weight", "0.5", "--weight", "0.3", "--method", "ties", "--prefer", pair.pack, "--assets", "from=base", "--vocab", "base"]
     more += ["--lambda", "0.5", "--no-normalize", "--semantics", "mergekit", "--density", "*=0.2"]
     quiet = run(*call, *more, *OPTIONS, "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "Warning: heavy\n")
     weights, densities = (constant(0.5), constant(0.3)), (constant(0.2), constant(0.2))
     recipe = MergeRecipe("ties", weights, "mergekit", densities, {"lambda": 0.5, "normalize": 0.0})
-    assert use_case.kwargs == CHOSEN | {"recipe": recipe, "prefer": pair.pack, "assets": "base", "report": False}
+    assert use_case.kwargs == CHOSEN | {"recipe": recipe, "prefer": pair.pack, "assets": "base", "vocab": "base", "report": False}
 
 
 def test_verify_passes_its_options(run: Run, pair, stand_in) -> None:

@@ -46,7 +46,8 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     choices = {name: given.pop(name) for name in _CHOICES}
     path, folder = given.pop("recipe_file"), given.pop("pack_folder")
     asked = _from_file(path, folder, packs, choices) if path is not None else _from_options(packs, choices)
-    call = _Call(base, asked, given | {"assets": _assets(given["assets"], asked)}, quiet=quiet, as_json=as_json)
+    owners = {what: _owner(what, given[what], asked) for what in ("assets", "vocab")}
+    call = _Call(base, asked, given | owners, quiet=quiet, as_json=as_json)
     if given["explain"] is not None:
         call.explain(given["explain"])
         return
@@ -102,14 +103,14 @@ def _from_file(path: Path, folder: Path | None, packs: tuple[Path, ...], choices
     return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.notes)
 
 
-def _assets(text: str | None, asked: _Asked) -> Path | str | None:
-    """Return the pack that `--assets` names, or `"base"`."""
+def _owner(what: str, text: str | None, asked: _Asked) -> Path | str | None:
+    """Return the pack that an option names, or `"base"`."""
     from deltapack.merge_arguments import find_pack
 
     if text is None:
-        return asked.assets
+        return asked.assets if what == "assets" else None
     name = text.removeprefix("from=")
-    return name if name == "base" else asked.packs[find_pack("assets", name, asked.packs)]
+    return name if name in ("base", "union") else asked.packs[find_pack(what, name, asked.packs)]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class _Call:
 
     def _settings(self) -> dict[str, Any]:
         """Return the arguments that a merge and its preview share."""
-        same = {key: self.given[key] for key in ("prefer", "assets", "max_shard_size", "force", "workers")}
+        same = {key: self.given[key] for key in ("prefer", "assets", "vocab", "max_shard_size", "force", "workers")}
         return same | {"recipe": self.asked.recipe, "dtype": self.given["dtype"] or self.asked.dtype}
 
     def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:
