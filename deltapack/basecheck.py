@@ -1,4 +1,4 @@
-"""Is this the base of these packs? Headers tell, before anything is allocated (rule R11 of spec/04-reader-rules.md)."""
+"""Is this the base of these packs? Headers tell, before anything is allocated (rules R11 and R12 of spec/04-reader-rules.md)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from deltapack.checkpoint import TensorInfo
-from deltapack.errors import BaseMismatchError
+from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.reader import PackReader
 
-__all__ = ["BaseTensors", "check_base"]
+__all__ = ["BaseTensors", "check_base", "wrong_base", "wrong_result"]
 
 
 class BaseTensors(Protocol):
@@ -83,3 +83,29 @@ def _check_covered(base: BaseTensors, reader: PackReader) -> None:
             rule="R11",
             hint="`deltapack inspect` tells which base a pack needs.",
         )
+
+
+def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "") -> BaseMismatchError:
+    """Return the error for a base tensor whose root digest is not the one that a pack knows (rule R12)."""
+    return BaseMismatchError(
+        "the base tensor has other content than the one the pack was made from",
+        path=path,
+        tensor=tensor,
+        expected=f"digest {expected}",
+        found=found,
+        rule="R12",
+        hint=hint or "Use the very base checkpoint (same revision, same dtype) that the fine-tune was compressed against.",
+    )
+
+
+def wrong_result(path: Path | None, tensor: str, expected: str, found: str, hint: str = "") -> ChecksumError:
+    """Return the error for a restored tensor whose root digest is not the one that its pack promises (rule R12)."""
+    return ChecksumError(
+        "the restored tensor is not what the pack promises",
+        path=path,
+        tensor=tensor,
+        expected=f"digest {expected}",
+        found=found,
+        rule="R12",
+        hint=hint or "The pack was made by a faulty writer or altered; do not use it.",
+    )

@@ -123,6 +123,11 @@ class TensorJob:
         return self.base is not None and not self.terms and self.dtype == self.base.dtype and self.numel == self.base.numel
 
     @property
+    def extent(self) -> int:
+        """Elements of the base or of the result, whichever has more."""
+        return max(self.numel, self.base.numel if self.base is not None else 0)
+
+    @property
     def chunks(self) -> int:
         """Chunks of work; a tensor without elements is one empty chunk."""
-        return max(1, chunk_count(max(self.numel, self.base.numel if self.base is not None else 0)))
+        return max(1, chunk_count(self.extent))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_layout, term_layout
+from deltapack.codecs.chunk import decode_stored, decode_term_chunk, stored_chunks, term_chunks
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.index import Entry, Index
@@ -187,10 +187,7 @@ class PackEntry:
             hint = "Use to_dense() for stored tensors."
             raise RecipeError(f"a tensor of kind {self.kind} has no difference", tensor=self.name, hint=hint)
         entry, parts = self.entry, []
-        blobs = [
-            (term, self._reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name))
-            for term in entry.terms
-        ]
+        blobs = [(term, term_chunks(self._reader, entry, term)) for term in entry.terms]
         for chunk in range(blobs[0][1].layout.chunks if blobs else 0):
             terms = [decode_term_chunk(blob, term, chunk, np.float32(term.factor)) for term, blob in blobs]
             positions, values = kernels.active().sum_terms(blobs[0][1].layout.chunk_length(chunk), terms)
@@ -215,8 +212,6 @@ class PackEntry:
         dense = np.zeros(self.entry.numel, np.float32)
         dense[positions] = values
         if self.entry.stored is not None:
-
-
             dense[self.entry.common :] = rounding.to_f32(self._rows(), self.entry.dtype)
         return dense.reshape(self.shape)
 
@@ -255,9 +250,4 @@ class PackEntry:
         )
 
     def _rows(self) -> NDArray[np.generic]:
-        entry = self.entry
-        assert entry.stored is not None
-        layout = stored_layout(entry.numel - entry.common)
-        blob = self._reader.chunked_blob(entry.stored, layout, 0, entry.name)
-        parts = [decode_stored_chunk(blob, entry.dtype, chunk) for chunk in range(layout.chunks)]
-        return np.concatenate(parts) if parts else np.zeros(0, entry.dtype.storage)
+        return decode_stored(stored_chunks(self._reader, self.entry), self.entry.dtype)

@@ -104,11 +104,14 @@ def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) 
         work()
         ended.put(None)
 
-    helpers = min(workers, len(tasks)) - 1
-    for _ in range(helpers):
-        _thread.start_new_thread(helper, ())
+    waiting = 0
+    try:
+        for _ in range(min(workers, len(tasks)) - 1):
+            _thread.start_new_thread(helper, ())
+            waiting += 1
+    except BaseException as error:  # raised again below, when those that did start have ended
+        errors.append(error)
     work()
-    waiting = max(0, helpers)
     while waiting:
         try:
             ended.get()

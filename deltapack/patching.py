@@ -11,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.basecheck import wrong_base, wrong_result
 from deltapack.buffers import Buffers
 from deltapack.codecs.chunk import (
     LoadedChunks,
     TermChunks,
     add_term_chunk,
-    decode_stored_chunk,
+    decode_stored,
     decode_term_chunk,
     load_term_chunks,
-    stored_layout,
-    term_layout,
+    stored_chunks,
+    term_chunks,
 )
-from deltapack.errors import BaseMismatchError, ChecksumError, RecipeError
+from deltapack.dtypes import BY_TORCH
+from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
@@ -80,7 +82,7 @@ def add_to(
 
 def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob]]:
     for term in entry.terms:
-        yield term, reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
+        yield term, term_chunks(reader, entry, term)
 
 
 @dataclass(frozen=True)
@@ -108,32 +110,44 @@ def _add_to(
     if verify:
         _check_base(entries, bases, reader.path, count)
     patches = [
-        _Patch(entry, bases[entry.name], terms[entry.name], tuple(pack.factor(term.factor) for term in entry.terms))
+        _Patch(entry, bases[entry.name], terms[entry.name], tuple(pack.factor(term.factor, weight) for term in entry.terms))
         for entry in entries
         if entry.kind == "delta" and entry.terms
     ]
     tasks = [(patch, chunk) for patch in patches for chunk in range(chunk_count(patch.entry.numel))]
+    digests = [b""] * len(tasks) if verify and pack.is_plain else None
 
-    def work(task: tuple[_Patch, int]) -> None:
-        patch, chunk = task
+    def work(number: int) -> None:
+        patch, chunk = tasks[number]
         part = patch.elements[chunk * CHUNK : (chunk + 1) * CHUNK]
-        rooms = [buffers.room(number, len(part)) for number in range(len(patch.terms))]
-        terms = list(zip(patch.terms, patch.factors, rooms, strict=True))
-        if len(terms) == 1:
-            (term, chunks), factor, room = terms[0]
-            add_term_chunk(chunks, term, chunk, factor, part, patch.entry.dtype, room)
-            return
-        parts = [decode_term_chunk(chunks, term, chunk, factor, room) for (term, chunks), factor, room in terms]
-        kernels.active().add_in_place(part, patch.entry.dtype, parts)
+        _add_chunk(patch, chunk, part, buffers)
+        if digests is not None:  # now, while the elements are in the cache
+            digests[number] = chunk_digest(part)
 
-    for_each(work, tasks, count)
+    for_each(work, range(len(tasks)), count)
     for entry in reader.index.entries:
         if entry.kind == "stored":
-            state[entry.name] = _stored(reader, entry)
+            state[entry.name] = decode_stored(stored_chunks(reader, entry), entry.dtype).reshape(entry.shape)
         elif entry.kind == "removed":
             del state[entry.name]
-    if verify and pack.is_plain:
-        _check_result(patches, reader.path, count)
+    if digests is not None:
+        hint = "The state is changed and must not be used; the pack was made by a faulty writer or altered."
+        changed = [patch.entry for patch in patches]
+        for entry, found in zip(changed, _roots(changed, digests), strict=True):
+            if found != entry.digest:
+                raise wrong_result(reader.path, entry.name, entry.digest, found, hint)
+
+
+def _add_chunk(patch: _Patch, chunk: int, elements: Elements, buffers: Buffers) -> None:
+    """Add all terms of a tensor to the elements of one of its chunks."""
+    rooms = [buffers.room(number, len(elements)) for number in range(len(patch.terms))]
+    terms = list(zip(patch.terms, patch.factors, rooms, strict=True))
+    if len(terms) == 1:
+        (term, chunks), factor, room = terms[0]
+        add_term_chunk(chunks, term, chunk, factor, elements, patch.entry.dtype, room)
+        return
+    parts = [decode_term_chunk(chunks, term, chunk, factor, room) for (term, chunks), factor, room in terms]
+    kernels.active().add_in_place(elements, patch.entry.dtype, parts)
 
 
 def _elements_of(state: MutableMapping[str, Any], entry: Entry, weight: float, path: Path) -> Elements:
@@ -174,8 +188,6 @@ def _array_of(tensor: Any) -> Elements | None:
         return None
     import torch
 
-    from deltapack.dtypes import BY_TORCH
-
     dtype = BY_TORCH.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         return None
@@ -205,53 +217,27 @@ def _check_names(state: MutableMapping[str, Any], reader: PackReader) -> None:
                 raise RecipeError(what, path=reader.path, tensor=name, hint="Remove it from the state, or make it the same array.")
 
 
-def _check_base(entries: Sequence[Entry], bases: dict[str, Elements], path: Path, workers: int) -> None:
-    roots = _roots([(entry, bases[entry.name]) for entry in entries], workers)
-    for entry, found in zip(entries, roots, strict=True):
-        assert entry.base is not None
-        if found != entry.base.digest:
-            raise BaseMismatchError(
-                "the base tensor has other content than the one the pack was made from",
-                path=path,
-                tensor=entry.name,
-                expected=f"digest {entry.base.digest}",
-                found=found,
-                rule="R12",
-                hint="Nothing was changed. A state that was patched already is no longer the base.",
-            )
-
-
-def _check_result(patches: Sequence[_Patch], path: Path, workers: int) -> None:
-    roots = _roots([(patch.entry, patch.elements) for patch in patches], workers)
-    for patch, found in zip(patches, roots, strict=True):
-        if found != patch.entry.digest:
-            what = "the restored tensor is not what the pack promises"
-            hint = "The state is changed and must not be used; the pack was made by a faulty writer or altered."
-            expected = f"digest {patch.entry.digest}"
-            raise ChecksumError(what, path=path, tensor=patch.entry.name, expected=expected, found=found, rule="R12", hint=hint)
-
-
-def _roots(tensors: Sequence[tuple[Entry, Elements]], workers: int) -> list[str]:
-    """Return the root digest of each tensor; it has the type and shape of its entry's result."""
-    tasks = [elements[start : start + CHUNK] for _, elements in tensors for start in range(0, len(elements), CHUNK)]
-    digests = [b""] * len(tasks)
+def _check_base(entries: Sequence[Entry], bases: Mapping[str, Elements], path: Path, workers: int) -> None:
+    parts = [bases[entry.name][start : start + CHUNK] for entry in entries for start in range(0, len(bases[entry.name]), CHUNK)]
+    digests = [b""] * len(parts)
 
     def work(number: int) -> None:
-        digests[number] = chunk_digest(tasks[number])
+        digests[number] = chunk_digest(parts[number])
 
-    for_each(work, range(len(tasks)), workers)
-    roots, start = [], 0
-    for entry, elements in tensors:
-        stop = start + chunk_count(len(elements))
+    for_each(work, range(len(parts)), workers)
+    hint = "Nothing was changed. A state that was patched already is no longer the base."
+    for entry, found in zip(entries, _roots(entries, digests), strict=True):
         assert entry.base is not None
+        if found != entry.base.digest:
+            raise wrong_base(path, entry.name, entry.base.digest, found, hint)
+
+
+def _roots(entries: Sequence[Entry], digests: Sequence[bytes]) -> list[str]:
+    """Return the root digests of the base tensors of entries, or of tensors of their type and shape, from those of all their chunks."""
+    roots, start = [], 0
+    for entry in entries:
+        assert entry.base is not None
+        stop = start + chunk_count(entry.base.numel)
         roots.append(root_digest(entry.base.dtype.name, entry.base.shape, digests[start:stop]))
         start = stop
     return roots
-
-
-def _stored(reader: PackReader, entry: Entry) -> Elements:
-    assert entry.stored is not None
-    layout = stored_layout(entry.numel)
-    blob = reader.chunked_blob(entry.stored, layout, 0, entry.name)
-    parts = [decode_stored_chunk(blob, entry.dtype, chunk) for chunk in range(layout.chunks)]
-    return (np.concatenate(parts) if parts else np.zeros(0, entry.dtype.storage)).reshape(entry.shape)

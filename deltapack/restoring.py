@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from deltapack import kernels
+from deltapack.basecheck import wrong_base, wrong_result
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
-from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.jobs import Elements, PackTerm, TensorJob
 from deltapack.kernels import rounding
@@ -104,7 +104,7 @@ def restore_tensors(
         of_base, of_result = digests or (verify and bool(job.base_digest)), digests or (verify and bool(job.digest))
         if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
             return done
-        elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or job.is_base)
+        elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
         if elements is None:
             return replace(done, base_digest=base_digest)
         digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
@@ -117,7 +117,7 @@ def restore_tensors(
 
     tasks = ((number, chunk) for number, job in enumerate(jobs) for chunk in range(job.chunks))
     total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
-    joined = batches(tasks, lambda task: min(CHUNK, jobs[task[0]].numel), _BATCH)
+    joined = batches(tasks, lambda task: min(CHUNK, jobs[task[0]].extent), _BATCH)
     with closing(ordered_map(work, joined, workers)) as results:
         for number, group in groupby(chain.from_iterable(results), key=lambda result: result.number):
             rows = []
@@ -193,22 +193,6 @@ def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:
     """
     job = restored.job
     if job.base is not None and job.base_digest and restored.base_root != job.base_digest:
-        raise BaseMismatchError(
-            "the base tensor has other content than the one the pack was made from",
-            path=base.path,
-            tensor=job.base.name,
-            expected=f"digest {job.base_digest}",
-            found=restored.base_root,
-            rule="R12",
-            hint="Use the very base checkpoint (same revision, same dtype) that the fine-tune was compressed against.",
-        )
+        raise wrong_base(base.path, job.base.name, job.base_digest, restored.base_root)
     if job.digest and restored.root != job.digest:
-        raise ChecksumError(
-            "the restored tensor is not what the pack promises",
-            path=job.pack,
-            tensor=job.name,
-            expected=f"digest {job.digest}",
-            found=restored.root,
-            rule="R12",
-            hint="The pack was made by a faulty writer or altered; do not use it.",
-        )
+        raise wrong_result(job.pack, job.name, job.digest, restored.root)

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import open_checkpoint
-from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_layout, term_layout
+from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_chunks, term_chunks
 from deltapack.composing import compose
-from deltapack.format.digest import chunk_count
-from deltapack.format.index import Entry
-from deltapack.format.reader import PackReader
-from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.dtypes import DType
+from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.index import Entry, Term
+from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring import Nowhere, restore_tensors
 from deltapack.weighted import WeightedPack
 
 __all__ = ["verify"]
+
+_BATCH = 8 * CHUNK
+"""Elements that one task decodes, at least."""
 
 
 def verify(
@@ -51,8 +57,9 @@ def verify(
             reader.chunk_digests(entry)
         chunks = sum(_chunk_count(entry) for entry in reader.index.entries)
         if base is None:
-            with closing(ordered_map(lambda task: task(), _chunk_tasks(reader), count)) as checked:
-                for done, _ in enumerate(checked, 1):
+            buffers, joined = Buffers(), batches(_chunk_tasks(reader), lambda task: CHUNK, _BATCH)
+            with closing(ordered_map(lambda batch: [task(buffers) for task in batch], joined, count)) as checked:
+                for done, _ in enumerate(chain.from_iterable(checked), 1):
                     report(done, chunks)
             return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
         with open_checkpoint(base) as base_ckpt:
@@ -76,14 +83,22 @@ def _chunk_count(entry: Entry) -> int:
     return len(entry.terms) * chunk_count(entry.common) + stored
 
 
-def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[], object]]:
+def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[Buffers], object]]:
     """Yield one decoding of each chunk of each blob; tables are checked on the way."""
     for entry in reader.index.entries:
         for term in entry.terms:
-            blob = reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
+            blob = term_chunks(reader, entry, term)
             for chunk in range(blob.layout.chunks):
-                yield partial(decode_term_chunk, blob, term, chunk, np.float32(1))
+                yield partial(_decode_term, blob, term, chunk)
         if entry.stored is not None:
-            stored = reader.chunked_blob(entry.stored, stored_layout(entry.numel - entry.common), 0, entry.name)
+            stored = stored_chunks(reader, entry)
             for chunk in range(stored.layout.chunks):
-                yield partial(decode_stored_chunk, stored, entry.dtype, chunk)
+                yield partial(_decode_stored, stored, entry.dtype, chunk)
+
+
+def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
+    decode_term_chunk(blob, term, chunk, np.float32(1), buffers.room(0, blob.layout.chunk_length(chunk)))
+
+
+def _decode_stored(blob: ChunkedBlob, dtype: DType, chunk: int, buffers: Buffers) -> None:
+    decode_stored_chunk(blob, dtype, chunk)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -107,6 +109,27 @@ def test_an_error_ends_the_rest(workers: int) -> None:
     assert count < 5000
     time.sleep(0.01)
     assert len(ran) == count
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that did start have ended when the error comes."""
+    start, started, running = _thread.start_new_thread, [], [0]
+
+    def refuse(*arguments: Any) -> Any:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(start(*arguments))
+        return started[0]
+
+    def task(number: int) -> None:
+        running[0] += 1
+        time.sleep(0.02)
+        running[0] -= 1
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        for_each(task, range(50), 3)
+    assert len(started) == 1 and running == [0]
 
 
 def test_ctrl_c_while_helpers_work() -> None:

@@ -21,8 +21,8 @@ from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.frames import pack_stream
-from deltapack.format.index import Term
-from deltapack.format.reader import ChunkedBlob
+from deltapack.format.index import Entry, Term
+from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.format.table import ChunkRecord, Layout, tile_lengths
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels import Encoded
@@ -33,13 +33,16 @@ __all__ = [
     "TermChunks",
     "TermCodec",
     "add_term_chunk",
+    "decode_stored",
     "decode_stored_chunk",
     "decode_term_chunk",
     "encode_stored_chunk",
     "encode_term_chunk",
     "load_term_chunks",
+    "stored_chunks",
     "stored_layout",
     "stream_bounds",
+    "term_chunks",
     "term_layout",
     "tiles_of",
 ]
@@ -236,6 +239,25 @@ class LoadedChunks:
         self.blob.locate(error)
 
 
+def term_chunks(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob:
+    """Return the chunks of a term of an entry.
+
+    Raises:
+        FormatError: Their table is damaged.
+    """
+    return reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
+
+
+def stored_chunks(reader: PackReader, entry: Entry) -> ChunkedBlob:
+    """Return the chunks of what an entry stores whole: all of a tensor, or the rows after the common ones.
+
+    Raises:
+        FormatError: Their table is damaged.
+    """
+    assert entry.stored is not None
+    return reader.chunked_blob(entry.stored, stored_layout(entry.numel - entry.common), 0, entry.name)
+
+
 def load_term_chunks(blob: ChunkedBlob, term: Term) -> LoadedChunks:
     """Read and decompress all chunks of a term.
 
@@ -282,3 +304,13 @@ def decode_stored_chunk(blob: ChunkedBlob, dtype: DType, chunk: int) -> NDArray[
     length = blob.layout.chunk_length(chunk) * dtype.itemsize
     (raw,) = blob.streams(chunk, ((length, length),))
     return join_planes(raw, dtype.storage)
+
+
+def decode_stored(blob: ChunkedBlob, dtype: DType) -> NDArray[np.generic]:
+    """Decode all chunks stored whole, `[n]` in the storage type of `dtype`.
+
+    Raises:
+        FormatError: Rule R8 or R10 is broken.
+    """
+    parts = [decode_stored_chunk(blob, dtype, chunk) for chunk in range(blob.layout.chunks)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype.storage)
