@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import fidelity, loops, memory, results, sizes
+from benchmarks import codes, fidelity, loops, memory, results, sizes
 from benchmarks.speed import command
 
 if __name__ == "__main__":
-    sys.exit(max(*(results.main(module.measure) for module in (sizes, memory, fidelity, loops)), command.main()))
+    sys.exit(max(*(results.main(module.measure) for module in (sizes, codes, memory, fidelity, loops)), command.main()))

@@ -7,14 +7,12 @@ memory, in turns over 256 MB, `hot` ones are in the cache, as they are after a f
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from itertools import cycle
-from statistics import median
 
 import numpy as np
 
-from benchmarks.results import Section, Table, main
+from benchmarks.results import Section, Table, main, median_seconds
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK
 from deltapack.format.table import tile_lengths
@@ -61,12 +59,7 @@ def _row(density: float, chunks: list[np.ndarray], runs: int) -> tuple[float, ..
 
 def _nanoseconds(stage: Callable[[], object], runs: int) -> float:
     stage()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        stage()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds) * 1e9 / CHUNK
+    return median_seconds(stage, runs) * 1e9 / CHUNK
 
 
 if __name__ == "__main__":

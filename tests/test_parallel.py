@@ -6,7 +6,7 @@ import _thread
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ def test_results_come_in_order(workers: int, count: int) -> None:
 
     def task(number: int) -> int:
         if number == 0 and workers > 1 and count > 1:
-            started.wait(10)  # the first result is ready last
+            assert started.wait(10)  # the first result is ready last
         started.set()
         return number * number
 
@@ -66,12 +66,31 @@ def test_an_error_is_raised_in_its_place_and_stops_the_rest(workers: int) -> Non
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_consumer_that_leaves_stops_the_rest(workers: int) -> None:
-    ran = []
-    results = ordered_map(lambda number: ran.append(number) or number, range(1000), workers)
+    threads, began, ended = _thread._count(), list[int](), list[int]()
+
+    def task(number: int) -> int:
+        began.append(number)
+        if number:
+            time.sleep(0.01)
+        ended.append(number)
+        return number
+
+    results = ordered_map(task, range(1000), workers)
     assert next(results) == 0
     results.close()
-    assert max(ran) <= workers + 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("deltapack")]
+    assert sorted(ended) == sorted(began)  # what had begun is waited for
+    assert max(began) <= workers + 2
+    deadline = time.monotonic() + 10
+    while _thread._count() > threads and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert _thread._count() <= threads
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("run", [for_each, lambda *arguments: list(ordered_map(*arguments))])
+def test_as_many_tasks_as_workers_run_at_once(workers: int, run: Callable[..., object]) -> None:
+    barrier = threading.Barrier(workers)
+    run(lambda number: barrier.wait(10), range(workers), workers)  # raises if one of them has to wait for another's end
 
 
 @pytest.mark.parametrize("workers", WORKERS)

@@ -425,7 +425,10 @@ def test_a_source_that_is_cut_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("can", ["not here", "not at all"])
 def test_where_the_system_cannot_copy_bytes_go_through_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: str) -> None:
+    asked: list[object] = []
+
     def refuse(*arguments: object) -> int:
+        asked.append(arguments)
         raise OSError(errno.EXDEV, "another device")
 
     if can == "not here":
@@ -437,3 +440,4 @@ def test_where_the_system_cannot_copy_bytes_go_through_memory(tmp_path: Path, mo
     with contextlib.closing(ReadFile(tmp_path / "source")) as source, out as writer:
         writer.copy("a", 0, 100, source, 50)
     assert load_file(tmp_path / "out.safetensors")["a"].tolist() == list(range(50, 150))
+    assert bool(asked) == (can == "not here")
