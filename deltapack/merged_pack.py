@@ -16,7 +16,7 @@ from deltapack.blending import BlendedTerm, blended
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_stored_chunk, encode_term_chunk, stored_layout
-from deltapack.codecs.indices import DENSE, best_shift
+from deltapack.codecs.indices import best_index
 from deltapack.composing import Composition
 from deltapack.entries import digests_blob
 from deltapack.errors import LimitError, NonFiniteError
@@ -135,9 +135,8 @@ class MergedPack:
         """Compute a blended term once more and write it as f32 values at stored positions."""
         assert job.base is not None
         source, name = job.base.dtype, job.base.name
-        density = term.density(job.common)
-        index = "bitmap" if density > DENSE else "gaps"
-        codec = TermCodec(index, "f32", best_shift(density) if index == "gaps" else 0)
+        index, shift = best_index(term.density(job.common))
+        codec = TermCodec(index, "f32", shift)
         layout = Layout(job.common, 2, has_counts=True)
         blob, nnz = self.writer.chunked_blob(layout), 0
 

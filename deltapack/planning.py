@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
-from deltapack.codecs.indices import DENSE, best_shift
+from deltapack.codecs.indices import best_index
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE, chunk_count
 from deltapack.recipe import Recipe, TensorRecipe
@@ -107,7 +107,7 @@ def plan_tensor(
     index = _index_codec(settings)
     plan = TensorPlan(tensor, partner, route, settings, TermCodec(index, "f32"), key)
     values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.fidelity)
-    shift = best_shift(settings.keep / ALL_KEPT) if index == "gaps" else 0
+    index, shift = best_index(settings.keep / ALL_KEPT) if index == "gaps" else (index, 0)
     return replace(plan, codec=TermCodec(index, values, shift), sparsifier=_sparsifier(base, finetuned, plan, workers))
 
 
@@ -165,8 +165,6 @@ def _index_codec(recipe: TensorRecipe) -> str:
             hint = f"Positions that {recipe.sparsify} chooses are stored: use --index auto."
             raise RecipeError("index=seeded is for masks at random", expected="sparsify=dare", found=recipe.sparsify, hint=hint)
         index = "gaps" if index == "auto" else index
-    if index == "gaps" and recipe.keep > DENSE * ALL_KEPT:
-        return "bitmap"
     return "seeded" if index == "auto" else index
 
 

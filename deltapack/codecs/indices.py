@@ -16,26 +16,29 @@ from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.index import Term
 from deltapack.kernels.reference.positions import gaps_of
 
-__all__ = ["DENSE", "best_shift", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
+__all__ = ["best_index", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
 
 Positions = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 ESCAPE = 255
-DENSE = 0.385
-"""Above this density the best code for gaps is unary: as many zeros as the gap, then a one. That is the bitmap."""
+SPARSE = 0.02
+DENSE = 0.21
 
 
-def best_shift(density: float) -> int:
-    """Return the `shift` of the gaps codec that suits a random mask of this density.
+def best_index(density: float) -> tuple[str, int]:
+    """Return the stored index codec and its `shift` that suit a random mask of this density.
 
-    Between densities of 0.02 and 0.12, bytes with escapes and zstd's Huffman stage are smallest (1.2 % above entropy). Below, the
-    Huffman tables weigh too much for the few kept elements of a chunk, above, a code of whole bits for single gaps loses too much;
-    there Rice codes win (up to 2.4 %), with the parameter whose expected length is least for geometric gaps.
+    Between densities of 0.02 and 0.21, gaps as bytes with zstd's Huffman stage are within 1.3 % of the entropy and the fastest to
+    decode. Below, the Huffman tables weigh too much for the few kept elements of a chunk: Rice codes, with the parameter whose expected
+    length is least for geometric gaps. Above, gaps of 0 and 1 need less than a code of whole bits can give: the bitmap, whose bytes
+    the same stage makes as small (`benchmarks/codes.py`).
     """
-    if 0.02 <= density <= 0.12:
-        return 0
-    density = min(max(density, 1e-9), 1 - 1e-9)
-    return min(range(1, 16), key=lambda shift: shift + 1 / -math.expm1(math.log1p(-density) * 2**shift))
+    if density > DENSE:
+        return "bitmap", 0
+    if density >= SPARSE:
+        return "gaps", 0
+    missing = math.log1p(-max(density, 1e-9))
+    return "gaps", min(range(1, 16), key=lambda shift: shift + 1 / -math.expm1(missing * 2**shift))
 
 
 def encode_gaps(positions: Positions, counts: Counts, shift: int) -> bytes:
