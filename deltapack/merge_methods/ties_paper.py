@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Election, Settings, add_in_order
+from deltapack.kernels.reference.electing import add_in_order
+from deltapack.merge_methods.stack import Election, Settings
 
 __all__ = ["majority", "ties_paper"]
 
