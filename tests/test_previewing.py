@@ -12,7 +12,7 @@ from builders import Model, random_tensor, small_model, tuned_model, write_file,
 
 import deltapack
 from deltapack.checkpoint import Checkpoint
-from deltapack.errors import BaseMismatchError, DeltapackError, MergeConflictError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, MergeConflictError, OutputError, RecipeError
 from deltapack.merge_recipe import MergeRecipe, constant
 
 PackOf = Callable[..., Path]
@@ -79,6 +79,7 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
         ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError),
         ({"out": tmp_path / "no" / "out"}, OutputError),
         ({"dtype": "i8"}, RecipeError),
+        ({"packs": one * 65, "out": tmp_path / "out.dpk"}, LimitError),
         ({"recipe": MergeRecipe("model_stock")}, RecipeError),
         ({"recipe": MergeRecipe("ties", (constant(1), constant(1)))}, RecipeError),
         ({"base": write_file(tmp_path / "other.safetensors", {"x": random_tensor(1, (3,))})}, BaseMismatchError),
