@@ -16,6 +16,7 @@ from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.jobs import PackTerm, TensorJob
+from deltapack.measuring import thin_by_headers
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe
@@ -57,6 +58,8 @@ def preview_merge(
     refuse_for_packs(out, dtype, max_shard_size)
     with ExitStack() as stack:
         plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        for job in plan.composition.jobs:
+            thin_by_headers(job)
         _check_output(plan, out, force)
         if out.suffix == ".dpk":
             check_terms(plan.composition.jobs)
