@@ -117,7 +117,7 @@ class BlendedTerm:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for stack in self.stacks(number, base, source):
                 positions.append(stack.positions)
-                sums.append(np.float32(0) + self.method.formula(stack.deltas, self.settings))
+                sums.append(np.float32(0) + self.method.of(stack.deltas, self.settings))
         return np.concatenate(positions), np.concatenate(sums)
 
     def stacks(self, number: int, base: Elements, source: DType) -> Iterator[Stack]:

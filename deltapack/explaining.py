@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blend_with, blended
+from deltapack.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
 from deltapack.buffers import Buffers
-from deltapack.composing import Composition, compose
+from deltapack.composing import Composition
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.jobs import TensorJob
@@ -35,6 +35,7 @@ def explain_merge(
     *,
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
+    vocab: str | Path | None = None,
     workers: int | None = None,
 ) -> ExplainReport:
     """Return the formula of a merge with the numbers of one element: what each pack says, what is added, what comes out.
@@ -45,18 +46,18 @@ def explain_merge(
         tensor: Name of a merged tensor; the largest that most packs change unless given.
         recipe: How to merge; `linear` unless given.
         prefer: As for `merge`.
+        vocab: As for `merge`.
         workers: Threads; every core unless given.
 
     Raises:
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and neither `prefer` nor `vocab` decides.
         RecipeError: The recipe does not fit the packs, or no such tensor is merged.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer)
-        # Also a plain sum is looked at pack by pack, unweighted.
-        blend = blend_with(plan.recipe, plan.layers, len(plan.packs))
-        apart = compose(plan.base, plan.packs, prefer=plan.prefer, blend=blend)
+        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        apart = plan.side_by_side()
         count = resolve_workers(workers)
         job = _only(plan, apart, _choose(apart, tensor), count)
         actual = _only(plan, plan.composition, job.name, count)

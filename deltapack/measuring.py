@@ -26,7 +26,7 @@ from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
-__all__ = ["Elementwise", "measure"]
+__all__ = ["Elementwise", "measure", "thin_by_headers"]
 
 
 def measure(base: Elementwise, composition: Composition, workers: int) -> Composition:
@@ -54,27 +54,39 @@ class Elementwise(Protocol):
 _Jobs = Mapping[int, TensorJob]
 
 
+def thin_by_headers(job: TensorJob) -> TensorJob:
+    """Replace the densities that were asked for, where headers tell what they mean: nothing to drop, or a share to drop at random.
+
+    Raises:
+        RecipeError: A pack cannot be thinned out at random.
+    """
+    term = blended(job)
+    if term is None or not job.common:
+        return job
+    thinned = list(term.thinned)
+    for place, wanted in enumerate(thinned):
+        if not isinstance(wanted, Wanted):
+            continue
+        count, kept = int(wanted.density * job.common), kept_at_most(term.shares[place], job.common)
+        if kept <= count + (term.method.trim == "outliers"):
+            thinned[place] = None  # it keeps less already (of breadcrumbs' own packs, rounding may keep one more): zeros stay
+        elif term.method.trim == "random":
+            thinned[place] = _random(job, term.shares[place], wanted.density * job.common / kept)
+    return _with(job, replace(term, thinned=tuple(thinned)))
+
+
 def _thin(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
     """Replace the densities that were asked for by the elements to keep."""
+    out = {number: thin_by_headers(job) for number, job in jobs.items()}
     requests: list[tuple[int, int]] = []
     tensors: list[Magnitudes] = []
-    out: dict[int, TensorJob] = {}
-    for number, job in jobs.items():
+    for number, job in out.items():
         term = _blended(job)
-        thinned = list(term.thinned)
-        for place, wanted in enumerate(thinned):
-            if not isinstance(wanted, Wanted):
-                continue
-            count, kept = int(wanted.density * job.common), kept_at_most(term.shares[place], job.common)
-            thinned[place] = None
-            if kept <= count + (term.method.trim == "outliers"):
-                continue  # it keeps less already (of breadcrumbs' own packs, rounding may keep one more): zeros are never dropped again
-            if term.method.trim == "random":
-                thinned[place] = _random(job, term.shares[place], wanted.density * job.common / kept)
-                continue
-            requests.append((number, place))
-            tensors.append(Magnitudes(chunk_count(job.common), _reader(base, job, place), _ranks(term, job.common, max(1, count))))
-        out[number] = _with(job, replace(term, thinned=tuple(thinned)))
+        for place, wanted in enumerate(term.thinned):
+            if isinstance(wanted, Wanted):
+                count = max(1, int(wanted.density * job.common))
+                requests.append((number, place))
+                tensors.append(Magnitudes(chunk_count(job.common), _reader(base, job, place), _ranks(term, job.common, count)))
     for (number, place), cuts in zip(requests, find_cuts(tensors, workers), strict=True):
         term = _blended(out[number])
         found = KeepLargest(cuts[0]) if len(cuts) == 1 else KeepMiddle(*cuts)

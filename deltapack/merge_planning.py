@@ -15,6 +15,7 @@ from deltapack.composing import Composition, compose
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
+from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
 from deltapack.weighted import WeightedPack
 
@@ -32,6 +33,7 @@ class MergePlan:
         layers: The layers of the base.
         composition: What the result is made of.
         prefer: Number of the pack that decides on what cannot be added.
+        vocab: Number of the pack whose rows a tensor has that packs grew, or `"base"`.
     """
 
     base: Checkpoint
@@ -40,6 +42,16 @@ class MergePlan:
     layers: Layers
     composition: Composition
     prefer: int | None = None
+    vocab: int | Literal["base"] | None = None
+
+    def side_by_side(self, method: MergeMethod | None = None) -> Composition:
+        """Return the composition with the packs' differences unweighted and apart, also where the recipe merely adds them.
+
+        Args:
+            method: Another method than the recipe's, with its weights.
+        """
+        blend = blend_with(self.recipe, self.layers, len(self.packs), method)
+        return compose(self.base, self.packs, prefer=self.prefer, vocab=self.vocab, blend=blend)
 
     @property
     def notes(self) -> list[str]:
@@ -86,7 +98,7 @@ def plan_merge(
     base_ckpt = stack.enter_context(open_checkpoint(base))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
-    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows)
 
 
 def compose_recipe(

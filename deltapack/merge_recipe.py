@@ -131,6 +131,8 @@ class MergeRecipe:
                 hint = _HINTS.get(name, "")
                 raise RecipeError(f"{method.name} has no parameter {name}", expected=f"one of: {known}", found=name, hint=hint or None)
         for name, value in self.parameters.items():
+            if name not in method.defaults:
+                raise RecipeError(f"{name} is of each pack, not of the method", found=name, hint=f"Give it with --{name}.")
             _check_option(name, value)
         for schedule in self.densities:
             if not all(0 < value <= 1 for rule in schedule.rules for value in rule.values):
@@ -227,7 +229,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 def _check_option(name: str, value: object) -> None:
     low, high = _RANGES[name]
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+    if not isinstance(value, (int, float)) or not low <= value <= high:  # also NaN, infinities, integers beyond f64
         raise RecipeError(f"{name} is out of range", expected=f"a number from {low:g} to {high:g}", found=value)
     if name == "normalize" and value not in (0, 1):
         raise RecipeError("normalize is a yes or no", expected="true or false", found=value)

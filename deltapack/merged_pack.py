@@ -30,7 +30,24 @@ from deltapack.parallel import ordered_map
 from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 from deltapack.weighted import WeightedPack
 
-__all__ = ["MergedPack"]
+__all__ = ["MergedPack", "check_terms"]
+
+
+def check_terms(jobs: Sequence[TensorJob]) -> None:
+    """Check that the terms of each tensor may stand in one pack.
+
+    Raises:
+        LimitError: They are too many.
+    """
+    for job in jobs:
+        if len(job.terms) > DEFAULT_LIMITS.terms and all(isinstance(term, PackTerm) for term in job.terms):
+            raise LimitError(
+                "too many packs to merge into one pack",
+                tensor=job.name,
+                expected=f"at most {DEFAULT_LIMITS.terms} terms",
+                found=len(job.terms),
+                hint="Merge into a folder.",
+            )
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,12 @@ class MergedPack:
     own_files: Mapping[str, bytes]
 
     def index(self) -> Index:
-        """Write all blobs and return the index."""
+        """Write all blobs and return the index.
+
+        Raises:
+            LimitError: A tensor has too many terms.
+        """
+        check_terms(self.composition.jobs)
         restored = restore_tensors(
             self.base,
             self.composition.jobs,
@@ -100,7 +122,7 @@ class MergedPack:
             terms = [term for term in job.terms if isinstance(term, PackTerm)]
             summed = blended(job)
             if summed is not None or len(terms) == len(job.terms):
-                written = self._copied(job, terms) if summed is None else (self._summed(job, summed),)
+                written = self._copied(terms) if summed is None else (self._summed(job, summed),)
                 stored = self.writer.copy_blob(job.rows.reader, job.rows.ref) if job.rows is not None else None
                 entry = replace(entry, kind=kind, terms=written, stored=stored)
                 return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
@@ -117,16 +139,8 @@ class MergedPack:
         entry = replace(entry, stored=chunked.close())
         return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
 
-    def _copied(self, job: TensorJob, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
+    def _copied(self, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
         """Copy terms, with their weights in their factors."""
-        if len(terms) > DEFAULT_LIMITS.terms:
-            raise LimitError(
-                "too many packs to merge into one pack",
-                tensor=job.name,
-                expected=f"at most {DEFAULT_LIMITS.terms} terms",
-                found=len(terms),
-                hint="Merge into a folder.",
-            )
         return tuple(
             replace(term.term, factor=float(term.factor), blob=self.writer.copy_blob(term.reader, term.term.blob)) for term in terms
         )

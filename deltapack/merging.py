@@ -79,6 +79,7 @@ def merge(
         BackendError: The device or backend cannot be used here.
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
+        LimitError: There are too many packs for a merged pack.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.

@@ -16,9 +16,11 @@ from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.jobs import PackTerm, TensorJob
+from deltapack.measuring import thin_by_headers
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe
+from deltapack.merged_pack import check_terms
 from deltapack.merging import refuse_for_packs
 from deltapack.reports import PreviewReport
 
@@ -47,6 +49,7 @@ def preview_merge(
     Raises:
         BaseMismatchError: The base has other tensors than the packs' base.
         FormatError: The header of a pack is damaged.
+        LimitError: There are too many packs for a merged pack.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         OutputError: `out` exists, or the disk is too small.
         RecipeError: An argument is out of range.
@@ -55,7 +58,11 @@ def preview_merge(
     refuse_for_packs(out, dtype, max_shard_size)
     with ExitStack() as stack:
         plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        for job in plan.composition.jobs:
+            thin_by_headers(job)
         _check_output(plan, out, force)
+        if out.suffix == ".dpk":
+            check_terms(plan.composition.jobs)
         needed = _pack_bytes(plan) if out.suffix == ".dpk" else _checkpoint_bytes(plan)
         check_free_space(out.parent, needed, out)
         jobs, method = plan.composition.jobs, plan.recipe.formula

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.blending import BlendedTerm, blend_with, blended, drop_rate_by_chance
-from deltapack.composing import compose
+from deltapack.blending import BlendedTerm, blended, drop_rate_by_chance
 from deltapack.jobs import TensorJob
 from deltapack.measuring import measure
 from deltapack.merge_methods.linear import weighted_sum
@@ -37,6 +36,7 @@ def survey_merge(
     *,
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
+    vocab: str | Path | None = None,
     workers: int | None = None,
 ) -> SurveyReport:
     """Compare packs before they are merged. The base is read only where a pack stores a tensor whole.
@@ -46,23 +46,25 @@ def survey_merge(
         packs: The packs.
         recipe: Its weights and densities are used; `linear` with weights of 1 unless given.
         prefer: As for `merge`.
+        vocab: As for `merge`.
         workers: Threads; every core unless given.
 
     Raises:
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and neither `prefer` nor `vocab` decides.
         RecipeError: The recipe does not fit the packs.
     """
     with ExitStack() as stack:
-        return survey(plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer), resolve_workers(workers))
+        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        return survey(plan, resolve_workers(workers))
 
 
 def survey(plan: MergePlan, workers: int) -> SurveyReport:
     """Compare the packs of a plan."""
     count = len(plan.packs)
     counting = replace(_COUNTING, trim=plan.recipe.formula.trim)
-    blend = blend_with(plan.recipe, plan.layers, count, counting)
-    composition = measure(plan.base, compose(plan.base, plan.packs, prefer=plan.prefer, blend=blend), workers)
+    composition = measure(plan.base, plan.side_by_side(counting), workers)
     layers: dict[str, _Sums] = {}
     for job in composition.jobs:
         term = blended(job)

@@ -172,7 +172,10 @@ def test_a_merged_pack_is_not_thinned_out_at_random(family: tuple[Path, list[Pat
         ({"method": "sce", "semantics": "peft"}, "semantics"),
         ({"method": "linear", "parameters": {"normalize": 0.5}}, "normalize"),
         ({"method": "linear", "parameters": {"lambda": float("inf")}}, "lambda"),
+        ({"method": "linear", "parameters": {"lambda": 10**400}}, "lambda"),
         ({"method": "linear", "parameters": {"nonsense": 1}}, "nonsense"),
+        ({"method": "ties", "parameters": {"weight": 0.5}}, "weight is of each pack"),
+        ({"method": "ties", "parameters": {"density": 0.5}}, "density is of each pack"),
     ],
 )
 def test_a_parameter_that_a_method_does_not_know_is_an_error(

@@ -417,7 +417,12 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
             tmp_path / "base", list(packs.values()), tmp_path / "x", vocab=options["vocab"], recipe=deltapack.MergeRecipe(method)
         )
         assert preview.grown == ([("embed.weight", 70, rows)] if rows > 70 else [])
-        deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "merged.dpk", force=True, **options)
+        asked = {"recipe": deltapack.MergeRecipe(method), "vocab": options["vocab"]}
+        survey = deltapack.survey_merge(tmp_path / "base", list(packs.values()), **asked)
+        explained = deltapack.explain_merge(tmp_path / "base", list(packs.values()), "embed.weight", **asked)
+        assert explained.result == read_model(out)["embed.weight"].bits.reshape(-1)[explained.element]
+        again = deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "merged.dpk", force=True, report=True, **options)
+        assert again.survey == survey
         deltapack.apply(tmp_path / "base", tmp_path / "merged.dpk", tmp_path / "applied", force=True)
         found[vocab] = read_model(out)
         assert read_model(tmp_path / "applied") == found[vocab]

@@ -12,7 +12,7 @@ from builders import Model, random_tensor, small_model, tuned_model, write_file,
 
 import deltapack
 from deltapack.checkpoint import Checkpoint
-from deltapack.errors import BaseMismatchError, DeltapackError, MergeConflictError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, MergeConflictError, OutputError, RecipeError
 from deltapack.merge_recipe import MergeRecipe, constant
 
 PackOf = Callable[..., Path]
@@ -70,6 +70,8 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(tmp_path, tmp_path / "inputs")
     (tmp_path / "taken.safetensors").write_bytes(b"x")
     one = packs[:1]
+    merged, thin = tmp_path / "merged.dpk", MergeRecipe("dare_linear", densities=(constant(0.1),))
+    deltapack.merge(tmp_path / "base.safetensors", one * 2, merged)
     cases: list[tuple[dict[str, Any], type[DeltapackError]]] = [
         ({"packs": packs}, MergeConflictError),
         ({"packs": []}, RecipeError),
@@ -79,6 +81,8 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
         ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError),
         ({"out": tmp_path / "no" / "out"}, OutputError),
         ({"dtype": "i8"}, RecipeError),
+        ({"packs": [merged], "recipe": thin}, RecipeError),
+        ({"packs": one * 65, "out": tmp_path / "out.dpk"}, LimitError),
         ({"recipe": MergeRecipe("model_stock")}, RecipeError),
         ({"recipe": MergeRecipe("ties", (constant(1), constant(1)))}, RecipeError),
         ({"base": write_file(tmp_path / "other.safetensors", {"x": random_tensor(1, (3,))})}, BaseMismatchError),

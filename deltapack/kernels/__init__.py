@@ -98,6 +98,9 @@ class Backend(Protocol):
     def mix_shared(self, deltas: _Values, epsilon: np.float32, alone: _Values) -> _Values:
         """Take what one pack changed, and the mean of what several changed."""
 
+    def scalar_product(self, one: _Values, other: _Values) -> float:
+        """Add up products in order, in f64."""
+
     def compare(self, base: _Array, source: DType, tuned: _Array, target: DType) -> tuple[float, float, bool]:
         """Return statistics of the difference of two chunks."""
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.merge_methods.stack import Settings, Sparse, add_in_order
+from deltapack.kernels.reference.electing import add_in_order
+from deltapack.merge_methods.stack import Settings, Sparse
 
 __all__ = ["effective_weights", "linear", "weighted_sum"]
 

@@ -15,18 +15,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Settings, add_in_order, sum_in_order
+from deltapack import kernels
+from deltapack.kernels.reference.electing import add_in_order
+from deltapack.merge_methods.stack import Settings
 
 __all__ = ["model_stock", "products", "step_length"]
 
 
 def products(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
-    """Return `[packs, packs] f64` scalar products; each product of two f32 is exact."""
-    wide = deltas.astype(np.float64)
-    out = np.zeros((len(wide), len(wide)))
-    for i, row in enumerate(wide):
-        for j in range(i, len(wide)):
-            out[i, j] = out[j, i] = sum_in_order(row * wide[j])
+    """Return `[packs, packs] f64` scalar products."""
+    loops, packs = kernels.active(), len(deltas)
+    out = np.zeros((packs, packs))
+    for i in range(packs):
+        for j in range(i, packs):
+            out[i, j] = out[j, i] = loops.scalar_product(deltas[i], deltas[j])
     return out
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Election, Settings, sum_in_order
+from deltapack import kernels
+from deltapack.merge_methods.stack import Election, Settings
 
-__all__ = ["energies", "sce", "spread"]
+__all__ = ["election", "energies", "spread"]
 
 
 def spread(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -30,8 +31,7 @@ def spread(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def energies(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
     """Return `[packs] f64` sums of squares."""
-    wide = deltas.astype(np.float64)
-    return np.array([sum_in_order(row * row) for row in wide])
+    return np.array([kernels.active().scalar_product(row, row) for row in deltas])
 
 
 def election(settings: Settings) -> Election:
@@ -40,8 +40,3 @@ def election(settings: Settings) -> Election:
     shares = settings.statistic / total if total > 0 else np.full(packs, 1 / packs)
     weights, ones = shares.astype(np.float32), np.ones(packs, np.float32)
     return Election(ones, weights, weights, floor=1e-6)
-
-
-def sce(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
-    return election(settings).of(deltas)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 
-__all__ = ["Election", "Settings", "Sparse", "Stack", "add_in_order", "sum_in_order"]
+__all__ = ["Election", "Settings", "Sparse", "Stack"]
 
 Sparse = tuple[NDArray[np.uint32], NDArray[np.float32]]
 """Positions `[nnz]`, strictly increasing, and values `[nnz] f32`."""
@@ -87,16 +87,3 @@ class Election:
         """Return what to add to the base, `[union] f32`, for differences side by side, `[packs, union] f32`."""
         places = np.arange(deltas.shape[1], dtype=np.uint32)
         return self.blend(len(places), [(places, row) for row in deltas])[1]
-
-
-def add_in_order(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the sum of rows `[packs, union]`, first to last, in f32 from +0.0."""
-    total = np.zeros(rows.shape[1], np.float32)
-    for row in rows:
-        total = total + row
-    return total
-
-
-def sum_in_order(values: NDArray[np.float64]) -> float:
-    """Return the sum of `[n] f64`, first to last, so that every machine gets the same bits."""
-    return float(np.add.accumulate(values)[-1]) if len(values) else 0.0

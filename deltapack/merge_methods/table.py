@@ -31,11 +31,11 @@ class MergeMethod:
     Attributes:
         name: Its name.
         text: The formula in one line, for people.
-        formula: The formula.
+        formula: The formula, unless it is an election.
         defaults: Its own parameters and their values unless given; truth is 1.0 and 0.0.
         weighted: Whether it takes a weight for each pack.
         trim: How `density` thins out what the packs keep: `"magnitude"`, `"random"`, `"outliers"`; `None`: it takes no density.
-        election: The formula as an election, if it is one; it is then computed in one go.
+        election: The election that the formula is, if it is one; it is computed in one go.
         measure: What has to be known of the whole tensor.
         measured: What that is, in words.
         score: What elements are selected by, if they are: the `select_topk` share with the largest score.
@@ -47,7 +47,7 @@ class MergeMethod:
 
     name: str
     text: str
-    formula: Formula
+    formula: Formula | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     weighted: bool = True
     trim: str | None = None
@@ -65,6 +65,13 @@ class MergeMethod:
         """Whether the result is a weighted sum of the packs' terms, so that weights can be folded into their factors."""
         return self.formula is weighted_sum
 
+    def of(self, deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+        """Return what to add to the base, `[union] f32`, for differences side by side, `[packs, union] f32`."""
+        if self.election is not None:
+            return self.election(settings).of(deltas)
+        assert self.formula is not None
+        return self.formula(deltas, settings)
+
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of all parameters."""
@@ -76,16 +83,14 @@ _SUM = MergeMethod("linear", "base + lambda * sum(weight * delta)", weighted_sum
 _TIES = MergeMethod(
     "ties",
     "base + lambda * sum(weight * delta where its sign is that of sum(weight * delta))",
-    ties.ties,
-    {"normalize": 0, "lambda": 1},
+    defaults={"normalize": 0, "lambda": 1},
     trim="magnitude",
     election=ties.election,
 )
 _TIES_PAPER = MergeMethod(
     "ties",
     "base + lambda * mean(delta where its sign is that of sum(delta))",
-    ties_paper.ties_paper,
-    {"lambda": 1},
+    defaults={"lambda": 1},
     weighted=False,
     trim="magnitude",
     election=ties_paper.election,
@@ -96,7 +101,6 @@ _TIES_PAPER = MergeMethod(
 _TIES_PEFT = MergeMethod(
     "ties",
     "base + sum(weight * delta where its sign is that of sum(delta)) / number of such",
-    ties_peft.ties_peft,
     trim="magnitude",
     election=ties_peft.election,
     by_agreeing=True,
@@ -134,8 +138,7 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
         MergeMethod(
             "sce",
             "base + sum(g * delta where its sign is that of sum(delta)) / sum(g there); g: share of the pack in sum(delta^2)",
-            sce.sce,
-            {"select_topk": 1},
+            defaults={"select_topk": 1},
             weighted=False,
             election=sce.election,
             measure=sce.energies,

@@ -11,20 +11,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deltapack.merge_methods.stack import Election, Settings
 
-__all__ = ["ties"]
+__all__ = ["election"]
 
 
 def election(settings: Settings) -> Election:
     """Return the formula with its numbers."""
     weights = settings.weights
     return Election(weights, weights, weights if settings.options["normalize"] else None, scale=settings.options["lambda"])
-
-
-def ties(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
-    return election(settings).of(deltas)

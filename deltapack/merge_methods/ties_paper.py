@@ -13,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.merge_methods.stack import Election, Settings, add_in_order
+from deltapack.kernels.reference.electing import add_in_order
+from deltapack.merge_methods.stack import Election, Settings
 
-__all__ = ["majority", "ties_paper"]
+__all__ = ["election", "majority"]
 
 
 def majority(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
@@ -27,8 +28,3 @@ def election(settings: Settings) -> Election:
     """Return the formula with its numbers."""
     ones = np.ones(len(settings.weights), np.float32)
     return Election(ones, ones, ones, bool(settings.statistic[0] > 0), scale=settings.options["lambda"])
-
-
-def ties_paper(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
-    return election(settings).of(deltas)

@@ -10,19 +10,13 @@ The divisor counts packs, so weights keep their size: two packs of weight 0.5 th
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltapack.merge_methods.stack import Election, Settings
 
-__all__ = ["ties_peft"]
+__all__ = ["election"]
 
 
 def election(settings: Settings) -> Election:
     """Return the formula with its numbers."""
     ones = np.ones(len(settings.weights), np.float32)
     return Election(ones, settings.weights, ones)
-
-
-def ties_peft(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
-    return election(settings).of(deltas)

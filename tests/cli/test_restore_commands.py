@@ -9,6 +9,7 @@ from pathlib import Path
 
 from click.testing import Result
 
+from deltapack.errors import RecipeError
 from deltapack.merge_recipe import MergeRecipe, constant
 from deltapack.reports import ApplyReport, MergeReport, VerifyReport
 
@@ -63,6 +64,17 @@ def test_merge_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> N
     weights, densities = (constant(0.5), constant(0.3)), (constant(0.2), constant(0.2))
     recipe = MergeRecipe("ties", weights, "mergekit", densities, {"lambda": 0.5, "normalize": 0.0})
     assert use_case.kwargs == CHOSEN | {"recipe": recipe, "prefer": pair.pack, "assets": "base", "vocab": "base", "report": False}
+
+
+def test_questions_about_a_merge_pass_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    refusal = RecipeError("no")
+    call = ["merge", pair.base, pair.pack, "--prefer", pair.pack, "--vocab", "base", "--workers", "3"]
+    expected = {"recipe": MergeRecipe(), "prefer": pair.pack, "vocab": "base", "workers": 3}
+    explain, _, survey = stand_in("explain_merge", refusal), stand_in("preview_merge", None), stand_in("survey_merge", refusal)
+    assert run(*call, "--explain", "w").exit_code != 0
+    assert (explain.args, explain.kwargs) == ((pair.base, (pair.pack,), "w"), expected)
+    assert run(*call, "-o", tmp_path / "out", "--dry-run", "--report").exit_code != 0
+    assert (survey.args, survey.kwargs) == ((pair.base, (pair.pack,)), expected)
 
 
 def test_verify_passes_its_options(run: Run, pair, stand_in) -> None:

@@ -95,3 +95,25 @@ def test_backends_mix_the_same(count: int) -> None:
     alone = rng.normal(size=4).astype(np.float32)
     one, other = (load(name).mix_shared(deltas, np.float32(0.01), alone) for name in BACKENDS)
     assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1025, 65_536])
+def test_scalar_products_by_plain_scalars(loops: Backend, count: int) -> None:
+    """In order: over many magnitudes any other order gives other bits. Negative zeros add up to +0.0."""
+    rng = np.random.default_rng(count)
+    one, other = (np.ldexp(rng.normal(size=count), rng.integers(-60, 60, count)).astype(np.float32) for _ in range(2))
+    one[::3] = 0
+    total = 0.0
+    for left, right in zip(one.tolist(), other.tolist(), strict=True):
+        total += left * right
+    assert loops.scalar_product(one, other).hex() == total.hex()
+    assert loops.scalar_product(np.zeros_like(one), -np.abs(other)).hex() == (0.0).hex()
+
+
+def test_backends_multiply_the_same() -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.choice([0.0, -0.0, 1.0, -0.1, 1e-45, 3e38, -np.inf], (40, 3)).astype(np.float32)
+    for one in rows:
+        for other in rows:
+            found = {np.float64(load(name).scalar_product(one, other)).tobytes() for name in BACKENDS}
+            assert len(found) == 1

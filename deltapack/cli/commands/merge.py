@@ -126,8 +126,7 @@ class _Call:
     def explain(self, tensor: str) -> None:
         """Print the formula with the numbers of a tensor."""
         name = None if tensor == "auto" else tensor
-        settings = {key: self.given[key] for key in ("prefer", "workers")}
-        report = deltapack.explain_merge(self.base, self.asked.packs, name, recipe=self.asked.recipe, **settings)
+        report = deltapack.explain_merge(self.base, self.asked.packs, name, **self._questions())
         if self.as_json:
             print_json(report.to_json())
         else:
@@ -138,8 +137,7 @@ class _Call:
         report = deltapack.preview_merge(self.base, self.asked.packs, out, **self._settings())
         survey = None
         if self.given["report"]:
-            settings = {key: self.given[key] for key in ("prefer", "workers")}
-            survey = deltapack.survey_merge(self.base, self.asked.packs, recipe=self.asked.recipe, **settings)
+            survey = deltapack.survey_merge(self.base, self.asked.packs, **self._questions())
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
             return
@@ -170,8 +168,12 @@ class _Call:
 
     def _settings(self) -> dict[str, Any]:
         """Return the arguments that a merge and its preview share."""
-        same = {key: self.given[key] for key in ("prefer", "assets", "vocab", "max_shard_size", "force", "workers")}
-        return same | {"recipe": self.asked.recipe, "dtype": self.given["dtype"] or self.asked.dtype}
+        own = {key: self.given[key] for key in ("assets", "max_shard_size", "force")}
+        return self._questions() | own | {"dtype": self.given["dtype"] or self.asked.dtype}
+
+    def _questions(self) -> dict[str, Any]:
+        """Return the arguments that all uses of a merge share, also those that write nothing."""
+        return {key: self.given[key] for key in ("prefer", "vocab", "workers")} | {"recipe": self.asked.recipe}
 
     def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:
         if survey is not None and not self.quiet:

@@ -5,7 +5,7 @@ reference as it is.
 """
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
-from deltapack.kernels.cpu.electing import blend_elected, mix_shared, stack_terms
+from deltapack.kernels.cpu.electing import blend_elected, mix_shared, scalar_product, stack_terms
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
@@ -39,6 +39,7 @@ __all__ = [
     "quantize_groups",
     "rice_gap_positions",
     "sample_positions",
+    "scalar_product",
     "sign_groups",
     "stack_terms",
     "sum_terms",

@@ -1,4 +1,4 @@
-"""Sums of what agrees with an elected sign, compiled; `deltapack.kernels.reference.electing` says what each function does."""
+"""Sums of what agrees with a sign, scalar products, compiled; `deltapack.kernels.reference.electing` says what each function does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deltapack.kernels.cpu.bits import addresses, array_at, compiled
 from deltapack.kernels.reference.electing import Positions, Values
 
-__all__ = ["blend_elected", "mix_shared", "stack_terms"]
+__all__ = ["blend_elected", "mix_shared", "scalar_product", "stack_terms"]
 
 _BLOCK = 1024
 
@@ -171,3 +171,16 @@ def _mix_shared(deltas: Values, epsilon: np.float32, alone: Values, mixed: Value
                 part = delta * factor if counts[i] == one else delta / max(counts[i], one)
                 mixed[start + i] += part if abs(delta) > epsilon else zero
         start += count
+
+
+def scalar_product(one: Values, other: Values) -> float:
+    """See the reference."""
+    return float(_scalar_product(np.ascontiguousarray(one), np.ascontiguousarray(other)))
+
+
+@compiled
+def _scalar_product(one: Values, other: Values) -> np.float64:
+    total = np.float64(0)
+    for i in range(np.uint64(len(one))):
+        total += np.float64(one[i]) * np.float64(other[i])
+    return total

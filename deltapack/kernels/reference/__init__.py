@@ -6,7 +6,7 @@ kept elements and elements of each tile. Where `out` is given, the result is a v
 """
 
 from deltapack.kernels.reference.adding import add_encoded, add_in_place, add_sparse, are_finite, decode_encoded, sum_terms
-from deltapack.kernels.reference.electing import blend_elected, mix_shared, stack_terms
+from deltapack.kernels.reference.electing import blend_elected, mix_shared, scalar_product, stack_terms
 from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.reference.positions import (
     bitmap_of,
@@ -44,6 +44,7 @@ __all__ = [
     "quantize_groups",
     "rice_gap_positions",
     "sample_positions",
+    "scalar_product",
     "sign_groups",
     "stack_terms",
     "sum_terms",

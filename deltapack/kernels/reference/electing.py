@@ -1,4 +1,4 @@
-"""The differences of several packs side by side, and sums of those that agree with an elected sign."""
+"""The differences of several packs side by side, sums of those that agree with an elected sign, scalar products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blend_elected", "mix_shared", "stack_terms"]
+__all__ = ["add_in_order", "blend_elected", "mix_shared", "scalar_product", "stack_terms"]
 
 Positions = NDArray[np.uint32]
 Values = NDArray[np.float32]
@@ -70,10 +70,10 @@ def blend_elected(
     positions, deltas = stack_terms(length, parts)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         voted = deltas * voices[:, None]
-        total = _add_in_order(voted)
+        total = add_in_order(voted)
         agree = np.where(total >= 0 if zero_is_positive else total > 0, voted > 0, voted < 0)
-        mixed = _add_in_order(np.where(agree, deltas * shares[:, None], np.float32(0)))
-        divisor = _add_in_order(np.where(agree, measures[:, None], np.float32(0)))
+        mixed = add_in_order(np.where(agree, deltas * shares[:, None], np.float32(0)))
+        divisor = add_in_order(np.where(agree, measures[:, None], np.float32(0)))
         if divided:
             mixed = np.divide(mixed, np.maximum(divisor, floor) if floor > 0 else np.where(divisor == 0, np.float32(1), divisor))
         return positions, mixed * scale + np.float32(0)
@@ -90,10 +90,18 @@ def mix_shared(deltas: Values, epsilon: np.float32, alone: Values) -> Values:
     kept = np.abs(deltas) > epsilon
     count = kept.sum(axis=0)
     parts = np.where(count == 1, deltas * alone[:, None], deltas / np.maximum(count, 1).astype(np.float32))
-    return _add_in_order(np.where(kept, parts, np.float32(0)))
+    return add_in_order(np.where(kept, parts, np.float32(0)))
 
 
-def _add_in_order(rows: Values) -> Values:
+def scalar_product(one: Values, other: Values) -> float:
+    """Return the sum of the products of `[n] f32` and `[n] f32`, in f64, first to last from +0.0; each product is exact."""
+    with np.errstate(invalid="ignore"):
+        products = one.astype(np.float64) * other
+        return float(np.add.accumulate(products)[-1]) + 0.0 if len(products) else 0.0
+
+
+def add_in_order(rows: Values) -> Values:
+    """Return the sum of rows `[packs, union]`, first to last, in f32 from +0.0."""
     total = np.zeros(rows.shape[1], np.float32)
     for row in rows:
         total = total + row
