@@ -10,7 +10,7 @@ import numpy as np
 
 from deltapack.basecheck import BaseTensors, check_base
 from deltapack.checkpoint import TensorInfo
-from deltapack.codecs.chunk import stored_layout, term_layout
+from deltapack.codecs.chunk import stored_chunks, term_chunks
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
@@ -205,7 +205,7 @@ class _JobMaker:
             tensor,
             digest,
             self._added(tensor, adding),
-            _rows(part, entry.common),
+            _rows(part),
             self._promised(part),
             part.pack.reader.path,
         )
@@ -224,7 +224,7 @@ class _JobMaker:
 
 def _whole_job(part: _Part) -> TensorJob:
     entry = part.entry
-    rows, path = _rows(part, 0), part.pack.reader.path
+    rows, path = _rows(part), part.pack.reader.path
     return TensorJob(
         entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path, whole=entry
     )
@@ -239,20 +239,18 @@ def _adds(part: _Part, tensor: TensorInfo) -> bool:
 def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[TermSource]:
     entry, reader = part.entry, part.pack.reader
     if entry.kind == "stored":
-        rows = _rows(part, 0)
+        rows = _rows(part)
         if rows is not None:
             yield StoredTerm(rows, np.float32(weight))
     for term in entry.terms:
-        blob = reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
-        yield PackTerm(reader, term, blob, part.pack.factor(term.factor, weight))
+        yield PackTerm(reader, term, term_chunks(reader, entry, term), part.pack.factor(term.factor, weight))
 
 
-def _rows(part: _Part, start: int) -> StoredRows | None:
+def _rows(part: _Part) -> StoredRows | None:
     entry, reader = part.entry, part.pack.reader
     if entry.stored is None:
         return None
-    blob = reader.chunked_blob(entry.stored, stored_layout(entry.numel - start), 0, entry.name)
-    return StoredRows(reader, entry.stored, blob, entry.dtype, start)
+    return StoredRows(reader, entry.stored, stored_chunks(reader, entry), entry.dtype, entry.common)
 
 
 def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:

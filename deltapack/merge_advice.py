@@ -9,7 +9,7 @@ from math import prod
 from deltapack.format.reader import PackReader
 from deltapack.merge_planning import MergePlan
 
-__all__ = ["shown_weights", "warnings_of"]
+__all__ = ["changed_and_alone", "shown_weights", "warnings_of"]
 
 LARGEST_SUM_OF_WEIGHTS = 1.2
 """Above this sum merges are known to degrade (advice of mergekit's maintainers: 0 to 1.2)."""
@@ -79,10 +79,17 @@ def _kept_by_one(readers: Sequence[PackReader]) -> float:
                 kept.setdefault(entry.name, []).append(min(1.0, sum(term.nnz for term in entry.terms) / entry.common))
     touched = alone = 0.0
     for name, shares in kept.items():
-        dropped = [1 - share for share in shares]
-        touched += sizes[name] * (1 - prod(dropped))
-        alone += sizes[name] * sum(share * prod(dropped[:place] + dropped[place + 1 :]) for place, share in enumerate(shares))
+        some, one = changed_and_alone(shares)
+        touched += sizes[name] * some
+        alone += sizes[name] * one
     return alone / touched if touched else 0.0
+
+
+def changed_and_alone(densities: Sequence[float]) -> tuple[float, float]:
+    """Return which shares of the elements some, and exactly one, of independent masks of these densities keep."""
+    dropped = [1 - density for density in densities]
+    alone = sum(density * prod(dropped[:place] + dropped[place + 1 :]) for place, density in enumerate(densities))
+    return 1 - prod(dropped), alone
 
 
 def _mask_keys(reader: PackReader) -> set[tuple[str, int, int]]:

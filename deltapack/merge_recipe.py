@@ -192,7 +192,7 @@ class MergeRecipe:
 
 
 def recipe_of(
-    weights: Sequence[float] | None,
+    weights: float | Sequence[float] | None,
     method: str,
     semantics: str | None,
     density: float | Sequence[float] | None,
@@ -201,13 +201,19 @@ def recipe_of(
     """Return the recipe that these plain arguments mean, as `merge` takes them.
 
     Raises:
-        RecipeError: One is out of range.
+        RecipeError: One is no number, or out of range.
     """
-    given = () if weights is None else tuple(constant(weight) for weight in weights)
-    densities: tuple[Schedule, ...] = ()
-    if density is not None:
-        densities = tuple(map(constant, density if isinstance(density, Sequence) else [density]))
-    return MergeRecipe(method, given, semantics, densities, dict(parameters or {}))
+    return MergeRecipe(method, _constants("weights", weights), semantics, _constants("density", density), dict(parameters or {}))
+
+
+def _constants(what: str, given: float | Iterable[float] | None) -> tuple[Schedule, ...]:
+    if given is None:
+        return ()
+    try:
+        numbers = tuple(map(float, (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecipeError(f"{what}: not a number", expected="a number for each pack, or one for all", found=given) from error
+    return tuple(map(constant, numbers))
 
 
 _NEUTRAL = {"lambda": 1.0, "normalize": 0.0}

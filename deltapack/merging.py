@@ -26,7 +26,7 @@ def merge(
     packs: Sequence[str | Path],
     out: str | Path,
     *,
-    weights: Sequence[float] | None = None,
+    weights: float | Sequence[float] | None = None,
     method: str = "linear",
     semantics: str | None = None,
     density: float | Sequence[float] | None = None,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from deltapack.blending import BlendedTerm, blended, drop_rate_by_chance
 from deltapack.jobs import TensorJob
 from deltapack.measuring import measure
+from deltapack.merge_advice import changed_and_alone
 from deltapack.merge_methods.linear import weighted_sum
 from deltapack.merge_methods.model_stock import products
 from deltapack.merge_methods.stack import Settings
@@ -153,15 +153,9 @@ def _sums_of(job: TensorJob, term: BlendedTerm, packs: int) -> _Sums:
     out.squares[places] = gram.diagonal() * density
     out.weighted[places] = gram.diagonal() * term.settings.weights.astype(np.float64) ** 2
     random = all(rate is not None for rate in chances)
-    expected = _expected(kept / job.common) * job.common if random else float("nan")
+    some, one = changed_and_alone((kept / job.common).tolist())
+    expected = max(0.0, some - one) * job.common if random else float("nan")
     return _Sums(job.common, changed, shared, conflicts, expected, out.products, out.squares, out.weighted)
-
-
-def _expected(densities: NDArray[np.float64]) -> float:
-    """Return the share of elements that several of some independent masks keep."""
-    dropped = [1 - density for density in densities.tolist()]
-    alone = sum((1 - rate) * prod(dropped[:place] + dropped[place + 1 :]) for place, rate in enumerate(dropped))
-    return float(max(0.0, 1 - prod(dropped) - alone))
 
 
 def _warnings(total: _Sums) -> list[str]:

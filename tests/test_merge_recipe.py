@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from deltapack.errors import RecipeError
 from deltapack.merge_arguments import parse_parameter, parse_schedules
-from deltapack.merge_recipe import Layers, MergeRecipe, Rule, Schedule, constant
+from deltapack.merge_recipe import Layers, MergeRecipe, Rule, Schedule, constant, recipe_of
 
 PACKS = [Path("a/math.dpk"), Path("b/code.dpk"), Path("b/chat:v2.dpk")]
 NAMES = ["model.embed_tokens.weight", *(f"model.layers.{n}.mlp.up_proj.weight" for n in range(5)), "lm_head.weight"]
@@ -112,3 +113,17 @@ def test_what_a_pack_states() -> None:
             {"id": "y", "weight": "0.5", "density": "0.2"},
         ],
     }
+
+
+@pytest.mark.parametrize("weights", ["x", [None], ["x"], [10**400], [object()], [float("nan")]])
+def test_refuses_weights_that_are_no_numbers(weights: Any) -> None:
+    with pytest.raises(RecipeError):
+        recipe_of(weights, "linear", None, None, None)
+    with pytest.raises(RecipeError):
+        recipe_of(None, "ties", None, weights, None)
+
+
+def test_one_number_is_for_all_packs() -> None:
+    recipe = recipe_of(0.5, "ties", None, 0.25, None).for_packs(3)
+    assert recipe.weights_at("x", 0, 3) == [0.5] * 3
+    assert [schedule.at("x", 0) for schedule in recipe.densities] in ([0.25], [0.25] * 3)
