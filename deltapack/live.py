@@ -254,21 +254,23 @@ class LiveModel:
         # Tensors made in inference mode may be changed in that mode only; it changes others as well.
         with torch.inference_mode():
             try:
-                self._run(plan, done)
+                self._run(self._saved, plan, done)
             except BaseException:
-                for saved in [*done, *self._saved]:
-                    saved.put_back()
+                # What undoes it all stays in `_saved`: after a second Ctrl-C here, deactivate() still brings the base back.
                 before, self._plan, self._current = (self._plan, self._current), NOTHING, {}
-                self._saved, again = [], list[Saved]()
-                self._run(before[0], again)
-                self._saved, (self._plan, self._current) = again, before
+                self._saved = [*done, *self._saved]
+                for saved in self._saved:
+                    saved.put_back()
+                self._saved = []
+                self._run([], before[0], self._saved)
+                self._plan, self._current = before
                 raise
         self._saved, self._plan, self._current = done, plan, dict(packs)
 
-    def _run(self, plan: Plan, done: list[Saved]) -> None:
+    def _run(self, before: Sequence[Saved], plan: Plan, done: list[Saved]) -> None:
         on_host = {key(work.region) for work in plan.host}
         undo: dict[torch.device, list[Saved]] = {}
-        for saved in self._saved:
+        for saved in before:
             if key(saved.region) not in on_host:
                 undo.setdefault(saved.region.memory.device, []).append(saved)
         for device in sorted({*undo, *plan.works}, key=str):
@@ -276,4 +278,4 @@ class LiveModel:
             if engine is not None:
                 engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
         rest = [saved for part in undo.values() for saved in part]
-        self._host.switch([*rest, *(saved for saved in self._saved if key(saved.region) in on_host)], plan.host, self._undo, done)
+        self._host.switch([*rest, *(saved for saved in before if key(saved.region) in on_host)], plan.host, self._undo, done)
