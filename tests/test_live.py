@@ -171,6 +171,9 @@ def test_a_scope_brings_back_what_was_active(family: tuple[Model, list[Path]], m
         assert holds(state, base)
         raise ZeroDivisionError
     assert holds(state, merged([two], weights=[0.5]))
+    with live.activate(one):
+        live.unload(two)
+    assert live.current == {str(two): 0.5} and holds(state, merged([two], weights=[0.5]))
 
 
 class Tied(torch.nn.Module):
