@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -165,7 +166,7 @@ def rows_of(subject: Subject, engine: Engine, device: torch.device, counts: Sequ
     rows = [("copy within the device, scaled", copying / share)]
     for count in counts:
         works = subject.works(range(count), 1 / count)
-        rows.append((f"activate {count}", median(device, lambda works=works: state.to(works), lambda: state.to([]))))
+        rows.append((f"activate {count}", median(device, partial(state.to, works), partial(state.to, []))))
     one, other = subject.works([0]), subject.works([len(subject.packs) - 1])
     rows.append(("switch", median(device, lambda: state.to(other), lambda: state.to(one))))
     rows.append(("undo", median(device, lambda: state.to([]), lambda: state.to(one))))

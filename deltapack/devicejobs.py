@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -95,16 +95,16 @@ def restore_on_device(
             done += tensor.job.numel * tensor.job.dtype.itemsize
             yield tensor
     run = _Run(base, place, sink, verify, workers, {})
-    batch: list[_Sent] = []
+    batch, nbytes = list[_Sent](), 0
     for number, job in enumerate(sums, 1):
         batch.append(run.send(job))
-        nbytes = sum(sent.job.numel * sent.job.dtype.itemsize for sent in batch)
+        nbytes += job.numel * job.dtype.itemsize
         if nbytes >= _BATCH_BYTES or number == len(sums):
             for tensor in run.decode(batch):
                 done += tensor.job.numel * tensor.job.dtype.itemsize
                 progress(done, total)
                 yield tensor
-            batch = []
+            batch, nbytes = [], 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Run:
             write_chunk(source, chunk, elements)
             return chunk_digest(elements) if self.verify else b""
 
-        digests = tuple(ordered_map(copy, range(chunk_count(held.numel)), self.workers))
+        digests = self._each(copy, chunk_count(held.numel))
         if source is not target:
             target.memory.copy_(generic.convert(source.memory, held.dtype, job.dtype))
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
@@ -158,11 +158,15 @@ class _Run:
                 return chunk_digest(elements) if self.verify else b""
 
             needed = not stays or (self.verify and bool(job.digest))
-            digests = tuple(ordered_map(take, range(chunk_count(job.numel)) if needed else (), self.workers))
+            digests = self._each(take, chunk_count(job.numel) if needed else 0)
             restored = RestoredTensor(job, sent.base_digests, digests)
             if self.verify:
                 check_digests(self.base, restored)
             yield restored
+
+    def _each(self, function: Callable[[int], bytes], chunks: int) -> tuple[bytes, ...]:
+        """Return what a function gives for each chunk; most tensors have one, for which no thread is started."""
+        return tuple(ordered_map(function, range(chunks), max(1, min(self.workers, chunks))))
 
 
 def _is_sum(job: TensorJob) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -17,7 +16,7 @@ from deltapack.device.regions import Region
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
 from deltapack.jobs import TensorJob
-from deltapack.parallel import ordered_map
+from deltapack.parallel import for_each
 from deltapack.restoring import restore_chunk
 from deltapack.slots import Slots, read_chunk, write_chunk
 
@@ -57,10 +56,10 @@ class HostWork:
 
 @dataclass(frozen=True)
 class _SavedChanges:
-    """The elements that changed, by chunk: positions and what they were."""
+    """What changed, by chunk: positions of elements and what they were, or all elements of the chunk."""
 
     work: HostWork
-    pieces: list[tuple[int, NDArray[np.uint32], Elements]] = field(default_factory=list)
+    pieces: list[tuple[int, NDArray[np.uint32] | None, Elements]] = field(default_factory=list)
 
     @property
     def region(self) -> Region:
@@ -68,13 +67,20 @@ class _SavedChanges:
 
     @property
     def nbytes(self) -> int:
-        return sum(positions.nbytes + elements.nbytes for _, positions, elements in self.pieces)
+        return sum(elements.nbytes + (positions.nbytes if positions is not None else 0) for _, positions, elements in self.pieces)
 
     def put_back(self) -> None:
         for chunk, positions, elements in self.pieces:
-            now = read_chunk(self.region, self.work.job, chunk)
-            now[positions] = elements
+            now = elements if positions is None else read_chunk(self.region, self.work.job, chunk)
+            if positions is not None:
+                now[positions] = elements
             write_chunk(self.region, chunk, now)
+
+    def keep(self, chunk: int, positions: NDArray[np.uint32], old: Elements, keep: Keep) -> None:
+        """Keep what a chunk was, before it is changed."""
+        changed = old[positions]
+        whole = keep == "auto" and positions.nbytes + changed.nbytes >= old.nbytes
+        self.pieces.append((chunk, None, old) if whole else (chunk, positions, changed))
 
 
 @dataclass(frozen=True)
@@ -95,40 +101,47 @@ class HostEngine:
 
     def switch(self, undo: Sequence[Saved], works: Sequence[HostWork], keep: Keep, done: list[Saved]) -> None:
         """See `deltapack.device.work.Engine.switch`."""
-        before = by_region(undo)
+        self._put_back(undo)
+        before, logs = by_region(undo), list[_SavedChanges | None]()
         for work in works:
-            earlier = before.pop(key(work.region), [])
-            for saved in earlier:
-                saved.put_back()
             # A tensor that is replaced as a whole changes nearly everywhere.
             copied = keep == "copy" or (keep == "auto" and work.job.base is None)
+            logs.append(None if copied or keep == "nothing" else _SavedChanges(work))
             if copied:
-                done.append(SavedCopy.of(work.region, earlier))
-            self._do(work, "nothing" if copied else keep, done)
-        for rest in before.values():
-            for saved in rest:
-                saved.put_back()
-
-    def _do(self, work: HostWork, keep: Keep, done: list[Saved]) -> None:
-        changes = _SavedChanges(work)
-        if keep != "nothing":
-            done.append(changes)
-
+                done.append(SavedCopy.of(work.region, before.get(key(work.region), ())))
+        done += [log for log in logs if log is not None]
         buffers = Buffers()
 
-        def restore(chunk: int) -> None:
+        def restore(task: tuple[HostWork, _SavedChanges | None, int]) -> None:
             # Whether inference mode is on is known to each thread by itself.
             with torch.inference_mode():
-                old = read_chunk(work.region, work.job, chunk)
-                new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, buffers)
-                assert new is not None
-                bits = f"<u{old.dtype.itemsize}"
-                positions = np.flatnonzero(old.view(bits) != new.view(bits)).astype(np.uint32)
-                if len(positions):
-                    # First what undoes it, then the change.
-                    changes.pieces.append((chunk, positions, old[positions]))
-                    write_chunk(work.region, chunk, new)
+                _restore(*task, keep, buffers)
 
-        with closing(ordered_map(restore, work.region.chunks, self.workers)) as chunks:
-            for _ in chunks:
-                pass
+        tasks = [(work, log, chunk) for work, log in zip(works, logs, strict=True) for chunk in work.region.chunks]
+        for_each(restore, tasks, self.workers)
+
+    def _put_back(self, undo: Sequence[Saved]) -> None:
+        def put_back(log: Saved) -> None:
+            with torch.inference_mode():
+                log.put_back()
+
+        for saved in undo:
+            if not isinstance(saved, _SavedChanges):  # torch has threads of its own
+                saved.put_back()
+        for_each(put_back, [saved for saved in undo if isinstance(saved, _SavedChanges)], self.workers)
+
+
+def _restore(work: HostWork, log: _SavedChanges | None, chunk: int, keep: Keep, buffers: Buffers) -> None:
+    old = read_chunk(work.region, work.job, chunk)
+    new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, buffers)
+    assert new is not None
+    if work.region.memory.numel() < work.job.numel:
+        # Elements that are not held must not seem to change.
+        old = read_chunk(work.region, work.job, chunk, around=new)
+    bits = f"<u{old.dtype.itemsize}"
+    positions = np.flatnonzero(old.view(bits) != new.view(bits)).astype(np.uint32)
+    if len(positions):
+        # First what undoes it, then the change.
+        if log is not None:
+            log.keep(chunk, positions, old, keep)
+        write_chunk(work.region, chunk, new)

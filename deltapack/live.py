@@ -78,19 +78,32 @@ _PLANS = 64
 
 
 @dataclass(frozen=True)
+class _Active:
+    """Packs and their weights, how they are merged, and what that means for each tensor."""
+
+    packs: Mapping[str, float]
+    recipe: MergeRecipe | None
+    prefer: str | Path | None
+    plan: Plan
+
+
+_BASE = _Active({}, None, None, NOTHING)
+
+
+@dataclass(frozen=True)
 class _Scope:
     """What `activate` returns: as a context manager, it brings back what was active before."""
 
     live: LiveModel
-    packs: Mapping[str, float]
-    plan: Plan
+    before: _Active
 
     def __enter__(self) -> LiveModel:
         return self.live
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.live._lock:
-            self.live._switch(self.packs, self.plan)
+            # Planned again, as its packs may have been unloaded since.
+            self.live._switch(self.live._planned(self.before.packs, self.before.recipe, self.before.prefer))
 
 
 class LiveModel:
@@ -110,15 +123,14 @@ class LiveModel:
         self._host = HostEngine(workers)
         self._packs: dict[Path, Loaded] = {}
         self._saved: list[Saved] = []
-        self._current: dict[str, float] = {}
-        self._plan = NOTHING
+        self._active = _BASE
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._lock = threading.RLock()
 
     @property
     def current(self) -> Mapping[str, float]:
         """The active packs and their weights, in order of addition; empty for the base."""
-        return dict(self._current)
+        return dict(self._active.packs)
 
     @property
     def undo_bytes(self) -> int:
@@ -156,7 +168,7 @@ class LiveModel:
         """
         with self._lock:
             path = Path(pack).resolve()
-            if path in {Path(name).resolve() for name in self._current}:
+            if path in {Path(name).resolve() for name in self._active.packs}:
                 raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
             self._plans.clear()
             loaded = self._packs.pop(path, None)
@@ -201,14 +213,14 @@ class LiveModel:
         weights = None if set(wanted.values()) <= {1.0} else list(wanted.values())
         recipe = recipe_of(weights, method, semantics, density, parameters)
         with self._lock:
-            before = _Scope(self, self._current, self._plan)
-            self._switch(wanted, self._planned(wanted, recipe, prefer))
-        return before
+            before = self._active
+            self._switch(self._planned(wanted, recipe, prefer))
+        return _Scope(self, before)
 
     def deactivate(self) -> None:
         """Bring the base back, bit for bit."""
         with self._lock:
-            self._switch({}, NOTHING)
+            self._switch(_BASE)
 
     def close(self) -> None:
         """Bring the base back and close all packs."""
@@ -221,13 +233,14 @@ class LiveModel:
         region = self._slots.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
-    def _planned(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> Plan:
-        if not packs:
-            return NOTHING
+    def _planned(self, packs: Mapping[str, float], recipe: MergeRecipe | None, prefer: str | Path | None) -> _Active:
+        if not packs or recipe is None:
+            return _BASE
         known = (*packs.items(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
         if known not in self._plans and len(self._plans) >= _PLANS:
             self._plans.clear()
-        return self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, recipe, prefer))
+        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, recipe, prefer))
+        return _Active(packs, recipe, prefer, plan)
 
     def _new_plan(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> Plan:
         for path in packs:
@@ -248,27 +261,29 @@ class LiveModel:
         notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
         self.notes += [note for note in notes if note not in self.notes]
 
-    def _switch(self, packs: Mapping[str, float], plan: Plan) -> None:
+    def _switch(self, wanted: _Active) -> None:
         """Undo what is active and do what is planned; after an error, do what was active before."""
         done: list[Saved] = []
         # Tensors made in inference mode may be changed in that mode only; it changes others as well.
         with torch.inference_mode():
             try:
-                self._run(plan, done)
+                self._run(self._saved, wanted.plan, done)
             except BaseException:
-                for saved in [*done, *self._saved]:
+                # What undoes it all stays in `_saved`: after a second Ctrl-C here, deactivate() still brings the base back.
+                before, self._active = self._active, _BASE
+                self._saved = [*done, *self._saved]
+                for saved in self._saved:
                     saved.put_back()
-                before, self._plan, self._current = (self._plan, self._current), NOTHING, {}
-                self._saved, again = [], list[Saved]()
-                self._run(before[0], again)
-                self._saved, (self._plan, self._current) = again, before
+                self._saved = []
+                self._run([], before.plan, self._saved)
+                self._active = before
                 raise
-        self._saved, self._plan, self._current = done, plan, dict(packs)
+        self._saved, self._active = done, wanted
 
-    def _run(self, plan: Plan, done: list[Saved]) -> None:
+    def _run(self, before: Sequence[Saved], plan: Plan, done: list[Saved]) -> None:
         on_host = {key(work.region) for work in plan.host}
         undo: dict[torch.device, list[Saved]] = {}
-        for saved in self._saved:
+        for saved in before:
             if key(saved.region) not in on_host:
                 undo.setdefault(saved.region.memory.device, []).append(saved)
         for device in sorted({*undo, *plan.works}, key=str):
@@ -276,4 +291,4 @@ class LiveModel:
             if engine is not None:
                 engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
         rest = [saved for part in undo.values() for saved in part]
-        self._host.switch([*rest, *(saved for saved in self._saved if key(saved.region) in on_host)], plan.host, self._undo, done)
+        self._host.switch([*rest, *(saved for saved in before if key(saved.region) in on_host)], plan.host, self._undo, done)

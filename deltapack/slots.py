@@ -225,7 +225,13 @@ def write_chunk(region: Region, chunk: int, elements: Elements) -> None:
     """Overwrite what is held of a chunk of a tensor; `elements` are all of the chunk, in their storage type."""
     bits = elements.view(f"<{'u' if elements.dtype.itemsize == 1 else 'i'}{elements.dtype.itemsize}")
     for place, held in _pieces(region, chunk * CHUNK, chunk * CHUNK + len(elements)):
-        held.copy_(torch.from_numpy(np.require(bits[place], requirements=["C", "W"])).reshape(held.shape))
+        if held.device.type == "cpu":
+            # Threads call this, and each copy of torch's would wake threads of its own.
+            held.numpy()[...] = bits[place]
+            if not held.is_inference():
+                torch.autograd.graph.increment_version(held)
+        else:
+            held.copy_(torch.from_numpy(np.require(bits[place], requirements=["C", "W"])))
 
 
 def _pieces(region: Region, start: int, stop: int) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -171,6 +171,9 @@ def test_a_scope_brings_back_what_was_active(family: tuple[Model, list[Path]], m
         assert holds(state, base)
         raise ZeroDivisionError
     assert holds(state, merged([two], weights=[0.5]))
+    with live.activate(one):
+        live.unload(two)
+    assert live.current == {str(two): 0.5} and holds(state, merged([two], weights=[0.5]))
 
 
 class Tied(torch.nn.Module):
@@ -463,6 +466,69 @@ def test_logs_are_small_where_packs_are_sparse(large: tuple[Model, Path], merged
     assert live.undo_bytes < 0.2 * 2 * len(base["w"].bits)
     live.deactivate()
     assert holds(state, base)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_undo_takes_no_more_than_a_copy(pack_of: PackOf, merged: Merged, backend: str) -> None:
+    """Packs that keep half of the elements, alone and together, and slices: a log of columns says nothing of those that are not held."""
+    base = {"w": random_tensor(1, (300, 500), "bf16")}
+    packs = [pack_of(base, tuned_model(base, seed), f"{seed}", drop_rate=0.5, values="f32") for seed in (1, 2)]
+    state = state_of(base)
+    live = deltapack.attach(state, backend=backend)
+    for chosen in (packs[:1], packs):
+        live.activate(dict.fromkeys(chosen, 30.0))  # nearly all kept elements change
+        assert holds(state, merged(chosen, weights=[30.0] * len(chosen)))
+        logged = backend == "triton" and len(chosen) == 1  # without places, so smaller than a copy
+        assert 0.49 < live.undo_bytes / (2 * 300 * 500) < 0.51 if logged else live.undo_bytes <= 2 * 300 * 500
+    live.deactivate()
+    assert holds(state, base)
+    few = {"w": state["w"][:, 490:].contiguous()}
+    names = {"w": Slice("w", of=(slice(None), slice(490, 500)))}
+    live = deltapack.attach(few, packs[0].parent / "base.safetensors", names=names, backend=backend, undo="log")
+    live.activate(packs[0])
+    assert torch.equal(few["w"], state_of(merged(packs[:1]))["w"][:, 490:])
+    if backend != "triton":  # its log has a place for all that the term keeps
+        assert 0 < live.undo_bytes <= 6 * 300 * 10
+    live.deactivate()
+    assert torch.equal(few["w"], state["w"][:, 490:])
+
+
+def test_two_interrupts_in_a_row_leave_a_way_back(pack_of: PackOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltapack import hostwork
+
+    base = {name: random_tensor(seed, (40, 30), "bf16") for seed, name in enumerate("abcd")}
+    one, two = (pack_of(base, tuned_model(base, seed), f"{seed}", drop_rate=0.5) for seed in (1, 2))
+    state, original = state_of(base, "cpu"), hostwork.write_chunk
+    for first, second in ((1, 2), (3, 6), (4, 7)):
+        live = deltapack.attach(state, backend="cpu", workers=1)
+        live.activate(two)
+        calls: list[int] = []
+
+        def interrupted(*arguments: Any, calls: list[int] = calls, at: tuple[int, int] = (4 + first, 4 + second)) -> None:
+            original(*arguments)
+            calls.append(1)
+            if len(calls) in at:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hostwork, "write_chunk", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                live.activate(one)
+            assert len(calls) == 4 + second
+        assert live.current == {}
+        live.close()
+        assert holds(state, base)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_autograd_notices_a_switch(pack_of: PackOf, backend: str) -> None:
+    base = {"w": random_tensor(1, (30, 20))}
+    weight = torch.nn.Parameter(state_of(base, "cpu")["w"])
+    live = deltapack.attach({"w": weight}, backend=backend)
+    loss = (weight * weight).sum()
+    live.activate(pack_of(base, tuned_model(base), drop_rate=0.5))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

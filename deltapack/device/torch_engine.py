@@ -59,12 +59,12 @@ class TorchEngine:
 
 def _do(work: Work, keep: Keep, earlier: Sequence[Saved], done: list[Saved]) -> None:
     log = None
-    if work.keeps_copy(keep):
+    place = torch.int32 if work.region.memory.numel() <= torch.iinfo(torch.int32).max else torch.int64
+    if work.keeps_copy(keep, place.itemsize):
         done.append(SavedCopy.of(work.region, earlier))
     elif keep != "nothing":
         log = _SavedElements(work.region)
         done.append(log)
-    small = work.region.memory.numel() <= torch.iinfo(torch.int32).max
     for chunk in work.region.chunks:
         common = work.terms[0][0].ready.entry.common
         if chunk * CHUNK >= common:
@@ -80,7 +80,7 @@ def _do(work: Work, keep: Keep, earlier: Sequence[Saved], done: list[Saved]) -> 
             source, dtype = work.source
             result = generic.add_sparse(source.take(places), dtype, work.dtype, total)
         if log is not None:
-            log.pieces.append((places.to(torch.int32) if small else places, old))
+            log.pieces.append((places.to(place), old))
         work.region.put(places, result)
 
 

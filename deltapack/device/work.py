@@ -34,14 +34,10 @@ class Work:
     terms: tuple[tuple[ResidentTerm, float], ...]
     source: tuple[Region, DType] | None = None
 
-    @property
-    def log_bytes(self) -> int:
-        """Bytes of the elements that the terms keep."""
-        return sum(term.ready.term.nnz for term, _ in self.terms) * self.dtype.itemsize
-
-    def keeps_copy(self, keep: Keep) -> bool:
-        """Whether the whole region is copied to undo it."""
-        return keep == "copy" or (keep == "auto" and self.log_bytes >= self.region.memory.numel() * self.dtype.itemsize)
+    def keeps_copy(self, keep: Keep, place_bytes: int = 0) -> bool:
+        """Whether the whole region is copied to undo it; a log holds what the terms keep, each with `place_bytes` of its place."""
+        log_bytes = sum(term.ready.term.nnz for term, _ in self.terms) * (self.dtype.itemsize + place_bytes)
+        return keep == "copy" or (keep == "auto" and log_bytes >= self.region.memory.numel() * self.dtype.itemsize)
 
 
 class Saved(Protocol):

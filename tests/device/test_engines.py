@@ -145,10 +145,12 @@ def test_ways_to_undo(engine: Engine, make: Make, keep: Keep) -> None:
     numel = TILE + 77
     sparse = check(engine, make(numel, [TermCodec("seeded", "int4")], 0.01), BY_NAME["bf16"], keep)
     dense = check(engine, make(numel, [TermCodec("all", "int4")]), BY_NAME["bf16"], keep)
-    (few,), (all_,) = sparse, dense
+    half = check(engine, make(numel, [TermCodec("gaps", "int4")], 0.5), BY_NAME["bf16"], keep)
+    (few,), (all_,), (some,) = sparse, dense, half
     assert (few.nbytes == 2 * numel) is (keep == "copy")
     assert all_.nbytes >= 2 * numel
     assert (all_.nbytes == 2 * numel) is (keep != "log" or engine.name == "triton")
+    assert (some.nbytes <= 2 * numel) is (keep != "log" or engine.name == "triton")
 
 
 @pytest.mark.parametrize("keep", ["log", "copy"])
