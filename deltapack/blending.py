@@ -6,7 +6,7 @@ whole tensor (a threshold, a norm) is measured before by `deltapack.measuring`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +18,9 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.composing import Blend
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
-from deltapack.format.digest import TILE
-from deltapack.jobs import Elements, PackTerm, Room, TensorJob, TermSource
+from deltapack.jobs import Elements, PackTerm, Rooms, TensorJob, TermSource
 from deltapack.merge_methods.linear import linear
-from deltapack.merge_methods.stack import Settings, Sparse, Stack
+from deltapack.merge_methods.settings import Settings, Sparse
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
 from deltapack.sparsify.chance import samples
@@ -109,41 +108,25 @@ class BlendedTerm:
     thinned: tuple[Thinning | None, ...]
     selected: Cut | None = None
 
-    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
         """Compute a chunk."""
-        if self.method.election is not None and self.selected is None:
-            return self.method.election(self.settings).blend(len(base), self._kept(number, base, source))
-        positions, sums = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for stack in self.stacks(number, base, source):
-                positions.append(stack.positions)
-                sums.append(np.float32(0) + self.method.of(stack.deltas, self.settings))
-        return np.concatenate(positions), np.concatenate(sums)
+        return kernels.active().blend(len(base), self.kept(number, base, source, rooms), self.method.formula(self.settings))
 
-    def stacks(self, number: int, base: Elements, source: DType) -> Iterator[Stack]:
-        """Yield the differences that enter the formula, tile by tile: side by side they are many times what the packs hold."""
-        kept = self._kept(number, base, source)
-        starts = np.arange(0, len(base), TILE)
-        bounds = [np.searchsorted(positions, np.append(starts, len(base))) for positions, _ in kept]
-        ties = 0
-        for tile, start in enumerate(starts.tolist()):
-            parts = [
-                (positions[bound[tile] : bound[tile + 1]] - np.uint32(start), values[bound[tile] : bound[tile + 1]])
-                for (positions, values), bound in zip(kept, bounds, strict=True)
-            ]
-            places, deltas = kernels.active().stack_terms(min(TILE, len(base) - start), parts)
-            positions = places + np.uint32(start)
-            if self.selected is not None and self.method.score is not None:
-                score = self.method.score(deltas)
-                mask = self.selected.mask(number, score, ties)
-                ties += self.selected.count_ties(score)
-                deltas, positions = np.ascontiguousarray(deltas[:, mask]), positions[mask]
-            yield Stack(positions, deltas)
+    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+        """Compute a chunk and add it to elements in place."""
+        kept = self.kept(number, elements, dtype, rooms)
+        kernels.active().add_blended(elements, dtype, kept, self.method.formula(self.settings))
 
-    def _kept(self, number: int, base: Elements, source: DType) -> list[Sparse]:
-        """Return what each pack keeps of a chunk, thinned out."""
-        shares = [self.share(place, number, base, source) for place in range(len(self.thinned))]
-        return [share if thinning is None else thinning.apply(number, share) for share, thinning in zip(shares, self.thinned, strict=True)]
+    def kept(self, number: int, base: Elements, source: DType, rooms: Rooms) -> list[Sparse]:
+        """Return what enters the formula of a chunk: what each pack keeps, thinned out, and of that what is selected."""
+        shares = [self.share(place, number, base, source, rooms) for place in range(len(self.thinned))]
+        kept = [share if thinning is None else thinning.apply(number, share) for share, thinning in zip(shares, self.thinned, strict=True)]
+        if self.selected is None or self.method.score is None:
+            return kept
+        positions, scores = self.method.score(len(base), kept)
+        selected = np.zeros(len(base), np.bool_)
+        selected[positions] = self.selected.mask(number, scores)
+        return [_where(selected[part[0]], part) for part in kept]
 
     def density(self, numel: int) -> float:
         """Return about what share of a tensor's elements any pack keeps, if their masks are independent."""
@@ -152,9 +135,11 @@ class BlendedTerm:
             dropped *= 1 - kept_at_most(terms, numel) / max(1, numel)
         return 1 - dropped
 
-    def share(self, place: int, number: int, base: Elements, source: DType) -> Sparse:
+    def share(self, place: int, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
         """Return what one pack keeps of a chunk, before it is thinned out."""
-        terms = [term.chunk(number, base, source) for term in self.shares[place]]
+        terms = [term.chunk(number, base, source, rooms) for term in self.shares[place]]
+        if len(terms) == 1:
+            return terms[0]
         return linear(len(base), terms) if terms else (np.zeros(0, np.uint32), np.zeros(0, np.float32))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,3 +31,7 @@ class Buffers(threading.local):
         """Return arrays for the positions and values of term `number` in a chunk of `length` elements, and 256 more, as loops want them."""
         positions = self.take(f"positions {number}", "<u4", length + SPARE).view(np.uint32)
         return positions, self.take(f"values {number}", "<f4", length + SPARE).view(np.float32)
+
+    def rooms(self, length: int) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.float32]]]:
+        """Yield such arrays for one term after the other, without end."""
+        return (self.room(number, length) for number in count())

@@ -18,7 +18,7 @@ from deltapack.jobs import TensorJob
 from deltapack.kernels import rounding
 from deltapack.measuring import measure
 from deltapack.merge_methods.linear import linear
-from deltapack.merge_methods.stack import Stack
+from deltapack.merge_methods.settings import Parts, count_signs
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe
 from deltapack.parallel import resolve_workers
@@ -84,26 +84,27 @@ def _only(plan: MergePlan, composition: Composition, name: str, workers: int) ->
 
 def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: BlendedTerm) -> ExplainReport:
     assert job.base is not None
-    source = job.base.dtype
+    source, buffers = job.base.dtype, Buffers()
     for chunk in range(chunk_count(job.common)):
         elements = plan.base.read(job.base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
-        tiles = list(term.stacks(chunk, elements, source))
-        stack = Stack(np.concatenate([tile.positions for tile in tiles]), np.concatenate([tile.deltas for tile in tiles], axis=1))
-        if len(stack.positions):
+        kept = term.kept(chunk, elements, source, buffers.rooms(len(elements)))
+        if any(len(positions) for positions, _ in kept):
             break
-    if not len(stack.positions):
+    else:
         raise RecipeError("no pack keeps anything of this tensor", tensor=job.name)
-    column = _telling(stack)
-    place = int(stack.positions[column])
-    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source) for own in actual.terms])
-    result = restore_chunk(plan.base, actual, chunk, Buffers())[0]
+    place = _telling(len(elements), kept)
+    deltas = [float(values[positions == place].sum()) for positions, values in kept]
+    shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
+    rooms = buffers.rooms(len(elements))
+    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, rooms) for own in actual.terms])
+    result = restore_chunk(plan.base, actual, chunk, buffers)[0]
     assert result is not None
     rows = [
         ExplainRow(
             str(plan.paths[pack]),
             float(term.settings.weights[row]),
-            np.count_nonzero(stack.deltas[row]) / len(elements),
-            float(stack.deltas[row, column]),
+            shares[row],
+            deltas[row],
         )
         for row, pack in enumerate(term.packs)
     ]
@@ -120,10 +121,13 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     )
 
 
-def _telling(stack: Stack) -> int:
-    """Return the first element that most packs keep, with both signs if there is one."""
-    positive, negative = (stack.deltas > 0).sum(axis=0), (stack.deltas < 0).sum(axis=0)
-    return int(np.argmax(2 * (positive + negative) + ((positive > 0) & (negative > 0))))
+def _telling(length: int, kept: Parts) -> int:
+    """Return the first of the kept elements that most packs change, with both signs if there is one."""
+    positive, negative = count_signs(length, kept)
+    score = 4 * (positive + negative) + 2 * ((positive > 0) & (negative > 0))
+    for positions, _ in kept:
+        score[positions] |= 1
+    return int(np.argmax(score))
 
 
 def _measured(term: BlendedTerm) -> Mapping[str, Sequence[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import Room, add_term_chunk, decode_stored_chunk, decode_term_chunk
 from deltapack.dtypes import DType
@@ -16,18 +18,25 @@ from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import BlobRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
-from deltapack.merge_methods import Sparse
+from deltapack.merge_methods.settings import Sparse
 
-__all__ = ["Elements", "PackTerm", "Room", "StoredRows", "StoredTerm", "TensorJob", "TermSource"]
+__all__ = ["Elements", "PackTerm", "Rooms", "StoredRows", "StoredTerm", "TensorJob", "TermSource"]
 
 Elements = NDArray[np.generic]
+
+
+Rooms = Iterator[Room]
+"""Where decoded terms go; each takes the next."""
 
 
 class TermSource(Protocol):
     """Where the weighted values of one term come from."""
 
-    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
-        """Return positions and values of a chunk whose base elements are `base`; views of `room` where it is given."""
+    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+        """Return positions and values of a chunk whose base elements are `base`; they may be views of rooms."""
+
+    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+        """Add a chunk to elements of the base in place, rounded once."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,13 @@ class PackTerm:
     blob: ChunkedBlob
     factor: np.float32
 
-    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
         """Decode a chunk."""
-        return decode_term_chunk(self.blob, self.term, number, self.factor, room)
+        return decode_term_chunk(self.blob, self.term, number, self.factor, next(rooms))
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, room: Room) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
         """Decode a chunk and add it to elements in place."""
-        add_term_chunk(self.blob, self.term, number, self.factor, elements, dtype, room)
+        add_term_chunk(self.blob, self.term, number, self.factor, elements, dtype, next(rooms))
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,16 @@ class StoredTerm:
     rows: StoredRows
     weight: np.float32
 
-    def chunk(self, number: int, base: Elements, source: DType, room: Room | None = None) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
         """Compute a chunk."""
         stored = self.rows.read(number * CHUNK, number * CHUNK + len(base))
         with np.errstate(over="ignore", invalid="ignore"):
             delta = rounding.to_f32(stored, self.rows.dtype) - rounding.to_f32(base, source)
             return np.arange(len(base), dtype=np.uint32), delta * self.weight
+
+    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+        """Compute a chunk and add it to elements in place."""
+        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The base is read for it only where a pack stores a tensor whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import reduce
@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
+from deltapack.buffers import Buffers
 from deltapack.composing import Composition
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.jobs import Elements, PackTerm, StoredTerm, TensorJob, TermSource
-from deltapack.merge_methods.stack import Stack
+from deltapack.merge_methods.settings import Parts
 from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
@@ -77,7 +78,7 @@ def thin_by_headers(job: TensorJob) -> TensorJob:
 
 def _thin(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
     """Replace the densities that were asked for by the elements to keep."""
-    out = {number: thin_by_headers(job) for number, job in jobs.items()}
+    buffers, out = Buffers(), {number: thin_by_headers(job) for number, job in jobs.items()}
     requests: list[tuple[int, int]] = []
     tensors: list[Magnitudes] = []
     for number, job in out.items():
@@ -86,7 +87,7 @@ def _thin(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
             if isinstance(wanted, Wanted):
                 count = max(1, int(wanted.density * job.common))
                 requests.append((number, place))
-                tensors.append(Magnitudes(chunk_count(job.common), _reader(base, job, place), _ranks(term, job.common, count)))
+                tensors.append(Magnitudes(chunk_count(job.common), _reader(base, job, place, buffers), _ranks(term, job.common, count)))
     for (number, place), cuts in zip(requests, find_cuts(tensors, workers), strict=True):
         term = _blended(out[number])
         found = KeepLargest(cuts[0]) if len(cuts) == 1 else KeepMiddle(*cuts)
@@ -114,10 +115,11 @@ def _random(job: TensorJob, terms: Sequence[TermSource], share: float) -> KeepRa
 
 def _select(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
     """Find the elements with the largest scores."""
+    buffers = Buffers()
     chosen = {
         number: job for number, job in jobs.items() if _blended(job).method.score and _blended(job).settings.options["select_topk"] < 1
     }
-    tensors = [Magnitudes(chunk_count(job.common), _scores(base, job), _top(job)) for job in chosen.values()]
+    tensors = [Magnitudes(chunk_count(job.common), _scores(base, job, buffers), _top(job)) for job in chosen.values()]
     cuts = find_cuts(tensors, workers)
     return {number: _with(job, replace(_blended(job), selected=cut)) for (number, job), (cut,) in zip(chosen.items(), cuts, strict=True)}
 
@@ -128,15 +130,14 @@ def _top(job: TensorJob) -> Callable[[int], Sequence[int]]:
 
 
 def _gather(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
-    """Add up what the formulas measure: the tiles of a chunk in order, then the chunks."""
+    """Add up what the formulas measure, chunk by chunk."""
+    buffers = Buffers()
     chosen = {number: job for number, job in jobs.items() if _blended(job).method.measure is not None}
 
     def work(task: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
         term = _blended(jobs[task[0]])
         assert term.method.measure is not None
-        with np.errstate(over="ignore", invalid="ignore"):
-            parts = [term.method.measure(stack.deltas, term.settings) for stack in _stacks(base, jobs[task[0]], task[1])]
-            return task[0], reduce(add, parts)
+        return task[0], term.method.measure(*_parts(base, jobs[task[0]], task[1], buffers), term.settings)
 
     tasks = ((number, chunk) for number, job in chosen.items() for chunk in range(chunk_count(job.common)))
     out = {}
@@ -158,21 +159,28 @@ def _with(job: TensorJob, term: BlendedTerm) -> TensorJob:
     return replace(job, terms=(term,))
 
 
-def _stacks(base: Elementwise, job: TensorJob, chunk: int) -> Iterator[Stack]:
+def _parts(base: Elementwise, job: TensorJob, chunk: int, buffers: Buffers) -> tuple[int, Parts]:
+    """Return the length of a chunk and what enters the formula there."""
     assert job.base is not None
-    return _blended(job).stacks(chunk, _elements(base, job, chunk), job.base.dtype)
+    elements = _elements(base, job, chunk)
+    return len(elements), _blended(job).kept(chunk, elements, job.base.dtype, buffers.rooms(len(elements)))
 
 
-def _scores(base: Elementwise, job: TensorJob) -> Callable[[int], NDArray[np.float32]]:
+def _scores(base: Elementwise, job: TensorJob, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
     score = _blended(job).method.score
     assert score is not None
-    return lambda chunk: np.concatenate([score(stack.deltas) for stack in _stacks(base, job, chunk)])
+    return lambda chunk: score(*_parts(base, job, chunk, buffers))[1]
 
 
-def _reader(base: Elementwise, job: TensorJob, place: int) -> Callable[[int], NDArray[np.float32]]:
+def _reader(base: Elementwise, job: TensorJob, place: int, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
     assert job.base is not None
     source = job.base.dtype
-    return lambda chunk: _blended(job).share(place, chunk, _elements(base, job, chunk), source)[1]
+
+    def read(chunk: int) -> NDArray[np.float32]:
+        elements = _elements(base, job, chunk)
+        return _blended(job).share(place, chunk, elements, source, buffers.rooms(len(elements)))[1]
+
+    return read
 
 
 def _elements(base: Elementwise, job: TensorJob, chunk: int) -> Elements:

@@ -148,7 +148,7 @@ class MergedPack:
     def _summed(self, job: TensorJob, term: BlendedTerm) -> Term:
         """Compute a blended term once more and write it as f32 values at stored positions."""
         assert job.base is not None
-        source, name = job.base.dtype, job.base.name
+        source, name, buffers = job.base.dtype, job.base.name, Buffers()
         index, shift = best_index(term.density(job.common))
         codec = TermCodec(index, "f32", shift)
         layout = Layout(job.common, 2, has_counts=True)
@@ -156,7 +156,8 @@ class MergedPack:
 
         def encode(chunk: int) -> StoredChunk:
             length = layout.chunk_length(chunk)
-            positions, values = term.chunk(chunk, self.base.read(name, chunk * CHUNK, chunk * CHUNK + length), source)
+            elements = self.base.read(name, chunk * CHUNK, chunk * CHUNK + length)
+            positions, values = term.chunk(chunk, elements, source, buffers.rooms(length))
             counts = np.bincount(positions // TILE, minlength=len(tile_lengths(length)))
             if not np.isfinite(values).all():
                 hint = "Merge into a folder, or with smaller weights."

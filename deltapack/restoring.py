@@ -15,7 +15,7 @@ from deltapack.basecheck import wrong_base, wrong_result
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
-from deltapack.jobs import Elements, PackTerm, TensorJob
+from deltapack.jobs import Elements, TensorJob
 from deltapack.kernels import rounding
 from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
@@ -173,11 +173,11 @@ def _combine(job: TensorJob, chunk: int, base: Elements, buffers: Buffers) -> El
     source, loops = job.base.dtype, kernels.active()
     if not job.terms:
         return rounding.convert(base, source, job.dtype)
-    first, rooms = job.terms[0], [buffers.room(number, len(base)) for number in range(len(job.terms))]
-    if len(job.terms) == 1 and isinstance(first, PackTerm) and source == job.dtype:
-        first.add_to(chunk, base, source, rooms[0])
+    rooms = buffers.rooms(len(base))
+    if len(job.terms) == 1 and source == job.dtype:
+        job.terms[0].add_to(chunk, base, source, rooms)
         return base
-    terms = [term.chunk(chunk, base, source, room) for term, room in zip(job.terms, rooms, strict=True)]
+    terms = [term.chunk(chunk, base, source, rooms) for term in job.terms]
     if source != job.dtype:
         return loops.add_sparse(base, source, job.dtype, *loops.sum_terms(len(base), terms))
     loops.add_in_place(base, source, terms)

@@ -17,7 +17,7 @@ from deltapack.measuring import measure
 from deltapack.merge_advice import changed_and_alone
 from deltapack.merge_methods.linear import weighted_sum
 from deltapack.merge_methods.model_stock import products
-from deltapack.merge_methods.stack import Settings
+from deltapack.merge_methods.settings import Parts, Settings, count_signs
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe, layer_number
@@ -80,12 +80,13 @@ def survey(plan: MergePlan, workers: int) -> SurveyReport:
     return SurveyReport(tuple(map(str, plan.paths)), rows, total.row("all"), tuple(_warnings(total)))
 
 
-def _count(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+def _count(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:
     """Return changed elements, those that several packs change, those of them with both signs; then changes and products of the packs."""
-    positive, negative = (deltas > 0).sum(axis=0), (deltas < 0).sum(axis=0)
+    positive, negative = count_signs(length, parts)
     changed = positive + negative
     counts = [np.count_nonzero(changed), np.count_nonzero(changed > 1), np.count_nonzero((positive > 0) & (negative > 0))]
-    return np.concatenate([counts, np.count_nonzero(deltas, axis=1), products(deltas, settings).reshape(-1)]).astype(np.float64)
+    own = [np.count_nonzero(values) for _, values in parts]
+    return np.concatenate([counts, own, products(length, parts, settings).reshape(-1)]).astype(np.float64)
 
 
 _COUNTING = MergeMethod("survey", "", weighted_sum, measure=_count)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 from deltapack.kernels.encoded import Encoded
+from deltapack.kernels.formulas import Formula
 
 __all__ = ["Backend", "Encoded", "active"]
 
@@ -81,25 +82,20 @@ class Backend(Protocol):
     def stack_terms(self, length: int, parts: Sequence[_Sparse]) -> _Sparse:
         """Lay sparse differences side by side."""
 
-    def blend_elected(
-        self,
-        length: int,
-        parts: Sequence[_Sparse],
-        voices: _Values,
-        shares: _Values,
-        measures: _Values,
-        zero_is_positive: bool,
-        divided: bool,
-        floor: np.float32,
-        scale: np.float32,
-    ) -> _Sparse:
-        """Elect a sign for each element, add up what agrees with it, divide and scale."""
+    def blend(self, length: int, parts: Sequence[_Sparse], formula: Formula) -> _Sparse:
+        """Compute a formula over what several packs keep."""
 
-    def mix_shared(self, deltas: _Values, epsilon: np.float32, alone: _Values) -> _Values:
-        """Take what one pack changed, and the mean of what several changed."""
+    def add_blended(self, elements: _Array, dtype: DType, parts: Sequence[_Sparse], formula: Formula) -> None:
+        """Compute a formula and add the results to elements."""
 
-    def scalar_product(self, one: _Values, other: _Values) -> float:
-        """Add up products in order, in f64."""
+    def count_shared(self, length: int, parts: Sequence[_Sparse], epsilon: float) -> _Counts:
+        """Count what each pack changes as others do, and what it alone changes."""
+
+    def scalar_products(self, length: int, parts: Sequence[_Sparse]) -> NDArray[np.float64]:
+        """Add up products of what two packs keep, in f64."""
+
+    def sum_of_squares(self, values: _Values) -> float:
+        """Add up squares in f64."""
 
     def compare(self, base: _Array, source: DType, tuned: _Array, target: DType) -> tuple[float, float, bool]:
         """Return statistics of the difference of two chunks."""

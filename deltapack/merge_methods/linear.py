@@ -11,12 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deltapack import kernels
-from deltapack.kernels.reference.electing import add_in_order
-from deltapack.merge_methods.stack import Settings, Sparse
+from deltapack.kernels.formulas import WeightedSum
+from deltapack.merge_methods.settings import Settings, Sparse
 
 __all__ = ["effective_weights", "linear", "weighted_sum"]
 
@@ -29,9 +26,9 @@ def linear(length: int, terms: Sequence[Sparse]) -> Sparse:
     return kernels.active().sum_terms(length, terms)
 
 
-def weighted_sum(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return the sum of `weight * delta`, `[union] f32`, where the weights already are the effective ones."""
-    return add_in_order(deltas * settings.weights[:, None])
+def weighted_sum(settings: Settings) -> WeightedSum:
+    """Return the formula with its numbers, where the weights already are the effective ones."""
+    return WeightedSum(settings.weights)
 
 
 def effective_weights(weights: Sequence[float], *, normalize: bool, scale: float) -> list[float]:

@@ -2,7 +2,7 @@
 
     cos    = mean over pairs of packs of cos(delta_i, delta_j)
     t      = K * cos / (1 + (K - 1) * cos)                  K packs, at least 2; 0 where the divisor is below 1e-6
-    result = base + t * (sum of delta_k) / K
+    result = base + sum of t/K * delta_k
 
 Dropping at random shrinks cosines: with independent masks of densities q_i and q_j the products keep their expectation and the norms
 grow by 1/sqrt(q), so cos(kept) = sqrt(q_i q_j) * cos(dense). The cosines are divided by that, and then cut to [0, 1], as the estimate
@@ -16,20 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.kernels.reference.electing import add_in_order
-from deltapack.merge_methods.stack import Settings
+from deltapack.kernels.formulas import WeightedSum
+from deltapack.merge_methods.settings import Parts, Settings
 
 __all__ = ["model_stock", "products", "step_length"]
 
 
-def products(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+def products(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:
     """Return `[packs, packs] f64` scalar products."""
-    loops, packs = kernels.active(), len(deltas)
-    out = np.zeros((packs, packs))
-    for i in range(packs):
-        for j in range(i, packs):
-            out[i, j] = out[j, i] = loops.scalar_product(deltas[i], deltas[j])
-    return out
+    return kernels.active().scalar_products(length, parts)
 
 
 def step_length(gram: NDArray[np.float64], densities: NDArray[np.float64]) -> float:
@@ -46,7 +41,7 @@ def step_length(gram: NDArray[np.float64], densities: NDArray[np.float64]) -> fl
     return 0.0 if abs(divisor) < 1e-6 else packs * mean / divisor
 
 
-def model_stock(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
-    t = np.float32(step_length(settings.statistic, settings.densities))
-    return add_in_order(deltas) / np.float32(len(deltas)) * t
+def model_stock(settings: Settings) -> WeightedSum:
+    """Return the formula with its numbers: what was measured makes it a linear merge."""
+    packs = len(settings.weights)
+    return WeightedSum(np.full(packs, step_length(settings.statistic, settings.densities) / packs, np.float32))

@@ -15,26 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.merge_methods.stack import Settings
+from deltapack.kernels.formulas import Sharing
+from deltapack.merge_methods.settings import Parts, Settings
 
 __all__ = ["ram", "ramplus", "shared_and_unique"]
 
 
-def shared_and_unique(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+def shared_and_unique(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:
     """Return `[2, packs]` counts of the elements that a pack shares with others, and that it alone keeps."""
-    kept = np.abs(deltas) > settings.number("epsilon")
-    shared = kept & (kept.sum(axis=0) > 1)
-    return np.array([shared.sum(axis=1), (kept & ~shared).sum(axis=1)], np.float64)
+    return kernels.active().count_shared(length, parts, settings.options["epsilon"]).astype(np.float64)
 
 
-def ram(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
-    return kernels.active().mix_shared(deltas, settings.number("epsilon"), np.ones(len(deltas), np.float32))
+def ram(settings: Settings) -> Sharing:
+    """Return the formula with its numbers."""
+    return Sharing(settings.options["epsilon"], np.ones(len(settings.weights), np.float32))
 
 
-def ramplus(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-    """Return what to add to the base, `[union] f32`."""
+def ramplus(settings: Settings) -> Sharing:
+    """Return the formula with its numbers."""
+    epsilon, r, alpha = (np.float32(settings.options[name]) for name in ("epsilon", "r", "alpha"))
     shared, unique = settings.statistic.astype(np.float32)
-    ratio = shared / np.maximum(unique, settings.number("epsilon"))
-    alone = np.float32(1) + settings.number("r") * np.minimum(ratio, settings.number("alpha"))
-    return kernels.active().mix_shared(deltas, settings.number("epsilon"), alone)
+    return Sharing(settings.options["epsilon"], np.float32(1) + r * np.minimum(shared / np.maximum(unique, epsilon), alpha))

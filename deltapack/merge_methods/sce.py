@@ -15,23 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.merge_methods.stack import Election, Settings
+from deltapack.kernels.formulas import Election
+from deltapack.merge_methods.settings import Parts, Settings, Sparse, tiles
 
 __all__ = ["election", "energies", "spread"]
 
 
-def spread(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the population variance over the packs, `[union] f32`, from f64 sums in pack order."""
-    wide = deltas.astype(np.float64)
-    mean = sum(wide[1:], wide[0]) / len(wide)
-    squares = [(row - mean) * (row - mean) for row in wide]
-    variance: NDArray[np.float64] = sum(squares[1:], squares[0]) / len(wide)
-    return variance.astype(np.float32)
+def spread(length: int, parts: Parts) -> Sparse:
+    """Return the population variance over the packs where any of them keeps something, from f64 sums in pack order."""
+    places, variances = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
+    for start, count, inside in tiles(length, parts):
+        positions, deltas = kernels.active().stack_terms(count, inside)
+        wide = deltas.astype(np.float64)
+        mean = sum(wide[1:], wide[0]) / len(wide)
+        squares = [(row - mean) * (row - mean) for row in wide]
+        places.append(positions + np.uint32(start))
+        variances.append((sum(squares[1:], squares[0]) / len(wide)).astype(np.float32))
+    return np.concatenate(places), np.concatenate(variances)
 
 
-def energies(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+def energies(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:
     """Return `[packs] f64` sums of squares."""
-    return np.array([kernels.active().scalar_product(row, row) for row in deltas])
+    return np.array([kernels.active().sum_of_squares(values) for _, values in parts])
 
 
 def election(settings: Settings) -> Election:

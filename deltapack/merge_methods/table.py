@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.errors import RecipeError
+from deltapack.kernels.formulas import Formula
 from deltapack.merge_methods import model_stock, ram, sce, ties, ties_paper, ties_peft
 from deltapack.merge_methods.linear import weighted_sum
-from deltapack.merge_methods.stack import Election, Settings
+from deltapack.merge_methods.settings import Parts, Settings, Sparse
 
 __all__ = ["METHODS", "REFUSED", "SEMANTICS", "MergeMethod", "find_method"]
 
-Formula = Callable[[NDArray[np.float32], Settings], NDArray[np.float32]]
-"""Takes the differences of the packs to one tile, `[packs, union] f32`, and returns what to add to the base, `[union] f32`."""
-Measure = Callable[[NDArray[np.float32], Settings], NDArray[np.float64]]
-"""Takes the same and returns numbers that are added up over the tiles of the tensor, in order, before the formula runs."""
+Measure = Callable[[int, Parts, Settings], NDArray[np.float64]]
+"""Takes the length of a chunk and what the packs keep of it; returns numbers that are added up over the chunks, in order."""
+Score = Callable[[int, Parts], Sparse]
+"""Takes the same and returns the scores of the elements that any pack keeps."""
 
 SEMANTICS = ("mergekit", "paper", "peft")
 """Whose formula, where tools differ."""
@@ -31,12 +32,11 @@ class MergeMethod:
     Attributes:
         name: Its name.
         text: The formula in one line, for people.
-        formula: The formula, unless it is an election.
+        formula: Returns the formula with the numbers of a tensor.
         defaults: Its own parameters and their values unless given; truth is 1.0 and 0.0.
         weighted: Whether it takes a weight for each pack.
         trim: How `density` thins out what the packs keep: `"magnitude"`, `"random"`, `"outliers"`; `None`: it takes no density.
-        election: The election that the formula is, if it is one; it is computed in one go.
-        measure: What has to be known of the whole tensor.
+        measure: What has to be known of the whole tensor before.
         measured: What that is, in words.
         score: What elements are selected by, if they are: the `select_topk` share with the largest score.
         made_by: The sparsifier that the packs should have been made with, if the name of the method says so.
@@ -47,14 +47,13 @@ class MergeMethod:
 
     name: str
     text: str
-    formula: Formula | None = None
+    formula: Callable[[Settings], Formula]
     defaults: Mapping[str, float] = field(default_factory=dict)
     weighted: bool = True
     trim: str | None = None
-    election: Callable[[Settings], Election] | None = None
     measure: Measure | None = None
     measured: str = ""
-    score: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    score: Score | None = None
     made_by: str | None = None
     least: int = 1
     by_agreeing: bool = False
@@ -64,13 +63,6 @@ class MergeMethod:
     def is_linear(self) -> bool:
         """Whether the result is a weighted sum of the packs' terms, so that weights can be folded into their factors."""
         return self.formula is weighted_sum
-
-    def of(self, deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
-        """Return what to add to the base, `[union] f32`, for differences side by side, `[packs, union] f32`."""
-        if self.election is not None:
-            return self.election(settings).of(deltas)
-        assert self.formula is not None
-        return self.formula(deltas, settings)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -83,17 +75,17 @@ _SUM = MergeMethod("linear", "base + lambda * sum(weight * delta)", weighted_sum
 _TIES = MergeMethod(
     "ties",
     "base + lambda * sum(weight * delta where its sign is that of sum(weight * delta))",
-    defaults={"normalize": 0, "lambda": 1},
+    ties.election,
+    {"normalize": 0, "lambda": 1},
     trim="magnitude",
-    election=ties.election,
 )
 _TIES_PAPER = MergeMethod(
     "ties",
     "base + lambda * mean(delta where its sign is that of sum(delta))",
-    defaults={"lambda": 1},
+    ties_paper.election,
+    {"lambda": 1},
     weighted=False,
     trim="magnitude",
-    election=ties_paper.election,
     measure=ties_paper.majority,
     measured="sums that are positive, less those that are negative",
     by_agreeing=True,
@@ -101,8 +93,8 @@ _TIES_PAPER = MergeMethod(
 _TIES_PEFT = MergeMethod(
     "ties",
     "base + sum(weight * delta where its sign is that of sum(delta)) / number of such",
+    ties_peft.election,
     trim="magnitude",
-    election=ties_peft.election,
     by_agreeing=True,
 )
 _GAMMA = {"normalize": 0, "lambda": 1, "gamma": 0.01}
@@ -138,9 +130,9 @@ METHODS: Mapping[str, Mapping[str, MergeMethod]] = {
         MergeMethod(
             "sce",
             "base + sum(g * delta where its sign is that of sum(delta)) / sum(g there); g: share of the pack in sum(delta^2)",
-            defaults={"select_topk": 1},
+            sce.election,
+            {"select_topk": 1},
             weighted=False,
-            election=sce.election,
             measure=sce.energies,
             measured="sum of delta^2 of each pack",
             score=sce.spread,

@@ -13,15 +13,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.reference.electing import add_in_order
-from deltapack.merge_methods.stack import Election, Settings
+from deltapack import kernels
+from deltapack.kernels.formulas import Election
+from deltapack.merge_methods.settings import Parts, Settings
 
 __all__ = ["election", "majority"]
 
 
-def majority(deltas: NDArray[np.float32], settings: Settings) -> NDArray[np.float64]:
+def majority(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:
     """Return `[1]` how many more sums are positive than negative."""
-    return np.array([np.sign(add_in_order(deltas)).sum(dtype=np.float64)])
+    _, sums = kernels.active().sum_terms(length, parts)
+    return np.array([np.sign(sums).sum(dtype=np.float64)])
 
 
 def election(settings: Settings) -> Election:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from deltapack.merge_methods.stack import Election, Settings
+from deltapack.kernels.formulas import Election
+from deltapack.merge_methods.settings import Settings
 
 __all__ = ["election"]
 

@@ -51,24 +51,13 @@ class Cut:
     bits: int
     ties: tuple[int, ...] = ()
 
-    def mask(self, chunk: int, elements: NDArray[np.float32], seen: int = 0) -> NDArray[np.bool_]:
-        """Return which of the competing elements belong to the largest, `[n] bool`.
-
-        Args:
-            chunk: Number of their chunk.
-            elements: Elements of the chunk, all or some that follow each other.
-            seen: Number of elements before these in the chunk that are equal to the cut; see `count_ties`.
-        """
+    def mask(self, chunk: int, elements: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which of the competing elements of a chunk, `[n] f32`, belong to the largest, `[n] bool`."""
         bits = magnitude_bits(elements)
         taken: NDArray[np.bool_] = bits > self.bits
-        left = self.ties[chunk] - seen if self.ties else 0
-        if left > 0:
-            taken[np.flatnonzero(bits == self.bits)[:left]] = True
+        if self.ties:
+            taken[np.flatnonzero(bits == self.bits)[: self.ties[chunk]]] = True
         return taken
-
-    def count_ties(self, elements: NDArray[np.float32]) -> int:
-        """Return how many elements equal the cut."""
-        return int(np.count_nonzero(magnitude_bits(elements) == self.bits)) if self.ties else 0
 
 
 def magnitude_bits(elements: NDArray[np.float32]) -> NDArray[np.uint32]:

@@ -5,7 +5,7 @@ reference as it is.
 """
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
-from deltapack.kernels.cpu.electing import blend_elected, mix_shared, scalar_product, stack_terms
+from deltapack.kernels.cpu.blending import add_blended, blend
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
@@ -16,31 +16,34 @@ from deltapack.kernels.cpu.positions import (
     rice_gap_positions,
     sample_positions,
 )
+from deltapack.kernels.cpu.relating import count_shared, scalar_products, stack_terms, sum_of_squares
 from deltapack.kernels.cpu.values import code_values, plane_values
 
 __all__ = [
+    "add_blended",
     "add_encoded",
     "add_in_place",
     "add_sparse",
     "are_finite",
     "bitmap_of",
     "bitmap_positions",
-    "blend_elected",
+    "blend",
     "byte_gap_positions",
     "byte_gaps",
     "code_values",
     "compare",
+    "count_shared",
     "decode_encoded",
     "difference",
     "kept_differences",
-    "mix_shared",
     "pack_codes",
     "plane_values",
     "quantize_groups",
     "rice_gap_positions",
     "sample_positions",
-    "scalar_product",
+    "scalar_products",
     "sign_groups",
     "stack_terms",
+    "sum_of_squares",
     "sum_terms",
 ]

@@ -6,7 +6,7 @@ kept elements and elements of each tile. Where `out` is given, the result is a v
 """
 
 from deltapack.kernels.reference.adding import add_encoded, add_in_place, add_sparse, are_finite, decode_encoded, sum_terms
-from deltapack.kernels.reference.electing import blend_elected, mix_shared, scalar_product, stack_terms
+from deltapack.kernels.reference.blending import add_blended, blend
 from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.reference.positions import (
     bitmap_of,
@@ -18,35 +18,38 @@ from deltapack.kernels.reference.positions import (
     rice_gap_positions,
     sample_positions,
 )
+from deltapack.kernels.reference.relating import count_shared, scalar_products, stack_terms, sum_of_squares
 from deltapack.kernels.reference.values import code_values, group_counts, plane_values, unpack_codes
 
 __all__ = [
+    "add_blended",
     "add_encoded",
     "add_in_place",
     "add_sparse",
     "are_finite",
     "bitmap_of",
     "bitmap_positions",
-    "blend_elected",
+    "blend",
     "byte_gap_positions",
     "byte_gaps",
     "code_values",
     "compare",
+    "count_shared",
     "decode_encoded",
     "difference",
     "gap_thresholds",
     "group_counts",
     "kept_differences",
-    "mix_shared",
     "pack_codes",
     "philox",
     "plane_values",
     "quantize_groups",
     "rice_gap_positions",
     "sample_positions",
-    "scalar_product",
+    "scalar_products",
     "sign_groups",
     "stack_terms",
+    "sum_of_squares",
     "sum_terms",
     "unpack_codes",
 ]
