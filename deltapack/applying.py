@@ -168,7 +168,7 @@ def _restoring(
         notes = [note]
         if place is not None:
             return restore_on_device(base, jobs, sink, place, verify=verify, workers=workers, progress=progress), notes
-    return restore_tensors(base, jobs, sink, verify=verify, digests=False, workers=workers, progress=progress), notes
+    return restore_tensors(base, jobs, sink, verify=verify, workers=workers, progress=progress), notes
 
 
 @dataclass(frozen=True)

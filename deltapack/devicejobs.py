@@ -88,8 +88,7 @@ def restore_on_device(
     """
     total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
     sums, others = [job for job in jobs if _is_sum(job)], [job for job in jobs if not _is_sum(job)]
-    options = {"verify": verify, "digests": False}
-    restoring = restore_tensors(base, others, sink, **options, workers=workers, progress=lambda part, _: progress(part, total))
+    restoring = restore_tensors(base, others, sink, verify=verify, workers=workers, progress=lambda part, _: progress(part, total))
     with closing(restoring) as restored:
         for tensor in restored:
             done += tensor.job.numel * tensor.job.dtype.itemsize

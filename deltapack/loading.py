@@ -183,8 +183,7 @@ class _Loader:
         state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
         sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
         if self.choice.engine is None:
-            options = {"verify": self.verify, "digests": False}
-            restoring = restore_tensors(self.base, jobs, sink, **options, workers=self.workers, progress=_silent)
+            restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=_silent)
         else:
             place = DevicePlace(self.device, self.choice.engine)
             restoring = restore_on_device(self.base, jobs, sink, place, verify=self.verify, workers=self.workers, progress=_silent)

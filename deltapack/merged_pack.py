@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from deltapack import kernels
 from deltapack._version import __version__
 from deltapack.applying import WriteOptions
 from deltapack.assets import copy_side_files, file_entry
@@ -18,15 +19,16 @@ from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_stored_chunk, encode_term_chunk, stored_layout
 from deltapack.codecs.indices import best_index
 from deltapack.composing import Composition
+from deltapack.dtypes import DType
 from deltapack.entries import digests_blob
 from deltapack.errors import LimitError, NonFiniteError
-from deltapack.format.digest import CHUNK, TILE, fingerprint
+from deltapack.format.digest import fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, Term
-from deltapack.format.table import Layout, tile_lengths
-from deltapack.format.writer import PackWriter, StoredChunk
-from deltapack.jobs import PackTerm, TensorJob
+from deltapack.format.table import Layout, tile_counts
+from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
+from deltapack.jobs import Elements, PackTerm, Rooms, TensorJob
 from deltapack.limits import DEFAULT_LIMITS
-from deltapack.parallel import ordered_map
+from deltapack.merge_methods.settings import Sparse
 from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 from deltapack.weighted import WeightedPack
 
@@ -81,12 +83,13 @@ class MergedPack:
         check_terms(self.composition.jobs)
         restored = restore_tensors(
             self.base,
-            self.composition.jobs,
+            [_recorded(job, self.writer) for job in self.composition.jobs],
             Nowhere(),
             verify=self.options.verify,
             digests=True,
             workers=self.options.workers,
             progress=self.options.progress,
+            finished=_write_recorded,
         )
         with closing(restored):
             entries = [self._entry(tensor) for tensor in restored]
@@ -120,9 +123,9 @@ class MergedPack:
                 return replace(entry, kind="unchanged")
             kind = "delta" if same else "grown" if job.numel > base.numel else "shrunk"
             terms = [term for term in job.terms if isinstance(term, PackTerm)]
-            summed = blended(job)
-            if summed is not None or len(terms) == len(job.terms):
-                written = self._copied(terms) if summed is None else (self._summed(job, summed),)
+            sums = [term for term in job.terms if isinstance(term, _RecordedTerm)]
+            if sums or len(terms) == len(job.terms):
+                written = (sums[0].close(),) if sums else self._copied(terms)
                 stored = self.writer.copy_blob(job.rows.reader, job.rows.ref) if job.rows is not None else None
                 entry = replace(entry, kind=kind, terms=written, stored=stored)
                 return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
@@ -145,31 +148,6 @@ class MergedPack:
             replace(term.term, factor=float(term.factor), blob=self.writer.copy_blob(term.reader, term.term.blob)) for term in terms
         )
 
-    def _summed(self, job: TensorJob, term: BlendedTerm) -> Term:
-        """Compute a blended term once more and write it as f32 values at stored positions."""
-        assert job.base is not None
-        source, name, buffers = job.base.dtype, job.base.name, Buffers()
-        index, shift = best_index(term.density(job.common))
-        codec = TermCodec(index, "f32", shift)
-        layout = Layout(job.common, 2, has_counts=True)
-        blob, nnz = self.writer.chunked_blob(layout), 0
-
-        def encode(chunk: int) -> StoredChunk:
-            length = layout.chunk_length(chunk)
-            elements = self.base.read(name, chunk * CHUNK, chunk * CHUNK + length)
-            positions, values = term.chunk(chunk, elements, source, buffers.rooms(length))
-            counts = np.bincount(positions // TILE, minlength=len(tile_lengths(length)))
-            if not np.isfinite(values).all():
-                hint = "Merge into a folder, or with smaller weights."
-                raise NonFiniteError("a sum of differences overflows", tensor=job.name, hint=hint)
-            return encode_term_chunk(codec, positions, values, counts, length, np.float32(1))[0]
-
-        with closing(ordered_map(encode, range(layout.chunks), self.options.workers)) as chunks:
-            for chunk in chunks:
-                nnz += sum(chunk.counts)
-                blob.append(chunk)
-        return Term(index, "f32", 1.0, nnz, blob.close(), shift=codec.shift)
-
     def _files(self) -> tuple[FileEntry, ...] | None:
         """Copy the side files of the pack that decides; of the base's own, only the digests."""
         assets, entries = self.composition.assets, []
@@ -183,3 +161,67 @@ class MergedPack:
         for name in sorted(contents, key=str.encode):
             entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
         return tuple(entries)
+
+
+@dataclass
+class _RecordedTerm:
+    """A blended term that keeps what it adds, as f32 values at stored positions, until it is written chunk by chunk.
+
+    Attributes:
+        term: The blended term.
+        name: Name of the tensor.
+        layout: Its chunks.
+        codec: How the sums are written.
+        writer: The new pack.
+        chunks: Encoded chunks that are not written yet, by number; no more than the threads are ahead.
+    """
+
+    term: BlendedTerm
+    name: str
+    layout: Layout
+    codec: TermCodec
+    writer: PackWriter
+    chunks: dict[int, StoredChunk] = field(default_factory=dict)
+    _blob: ChunkedBlobWriter | None = None
+    _nnz: int = 0
+
+    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+        """Compute a chunk and keep it."""
+        positions, values = self.term.chunk(number, base, source, rooms)
+        if not np.isfinite(values).all():
+            hint = "Merge into a folder, or with smaller weights."
+            raise NonFiniteError("a sum of differences overflows", tensor=self.name, hint=hint)
+        counts = tile_counts(positions, len(base))
+        self.chunks[number] = encode_term_chunk(self.codec, positions, values, counts, len(base), np.float32(1))[0]
+        return positions, values
+
+    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+        """Compute a chunk, keep it, and add it to elements in place."""
+        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
+
+    def write(self, number: int) -> None:
+        """Write a chunk; chunks come in order, and those of one tensor after those of another."""
+        chunk = self.chunks.pop(number)
+        self._blob = self._blob or self.writer.chunked_blob(self.layout)
+        self._blob.append(chunk)
+        self._nnz += sum(chunk.counts)
+
+    def close(self) -> Term:
+        """Return the term as the pack has it."""
+        blob = self._blob or self.writer.chunked_blob(self.layout)
+        return Term(self.codec.index, self.codec.values, 1.0, self._nnz, blob.close(), shift=self.codec.shift)
+
+
+def _recorded(job: TensorJob, writer: PackWriter) -> TensorJob:
+    term = blended(job)
+    if term is None:
+        return job
+    index, shift = best_index(term.density(job.common))
+    codec = TermCodec(index, "f32", shift)
+    return replace(job, terms=(_RecordedTerm(term, job.name, Layout(job.common, 2, has_counts=True), codec, writer),))
+
+
+def _write_recorded(job: TensorJob, chunk: int) -> None:
+    for term in job.terms:
+        if isinstance(term, _RecordedTerm) and chunk in term.chunks:
+            term.write(chunk)

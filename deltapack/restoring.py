@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -73,9 +73,10 @@ def restore_tensors(
     sink: Sink,
     *,
     verify: bool,
-    digests: bool,
     workers: int,
     progress: Progress,
+    digests: bool = False,
+    finished: Callable[[TensorJob, int], None] | None = None,
 ) -> Generator[RestoredTensor, None, None]:
     """Restore tensors in order and yield each when its last chunk was written and its digests were checked.
 
@@ -86,9 +87,10 @@ def restore_tensors(
         jobs: What to restore.
         sink: Where the elements go.
         verify: Whether digests are compared with those that the jobs promise.
-        digests: Whether the caller needs all digests, also those that nobody promised.
         workers: Threads.
         progress: Called with bytes of the result done so far and in all.
+        digests: Whether the caller needs all digests, also those that nobody promised.
+        finished: Called with each chunk that is done, in order, by the thread that takes the tensors.
 
     Raises:
         BaseMismatchError: A base tensor has another digest than the pack says.
@@ -120,8 +122,10 @@ def restore_tensors(
     joined = batches(tasks, lambda task: min(CHUNK, jobs[task[0]].extent), _BATCH)
     with closing(ordered_map(work, joined, workers)) as results:
         for number, group in groupby(chain.from_iterable(results), key=lambda result: result.number):
-            rows = []
+            rows = list[_Done]()
             for row in group:
+                if finished is not None:
+                    finished(jobs[number], len(rows))
                 rows.append(row)
                 done += row.nbytes
                 progress(done, total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from builders import CHUNK, Model, edited, leftovers, moved, random_tensor, read_folder, tuned_model, whole, write_file, write_folder
+from interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, RecipeError
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PackOf = Callable[..., Path]
 
 

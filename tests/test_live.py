@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,15 +12,12 @@ import numpy as np
 import pytest
 import torch
 from builders import CHUNK, TORCH, Model, Tensor, cast, moved, random_tensor, tuned_model, whole
+from interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, FormatError, RecipeError, UnsupportedError
 from deltapack.slots import Slice
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["torch", "triton"] if torch.cuda.is_available() else ["cpu", "torch", "triton"]
 PackOf = Callable[..., Path]
 Merged = Callable[..., Model]

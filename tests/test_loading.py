@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 from builders import CHUNK, Model, Tensor, moved, random_tensor, tuned_model, whole
+from interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["cpu", "torch", "triton"]
 PackOf = Callable[..., Path]
 Merged = Callable[..., Model]

@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.format.digest import TILE
-from deltapack.format.table import tile_lengths
+from deltapack.format.table import tile_counts
 
 __all__ = ["Kept", "Sparsifier", "kept_where"]
 
@@ -39,5 +38,4 @@ class Sparsifier(Protocol):
 def kept_where(mask: NDArray[np.bool_], values: NDArray[np.float32]) -> Kept:
     """Return the elements of a chunk where `mask` is true, both `[n]`."""
     positions = np.flatnonzero(mask)
-    counts = np.bincount(positions // TILE, minlength=len(tile_lengths(len(mask))))
-    return Kept(positions.astype(np.uint32), counts, values[positions])
+    return Kept(positions.astype(np.uint32), tile_counts(positions, len(mask)), values[positions])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreting  # noqa: F401
 import pytest
 from backends import BACKENDS, load
 

@@ -83,6 +83,16 @@ def check(
     assert result != base
 
 
+def test_a_merged_pack_has_the_same_bytes_whatever_the_workers(family: tuple[Path, list[Path]]) -> None:
+    folder, packs = family
+    contents = set()
+    for workers in (1, 2, 5):
+        out = folder / f"{workers} workers.dpk"
+        deltapack.merge(folder / "base.safetensors", packs, out, method="ties", workers=workers)
+        contents.add(out.read_bytes())
+    assert len(contents) == 1
+
+
 def divided(total: Array, divisor: Array | float) -> Array:
     """One division, in f32."""
     return (total.astype(F32) / np.asarray(divisor, F32)).astype(np.float64)

@@ -111,11 +111,11 @@ def _elect(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)
-            voice, i, end = weights[0, pack], np.uint64(starts[pack]), np.uint64(lengths[pack])
-            while i < end and np.uint64(positions[i]) < begin + count:
-                sign[np.uint64(positions[i]) - begin] += values[i] * voice
-                i += np.uint64(1)
-            ends[pack] = i
+            voice, at, end = weights[0, pack], np.uint64(starts[pack]), np.uint64(lengths[pack])
+            while at < end and np.uint64(positions[at]) < begin + count:
+                sign[np.uint64(positions[at]) - begin] += values[at] * voice
+                at += np.uint64(1)
+            ends[pack] = at
         for i in range(count):
             positive = sign[i] >= zero if zero_is_positive else sign[i] > zero
             sign[i] = one if positive else -one
@@ -162,11 +162,11 @@ def _share(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)
-            i, end = np.uint64(starts[pack]), np.uint64(lengths[pack])
-            while i < end and np.uint64(positions[i]) < begin + count:
-                changes[np.uint64(positions[i]) - begin] += one if abs(values[i]) > epsilon else zero
-                i += np.uint64(1)
-            ends[pack] = i
+            at, end = np.uint64(starts[pack]), np.uint64(lengths[pack])
+            while at < end and np.uint64(positions[at]) < begin + count:
+                changes[np.uint64(positions[at]) - begin] += one if abs(values[at]) > epsilon else zero
+                at += np.uint64(1)
+            ends[pack] = at
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)

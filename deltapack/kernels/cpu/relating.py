@@ -111,11 +111,11 @@ def _scalar_products(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], np.float32(0))
-            i, end = np.uint64(starts[pack]), np.uint64(lengths[pack])
-            while i < end and np.uint64(positions[i]) < begin + size:
-                block[np.uint64(positions[i]) - begin, pack] = values[i]
-                i += np.uint64(1)
-            ends[pack] = i
+            at, end = np.uint64(starts[pack]), np.uint64(lengths[pack])
+            while at < end and np.uint64(positions[at]) < begin + size:
+                block[np.uint64(positions[at]) - begin, pack] = values[at]
+                at += np.uint64(1)
+            ends[pack] = at
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], np.float32(0))
