@@ -18,7 +18,7 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.composing import Blend
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
-from deltapack.jobs import Elements, PackTerm, Rooms, TensorJob, TermSource
+from deltapack.jobs import Elements, OwnTerm, PackTerm, Rooms, TensorJob, TermSource
 from deltapack.merge_methods.linear import linear
 from deltapack.merge_methods.settings import Settings, Sparse
 from deltapack.merge_methods.table import MergeMethod
@@ -103,7 +103,7 @@ class BlendedTerm:
 
     method: MergeMethod
     settings: Settings
-    shares: tuple[tuple[TermSource, ...], ...]
+    shares: tuple[tuple[OwnTerm, ...], ...]
     packs: tuple[int, ...]
     thinned: tuple[Thinning | None, ...]
     selected: Cut | None = None
@@ -154,7 +154,7 @@ def blend_with(recipe: MergeRecipe, layers: Layers, count: int, method: MergeMet
     """
     method = method or recipe.formula
 
-    def blend(tensor: TensorInfo, shares: Mapping[int, tuple[TermSource, ...]]) -> tuple[TermSource, ...]:
+    def blend(tensor: TensorInfo, shares: Mapping[int, tuple[OwnTerm, ...]]) -> tuple[TermSource, ...]:
         packs = tuple(shares)
         depth = layers.depth(tensor.name)
         all_weights, all_densities = (at(tensor.name, depth, count) for at in (recipe.weights_at, recipe.densities_at))
@@ -179,7 +179,7 @@ class Wanted:
         raise AssertionError("the composition was not measured")
 
 
-def _chance(method: MergeMethod, tensor: TensorInfo, terms: Sequence[TermSource]) -> float:
+def _chance(method: MergeMethod, tensor: TensorInfo, terms: Sequence[OwnTerm]) -> float:
     """Return what share of a tensor a pack keeps by chance.
 
     Raises:
@@ -196,7 +196,7 @@ def _chance(method: MergeMethod, tensor: TensorInfo, terms: Sequence[TermSource]
     return 1 - rate
 
 
-def drop_rate_by_chance(terms: Sequence[TermSource]) -> float | None:
+def drop_rate_by_chance(terms: Sequence[OwnTerm]) -> float | None:
     """Return the rate at which a pack dropped from a tensor at random; `None` where its mask depends on the data."""
     out = 0.0
     for term in terms:
@@ -220,6 +220,6 @@ def blended(job: TensorJob) -> BlendedTerm | None:
     return job.terms[0] if len(job.terms) == 1 and isinstance(job.terms[0], BlendedTerm) else None
 
 
-def kept_at_most(terms: Sequence[TermSource], numel: int) -> int:
+def kept_at_most(terms: Sequence[OwnTerm], numel: int) -> int:
     """Return how many elements of a tensor a pack keeps, or an upper bound if it has several terms."""
     return min(numel, sum(term.term.nnz if isinstance(term, PackTerm) else numel for term in terms))

@@ -15,12 +15,12 @@ from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.jobs import PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.jobs import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
 from deltapack.weighted import WeightedPack
 
 __all__ = ["Blend", "Composition", "compose"]
 
-Blend = Callable[[TensorInfo, Mapping[int, tuple[TermSource, ...]]], tuple[TermSource, ...]]
+Blend = Callable[[TensorInfo, Mapping[int, tuple[OwnTerm, ...]]], tuple[TermSource, ...]]
 """Takes a base tensor and what each pack that has it would add, unweighted and by the pack's number; returns what is added."""
 
 
@@ -236,7 +236,7 @@ def _adds(part: _Part, tensor: TensorInfo) -> bool:
     return entry.kind == "stored" and entry.shape == tensor.shape and entry.dtype.is_delta and tensor.dtype.is_delta
 
 
-def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[TermSource]:
+def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[OwnTerm]:
     entry, reader = part.entry, part.pack.reader
     if entry.kind == "stored":
         rows = _rows(part)

@@ -16,7 +16,7 @@ from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.jobs import TensorJob
 from deltapack.kernels import rounding
-from deltapack.measuring import measure
+from deltapack.measuring import as_sum, measure
 from deltapack.merge_methods.linear import linear
 from deltapack.merge_methods.settings import Parts, count_signs
 from deltapack.merge_planning import MergePlan, plan_merge
@@ -60,7 +60,7 @@ def explain_merge(
         apart = plan.side_by_side()
         count = resolve_workers(workers)
         job = _only(plan, apart, _choose(apart, tensor), count)
-        actual = _only(plan, plan.composition, job.name, count)
+        actual = as_sum(_only(plan, plan.composition, job.name, count))
         term = blended(job)
         assert term is not None
         return _explained(plan, job, actual, term)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
 from deltapack.merge_methods.settings import Sparse
 
-__all__ = ["Elements", "PackTerm", "Rooms", "StoredRows", "StoredTerm", "TensorJob", "TermSource"]
+__all__ = ["Elements", "OwnTerm", "PackTerm", "Rooms", "StoredRows", "StoredTerm", "TensorJob", "TermSource"]
 
 Elements = NDArray[np.generic]
 
@@ -55,6 +55,11 @@ class PackTerm:
     def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
         """Decode a chunk and add it to elements in place."""
         add_term_chunk(self.blob, self.term, number, self.factor, elements, dtype, next(rooms))
+
+    def times(self, weight: np.float32) -> PackTerm:
+        """Return the term with one more weight in its factor."""
+        with np.errstate(over="ignore"):
+            return replace(self, factor=self.factor * weight)
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,15 @@ class StoredTerm:
     def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
         """Compute a chunk and add it to elements in place."""
         kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
+
+    def times(self, weight: np.float32) -> StoredTerm:
+        """Return the term with one more weight."""
+        with np.errstate(over="ignore"):
+            return replace(self, weight=self.weight * weight)
+
+
+OwnTerm = PackTerm | StoredTerm
+"""A term of one pack."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
 from deltapack.hostwork import HostWork, place
 from deltapack.jobs import Elements, PackTerm, TensorJob
-from deltapack.measuring import measure
+from deltapack.measuring import as_sums, measure
 from deltapack.merge_planning import compose_recipe
 from deltapack.merge_recipe import MergeRecipe
 from deltapack.slots import Slots
@@ -83,7 +83,7 @@ class Planner:
             UnsupportedError: The method needs elements of the base.
         """
         _, composition = compose_recipe(self.slots, [pack.reader for pack in packs], recipe, prefer=prefer)
-        return measure(_NoElements(), composition, self.workers)
+        return as_sums(measure(_NoElements(), composition, self.workers))
 
     def plan(self, composition: Composition, packs: Sequence[Loaded]) -> Plan:
         """Return what to do, and where.

@@ -21,13 +21,15 @@ from deltapack.buffers import Buffers
 from deltapack.composing import Composition
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
-from deltapack.jobs import Elements, PackTerm, StoredTerm, TensorJob, TermSource
+from deltapack.jobs import Elements, OwnTerm, PackTerm, StoredTerm, TensorJob
+from deltapack.kernels.formulas import WeightedSum
+from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merge_methods.settings import Parts
 from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
-__all__ = ["Elementwise", "measure", "thin_by_headers"]
+__all__ = ["Elementwise", "as_sum", "as_sums", "measure", "thin_by_headers"]
 
 
 def measure(base: Elementwise, composition: Composition, workers: int) -> Composition:
@@ -43,6 +45,26 @@ def measure(base: Elementwise, composition: Composition, workers: int) -> Compos
     for step in (_thin, _select, _gather):
         jobs |= step(base, jobs, workers)
     return replace(composition, jobs=tuple(jobs.get(number, job) for number, job in enumerate(composition.jobs)))
+
+
+def as_sums(composition: Composition) -> Composition:
+    """Return a measured composition with `as_sum` of each job."""
+    return replace(composition, jobs=tuple(map(as_sum, composition.jobs)))
+
+
+def as_sum(job: TensorJob) -> TensorJob:
+    """Fold the weights of a measured formula that is a weighted sum into the packs' own terms.
+
+    Those are decoded on any device, and copied into a merged pack as they are.
+    """
+    term = blended(job)
+    if term is None or not job.common or any(term.thinned):
+        return job
+    formula, terms = term.method.formula(term.settings), sum(map(len, term.shares))
+    if not isinstance(formula, WeightedSum) or terms > DEFAULT_LIMITS.terms:
+        return job
+    shares = zip(formula.weights, term.shares, strict=True)
+    return replace(job, terms=tuple(part.times(weight) for weight, share in shares for part in share))
 
 
 class Elementwise(Protocol):
@@ -103,7 +125,7 @@ def _ranks(term: BlendedTerm, numel: int, count: int) -> Callable[[int], Sequenc
     return lambda nonzero: (count + outliers, outliers)
 
 
-def _random(job: TensorJob, terms: Sequence[TermSource], share: float) -> KeepRandom:
+def _random(job: TensorJob, terms: Sequence[OwnTerm], share: float) -> KeepRandom:
     if len(terms) > 1:
         reader = next(term.reader for term in terms if isinstance(term, PackTerm))
         hint = "Merge the packs that it was merged from, or thin out with --method ties."

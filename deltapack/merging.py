@@ -10,7 +10,7 @@ from pathlib import Path
 from deltapack.applying import WriteOptions, write_checkpoint
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
-from deltapack.measuring import measure
+from deltapack.measuring import as_sums, measure
 from deltapack.merge_advice import shown_weights, warnings_of
 from deltapack.merge_planning import MergePlan, plan_merge
 from deltapack.merge_recipe import MergeRecipe, recipe_of
@@ -91,7 +91,7 @@ def merge(
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
     with ExitStack() as stack:
         plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
-        plan = replace(plan, composition=measure(plan.base, plan.composition, options.workers))
+        plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
         notes = plan.notes + _write(plan, out, options)
         jobs = plan.composition.jobs
         nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)

@@ -85,6 +85,7 @@ METHODS: list[dict[str, Any]] = [
     {"method": "dare_linear", "density": [0.05, 0.2], "parameters": {"normalize": 1}},
     {"method": "sce", "parameters": {"select_topk": 0.5}},
     {"method": "ram"},
+    {"method": "model_stock"},
     {"method": "linear", "parameters": {"lambda": 0.5}},
 ]
 

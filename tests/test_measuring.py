@@ -136,6 +136,19 @@ def test_every_method_says_what_it_computes() -> None:
             assert tool in SEMANTICS and method.text.startswith("base + ")
 
 
+@pytest.mark.parametrize("options", [{"method": "model_stock"}, {"method": "dare_linear", "density": 0.95}])
+def test_what_turns_out_to_be_a_sum_is_merged_like_one(family: tuple[Path, list[Path]], options: dict[str, Any]) -> None:
+    """The merged pack holds the packs' own streams, not a sum of 32 bits per element."""
+    folder, packs = family
+    chosen, merged = [packs[0], packs[2]] if options["method"] == "model_stock" else packs[:2], folder / "sum.dpk"
+    deltapack.merge(folder / "base.safetensors", chosen, merged, force=True, **options)
+    assert apply(folder, merged) == merge(folder, chosen, **options)
+    with deltapack.open_pack(merged) as pack:
+        entry = next(entry for entry in pack.index.entries if entry.name == "wide")
+    assert [term.values for term in entry.terms] == (["int4", "bf16"] if options["method"] == "model_stock" else ["int4", "f32"])
+    assert entry.terms[0].index == "seeded"
+
+
 def test_model_stock_refuses_masks_that_depend_on_the_data(family: tuple[Path, list[Path]]) -> None:
     folder, packs = family
     merged = folder / "merged for stock.dpk"
