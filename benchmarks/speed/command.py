@@ -22,6 +22,7 @@ from benchmarks.speed import curves, reach
 from benchmarks.speed.grid import measure_grid
 from benchmarks.speed.inputs import DEFAULT, open_bench
 from benchmarks.speed.methods import COUNT, measure_methods
+from benchmarks.speed.peer_tools import Tools
 from benchmarks.speed.peers import HEADERS, measure_merges, measure_peers, measure_slowest, peer_rows
 from benchmarks.speed.profile import ROWS, profile_table
 from benchmarks.speed.real import measure_real
@@ -93,7 +94,8 @@ def measure(plan: Plan, plots: Path, *, quick: bool = False) -> Iterator[Section
         with open_bench(plan.rows, 4 if plan.peers else 1) as bench:
             memory = reach.measure_memory(bench, small, plan.rounds)
             folder = reach.measure_folder(bench, small, plan.rounds)
-            methods = measure_methods(bench, small, plan.rounds)
+            tools = Tools(bench, {}, plan.make_environment) if plan.peers else None
+            methods = measure_methods(bench, small, plan.rounds, tools)
             merges = measure_merges(bench, plan.rounds, make_environment=plan.make_environment) if plan.peers else None
         with open_bench(2 * plan.rows, 1) as bench:
             compress = reach.measure_compress(bench, small, plan.rounds, peers=plan.peers)
@@ -154,6 +156,8 @@ def _speed_notes(share: float) -> tuple[str, ...]:
         "the weights.",
         "Every setting is compared bit for bit before it gets a time: on a small checkpoint of the same make, packs with those written "
         "without numba and results with the reference decoder of the specification; at full size all digests and some tensors.",
+        "mergekit among the merges of 8: a fresh process on eight full fine-tunes (four, each under two names), with the density 0.1 that "
+        "the packs have where the method takes one; slow ones ran once.",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.processes import run_verb
 from benchmarks.speed.floors import cp_floor
 from benchmarks.speed.inputs import Bench
+from benchmarks.speed.peer_tools import Tools
 from benchmarks.speed.rows import Group
 from benchmarks.speed.verbs import Verb
 from benchmarks.timing import Rounds, interleave
@@ -16,6 +17,7 @@ from benchmarks.timing import Rounds, interleave
 __all__ = ["COUNT", "METHODS", "measure_methods", "name_of"]
 
 METHODS = ("linear", "ties", "sce", "ram", "model_stock")
+MERGEKIT_METHODS = ("task_arithmetic", "ties", "sce", "model_stock")
 COUNT = 8
 
 
@@ -24,13 +26,15 @@ def name_of(method: str) -> str:
     return f"{method} of {COUNT} to folder, 2 workers"
 
 
-def measure_methods(bench: Bench, small: Bench, rounds: Rounds) -> Group:
-    """Time each method, with cp of the base in the same rounds."""
+def measure_methods(bench: Bench, small: Bench, rounds: Rounds, tools: Tools | None = None) -> Group:
+    """Time each method, with cp of the base in the same rounds, and mergekit on as many full fine-tunes."""
+    peers = [tools.mergekit(method, COUNT).candidate for method in MERGEKIT_METHODS] if tools is not None else []
     verbs = [_verb(bench, method) for method in METHODS]
     floors = [cp_floor(bench.base, bench.scratch, sync=sync) for sync in (False, True)]
     wrong = {name_of(method): _wrong(small, method) for method in METHODS}
-    samples = interleave([*floors, *(verb.candidate() for verb in verbs)], rounds)
-    return Group(bench.family.nbytes, samples, {verb.name: verb.peak_mb() for verb in verbs}, wrong)
+    samples = interleave([*floors, *(verb.candidate() for verb in verbs), *peers], rounds)
+    peaks = (dict(tools.peaks) if tools is not None else {}) | {verb.name: verb.peak_mb() for verb in verbs}
+    return Group(bench.family.nbytes, samples, peaks, wrong)
 
 
 def _verb(bench: Bench, method: str) -> Verb:

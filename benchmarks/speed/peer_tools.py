@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,13 @@ __all__ = ["PATCH_FROM", "Peer", "Tools", "patch_from"]
 PATCH_FROM = "zstd -3 --patch-from"
 CODE = str(Path(__file__).with_name("peer_code.py"))
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "TRANSFORMERS_VERBOSITY": "error"}
+MERGEKIT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
+    "task_arithmetic": {"weight": 0.3},
+    "dare_linear": {"weight": 0.3, "density": 0.1},
+    "ties": {"weight": 0.3, "density": 0.1},
+    "sce": {},
+    "model_stock": {},
+}
 Command = Sequence[str | Path]
 
 
@@ -131,15 +138,21 @@ class Tools:
 
         return Candidate(name, run)
 
-    def mergekit(self, method: str) -> Peer:
-        """Merge the four full fine-tunes."""
-        out, recipe = self.folder(f"mergekit-{method}"), self.bench.scratch / f"{method}.yml"
-        settings = {"weight": 0.3} | ({} if method == "task_arithmetic" else {"density": 0.1})
-        models = [{"model": str(path), "parameters": settings} for path in self.bench.family.tuned]
+    def mergekit(self, method: str, count: int = 4) -> Peer:
+        """Merge full fine-tunes: the four there are, and of more the same once more under other names."""
+        out, recipe = self.folder(f"mergekit-{method}-{count}"), self.bench.scratch / f"{method}-{count}.yml"
+        models = [{"model": str(path), "parameters": MERGEKIT_PARAMETERS[method]} for path in self._fine_tunes(count)]
         # JSON is YAML.
         recipe.write_text(json.dumps({"merge_method": method, "base_model": str(self.base), "models": models, "dtype": "bfloat16"}))
         words: Command = ["mergekit-yaml", recipe, out, "--no-copy-tokenizer", "--quiet"]
-        return self.python(f"mergekit {method}", out, *words, module=True)
+        return self.python(f"mergekit {method}" + ("" if count == 4 else f" of {count}"), out, *words, module=True)
+
+    def _fine_tunes(self, count: int) -> Iterator[Path]:
+        for number in range(count):
+            path = self.folder(f"fine-tune-{number}")
+            if not path.exists():
+                path.symlink_to(self.bench.family.tuned[number % len(self.bench.family.tuned)].resolve(), target_is_directory=True)
+            yield path
 
 
 def patch_from(bench: Bench, peaks: Peaks) -> Peer:
