@@ -18,14 +18,14 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.composing import Blend
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
+from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.jobs import Elements, OwnTerm, PackTerm, Rooms, TensorJob, TermSource
 from deltapack.merge_methods.linear import linear
 from deltapack.merge_methods.settings import Settings, Sparse
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
-from deltapack.sparsify.chance import samples
 from deltapack.sparsify.dare import ALL_KEPT
-from deltapack.sparsify.ranking import Cut
+from deltapack.sparsify.ranking import Cut, between
 
 __all__ = [
     "BlendedTerm",
@@ -55,7 +55,7 @@ class KeepLargest:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        return _where(self.cut.mask(chunk, kept[1]), kept)
+        return _take(between(chunk, kept[1], self.cut), kept)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class KeepMiddle:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        return _where(self.cut.mask(chunk, kept[1]) & ~self.outliers.mask(chunk, kept[1]), kept)
+        return _take(between(chunk, kept[1], self.cut, self.outliers), kept)
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,14 @@ class KeepRandom:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        chosen = samples(self.key, chunk, kept[0]) < np.uint64(round(self.share * ALL_KEPT))
-        positions, values = _where(chosen, kept)
+        length = int(kept[0][-1]) + 1 if len(kept[0]) else 0
+        samples = kernels.active().element_samples(self.key, chunk * TILES_PER_CHUNK, length)
+        positions, values = _take(samples[kept[0]] < np.uint64(round(self.share * ALL_KEPT)), kept)
         return positions, values * np.float32(1 / self.share)
 
 
-def _where(mask: NDArray[np.bool_], kept: Sparse) -> Sparse:
-    return kept[0][mask], kept[1][mask]
+def _take(places: NDArray[np.uint32] | NDArray[np.bool_], kept: Sparse) -> Sparse:
+    return kept[0][places], kept[1][places]
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ class BlendedTerm:
             return kept
         positions, scores = self.method.score(len(base), kept)
         selected = np.zeros(len(base), np.bool_)
-        selected[positions] = self.selected.mask(number, scores)
-        return [_where(selected[part[0]], part) for part in kept]
+        selected[positions[between(number, scores, self.selected)]] = True
+        return [_take(selected[part[0]], part) for part in kept]
 
     def density(self, numel: int) -> float:
         """Return about what share of a tensor's elements any pack keeps, if their masks are independent."""

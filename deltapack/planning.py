@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
@@ -22,7 +23,7 @@ from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.della import Della
 from deltapack.sparsify.kept import Sparsifier
 from deltapack.sparsify.magnitude import Magnitude, count_kept
-from deltapack.sparsify.ranking import Magnitudes, find_cuts
+from deltapack.sparsify.ranking import Magnitudes, between, find_cuts
 
 __all__ = ["TensorPlan", "identity_of", "plan_tensor"]
 
@@ -132,13 +133,19 @@ def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, worke
 
 
 def _reader(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan) -> Callable[[int, int], NDArray[np.float32]]:
-    """Return a function that reads differences [start, stop)."""
+    """Return a function that reads differences [start, stop); they are valid until the thread reads again."""
     source = plan.base
     assert source is not None
 
+    buffers = Buffers()
+
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        tuned, elements = finetuned.read(plan.tensor.name, start, stop), base.read(source.name, start, stop)
-        return kernels.active().difference(elements, source.dtype, tuned, plan.tensor.dtype)
+        tuned = buffers.take("finetuned", plan.tensor.dtype.storage, stop - start)
+        elements = buffers.take("base", source.dtype.storage, stop - start)
+        finetuned.read_into(plan.tensor.name, start, tuned)
+        base.read_into(source.name, start, elements)
+        room: NDArray[np.float32] = buffers.take("difference", "<f4", stop - start).view(np.float32)
+        return kernels.active().difference(elements, source.dtype, tuned, plan.tensor.dtype, room)
 
     return read
 
@@ -202,11 +209,11 @@ def _sample(
 
 
 def _typical(delta: NDArray[np.float32], recipe: TensorRecipe) -> NDArray[np.float32]:
-    """Return differences like those that would be kept of a tile."""
+    """Return differences like those that would be kept of a tile, as a new array."""
     if recipe.sparsify in ("dare", "della") or recipe.keep == ALL_KEPT:
         # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
-        return delta[:: max(1, min(ALL_KEPT // recipe.keep, len(delta)))]
+        return delta[:: max(1, min(ALL_KEPT // recipe.keep, len(delta)))].copy()
     count = count_kept(recipe.keep / ALL_KEPT, len(delta))
     outliers = count_outliers(recipe.gamma, count, len(delta)) if recipe.sparsify == "breadcrumbs" else 0
-    order = np.argsort(-np.abs(delta), kind="stable")[outliers : outliers + count]
-    return delta[np.sort(order)]
+    (cuts,) = find_cuts([Magnitudes(1, lambda chunk: delta, lambda nonzero: [count + outliers, outliers])], 1)
+    return delta[between(0, delta, *cuts)]

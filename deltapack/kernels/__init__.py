@@ -97,10 +97,28 @@ class Backend(Protocol):
     def sum_of_squares(self, values: _Values) -> float:
         """Add up squares in f64."""
 
+    def count_high(self, values: _Values) -> _Counts:
+        """Count the high bits of magnitudes."""
+
+    def count_low(self, values: _Values, high: int) -> _Counts:
+        """Count the low bits of magnitudes."""
+
+    def between(self, values: _Values, least: int, least_ties: int, most: int, most_ties: int) -> _Positions:
+        """Return the places of values whose magnitude is between two cuts."""
+
+    def row_ranks(self, values: _Values) -> NDArray[np.uint32]:
+        """Rank magnitudes within their rows."""
+
+    def below(self, samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> _Positions:
+        """Return the places of samples below the limit of their rank."""
+
+    def element_samples(self, key: int, first_tile: int, length: int) -> NDArray[np.uint32]:
+        """Return a random number for each element."""
+
     def compare(self, base: _Array, source: DType, tuned: _Array, target: DType) -> tuple[float, float, bool]:
         """Return statistics of the difference of two chunks."""
 
-    def difference(self, base: _Array, source: DType, tuned: _Array, target: DType) -> _Values:
+    def difference(self, base: _Array, source: DType, tuned: _Array, target: DType, out: _Values | None = None) -> _Values:
         """Return fine-tuned minus base."""
 
     def kept_differences(

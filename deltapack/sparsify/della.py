@@ -11,16 +11,17 @@ pieces of that length. mergekit rescales by one number per tensor instead, the r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack import kernels
 from deltapack.errors import RecipeError
-from deltapack.format.digest import CHUNK
-from deltapack.sparsify.chance import samples
+from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.sparsify.dare import ALL_KEPT
-from deltapack.sparsify.kept import Kept, kept_where
+from deltapack.sparsify.kept import Kept, kept_at
 
 __all__ = ["Della", "epsilon_for", "probabilities"]
 
@@ -42,12 +43,17 @@ def epsilon_for(density: float, epsilon: float | None) -> float:
     return epsilon
 
 
-def probabilities(magnitudes: NDArray[np.float32], density: float, epsilon: float) -> NDArray[np.float64]:
-    """Return P(keep) of each element of rows `[rows, n]`."""
-    ranks = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1, kind="stable")
-    last = magnitudes.shape[1] - 1
-    share = ranks / last if last else np.full(magnitudes.shape, 0.5)
+def probabilities(length: int, density: float, epsilon: float) -> NDArray[np.float64]:
+    """Return P(keep) by rank in a row of `length` elements, `[length]`."""
+    share = np.arange(length) / (length - 1) if length > 1 else np.full(length, 0.5)
     return (density - epsilon) + 2 * epsilon * share
+
+
+@lru_cache(maxsize=8)
+def _by_rank(length: int, density: float, epsilon: float) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """Return, by rank, the number below which a sample keeps an element, and what the kept value is multiplied with."""
+    chances = probabilities(length, density, epsilon)
+    return np.rint(chances * ALL_KEPT).astype(np.uint64), (1 / chances).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,22 @@ class Della:
 
     def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
         """Return what is kept of a chunk."""
-        start, stop = chunk * CHUNK, chunk * CHUNK + len(delta)
-        chances = np.empty(len(delta))
+        start, stop, loops = chunk * CHUNK, chunk * CHUNK + len(delta), kernels.active()
+        samples = loops.element_samples(self.key, chunk * TILES_PER_CHUNK, len(delta))
+        positions, factors = [], []
         place = start
         while place < stop:
             first, last, length = self._rows(place, stop)
             whole = delta[first - start : last - start] if start <= first and last <= stop else self.read(first, last)
-            found = probabilities(np.abs(whole).reshape(-1, length), self.density, self.epsilon).reshape(-1)
             end = min(last, stop)
-            chances[place - start : end - start] = found[place - first : end - first]
+            ranks = loops.row_ranks(whole.reshape(-1, length)).reshape(-1)[place - first : end - first]
+            limits, inverses = _by_rank(length, self.density, self.epsilon)
+            kept = loops.below(samples[place - start : end - start], ranks, limits)
+            positions.append(kept + np.uint32(place - start))
+            factors.append(inverses[ranks[kept]])
             place = end
-        mask = samples(self.key, chunk, np.arange(len(delta), dtype=np.uint32)) < np.rint(chances * ALL_KEPT).astype(np.uint64)
-        return kept_where(mask, delta * (1 / chances).astype(np.float32) if self.unbiased else delta)
+        out = kept_at(np.concatenate(positions), delta)
+        return replace(out, values=out.values * np.concatenate(factors)) if self.unbiased else out
 
     def _rows(self, place: int, stop: int) -> tuple[int, int, int]:
         """Return start and end of the rows of one length from the one that holds `place` on, not beyond `stop`, and that length."""

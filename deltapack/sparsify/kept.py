@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deltapack.format.table import tile_counts
 
-__all__ = ["Kept", "Sparsifier", "kept_where"]
+__all__ = ["Kept", "Sparsifier", "kept_at"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Sparsifier(Protocol):
         """Return what is kept of chunk number `chunk`, whose differences are `delta`, `[n] f32`."""
 
 
-def kept_where(mask: NDArray[np.bool_], values: NDArray[np.float32]) -> Kept:
-    """Return the elements of a chunk where `mask` is true, both `[n]`."""
-    positions = np.flatnonzero(mask)
-    return Kept(positions.astype(np.uint32), tile_counts(positions, len(mask)), values[positions])
+def kept_at(positions: NDArray[np.uint32], values: NDArray[np.float32]) -> Kept:
+    """Return the elements of a chunk at increasing positions; `values` are all of the chunk, `[n]`."""
+    return Kept(positions, tile_counts(positions, len(values)), values[positions])

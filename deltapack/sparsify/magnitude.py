@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.sparsify.kept import Kept, kept_where
-from deltapack.sparsify.ranking import Cut
+from deltapack.sparsify.kept import Kept, kept_at
+from deltapack.sparsify.ranking import Cut, between
 
 __all__ = ["Magnitude", "count_kept"]
 
@@ -32,4 +32,4 @@ class Magnitude:
 
     def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
         """Return what is kept of a chunk."""
-        return kept_where(self.cut.mask(chunk, delta), delta)
+        return kept_at(between(chunk, delta, self.cut), delta)

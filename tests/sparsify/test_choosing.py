@@ -86,10 +86,14 @@ def test_della_drops_by_rank(pack_of: PackOf, tuned: Model) -> None:
             assert abs(kept[fifth == part].sum() - expected) < 4 * spread
 
 
+def chances(row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return probabilities(len(row), 0.5, 0.2)[np.argsort(np.argsort(np.abs(row), kind="stable"))]
+
+
 def test_della_rows_that_cross_chunks_do_not_depend_on_the_cut() -> None:
     delta = np.random.default_rng(0).normal(size=2 * CHUNK).astype(np.float32)
     row = 5 * CHUNK // 8
-    whole = np.concatenate([probabilities(np.abs(part)[None], 0.5, 0.2)[0] for part in np.split(delta[: 3 * row], 3)])
+    whole = np.concatenate([chances(part) for part in np.split(delta[: 3 * row], 3)])
     della = Della(0.5, 0.2, 7, row, 3 * row, lambda start, stop: delta[start:stop], unbiased=True)
     for chunk in (0, 1):
         kept = della.select(chunk, delta[chunk * CHUNK : min((chunk + 1) * CHUNK, 3 * row)])

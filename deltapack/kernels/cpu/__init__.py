@@ -6,6 +6,7 @@ reference as it is.
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
 from deltapack.kernels.cpu.blending import add_blended, blend
+from deltapack.kernels.cpu.choosing import below, between, count_high, count_low, element_samples, row_ranks
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
@@ -25,6 +26,8 @@ __all__ = [
     "add_in_place",
     "add_sparse",
     "are_finite",
+    "below",
+    "between",
     "bitmap_of",
     "bitmap_positions",
     "blend",
@@ -32,14 +35,18 @@ __all__ = [
     "byte_gaps",
     "code_values",
     "compare",
+    "count_high",
+    "count_low",
     "count_shared",
     "decode_encoded",
     "difference",
+    "element_samples",
     "kept_differences",
     "pack_codes",
     "plane_values",
     "quantize_groups",
     "rice_gap_positions",
+    "row_ranks",
     "sample_positions",
     "scalar_products",
     "sign_groups",

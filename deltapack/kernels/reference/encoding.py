@@ -27,8 +27,8 @@ TINY = np.float32(2.0**-100)
 _PROBE = 4096
 
 
-def difference(base: Array, source: DType, tuned: Array, target: DType) -> Values:
-    """Return fine-tuned minus base, `[n] f32`, rounded once (to f64 first, where one of the types is f64)."""
+def difference(base: Array, source: DType, tuned: Array, target: DType, out: Values | None = None) -> Values:
+    """Return fine-tuned minus base, `[n] f32`, rounded once (to f64 first, where one is f64); a backend may make it in `out`, `[n]`."""
     with np.errstate(over="ignore", invalid="ignore"):
         if "f64" in (source.name, target.name):
             return (rounding.to_f64(tuned, target) - rounding.to_f64(base, source)).astype(np.float32)
