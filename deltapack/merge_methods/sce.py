@@ -11,20 +11,24 @@ two fine-tunes whose root mean square difference is below 0.0007; here g_k are t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.kernels.formulas import Election
-from deltapack.merge_methods.settings import Parts, Settings, Sparse, tiles
+from deltapack.merge_methods.settings import Parts, Settings, Sparse
 
 __all__ = ["election", "energies", "spread"]
+
+_PIECE = 1 << 16
 
 
 def spread(length: int, parts: Parts) -> Sparse:
     """Return the population variance over the packs where any of them keeps something, from f64 sums in pack order."""
     places, variances = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
-    for start, count, inside in tiles(length, parts):
+    for start, count, inside in _pieces(length, parts):
         positions, deltas = kernels.active().stack_terms(count, inside)
         wide = deltas.astype(np.float64)
         mean = sum(wide[1:], wide[0]) / len(wide)
@@ -32,6 +36,17 @@ def spread(length: int, parts: Parts) -> Sparse:
         places.append(positions + np.uint32(start))
         variances.append((sum(squares[1:], squares[0]) / len(wide)).astype(np.float32))
     return np.concatenate(places), np.concatenate(variances)
+
+
+def _pieces(length: int, parts: Parts) -> Iterator[tuple[int, int, Parts]]:
+    """Yield start and length of short pieces of a chunk, and what the packs keep there: side by side, in f64, they are many times as large."""
+    starts = np.arange(0, length, _PIECE)
+    bounds = [np.searchsorted(positions, np.append(starts, length)) for positions, _ in parts]
+    for piece, start in enumerate(starts.tolist()):
+        inside = [slice(*bound[piece : piece + 2]) for bound in bounds]
+        yield start, min(_PIECE, length - start), [
+            (positions[kept] - np.uint32(start), values[kept]) for (positions, values), kept in zip(parts, inside, strict=True)
+        ]
 
 
 def energies(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.format.digest import TILE
-
-__all__ = ["Parts", "Settings", "Sparse", "count_signs", "tiles"]
+__all__ = ["Parts", "Settings", "Sparse", "count_signs"]
 
 Sparse = tuple[NDArray[np.uint32], NDArray[np.float32]]
 """Positions `[nnz]`, strictly increasing, and values `[nnz] f32`."""
@@ -35,17 +33,6 @@ class Settings:
     statistic: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     densities: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     numel: int = 0
-
-
-def tiles(length: int, parts: Parts) -> Iterator[tuple[int, int, Parts]]:
-    """Yield start and length of each tile of a chunk, and what the packs keep of it, with positions from its start."""
-    starts = np.arange(0, length, TILE)
-    bounds = [np.searchsorted(positions, np.append(starts, length)) for positions, _ in parts]
-    for tile, start in enumerate(starts.tolist()):
-        inside = [slice(*bound[tile : tile + 2]) for bound in bounds]
-        yield start, min(TILE, length - start), [
-            (positions[kept] - np.uint32(start), values[kept]) for (positions, values), kept in zip(parts, inside, strict=True)
-        ]
 
 
 def count_signs(length: int, parts: Parts) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
