@@ -53,11 +53,13 @@ def as_sums(composition: Composition) -> Composition:
 
 
 def as_sum(job: TensorJob) -> TensorJob:
-    """Fold the weights of a measured formula that is a weighted sum into the packs' own terms.
+    """Fold the weights of a measured formula that is a weighted sum into the packs' own terms; nothing is left where no pack adds.
 
-    Those are decoded on any device, and copied into a merged pack as they are.
+    Terms of packs are decoded on any device, and copied into a merged pack as they are.
     """
     term = blended(job)
+    if term is not None and not any(term.shares):
+        return replace(job, terms=())
     if term is None or not job.common or any(term.thinned):
         return job
     formula, terms = term.method.formula(term.settings), sum(map(len, term.shares))

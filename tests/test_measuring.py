@@ -149,6 +149,19 @@ def test_what_turns_out_to_be_a_sum_is_merged_like_one(family: tuple[Path, list[
     assert entry.terms[0].index == "seeded"
 
 
+def test_a_tensor_that_no_pack_changes_is_unchanged(tmp_path: Path) -> None:
+    base = {"x": random_tensor(1, (500,)), "y": random_tensor(2, (500,))}
+    write_file(tmp_path / "base.safetensors", base)
+    packs = [tmp_path / f"{number}.dpk" for number in range(2)]
+    for number, path in enumerate(packs):
+        write_file(tmp_path / "tuned.safetensors", tuned_model(base, number * 10) | {"x": base["x"]})
+        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", path)
+    merged = tmp_path / "merged.dpk"
+    deltapack.merge(tmp_path / "base.safetensors", packs, merged, method="ties")
+    with deltapack.open_pack(merged) as pack:
+        assert {entry.name: entry.kind for entry in pack.index.entries} == {"x": "unchanged", "y": "delta"}
+
+
 def test_model_stock_refuses_masks_that_depend_on_the_data(family: tuple[Path, list[Path]]) -> None:
     folder, packs = family
     merged = folder / "merged for stock.dpk"

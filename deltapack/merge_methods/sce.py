@@ -39,7 +39,7 @@ def spread(length: int, parts: Parts) -> Sparse:
 
 
 def _pieces(length: int, parts: Parts) -> Iterator[tuple[int, int, Parts]]:
-    """Yield start and length of short pieces of a chunk, and what the packs keep there: side by side, in f64, they are many times as large."""
+    """Yield start and length of short pieces of a chunk, and what the packs keep there: side by side, in f64, it is many times as much."""
     starts = np.arange(0, length, _PIECE)
     bounds = [np.searchsorted(positions, np.append(starts, length)) for positions, _ in parts]
     for piece, start in enumerate(starts.tolist()):
