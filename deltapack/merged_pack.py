@@ -21,10 +21,10 @@ from deltapack.composing import Composition
 from deltapack.entries import digests_blob
 from deltapack.errors import LimitError, NonFiniteError
 from deltapack.format.digest import CHUNK, TILE, fingerprint
-from deltapack.format.index import BaseRef, Entry, FileEntry, Index, Term
+from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout, tile_lengths
 from deltapack.format.writer import PackWriter, StoredChunk
-from deltapack.jobs import PackTerm, TensorJob
+from deltapack.jobs import PackTerm, RowSource, StoredRows, TensorJob
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.parallel import ordered_map
 from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
@@ -123,10 +123,10 @@ class MergedPack:
             summed = blended(job)
             if summed is not None or len(terms) == len(job.terms):
                 written = self._copied(terms) if summed is None else (self._summed(job, summed),)
-                stored = self.writer.copy_blob(job.rows.reader, job.rows.ref) if job.rows is not None else None
+                stored = self._rows(job, job.rows) if job.rows is not None else None
                 entry = replace(entry, kind=kind, terms=written, stored=stored)
                 return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
-        if job.whole is not None and job.rows is not None:
+        if job.whole is not None and isinstance(job.rows, StoredRows):
             entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
             return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
@@ -138,6 +138,15 @@ class MergedPack:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())
         return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+
+    def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
+        """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
+        if isinstance(rows, StoredRows):
+            return self.writer.copy_blob(rows.reader, rows.ref)
+        chunked = self.writer.chunked_blob(stored_layout(job.numel - rows.start))
+        for start in range(rows.start, job.numel, CHUNK):
+            chunked.append(encode_stored_chunk(rows.read(start, min(start + CHUNK, job.numel))))
+        return chunked.close()
 
     def _copied(self, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
         """Copy terms, with their weights in their factors."""

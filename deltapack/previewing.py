@@ -114,7 +114,7 @@ def _pack_bytes(plan: MergePlan) -> int:
     for job in plan.composition.jobs:
         term = blended(job)
         total += sum(own.term.blob.length for own in job.terms if isinstance(own, PackTerm))
-        total += job.rows.ref.length if job.rows is not None else 0
+        total += job.rows.nbytes if job.rows is not None else 0
         if term is not None:
             total += int(job.common * (4 * term.density(job.common) + 1 / 8))
         elif any(not isinstance(own, PackTerm) for own in job.terms):
