@@ -181,7 +181,7 @@ class MergedPack:
     def _files(self) -> tuple[FileEntry, ...] | None:
         """Copy the side files of the pack that decides; of the base's own, only the digests."""
         assets, entries = self.composition.assets, []
-        if assets is not None and assets.index.files is None:
+        if assets is not None and assets.index.files is None and not self.own_files:
             return None
         carried = {file.name for file in assets.index.files or () if file.blob is not None} if assets else set()
         carried |= set(self.own_files)

@@ -105,7 +105,7 @@ def _rows_change(job: TensorJob) -> bool:
 
 def _checkpoint_bytes(plan: MergePlan) -> int:
     tensors = sum(job.numel * job.dtype.itemsize for job in plan.composition.jobs)
-    return tensors + side_files_bytes(plan.base, plan.composition.assets)
+    return tensors + _side_files_bytes(plan)
 
 
 def _pack_bytes(plan: MergePlan) -> int:
@@ -119,7 +119,11 @@ def _pack_bytes(plan: MergePlan) -> int:
             total += int(job.common * (4 * term.density(job.common) + 1 / 8))
         elif any(not isinstance(own, PackTerm) for own in job.terms):
             total += job.numel * job.dtype.itemsize
-    return total + side_files_bytes(plan.base, plan.composition.assets)
+    return total + _side_files_bytes(plan)
+
+
+def _side_files_bytes(plan: MergePlan) -> int:
+    return side_files_bytes(plan.base, plan.composition.assets) + sum(map(len, plan.files.values()))
 
 
 def _buffers(job: TensorJob) -> int:
