@@ -143,9 +143,14 @@ class MergedPack:
         """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
         if isinstance(rows, StoredRows):
             return self.writer.copy_blob(rows.reader, rows.ref)
+
+        def encode(start: int) -> StoredChunk:
+            return encode_stored_chunk(rows.read(start, min(start + CHUNK, job.numel)))
+
         chunked = self.writer.chunked_blob(stored_layout(job.numel - rows.start))
-        for start in range(rows.start, job.numel, CHUNK):
-            chunked.append(encode_stored_chunk(rows.read(start, min(start + CHUNK, job.numel))))
+        with closing(ordered_map(encode, range(rows.start, job.numel, CHUNK), self.options.workers)) as chunks:
+            for chunk in chunks:
+                chunked.append(chunk)
         return chunked.close()
 
     def _copied(self, terms: Sequence[PackTerm]) -> tuple[Term, ...]:

@@ -183,10 +183,14 @@ def _with_special(document: Document, special: list[str], where: Path) -> Docume
 
 
 def _with_size(document: Document, rows: int) -> Document:
-    """Return `config.json` with another size of the vocabulary wherever it names one: at the top, or for its text part."""
-    out = document | {"vocab_size": rows} if "vocab_size" in document else document
-    text = out.get("text_config")
-    return out | {"text_config": text | {"vocab_size": rows}} if isinstance(text, dict) and "vocab_size" in text else out
+    """Return `config.json` with another size of the vocabulary where it names one: at the top, for its text part, or both.
+
+    One that names none has the usual size of its kind of model, which is not that of the result.
+    """
+    text = document.get("text_config")
+    if isinstance(text, dict) and ("vocab_size" in text or "vocab_size" not in document):
+        document = document | {"text_config": text | {"vocab_size": rows}}
+    return document | {"vocab_size": rows} if "vocab_size" in document or not isinstance(text, dict) else document
 
 
 def _dump(document: Document, where: Path) -> bytes:

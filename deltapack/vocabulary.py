@@ -64,8 +64,15 @@ def growth_of(base: BaseTensors, packs: Sequence[PackReader]) -> Growth:
 
 
 def _by_base_name(base: BaseTensors, pack: PackReader) -> dict[str, Entry]:
-    named = ((entry.base.name, entry) for entry in pack.index.entries if entry.base is not None)
-    return {base.aliases.get(name, name): entry for name, entry in named}
+    out: dict[str, Entry] = {}
+    for entry in pack.index.entries:
+        if entry.base is not None:
+            name = base.aliases.get(entry.base.name, entry.base.name)
+            if name in out and "grown" in (entry.kind, out[name].kind):
+                what = "the pack grew a tied tensor and made two of it"
+                raise _conflict(what, pack.path, tensor=entry.name, found=f"{out[name].name!r}, too")
+            out[name] = entry
+    return out
 
 
 def _check_tensor(path: Path, tensor: TensorInfo, start: int, entry: Entry | None, rows: int | None) -> None:

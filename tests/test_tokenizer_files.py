@@ -68,3 +68,43 @@ def test_no_file_does_anything_but_be_read_or_refused(content: dict[str, Any], n
             assert isinstance(json.loads(data), dict)
     except DeltapackError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])
+def test_lists_of_special_tokens(name: str) -> None:
+    """Whichever transformers wrote the files: special tokens that they lack are listed once; plain ones are not."""
+    contents = ("<s>", "<x>", "plain")
+    added = {38 + key: AddedToken(content, False, False, False, False, content != "plain") for key, content in enumerate(contents)}
+    listed = {name: ["<own>", token(41, "<x>")]}
+    for new in ({39, 40}, {38, 39, 40}):
+        changed = {key: added[key] for key in new}
+        files = {"tokenizer.json": tokenizer_json([]), "tokenizer_config.json": listed, "special_tokens_map.json": {"eos_token": "</s>"}}
+        found = files_with(added, changed, None, {key: json.dumps(value).encode() for key, value in files.items()}.get, Path("x"))
+        assert found.keys() == {"tokenizer.json"} | ({"tokenizer_config.json"} if 38 in new else set())
+        if 38 in new:
+            assert json.loads(found["tokenizer_config.json"]) == {name: [*listed[name], "<s>"]}
+
+
+def test_files_that_need_no_change_stay() -> None:
+    files = {key: text.encode() for key, text in files_of([token(38, "<s>")], ROWS).items()}
+    token_of = AddedToken("<s>", False, False, False, False, True)
+    assert files_with({38: token_of}, {}, ROWS, files.get, Path("x")) == {}
+    assert files_with({38: token_of}, {38: token_of}, None, files.get, Path("x")) == {}
+    assert files_with({38: token_of}, {38: token_of}, ROWS + 1, files.get, Path("x")).keys() == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"vocab_size": 3}, {"vocab_size": 7}),
+        ({}, {"vocab_size": 7}),
+        ({"text_config": {}}, {"text_config": {"vocab_size": 7}}),
+        ({"text_config": {"vocab_size": 3}}, {"text_config": {"vocab_size": 7}}),
+        ({"text_config": {}, "vocab_size": 3}, {"text_config": {}, "vocab_size": 7}),
+        ({"text_config": {"vocab_size": 3}, "vocab_size": 3}, {"text_config": {"vocab_size": 7}, "vocab_size": 7}),
+        ({"text_config": 3}, {"text_config": 3, "vocab_size": 7}),
+    ],
+)
+def test_the_size_of_the_vocabulary(before: dict[str, Any], after: dict[str, Any]) -> None:
+    found = files_with({}, {}, 7, {"config.json": json.dumps(before).encode()}.get, Path("x"))
+    assert json.loads(found["config.json"]) == after

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import Model, Tensor, cast, decode_by_spec, leftovers, mean, random_tensor, read_folder, read_model, write_file
 from hypothesis import given
 from hypothesis import strategies as st
-from vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, WORDS, Family, Tuned, family, token, tokenizer_json
+from vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, WORDS, Family, Tuned, family, files_of, token, tokenizer_json
 
 import deltapack
+from deltapack.checkpoint import TensorInfo
+from deltapack.dtypes import BY_NAME
 from deltapack.errors import BaseMismatchError, CheckpointError, MergeConflictError
+from deltapack.format.index import BaseRef, Entry
 from deltapack.merge_recipe import MergeRecipe
 from deltapack.tokenizer_files import AddedToken, Tokenizer
-from deltapack.vocabulary import Growth, unite
+from deltapack.vocabulary import Growth, growth_of, unite
 
 MATH = Tuned({40: "<math>", 41: "plus", 42: "<both>"})
 CODE = Tuned({40: "<both>", 41: "<code>", 42: "indent"}, rows=48)
@@ -280,6 +285,47 @@ def test_where_nobody_says_what_is_new(tmp_path: Path) -> None:
     (found.base / "tokenizer.json").unlink()
     with pytest.raises(MergeConflictError, match=r"the base has no tokenizer\.json"):
         merge(found, tmp_path / "out")
+
+
+def test_tied_tensors_grow_once(tmp_path: Path) -> None:
+    known, rng = [token(key, content) for key, content in BASE_TOKENS.items()], torch.Generator().manual_seed(0)
+    base = torch.randn(ROWS, WIDTH, generator=rng)
+
+    def write(name: str, embedding: torch.Tensor, head: torch.Tensor, rows: Sequence[Mapping[str, Any]]) -> Path:
+        (tmp_path / name).mkdir()
+        torch.save({"embed": embedding, "lm_head": head}, tmp_path / name / "pytorch_model.bin")
+        for file, text in files_of(rows, len(embedding)).items():
+            (tmp_path / name / file).write_text(text)
+        return tmp_path / name
+
+    write("base", base, base, known)
+    packs, grown = [], []
+    for number in range(3):
+        embedding = torch.cat([base + 0.01 * torch.randn(ROWS, WIDTH, generator=rng), torch.randn(1, WIDTH, generator=rng)])
+        head = embedding if number < 2 else embedding + 1
+        tuned = write(f"{number}", embedding, head, [*known, token(ROWS, f"<{number}>")])
+        packs.append(tmp_path / f"{number}.dpk")
+        grown.append(embedding.numpy())
+        deltapack.compress(tmp_path / "base", tuned, packs[-1])
+    deltapack.merge(tmp_path / "base", packs[:2], tmp_path / "out", vocab="union")
+    result = read_model(tmp_path / "out")
+    assert result.keys() == {"embed"}
+    assert result["embed"].bits[ROWS:].tobytes() == grown[0][ROWS:].tobytes() + grown[1][ROWS:].tobytes()
+    with pytest.raises(MergeConflictError, match=r"2\.dpk: tensor 'lm_head': the pack stores old and new rows together"):
+        deltapack.merge(tmp_path / "base", packs, tmp_path / "untied", vocab="union")
+
+
+def test_a_tied_tensor_cannot_grow_in_two_ways() -> None:
+    """No writer makes such a pack, a hostile one may."""
+    f32, names = BY_NAME["f32"], ("embed", "lm_head")
+    base = SimpleNamespace(tensors={"embed": TensorInfo("embed", f32, (4, 2), "model.safetensors")}, aliases={"lm_head": "embed"}, path=Path("base"))
+    for shapes in (((6, 2), (4, 2)), ((4, 2), (6, 2)), ((6, 2), (5, 2))):
+        kinds = ["grown" if shape[0] > 4 else "delta" for shape in shapes]
+        rows = zip(names, kinds, shapes, strict=True)
+        entries = [Entry(name, kind, f32, shape, base=BaseRef(name, f32, (4, 2), "")) for name, kind, shape in rows]
+        pack = SimpleNamespace(index=SimpleNamespace(entries=entries), path=Path("a.dpk"))
+        with pytest.raises(MergeConflictError, match=r"a\.dpk: tensor 'lm_head': the pack grew a tied tensor"):
+            growth_of(base, [pack])  # type: ignore[arg-type, list-item]
 
 
 def test_a_wrong_base_is_told_first(tmp_path: Path) -> None:
