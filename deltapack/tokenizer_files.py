@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,10 @@ class AddedToken:
     rstrip: bool
     normalized: bool
     special: bool
+
+    def to_json(self) -> Document:
+        """Return the token as files have it, without its id."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def files_with(
 
 
 def _rows(added: Mapping[int, AddedToken]) -> list[Document]:
-    return [{"id": key} | asdict(token) for key, token in sorted(added.items())]
+    return [{"id": key} | token.to_json() for key, token in sorted(added.items())]
 
 
 def _with_ids(document: Document, changed: Mapping[int, AddedToken]) -> Document:
@@ -168,7 +172,7 @@ def _with_decoder(document: Document, changed: Mapping[int, AddedToken], where: 
     name = "added_tokens_decoder"
     if name not in document:
         return document
-    listed = _typed(document[name], dict, where, name) | {str(key): asdict(token) for key, token in changed.items()}
+    listed = _typed(document[name], dict, where, name) | {str(key): token.to_json() for key, token in changed.items()}
     return document | {name: dict(sorted(listed.items(), key=lambda row: (len(row[0]), row[0])))}
 
 

@@ -318,7 +318,8 @@ def test_tied_tensors_grow_once(tmp_path: Path) -> None:
 def test_a_tied_tensor_cannot_grow_in_two_ways() -> None:
     """No writer makes such a pack, a hostile one may."""
     f32, names = BY_NAME["f32"], ("embed", "lm_head")
-    base = SimpleNamespace(tensors={"embed": TensorInfo("embed", f32, (4, 2), "model.safetensors")}, aliases={"lm_head": "embed"}, path=Path("base"))
+    tensors = {"embed": TensorInfo("embed", f32, (4, 2), "model.safetensors")}
+    base = SimpleNamespace(tensors=tensors, aliases={"lm_head": "embed"}, path=Path("base"))
     for shapes in (((6, 2), (4, 2)), ((4, 2), (6, 2)), ((6, 2), (5, 2))):
         kinds = ["grown" if shape[0] > 4 else "delta" for shape in shapes]
         rows = zip(names, kinds, shapes, strict=True)
