@@ -140,11 +140,12 @@ class _Chooser:
         for part in parts:
             if part.pack is self.preferred:
                 return part
+        growing = all(part.entry.kind == "grown" for part in parts)
         raise MergeConflictError(
             "packs disagree on a tensor that cannot be added (new, integer, of another shape, or with new rows)",
             tensor=parts[0].entry.name,
             found=" and ".join(str(part.pack.reader.path) for part in parts),
-            hint="Say which pack decides with --prefer PACK.",
+            hint="Say which pack decides with --prefer PACK." + (" --vocab union takes the new tokens of all." if growing else ""),
         )
 
 

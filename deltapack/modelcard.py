@@ -80,7 +80,7 @@ def _card(plan: MergePlan) -> str:
     assets = plan.composition.assets
     donor = "the base" if assets is None else f"`{_plain(assets.path.name)}`"
     union = isinstance(plan.vocab, Vocabulary)
-    united = ", with the new tokens of all packs" if union else ""
+    united = ", with the new tokens of all packs; a token of several has the mean of their rows" if union else ""
     semantics = f" as in {recipe.semantics}" if recipe.semantics else ""
     options = ", ".join(f"{name} {value:g}" for name, value in sorted(recipe.options.items()))
     return f"""---
