@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from deltapack.assets import copy_side_files, side_files_bytes
+from deltapack.assets import copy_side_files, side_files_bytes, with_dtype
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing import Composition, compose
 from deltapack.dtypes import BY_NAME, DType
@@ -144,7 +144,7 @@ def write_checkpoint(
             for _ in restored:
                 pass
         for name, data in own_files.items():
-            writer.write_side_file(name, data)
+            writer.write_side_file(name, with_dtype(name, data, options.dtype))
 
         def write_other(name: str, data: bytes) -> None:
             if name not in own_files:

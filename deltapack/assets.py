@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 
-from deltapack.checkpoint import Checkpoint
+from deltapack.checkpoint import Checkpoint, SideFile
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
 from deltapack.format.frames import pack_stream
@@ -15,7 +15,7 @@ from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter
 
-__all__ = ["copy_side_files", "file_entry", "side_files_bytes"]
+__all__ = ["copy_side_files", "file_entry", "read_side_file", "side_files_bytes", "with_dtype"]
 
 _LEVEL = 19
 """zstd level of side files: they are small and written once."""
@@ -55,34 +55,56 @@ def copy_side_files(
         BaseMismatchError: The base lacks a file or has another one of that name.
         FormatError: A file in the pack is damaged.
     """
-    at_base = {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
+    at_base = _files_of(base)
     if pack is None or pack.index.files is None:
         for file in at_base.values():
-            write(file.name, _with_dtype(file.name, file.read(), dtype))
+            write(file.name, with_dtype(file.name, file.read(), dtype))
         return []
     code = []
     for entry in pack.index.files:
-        if entry.blob is not None:
-            data = pack.side_file(entry)
-            code += [entry.name] if entry.name.endswith(".py") else []
-        else:
-            data = at_base[entry.name].read() if entry.name in at_base else b""
-            known = entry.name in at_base and hashlib.sha256(data).hexdigest() == entry.sha256
-            if not known and (verify or entry.name not in at_base):
-                raise BaseMismatchError(
-                    f"side file {entry.name!r} is not the one that the pack was made with",
-                    path=base.path,
-                    expected=f"sha256 {entry.sha256}",
-                    found="another content" if entry.name in at_base else "no such file",
-                    hint="Give the whole base folder, unmodified, or use --no-verify.",
-                )
-        write(entry.name, _with_dtype(entry.name, data, dtype))
+        code += [entry.name] if entry.blob is not None and entry.name.endswith(".py") else []
+        write(entry.name, with_dtype(entry.name, _content(base, at_base.get(entry.name), pack, entry, verify), dtype))
     if code:
         return [f"the pack brought Python code, read it before you run it: {', '.join(code)}"]
     return []
 
 
-def _with_dtype(name: str, data: bytes, dtype: DType | None) -> bytes:
+def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> bytes | None:
+    """Return one of the files that `copy_side_files` would write, or `None` where there is none of that name.
+
+    Raises:
+        BaseMismatchError: The base lacks it.
+        FormatError: It is damaged in the pack.
+    """
+    at_base = _files_of(base).get(name)
+    if pack is None or pack.index.files is None:
+        return None if at_base is None else at_base.read()
+    entry = next((entry for entry in pack.index.files if entry.name == name), None)
+    return None if entry is None else _content(base, at_base, pack, entry, False)
+
+
+def _files_of(base: Checkpoint) -> dict[str, SideFile]:
+    return {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
+
+
+def _content(base: Checkpoint, at_base: SideFile | None, pack: PackReader, entry: FileEntry, verify: bool) -> bytes:
+    """Return a file that a pack carries, or that it leaves to the base."""
+    if entry.blob is not None:
+        return pack.side_file(entry)
+    data = at_base.read() if at_base is not None else b""
+    known = at_base is not None and hashlib.sha256(data).hexdigest() == entry.sha256
+    if not known and (verify or at_base is None):
+        raise BaseMismatchError(
+            f"side file {entry.name!r} is not the one that the pack was made with",
+            path=base.path,
+            expected=f"sha256 {entry.sha256}",
+            found="another content" if at_base is not None else "no such file",
+            hint="Give the whole base folder, unmodified, or use --no-verify.",
+        )
+    return data
+
+
+def with_dtype(name: str, data: bytes, dtype: DType | None) -> bytes:
     """Make config.json name the type that the weights were cast to; transformers would cast them back."""
     if name != "config.json" or dtype is None:
         return data

@@ -16,13 +16,16 @@ from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.jobs import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.vocabulary import Vocabulary
 from deltapack.weighted import WeightedPack
 
-__all__ = ["Blend", "Composition", "compose"]
+__all__ = ["Blend", "Composition", "Vocab", "compose"]
 
 Blend = Callable[[TensorInfo, Mapping[int, tuple[OwnTerm, ...]]], tuple[TermSource, ...]]
 """Takes a base tensor and what each pack that has it would add, unweighted and by the pack's number; returns what is added."""
 
+Vocab = int | Literal["base"] | Vocabulary
+"""Whose new rows a result has: a pack's, by its number, none, or those of all packs, united."""
 
 _GONE = ("alias", "removed")
 """Kinds of entries that drop the base tensor of their name; a tied name is held by another tensor."""
@@ -58,7 +61,7 @@ def compose(
     *,
     prefer: int | None = None,
     assets: int | Literal["base"] | None = None,
-    vocab: int | Literal["base"] | None = None,
+    vocab: Vocab | None = None,
     dtype: DType | None = None,
     blend: Blend | None = None,
 ) -> Composition:
@@ -70,6 +73,7 @@ def compose(
         prefer: Which pack decides where packs cannot be added: new or reshaped tensors, integers, new rows, side files.
         assets: Which pack the side files are from, or the base, if not from that one.
         vocab: Whose rows a tensor has that packs grew, and whose side files go with them; of the only pack that grew it unless given.
+            Of a united vocabulary the side files are those of its donor.
         dtype: Type of all float tensors of the result, instead of their own.
         blend: What the packs' differences become; their weighted sum unless given.
 
@@ -79,6 +83,7 @@ def compose(
     """
     check_base(base, [pack.reader for pack in packs])
     by_base, new = _group(base, packs)
+    grown = _grown_rows(by_base) if isinstance(vocab, Vocabulary) else {}
     if vocab is not None:
         by_base = {name: [_with_rows_of(part, base.tensors[name], vocab) for part in parts] for name, parts in by_base.items()}
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
@@ -88,19 +93,31 @@ def compose(
         parts = by_base.get(name, [])
         staying = [part for part in parts if part.entry.kind not in _GONE]
         if staying or len(parts) < len(packs):
-            jobs.append(maker.based_job(tensor, staying))
+            job = maker.based_job(tensor, staying)
+            jobs.append(vocab.grow(job, grown[name]) if isinstance(vocab, Vocabulary) and name in grown else job)
     jobs += [_whole_job(chooser.one(parts)) for parts in new.values()]
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
         raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
-    reader, notes = _assets(packs, next((choice for choice in (assets, vocab, prefer) if choice is not None), None))
+    donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
+    reader, notes = _assets(packs, next((choice for choice in (assets, donor, prefer) if choice is not None), None))
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
     return Composition(tuple(ordered), _aliases(packs, names), reader, notes)
 
 
-def _with_rows_of(part: _Part, tensor: TensorInfo, vocab: int | Literal["base"]) -> _Part:
-    """Return a part without its new rows, unless it is of the pack whose rows are wanted."""
+def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:
+    """Return the new rows of each tensor that packs grew, by the packs' numbers."""
+    out: dict[str, dict[int, StoredRows]] = {}
+    for name, part in ((name, part) for name, own in parts.items() for part in own if part.entry.kind == "grown"):
+        rows = _rows(part)
+        assert rows is not None
+        out.setdefault(name, {})[part.number] = rows
+    return out
+
+
+def _with_rows_of(part: _Part, tensor: TensorInfo, vocab: Vocab) -> _Part:
+    """Return a part without its new rows, unless it is of the pack whose rows are wanted as they are."""
     if part.entry.kind != "grown" or part.number == vocab:
         return part
     return replace(part, entry=replace(part.entry, kind="delta", shape=tensor.shape, stored=None, digest=""))
@@ -123,11 +140,12 @@ class _Chooser:
         for part in parts:
             if part.pack is self.preferred:
                 return part
+        growing = all(part.entry.kind == "grown" for part in parts)
         raise MergeConflictError(
             "packs disagree on a tensor that cannot be added (new, integer, of another shape, or with new rows)",
             tensor=parts[0].entry.name,
             found=" and ".join(str(part.pack.reader.path) for part in parts),
-            hint="Say which pack decides with --prefer PACK.",
+            hint="Say which pack decides with --prefer PACK." + (" --vocab union takes the new tokens of all." if growing else ""),
         )
 
 

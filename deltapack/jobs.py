@@ -20,7 +20,7 @@ from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
 from deltapack.merge_methods.settings import Sparse
 
-__all__ = ["Elements", "OwnTerm", "PackTerm", "Rooms", "StoredRows", "StoredTerm", "TensorJob", "TermSource"]
+__all__ = ["Elements", "OwnTerm", "PackTerm", "Rooms", "RowSource", "StoredRows", "StoredTerm", "TensorJob", "TermSource", "UnitedRows"]
 
 Elements = NDArray[np.generic]
 
@@ -62,6 +62,25 @@ class PackTerm:
             return replace(self, factor=self.factor * weight)
 
 
+class RowSource(Protocol):
+    """Elements that are not base plus terms: all of a tensor, or the rows after the common ones."""
+
+    @property
+    def dtype(self) -> DType:
+        """Their type."""
+
+    @property
+    def start(self) -> int:
+        """The first one's place in the result."""
+
+    @property
+    def nbytes(self) -> int:
+        """About what they take in a pack, at most."""
+
+    def read(self, start: int, stop: int) -> Elements:
+        """Return elements [start, stop) of the result."""
+
+
 @dataclass(frozen=True)
 class StoredRows:
     """Elements that a pack stores whole; `start` is the first one's place in the result."""
@@ -72,6 +91,11 @@ class StoredRows:
     dtype: DType
     start: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """What they take in their pack."""
+        return self.ref.length
+
     def read(self, start: int, stop: int) -> Elements:
         """Return elements [start, stop) of the result."""
         first, last = (start - self.start) // CHUNK, (stop - 1 - self.start) // CHUNK
@@ -79,6 +103,53 @@ class StoredRows:
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         offset = self.start + first * CHUNK
         return joined[start - offset : stop - offset]
+
+
+@dataclass(frozen=True)
+class UnitedRows:
+    """New rows that several packs have: each is its owner's, or, rounded once, the mean of its owners'.
+
+    Attributes:
+        dtype: Their type.
+        start: The first element's place in the result.
+        width: Elements of a row.
+        owners: What packs store after their common rows, and which row of the pack's tensor each new row is (-1: the pack lacks it).
+    """
+
+    dtype: DType
+    start: int
+    width: int
+    owners: tuple[tuple[StoredRows, NDArray[np.int64]], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """What they take as they are."""
+        return len(self.owners[0][1]) * self.width * self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> Elements:
+        """Return elements [start, stop) of the result; takes memory for a few chunks, whatever the number of rows."""
+        first, last = (start - self.start) // self.width, -(-(stop - self.start) // self.width)
+        numbers = np.stack([places[first:last] for _, places in self.owners])
+        count = np.count_nonzero(numbers >= 0, axis=0)
+        shared = np.flatnonzero(count > 1)
+        out, sums = np.zeros((last - first, self.width), self.dtype.storage), np.zeros((len(shared), self.width))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for (rows, _), places in zip(self.owners, numbers, strict=True):
+                for found, elements in self._rows(rows, places):
+                    alone = count[found] == 1
+                    out[found[alone]] = rounding.convert(elements[alone], rows.dtype, self.dtype)
+                    sums[np.searchsorted(shared, found[~alone])] += rounding.to_f64(elements[~alone], rows.dtype)
+            out[shared] = rounding.from_f64(sums / count[shared, None], self.dtype)
+        offset = self.start + first * self.width
+        return out.reshape(-1)[start - offset : stop - offset]
+
+    def _rows(self, rows: StoredRows, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.intp], Elements]]:
+        """Yield numbers of rows and the rows, which a pack has in these places; each chunk of it is decoded about once."""
+        pieces = places // max(1, CHUNK // self.width)
+        for piece in np.unique(pieces[places >= 0]):
+            found = np.flatnonzero(pieces == piece)
+            low, high = int(places[found].min()), int(places[found].max()) + 1
+            yield found, rows.read(low * self.width, high * self.width).reshape(-1, self.width)[places[found] - low]
 
 
 @dataclass(frozen=True)
@@ -134,7 +205,7 @@ class TensorJob:
     base: TensorInfo | None = None
     base_digest: str = ""
     terms: tuple[TermSource, ...] = ()
-    rows: StoredRows | None = None
+    rows: RowSource | None = None
     digest: str = ""
     pack: Path | None = None
     whole: Entry | None = None

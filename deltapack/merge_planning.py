@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deltapack.basecheck import BaseTensors
+from deltapack.assets import read_side_file
+from deltapack.basecheck import BaseTensors, check_base
 from deltapack.blending import blend_with
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.composing import Composition, compose
+from deltapack.composing import Composition, Vocab, compose
 from deltapack.dtypes import DType
-from deltapack.errors import RecipeError
+from deltapack.errors import MergeConflictError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.merge_methods.table import MergeMethod
 from deltapack.merge_recipe import Layers, MergeRecipe
+from deltapack.tokenizer_files import TOKENIZER, files_with, parse_tokenizer
+from deltapack.vocabulary import Vocabulary, growth_of, unite
 from deltapack.weighted import WeightedPack
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
@@ -33,7 +36,8 @@ class MergePlan:
         layers: The layers of the base.
         composition: What the result is made of.
         prefer: Number of the pack that decides on what cannot be added.
-        vocab: Number of the pack whose rows a tensor has that packs grew, or `"base"`.
+        vocab: Number of the pack whose rows a tensor has that packs grew, or `"base"`, or the united vocabulary.
+        files: Side files that the united vocabulary changes, by name.
     """
 
     base: Checkpoint
@@ -42,7 +46,8 @@ class MergePlan:
     layers: Layers
     composition: Composition
     prefer: int | None = None
-    vocab: int | Literal["base"] | None = None
+    vocab: Vocab | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def side_by_side(self, method: MergeMethod | None = None) -> Composition:
         """Return the composition with the packs' differences unweighted and apart, also where the recipe merely adds them.
@@ -56,7 +61,8 @@ class MergePlan:
     @property
     def notes(self) -> list[str]:
         """What the user should be told."""
-        return [*self.base.notes, *self.composition.notes]
+        united = self.vocab.notes if isinstance(self.vocab, Vocabulary) else ()
+        return [*self.base.notes, *self.composition.notes, *united]
 
     @property
     def paths(self) -> list[Path]:
@@ -83,22 +89,54 @@ def plan_merge(
 
     Raises:
         BaseMismatchError: A pack was made from another base.
+        CheckpointError: A tokenizer file is damaged, and vocabularies are united.
         FormatError: The header of a pack is damaged.
-        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide, or vocabularies cannot be united.
         RecipeError: The recipe does not fit the packs.
     """
     if not packs:
         raise RecipeError("nothing to merge", expected="at least one pack")
     recipe = recipe.for_packs(len(packs))
     preferred = _position("prefer", prefer, packs)
-    if vocab == "union":
-        hint = "Name the pack whose tokens the result has, or base; tokens that two packs added have the same ids in both."
-        raise RecipeError("vocabularies cannot be united", expected="base or one of the packs", found=vocab, hint=hint)
-    donor, rows = _owner("assets", assets, packs), _owner("vocab", vocab, packs)
+    donor = _owner("assets", assets, packs)
     base_ckpt = stack.enter_context(open_checkpoint(base))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
+    rows = _united(base_ckpt, readers, donor) if vocab == "union" else _owner("vocab", vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
-    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows)
+    files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
+    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files)
+
+
+def _united(base: Checkpoint, readers: Sequence[PackReader], donor: int | Literal["base"] | None) -> Vocabulary:
+    """Return the vocabulary of all packs; the new tokens of the donor of side files come first, as its files name their ids.
+
+    Raises:
+        BaseMismatchError: A pack was made from another base.
+        CheckpointError: A tokenizer.json is damaged.
+        MergeConflictError: The vocabularies cannot be united.
+    """
+    check_base(base, readers)
+    growth, of_base = growth_of(base, readers), read_side_file(base, None, TOKENIZER)
+    data = [None if reader.index.files is None else read_side_file(base, reader, TOKENIZER) for reader in readers]
+    if of_base is None:
+        if any(found is not None for found in data) or growth.packs:
+            hint = "Give the folder of the base, with its tokenizer.json."
+            raise MergeConflictError("nobody says which tokens are new: the base has no tokenizer.json", path=base.path, hint=hint)
+        return Vocabulary()
+    own, paths = parse_tokenizer(of_base, base.path / TOKENIZER), [reader.path for reader in readers]
+    tokenizers = [
+        own if found == of_base else None if found is None else parse_tokenizer(found, path / TOKENIZER)
+        for found, path in zip(data, paths, strict=True)
+    ]
+    return unite(own, tokenizers, growth, paths, donor if isinstance(donor, int) else None)
+
+
+def _files(base: Checkpoint, assets: PackReader | None, vocabulary: Vocabulary) -> dict[str, bytes]:
+    """Return the side files that a united vocabulary changes."""
+    if not vocabulary.changed and vocabulary.size is None:
+        return {}
+    where = base.path if assets is None else assets.path
+    return files_with(vocabulary.added, vocabulary.changed, vocabulary.size, lambda name: read_side_file(base, assets, name), where)
 
 
 def compose_recipe(
@@ -108,7 +146,7 @@ def compose_recipe(
     *,
     prefer: int | None = None,
     assets: int | Literal["base"] | None = None,
-    vocab: int | Literal["base"] | None = None,
+    vocab: Vocab | None = None,
     dtype: DType | None = None,
 ) -> tuple[list[WeightedPack], Composition]:
     """Return packs with the weights that a recipe gives them, and what each tensor will be made of.

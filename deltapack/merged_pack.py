@@ -22,13 +22,15 @@ from deltapack.composing import Composition
 from deltapack.dtypes import DType
 from deltapack.entries import digests_blob
 from deltapack.errors import LimitError, NonFiniteError
-from deltapack.format.digest import fingerprint
-from deltapack.format.index import BaseRef, Entry, FileEntry, Index, Term
-from deltapack.format.table import Layout, tile_counts
+from deltapack.format.digest import CHUNK, fingerprint
+from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
+from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
-from deltapack.jobs import Elements, PackTerm, Rooms, TensorJob
+from deltapack.jobs import Elements, PackTerm, Rooms, RowSource, StoredRows, TensorJob
+from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merge_methods.settings import Sparse
+from deltapack.parallel import ordered_map
 from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 from deltapack.weighted import WeightedPack
 
@@ -126,10 +128,10 @@ class MergedPack:
             sums = [term for term in job.terms if isinstance(term, _RecordedTerm)]
             if sums or len(terms) == len(job.terms):
                 written = (sums[0].close(),) if sums else self._copied(terms)
-                stored = self.writer.copy_blob(job.rows.reader, job.rows.ref) if job.rows is not None else None
+                stored = self._rows(job, job.rows) if job.rows is not None else None
                 entry = replace(entry, kind=kind, terms=written, stored=stored)
                 return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
-        if job.whole is not None and job.rows is not None:
+        if job.whole is not None and isinstance(job.rows, StoredRows):
             entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
             return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
@@ -142,6 +144,20 @@ class MergedPack:
         entry = replace(entry, stored=chunked.close())
         return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
 
+    def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
+        """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
+        if isinstance(rows, StoredRows):
+            return self.writer.copy_blob(rows.reader, rows.ref)
+
+        def encode(start: int) -> StoredChunk:
+            return encode_stored_chunk(rows.read(start, min(start + CHUNK, job.numel)))
+
+        chunked = self.writer.chunked_blob(stored_layout(job.numel - rows.start))
+        with closing(ordered_map(encode, range(rows.start, job.numel, CHUNK), self.options.workers)) as chunks:
+            for chunk in chunks:
+                chunked.append(chunk)
+        return chunked.close()
+
     def _copied(self, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
         """Copy terms, with their weights in their factors."""
         return tuple(
@@ -151,7 +167,7 @@ class MergedPack:
     def _files(self) -> tuple[FileEntry, ...] | None:
         """Copy the side files of the pack that decides; of the base's own, only the digests."""
         assets, entries = self.composition.assets, []
-        if assets is not None and assets.index.files is None:
+        if assets is not None and assets.index.files is None and not self.own_files:
             return None
         carried = {file.name for file in assets.index.files or () if file.blob is not None} if assets else set()
         carried |= set(self.own_files)

@@ -64,7 +64,8 @@ def merge(
             `parameters`.
         prefer: The pack (one of `packs`) that decides on tensors that cannot be added, and on side files.
         assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
-        vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`; the only pack that grew them unless given.
+        vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`, or `"union"` for the new tokens of all packs;
+            the only pack that grew them unless given.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
         verify: Whether digests of the base are compared.
@@ -80,7 +81,8 @@ def merge(
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
         LimitError: There are too many packs for a merged pack.
-        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        CheckpointError: A tokenizer file is damaged, and vocabularies are united.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide, or their vocabularies cannot be united.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
@@ -112,9 +114,9 @@ def refuse_for_packs(out: Path, dtype: str | None, max_shard_size: int | str | N
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
-    card = card_of(plan)
+    own = {**plan.files, **card_of(plan)}
     if out.suffix != ".dpk":
-        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=card)
+        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own)
     with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:
-        writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, card).index())
+        writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
     return []

@@ -8,6 +8,7 @@ from typing import Any
 from deltapack._version import __version__
 from deltapack.merge_planning import MergePlan
 from deltapack.merge_recipe import MergeRecipe, Schedule
+from deltapack.vocabulary import Vocabulary
 
 __all__ = ["card_of", "recipe_yaml"]
 
@@ -24,8 +25,8 @@ def card_of(plan: MergePlan) -> Mapping[str, bytes]:
     return {CARD: _card(plan).encode()} if has_files else {}
 
 
-def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe) -> str:
-    """Return a recipe as `read_merge_file` reads it."""
+def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe, *, union: bool = False) -> str:
+    """Return a recipe as `read_merge_file` reads it; `union`: whether it unites vocabularies."""
     models: list[dict[str, Any]] = []
     for number, pack in enumerate(packs):
         own = {}
@@ -40,6 +41,8 @@ def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe) -> str:
         }
     if recipe.semantics is not None:
         document["semantics"] = recipe.semantics
+    if union:
+        document["tokenizer_source"] = "union"
     return _dump(document)
 
 
@@ -76,6 +79,8 @@ def _card(plan: MergePlan) -> str:
     fingerprint = plan.packs[0].reader.index.base_fingerprint[:16]
     assets = plan.composition.assets
     donor = "the base" if assets is None else f"`{_plain(assets.path.name)}`"
+    union = isinstance(plan.vocab, Vocabulary)
+    united = ", with the new tokens of all packs; a token of several has the mean of their rows" if union else ""
     semantics = f" as in {recipe.semantics}" if recipe.semantics else ""
     options = ", ".join(f"{name} {value:g}" for name, value in sorted(recipe.options.items()))
     return f"""---
@@ -84,7 +89,7 @@ def _card(plan: MergePlan) -> str:
 # Merge of {_listed([f"`{_plain(path.stem)}`" for path in plan.paths])}
 
 Made by deltapack {__version__} over the base `{_plain(base)}` (fingerprint `{fingerprint}`).
-Config, tokenizer and chat template are from {donor}.
+Config, tokenizer and chat template are from {donor}{united}.
 
 Method `{method.name}`{semantics}: `{method.text}`{f" ({options})" if options else ""}.
 All sums are f32, in the order of the packs, and rounded once.
@@ -96,7 +101,7 @@ All sums are f32, in the order of the packs, and rounded once.
 The recipe, for `deltapack merge BASE --recipe FILE --packs DIR`:
 
 ```yaml
-{recipe_yaml(base, packs, recipe)}```
+{recipe_yaml(base, packs, recipe, union=union)}```
 """
 
 

@@ -105,7 +105,7 @@ def _rows_change(job: TensorJob) -> bool:
 
 def _checkpoint_bytes(plan: MergePlan) -> int:
     tensors = sum(job.numel * job.dtype.itemsize for job in plan.composition.jobs)
-    return tensors + side_files_bytes(plan.base, plan.composition.assets)
+    return tensors + _side_files_bytes(plan)
 
 
 def _pack_bytes(plan: MergePlan) -> int:
@@ -114,12 +114,16 @@ def _pack_bytes(plan: MergePlan) -> int:
     for job in plan.composition.jobs:
         term = blended(job)
         total += sum(own.term.blob.length for own in job.terms if isinstance(own, PackTerm))
-        total += job.rows.ref.length if job.rows is not None else 0
+        total += job.rows.nbytes if job.rows is not None else 0
         if term is not None:
             total += int(job.common * (4 * term.density(job.common) + 1 / 8))
         elif any(not isinstance(own, PackTerm) for own in job.terms):
             total += job.numel * job.dtype.itemsize
-    return total + side_files_bytes(plan.base, plan.composition.assets)
+    return total + _side_files_bytes(plan)
+
+
+def _side_files_bytes(plan: MergePlan) -> int:
+    return side_files_bytes(plan.base, plan.composition.assets) + sum(map(len, plan.files.values()))
 
 
 def _buffers(job: TensorJob) -> int:

@@ -15,13 +15,16 @@ from deltapack.strict_yaml import Node, read_yaml
 
 __all__ = ["MergeFile", "read_merge_file"]
 
-_TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "semantics")
+_TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "semantics")
 _SLICES = "layers are copied from whole models; packs can be merged with `models`"
 _REFUSED_TOP = {
     "slices": _SLICES,
     "modules": _SLICES,
-    "tokenizer": "give tokenizer_source: base, or the name of a model",
     "chat_template": "it comes with the tokenizer files of the pack that tokenizer_source names",
+}
+_REFUSED_TOKENIZER = {
+    "tokens": "a new token has the row of the pack that added it, or the mean of such rows",
+    "pad_to_multiple_of": "the result has a row for each token and no more",
 }
 _DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
 _PARAMETERS = ("weight", "density", "lambda", "normalize", "int8_mask", "rescale", "gamma", "epsilon", "select_topk", "r", "alpha")
@@ -37,6 +40,7 @@ class MergeFile:
         packs: The packs, in the order of the file.
         dtype: Type of the result, such as `"bf16"`; `None`: the tensors' own.
         assets: The pack that tokenizer and config are from, or `"base"`, if the file says so.
+        vocab: `"union"` if the file wants the new tokens of all packs.
         notes: What was read and has no effect.
     """
 
@@ -44,6 +48,7 @@ class MergeFile:
     packs: tuple[Path, ...]
     dtype: str | None
     assets: Path | str | None
+    vocab: str | None
     notes: tuple[str, ...]
 
 
@@ -83,8 +88,10 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
         raise top["models"].error("names no model but the base")
     reader = _Reader(method, shared, own, tuple(models.values()))
     recipe = reader.recipe(top.get("semantics"))
-    assets = _assets(top.get("tokenizer_source"), base, models)
-    return MergeFile(recipe, tuple(models.values()), _dtype(top), assets, tuple(reader.notes()))
+    source = _tokenizer_source(top)
+    vocab = "union" if source is not None and source.value == "union" else None
+    assets = None if source is None or vocab is not None else _assets(source, base, models)
+    return MergeFile(recipe, tuple(models.values()), _dtype(top), assets, vocab, tuple(reader.notes()))
 
 
 @dataclass(frozen=True)
@@ -218,15 +225,24 @@ def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
     return found
 
 
-def _assets(node: Node | None, base: str | None, models: Mapping[str, Path]) -> Path | str | None:
-    if node is None:
-        return None
+def _tokenizer_source(top: Mapping[str, Node]) -> Node | None:
+    """Return what says whose tokens the result has: `tokenizer_source`, or the `source` of a `tokenizer`."""
+    if "tokenizer" not in top:
+        return top.get("tokenizer_source")
+    if "tokenizer_source" in top:
+        raise top["tokenizer"].error("is there beside tokenizer_source")
+    entry = top["tokenizer"].mapping(("source",), _REFUSED_TOKENIZER)
+    if "source" not in entry:
+        raise top["tokenizer"].error("has no source")
+    return entry["source"]
+
+
+def _assets(node: Node, base: str | None, models: Mapping[str, Path]) -> Path | str:
     wanted = node.text()
     if wanted in ("base", base):
         return "base"
     if wanted not in models:
-        why = "vocabularies cannot be united here" if wanted == "union" else "it is not one of the models"
-        raise node.error(why, expected="base, or one of the models")
+        raise node.error("it is not one of the models", expected="union, base, or one of the models")
     return models[wanted]
 
 

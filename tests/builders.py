@@ -84,6 +84,12 @@ def cast(values: np.ndarray[Any, Any], dtype: str) -> Tensor:
     return Tensor(dtype, out.numpy().astype(STORAGE[dtype]).reshape(np.shape(values)))
 
 
+def mean(tensors: Sequence[np.ndarray[Any, Any]], dtype: str) -> Tensor:
+    """The mean of raw bits, added in f64 in the order given."""
+    values = [Tensor(dtype, bits).f64 for bits in tensors]
+    return cast(sum(values[1:], values[0]) / len(values), dtype)
+
+
 def whole(dtype: str, values: Any, shape: Sequence[int] | None = None) -> Tensor:
     """Integers, booleans or raw bits."""
     array = np.asarray(values).astype(STORAGE[dtype])

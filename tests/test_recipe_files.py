@@ -92,6 +92,21 @@ def test_paths_of_packs(folder: Path) -> None:
     assert found.assets == "base" and found.dtype is None
 
 
+@pytest.mark.parametrize(
+    ("text", "vocab", "assets"),
+    [
+        ("tokenizer_source: union\n", "union", None),
+        ("tokenizer: {source: union}\n", "union", None),
+        ("tokenizer: {source: base}\n", None, "base"),
+        ("tokenizer: {source: math-7b}\n", None, "math-7b.dpk"),
+        ("", None, None),
+    ],
+)
+def test_whose_tokens(folder: Path, text: str, vocab: str | None, assets: str | None) -> None:
+    found = read(folder, "merge_method: linear\nmodels: [{model: math-7b}]\n" + text)
+    assert (found.vocab, found.assets) == (vocab, folder / assets if assets == "math-7b.dpk" else assets)
+
+
 def test_gradients_by_layer(folder: Path) -> None:
     text = "merge_method: linear\nmodels:\n- {model: math-7b, parameters: {weight: [0, 1]}}\n"
     found = read(folder, text)
@@ -152,8 +167,14 @@ ONE = "models: [{model: math-7b}]\n"
         ("merge_method: ram\nmodels: [{model: math-7b, parameters: {weight: 0.5}}]\n", "no weight"),
         ("merge_method: linear\nslices: []\n" + ONE, "slices is not supported"),
         ("merge_method: linear\nmodules: {}\n" + ONE, "modules is not supported"),
-        ("merge_method: linear\ntokenizer: {source: union}\n" + ONE, "tokenizer is not supported"),
-        ("merge_method: linear\ntokenizer_source: union\n" + ONE, "united"),
+        ("merge_method: linear\ntokenizer: {source: union, tokens: {}}\n" + ONE, r"tokenizer\.tokens is not supported"),
+        ("merge_method: linear\ntokenizer: {source: union, pad_to_multiple_of: 8}\n" + ONE, r"pad_to_multiple_of is not supported"),
+        ("merge_method: linear\ntokenizer: {source: union, x: 8}\n" + ONE, r"tokenizer\.x is unknown"),
+        ("merge_method: linear\ntokenizer: {source: other}\n" + ONE, r"tokenizer\.source: it is not one of the models"),
+        ("merge_method: linear\ntokenizer: union\n" + ONE, "tokenizer: is not a mapping"),
+        ("merge_method: linear\ntokenizer: {}\n" + ONE, "tokenizer: has no source"),
+        ("merge_method: linear\ntokenizer_source: 3\n" + ONE, "tokenizer_source: is not a text"),
+        ("merge_method: linear\ntokenizer_source: union\ntokenizer: {source: union}\n" + ONE, "tokenizer: is there beside"),
         ("merge_method: linear\ntokenizer_source: other\n" + ONE, "tokenizer_source"),
         ("merge_method: linear\nchat_template: auto\n" + ONE, "chat_template is not supported"),
         ("merge_method: linear\ndtype: int8\n" + ONE, "dtype"),

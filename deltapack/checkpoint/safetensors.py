@@ -100,7 +100,7 @@ def load_json(raw: bytes, path: Path) -> dict[str, object]:
         if len(result) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CheckpointError(f"the JSON key {twice!r} appears twice", path=path, hint=_DAMAGED)
+            raise CheckpointError(f"the JSON key {twice!r} appears twice", path=path, hint="The file is damaged.")
         return result
 
     def no_constant(text: str) -> object:

@@ -120,7 +120,8 @@ def merge_options(function: F) -> F:
         click.option(
             "--vocab",
             metavar="PACK",
-            help="The pack whose new rows and tokens the result has, or `base` for none; else of the only pack that has some.",
+            help="The pack whose new rows and tokens the result has, `union` for those of all, or `base` for none; else of the only pack "
+            "that has some.",
         ),
     )
     for option in reversed(options):

@@ -6,27 +6,17 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILE, chunk_count
 
-__all__ = ["ChunkRecord", "Layout", "tile_counts", "tile_lengths"]
+__all__ = ["ChunkRecord", "Layout", "tile_lengths"]
 
 
 @lru_cache
 def tile_lengths(length: int) -> tuple[int, ...]:
     """Return the number of elements of each tile of a chunk of `length` elements."""
     return tuple(min(TILE, length - start) for start in range(0, length, TILE))
-
-
-def tile_counts(positions: NDArray[np.integer[Any]], length: int) -> NDArray[np.int64]:
-    """Return how many of the increasing `positions` lie in each tile of a chunk of `length` elements."""
-    ends = np.minimum(np.arange(TILE, length + TILE, TILE), length).astype(positions.dtype)
-    return np.diff(np.searchsorted(positions, ends), prepend=0).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.format.table import tile_counts
+from deltapack.kernels.reference.positions import tile_counts
 
 __all__ = ["Kept", "Sparsifier", "kept_at"]
 

@@ -66,6 +66,21 @@ def test_merge_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> N
     assert use_case.kwargs == CHOSEN | {"recipe": recipe, "prefer": pair.pack, "assets": "base", "vocab": "base", "report": False}
 
 
+def test_vocabularies_are_united_on_demand(run: Run, pair, stand_in, tmp_path: Path) -> None:
+    use_case = stand_in("merge", MergeReport(tmp_path / "out", 3, 4096, []))
+    call = ["merge", pair.base, "-o", tmp_path / "out"]
+    assert run(*call, pair.pack, "--vocab", "union").exit_code == 0
+    assert use_case.kwargs["vocab"] == "union"
+    recipe = tmp_path / "merge.yml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {json.dumps(str(pair.pack))}}}]\ntokenizer_source: union\n")
+    assert run(*call, "--recipe", recipe).exit_code == 0
+    assert (use_case.kwargs["vocab"], use_case.kwargs["assets"]) == ("union", None)
+    assert run(*call, "--recipe", recipe, "--vocab", "base").exit_code == 0
+    assert use_case.kwargs["vocab"] == "base"
+    refused = run(*call, pair.pack, "--assets", "from=union")
+    assert refused.exit_code == 2 and "assets names no pack" in refused.stderr
+
+
 def test_questions_about_a_merge_pass_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
     refusal = RecipeError("no")
     call = ["merge", pair.base, pair.pack, "--prefer", pair.pack, "--vocab", "base", "--workers", "3"]

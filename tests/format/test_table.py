@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltapack.errors import DeltapackError, FormatError
 from deltapack.format.digest import CHUNK, TILE
-from deltapack.format.table import ChunkRecord, Layout, tile_counts, tile_lengths
+from deltapack.format.table import ChunkRecord, Layout, tile_lengths
 
 SIZES = [0, 1, 2, 63, 64, 65, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + TILE + 5]
 
@@ -70,11 +69,3 @@ def test_impossible_tables(stored: int, raw: int, count: int) -> None:
     with pytest.raises(FormatError) as caught:
         Layout(1, 1, has_counts=True).decode(table, 4, 1)
     assert caught.value.rule == "R8"
-
-
-@pytest.mark.parametrize("length", [0, 1, 65_535, 65_536, 65_537, 200_000])
-def test_tile_counts(length: int) -> None:
-    positions = np.flatnonzero(np.random.default_rng(length).random(length) < 0.3)
-    expected = [sum(1 for position in positions.tolist() if position // 65_536 == tile) for tile in range(len(tile_lengths(length)))]
-    for kind in (np.int64, np.uint32):
-        assert tile_counts(positions.astype(kind), length).tolist() == expected

@@ -12,7 +12,7 @@ from vectors import scalar
 from deltapack.errors import FormatError
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import Backend, reference
-from deltapack.kernels.reference.positions import SPARE, TILE, _positions_from_gaps, _walk, gaps_of
+from deltapack.kernels.reference.positions import SPARE, TILE, _positions_from_gaps, _walk, gaps_of, tile_counts
 
 KEYS = [0, 1, 0x0123456789ABCDEF, 2**64 - 1, 1 << 32]
 
@@ -188,3 +188,11 @@ def test_results_are_views_of_the_room_that_is_given(loops: Backend) -> None:
     assert np.shares_memory(loops.byte_gap_positions(raw, counts, lengths, out), out)
     with pytest.raises(ValueError, match="too few"):
         loops.sample_positions(5, 1 << 30, 0, lengths, out[:1000])
+
+
+@pytest.mark.parametrize("length", [0, 1, 65_535, 65_536, 65_537, 200_000])
+def test_tile_counts(length: int) -> None:
+    positions = np.flatnonzero(np.random.default_rng(length).random(length) < 0.3)
+    expected = [sum(1 for position in positions.tolist() if position // 65_536 == tile) for tile in range(len(tile_lengths(length)))]
+    for kind in (np.int64, np.uint32):
+        assert tile_counts(positions.astype(kind), length).tolist() == expected

@@ -5,17 +5,21 @@ mergekit's sparsifiers are off (density 1), as the packs are sparse already. Its
 1. It adds to every element, so a -0.0 of the base that nobody changes becomes +0.0; here untouched elements keep their bits.
 2. SCE takes equal shares where the mean squares of all models add up to less than 1e-6, which is the usual range of language models.
 3. dare_linear and dare_ties with density 1 still rescale, by a ratio of norms that is 1 here.
+4. Of a token that several models added it adds their weighted differences to their mean; here the mean is taken.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import Model, read_model
+from builders import Model, Tensor, read_model, write_folder
+from vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, files_of, token
 
 import deltapack
 
@@ -190,3 +194,39 @@ def test_a_recipe_file_means_the_same(family: Any) -> None:
     found = deltapack.read_merge_file(path, folder)
     ours = merged_by_us(family, found.packs, recipe=found.recipe, dtype=found.dtype)
     assert_same(ours, run_mergekit(family, config))
+
+
+def test_united_vocabularies(family: Any, tmp_path: Path) -> None:
+    """The same rows by token. Weights are equal, so mergekit's weighted differences to the mean of a shared token cancel (difference 4)."""
+    rng, base, config = np.random.default_rng(4), read_model(family.base), json.loads((family.base / "config.json").read_text())
+    known = [token(key, content) for key, content in BASE_TOKENS.items()]
+    group = replace(family, folder=tmp_path, base=write_folder(tmp_path / "base", base, with_config(files_of(known, ROWS), config, ROWS)))
+    packs, folders = [], []
+    for number, contents in enumerate((["<math>", "plus", "<both>"], ["<both>", "<code>"])):
+        rows = ROWS + len(contents)
+        tuned = {
+            name: Tensor("f32", (tensor.f64 + 2.0**-10 * rng.integers(-4, 5, tensor.shape)).astype("<f4")) for name, tensor in base.items()
+        }
+        for name in GROWING:
+            new = (2.0**-10 * rng.integers(-1000, 1000, (len(contents), WIDTH))).astype("<f4")
+            tuned[name] = Tensor("f32", np.concatenate([tuned[name].bits, new]))
+        files = files_of([*known, *(token(ROWS + key, content) for key, content in enumerate(contents))], rows)
+        folders.append(write_folder(tmp_path / f"{number}", tuned, with_config(files, config, rows)))
+        packs.append(tmp_path / f"{number}.dpk")
+        deltapack.compress(group.base, folders[-1], packs[-1], recipe=deltapack.Recipe(drop_rate=0, values="f32"))
+    models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in folders]
+    asked = {"merge_method": "task_arithmetic", "base_model": str(group.base), "models": models, "tokenizer_source": "union"}
+    peer = run_mergekit(group, asked | {"dtype": "float32"})
+    ours = merged_by_us(group, packs, vocab="union", weights=[0.5])
+    ids = [listed(tmp_path / name) for name in ("from packs", "theirs")]
+    assert ids[0].keys() == ids[1].keys() and len(ids[0]) == len(known) + 4
+    order = np.array([*range(ROWS - len(known)), *(ids[1][content] for content in sorted(ids[0], key=lambda content: ids[0][content]))])
+    assert_same(ours, peer | {name: Tensor("f32", peer[name].bits[order]) for name in GROWING})
+
+
+def with_config(files: dict[str, str], config: dict[str, Any], rows: int) -> dict[str, str]:
+    return files | {"config.json": json.dumps(config | {"vocab_size": rows})}
+
+
+def listed(folder: Path) -> dict[str, int]:
+    return {row["content"]: row["id"] for row in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}

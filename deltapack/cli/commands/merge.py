@@ -71,6 +71,7 @@ class _Asked:
     packs: Sequence[Path]
     dtype: str | None = None
     assets: Path | str | None = None
+    vocab: str | None = None
     notes: Sequence[str] = ()
 
 
@@ -100,17 +101,17 @@ def _from_file(path: Path, folder: Path | None, packs: tuple[Path, ...], choices
         names = {"--weights": "--weight", "--densities": "--density", "--parameters": "--param", "--scale": "--lambda"}
         raise click.UsageError(f"--recipe says it all; {', '.join(names.get(name, name) for name in given)} cannot be given, too.")
     found = deltapack.read_merge_file(path, folder)
-    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.notes)
+    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes)
 
 
 def _owner(what: str, text: str | None, asked: _Asked) -> Path | str | None:
-    """Return the pack that an option names, or `"base"`."""
+    """Return the pack that an option names, else what the recipe file says; or `"base"`, and `"union"` of vocabularies."""
     from deltapack.merge_arguments import find_pack
 
     if text is None:
-        return asked.assets if what == "assets" else None
+        return asked.assets if what == "assets" else asked.vocab
     name = text.removeprefix("from=")
-    return name if name in ("base", "union") else asked.packs[find_pack(what, name, asked.packs)]
+    return name if name == "base" or (what, name) == ("vocab", "union") else asked.packs[find_pack(what, name, asked.packs)]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ __all__ = [
     "rice_gap_positions",
     "room",
     "sample_positions",
+    "tile_counts",
 ]
 
 Positions = NDArray[np.uint32]
@@ -31,6 +32,12 @@ ESCAPE = 255
 SPARE = 256
 """How many elements behind the last position a backend may overwrite."""
 _SAMPLES_AT_ONCE = 1 << 18
+
+
+def tile_counts(positions: NDArray[np.integer], length: int) -> Counts:
+    """Return how many of the increasing `positions` lie in each tile of a chunk of `length` elements."""
+    ends = np.minimum(np.arange(TILE, length + TILE, TILE), length).astype(positions.dtype)
+    return np.diff(np.searchsorted(positions, ends), prepend=0).astype(np.int64)
 
 
 def room(count: int, out: Positions | None) -> Positions:
