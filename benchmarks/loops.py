@@ -1,4 +1,4 @@
-"""What each stage of decoding costs on one core, in nanoseconds per weight of a bf16 chunk: `python -m benchmarks.loops`.
+"""What each loop costs on one core, in nanoseconds per weight of a bf16 chunk: `python -m benchmarks.loops`.
 
 In the fused call that `add_to` and `apply` use the stages cannot be told apart; here each is called alone. `cold` chunks come from
 memory, in turns over 256 MB, `hot` ones are in the cache, as they are after a file was read.
@@ -16,7 +16,9 @@ from benchmarks.results import Section, Table, main, median_seconds
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK
 from deltapack.format.table import tile_lengths
-from deltapack.kernels import cpu
+from deltapack.kernels import cpu, rounding
+from deltapack.kernels.formulas import Election, Sharing, WeightedSum
+from deltapack.kernels.reference.choosing import MAGNITUDE, magnitude_bits
 
 BF16 = BY_NAME["bf16"]
 RUNS = 60
@@ -28,10 +30,57 @@ def measure(quick: bool = False) -> Section:
     rng = np.random.default_rng(0)
     chunks = [rng.integers(0, 0x3F80, CHUNK, np.uint16) for _ in range(8 if quick else 128)]
     rows = [_row(density, chunks, 5 if quick else RUNS) for density in (0.5, 0.1, 0.01)]
-    return Section("Loops", "python -m benchmarks.loops", (Table("Stages on one core, ns per weight", HEADERS, tuple(rows)),), NOTES)
+    merges = [_merge_row(density, 3 if quick else RUNS // 3) for density in (0.5, 0.1, 0.01)]
+    tables = (
+        Table("Stages on one core, ns per weight", HEADERS, tuple(rows)),
+        Table("Formulas over eight decoded packs on one core, ns per weight", MERGE_HEADERS, tuple(merges)),
+        Table("Choosing by magnitude or rank on one core, ns per weight", CHOOSING_HEADERS, (_choosing_row(3 if quick else RUNS // 3),)),
+    )
+    return Section("Loops", "python -m benchmarks.loops", tables, NOTES)
 
 
-NOTES = ("Medians. Copy: `numpy.copyto` from one chunk to another.",)
+NOTES = (
+    "Medians. Copy: `numpy.copyto` from one chunk to another.",
+    "Formulas: added to the base in the same call, or listed as positions and sums; masks are random, differences normal.",
+    "Choosing: rows of 2,048; one difference in ten is kept.",
+)
+MERGE_HEADERS = ("density", "weighted sum", "election", "election, listed", "sharing", "scalar products", "sums of squares")
+CHOOSING_HEADERS = ("difference", "histogram, high bits", "histogram, low bits", "between two cuts", "ranks in rows", "a sample each")
+PACKS = 8
+
+
+def _merge_row(density: float, runs: int) -> tuple[float, ...]:
+    rng, base = np.random.default_rng(1), np.full(CHUNK, 0x3F00, np.uint16)
+    positions = [np.flatnonzero(rng.random(CHUNK) < density).astype(np.uint32) for _ in range(PACKS)]
+    parts = [(places, rng.standard_normal(len(places)).astype(np.float32)) for places in positions]
+    weights = np.full(PACKS, 1 / PACKS, np.float32)
+    election, sharing = Election(weights, weights, weights), Sharing(1e-5, weights)
+    stages: list[Callable[[], object]] = [
+        lambda: cpu.add_blended(base, BF16, parts, WeightedSum(weights)),
+        lambda: cpu.add_blended(base, BF16, parts, election),
+        lambda: cpu.blend(CHUNK, parts, election),
+        lambda: cpu.add_blended(base, BF16, parts, sharing),
+        lambda: cpu.scalar_products(CHUNK, parts),
+        lambda: [cpu.sum_of_squares(values) for _, values in parts],
+    ]
+    return density, *(_nanoseconds(stage, runs) for stage in stages)
+
+
+def _choosing_row(runs: int) -> tuple[float, ...]:
+    rng = np.random.default_rng(2)
+    one, other = (rounding.from_f32(rng.standard_normal(CHUNK).astype(np.float32), BF16) for _ in range(2))
+    delta = cpu.difference(one, BF16, other, BF16)
+    cut = int(np.sort(magnitude_bits(delta))[-(CHUNK // 10)])
+    rows = delta.reshape(-1, 2048)
+    stages: list[Callable[[], object]] = [
+        lambda: cpu.difference(one, BF16, other, BF16),
+        lambda: cpu.count_high(delta),
+        lambda: cpu.count_low(delta, cut >> 16),
+        lambda: cpu.between(delta, cut, 100, MAGNITUDE, 0),
+        lambda: cpu.row_ranks(rows),
+        lambda: cpu.element_samples(7, 0, CHUNK),
+    ]
+    return tuple(_nanoseconds(stage, runs) for stage in stages)
 
 
 def _row(density: float, chunks: list[np.ndarray], runs: int) -> tuple[float, ...]:

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from deltapack.applying import apply
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
-    from deltapack.explaining import explain_merge
     from deltapack.limits import Limits
     from deltapack.live import LiveModel, attach
     from deltapack.loading import load_model, load_state_dict
-    from deltapack.merge_recipe import MergeRecipe
-    from deltapack.merging import merge
+    from deltapack.merging.explaining import explain_merge
+    from deltapack.merging.merge import merge
+    from deltapack.merging.previewing import preview_merge
+    from deltapack.merging.recipe import MergeRecipe
+    from deltapack.merging.recipe_files import MergeFile, read_merge_file
+    from deltapack.merging.surveying import survey_merge
     from deltapack.pack import Pack, PackEntry, open_pack
-    from deltapack.previewing import preview_merge
     from deltapack.recipe import Override, Recipe
-    from deltapack.recipe_files import MergeFile, read_merge_file
     from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
-    from deltapack.surveying import survey_merge
     from deltapack.verifying import verify
 
 __all__ = [
@@ -75,8 +75,8 @@ _HOMES = {
     "ExplainReport": "reports",
     "Limits": "limits",
     "LiveModel": "live",
-    "MergeFile": "recipe_files",
-    "MergeRecipe": "merge_recipe",
+    "MergeFile": "merging.recipe_files",
+    "MergeRecipe": "merging.recipe",
     "MergeReport": "reports",
     "Override": "recipe",
     "Pack": "pack",
@@ -88,14 +88,14 @@ _HOMES = {
     "apply": "applying",
     "attach": "live",
     "compress": "compressing",
-    "explain_merge": "explaining",
+    "explain_merge": "merging.explaining",
     "load_model": "loading",
     "load_state_dict": "loading",
-    "merge": "merging",
+    "merge": "merging.merge",
     "open_pack": "pack",
-    "preview_merge": "previewing",
-    "read_merge_file": "recipe_files",
-    "survey_merge": "surveying",
+    "preview_merge": "merging.previewing",
+    "read_merge_file": "merging.recipe_files",
+    "survey_merge": "merging.surveying",
     "verify": "verifying",
 }
 

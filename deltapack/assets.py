@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Literal
 
 from deltapack.checkpoint import Checkpoint, SideFile
 from deltapack.dtypes import DType
@@ -15,7 +16,7 @@ from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter
 
-__all__ = ["copy_side_files", "file_entry", "read_side_file", "side_files_bytes", "with_dtype"]
+__all__ = ["choose_donor", "copy_side_files", "file_entry", "read_side_file", "side_files_bytes", "with_dtype"]
 
 _LEVEL = 19
 """zstd level of side files: they are small and written once."""
@@ -32,6 +33,25 @@ def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
     if pack is not None and pack.index.files is not None:
         return sum(file.size for file in pack.index.files)
     return sum(file.size for file in base.list_side_files(include_code=True)[0]) if base.is_folder else 0
+
+
+def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
+    """Return the pack whose side files the result takes (none: the base's) and a sentence about the choice."""
+    if prefer == "base":
+        return None, ()
+    if prefer is not None or len(readers) == 1:
+        return readers[prefer or 0], ()
+    contents = {
+        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files)
+        for reader in readers
+    }
+    if len(contents) == 1:
+        return readers[0], ()
+    kinds = ("grown", "shrunk", "stored", "removed")
+    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
+    if len(shaping) == 1:
+        return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
+    return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)
 
 
 def copy_side_files(

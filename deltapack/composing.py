@@ -8,9 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from deltapack.assets import choose_donor
 from deltapack.basecheck import BaseTensors, check_base
 from deltapack.checkpoint import TensorInfo
-from deltapack.codecs.chunk import stored_chunks, term_chunks
+from deltapack.codecs.chunk import term_chunks
+from deltapack.codecs.stored import stored_chunks
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
@@ -101,7 +103,8 @@ def compose(
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
         raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
     donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
-    reader, notes = _assets(packs, next((choice for choice in (assets, donor, prefer) if choice is not None), None))
+    wanted = (choice for choice in (assets, donor, prefer) if choice is not None)
+    reader, notes = choose_donor([pack.reader for pack in packs], next(wanted, None))
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
     return Composition(tuple(ordered), _aliases(packs, names), reader, notes)
 
@@ -292,23 +295,3 @@ def _aliases(packs: Sequence[WeightedPack], names: set[str]) -> dict[str, str]:
             if entry.kind == "alias" and entry.of in names and entry.name not in names:
                 out.setdefault(entry.name, entry.of)
     return out
-
-
-def _assets(packs: Sequence[WeightedPack], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
-    """Return the pack whose side files the result takes (none: the base's) and a sentence about the choice."""
-    readers = [pack.reader for pack in packs]
-    if prefer == "base":
-        return None, ()
-    if prefer is not None or len(readers) == 1:
-        return readers[prefer or 0], ()
-    contents = {
-        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files)
-        for reader in readers
-    }
-    if len(contents) == 1:
-        return readers[0], ()
-    kinds = ("grown", "shrunk", "stored", "removed")
-    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
-    if len(shaping) == 1:
-        return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
-    return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.codecs.chunk import encode_stored_chunk, encode_term_chunk
+from deltapack.codecs.chunk import encode_term_chunk
+from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.codecs.chunk import encode_stored_chunk, stored_layout
+from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.encoding import ChunkOutcome, encode_tail_chunk
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest

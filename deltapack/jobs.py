@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
-from deltapack.codecs.chunk import Room, add_term_chunk, decode_stored_chunk, decode_term_chunk
+from deltapack.codecs.chunk import Room, add_term_chunk, decode_term_chunk
+from deltapack.codecs.stored import decode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import BlobRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
-from deltapack.merge_methods.settings import Sparse
+from deltapack.kernels.reference.adding import Sparse
 
 __all__ = ["Elements", "OwnTerm", "PackTerm", "Rooms", "RowSource", "StoredRows", "StoredTerm", "TensorJob", "TermSource", "UnitedRows"]
 

@@ -23,7 +23,7 @@ from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.hostwork import HostEngine
 from deltapack.live_planning import NOTHING, Loaded, Plan, Planner
-from deltapack.merge_recipe import MergeRecipe, recipe_of
+from deltapack.merging.recipe import MergeRecipe, recipe_of
 from deltapack.parallel import resolve_workers
 from deltapack.slots import Names, Slots, find_slots
 

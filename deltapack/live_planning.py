@@ -15,9 +15,9 @@ from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
 from deltapack.hostwork import HostWork, place
 from deltapack.jobs import Elements, PackTerm, TensorJob
-from deltapack.measuring import as_sums, measure
-from deltapack.merge_planning import compose_recipe
-from deltapack.merge_recipe import MergeRecipe
+from deltapack.merging.measuring import as_sums, measure
+from deltapack.merging.planning import compose_recipe
+from deltapack.merging.recipe import MergeRecipe
 from deltapack.slots import Slots
 
 __all__ = ["NOTHING", "Loaded", "Plan", "Planner"]

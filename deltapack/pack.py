@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.codecs.chunk import decode_stored, decode_term_chunk, stored_chunks, term_chunks
+from deltapack.codecs.chunk import decode_term_chunk, term_chunks
+from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.index import Entry, Index

@@ -13,16 +13,8 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.basecheck import wrong_base, wrong_result
 from deltapack.buffers import Buffers
-from deltapack.codecs.chunk import (
-    LoadedChunks,
-    TermChunks,
-    add_term_chunk,
-    decode_stored,
-    decode_term_chunk,
-    load_term_chunks,
-    stored_chunks,
-    term_chunks,
-)
+from deltapack.codecs.chunk import LoadedChunks, TermChunks, add_term_chunk, decode_term_chunk, load_term_chunks, term_chunks
+from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.dtypes import BY_TORCH
 from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest

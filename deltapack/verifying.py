@@ -12,7 +12,8 @@ import numpy as np
 
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import open_checkpoint
-from deltapack.codecs.chunk import decode_stored_chunk, decode_term_chunk, stored_chunks, term_chunks
+from deltapack.codecs.chunk import decode_term_chunk, term_chunks
+from deltapack.codecs.stored import decode_stored_chunk, stored_chunks
 from deltapack.composing import compose
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count

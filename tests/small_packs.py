@@ -7,15 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.codecs.chunk import (
-    TermCodec,
-    decode_stored_chunk,
-    decode_term_chunk,
-    encode_stored_chunk,
-    encode_term_chunk,
-    stored_layout,
-    term_layout,
-)
+from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
+from deltapack.codecs.stored import decode_stored_chunk, encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import fingerprint, hash64
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term

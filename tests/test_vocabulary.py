@@ -21,7 +21,7 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import BaseMismatchError, CheckpointError, MergeConflictError
 from deltapack.format.index import BaseRef, Entry
-from deltapack.merge_recipe import MergeRecipe
+from deltapack.merging.recipe import MergeRecipe
 from deltapack.tokenizer_files import AddedToken, Tokenizer
 from deltapack.vocabulary import Growth, growth_of, unite
 

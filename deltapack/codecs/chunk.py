@@ -1,4 +1,4 @@
-"""One chunk of a term or of a stored tensor, between arrays and stored streams.
+"""One chunk of a term, between arrays and stored streams.
 
 This is the only place that knows which codec writes which stream.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.buffers import Buffers
 from deltapack.codecs import indices, values
-from deltapack.codecs.planes import join_planes, split_planes
+from deltapack.codecs.planes import split_planes
 from deltapack.codecs.quantize import quantize
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
@@ -33,14 +33,9 @@ __all__ = [
     "TermChunks",
     "TermCodec",
     "add_term_chunk",
-    "decode_stored",
-    "decode_stored_chunk",
     "decode_term_chunk",
-    "encode_stored_chunk",
     "encode_term_chunk",
     "load_term_chunks",
-    "stored_chunks",
-    "stored_layout",
     "stream_bounds",
     "term_chunks",
     "term_layout",
@@ -86,11 +81,6 @@ class TermCodec:
 def term_layout(term: Term, common: int) -> Layout:
     """Return the layout of a term that covers `common` elements."""
     return Layout(common, len(term.streams), has_counts=True)
-
-
-def stored_layout(numel: int) -> Layout:
-    """Return the layout of `numel` elements stored whole."""
-    return Layout(numel, 1, has_counts=False)
 
 
 def encode_term_chunk(
@@ -248,16 +238,6 @@ def term_chunks(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob:
     return reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
 
 
-def stored_chunks(reader: PackReader, entry: Entry) -> ChunkedBlob:
-    """Return the chunks of what an entry stores whole: all of a tensor, or the rows after the common ones.
-
-    Raises:
-        FormatError: Their table is damaged.
-    """
-    assert entry.stored is not None
-    return reader.chunked_blob(entry.stored, stored_layout(entry.numel - entry.common), 0, entry.name)
-
-
 def load_term_chunks(blob: ChunkedBlob, term: Term) -> LoadedChunks:
     """Read and decompress all chunks of a term.
 
@@ -287,30 +267,3 @@ def stream_bounds(term: Term, counts: Counts, lengths: Counts) -> Bounds:
     if "scales" in term.streams:
         bounds.append((values.scales_raw_length(counts),) * 2)
     return tuple(bounds)
-
-
-def encode_stored_chunk(elements: NDArray[np.generic]) -> StoredChunk:
-    """Encode the elements of a chunk whole, `[n]` in their storage type."""
-    raw = split_planes(elements)
-    return StoredChunk((pack_stream(raw),), (len(raw),))
-
-
-def decode_stored_chunk(blob: ChunkedBlob, dtype: DType, chunk: int) -> NDArray[np.generic]:
-    """Decode a chunk stored whole, `[n]` in the storage type of `dtype`.
-
-    Raises:
-        FormatError: Rule R8 or R10 is broken.
-    """
-    length = blob.layout.chunk_length(chunk) * dtype.itemsize
-    (raw,) = blob.streams(chunk, ((length, length),))
-    return join_planes(raw, dtype.storage)
-
-
-def decode_stored(blob: ChunkedBlob, dtype: DType) -> NDArray[np.generic]:
-    """Decode all chunks stored whole, `[n]` in the storage type of `dtype`.
-
-    Raises:
-        FormatError: Rule R8 or R10 is broken.
-    """
-    parts = [decode_stored_chunk(blob, dtype, chunk) for chunk in range(blob.layout.chunks)]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype.storage)

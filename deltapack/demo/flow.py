@@ -17,7 +17,7 @@ from deltapack.demo.corpus import Corpus, Folders, read_corpus
 from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
-from deltapack.merging import merge
+from deltapack.merging.merge import merge
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.recipe import Recipe
 

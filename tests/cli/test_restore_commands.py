@@ -10,7 +10,7 @@ from pathlib import Path
 from click.testing import Result
 
 from deltapack.errors import RecipeError
-from deltapack.merge_recipe import MergeRecipe, constant
+from deltapack.merging.recipe import MergeRecipe, constant
 from deltapack.reports import ApplyReport, MergeReport, VerifyReport
 
 Run = Callable[..., Result]

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_packs import CODECS, KEEP, KEY, digest_of, index_of, term_of, write_chunk
 
-from deltapack.codecs.chunk import (
-    TermCodec,
-    decode_stored_chunk,
-    decode_term_chunk,
-    encode_stored_chunk,
-    encode_term_chunk,
-    stored_layout,
-    term_layout,
-)
+from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
+from deltapack.codecs.stored import decode_stored_chunk, encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import ChecksumError, DeltapackError, FormatError
 from deltapack.format.digest import CHUNK, TILE, TILES_PER_CHUNK

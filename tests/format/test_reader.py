@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_packs import CODECS, digest_of, index_of, read_everything, seal, write_small_pack
 
-from deltapack.codecs.chunk import encode_stored_chunk, stored_layout
+from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, LimitError, OutputError
 from deltapack.format.canonical import dump_canonical

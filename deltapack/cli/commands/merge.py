@@ -15,7 +15,7 @@ from deltapack.cli.merge_tables import print_explanation, print_merge, print_pre
 from deltapack.cli.render import print_json, print_notes, show_progress
 
 if TYPE_CHECKING:
-    from deltapack.merge_recipe import MergeRecipe
+    from deltapack.merging.recipe import MergeRecipe
     from deltapack.reports import SurveyReport
 
 __all__ = ["command"]
@@ -76,7 +76,7 @@ class _Asked:
 
 
 def _from_options(packs: tuple[Path, ...], choices: dict[str, Any]) -> _Asked:
-    from deltapack.merge_arguments import parse_parameter, recipe_from_texts
+    from deltapack.merging.arguments import parse_parameter, recipe_from_texts
 
     if not packs:
         raise click.UsageError("Missing argument 'PACKS...' (or --recipe FILE).")
@@ -106,7 +106,7 @@ def _from_file(path: Path, folder: Path | None, packs: tuple[Path, ...], choices
 
 def _owner(what: str, text: str | None, asked: _Asked) -> Path | str | None:
     """Return the pack that an option names, else what the recipe file says; or `"base"`, and `"union"` of vocabularies."""
-    from deltapack.merge_arguments import find_pack
+    from deltapack.merging.arguments import find_pack
 
     if text is None:
         return asked.assets if what == "assets" else asked.vocab

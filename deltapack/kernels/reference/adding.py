@@ -11,12 +11,13 @@ from deltapack.dtypes import DType
 from deltapack.kernels import rounding
 from deltapack.kernels.encoded import Encoded
 
-__all__ = ["add_encoded", "add_in_place", "add_sparse", "are_finite", "decode_encoded", "sum_terms"]
+__all__ = ["Sparse", "add_encoded", "add_in_place", "add_sparse", "are_finite", "decode_encoded", "sum_terms"]
 
 Array = NDArray[np.generic]
 Positions = NDArray[np.uint32]
 Values = NDArray[np.float32]
 Sparse = tuple[Positions, Values]
+"""Positions `[nnz]`, strictly increasing, and values `[nnz] f32`."""
 
 
 def sum_terms(length: int, terms: Sequence[Sparse]) -> Sparse:

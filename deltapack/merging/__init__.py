@@ -1,0 +1,1 @@
+"""Merging packs: what is asked for, how it is computed, what is told about it."""

@@ -1,0 +1,96 @@
+"""What a person should know before a merge: from the recipe and the packs' headers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import prod
+
+from deltapack.format.reader import PackReader
+from deltapack.merging.planning import MergePlan
+
+__all__ = ["changed_and_alone", "shown_weights", "warnings_of"]
+
+LARGEST_SUM_OF_WEIGHTS = 1.2
+"""Above this sum merges are known to degrade (advice of mergekit's maintainers: 0 to 1.2)."""
+_RESCALED = ("dare", "della")
+"""Sparsifiers that make what they keep larger."""
+MOSTLY = 0.5
+"""Share of the changed elements whose weight `normalize` cancels, above which a warning is due."""
+
+
+def shown_weights(plan: MergePlan) -> list[float | None]:
+    """Return the weight of each pack, as it was given; `None` where it depends on the tensor or the method has none."""
+    if not plan.recipe.formula.weighted:
+        return [None] * len(plan.packs)
+    return [schedule.single for schedule in plan.recipe.weights] or [1.0] * len(plan.packs)
+
+
+def warnings_of(plan: MergePlan) -> list[str]:
+    """Return sentences about the recipe and the packs that a person should read."""
+    out, readers, method = [], [pack.reader for pack in plan.packs], plan.recipe.formula
+    weights = [weight for weight in shown_weights(plan) if weight is not None]
+    normalized = bool(plan.recipe.options.get("normalize"))
+    if len(weights) > 1 and not normalized and sum(weights) > LARGEST_SUM_OF_WEIGHTS:
+        advice = "merges above 1.2 often lose quality; try --weight with less"
+        out.append(f"the weights add up to {sum(weights):g}: {advice}")
+    if (method.by_agreeing or (normalized and not method.is_linear)) and len(readers) > 1:
+        out += _divisor_warning(readers, method.name, normalized=normalized)
+    for reader in readers:
+        made_by = reader.index.recipe.get("method")
+        if method.made_by is not None and made_by != method.made_by:
+            out.append(f"{reader.path} was made with {made_by}, not {method.made_by}: {method.name} takes its elements as they are")
+    for one, other in combinations(readers, 2):
+        if _mask_keys(one) & _mask_keys(other):
+            out.append(
+                f"{one.path} and {other.path} keep the same positions (same seed and fine-tune): "
+                "independent masks are what makes merging after dropping work"
+            )
+    return out
+
+
+def _divisor_warning(readers: Sequence[PackReader], method: str, *, normalized: bool) -> list[str]:
+    """Warn where packs hardly overlap: what divides by those that agree then divides by one of them, and gives the sum of all."""
+    share = _kept_by_one(readers)
+    if share < MOSTLY:
+        return []
+    found = f"{100 * share:.0f} % of the changed elements are kept by one pack only"
+    if normalized:
+        return [
+            f"normalize divides by the weights of the packs that agree, and {found}: there its weight has no effect. "
+            "Without normalize (--no-normalize) weights mean what they say"
+        ]
+    if not any(reader.index.recipe.get("method") in _RESCALED for reader in readers):
+        return []  # what is kept is as large as it was
+    return [
+        f"{method} divides by the packs that agree, and {found}: the result is about the plain sum of their rescaled differences. "
+        "Use average, or linear or dare_ties with weights that add up to about 1"
+    ]
+
+
+def _kept_by_one(readers: Sequence[PackReader]) -> float:
+    """Return what share of the changed elements one pack only keeps, if masks are independent; from headers."""
+    kept: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    for reader in readers:
+        for entry in reader.index.entries:
+            if entry.terms and entry.common:
+                sizes[entry.name] = entry.common
+                kept.setdefault(entry.name, []).append(min(1.0, sum(term.nnz for term in entry.terms) / entry.common))
+    touched = alone = 0.0
+    for name, shares in kept.items():
+        some, one = changed_and_alone(shares)
+        touched += sizes[name] * some
+        alone += sizes[name] * one
+    return alone / touched if touched else 0.0
+
+
+def changed_and_alone(densities: Sequence[float]) -> tuple[float, float]:
+    """Return which shares of the elements some, and exactly one, of independent masks of these densities keep."""
+    dropped = [1 - density for density in densities]
+    alone = sum(density * prod(dropped[:place] + dropped[place + 1 :]) for place, density in enumerate(densities))
+    return 1 - prod(dropped), alone
+
+
+def _mask_keys(reader: PackReader) -> set[tuple[str, int, int]]:
+    return {(entry.name, term.key, term.keep) for entry in reader.index.entries for term in entry.terms if term.keep}

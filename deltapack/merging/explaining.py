@@ -1,0 +1,158 @@
+"""Use case: the formula of a merge with the numbers of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from deltapack.buffers import Buffers
+from deltapack.composing import Composition
+from deltapack.errors import RecipeError
+from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.jobs import TensorJob
+from deltapack.kernels import rounding
+from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
+from deltapack.merging.measuring import as_sum, measure
+from deltapack.merging.methods.linear import linear
+from deltapack.merging.methods.settings import Parts, count_signs
+from deltapack.merging.planning import MergePlan, plan_merge
+from deltapack.merging.recipe import MergeRecipe
+from deltapack.parallel import resolve_workers
+from deltapack.reports import ExplainReport, ExplainRow
+from deltapack.restoring import restore_chunk
+
+__all__ = ["explain_merge"]
+
+
+def explain_merge(
+    base: str | Path,
+    packs: Sequence[str | Path],
+    tensor: str | None = None,
+    *,
+    recipe: MergeRecipe | None = None,
+    prefer: str | Path | None = None,
+    vocab: str | Path | None = None,
+    workers: int | None = None,
+) -> ExplainReport:
+    """Return the formula of a merge with the numbers of one element: what each pack says, what is added, what comes out.
+
+    Args:
+        base: The common base.
+        packs: The packs.
+        tensor: Name of a merged tensor; the largest that most packs change unless given.
+        recipe: How to merge; `linear` unless given.
+        prefer: As for `merge`.
+        vocab: As for `merge`.
+        workers: Threads; every core unless given.
+
+    Raises:
+        BaseMismatchError: A pack was made from another base.
+        FormatError: A pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and neither `prefer` nor `vocab` decides.
+        RecipeError: The recipe does not fit the packs, or no such tensor is merged.
+    """
+    with ExitStack() as stack:
+        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        apart = plan.side_by_side()
+        count = resolve_workers(workers)
+        job = _only(plan, apart, _choose(apart, tensor), count)
+        actual = as_sum(_only(plan, plan.composition, job.name, count))
+        term = blended(job)
+        assert term is not None
+        return _explained(plan, job, actual, term)
+
+
+def _choose(composition: Composition, wanted: str | None) -> str:
+    merged = [job for job in composition.jobs if blended(job) is not None and job.common]
+    if wanted is None and merged:
+        return max(merged, key=lambda job: (sum(bool(share) for share in _term(job).shares), job.numel)).name
+    if wanted not in {job.name for job in merged}:
+        hint = "`deltapack inspect` lists the tensors that a pack changes."
+        raise RecipeError("no such tensor is merged", tensor=wanted, hint=hint)
+    return wanted
+
+
+def _only(plan: MergePlan, composition: Composition, name: str, workers: int) -> TensorJob:
+    """Return the job of a tensor, measured."""
+    jobs = tuple(job for job in composition.jobs if job.name == name)
+    return measure(plan.base, replace(composition, jobs=jobs), workers).jobs[0]
+
+
+def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: BlendedTerm) -> ExplainReport:
+    assert job.base is not None
+    source, buffers = job.base.dtype, Buffers()
+    for chunk in range(chunk_count(job.common)):
+        elements = plan.base.read(job.base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
+        kept = term.kept(chunk, elements, source, buffers.rooms(len(elements)))
+        if any(len(positions) for positions, _ in kept):
+            break
+    else:
+        raise RecipeError("no pack keeps anything of this tensor", tensor=job.name)
+    place = _telling(len(elements), kept)
+    deltas = [float(values[positions == place].sum()) for positions, values in kept]
+    shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
+    rooms = buffers.rooms(len(elements))
+    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, rooms) for own in actual.terms])
+    result = restore_chunk(plan.base, actual, chunk, buffers)[0]
+    assert result is not None
+    rows = [
+        ExplainRow(
+            str(plan.paths[pack]),
+            float(term.settings.weights[row]),
+            shares[row],
+            deltas[row],
+        )
+        for row, pack in enumerate(term.packs)
+    ]
+    return ExplainReport(
+        job.name,
+        chunk * CHUNK + place,
+        term.method.text,
+        term.settings.options,
+        _measured(term),
+        rows,
+        float(rounding.to_f64(elements[place : place + 1], source)[0]),
+        float(sums[np.searchsorted(positions, place)]),
+        float(rounding.to_f64(result[place : place + 1], actual.dtype)[0]),
+    )
+
+
+def _telling(length: int, kept: Parts) -> int:
+    """Return the first of the kept elements that most packs change, with both signs if there is one."""
+    positive, negative = count_signs(length, kept)
+    score = 4 * (positive + negative) + 2 * ((positive > 0) & (negative > 0))
+    for positions, _ in kept:
+        score[positions] |= 1
+    return int(np.argmax(score))
+
+
+def _measured(term: BlendedTerm) -> Mapping[str, Sequence[float]]:
+    """Return what was measured over the tensor."""
+    out: dict[str, Sequence[float]] = {}
+    if term.settings.statistic.size:
+        out[term.method.measured] = term.settings.statistic.reshape(-1).tolist()
+    for name, kind in (("kept from |delta|", KeepLargest), ("kept from |delta|", KeepMiddle)):
+        cuts = [_value(thinning.cut.bits) for thinning in term.thinned if isinstance(thinning, kind)]
+        if cuts:
+            out[name] = cuts
+    outliers = [_value(thinning.outliers.bits) for thinning in term.thinned if isinstance(thinning, KeepMiddle)]
+    if outliers:
+        out["outliers above |delta|"] = outliers
+    shares = [thinning.share for thinning in term.thinned if isinstance(thinning, KeepRandom)]
+    if shares:
+        out["share of the kept elements that stays"] = shares
+    return out
+
+
+def _value(bits: int) -> float:
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _term(job: TensorJob) -> BlendedTerm:
+    term = blended(job)
+    assert term is not None
+    return term

@@ -1,0 +1,122 @@
+"""Use case: base + several packs -> checkpoint, or one merged pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from deltapack.applying import WriteOptions, write_checkpoint
+from deltapack.errors import RecipeError
+from deltapack.format.writer import open_pack_writer
+from deltapack.merging.advice import shown_weights, warnings_of
+from deltapack.merging.measuring import as_sums, measure
+from deltapack.merging.merged_pack import MergedPack
+from deltapack.merging.modelcard import card_of
+from deltapack.merging.planning import MergePlan, plan_merge
+from deltapack.merging.recipe import MergeRecipe, recipe_of
+from deltapack.merging.surveying import survey
+from deltapack.reports import MergeReport, Progress
+
+__all__ = ["merge", "refuse_for_packs"]
+
+def merge(
+    base: str | Path,
+    packs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: float | Sequence[float] | None = None,
+    method: str = "linear",
+    semantics: str | None = None,
+    density: float | Sequence[float] | None = None,
+    parameters: Mapping[str, float] | None = None,
+    recipe: MergeRecipe | None = None,
+    prefer: str | Path | None = None,
+    assets: str | Path | None = None,
+    vocab: str | Path | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    report: bool = False,
+) -> MergeReport:
+    """Merge packs onto their common base, reading the base once.
+
+    `linear` is task arithmetic: base + sum of weight * delta, summed in f32 in the order given and rounded once. The other methods
+    are described in docs/merging.md. Where `out` ends in `.dpk` the result is a merged pack: applying it gives the same bits as
+    merging into a folder.
+
+    Args:
+        base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
+        packs: The packs, all made from this base.
+        out: Folder, `.safetensors` file or `.dpk` pack to write.
+        weights: One weight per pack, or one for all; 1 unless given.
+        method: Name of a merge method; see `deltapack.merging.methods.table`.
+        semantics: Whose formula, where tools differ: `"mergekit"` (the default), `"paper"` or `"peft"`.
+        density: What share of a tensor's elements each pack may keep, or all of them, in (0, 1]; all that they keep unless given.
+        parameters: The method's own, such as `{"lambda": 0.8, "normalize": True}`.
+        recipe: All of these in one record, also with weights by layer; instead of `weights`, `method`, `semantics`, `density`,
+            `parameters`.
+        prefer: The pack (one of `packs`) that decides on tensors that cannot be added, and on side files.
+        assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
+        vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`, or `"union"` for the new tokens of all packs;
+            the only pack that grew them unless given.
+        dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
+        max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
+        verify: Whether digests of the base are compared.
+        force: Whether to replace an existing `out`.
+        workers: Threads; every core unless given.
+        device: Where packs are decoded and added, such as `"cuda"`; the CPU unless given. Not for a merged pack.
+        backend: `auto`, `cpu`, `torch` or `triton`. Not for a merged pack.
+        progress: Called with bytes of the result done so far and in all.
+        report: Whether to compare the packs, layer by layer, in one more pass over them.
+
+    Raises:
+        BackendError: The device or backend cannot be used here.
+        BaseMismatchError: A pack was made from another base.
+        FormatError: A pack is damaged.
+        LimitError: There are too many packs for a merged pack.
+        CheckpointError: A tokenizer file is damaged, and vocabularies are united.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide, or their vocabularies cannot be united.
+        OutputError: `out` exists or cannot be written.
+        RecipeError: An argument is out of range.
+    """
+    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    recipe = recipe_of(weights, method, semantics, density, parameters) if recipe is None else recipe
+    refuse_for_packs(out, dtype, max_shard_size)
+    if out.suffix == ".dpk" and (device is not None or backend != "auto"):
+        raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
+    with ExitStack() as stack:
+        plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
+        notes = plan.notes + _write(plan, out, options)
+        jobs = plan.composition.jobs
+        nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
+        rows = list(zip(map(str, packs), shown_weights(plan), strict=True))
+        survey_report = survey(plan, options.workers) if report else None
+        warnings = [*warnings_of(plan), *(survey_report.warnings if survey_report is not None else ())]
+        return MergeReport(out, len(jobs), nbytes, rows, warnings, notes, survey_report)
+
+
+def refuse_for_packs(out: Path, dtype: str | None, max_shard_size: int | str | None) -> None:
+    """Refuse what a merged pack cannot have.
+
+    Raises:
+        RecipeError: `out` is a pack, and one of the others is given.
+    """
+    if out.suffix == ".dpk" and (dtype is not None or max_shard_size is not None):
+        raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
+
+
+def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
+    own = {**plan.files, **card_of(plan)}
+    if out.suffix != ".dpk":
+        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own)
+    with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:
+        writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
+    return []

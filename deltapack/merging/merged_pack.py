@@ -1,0 +1,244 @@
+"""Write a merge as a pack of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from deltapack import kernels
+from deltapack._version import __version__
+from deltapack.applying import WriteOptions
+from deltapack.assets import copy_side_files, file_entry
+from deltapack.buffers import Buffers
+from deltapack.checkpoint import Checkpoint
+from deltapack.codecs.chunk import TermCodec, encode_term_chunk
+from deltapack.codecs.indices import best_index
+from deltapack.codecs.stored import encode_stored_chunk, stored_layout
+from deltapack.composing import Composition
+from deltapack.dtypes import DType
+from deltapack.entries import digests_blob
+from deltapack.errors import LimitError, NonFiniteError
+from deltapack.format.digest import CHUNK, fingerprint
+from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
+from deltapack.format.table import Layout
+from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
+from deltapack.jobs import Elements, PackTerm, Rooms, RowSource, StoredRows, TensorJob
+from deltapack.kernels.reference.positions import tile_counts
+from deltapack.limits import DEFAULT_LIMITS
+from deltapack.merging.blending import BlendedTerm, blended
+from deltapack.merging.methods.settings import Sparse
+from deltapack.parallel import ordered_map
+from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
+from deltapack.weighted import WeightedPack
+
+__all__ = ["MergedPack", "check_terms"]
+
+
+def check_terms(jobs: Sequence[TensorJob]) -> None:
+    """Check that the terms of each tensor may stand in one pack.
+
+    Raises:
+        LimitError: They are too many.
+    """
+    for job in jobs:
+        if len(job.terms) > DEFAULT_LIMITS.terms and all(isinstance(term, PackTerm) for term in job.terms):
+            raise LimitError(
+                "too many packs to merge into one pack",
+                tensor=job.name,
+                expected=f"at most {DEFAULT_LIMITS.terms} terms",
+                found=len(job.terms),
+                hint="Merge into a folder.",
+            )
+
+
+@dataclass(frozen=True)
+class MergedPack:
+    """Writes a merge as a pack: the weighted terms of all packs, or, where they are not merely added, what they become.
+
+    Attributes:
+        base: The base.
+        packs: The packs.
+        composition: What the result is made of.
+        writer: The new pack.
+        recipe: What the pack says of how it was made.
+        options: How tensors are restored.
+        own_files: Side files that only the merge has, by name.
+    """
+
+    base: Checkpoint
+    packs: Sequence[WeightedPack]
+    composition: Composition
+    writer: PackWriter
+    recipe: Mapping[str, Any]
+    options: WriteOptions
+    own_files: Mapping[str, bytes]
+
+    def index(self) -> Index:
+        """Write all blobs and return the index.
+
+        Raises:
+            LimitError: A tensor has too many terms.
+        """
+        check_terms(self.composition.jobs)
+        restored = restore_tensors(
+            self.base,
+            [_recorded(job, self.writer) for job in self.composition.jobs],
+            Nowhere(),
+            verify=self.options.verify,
+            digests=True,
+            workers=self.options.workers,
+            progress=self.options.progress,
+            finished=_write_recorded,
+        )
+        with closing(restored):
+            entries = [self._entry(tensor) for tensor in restored]
+        entries += [Entry(name, "alias", of=of) for name, of in self.composition.aliases.items()]
+        used = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
+        for entry in self.packs[0].reader.index.entries:
+            if entry.kind == "removed" and entry.base is not None and entry.base.name not in used:
+                entries.append(entry)
+        entries.sort(key=lambda entry: entry.name.encode())
+        first = self.packs[0].reader.index
+        result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
+        return Index(
+            base_fingerprint=first.base_fingerprint,
+            base_tensors=first.base_tensors,
+            result_fingerprint=fingerprint(result),
+            result_tensors=len(result),
+            result_bytes=sum(entry.nbytes for entry in entries),
+            recipe=self.recipe,
+            entries=tuple(entries),
+            files=self._files(),
+            created_by=f"deltapack {__version__}",
+        )
+
+    def _entry(self, restored: RestoredTensor) -> Entry:
+        job, base = restored.job, restored.job.base
+        entry = Entry(job.name, "stored", job.dtype, job.shape, restored.root)
+        if base is not None:
+            entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root))
+            same = base.shape == job.shape
+            if same and base.dtype == job.dtype and not job.terms:
+                return replace(entry, kind="unchanged")
+            kind = "delta" if same else "grown" if job.numel > base.numel else "shrunk"
+            terms = [term for term in job.terms if isinstance(term, PackTerm)]
+            sums = [term for term in job.terms if isinstance(term, _RecordedTerm)]
+            if sums or len(terms) == len(job.terms):
+                written = (sums[0].close(),) if sums else self._copied(terms)
+                stored = self._rows(job, job.rows) if job.rows is not None else None
+                entry = replace(entry, kind=kind, terms=written, stored=stored)
+                return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+        if job.whole is not None and isinstance(job.rows, StoredRows):
+            entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
+            return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
+        # A tensor that some pack stores whole and that others change: its sum is stored whole.
+        layout = stored_layout(job.numel)
+        chunked, buffers = self.writer.chunked_blob(layout), Buffers()
+        for chunk in range(layout.chunks):
+            elements, _ = restore_chunk(self.base, job, chunk, buffers)
+            if elements is not None:
+                chunked.append(encode_stored_chunk(elements))
+        entry = replace(entry, stored=chunked.close())
+        return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+
+    def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
+        """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
+        if isinstance(rows, StoredRows):
+            return self.writer.copy_blob(rows.reader, rows.ref)
+
+        def encode(start: int) -> StoredChunk:
+            return encode_stored_chunk(rows.read(start, min(start + CHUNK, job.numel)))
+
+        chunked = self.writer.chunked_blob(stored_layout(job.numel - rows.start))
+        with closing(ordered_map(encode, range(rows.start, job.numel, CHUNK), self.options.workers)) as chunks:
+            for chunk in chunks:
+                chunked.append(chunk)
+        return chunked.close()
+
+    def _copied(self, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
+        """Copy terms, with their weights in their factors."""
+        return tuple(
+            replace(term.term, factor=float(term.factor), blob=self.writer.copy_blob(term.reader, term.term.blob)) for term in terms
+        )
+
+    def _files(self) -> tuple[FileEntry, ...] | None:
+        """Copy the side files of the pack that decides; of the base's own, only the digests."""
+        assets, entries = self.composition.assets, []
+        if assets is not None and assets.index.files is None and not self.own_files:
+            return None
+        carried = {file.name for file in assets.index.files or () if file.blob is not None} if assets else set()
+        carried |= set(self.own_files)
+        contents: dict[str, bytes] = {}
+        copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
+        contents.update(self.own_files)
+        for name in sorted(contents, key=str.encode):
+            entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
+        return tuple(entries)
+
+
+@dataclass
+class _RecordedTerm:
+    """A blended term that keeps what it adds, as f32 values at stored positions, until it is written chunk by chunk.
+
+    Attributes:
+        term: The blended term.
+        name: Name of the tensor.
+        layout: Its chunks.
+        codec: How the sums are written.
+        writer: The new pack.
+        chunks: Encoded chunks that are not written yet, by number; no more than the threads are ahead.
+    """
+
+    term: BlendedTerm
+    name: str
+    layout: Layout
+    codec: TermCodec
+    writer: PackWriter
+    chunks: dict[int, StoredChunk] = field(default_factory=dict)
+    _blob: ChunkedBlobWriter | None = None
+    _nnz: int = 0
+
+    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+        """Compute a chunk and keep it."""
+        positions, values = self.term.chunk(number, base, source, rooms)
+        if not np.isfinite(values).all():
+            hint = "Merge into a folder, or with smaller weights."
+            raise NonFiniteError("a sum of differences overflows", tensor=self.name, hint=hint)
+        counts = tile_counts(positions, len(base))
+        self.chunks[number] = encode_term_chunk(self.codec, positions, values, counts, len(base), np.float32(1))[0]
+        return positions, values
+
+    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+        """Compute a chunk, keep it, and add it to elements in place."""
+        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
+
+    def write(self, number: int) -> None:
+        """Write a chunk; chunks come in order, and those of one tensor after those of another."""
+        chunk = self.chunks.pop(number)
+        self._blob = self._blob or self.writer.chunked_blob(self.layout)
+        self._blob.append(chunk)
+        self._nnz += sum(chunk.counts)
+
+    def close(self) -> Term:
+        """Return the term as the pack has it."""
+        blob = self._blob or self.writer.chunked_blob(self.layout)
+        return Term(self.codec.index, self.codec.values, 1.0, self._nnz, blob.close(), shift=self.codec.shift)
+
+
+def _recorded(job: TensorJob, writer: PackWriter) -> TensorJob:
+    term = blended(job)
+    if term is None:
+        return job
+    index, shift = best_index(term.density(job.common))
+    codec = TermCodec(index, "f32", shift)
+    return replace(job, terms=(_RecordedTerm(term, job.name, Layout(job.common, 2, has_counts=True), codec, writer),))
+
+
+def _write_recorded(job: TensorJob, chunk: int) -> None:
+    for term in job.terms:
+        if isinstance(term, _RecordedTerm) and chunk in term.chunks:
+            term.write(chunk)

@@ -1,0 +1,139 @@
+"""Use case: what a merge would do, from headers alone, refusing what the merge itself would refuse."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from deltapack.applying import WriteOptions
+from deltapack.assets import side_files_bytes
+from deltapack.checkpoint.replace import check_output, check_protected
+from deltapack.errors import OutputError
+from deltapack.format.atomic import check_free_space
+from deltapack.format.digest import CHUNK, TILE
+from deltapack.jobs import PackTerm, TensorJob
+from deltapack.merging.advice import shown_weights, warnings_of
+from deltapack.merging.blending import blended
+from deltapack.merging.measuring import thin_by_headers
+from deltapack.merging.merge import refuse_for_packs
+from deltapack.merging.merged_pack import check_terms
+from deltapack.merging.planning import MergePlan, plan_merge
+from deltapack.merging.recipe import MergeRecipe
+from deltapack.reports import PreviewReport
+
+__all__ = ["preview_merge"]
+
+
+def preview_merge(
+    base: str | Path,
+    packs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    recipe: MergeRecipe | None = None,
+    prefer: str | Path | None = None,
+    assets: str | Path | None = None,
+    vocab: str | Path | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    force: bool = False,
+    workers: int | None = None,
+) -> PreviewReport:
+    """Check a merge without reading a tensor: names, shapes, types, vocabulary, method, disk, memory.
+
+    The arguments are those of `merge`. What they would make `merge` refuse before it reads tensors is refused here, too; damaged
+    chunks and another base with the same shapes are found only when they are read.
+
+    Raises:
+        BaseMismatchError: The base has other tensors than the packs' base.
+        FormatError: The header of a pack is damaged.
+        LimitError: There are too many packs for a merged pack.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        OutputError: `out` exists, or the disk is too small.
+        RecipeError: An argument is out of range.
+    """
+    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None)
+    refuse_for_packs(out, dtype, max_shard_size)
+    with ExitStack() as stack:
+        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        for job in plan.composition.jobs:
+            thin_by_headers(job)
+        _check_output(plan, out, force)
+        if out.suffix == ".dpk":
+            check_terms(plan.composition.jobs)
+        needed = _pack_bytes(plan) if out.suffix == ".dpk" else _checkpoint_bytes(plan)
+        check_free_space(out.parent, needed, out)
+        jobs, method = plan.composition.jobs, plan.recipe.formula
+        return PreviewReport(
+            out,
+            method.name,
+            method.text,
+            list(zip(map(str, packs), shown_weights(plan), strict=True)),
+            dict(sorted(Counter(map(_fate, jobs)).items())),
+            dict(sorted(Counter(job.dtype.name for job in jobs).items())),
+            [(job.name, job.base.shape[0], job.shape[0]) for job in jobs if job.base is not None and _rows_change(job)],
+            None if plan.composition.assets is None else str(plan.composition.assets.path),
+            needed,
+            shutil.disk_usage(out.parent).free,
+            options.workers * max((_buffers(job) for job in jobs), default=0),
+            warnings_of(plan),
+            plan.notes,
+        )
+
+
+def _check_output(plan: MergePlan, out: Path, force: bool) -> None:
+    if out.suffix != ".dpk":
+        check_protected(out, [plan.base.path, *plan.paths])
+        check_output(out, folder=out.suffix != ".safetensors", force=force)
+        return
+    check_output(out, folder=False, force=force)
+    if out.exists() and any(out.samefile(path) for path in plan.paths):
+        raise OutputError("the output is one of the inputs", path=out, hint="Choose another name.")
+
+
+def _fate(job: TensorJob) -> str:
+    if job.terms:
+        return "merged"
+    return "from one pack" if job.rows is not None else "from the base"
+
+
+def _rows_change(job: TensorJob) -> bool:
+    return job.base is not None and len(job.shape) > 0 and job.shape != job.base.shape
+
+
+def _checkpoint_bytes(plan: MergePlan) -> int:
+    tensors = sum(job.numel * job.dtype.itemsize for job in plan.composition.jobs)
+    return tensors + _side_files_bytes(plan)
+
+
+def _pack_bytes(plan: MergePlan) -> int:
+    """Return at most how large a merged pack gets: the packs' own terms, or 32-bit sums with their positions."""
+    total = 0
+    for job in plan.composition.jobs:
+        term = blended(job)
+        total += sum(own.term.blob.length for own in job.terms if isinstance(own, PackTerm))
+        total += job.rows.nbytes if job.rows is not None else 0
+        if term is not None:
+            total += int(job.common * (4 * term.density(job.common) + 1 / 8))
+        elif any(not isinstance(own, PackTerm) for own in job.terms):
+            total += job.numel * job.dtype.itemsize
+    return total + _side_files_bytes(plan)
+
+
+def _side_files_bytes(plan: MergePlan) -> int:
+    return side_files_bytes(plan.base, plan.composition.assets) + sum(map(len, plan.files.values()))
+
+
+def _buffers(job: TensorJob) -> int:
+    """Return about how many bytes a thread needs for a chunk: base, result, positions and values of each pack, their union."""
+    size = min(CHUNK, max(job.numel, job.common))
+    out = size * (job.dtype.itemsize + (job.base.dtype.itemsize if job.base is not None else 0))
+    term = blended(job)
+    sources = [source for share in term.shares for source in share] if term is not None else job.terms
+    kept = [source.term.nnz / max(1, job.common) if isinstance(source, PackTerm) else 1.0 for source in sources]
+    out += int(size * (5 + 12 * max(kept, default=0.0) + 8 * sum(kept)))
+    if term is not None:
+        out += int(size * 8 * term.density(job.common)) + 16 * TILE * len(term.shares)
+    return out

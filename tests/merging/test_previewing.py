@@ -1,0 +1,100 @@
+"""A dry run tells what a merge would do, and refuses what it would refuse, without reading a tensor."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import Model, random_tensor, small_model, tuned_model, write_file, write_folder
+
+import deltapack
+from deltapack.checkpoint import Checkpoint
+from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, MergeConflictError, OutputError, RecipeError
+from deltapack.merging.recipe import MergeRecipe, constant
+
+PackOf = Callable[..., Path]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A base folder, a pack that grows the vocabulary, and one that does not."""
+    base = small_model()
+    write_folder(tmp_path / "base", base, {"tokenizer.json": "0"})
+    more = tuned_model(base, 2) | {"embed.weight": random_tensor(5, (80, 32)), "head": random_tensor(6, (4, 5))}
+    for name, tuned in (("grown", more), ("plain", tuned_model(base, 3))):
+        write_folder(tmp_path / name, tuned, {"tokenizer.json": name})
+        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk")
+    return tmp_path / "base", [tmp_path / "grown.dpk", tmp_path / "plain.dpk"]
+
+
+def test_what_it_tells(folders: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, packs = folders
+
+    def read(*arguments: Any) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    recipe = MergeRecipe("ties", (constant(0.5), constant(0.7)))
+    report = deltapack.preview_merge(base, packs, tmp_path / "out", recipe=recipe, workers=2)
+    assert report.tensors == {"from one pack": 1, "from the base": 1, "merged": 3}
+    assert report.dtypes == {"f32": 4, "i64": 1}
+    assert report.grown == [("embed.weight", 70, 80)]
+    assert report.assets == str(packs[0])
+    assert report.weights == [(str(packs[0]), 0.5), (str(packs[1]), 0.7)]
+    assert any("normalize" in warning for warning in report.warnings)
+    assert 0 < report.memory < 200e6
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_are_those_of_the_merge(folders: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    base, packs = folders
+    expected = deltapack.preview_merge(base, packs, tmp_path / "out").bytes
+    deltapack.merge(base, packs, tmp_path / "out")
+    written = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert expected <= written <= expected + 8192  # headers, the model card
+    for method in ("linear", "ties"):
+        recipe = MergeRecipe(method)
+        most = deltapack.preview_merge(base, packs, tmp_path / "out.dpk", recipe=recipe).bytes
+        deltapack.merge(base, packs, tmp_path / "out.dpk", recipe=recipe)
+        assert (tmp_path / "out.dpk").stat().st_size <= most + 8192
+        (tmp_path / "out.dpk").unlink()
+
+
+def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_model()
+    heads: list[Model] = [tuned_model(base, n) | {"head": random_tensor(n, (3, 3))} for n in (1, 2)]
+    packs = [pack_of(base, head, f"{number}") for number, head in enumerate(heads)]
+    shutil.copytree(tmp_path, tmp_path / "inputs")
+    (tmp_path / "taken.safetensors").write_bytes(b"x")
+    one = packs[:1]
+    merged, thin = tmp_path / "merged.dpk", MergeRecipe("dare_linear", densities=(constant(0.1),))
+    deltapack.merge(tmp_path / "base.safetensors", one * 2, merged)
+    cases: list[tuple[dict[str, Any], type[DeltapackError]]] = [
+        ({"packs": packs}, MergeConflictError),
+        ({"packs": []}, RecipeError),
+        ({"out": tmp_path / "taken.safetensors"}, OutputError),
+        ({"out": tmp_path / "base.safetensors", "force": True}, OutputError),
+        ({"out": one[0], "force": True}, OutputError),
+        ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError),
+        ({"out": tmp_path / "no" / "out"}, OutputError),
+        ({"dtype": "i8"}, RecipeError),
+        ({"packs": [merged], "recipe": thin}, RecipeError),
+        ({"packs": one * 65, "out": tmp_path / "out.dpk"}, LimitError),
+        ({"recipe": MergeRecipe("model_stock")}, RecipeError),
+        ({"recipe": MergeRecipe("ties", (constant(1), constant(1)))}, RecipeError),
+        ({"base": write_file(tmp_path / "other.safetensors", {"x": random_tensor(1, (3,))})}, BaseMismatchError),
+    ]
+    for options, error in cases:
+        arguments = {"base": tmp_path / "base.safetensors", "packs": one, "out": tmp_path / "out"} | options
+        with pytest.raises(error):
+            deltapack.preview_merge(**arguments)
+        with pytest.raises(error):
+            deltapack.merge(**arguments)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    for out in ("out", "out.safetensors"):
+        with pytest.raises(OutputError, match="disk space"):
+            deltapack.preview_merge(tmp_path / "base.safetensors", one, tmp_path / out)
