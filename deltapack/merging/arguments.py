@@ -79,8 +79,8 @@ def _target(what: str, text: str, packs: Sequence[Path]) -> tuple[str | None, Se
     return pattern, [find_pack(what, name, packs)]
 
 
-def find_pack(what: str, name: str, packs: Sequence[Path]) -> int:
-    """Return the number of the pack that a person calls `name`.
+def find_pack(what: str, name: str, packs: Sequence[Path], words: Sequence[str] = ()) -> int:
+    """Return the number of the pack that a person calls `name`; `words` would have been understood, too.
 
     Raises:
         RecipeError: None or several are called so.
@@ -89,7 +89,7 @@ def find_pack(what: str, name: str, packs: Sequence[Path]) -> int:
     if len(found) == 1:
         return found[0]
     problem = "names no pack" if not found else "names several packs"
-    known = ", ".join(path.name for path in packs)
+    known = ", ".join([*words, *(path.name for path in packs)])
     raise RecipeError(f"{what} {problem}", expected=f"one of {known}", found=name, hint="Give the whole path.")
 
 

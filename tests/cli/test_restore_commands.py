@@ -78,7 +78,7 @@ def test_vocabularies_are_united_on_demand(run: Run, pair, stand_in, tmp_path: P
     assert run(*call, "--recipe", recipe, "--vocab", "base").exit_code == 0
     assert use_case.kwargs["vocab"] == "base"
     refused = run(*call, pair.pack, "--assets", "from=union")
-    assert refused.exit_code == 2 and "assets names no pack" in refused.stderr
+    assert refused.exit_code == 2 and "assets names no pack: expected one of base, " in refused.stderr
 
 
 def test_questions_about_a_merge_pass_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def _owner(what: str, text: str | None, asked: _Asked) -> Path | str | None:
 
     if text is None:
         return asked.assets if what == "assets" else asked.vocab
-    name = text.removeprefix("from=")
-    return name if name == "base" or (what, name) == ("vocab", "union") else asked.packs[find_pack(what, name, asked.packs)]
+    name, words = text.removeprefix("from="), ("base", "union") if what == "vocab" else ("base",)
+    return name if name in words else asked.packs[find_pack(what, name, asked.packs, words)]
 
 
 @dataclass(frozen=True)
