@@ -103,7 +103,10 @@ def _elect(
     results: Values,
 ) -> np.uint64:
     packs, zero, one = len(lengths), np.float32(0), np.float32(1)
-    sign, mixed, divisor = np.zeros(_BLOCK, np.float32), np.full(_BLOCK, _UNTOUCHED, np.float32), np.zeros(_BLOCK, np.float32)
+    sign, totals = np.zeros(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    sums = np.zeros(2 * _BLOCK, np.float32)  # sum and divisor of each element side by side: one access reaches both
+    second = np.uint64(1)
+    sums[::2] = _UNTOUCHED
     starts, ends = np.zeros(packs, np.int64), np.zeros(packs, np.int64)
     found, begin = np.uint64(0), np.uint64(0)
     while begin < length:
@@ -126,16 +129,18 @@ def _elect(
             for i in range(np.uint64(starts[pack]), np.uint64(ends[pack])):
                 place = np.uint64(positions[i]) - begin
                 agrees = values[i] * voice * sign[place] > zero
-                mixed[place] = (mixed[place] + zero) + (values[i] * share if agrees else zero)
-                divisor[place] += measure if agrees else zero
+                at = np.uint64(2) * place
+                sums[at] = (sums[at] + zero) + (values[i] * share if agrees else zero)
+                sums[at + second] = (sums[at + second] + zero) + (measure if agrees else zero)
         for i in range(count):
-            limited = max(divisor[i], floor) if floor > zero else (one if divisor[i] == zero else divisor[i])
-            total = (mixed[i] / limited if divided else mixed[i]) * scale + zero
-            mixed[i] = mixed[i] if as_u32(mixed[i]) == _UNTOUCHED_BITS else total
+            mixed, divisor = sums[np.uint64(2) * i], sums[np.uint64(2) * i + second]
+            limited = max(divisor, floor) if floor > zero else (one if divisor == zero else divisor)
+            total = (mixed / limited if divided else mixed) * scale + zero
+            totals[i] = mixed if as_u32(mixed) == _UNTOUCHED_BITS else total
             sign[i] = zero
-            divisor[i] = zero
-        found = _finish(elements, begin, mixed, count, union, results, found)
-        mixed[:] = _UNTOUCHED
+            sums[np.uint64(2) * i] = _UNTOUCHED
+            sums[np.uint64(2) * i + second] = zero
+        found = _finish(elements, begin, totals, count, union, results, found)
         starts[:] = ends
         begin += count
     return found
