@@ -162,7 +162,7 @@ def blend_with(recipe: MergeRecipe, layers: Layers, count: int, method: MergeMet
         weights = np.array([all_weights[pack] for pack in packs], np.float32)
         parts = tuple(shares.values())
         densities = np.array([_chance(method, tensor, part) for part in parts]) if method.needs_chance else np.zeros(0)
-        settings = Settings(weights, recipe.options, densities=densities, numel=tensor.numel)
+        settings = Settings(weights, recipe.options, densities=densities)
         wanted = tuple(Wanted(all_densities[pack]) if all_densities[pack] < 1 else None for pack in packs)
         return (BlendedTerm(method, settings, parts, packs, wanted),)
 

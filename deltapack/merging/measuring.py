@@ -29,7 +29,7 @@ from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
-__all__ = ["Elementwise", "as_sum", "as_sums", "measure", "thin_by_headers"]
+__all__ = ["Elementwise", "adds_own_terms", "as_sum", "as_sums", "measure", "thin_by_headers"]
 
 
 def measure(base: Elementwise, composition: Composition, workers: int) -> Composition:
@@ -58,15 +58,20 @@ def as_sum(job: TensorJob) -> TensorJob:
     Terms of packs are decoded on any device, and copied into a merged pack as they are.
     """
     term = blended(job)
-    if term is not None and not any(term.shares):
+    if term is None or not adds_own_terms(term):
+        return job
+    if not any(term.shares) or not job.common:
         return replace(job, terms=())
-    if term is None or not job.common or any(term.thinned):
-        return job
-    formula, terms = term.method.formula(term.settings), sum(map(len, term.shares))
-    if not isinstance(formula, WeightedSum) or terms > DEFAULT_LIMITS.terms:
-        return job
+    formula = term.method.formula(term.settings)
+    assert isinstance(formula, WeightedSum)
     shares = zip(formula.weights, term.shares, strict=True)
     return replace(job, terms=tuple(part.times(weight) for weight, share in shares for part in share))
+
+
+def adds_own_terms(term: BlendedTerm) -> bool:
+    """Whether what a term adds is a weighted sum of the packs' own terms, no more than a pack can have; headers tell."""
+    terms = sum(map(len, term.shares))
+    return not terms or (term.method.adds_up and not any(term.thinned) and terms <= DEFAULT_LIMITS.terms)
 
 
 class Elementwise(Protocol):
@@ -132,9 +137,8 @@ def _random(job: TensorJob, terms: Sequence[OwnTerm], share: float) -> KeepRando
         reader = next(term.reader for term in terms if isinstance(term, PackTerm))
         hint = "Merge the packs that it was merged from, or thin out with --method ties."
         raise RecipeError("a merged pack cannot be thinned out at random", path=reader.path, tensor=job.name, hint=hint)
-    term = terms[0]
-    source = term if isinstance(term, PackTerm) else term.rows if isinstance(term, StoredTerm) else None
-    return KeepRandom(mask_key(0, f"thinned\0{source.reader.pack_id if source is not None else ''}", job.name), share)
+    reader = terms[0].reader if isinstance(terms[0], PackTerm) else terms[0].rows.reader
+    return KeepRandom(mask_key(0, f"thinned\0{reader.pack_id}", job.name), share)
 
 
 def _select(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:

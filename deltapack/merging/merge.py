@@ -21,6 +21,7 @@ from deltapack.reports import MergeReport, Progress
 
 __all__ = ["merge", "refuse_for_packs"]
 
+
 def merge(
     base: str | Path,
     packs: Sequence[str | Path],

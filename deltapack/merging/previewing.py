@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from deltapack.applying import WriteOptions
@@ -17,7 +18,7 @@ from deltapack.format.digest import CHUNK, TILE
 from deltapack.jobs import PackTerm, TensorJob
 from deltapack.merging.advice import shown_weights, warnings_of
 from deltapack.merging.blending import blended
-from deltapack.merging.measuring import thin_by_headers
+from deltapack.merging.measuring import adds_own_terms, thin_by_headers
 from deltapack.merging.merge import refuse_for_packs
 from deltapack.merging.merged_pack import check_terms
 from deltapack.merging.planning import MergePlan, plan_merge
@@ -58,8 +59,7 @@ def preview_merge(
     refuse_for_packs(out, dtype, max_shard_size)
     with ExitStack() as stack:
         plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
-        for job in plan.composition.jobs:
-            thin_by_headers(job)
+        plan = replace(plan, composition=replace(plan.composition, jobs=tuple(map(_foreseen, plan.composition.jobs))))
         _check_output(plan, out, force)
         if out.suffix == ".dpk":
             check_terms(plan.composition.jobs)
@@ -81,6 +81,15 @@ def preview_merge(
             warnings_of(plan),
             plan.notes,
         )
+
+
+def _foreseen(job: TensorJob) -> TensorJob:
+    """Return a job as the merge will have it, as far as headers tell: weights may still have to be measured."""
+    job = thin_by_headers(job)
+    term = blended(job)
+    if term is None or not adds_own_terms(term):
+        return job
+    return replace(job, terms=tuple(own for share in term.shares for own in share))
 
 
 def _check_output(plan: MergePlan, out: Path, force: bool) -> None:
@@ -135,5 +144,5 @@ def _buffers(job: TensorJob) -> int:
     kept = [source.term.nnz / max(1, job.common) if isinstance(source, PackTerm) else 1.0 for source in sources]
     out += int(size * (5 + 12 * max(kept, default=0.0) + 8 * sum(kept)))
     if term is not None:
-        out += int(size * 8 * term.density(job.common)) + 16 * TILE * len(term.shares)
+        out += int(size * 8 * term.density(job.common)) + (20 * TILE * len(term.shares) if term.method.score is not None else 0)
     return out

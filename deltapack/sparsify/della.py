@@ -49,7 +49,7 @@ def probabilities(length: int, density: float, epsilon: float) -> NDArray[np.flo
     return (density - epsilon) + 2 * epsilon * share
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _by_rank(length: int, density: float, epsilon: float) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
     """Return, by rank, the number below which a sample keeps an element, and what the kept value is multiplied with."""
     chances = probabilities(length, density, epsilon)

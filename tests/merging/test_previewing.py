@@ -63,6 +63,22 @@ def test_sizes_are_those_of_the_merge(folders: tuple[Path, list[Path]], tmp_path
         (tmp_path / "out.dpk").unlink()
 
 
+def test_it_foresees_what_becomes_of_terms(pack_of: PackOf, tmp_path: Path) -> None:
+    """A tensor that no pack changes stays the base's, and what turns out to be a sum is as large as the packs' own streams."""
+    base = {"x": random_tensor(1, (300, 400)), "y": random_tensor(2, (900,))}
+    packs = [pack_of(base, tuned_model(base, number) | {"y": base["y"]}, f"{number}", drop_rate=0.5) for number in (1, 2)]
+    own = sum(path.stat().st_size for path in packs)
+    sizes = {}
+    for method in ("linear", "ties", "model_stock"):
+        out, recipe = tmp_path / f"{method}.dpk", MergeRecipe(method)
+        report = deltapack.preview_merge(tmp_path / "base.safetensors", packs, out, recipe=recipe)
+        assert report.tensors == {"from the base": 1, "merged": 1}
+        deltapack.merge(tmp_path / "base.safetensors", packs, out, recipe=recipe)
+        sizes[method] = report.bytes
+        assert out.stat().st_size <= report.bytes + 8192
+    assert sizes["model_stock"] == sizes["linear"] <= own < sizes["ties"]
+
+
 def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = small_model()
     heads: list[Model] = [tuned_model(base, n) | {"head": random_tensor(n, (3, 3))} for n in (1, 2)]

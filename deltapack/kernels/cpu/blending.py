@@ -129,9 +129,9 @@ def _elect(
             for i in range(np.uint64(starts[pack]), np.uint64(ends[pack])):
                 place = np.uint64(positions[i]) - begin
                 agrees = values[i] * voice * sign[place] > zero
-                at = np.uint64(2) * place
-                sums[at] = (sums[at] + zero) + (values[i] * share if agrees else zero)
-                sums[at + second] = (sums[at + second] + zero) + (measure if agrees else zero)
+                first = np.uint64(2) * place
+                sums[first] = (sums[first] + zero) + (values[i] * share if agrees else zero)
+                sums[first + second] = (sums[first + second] + zero) + (measure if agrees else zero)
         for i in range(count):
             mixed, divisor = sums[np.uint64(2) * i], sums[np.uint64(2) * i + second]
             limited = max(divisor, floor) if floor > zero else (one if divisor == zero else divisor)

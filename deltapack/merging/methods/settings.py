@@ -25,14 +25,12 @@ class Settings:
         options: The method's own parameters, such as `lambda`; truth is 1.0 and 0.0.
         statistic: What the method's `measure` gave, added over the chunks of the tensor in order; empty without one.
         densities: `[packs] f64` share of the elements that each pack keeps by chance; 1 where nothing was dropped.
-        numel: Number of elements of the tensor.
     """
 
     weights: NDArray[np.float32]
     options: Mapping[str, float] = field(default_factory=dict)
     statistic: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     densities: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    numel: int = 0
 
 
 def count_signs(length: int, parts: Parts) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:

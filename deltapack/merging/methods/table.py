@@ -65,6 +65,11 @@ class MergeMethod:
         return self.formula is weighted_sum
 
     @property
+    def adds_up(self) -> bool:
+        """Whether it is that too once the weights were measured."""
+        return self.is_linear or self.formula is model_stock.model_stock
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """Names of all parameters."""
         common = (["weight"] if self.weighted else []) + (["density"] if self.trim else [])
