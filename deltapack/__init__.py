@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
-    from deltapack.live import LiveModel, attach
-    from deltapack.loading import load_model, load_state_dict
+    from deltapack.live.loading import load_model, load_state_dict
+    from deltapack.live.model import LiveModel, attach
     from deltapack.merging.explaining import explain_merge
     from deltapack.merging.merge import merge
     from deltapack.merging.previewing import preview_merge
@@ -74,7 +74,7 @@ _HOMES = {
     "DeltapackError": "errors",
     "ExplainReport": "reports",
     "Limits": "limits",
-    "LiveModel": "live",
+    "LiveModel": "live.model",
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
     "MergeReport": "reports",
@@ -86,11 +86,11 @@ _HOMES = {
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "applying",
-    "attach": "live",
+    "attach": "live.model",
     "compress": "compressing",
     "explain_merge": "merging.explaining",
-    "load_model": "loading",
-    "load_state_dict": "loading",
+    "load_model": "live.loading",
+    "load_state_dict": "live.loading",
     "merge": "merging.merge",
     "open_pack": "pack",
     "preview_merge": "merging.previewing",

@@ -25,7 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("compressing", "encoding", "entries", "planning"),
     ("inspecting", "pack", "patching"),
     ("merging",),
-    ("hostwork", "live", "live_planning", "loading"),
+    ("live",),
     ("demo",),
     ("cli",),
     ("__main__",),
@@ -49,7 +49,7 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"demo", "device", "devicejobs", "hostwork", "kernels.generic", "live", "live_planning", "loading", "slots"},
+    "torch": {"demo", "device", "devicejobs", "live.cpu_engine", "kernels.generic", "live.model", "live.planning", "live.loading", "slots"},
     "triton": {"kernels.gpu", "kernels.gpu_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""

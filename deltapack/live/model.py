@@ -21,8 +21,8 @@ from deltapack.device.work import Keep, Saved, key
 from deltapack.errors import RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.hostwork import HostEngine
-from deltapack.live_planning import NOTHING, Loaded, Plan, Planner
+from deltapack.live.cpu_engine import HostEngine
+from deltapack.live.planning import NOTHING, Loaded, Plan, Planner
 from deltapack.merging.recipe import MergeRecipe, recipe_of
 from deltapack.parallel import resolve_workers
 from deltapack.slots import Names, Slots, find_slots

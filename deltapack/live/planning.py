@@ -13,8 +13,8 @@ from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Work
 from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
-from deltapack.hostwork import HostWork, place
 from deltapack.jobs import Elements, PackTerm, TensorJob
+from deltapack.live.cpu_engine import HostWork, place
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe

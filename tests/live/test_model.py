@@ -360,15 +360,15 @@ def test_an_error_midway_leaves_the_model_as_it_was(
 
 def fail_at(patch: pytest.MonkeyPatch, backend: str, call: int) -> None:
     """Let the n-th piece of work run out of memory, once."""
-    from deltapack import hostwork
     from deltapack.device import torch_engine
+    from deltapack.live import cpu_engine
 
     if backend == "triton":
         from deltapack.device import triton_engine
 
         target, name = triton_engine._Plan, "of"
     else:
-        target, name = (hostwork, "restore_chunk") if backend == "cpu" else (torch_engine.generic, "add_sparse")
+        target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_engine.generic, "add_sparse")
     original, calls = getattr(target, name), []
 
     def sometimes(*arguments: Any, **options: Any) -> Any:
@@ -491,11 +491,11 @@ def test_undo_takes_no_more_than_a_copy(pack_of: PackOf, merged: Merged, backend
 
 
 def test_two_interrupts_in_a_row_leave_a_way_back(pack_of: PackOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltapack import hostwork
+    from deltapack.live import cpu_engine
 
     base = {name: random_tensor(seed, (40, 30), "bf16") for seed, name in enumerate("abcd")}
     one, two = (pack_of(base, tuned_model(base, seed), f"{seed}", drop_rate=0.5) for seed in (1, 2))
-    state, original = state_of(base, "cpu"), hostwork.write_chunk
+    state, original = state_of(base, "cpu"), cpu_engine.write_chunk
     for first, second in ((1, 2), (3, 6), (4, 7)):
         live = deltapack.attach(state, backend="cpu", workers=1)
         live.activate(two)
@@ -508,7 +508,7 @@ def test_two_interrupts_in_a_row_leave_a_way_back(pack_of: PackOf, monkeypatch: 
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(hostwork, "write_chunk", interrupted)
+            patch.setattr(cpu_engine, "write_chunk", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 live.activate(one)
             assert len(calls) == 4 + second
