@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
-    from deltapack.pack import Pack, PackEntry, open_pack
+    from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.recipe import Override, Recipe
     from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
     from deltapack.verifying import verify
@@ -79,8 +79,8 @@ _HOMES = {
     "MergeRecipe": "merging.recipe",
     "MergeReport": "reports",
     "Override": "recipe",
-    "Pack": "pack",
-    "PackEntry": "pack",
+    "Pack": "packs.pack",
+    "PackEntry": "packs.pack",
     "PreviewReport": "reports",
     "Recipe": "recipe",
     "SurveyReport": "reports",
@@ -92,7 +92,7 @@ _HOMES = {
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
     "merge": "merging.merge",
-    "open_pack": "pack",
+    "open_pack": "packs.pack",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
     "survey_merge": "merging.surveying",

@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("device", "slots"),
     ("applying", "devicejobs", "restoring", "verifying"),
     ("compressing", "encoding", "entries", "planning"),
-    ("inspecting", "pack", "patching"),
+    ("packs",),
     ("merging",),
     ("live",),
     ("demo",),
@@ -43,8 +43,8 @@ DOORS = {"cli", "demo", "__main__"}
 BEHIND_USE_CASES = {"checkpoint", "codecs", "composing", "device", "format", "kernels", "merging.methods", "sparsify"}
 """Rooms that the command line reaches through use cases only."""
 LAZY = {
-    "torch": {"checkpoint.torchfile", "pack", "patching"},
-    "scipy": {"pack"},
+    "torch": {"checkpoint.torchfile", "packs.pack", "packs.patching"},
+    "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
 }
 """Libraries that are imported inside functions only, and where."""

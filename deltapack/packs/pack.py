@@ -18,8 +18,8 @@ from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.packs.patching import LoadedPack, add_to
 from deltapack.parallel import resolve_workers
-from deltapack.patching import LoadedPack, add_to
 
 if TYPE_CHECKING:
     import scipy.sparse

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import deltapack
 from deltapack.errors import FormatError
-from deltapack.inspecting import inspect_pack
+from deltapack.packs.inspecting import inspect_pack
 
 
 @pytest.fixture(scope="module")
