@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
-    from deltapack.applying import apply
     from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.recipe import Override, Recipe
     from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
-    from deltapack.verifying import verify
+    from deltapack.restoring.applying import apply
+    from deltapack.restoring.verifying import verify
 
 __all__ = [
     "ApplyReport",
@@ -85,7 +85,7 @@ _HOMES = {
     "Recipe": "recipe",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
-    "apply": "applying",
+    "apply": "restoring.applying",
     "attach": "live.model",
     "compress": "compressing",
     "explain_merge": "merging.explaining",
@@ -96,7 +96,7 @@ _HOMES = {
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
     "survey_merge": "merging.surveying",
-    "verify": "verifying",
+    "verify": "restoring.verifying",
 }
 
 

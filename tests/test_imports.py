@@ -21,7 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("assets", "basecheck", "composing", "jobs", "tokenizer_files", "vocabulary", "weighted"),
     ("device", "slots"),
-    ("applying", "devicejobs", "restoring", "verifying"),
+    ("restoring",),
     ("compressing", "encoding", "entries", "planning"),
     ("packs",),
     ("merging",),
@@ -49,7 +49,7 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"demo", "device", "devicejobs", "live.cpu_engine", "kernels.generic", "live.model", "live.planning", "live.loading", "slots"},
+    "torch": {"demo", "device", "restoring.on_device", "kernels.generic", "live", "slots"},
     "triton": {"kernels.gpu", "kernels.gpu_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""

@@ -17,7 +17,7 @@ from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
 from deltapack.jobs import TensorJob
 from deltapack.parallel import for_each
-from deltapack.restoring import restore_chunk
+from deltapack.restoring.engine import restore_chunk
 from deltapack.slots import Slots, read_chunk, write_chunk
 
 __all__ = ["HostEngine", "HostWork", "place"]

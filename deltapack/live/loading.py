@@ -16,14 +16,14 @@ from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing import Composition, compose
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of
-from deltapack.devicejobs import DevicePlace, restore_on_device
 from deltapack.dtypes import BY_NAME, BY_TORCH, DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
 from deltapack.parallel import resolve_workers
-from deltapack.restoring import restore_tensors
+from deltapack.restoring.engine import restore_tensors
+from deltapack.restoring.on_device import DevicePlace, restore_on_device
 from deltapack.slots import write_chunk
 from deltapack.weighted import WeightedPack
 
@@ -195,7 +195,7 @@ class _Loader:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """A sink that writes to tensors in memory; see `deltapack.restoring.Sink`."""
+    """A sink that writes to tensors in memory; see `deltapack.restoring.engine.Sink`."""
 
     regions: Mapping[str, Region]
 

@@ -23,7 +23,7 @@ from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
-from deltapack.restoring import restore_chunk
+from deltapack.restoring.engine import restore_chunk
 
 __all__ = ["explain_merge"]
 

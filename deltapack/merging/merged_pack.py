@@ -11,7 +11,6 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack._version import __version__
-from deltapack.applying import WriteOptions
 from deltapack.assets import copy_side_files, file_entry
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
@@ -32,7 +31,8 @@ from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
 from deltapack.merging.methods.settings import Sparse
 from deltapack.parallel import ordered_map
-from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
+from deltapack.restoring.applying import WriteOptions
+from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 from deltapack.weighted import WeightedPack
 
 __all__ = ["MergedPack", "check_terms"]

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from deltapack.applying import WriteOptions
 from deltapack.assets import side_files_bytes
 from deltapack.checkpoint.replace import check_output, check_protected
 from deltapack.errors import OutputError
@@ -24,6 +23,7 @@ from deltapack.merging.merged_pack import check_terms
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
 from deltapack.reports import PreviewReport
+from deltapack.restoring.applying import WriteOptions
 
 __all__ = ["preview_merge"]
 

@@ -56,9 +56,9 @@ def test_tensors(base: Model, pack_of: PackOf, merged: Merged, backend: str, dty
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_many_batches_and_chunks(pack_of: PackOf, merged: Merged, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltapack import devicejobs
+    from deltapack.restoring import on_device
 
-    monkeypatch.setattr(devicejobs, "_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(on_device, "_BATCH_BYTES", 10_000)
     base = {"long": random_tensor(1, (CHUNK + 5,), "bf16")} | {f"{number}": random_tensor(number, (77, 9), "bf16") for number in range(9)}
     pack = pack_of(base, tuned_model(base), drop_rate=0.95)
     assert same(deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend), merged([pack]))

@@ -21,7 +21,7 @@ from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
-from deltapack.restoring import Nowhere, restore_tensors
+from deltapack.restoring.engine import Nowhere, restore_tensors
 from deltapack.weighted import WeightedPack
 
 __all__ = ["verify"]

@@ -17,7 +17,7 @@ from deltapack.format.reader import PackReader
 from deltapack.jobs import Elements, TensorJob
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
-from deltapack.restoring import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
 from deltapack.weighted import WeightedPack
 
 __all__ = ["WriteOptions", "apply", "write_checkpoint"]
@@ -162,7 +162,7 @@ def _restoring(
     notes: list[str] = []
     if options.device is not None or options.backend != "auto":
         # Only here is torch needed.
-        from deltapack.devicejobs import place_of, restore_on_device
+        from deltapack.restoring.on_device import place_of, restore_on_device
 
         place, note = place_of(options.device, options.backend)
         notes = [note]

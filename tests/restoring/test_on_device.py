@@ -67,9 +67,9 @@ def test_the_same_files(folders: tuple[Path, list[Path]], tmp_path: Path, backen
 
 @pytest.mark.parametrize("size", [1, 1 << 30])
 def test_batches_and_chunks(pack_of: PackOf, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltapack import devicejobs
+    from deltapack.restoring import on_device
 
-    monkeypatch.setattr(devicejobs, "_BATCH_BYTES", size)
+    monkeypatch.setattr(on_device, "_BATCH_BYTES", size)
     base = {"long": random_tensor(1, (CHUNK + 5,), "bf16")} | {f"{number}": random_tensor(number, (77, 9), "bf16") for number in range(5)}
     pack = pack_of(base, tuned_model(base), drop_rate=0.95)
     for backend in ("auto", "torch"):

@@ -20,7 +20,7 @@ from deltapack.jobs import PackTerm, TensorJob
 from deltapack.kernels import generic
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
-from deltapack.restoring import RestoredTensor, Sink, check_digests, restore_tensors
+from deltapack.restoring.engine import RestoredTensor, Sink, check_digests, restore_tensors
 from deltapack.slots import read_chunk, write_chunk
 
 __all__ = ["DevicePlace", "place_of", "restore_on_device"]
