@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
-    from deltapack.compressing import compress
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
     from deltapack.live.loading import load_model, load_state_dict
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
+    from deltapack.packing.compressing import compress
+    from deltapack.packing.recipe import Override, Recipe
     from deltapack.packs.pack import Pack, PackEntry, open_pack
-    from deltapack.recipe import Override, Recipe
     from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
@@ -78,16 +78,16 @@ _HOMES = {
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
     "MergeReport": "reports",
-    "Override": "recipe",
+    "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
     "PreviewReport": "reports",
-    "Recipe": "recipe",
+    "Recipe": "packing.recipe",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
     "attach": "live.model",
-    "compress": "compressing",
+    "compress": "packing.compressing",
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",

@@ -11,22 +11,10 @@ from typing import Literal
 from deltapack.checkpoint import Checkpoint, SideFile
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
-from deltapack.format.frames import pack_stream
 from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
-from deltapack.format.writer import PackWriter
 
-__all__ = ["choose_donor", "copy_side_files", "file_entry", "read_side_file", "side_files_bytes", "with_dtype"]
-
-_LEVEL = 19
-"""zstd level of side files: they are small and written once."""
-
-
-def file_entry(writer: PackWriter, name: str, data: bytes, *, carry: bool) -> FileEntry:
-    """Describe a side file and, where the pack has to `carry` it, write its blob."""
-    blob = writer.plain_blob(pack_stream(data, _LEVEL)) if carry else None
-    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), blob)
-
+__all__ = ["choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
     """Return the size of the side files of the result."""

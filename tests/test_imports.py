@@ -11,18 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "dtypes", "errors", "limits", "parallel"),
+    ("_version", "dtypes", "errors", "limits", "parallel", "reports"),
     ("format",),
     ("kernels",),
     ("buffers",),
     ("codecs",),
     ("sparsify",),
-    ("recipe", "reports"),
     ("checkpoint",),
     ("assets", "basecheck", "composing", "jobs", "tokenizer_files", "vocabulary", "weighted"),
     ("device", "slots"),
     ("restoring",),
-    ("compressing", "encoding", "entries", "planning"),
+    ("packing",),
     ("packs",),
     ("merging",),
     ("live",),

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack._version import __version__
-from deltapack.assets import copy_side_files, file_entry
+from deltapack.assets import copy_side_files
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
@@ -19,7 +19,6 @@ from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing import Composition
 from deltapack.dtypes import DType
-from deltapack.entries import digests_blob
 from deltapack.errors import LimitError, NonFiniteError
 from deltapack.format.digest import CHUNK, fingerprint
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
@@ -131,10 +130,10 @@ class MergedPack:
                 written = (sums[0].close(),) if sums else self._copied(terms)
                 stored = self._rows(job, job.rows) if job.rows is not None else None
                 entry = replace(entry, kind=kind, terms=written, stored=stored)
-                return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+                return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
         if job.whole is not None and isinstance(job.rows, StoredRows):
             entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
-            return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
+            return self.writer.chunk_digests(entry, job.rows.reader.chunk_digests(job.whole)[0], restored.digests)
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
         chunked, buffers = self.writer.chunked_blob(layout), Buffers()
@@ -143,7 +142,7 @@ class MergedPack:
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())
-        return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+        return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
 
     def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
         """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
@@ -176,7 +175,7 @@ class MergedPack:
         copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
         contents.update(self.own_files)
         for name in sorted(contents, key=str.encode):
-            entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
+            entries.append(self.writer.side_file(name, contents[name], carry=name in carried))
         return tuple(entries)
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
-from deltapack.encoding import ChunkOutcome, encode_tail_chunk
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.index import BaseRef, BlobRef, Entry, Stats, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import PackWriter, StoredChunk
-from deltapack.planning import TensorPlan
+from deltapack.packing.encoding import ChunkOutcome, encode_tail_chunk
+from deltapack.packing.planning import TensorPlan
 
-__all__ = ["Digests", "EntryWriter", "digests_blob"]
+__all__ = ["Digests", "EntryWriter"]
 
 
 @dataclass
@@ -40,13 +40,6 @@ class Digests:
     def base_root(self, base: TensorInfo) -> str:
         """Return the root digest of the base tensor."""
         return root_digest(base.dtype.name, base.shape, self.base)
-
-
-def digests_blob(writer: PackWriter, entry: Entry, base: list[bytes], result: list[bytes]) -> Entry:
-    """Append the chunk digests where the format wants them."""
-    if not entry.needs_digests:
-        return entry
-    return replace(entry, digests=writer.plain_blob(b"".join([*(base if entry.base else []), *result])))
 
 
 @dataclass(frozen=True)
@@ -147,7 +140,7 @@ class EntryWriter:
             stored=tail,
             stats=stats,
         )
-        return digests_blob(self.writer, entry, digests.base, result)
+        return self.writer.chunk_digests(entry, digests.base, result)
 
     def _tail(self, plan: TensorPlan) -> BlobRef | None:
         rest = plan.tensor.numel - plan.common
@@ -187,7 +180,7 @@ class EntryWriter:
             self._count({"stored": blob.length})
         root = root_digest(tensor.dtype.name, tensor.shape, result)
         entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, self._base(plan, digests), stored=blob)
-        return digests_blob(self.writer, entry, digests.base, result)
+        return self.writer.chunk_digests(entry, digests.base, result)
 
     def _unchanged(self, plan: TensorPlan, digests: Digests) -> Entry:
         tensor, base = plan.tensor, self._base(plan, digests)

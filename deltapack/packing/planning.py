@@ -16,7 +16,7 @@ from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE, chunk_count
-from deltapack.recipe import Recipe, TensorRecipe
+from deltapack.packing.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
 from deltapack.sparsify.breadcrumbs import Breadcrumbs, count_outliers
 from deltapack.sparsify.dare import ALL_KEPT

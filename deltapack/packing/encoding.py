@@ -16,7 +16,7 @@ from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels.reference.encoding import same_bits
-from deltapack.planning import TensorPlan
+from deltapack.packing.planning import TensorPlan
 from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]

@@ -10,7 +10,7 @@ import pytest
 
 from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
-from deltapack.recipe import INDEX_CHOICES, VALUE_CHOICES, Override, Recipe, parse_override
+from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Override, Recipe, parse_override
 
 
 def test_defaults() -> None:

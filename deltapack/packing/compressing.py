@@ -9,19 +9,19 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
-from deltapack.assets import file_entry
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
 from deltapack.dtypes import BY_NAME
-from deltapack.encoding import ChunkOutcome, encode_chunk
-from deltapack.entries import Digests, EntryWriter
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.writer import PackWriter, open_pack_writer
+from deltapack.packing.encoding import ChunkOutcome, encode_chunk
+from deltapack.packing.entries import Digests, EntryWriter
+from deltapack.packing.planning import TensorPlan, identity_of, plan_tensor
+from deltapack.packing.recipe import Recipe
+from deltapack.packing.report import compress_report
 from deltapack.parallel import batches, ordered_map, resolve_workers
-from deltapack.planning import TensorPlan, identity_of, plan_tensor
-from deltapack.recipe import Recipe
-from deltapack.reports import CompressReport, Progress, compress_report
+from deltapack.reports import CompressReport, Progress
 
 __all__ = ["compress"]
 
@@ -211,7 +211,7 @@ def _side_files(
     for file in sorted(files, key=lambda file: file.name.encode()):
         data = file.read()
         twin = at_base.get(file.name)
-        entries.append(file_entry(writer, file.name, data, carry=twin is None or twin.read() != data))
+        entries.append(writer.side_file(file.name, data, carry=twin is None or twin.read() != data))
     return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
 
 
