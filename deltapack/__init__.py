@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
+    from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
     from deltapack.live.loading import load_model, load_state_dict
@@ -51,6 +52,7 @@ __all__ = [
     "PackEntry",
     "PreviewReport",
     "Recipe",
+    "Slice",
     "SurveyReport",
     "VerifyReport",
     "__version__",
@@ -83,6 +85,7 @@ _HOMES = {
     "PackEntry": "packs.pack",
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
+    "Slice": "device.model_tensors",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
+from deltapack.device.torch_kernels import BITS
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import BaseRef, BlobRef, Entry, Index, Term
@@ -18,7 +19,6 @@ from deltapack.format.reader import PackReader
 from deltapack.format.table import tile_lengths
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels import reference, rounding
-from deltapack.kernels.generic import BITS
 
 NO_DIGEST = "0" * 32
 F32 = BY_NAME["f32"]

@@ -19,7 +19,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sparsify",),
     ("checkpoint",),
     ("assets", "basecheck", "composing", "jobs", "tokenizer_files", "vocabulary", "weighted"),
-    ("device", "slots"),
+    ("device",),
     ("restoring",),
     ("packing",),
     ("packs",),
@@ -48,8 +48,8 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"demo", "device", "restoring.on_device", "kernels.generic", "live", "slots"},
-    "triton": {"kernels.gpu", "kernels.gpu_rounding", "device.triton_engine"},
+    "torch": {"demo", "device", "live", "restoring.on_device"},
+    "triton": {"device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""
 

@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
-from deltapack.device.regions import Region
+from deltapack.device.model_tensors import ModelTensors
+from deltapack.device.regions import Region, read_chunk, write_chunk
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
 from deltapack.jobs import TensorJob
 from deltapack.parallel import for_each
 from deltapack.restoring.engine import restore_chunk
-from deltapack.slots import Slots, read_chunk, write_chunk
 
 __all__ = ["HostEngine", "HostWork", "place"]
 
 Elements = NDArray[np.generic]
 
 
-def place(job: TensorJob, slots: Slots) -> tuple[str, Region | None]:
+def place(job: TensorJob, model: ModelTensors) -> tuple[str, Region | None]:
     """Return the base tensor that a tensor of the result takes the place of, and where that lives (`None`: not in this process).
 
     Raises:
         UnsupportedError: It has another shape or dtype, or is new.
     """
     replaced = job.whole.base.name if job.whole is not None and job.whole.base is not None else job.name
-    name = job.base.name if job.base is not None else slots.aliases.get(replaced, replaced)
-    held = slots.tensors.get(name)
+    name = job.base.name if job.base is not None else model.aliases.get(replaced, replaced)
+    held = model.tensors.get(name)
     if held is None or held.shape != job.shape or held.dtype != job.dtype:
         raise UnsupportedError(
             "a live model keeps its tensors as they are, and the pack needs another",
@@ -43,7 +43,7 @@ def place(job: TensorJob, slots: Slots) -> tuple[str, Region | None]:
             found="no such tensor" if held is None else f"{held.dtype} {list(held.shape)}",
             hint="Build the model with deltapack.load_model.",
         )
-    return name, slots.regions.get(name)
+    return name, model.regions.get(name)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from deltapack.checkpoint import open_checkpoint
 from deltapack.composing import Composition
 from deltapack.device.backends import Choice, choose
+from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
 from deltapack.device.resident import send
 from deltapack.device.work import Keep, Saved, key
 from deltapack.errors import RecipeError
@@ -25,7 +26,6 @@ from deltapack.live.cpu_engine import HostEngine
 from deltapack.live.planning import NOTHING, Loaded, Plan, Planner
 from deltapack.merging.recipe import MergeRecipe, recipe_of
 from deltapack.parallel import resolve_workers
-from deltapack.slots import Names, Slots, find_slots
 
 __all__ = ["LiveModel", "attach"]
 
@@ -48,7 +48,7 @@ def attach(
     Args:
         model: A `torch.nn.Module`, or a mapping of names to tensors; on one device or many.
         base: The checkpoint that it was loaded from, needed where the model holds more, less, or slices of its tensors.
-        names: Which tensors of the base live under another name, in slices (`deltapack.slots.Slice`), or not here (`None`).
+        names: Which tensors of the base live under another name, in slices (`deltapack.Slice`), or not here (`None`).
         backend: `auto`, `cpu`, `torch` or `triton`.
         undo: `log` keeps the replaced elements, `copy` the whole tensors that are changed, `auto` whichever is smaller.
         verify: Whether the model is compared with the base that packs were made from.
@@ -62,15 +62,15 @@ def attach(
     if undo not in ("auto", "copy", "log"):
         raise RecipeError("undo is unknown", expected="auto, copy or log", found=undo)
     if base is None:
-        slots = find_slots(model, None, names or {})
+        found = find_model_tensors(model, None, names or {})
     else:
         with open_checkpoint(base) as checkpoint:
-            slots = find_slots(model, checkpoint, names or {})
+            found = find_model_tensors(model, checkpoint, names or {})
             if verify:
-                slots.compare_slices(checkpoint)
-    devices = {region.memory.device for region in slots.regions.values()}
+                found.compare_slices(checkpoint)
+    devices = {region.memory.device for region in found.regions.values()}
     choices = {device: choose(backend, device) for device in devices}
-    return LiveModel(slots, choices, undo, verify, resolve_workers(workers))
+    return LiveModel(found, choices, undo, verify, resolve_workers(workers))
 
 
 _PLANS = 64
@@ -116,10 +116,10 @@ class LiveModel:
         notes: What the user should be told.
     """
 
-    def __init__(self, slots: Slots, choices: Mapping[torch.device, Choice], undo: Keep, verify: bool, workers: int) -> None:
+    def __init__(self, model: ModelTensors, choices: Mapping[torch.device, Choice], undo: Keep, verify: bool, workers: int) -> None:
         self.backends: Mapping[str, str] = {str(device): str(choice) for device, choice in choices.items()}
         self.notes: list[str] = []
-        self._slots, self._choices, self._undo, self._verify, self._workers = slots, choices, undo, verify, workers
+        self._model, self._choices, self._undo, self._verify, self._workers = model, choices, undo, verify, workers
         self._host = HostEngine(workers)
         self._packs: dict[Path, Loaded] = {}
         self._saved: list[Saved] = []
@@ -230,7 +230,7 @@ class LiveModel:
                 self.unload(path)
 
     def _lives_on(self, entry: Entry, device: torch.device) -> bool:
-        region = self._slots.region(entry.base.name) if entry.base is not None else None
+        region = self._model.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
     def _planned(self, packs: Mapping[str, float], recipe: MergeRecipe | None, prefer: str | Path | None) -> _Active:
@@ -250,7 +250,7 @@ class LiveModel:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         loaded = [self._packs[place] for place in places]
         preferred = None if prefer is None else places.index(Path(prefer).resolve())
-        planner = Planner(self._slots, self._choices, self._verify, self._workers)
+        planner = Planner(self._model, self._choices, self._verify, self._workers)
         composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
         self._note_removed(composition, loaded)
         return planner.plan(composition, loaded)

@@ -9,6 +9,7 @@ import torch
 
 from deltapack.composing import Composition
 from deltapack.device.backends import Choice
+from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Work
 from deltapack.errors import UnsupportedError
@@ -18,7 +19,6 @@ from deltapack.live.cpu_engine import HostWork, place
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe
-from deltapack.slots import Slots
 
 __all__ = ["NOTHING", "Loaded", "Plan", "Planner"]
 
@@ -61,13 +61,13 @@ class Planner:
     """Plans activations on one model.
 
     Attributes:
-        slots: Where the base's tensors live.
+        model: Where the base's tensors live.
         choices: What decodes on each device.
         verify: Whether tensors are compared with the digests of the base.
         workers: Threads.
     """
 
-    slots: Slots
+    model: ModelTensors
     choices: Mapping[torch.device, Choice]
     verify: bool
     workers: int
@@ -82,7 +82,7 @@ class Planner:
             RecipeError: The recipe does not fit the packs.
             UnsupportedError: The method needs elements of the base.
         """
-        _, composition = compose_recipe(self.slots, [pack.reader for pack in packs], recipe, prefer=prefer)
+        _, composition = compose_recipe(self.model, [pack.reader for pack in packs], recipe, prefer=prefer)
         return as_sums(measure(_NoElements(), composition, self.workers))
 
     def plan(self, composition: Composition, packs: Sequence[Loaded]) -> Plan:
@@ -104,11 +104,11 @@ class Planner:
         return Plan(works, host)
 
     def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | HostWork | None:
-        name, region = place(job, self.slots)
+        name, region = place(job, self.model)
         if region is None or (not job.terms and job.rows is None):
             return None
         if self.verify:
-            self.slots.check(name, job.base_digest or (job.whole.base.digest if job.whole is not None and job.whole.base else ""))
+            self.model.check(name, job.base_digest or (job.whole.base.digest if job.whole is not None and job.whole.base else ""))
         device = region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
         if self.choices[device].engine is None or len(terms) < len(job.terms) or job.rows is not None:

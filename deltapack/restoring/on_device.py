@@ -10,18 +10,17 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from deltapack.checkpoint import Checkpoint
+from deltapack.device import torch_kernels
 from deltapack.device.backends import choose, resolve_device
-from deltapack.device.regions import Region, region_of
+from deltapack.device.regions import Region, read_chunk, region_of, write_chunk
 from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Engine, Work
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
 from deltapack.format.reader import PackReader
 from deltapack.jobs import PackTerm, TensorJob
-from deltapack.kernels import generic
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, check_digests, restore_tensors
-from deltapack.slots import read_chunk, write_chunk
 
 __all__ = ["DevicePlace", "place_of", "restore_on_device"]
 
@@ -136,7 +135,7 @@ class _Run:
 
         digests = self._each(copy, chunk_count(held.numel))
         if source is not target:
-            target.memory.copy_(generic.convert(source.memory, held.dtype, job.dtype))
+            target.memory.copy_(torch_kernels.convert(source.memory, held.dtype, job.dtype))
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
         for reader in {term.reader: None for term in terms}:
             if reader not in self.packs:

@@ -15,8 +15,8 @@ from builders import CHUNK, TORCH, Model, Tensor, cast, moved, random_tensor, tu
 from interpreting import DEVICE
 
 import deltapack
+from deltapack.device.model_tensors import Slice
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, FormatError, RecipeError, UnsupportedError
-from deltapack.slots import Slice
 
 BACKENDS = ["torch", "triton"] if torch.cuda.is_available() else ["cpu", "torch", "triton"]
 PackOf = Callable[..., Path]
@@ -368,7 +368,7 @@ def fail_at(patch: pytest.MonkeyPatch, backend: str, call: int) -> None:
 
         target, name = triton_engine._Plan, "of"
     else:
-        target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_engine.generic, "add_sparse")
+        target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_engine.torch_kernels, "add_sparse")
     original, calls = getattr(target, name), []
 
     def sometimes(*arguments: Any, **options: Any) -> Any:

@@ -1,25 +1,21 @@
-"""Where the tensors of a base live in a model in memory: under which name, in which slice, tied to what."""
+"""The tensors of a model in memory as a base: where each lives, under which name, in which slice, tied to what."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.device.regions import Region, dtype_of, region_of
-from deltapack.dtypes import DType
+from deltapack.device.regions import Region, dtype_of, read_chunk, region_of
 from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 
-__all__ = ["Names", "Slice", "Slots", "Typed", "find_slots", "read_chunk", "state_of", "write_chunk"]
+__all__ = ["ModelTensors", "Names", "Slice", "find_model_tensors", "state_of"]
 
-Elements = NDArray[np.generic]
 MODEL = Path("the model")
 """Stands for a path in messages."""
 
@@ -47,7 +43,7 @@ Names = Mapping[str, "str | Slice | None"]
 
 
 @dataclass
-class Slots:
+class ModelTensors:
     """A model in memory as the base of packs; see `deltapack.basecheck.BaseTensors`.
 
     Attributes:
@@ -125,7 +121,7 @@ def state_of(model: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def find_slots(model: Any, base: Checkpoint | None, names: Names) -> Slots:
+def find_model_tensors(model: Any, base: Checkpoint | None, names: Names) -> ModelTensors:
     """Find where the base's tensors live.
 
     Args:
@@ -156,7 +152,7 @@ def find_slots(model: Any, base: Checkpoint | None, names: Names) -> Slots:
     unknown = sorted(names.keys() - base.tensors.keys() - base.aliases.keys())
     if unknown:
         raise RecipeError("names= speaks of a tensor that the base does not have", tensor=unknown[0], path=base.path)
-    return Slots(base.tensors, base.aliases, regions, base.path)
+    return ModelTensors(base.tensors, base.aliases, regions, base.path)
 
 
 def _check_ties(regions: Mapping[str, Region], base: Checkpoint) -> None:
@@ -179,7 +175,7 @@ def _region(name: str, info: TensorInfo, tensor: torch.Tensor | None, slot: Slic
     return region_of(tensor, info.shape, slot.of, slot.into, name=name)
 
 
-def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> Slots:
+def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> ModelTensors:
     """Take the model's own tensors as the base's, under the names that the base has for them."""
     renamed = {slot: name for name, slot in names.items() if isinstance(slot, str)}
     tensors: dict[str, TensorInfo] = {}
@@ -197,54 +193,4 @@ def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> Slots:
         first[identity] = name
         tensors[name] = TensorInfo(name, dtype, tuple(tensor.shape), "")
         regions[name] = region_of(tensor, tensor.shape, name=name)
-    return Slots(dict(sorted(tensors.items())), aliases, regions)
-
-
-class Typed(Protocol):
-    """A tensor's type and number of elements."""
-
-    @property
-    def dtype(self) -> DType:
-        """Element type."""
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-
-
-def read_chunk(region: Region, info: Typed, chunk: int, around: Elements | None = None) -> Elements:
-    """Return the elements of a chunk of a tensor in their storage type; those that are not held are 0, or as in `around`."""
-    start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, info.numel)
-    out = np.zeros(stop - start, info.dtype.storage) if around is None else around.copy()
-    for place, held in _pieces(region, start, stop):
-        out[place] = held.cpu().numpy().view(info.dtype.storage).reshape(-1)
-    return out
-
-
-def write_chunk(region: Region, chunk: int, elements: Elements) -> None:
-    """Overwrite what is held of a chunk of a tensor; `elements` are all of the chunk, in their storage type."""
-    bits = elements.view(f"<{'u' if elements.dtype.itemsize == 1 else 'i'}{elements.dtype.itemsize}")
-    for place, held in _pieces(region, chunk * CHUNK, chunk * CHUNK + len(elements)):
-        if held.device.type == "cpu":
-            # Threads call this, and each copy of torch's would wake threads of its own.
-            held.numpy()[...] = bits[place]
-            if not held.is_inference():
-                torch.autograd.graph.increment_version(held)
-        else:
-            held.copy_(torch.from_numpy(np.require(bits[place], requirements=["C", "W"])))
-
-
-def _pieces(region: Region, start: int, stop: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield places among the elements [start, stop) of a tensor and the views of memory that hold them."""
-    if not region.sliced:
-        first, last = max(start, region.start), min(stop, region.stop)
-        if last > first:
-            yield slice(first - start, last - start), region.memory[0, first - region.start : last - region.start]
-        return
-    rows, columns = region.memory.shape
-    low, high = max(0, start // region.width - region.top), min(rows, -(-stop // region.width) - region.top)
-    for row in range(low, high):
-        begin = (region.top + row) * region.width + region.left
-        first, last = max(start, begin), min(stop, begin + columns)
-        if last > first:
-            yield slice(first - start, last - start), region.memory[row, first - begin : last - begin]
+    return ModelTensors(dict(sorted(tensors.items())), aliases, regions)

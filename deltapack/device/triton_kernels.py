@@ -16,7 +16,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from deltapack.kernels.gpu_rounding import add_rounded, element_pointer, pointer
+from deltapack.device.triton_rounding import add_rounded, element_pointer, pointer
 
 __all__ = ["BLOCK", "PARTS", "REGIONS", "TERMS", "TILES", "VALUES", "options", "switch_tiles"]
 
@@ -235,7 +235,7 @@ def switch_tiles(
         scratch: `[programs, 65536] int32`, all -1; where `COLLECT`.
         violation: `[1] int64`; becomes the number of the first tile where a term keeps another number of elements than its table says.
         count: Number of tiles.
-        SOURCE: Type of the base, of `deltapack.kernels.gpu_rounding.DTYPES`.
+        SOURCE: Type of the base, of `deltapack.device.triton_rounding.DTYPES`.
         TARGET: Type of the result.
         KINDS: Bit i is set where `deltapack.device.ready.KINDS` number i occurs.
         VALUES: Bit i is set where `VALUES` number i occurs.

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltapack.codecs import indices, values
+from deltapack.device import torch_kernels
 from deltapack.dtypes import BY_NAME
 from deltapack.format.table import tile_lengths
-from deltapack.kernels import generic, reference, rounding
+from deltapack.kernels import reference, rounding
 from deltapack.kernels.reference.positions import TILE, gaps_of
 
 FLOATS = ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"]
@@ -42,9 +43,9 @@ def test_sums_and_conversions(source: str, target: str) -> None:
     one, other, count = BY_NAME[source], BY_NAME[target], 60_000
     base, total = packs.random_bits(count, one, 1), hard_sums(count)
     wanted = reference.add_sparse(base, one, other, np.arange(count, dtype=np.uint32), total)
-    found = generic.add_sparse(packs.to_torch(base).to(DEVICE), one, other, to_device(total))
+    found = torch_kernels.add_sparse(packs.to_torch(base).to(DEVICE), one, other, to_device(total))
     assert np.array_equal(packs.unsigned(found), packs.unsigned(wanted))
-    found = generic.convert(packs.to_torch(base).to(DEVICE), one, other)
+    found = torch_kernels.convert(packs.to_torch(base).to(DEVICE), one, other)
     assert np.array_equal(packs.unsigned(found), packs.unsigned(rounding.convert(base, one, other)))
 
 
@@ -56,7 +57,7 @@ def test_rounding_at_every_midpoint(name: str) -> None:
     finite = np.sort(rounding.to_f32(codes, dtype)[np.isfinite(rounding.to_f32(codes, dtype))])
     middle = ((finite[:-1].astype(np.float64) + finite[1:]) / 2).astype(np.float32)
     sums = np.concatenate([finite, middle, np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, np.float32(-np.inf))])
-    found = generic.convert(packs.to_torch(sums).to(DEVICE), BY_NAME["f32"], dtype)
+    found = torch_kernels.convert(packs.to_torch(sums).to(DEVICE), BY_NAME["f32"], dtype)
     assert np.array_equal(packs.unsigned(found), packs.unsigned(rounding.from_f32(sums, dtype)))
 
 
@@ -66,14 +67,14 @@ def test_sampled_positions(keep: int, key: int) -> None:
     lengths = tile_lengths(2 * TILE + 77)
     for first in (0, 2**32 - 3):
         wanted, counts = reference.sample_positions(key, keep, first, np.array(lengths, np.int64))
-        found, kept = generic.sample_positions(key, keep, first, lengths, DEVICE)
+        found, kept = torch_kernels.sample_positions(key, keep, first, lengths, DEVICE)
         assert np.array_equal(found.cpu().numpy(), wanted) and np.array_equal(kept.cpu().numpy(), counts)
-    assert [len(part) for part in generic.sample_positions(key, keep, 0, [], DEVICE)] == [0, 0]
+    assert [len(part) for part in torch_kernels.sample_positions(key, keep, 0, [], DEVICE)] == [0, 0]
 
 
 def test_too_few_samples_are_drawn_again() -> None:
     thresholds = to_device(reference.gap_thresholds(1 << 30).astype(np.int64))
-    few, many = (generic._walk(3, thresholds, 1, 2, blocks, TILE)[0] for blocks in (1, 8192))
+    few, many = (torch_kernels._walk(3, thresholds, 1, 2, blocks, TILE)[0] for blocks in (1, 8192))
     assert int(few[:, -1].min()) >= TILE
     width = min(few.shape[1], many.shape[1])
     assert torch.equal(few[:, :width], many[:, :width])
@@ -86,14 +87,14 @@ def test_stored_positions(density: float, seed: int, length: int) -> None:
     positions = np.flatnonzero(np.random.default_rng(seed).random(length) < density).astype(np.uint32)
     counts = np.bincount(positions >> 16, minlength=len(lengths)).astype(np.int64)
     gaps = gaps_of(positions, counts)
-    found = generic.positions_from_gaps(to_device(gaps), to_device(counts), escapes=False)
+    found = torch_kernels.positions_from_gaps(to_device(gaps), to_device(counts), escapes=False)
     assert np.array_equal(found.cpu().numpy(), positions)
     stream = np.frombuffer(indices.encode_gaps(positions, counts, 0), np.uint8)
     ends = np.concatenate([[0], np.flatnonzero(stream != 255) + 1])[np.cumsum(counts)]
-    found = generic.positions_from_gaps(to_device(stream.copy()), to_device(np.diff(ends, prepend=0)), escapes=True)
+    found = torch_kernels.positions_from_gaps(to_device(stream.copy()), to_device(np.diff(ends, prepend=0)), escapes=True)
     assert np.array_equal(found.cpu().numpy(), positions)
     bits = np.frombuffer(indices.encode_bitmap(positions, length), np.uint8)
-    assert np.array_equal(generic.positions_from_bits(to_device(bits.copy()), length).cpu().numpy(), positions)
+    assert np.array_equal(torch_kernels.positions_from_bits(to_device(bits.copy()), length).cpu().numpy(), positions)
 
 
 @pytest.mark.parametrize("codec", sorted(values.BITS))
@@ -116,7 +117,8 @@ def test_values(codec: str, counts: list[int]) -> None:
         streams = ready.tobytes(), split_scales(scales)
     wanted = values.decode_values(codec, *streams, np.array(counts, np.int64), np.float32(1 / 0.3))
     held = np.zeros(0, np.uint8) if values.is_float(codec) else np.ascontiguousarray(scales).view(np.uint8)
-    found = generic.decode_values(codec, to_device(ready), to_device(held), to_device(np.array(counts)), nnz, float(np.float32(1 / 0.3)))
+    factor = float(np.float32(1 / 0.3))
+    found = torch_kernels.decode_values(codec, to_device(ready), to_device(held), to_device(np.array(counts)), nnz, factor)
     assert found.cpu().numpy().tobytes() == wanted.tobytes()
 
 
@@ -129,9 +131,9 @@ def split_scales(scales: np.ndarray[Any, Any]) -> bytes:
 def test_the_sum_starts_from_positive_zero_and_keeps_its_order() -> None:
     one = to_device(np.array([3])), to_device(np.array([-0.0], np.float32))
     for terms in ([one], [one, one]):
-        assert not torch.signbit(generic.sum_terms(5, terms)[1])[0]
+        assert not torch.signbit(torch_kernels.sum_terms(5, terms)[1])[0]
     rows: list[tuple[list[int], list[float]]] = [([0, 2], [1e8, 1]), ([0], [1]), ([0, 1], [-1e8, 2])]
     parts = [(np.array(at), np.array(value, np.float32)) for at, value in rows]
-    positions, total = generic.sum_terms(3, [(to_device(at), to_device(value)) for at, value in parts])
+    positions, total = torch_kernels.sum_terms(3, [(to_device(at), to_device(value)) for at, value in parts])
     wanted = reference.sum_terms(3, [(at.astype(np.uint32), value) for at, value in parts])
     assert positions.tolist() == wanted[0].tolist() and total.tolist() == wanted[1].tolist()
