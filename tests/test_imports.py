@@ -18,7 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("codecs",),
     ("sparsify",),
     ("checkpoint",),
-    ("assets", "basecheck", "composing", "jobs", "tokenizer_files", "vocabulary", "weighted"),
+    ("composing",),
     ("device",),
     ("restoring",),
     ("packing",),

@@ -44,7 +44,7 @@ Names = Mapping[str, "str | Slice | None"]
 
 @dataclass
 class ModelTensors:
-    """A model in memory as the base of packs; see `deltapack.basecheck.BaseTensors`.
+    """A model in memory as the base of packs; see `deltapack.composing.basecheck.BaseTensors`.
 
     Attributes:
         tensors: The base's tensors by name; of tied ones the first.

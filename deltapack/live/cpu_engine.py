@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
-from deltapack.jobs import TensorJob
 from deltapack.parallel import for_each
 from deltapack.restoring.engine import restore_chunk
 

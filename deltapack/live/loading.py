@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from deltapack.assets import copy_side_files
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.composing import Composition, compose
+from deltapack.composing.assets import copy_side_files
+from deltapack.composing.compose import Composition, compose
+from deltapack.composing.tensor_job import Elements, TensorJob
+from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
 from deltapack.dtypes import BY_NAME, BY_TORCH, DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
-from deltapack.jobs import Elements, TensorJob
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
 from deltapack.restoring.on_device import DevicePlace, restore_on_device
-from deltapack.weighted import WeightedPack
 
 __all__ = ["load_model", "load_state_dict"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import open_checkpoint
-from deltapack.composing import Composition
+from deltapack.composing.compose import Composition
 from deltapack.device.backends import Choice, choose
 from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
 from deltapack.device.resident import send

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
-from deltapack.composing import Blend
+from deltapack.composing.compose import Blend
+from deltapack.composing.tensor_job import Elements, OwnTerm, PackTerm, Rooms, TensorJob, TermSource
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
-from deltapack.jobs import Elements, OwnTerm, PackTerm, Rooms, TensorJob, TermSource
 from deltapack.merging.methods.linear import linear
 from deltapack.merging.methods.settings import Settings, Sparse
 from deltapack.merging.methods.table import MergeMethod

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from deltapack.buffers import Buffers
-from deltapack.composing import Composition
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
-from deltapack.jobs import TensorJob
 from deltapack.kernels import rounding
 from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
 from deltapack.merging.measuring import as_sum, measure

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.buffers import Buffers
-from deltapack.composing import Composition
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import Elements, OwnTerm, PackTerm, StoredTerm, TensorJob
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
-from deltapack.jobs import Elements, OwnTerm, PackTerm, StoredTerm, TensorJob
 from deltapack.kernels.formulas import WeightedSum
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most

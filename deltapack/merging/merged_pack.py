@@ -11,20 +11,21 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack._version import __version__
-from deltapack.assets import copy_side_files
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
-from deltapack.composing import Composition
+from deltapack.composing.assets import copy_side_files
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import Elements, PackTerm, Rooms, RowSource, StoredRows, TensorJob
+from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import LimitError, NonFiniteError
 from deltapack.format.digest import CHUNK, fingerprint
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
-from deltapack.jobs import Elements, PackTerm, Rooms, RowSource, StoredRows, TensorJob
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
@@ -32,7 +33,6 @@ from deltapack.merging.methods.settings import Sparse
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
 from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
-from deltapack.weighted import WeightedPack
 
 __all__ = ["MergedPack", "check_terms"]
 

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from deltapack.assets import side_files_bytes
 from deltapack.checkpoint.replace import check_output, check_protected
+from deltapack.composing.assets import side_files_bytes
+from deltapack.composing.tensor_job import PackTerm, TensorJob
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
-from deltapack.jobs import PackTerm, TensorJob
 from deltapack.merging.advice import shown_weights, warnings_of
 from deltapack.merging.blending import blended
 from deltapack.merging.measuring import adds_own_terms, thin_by_headers

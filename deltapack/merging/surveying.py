@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.jobs import TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.merging.advice import changed_and_alone
 from deltapack.merging.blending import BlendedTerm, blended, drop_rate_by_chance
 from deltapack.merging.measuring import measure

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.basecheck import wrong_base, wrong_result
 from deltapack.buffers import Buffers
 from deltapack.codecs.chunk import LoadedChunks, TermChunks, add_term_chunk, decode_term_chunk, load_term_chunks, term_chunks
 from deltapack.codecs.stored import decode_stored, stored_chunks
+from deltapack.composing.basecheck import wrong_base, wrong_result
+from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_TORCH
 from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.parallel import for_each, resolve_workers
-from deltapack.weighted import WeightedPack
 
 __all__ = ["LoadedPack", "add_to"]
 

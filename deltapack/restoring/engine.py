@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from deltapack import kernels
-from deltapack.basecheck import wrong_base, wrong_result
 from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
+from deltapack.composing.basecheck import wrong_base, wrong_result
+from deltapack.composing.tensor_job import Elements, TensorJob
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
-from deltapack.jobs import Elements, TensorJob
 from deltapack.kernels import rounding
 from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress

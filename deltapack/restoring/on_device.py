@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from deltapack.checkpoint import Checkpoint
+from deltapack.composing.tensor_job import PackTerm, TensorJob
 from deltapack.device import torch_kernels
 from deltapack.device.backends import choose, resolve_device
 from deltapack.device.regions import Region, read_chunk, region_of, write_chunk
@@ -17,7 +18,6 @@ from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Engine, Work
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
 from deltapack.format.reader import PackReader
-from deltapack.jobs import PackTerm, TensorJob
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, check_digests, restore_tensors

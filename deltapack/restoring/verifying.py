@@ -14,7 +14,8 @@ from deltapack.buffers import Buffers
 from deltapack.checkpoint import open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import decode_stored_chunk, stored_chunks
-from deltapack.composing import compose
+from deltapack.composing.compose import compose
+from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import Entry, Term
@@ -22,7 +23,6 @@ from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring.engine import Nowhere, restore_tensors
-from deltapack.weighted import WeightedPack
 
 __all__ = ["verify"]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import ROWS, files_of, token, tokenizer_json
 
+from deltapack.composing.tokenizer_files import AddedToken, files_with, parse_tokenizer
 from deltapack.errors import CheckpointError, DeltapackError
-from deltapack.tokenizer_files import AddedToken, files_with, parse_tokenizer
 
 
 @pytest.mark.parametrize(

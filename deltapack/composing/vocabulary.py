@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.basecheck import BaseTensors
 from deltapack.checkpoint import TensorInfo
+from deltapack.composing.basecheck import BaseTensors
+from deltapack.composing.tensor_job import StoredRows, TensorJob, UnitedRows
+from deltapack.composing.tokenizer_files import AddedToken, Tokenizer
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.jobs import StoredRows, TensorJob, UnitedRows
-from deltapack.tokenizer_files import AddedToken, Tokenizer
 
 __all__ = ["Growth", "Vocabulary", "growth_of", "unite"]
 

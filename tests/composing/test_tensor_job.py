@@ -11,7 +11,7 @@ from builders import TORCH, mean, random_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltapack import jobs
+from deltapack.composing import tensor_job
 from deltapack.dtypes import BY_NAME, DType
 
 SMALL = 8
@@ -42,7 +42,7 @@ def test_rows_of_several_packs(data: st.DataObject, width: int, count: int, dtyp
         lacking = data.draw(st.sets(st.integers(0, count - 1))) if number else set()
         held = [-1 if key in lacking else start // width + place for key, place in enumerate(places)]
         owners.append((Stored(BY_NAME[dtype], more.bits.reshape(-1), start), np.array(held, np.int64)))
-    rows = jobs.UnitedRows(BY_NAME[dtype], start, width, tuple(owners))  # type: ignore[arg-type]
+    rows = tensor_job.UnitedRows(BY_NAME[dtype], start, width, tuple(owners))  # type: ignore[arg-type]
     wanted = []
     for key in range(count):
         own = [stored.read(held[key] * width, (held[key] + 1) * width) for stored, held in owners if held[key] >= 0]

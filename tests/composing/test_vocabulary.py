@@ -18,12 +18,12 @@ from vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, WORDS, Family, Tuned
 
 import deltapack
 from deltapack.checkpoint import TensorInfo
+from deltapack.composing.tokenizer_files import AddedToken, Tokenizer
+from deltapack.composing.vocabulary import Growth, growth_of, unite
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import BaseMismatchError, CheckpointError, MergeConflictError
 from deltapack.format.index import BaseRef, Entry
 from deltapack.merging.recipe import MergeRecipe
-from deltapack.tokenizer_files import AddedToken, Tokenizer
-from deltapack.vocabulary import Growth, growth_of, unite
 
 MATH = Tuned({40: "<math>", 41: "plus", 42: "<both>"})
 CODE = Tuned({40: "<both>", 41: "<code>", 42: "indent"}, rows=48)

@@ -8,18 +8,18 @@ from typing import Literal
 
 import numpy as np
 
-from deltapack.assets import choose_donor
-from deltapack.basecheck import BaseTensors, check_base
 from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
+from deltapack.composing.assets import choose_donor
+from deltapack.composing.basecheck import BaseTensors, check_base
+from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.vocabulary import Vocabulary
+from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
-from deltapack.jobs import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
-from deltapack.vocabulary import Vocabulary
-from deltapack.weighted import WeightedPack
 
 __all__ = ["Blend", "Composition", "Vocab", "compose"]
 
