@@ -50,5 +50,5 @@ def test_rows_of_several_packs(data: st.DataObject, width: int, count: int, dtyp
     low = data.draw(st.integers(0, count * width - 1))
     high = data.draw(st.integers(low + 1, count * width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "CHUNK", SMALL)
+        patch.setattr(tensor_job, "CHUNK", SMALL)
         assert rows.read(start + low, start + high).tobytes() == np.concatenate(wanted)[low:high].tobytes()
