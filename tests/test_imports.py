@@ -14,7 +14,6 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "dtypes", "errors", "limits", "parallel", "reports"),
     ("format",),
     ("kernels",),
-    ("buffers",),
     ("codecs",),
     ("sparsify",),
     ("checkpoint",),
@@ -31,7 +30,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
-    "kernels": {"dtypes", "errors"},
+    "kernels": {"dtypes", "errors", "format.digest"},
     "checkpoint": {"dtypes", "errors", "limits", "format.atomic", "format.digest"},
     "merging.methods": {"errors", "kernels"},
     "merging.recipe": {"errors", "merging.methods"},

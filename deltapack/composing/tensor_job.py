@@ -12,31 +12,30 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
-from deltapack.codecs.chunk import Room, add_term_chunk, decode_term_chunk
+from deltapack.codecs.chunk import add_term_chunk, decode_term_chunk
 from deltapack.codecs.stored import decode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import BlobRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
-from deltapack.kernels.reference.adding import Sparse
+from deltapack.kernels.layout import Elements, Sparse
 
-__all__ = ["Elements", "OwnTerm", "PackTerm", "Rooms", "RowSource", "StoredRows", "StoredTerm", "TensorJob", "TermSource", "UnitedRows"]
-
-Elements = NDArray[np.generic]
+__all__ = ["Elements", "OwnTerm", "PackTerm", "RowSource", "Scratch", "StoredRows", "StoredTerm", "TensorJob", "TermSource", "UnitedRows"]
 
 
-Rooms = Iterator[Room]
+
+Scratch = Iterator[Sparse]
 """Where decoded terms go; each takes the next."""
 
 
 class TermSource(Protocol):
     """Where the weighted values of one term come from."""
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
-        """Return positions and values of a chunk whose base elements are `base`; they may be views of rooms."""
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
+        """Return positions and values of a chunk whose base elements are `base`; they may be views of scratch."""
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Add a chunk to elements of the base in place, rounded once."""
 
 
@@ -49,13 +48,13 @@ class PackTerm:
     blob: ChunkedBlob
     factor: np.float32
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Decode a chunk."""
-        return decode_term_chunk(self.blob, self.term, number, self.factor, next(rooms))
+        return decode_term_chunk(self.blob, self.term, number, self.factor, next(scratch))
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Decode a chunk and add it to elements in place."""
-        add_term_chunk(self.blob, self.term, number, self.factor, elements, dtype, next(rooms))
+        add_term_chunk(self.blob, self.term, number, self.factor, elements, dtype, next(scratch))
 
     def times(self, weight: np.float32) -> PackTerm:
         """Return the term with one more weight in its factor."""
@@ -160,16 +159,16 @@ class StoredTerm:
     rows: StoredRows
     weight: np.float32
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Compute a chunk."""
         stored = self.rows.read(number * CHUNK, number * CHUNK + len(base))
         with np.errstate(over="ignore", invalid="ignore"):
             delta = rounding.to_f32(stored, self.rows.dtype) - rounding.to_f32(base, source)
-            return np.arange(len(base), dtype=np.uint32), delta * self.weight
+            return Sparse(np.arange(len(base), dtype=np.uint32), delta * self.weight)
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Compute a chunk and add it to elements in place."""
-        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
+        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, scratch)])
 
     def times(self, weight: np.float32) -> StoredTerm:
         """Return the term with one more weight."""

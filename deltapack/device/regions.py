@@ -9,16 +9,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deltapack.device.torch_kernels import BITS
 from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE
+from deltapack.kernels.layout import Elements
 
 __all__ = ["Region", "Typed", "dtype_of", "read_chunk", "region_of", "write_chunk"]
 
-Elements = NDArray[np.generic]
 
 
 @dataclass(frozen=True)

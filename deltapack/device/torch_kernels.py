@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from deltapack.dtypes import DType
-from deltapack.kernels.reference.positions import ESCAPE, TILE, gap_thresholds
-from deltapack.kernels.reference.values import GROUP
+from deltapack.kernels.layout import ESCAPE, GROUP, TILE
+from deltapack.kernels.reference.positions import gap_thresholds
 
 __all__ = [
     "BITS",

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
 from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
 from deltapack.errors import UnsupportedError
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Elements
 from deltapack.parallel import for_each
 from deltapack.restoring.engine import restore_chunk
 
 __all__ = ["HostEngine", "HostWork", "place"]
 
-Elements = NDArray[np.generic]
 
 
 def place(job: TensorJob, model: ModelTensors) -> tuple[str, Region | None]:

@@ -14,7 +14,7 @@ import torch
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition, compose
-from deltapack.composing.tensor_job import Elements, TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
@@ -22,6 +22,7 @@ from deltapack.dtypes import BY_NAME, BY_TORCH, DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import Elements
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
 from deltapack.restoring.on_device import DevicePlace, restore_on_device

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from deltapack.composing.compose import Composition
-from deltapack.composing.tensor_job import Elements, PackTerm, TensorJob
+from deltapack.composing.tensor_job import PackTerm, TensorJob
 from deltapack.device.backends import Choice
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Work
 from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import Elements
 from deltapack.live.cpu_engine import HostWork, place
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
 from deltapack.composing.compose import Blend
-from deltapack.composing.tensor_job import Elements, OwnTerm, PackTerm, Rooms, TensorJob, TermSource
+from deltapack.composing.tensor_job import OwnTerm, PackTerm, Scratch, TensorJob, TermSource
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
+from deltapack.kernels.layout import Elements, Sparse
 from deltapack.merging.methods.linear import linear
-from deltapack.merging.methods.settings import Settings, Sparse
+from deltapack.merging.methods.settings import Settings
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.sparsify.dare import ALL_KEPT
@@ -79,14 +80,14 @@ class KeepRandom:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        length = int(kept[0][-1]) + 1 if len(kept[0]) else 0
+        length = int(kept.positions[-1]) + 1 if len(kept.positions) else 0
         samples = kernels.active().element_samples(self.key, chunk * TILES_PER_CHUNK, length)
-        positions, values = _take(samples[kept[0]] < np.uint64(round(self.share * ALL_KEPT)), kept)
-        return positions, values * np.float32(1 / self.share)
+        left = _take(samples[kept.positions] < np.uint64(round(self.share * ALL_KEPT)), kept)
+        return Sparse(left.positions, left.values * np.float32(1 / self.share))
 
 
 def _take(places: NDArray[np.uint32] | NDArray[np.bool_], kept: Sparse) -> Sparse:
-    return kept[0][places], kept[1][places]
+    return Sparse(kept.positions[places], kept.values[places])
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,25 @@ class BlendedTerm:
     thinned: tuple[Thinning | None, ...]
     selected: Cut | None = None
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Compute a chunk."""
-        return kernels.active().blend(len(base), self.kept(number, base, source, rooms), self.method.formula(self.settings))
+        return kernels.active().blend(len(base), self.kept(number, base, source, scratch), self.method.formula(self.settings))
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Compute a chunk and add it to elements in place."""
-        kept = self.kept(number, elements, dtype, rooms)
+        kept = self.kept(number, elements, dtype, scratch)
         kernels.active().add_blended(elements, dtype, kept, self.method.formula(self.settings))
 
-    def kept(self, number: int, base: Elements, source: DType, rooms: Rooms) -> list[Sparse]:
+    def kept(self, number: int, base: Elements, source: DType, scratch: Scratch) -> list[Sparse]:
         """Return what enters the formula of a chunk: what each pack keeps, thinned out, and of that what is selected."""
-        shares = [self.share(place, number, base, source, rooms) for place in range(len(self.thinned))]
+        shares = [self.share(place, number, base, source, scratch) for place in range(len(self.thinned))]
         kept = [share if thinning is None else thinning.apply(number, share) for share, thinning in zip(shares, self.thinned, strict=True)]
         if self.selected is None or self.method.score is None:
             return kept
         positions, scores = self.method.score(len(base), kept)
         selected = np.zeros(len(base), np.bool_)
         selected[positions[between(number, scores, self.selected)]] = True
-        return [_take(selected[part[0]], part) for part in kept]
+        return [_take(selected[part.positions], part) for part in kept]
 
     def density(self, numel: int) -> float:
         """Return about what share of a tensor's elements any pack keeps, if their masks are independent."""
@@ -136,12 +137,12 @@ class BlendedTerm:
             dropped *= 1 - kept_at_most(terms, numel) / max(1, numel)
         return 1 - dropped
 
-    def share(self, place: int, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def share(self, place: int, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Return what one pack keeps of a chunk, before it is thinned out."""
-        terms = [term.chunk(number, base, source, rooms) for term in self.shares[place]]
+        terms = [term.chunk(number, base, source, scratch) for term in self.shares[place]]
         if len(terms) == 1:
             return terms[0]
-        return linear(len(base), terms) if terms else (np.zeros(0, np.uint32), np.zeros(0, np.float32))
+        return linear(len(base), terms) if terms else Sparse(np.zeros(0, np.uint32), np.zeros(0, np.float32))
 
 
 def blend_with(recipe: MergeRecipe, layers: Layers, count: int, method: MergeMethod | None = None) -> Blend:

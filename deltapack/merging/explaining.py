@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.buffers import Buffers
 from deltapack.composing.compose import Composition
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.kernels import rounding
+from deltapack.kernels.buffers import Buffers
 from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
 from deltapack.merging.measuring import as_sum, measure
 from deltapack.merging.methods.linear import linear
@@ -87,7 +87,7 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     source, buffers = job.base.dtype, Buffers()
     for chunk in range(chunk_count(job.common)):
         elements = plan.base.read(job.base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
-        kept = term.kept(chunk, elements, source, buffers.rooms(len(elements)))
+        kept = term.kept(chunk, elements, source, buffers.scratch(len(elements)))
         if any(len(positions) for positions, _ in kept):
             break
     else:
@@ -95,8 +95,8 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     place = _telling(len(elements), kept)
     deltas = [float(values[positions == place].sum()) for positions, values in kept]
     shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
-    rooms = buffers.rooms(len(elements))
-    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, rooms) for own in actual.terms])
+    scratch = buffers.scratch(len(elements))
+    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, scratch) for own in actual.terms])
     result = restore_chunk(plan.base, actual, chunk, buffers)[0]
     assert result is not None
     rows = [

@@ -16,12 +16,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.buffers import Buffers
 from deltapack.composing.compose import Composition
-from deltapack.composing.tensor_job import Elements, OwnTerm, PackTerm, StoredTerm, TensorJob
+from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredTerm, TensorJob
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.formulas import WeightedSum
+from deltapack.kernels.layout import Elements
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
 from deltapack.merging.methods.settings import Parts
@@ -191,7 +192,7 @@ def _parts(base: Elementwise, job: TensorJob, chunk: int, buffers: Buffers) -> t
     """Return the length of a chunk and what enters the formula there."""
     assert job.base is not None
     elements = _elements(base, job, chunk)
-    return len(elements), _blended(job).kept(chunk, elements, job.base.dtype, buffers.rooms(len(elements)))
+    return len(elements), _blended(job).kept(chunk, elements, job.base.dtype, buffers.scratch(len(elements)))
 
 
 def _scores(base: Elementwise, job: TensorJob, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
@@ -206,7 +207,7 @@ def _reader(base: Elementwise, job: TensorJob, place: int, buffers: Buffers) -> 
 
     def read(chunk: int) -> NDArray[np.float32]:
         elements = _elements(base, job, chunk)
-        return _blended(job).share(place, chunk, elements, source, buffers.rooms(len(elements)))[1]
+        return _blended(job).share(place, chunk, elements, source, buffers.scratch(len(elements)))[1]
 
     return read
 

@@ -11,14 +11,13 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack._version import __version__
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition
-from deltapack.composing.tensor_job import Elements, PackTerm, Rooms, RowSource, StoredRows, TensorJob
+from deltapack.composing.tensor_job import PackTerm, RowSource, Scratch, StoredRows, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import LimitError, NonFiniteError
@@ -26,10 +25,11 @@ from deltapack.format.digest import CHUNK, fingerprint
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
-from deltapack.merging.methods.settings import Sparse
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
 from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
@@ -201,19 +201,19 @@ class _RecordedTerm:
     _blob: ChunkedBlobWriter | None = None
     _nnz: int = 0
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Compute a chunk and keep it."""
-        positions, values = self.term.chunk(number, base, source, rooms)
+        positions, values = added = self.term.chunk(number, base, source, scratch)
         if not np.isfinite(values).all():
             hint = "Merge into a folder, or with smaller weights."
             raise NonFiniteError("a sum of differences overflows", tensor=self.name, hint=hint)
         counts = tile_counts(positions, len(base))
         self.chunks[number] = encode_term_chunk(self.codec, positions, values, counts, len(base), np.float32(1))[0]
-        return positions, values
+        return added
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Compute a chunk, keep it, and add it to elements in place."""
-        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
+        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, scratch)])
 
     def write(self, number: int) -> None:
         """Write a chunk; chunks come in order, and those of one tensor after those of another."""

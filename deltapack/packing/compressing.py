@@ -9,12 +9,12 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.writer import PackWriter, open_pack_writer
+from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter
 from deltapack.packing.planning import TensorPlan, identity_of, plan_tensor

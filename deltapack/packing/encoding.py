@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import encode_term_chunk
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Sparse
 from deltapack.kernels.reference.encoding import same_bits
 from deltapack.packing.planning import TensorPlan
 from deltapack.sparsify import dare
@@ -93,8 +94,7 @@ def _encode_delta(
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
     if plan.sparsifier is None:
-        room: NDArray[np.uint32] = buffers.room(0, common)[0]
-        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, room)
+        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, buffers.sparse(0, common).positions)
         kept = loops.kept_differences(base, source, tuned[:common], target, positions)
     else:
         chosen = plan.sparsifier.select(chunk, loops.difference(base, source, tuned[:common], target))
@@ -107,9 +107,9 @@ def _encode_delta(
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
     if source == target:
         restored = base
-        loops.add_in_place(restored, target, [(positions, values)])
+        loops.add_in_place(restored, target, [Sparse(positions, values)])
     else:
-        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [(positions, values)]))
+        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [Sparse(positions, values)]))
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
     return ChunkOutcome(
         base_digest,

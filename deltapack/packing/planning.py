@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE, chunk_count
+from deltapack.kernels.buffers import Buffers
 from deltapack.packing.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
 from deltapack.sparsify.breadcrumbs import Breadcrumbs, count_outliers
@@ -144,8 +144,8 @@ def _reader(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan) -> Callab
         elements = buffers.take("base", source.dtype.storage, stop - start)
         finetuned.read_into(plan.tensor.name, start, tuned)
         base.read_into(source.name, start, elements)
-        room: NDArray[np.float32] = buffers.take("difference", "<f4", stop - start).view(np.float32)
-        return kernels.active().difference(elements, source.dtype, tuned, plan.tensor.dtype, room)
+        out: NDArray[np.float32] = buffers.take("difference", "<f4", stop - start).view(np.float32)
+        return kernels.active().difference(elements, source.dtype, tuned, plan.tensor.dtype, out)
 
     return read
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.buffers import Buffers
 from deltapack.codecs.chunk import LoadedChunks, TermChunks, add_term_chunk, decode_term_chunk, load_term_chunks, term_chunks
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.composing.basecheck import wrong_base, wrong_result
@@ -21,11 +19,12 @@ from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Elements
 from deltapack.parallel import for_each, resolve_workers
 
 __all__ = ["LoadedPack", "add_to"]
 
-Elements = NDArray[np.generic]
 Terms = tuple[tuple[Term, TermChunks], ...]
 
 
@@ -132,13 +131,13 @@ def _add_to(
 
 def _add_chunk(patch: _Patch, chunk: int, elements: Elements, buffers: Buffers) -> None:
     """Add all terms of a tensor to the elements of one of its chunks."""
-    rooms = [buffers.room(number, len(elements)) for number in range(len(patch.terms))]
-    terms = list(zip(patch.terms, patch.factors, rooms, strict=True))
-    if len(terms) == 1:
-        (term, chunks), factor, room = terms[0]
-        add_term_chunk(chunks, term, chunk, factor, elements, patch.entry.dtype, room)
+    scratch = buffers.scratch(len(elements))
+    if len(patch.terms) == 1:
+        ((term, chunks),) = patch.terms
+        add_term_chunk(chunks, term, chunk, patch.factors[0], elements, patch.entry.dtype, next(scratch))
         return
-    parts = [decode_term_chunk(chunks, term, chunk, factor, room) for (term, chunks), factor, room in terms]
+    terms = zip(patch.terms, patch.factors, scratch, strict=False)  # scratch has no end
+    parts = [decode_term_chunk(chunks, term, chunk, factor, out) for (term, chunks), factor, out in terms]
     kernels.active().add_in_place(elements, patch.entry.dtype, parts)
 
 

@@ -11,11 +11,12 @@ from types import MappingProxyType
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.assets import copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
-from deltapack.composing.tensor_job import Elements, TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import Elements
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors

@@ -11,12 +11,13 @@ from typing import Protocol
 import numpy as np
 
 from deltapack import kernels
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.composing.basecheck import wrong_base, wrong_result
-from deltapack.composing.tensor_job import Elements, TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.kernels import rounding
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Elements
 from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
@@ -177,11 +178,11 @@ def _combine(job: TensorJob, chunk: int, base: Elements, buffers: Buffers) -> El
     source, loops = job.base.dtype, kernels.active()
     if not job.terms:
         return rounding.convert(base, source, job.dtype)
-    rooms = buffers.rooms(len(base))
+    scratch = buffers.scratch(len(base))
     if len(job.terms) == 1 and source == job.dtype:
-        job.terms[0].add_to(chunk, base, source, rooms)
+        job.terms[0].add_to(chunk, base, source, scratch)
         return base
-    terms = [term.chunk(chunk, base, source, rooms) for term in job.terms]
+    terms = [term.chunk(chunk, base, source, scratch) for term in job.terms]
     if source != job.dtype:
         return loops.add_sparse(base, source, job.dtype, *loops.sum_terms(len(base), terms))
     loops.add_in_place(base, source, terms)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import decode_stored_chunk, stored_chunks
@@ -20,6 +19,7 @@ from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.kernels.buffers import Buffers
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring.engine import Nowhere, restore_tensors
@@ -98,7 +98,7 @@ def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[Buffers], object]]:
 
 
 def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
-    decode_term_chunk(blob, term, chunk, np.float32(1), buffers.room(0, blob.layout.chunk_length(chunk)))
+    decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
 
 
 def _decode_stored(blob: ChunkedBlob, dtype: DType, chunk: int, buffers: Buffers) -> None:

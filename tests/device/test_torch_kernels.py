@@ -16,7 +16,8 @@ from deltapack.device import torch_kernels
 from deltapack.dtypes import BY_NAME
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import reference, rounding
-from deltapack.kernels.reference.positions import TILE, gaps_of
+from deltapack.kernels.layout import TILE
+from deltapack.kernels.reference.positions import gaps_of
 
 FLOATS = ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"]
 KEYS = [0, 0x0123456789ABCDEF, 2**64 - 1]

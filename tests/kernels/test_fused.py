@@ -13,7 +13,7 @@ from deltapack.codecs.indices import encode_gaps
 from deltapack.dtypes import BY_NAME
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import Encoded, reference
-from deltapack.kernels.reference.positions import SPARE, TILE
+from deltapack.kernels.layout import SPARE, TILE
 
 BITS = {"int8": 8, "int4": 4, "int2": 2, "sign": 1}
 INDEXES = [("seeded", 0), ("gaps", 0), ("gaps", 3), ("gaps", 15)]

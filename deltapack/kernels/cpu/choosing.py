@@ -7,21 +7,19 @@ from numpy.typing import NDArray
 
 from deltapack.kernels.cpu.bits import as_u32, compiled
 from deltapack.kernels.cpu.positions import _philox
+from deltapack.kernels.layout import TILE, Counts, Values
 from deltapack.kernels.reference.choosing import HIGH, LOW, MAGNITUDE
-from deltapack.kernels.reference.positions import TILE
-from deltapack.kernels.reference.values import Values
 
 __all__ = ["below", "between", "count_high", "count_low", "element_samples", "row_ranks"]
 
 _MAGNITUDE = np.uint32(MAGNITUDE)
-_Counts = NDArray[np.int64]
 
 
-def count_high(values: Values) -> _Counts:
+def count_high(values: Values) -> Counts:
     """See the reference."""
     counts = np.zeros((2, HIGH), np.uint32)
     zeros = int(_count_high(np.ascontiguousarray(values), counts))
-    total: _Counts = counts[0].astype(np.int64) + counts[1]
+    total: Counts = counts[0].astype(np.int64) + counts[1]
     total[0] -= zeros
     return total
 
@@ -38,7 +36,7 @@ def _count_high(values: Values, counts: NDArray[np.uint32]) -> np.uint32:
     return zeros
 
 
-def count_low(values: Values, high: int) -> _Counts:
+def count_low(values: Values, high: int) -> Counts:
     """See the reference."""
     counts = np.zeros(LOW, np.int64)
     _count_low(np.ascontiguousarray(values), np.uint32(high), counts)
@@ -46,7 +44,7 @@ def count_low(values: Values, high: int) -> _Counts:
 
 
 @compiled
-def _count_low(values: Values, high: np.uint32, counts: _Counts) -> None:
+def _count_low(values: Values, high: np.uint32, counts: Counts) -> None:
     for i in range(np.uint64(len(values))):
         bits = as_u32(values[i]) & _MAGNITUDE
         if bits >> np.uint32(16) == high:

@@ -8,7 +8,8 @@ import numpy as np
 
 from deltapack.dtypes import DType
 from deltapack.kernels.formulas import Election, Formula, Sharing, WeightedSum
-from deltapack.kernels.reference.adding import Array, Sparse, Values, add_in_place, sum_terms
+from deltapack.kernels.layout import Elements, Sparse, Values
+from deltapack.kernels.reference.adding import add_in_place, sum_terms
 from deltapack.kernels.reference.relating import stack_terms
 
 __all__ = ["add_blended", "blend", "scaled"]
@@ -29,10 +30,10 @@ def blend(length: int, parts: Sequence[Sparse], formula: Formula) -> Sparse:
         return sum_terms(length, scaled(parts, formula))
     positions, deltas = stack_terms(length, parts)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return positions, _elected(deltas, formula) if isinstance(formula, Election) else _shared(deltas, formula)
+        return Sparse(positions, _elected(deltas, formula) if isinstance(formula, Election) else _shared(deltas, formula))
 
 
-def add_blended(elements: Array, dtype: DType, parts: Sequence[Sparse], formula: Formula) -> None:
+def add_blended(elements: Elements, dtype: DType, parts: Sequence[Sparse], formula: Formula) -> None:
     """Compute a formula and add the results to elements in place, as `add_in_place` does."""
     add_in_place(elements, dtype, [blend(len(elements), parts, formula)])
 
@@ -40,7 +41,7 @@ def add_blended(elements: Array, dtype: DType, parts: Sequence[Sparse], formula:
 def scaled(parts: Sequence[Sparse], formula: WeightedSum) -> list[Sparse]:
     """Return the parts times their weights."""
     with np.errstate(over="ignore"):
-        return [(positions, values * weight) for (positions, values), weight in zip(parts, formula.weights, strict=True)]
+        return [Sparse(positions, values * weight) for (positions, values), weight in zip(parts, formula.weights, strict=True)]
 
 
 def _elected(deltas: Values, election: Election) -> Values:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.reference.positions import TILE, philox
-from deltapack.kernels.reference.values import Values
+from deltapack.kernels.layout import TILE, Counts, Values
+from deltapack.kernels.reference.positions import philox
 
 __all__ = ["HIGH", "LOW", "MAGNITUDE", "below", "between", "count_high", "count_low", "element_samples", "magnitude_bits", "row_ranks"]
 
@@ -14,7 +14,6 @@ HIGH, LOW = 1 << 15, 1 << 16
 """How many values the high and the low bits of a magnitude have."""
 MAGNITUDE = (1 << 31) - 1
 """The bits of an f32 without its sign; those of non-negative values have the order of the values."""
-_Counts = NDArray[np.int64]
 
 
 def magnitude_bits(values: Values) -> NDArray[np.uint32]:
@@ -22,13 +21,13 @@ def magnitude_bits(values: Values) -> NDArray[np.uint32]:
     return np.ascontiguousarray(values).view(np.uint32) & np.uint32(MAGNITUDE)
 
 
-def count_high(values: Values) -> _Counts:
+def count_high(values: Values) -> Counts:
     """Return `[HIGH]` how many values have each value of the high 15 bits of their magnitude; zeros are not counted."""
     bits = magnitude_bits(values)
     return np.bincount(bits[bits != 0] >> np.uint32(16), minlength=HIGH)
 
 
-def count_low(values: Values, high: int) -> _Counts:
+def count_low(values: Values, high: int) -> Counts:
     """Return `[LOW]` how many of the values with these high bits have each value of the low 16 bits."""
     bits = magnitude_bits(values)
     return np.bincount(bits[bits >> np.uint32(16) == high] & np.uint32(LOW - 1), minlength=LOW)

@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.reference.positions import SPARE
+from deltapack.kernels.layout import SPARE, Sparse
 
 __all__ = ["Buffers"]
 
@@ -27,11 +27,11 @@ class Buffers(threading.local):
             array = self._arrays[name, dtype] = np.empty(size, dtype)
         return array[:size]
 
-    def room(self, number: int, length: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+    def sparse(self, number: int, length: int) -> Sparse:
         """Return arrays for the positions and values of term `number` in a chunk of `length` elements, and 256 more, as loops want them."""
         positions = self.take(f"positions {number}", "<u4", length + SPARE).view(np.uint32)
-        return positions, self.take(f"values {number}", "<f4", length + SPARE).view(np.float32)
+        return Sparse(positions, self.take(f"values {number}", "<f4", length + SPARE).view(np.float32))
 
-    def rooms(self, length: int) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.float32]]]:
+    def scratch(self, length: int) -> Iterator[Sparse]:
         """Yield such arrays for one term after the other, without end."""
-        return (self.room(number, length) for number in count())
+        return (self.sparse(number, length) for number in count())
