@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.builders import (
     CHUNK,
     FLOATS,
     ROOT,
@@ -27,8 +29,6 @@ from builders import (
     write_file,
     write_folder,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import deltapack
 from deltapack import Override, Recipe

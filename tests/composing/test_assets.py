@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import Model, Tensor, add_by_hand, decode_by_spec, read_model
+from support.builders import Model, Tensor, add_by_hand, decode_by_spec, read_model
 
 import deltapack
 from benchmarks import assets

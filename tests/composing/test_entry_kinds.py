@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import (
+from support.builders import (
     CHUNK,
     FLOATS,
     STORAGE,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import TORCH, mean, random_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.builders import TORCH, mean, random_tensor
 
 from deltapack.composing import tensor_job
 from deltapack.dtypes import BY_NAME, DType

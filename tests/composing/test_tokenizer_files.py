@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import ROWS, files_of, token, tokenizer_json
+from support.vocabularies import ROWS, files_of, token, tokenizer_json
 
 from deltapack.composing.tokenizer_files import AddedToken, files_with, parse_tokenizer
 from deltapack.errors import CheckpointError, DeltapackError

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import Model, Tensor, cast, decode_by_spec, leftovers, mean, random_tensor, read_folder, read_model, write_file
 from hypothesis import given
 from hypothesis import strategies as st
-from vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, WORDS, Family, Tuned, family, files_of, token, tokenizer_json
+from support.builders import Model, Tensor, cast, decode_by_spec, leftovers, mean, random_tensor, read_folder, read_model, write_file
+from support.vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, WORDS, Family, Tuned, family, files_of, token, tokenizer_json
 
 import deltapack
 from deltapack.checkpoint import TensorInfo

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import device_packs as packs
 import numpy as np
 import pytest
 import torch
+from support import device_packs as packs
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.device.backends import choose

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import device_packs as packs
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import device_packs as packs
 
 from deltapack.codecs import indices, values
 from deltapack.device import torch_kernels
 from deltapack.dtypes import BY_NAME
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import reference, rounding
-from deltapack.kernels.layout import TILE
+from deltapack.kernels.layout import TILE, Sparse
 from deltapack.kernels.reference.positions import gaps_of
 
 FLOATS = ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"]
@@ -136,5 +136,5 @@ def test_the_sum_starts_from_positive_zero_and_keeps_its_order() -> None:
     rows: list[tuple[list[int], list[float]]] = [([0, 2], [1e8, 1]), ([0], [1]), ([0, 1], [-1e8, 2])]
     parts = [(np.array(at), np.array(value, np.float32)) for at, value in rows]
     positions, total = torch_kernels.sum_terms(3, [(to_device(at), to_device(value)) for at, value in parts])
-    wanted = reference.sum_terms(3, [(at.astype(np.uint32), value) for at, value in parts])
+    wanted = reference.sum_terms(3, [Sparse(at.astype(np.uint32), value) for at, value in parts])
     assert positions.tolist() == wanted[0].tolist() and total.tolist() == wanted[1].tolist()

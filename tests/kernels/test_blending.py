@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
+from support.backends import BACKENDS, load
 
 from deltapack.dtypes import BY_NAME
 from deltapack.kernels import Backend
 from deltapack.kernels.formulas import Election, Formula, Sharing, WeightedSum
+from deltapack.kernels.layout import Sparse
 
-Parts = list[tuple[np.ndarray, np.ndarray]]
+Parts = list[Sparse]
 
 
 def parts_of(rng: np.random.Generator, packs: int, length: int, values: list[float]) -> Parts:
     """Sparse differences with values out of a list."""
     positions = [np.flatnonzero(rng.random(length) < 0.4).astype(np.uint32) for _ in range(packs)]
-    return [(places, rng.choice(values, len(places)).astype(np.float32)) for places in positions]
+    return [Sparse(places, rng.choice(values, len(places)).astype(np.float32)) for places in positions]
 
 
 @pytest.mark.parametrize("zero_is_positive", [True, False])
@@ -73,7 +74,7 @@ def test_backends_blend_the_same(packs: int, length: int) -> None:
     for number in range(packs):
         positions = np.flatnonzero(rng.random(length) < (0.3, 1.1)[number % 2]).astype(np.uint32)
         values = rng.integers(0, 1 << 32, len(positions), np.uint32).view(np.float32)
-        parts.append((positions, np.where(np.isnan(values), np.float32(0), values)))
+        parts.append(Sparse(positions, np.where(np.isnan(values), np.float32(0), values)))
     for formula in formulas(rng, packs):
         one, other = (load(name).blend(length, parts, formula) for name in BACKENDS)
         assert one[0].tobytes() == other[0].tobytes()

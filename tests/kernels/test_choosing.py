@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.backends import BACKENDS, load
 
 from deltapack.kernels import Backend
 from deltapack.kernels.layout import TILE

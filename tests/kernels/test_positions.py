@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS, load
 from vectors import scalar
 
 from deltapack.errors import FormatError

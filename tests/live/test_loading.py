@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import CHUNK, Model, Tensor, moved, random_tensor, tuned_model, whole
-from interpreting import DEVICE
+from support.builders import CHUNK, Model, Tensor, moved, random_tensor, tuned_model, whole
+from support.interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
@@ -66,7 +66,7 @@ def test_many_batches_and_chunks(pack_of: PackOf, merged: Merged, backend: str, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_wrong_is_refused(base: Model, pack_of: PackOf, backend: str) -> None:
-    from builders import edited, write_file
+    from support.builders import edited, write_file
 
     pack = pack_of(base, tuned_model(base), drop_rate=0.5)
     where = write_file(pack.parent / "other.safetensors", base | {"a": edited(base["a"], 7, 0)})
@@ -144,7 +144,7 @@ def test_a_language_model(tmp_path: Path, backend: str) -> None:
 
 def test_a_model_that_needs_code(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from builders import write_folder
+    from support.builders import write_folder
 
     base = {"w": random_tensor(1, (5, 5))}
     config = json.dumps({"model_type": "unheard of"})

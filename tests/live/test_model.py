@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import builders
 import numpy as np
 import pytest
 import torch
-from builders import CHUNK, TORCH, Model, Tensor, cast, moved, random_tensor, tuned_model, whole
-from interpreting import DEVICE
+from support import builders
+from support.builders import CHUNK, TORCH, Model, Tensor, cast, moved, random_tensor, tuned_model, whole
+from support.interpreting import DEVICE
 
 import deltapack
 from deltapack.device.model_tensors import Slice

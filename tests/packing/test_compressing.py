@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import (
+from support.builders import (
     CHUNK,
     ROOT,
     TILE,

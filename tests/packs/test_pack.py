@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import CHUNK, cast, moved, random_tensor, whole
+from support.builders import CHUNK, cast, moved, random_tensor, whole
 
 import deltapack
 from deltapack.errors import BackendError, RecipeError

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import builders
 import numpy as np
 import pytest
 import torch
-from builders import CHUNK, Model, moved, random_tensor, whole
 from numpy.typing import NDArray
+from support import builders
+from support.builders import CHUNK, Model, moved, random_tensor, whole
 
 import deltapack
 from deltapack.errors import BaseMismatchError, ChecksumError, FormatError, RecipeError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import (
+from support.builders import (
     CHUNK,
     FLOATS,
     TILE,

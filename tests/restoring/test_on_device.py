@@ -10,8 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import CHUNK, Model, edited, leftovers, moved, random_tensor, read_folder, tuned_model, whole, write_file, write_folder
-from interpreting import DEVICE
+from support.builders import (
+    CHUNK,
+    Model,
+    edited,
+    leftovers,
+    moved,
+    random_tensor,
+    read_folder,
+    tuned_model,
+    whole,
+    write_file,
+    write_folder,
+)
+from support.interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, RecipeError

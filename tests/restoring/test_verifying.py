@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from builders import CHUNK, FLOATS, Model, cast, edited, random_tensor, small_model, tuned_model, whole, write_file, write_folder
+from support.builders import CHUNK, FLOATS, Model, cast, edited, random_tensor, small_model, tuned_model, whole, write_file, write_folder
 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, RecipeError

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import scalar
 import xxhash
 import zstandard
-from scalar import CHUNK, ITEMSIZE, TILE
+from vectors import scalar
+from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 SCALED = ("int8", "int4", "int3", "int2", "sign")
 WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER))
+sys.path.insert(0, str(FOLDER.parent))
 
-from assemble import Tensor  # noqa: E402
-from invalid import invalid_packs  # noqa: E402
-from scalar import ITEMSIZE  # noqa: E402
-from valid import valid_packs  # noqa: E402
+from vectors.assemble import Tensor  # noqa: E402
+from vectors.invalid import invalid_packs  # noqa: E402
+from vectors.scalar import ITEMSIZE  # noqa: E402
+from vectors.valid import valid_packs  # noqa: E402
 
 
 def runs(tensor: Tensor) -> list[list[Any]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-import scalar
-from assemble import Pack, Tensor, Term
-from scalar import CHUNK, ITEMSIZE, TILE
+from vectors import scalar
+from vectors.assemble import Pack, Tensor, Term
+from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 ONE = 0x3F80  # 1.0 as bf16
 SMALL = 0x3A80  # 2^-10 as bf16

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders import Model, Tensor, moved, random_tensor, write_folder
-
 import deltapack
 from deltapack import Recipe
+from support.builders import Model, Tensor, moved, random_tensor, write_folder
 
 WORDS = {chr(ord("a") + number): number for number in range(26)} | {chr(ord("A") + number): 26 + number for number in range(12)}
 BASE_TOKENS = {38: "<s>", 39: "</s>"}
