@@ -76,9 +76,9 @@ def _choosing_row(runs: int) -> tuple[float, ...]:
     rows = delta.reshape(-1, 2048)
     stages: list[Callable[[], object]] = [
         lambda: cpu.difference(one, BF16, other, BF16),
-        lambda: cpu.count_high(delta),
-        lambda: cpu.count_low(delta, cut >> 16),
-        lambda: cpu.between(delta, cut, 100, MAGNITUDE, 0),
+        lambda: cpu.histogram_high(delta),
+        lambda: cpu.histogram_low(delta, cut >> 16),
+        lambda: cpu.places_between(delta, cut, 100, MAGNITUDE, 0),
         lambda: cpu.row_ranks(rows),
         lambda: cpu.element_samples(7, 0, CHUNK),
     ]

@@ -12,7 +12,7 @@ from deltapack.device import torch_kernels
 from deltapack.device.ready import KINDS
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
-from deltapack.device.work import Keep, Saved, SavedCopy, Work, by_region, key
+from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region, key
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
@@ -43,7 +43,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], keep: Keep, done: list[Saved]) -> None:
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
         """See `deltapack.device.work.Engine.switch`."""
         with torch.no_grad():
             before = by_region(undo)
@@ -51,18 +51,18 @@ class TorchEngine:
                 earlier = before.pop(key(work.region), [])
                 for saved in earlier:
                     saved.put_back()
-                _do(work, keep, earlier, done)
+                _do(work, mode, earlier, done)
             for rest in before.values():
                 for saved in rest:
                     saved.put_back()
 
 
-def _do(work: Work, keep: Keep, earlier: Sequence[Saved], done: list[Saved]) -> None:
+def _do(work: Work, mode: UndoMode, earlier: Sequence[Saved], done: list[Saved]) -> None:
     log = None
     place = torch.int32 if work.region.memory.numel() <= torch.iinfo(torch.int32).max else torch.int64
-    if work.keeps_copy(keep, place.itemsize):
+    if work.saves_copy(mode, place.itemsize):
         done.append(SavedCopy.of(work.region, earlier))
-    elif keep != "nothing":
+    elif mode != "nothing":
         log = _SavedElements(work.region)
         done.append(log)
     for chunk in work.region.chunks:

@@ -16,7 +16,7 @@ from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
 from deltapack.device.torch_engine import wrong_count
 from deltapack.device.triton_rounding import DTYPES
-from deltapack.device.work import Keep, Saved, SavedCopy, Work, by_region, key
+from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region, key
 from deltapack.dtypes import DType
 from deltapack.format.digest import TILE
 
@@ -101,13 +101,13 @@ class TritonEngine:
         self._programs = processors * _PROGRAMS_PER_PROCESSOR
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], keep: Keep, done: list[Saved]) -> None:
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
         """See `deltapack.device.work.Engine.switch`."""
         before, tasks = by_region(undo), []
         with torch.no_grad():
             for work in works:
                 earlier = before.pop(key(work.region), [])
-                tasks.append(self._task(work, earlier, keep))
+                tasks.append(self._task(work, earlier, mode))
             for rest in before.values():
                 for saved in rest:
                     if isinstance(saved, _SavedLog):
@@ -117,7 +117,7 @@ class TritonEngine:
             for types in sorted({task.types for task in tasks}):
                 self._launch([task for task in tasks if task.types == types], done)
 
-    def _task(self, work: Work, earlier: Sequence[Saved], keep: Keep) -> _Task:
+    def _task(self, work: Work, earlier: Sequence[Saved], mode: UndoMode) -> _Task:
         log = None
         for saved in earlier:
             if isinstance(saved, _SavedLog):
@@ -125,11 +125,11 @@ class TritonEngine:
             else:
                 saved.put_back()
         new: Saved | None = None
-        if work.keeps_copy(keep):
+        if work.saves_copy(mode):
             if log is not None:
                 log.put_back()
             return _Task(work.region, work.dtype, None, work, SavedCopy.of(work.region, earlier))
-        if keep != "nothing":
+        if mode != "nothing":
             tiles = _Task(work.region, work.dtype, None, work, None).tiles
             sizes = [int(term.column("count")[tiles].sum()) for term, _ in work.terms]
             logs = [torch.empty(size, dtype=work.region.memory.dtype, device=self._device) for size in sizes]

@@ -92,19 +92,19 @@ class Backend(Protocol):
     def sum_of_squares(self, values: Values) -> float:
         """Add up squares in f64."""
 
-    def count_high(self, values: Values) -> Counts:
+    def histogram_high(self, values: Values) -> Counts:
         """Count the high bits of magnitudes."""
 
-    def count_low(self, values: Values, high: int) -> Counts:
+    def histogram_low(self, values: Values, high: int) -> Counts:
         """Count the low bits of magnitudes."""
 
-    def between(self, values: Values, least: int, least_ties: int, most: int, most_ties: int) -> Positions:
+    def places_between(self, values: Values, least: int, least_ties: int, most: int, most_ties: int) -> Positions:
         """Return the places of values whose magnitude is between two cuts."""
 
     def row_ranks(self, values: Values) -> NDArray[np.uint32]:
         """Rank magnitudes within their rows."""
 
-    def below(self, samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> Positions:
+    def places_below(self, samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> Positions:
         """Return the places of samples below the limit of their rank."""
 
     def element_samples(self, key: int, first_tile: int, length: int) -> NDArray[np.uint32]:

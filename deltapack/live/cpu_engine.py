@@ -14,7 +14,7 @@ from deltapack.checkpoint import Checkpoint
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
-from deltapack.device.work import Keep, Saved, SavedCopy, by_region, key
+from deltapack.device.work import Saved, SavedCopy, UndoMode, by_region, key
 from deltapack.errors import UnsupportedError
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
@@ -76,10 +76,10 @@ class _SavedChanges:
                 now[positions] = elements
             write_chunk(self.region, chunk, now)
 
-    def keep(self, chunk: int, positions: NDArray[np.uint32], old: Elements, keep: Keep) -> None:
-        """Keep what a chunk was, before it is changed."""
+    def save(self, chunk: int, positions: NDArray[np.uint32], old: Elements, mode: UndoMode) -> None:
+        """Save what a chunk was, before it is changed."""
         changed = old[positions]
-        whole = keep == "auto" and positions.nbytes + changed.nbytes >= old.nbytes
+        whole = mode == "auto" and positions.nbytes + changed.nbytes >= old.nbytes
         self.pieces.append((chunk, None, old) if whole else (chunk, positions, changed))
 
 
@@ -99,14 +99,14 @@ class HostEngine:
 
     workers: int
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[HostWork], keep: Keep, done: list[Saved]) -> None:
+    def switch(self, undo: Sequence[Saved], works: Sequence[HostWork], mode: UndoMode, done: list[Saved]) -> None:
         """See `deltapack.device.work.Engine.switch`."""
         self._put_back(undo)
         before, logs = by_region(undo), list[_SavedChanges | None]()
         for work in works:
             # A tensor that is replaced as a whole changes nearly everywhere.
-            copied = keep == "copy" or (keep == "auto" and work.job.base is None)
-            logs.append(None if copied or keep == "nothing" else _SavedChanges(work))
+            copied = mode == "copy" or (mode == "auto" and work.job.base is None)
+            logs.append(None if copied or mode == "nothing" else _SavedChanges(work))
             if copied:
                 done.append(SavedCopy.of(work.region, before.get(key(work.region), ())))
         done += [log for log in logs if log is not None]
@@ -115,7 +115,7 @@ class HostEngine:
         def restore(task: tuple[HostWork, _SavedChanges | None, int]) -> None:
             # Whether inference mode is on is known to each thread by itself.
             with torch.inference_mode():
-                _restore(*task, keep, buffers)
+                _restore(*task, mode, buffers)
 
         tasks = [(work, log, chunk) for work, log in zip(works, logs, strict=True) for chunk in work.region.chunks]
         for_each(restore, tasks, self.workers)
@@ -131,7 +131,7 @@ class HostEngine:
         for_each(put_back, [saved for saved in undo if isinstance(saved, _SavedChanges)], self.workers)
 
 
-def _restore(work: HostWork, log: _SavedChanges | None, chunk: int, keep: Keep, buffers: Buffers) -> None:
+def _restore(work: HostWork, log: _SavedChanges | None, chunk: int, mode: UndoMode, buffers: Buffers) -> None:
     old = read_chunk(work.region, work.job, chunk)
     new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, buffers)
     assert new is not None
@@ -143,5 +143,5 @@ def _restore(work: HostWork, log: _SavedChanges | None, chunk: int, keep: Keep, 
     if len(positions):
         # First what undoes it, then the change.
         if log is not None:
-            log.keep(chunk, positions, old, keep)
+            log.save(chunk, positions, old, mode)
         write_chunk(work.region, chunk, new)

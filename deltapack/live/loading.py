@@ -171,11 +171,11 @@ class _Loader:
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""
 
-        def keep(name: str, data: bytes) -> None:
+        def write(name: str, data: bytes) -> None:
             if name in ("config.json", "generation_config.json"):
                 (folder / name).write_bytes(data)
 
-        copy_side_files(self.base, self.composition.assets, keep, verify=self.verify, dtype=self.dtype)
+        copy_side_files(self.base, self.composition.assets, write, verify=self.verify, dtype=self.dtype)
 
     def load(self) -> dict[str, torch.Tensor]:
         """Restore all tensors."""

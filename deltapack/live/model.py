@@ -18,12 +18,12 @@ from deltapack.composing.compose import Composition
 from deltapack.device.backends import Choice, choose
 from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
 from deltapack.device.resident import send
-from deltapack.device.work import Keep, Saved, key
+from deltapack.device.work import Saved, UndoMode, key
 from deltapack.errors import RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.live.cpu_engine import HostEngine
-from deltapack.live.planning import NOTHING, Loaded, Plan, Planner
+from deltapack.live.planning import NOTHING, Loaded, Planner, SwitchPlan
 from deltapack.merging.recipe import MergeRecipe, recipe_of
 from deltapack.parallel import resolve_workers
 
@@ -36,7 +36,7 @@ def attach(
     *,
     names: Names | None = None,
     backend: str = "auto",
-    undo: Keep = "auto",
+    undo: UndoMode = "auto",
     verify: bool = True,
     workers: int | None = None,
 ) -> LiveModel:
@@ -84,7 +84,7 @@ class _Active:
     packs: Mapping[str, float]
     recipe: MergeRecipe | None
     prefer: str | Path | None
-    plan: Plan
+    plan: SwitchPlan
 
 
 _BASE = _Active({}, None, None, NOTHING)
@@ -116,7 +116,7 @@ class LiveModel:
         notes: What the user should be told.
     """
 
-    def __init__(self, model: ModelTensors, choices: Mapping[torch.device, Choice], undo: Keep, verify: bool, workers: int) -> None:
+    def __init__(self, model: ModelTensors, choices: Mapping[torch.device, Choice], undo: UndoMode, verify: bool, workers: int) -> None:
         self.backends: Mapping[str, str] = {str(device): str(choice) for device, choice in choices.items()}
         self.notes: list[str] = []
         self._model, self._choices, self._undo, self._verify, self._workers = model, choices, undo, verify, workers
@@ -124,7 +124,7 @@ class LiveModel:
         self._packs: dict[Path, Loaded] = {}
         self._saved: list[Saved] = []
         self._active = _BASE
-        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._plans: dict[tuple[Any, ...], SwitchPlan] = {}
         self._lock = threading.RLock()
 
     @property
@@ -242,7 +242,7 @@ class LiveModel:
         plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, recipe, prefer))
         return _Active(packs, recipe, prefer, plan)
 
-    def _new_plan(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> Plan:
+    def _new_plan(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> SwitchPlan:
         for path in packs:
             self.load(path)
         places = [Path(path).resolve() for path in packs]
@@ -280,7 +280,7 @@ class LiveModel:
                 raise
         self._saved, self._active = done, wanted
 
-    def _run(self, before: Sequence[Saved], plan: Plan, done: list[Saved]) -> None:
+    def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
         on_host = {key(work.region) for work in plan.host}
         undo: dict[torch.device, list[Saved]] = {}
         for saved in before:

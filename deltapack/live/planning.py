@@ -21,7 +21,7 @@ from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe
 
-__all__ = ["NOTHING", "Loaded", "Plan", "Planner"]
+__all__ = ["NOTHING", "Loaded", "Planner", "SwitchPlan"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SwitchPlan:
     """What to do for an activation: by device, and on the host."""
 
     works: Mapping[torch.device, Sequence[Work]]
     host: Sequence[HostWork]
 
 
-NOTHING = Plan({}, ())
+NOTHING = SwitchPlan({}, ())
 
 
 class _NoElements:
@@ -86,7 +86,7 @@ class Planner:
         _, composition = compose_recipe(self.model, [pack.reader for pack in packs], recipe, prefer=prefer)
         return as_sums(measure(_NoElements(), composition, self.workers))
 
-    def plan(self, composition: Composition, packs: Sequence[Loaded]) -> Plan:
+    def plan(self, composition: Composition, packs: Sequence[Loaded]) -> SwitchPlan:
         """Return what to do, and where.
 
         Raises:
@@ -102,7 +102,7 @@ class Planner:
                 host.append(work)
             elif work is not None:
                 works.setdefault(work.region.memory.device, []).append(work)
-        return Plan(works, host)
+        return SwitchPlan(works, host)
 
     def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | HostWork | None:
         name, region = place(job, self.model)

@@ -69,7 +69,7 @@ def explain_merge(
 def _choose(composition: Composition, wanted: str | None) -> str:
     merged = [job for job in composition.jobs if blended(job) is not None and job.common]
     if wanted is None and merged:
-        return max(merged, key=lambda job: (sum(bool(share) for share in _term(job).shares), job.numel)).name
+        return max(merged, key=lambda job: (sum(bool(share) for share in _term(job).by_pack), job.numel)).name
     if wanted not in {job.name for job in merged}:
         hint = "`deltapack inspect` lists the tensors that a pack changes."
         raise RecipeError("no such tensor is merged", tensor=wanted, hint=hint)

@@ -17,7 +17,7 @@ from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter
-from deltapack.packing.planning import TensorPlan, identity_of, plan_tensor
+from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report
 from deltapack.parallel import batches, ordered_map, resolve_workers
@@ -95,7 +95,7 @@ class _Job:
     """One tensor: of the fine-tune (with a plan), or one that only the base has."""
 
     name: str
-    plan: TensorPlan | None
+    plan: PackPlan | None
 
 
 _Task = tuple[_Job, int]

@@ -17,7 +17,7 @@ from deltapack.format.writer import StoredChunk
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Sparse
 from deltapack.kernels.reference.encoding import same_bits
-from deltapack.packing.planning import TensorPlan
+from deltapack.packing.planning import PackPlan
 from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
@@ -56,7 +56,7 @@ class ChunkOutcome:
     elements: int = 0
 
 
-def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, chunk: int, buffers: Buffers) -> ChunkOutcome:
+def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, chunk: int, buffers: Buffers) -> ChunkOutcome:
     """Encode chunk number `chunk` of a tensor by the plan's route.
 
     Raises:
@@ -77,14 +77,14 @@ def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, chun
     return _encode_delta(plan, chunk, base_elements[:common], tuned, base_digest, buffers)
 
 
-def encode_tail_chunk(finetuned: Checkpoint, plan: TensorPlan, chunk: int) -> StoredChunk:
+def encode_tail_chunk(finetuned: Checkpoint, plan: PackPlan, chunk: int) -> StoredChunk:
     """Encode chunk number `chunk` of the elements after the common ones, stored whole."""
     start = plan.common + chunk * CHUNK
     return encode_stored_chunk(finetuned.read(plan.tensor.name, start, min(start + CHUNK, plan.tensor.numel)))
 
 
 def _encode_delta(
-    plan: TensorPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
+    plan: PackPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
 ) -> ChunkOutcome:
     assert plan.base is not None
     source, target, common, loops = plan.base.dtype, plan.tensor.dtype, len(base), kernels.active()

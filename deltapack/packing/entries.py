@@ -13,7 +13,7 @@ from deltapack.format.index import BaseRef, BlobRef, Entry, Stats, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import PackWriter, StoredChunk
 from deltapack.packing.encoding import ChunkOutcome, encode_tail_chunk
-from deltapack.packing.planning import TensorPlan
+from deltapack.packing.planning import PackPlan
 
 __all__ = ["Digests", "EntryWriter"]
 
@@ -58,7 +58,7 @@ class EntryWriter:
     store_non_finite: bool
     split: dict[str, int]
 
-    def write(self, plan: TensorPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+    def write(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         """Write the blobs of one tensor of the fine-tune.
 
         Raises:
@@ -66,7 +66,7 @@ class EntryWriter:
         """
         return self._delta(plan, outcomes) if plan.route == "delta" else self._whole(plan, outcomes)
 
-    def _whole(self, plan: TensorPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+    def _whole(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         start, digests, equal = self.writer.end, Digests(), plan.route == "compare"
         blob = self.writer.chunked_blob(stored_layout(plan.tensor.numel))
         for outcome in outcomes:
@@ -79,7 +79,7 @@ class EntryWriter:
             return self._unchanged(plan, digests), digests
         return self._stored(plan, blob.close(), digests, digests.result), digests
 
-    def _delta(self, plan: TensorPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+    def _delta(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         assert plan.base is not None
         start, digests = self.writer.end, Digests()
         term = Term(plan.codec.index, plan.codec.values, plan.recipe.factor, 0, BlobRef(0, 0, ""))
@@ -119,7 +119,7 @@ class EntryWriter:
 
     def _with_base(
         self,
-        plan: TensorPlan,
+        plan: PackPlan,
         digests: Digests,
         terms: tuple[Term, ...],
         tail: BlobRef | None,
@@ -142,7 +142,7 @@ class EntryWriter:
         )
         return self.writer.chunk_digests(entry, digests.base, result)
 
-    def _tail(self, plan: TensorPlan) -> BlobRef | None:
+    def _tail(self, plan: PackPlan) -> BlobRef | None:
         rest = plan.tensor.numel - plan.common
         if rest == 0:
             return None
@@ -150,7 +150,7 @@ class EntryWriter:
         chunks = (encode_tail_chunk(self.finetuned, plan, chunk) for chunk in range(layout.chunks))
         return self._stored_blob(layout, chunks)
 
-    def _store_instead(self, plan: TensorPlan, start: int, digests: Digests) -> Entry:
+    def _store_instead(self, plan: PackPlan, start: int, digests: Digests) -> Entry:
         """Drop the term written since `start` and store the tensor whole, reading it once more."""
         self.writer.rewind(start)
         tensor, layout = plan.tensor, stored_layout(plan.tensor.numel)
@@ -173,7 +173,7 @@ class EntryWriter:
         return ref
 
     def _stored(
-        self, plan: TensorPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False
+        self, plan: PackPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False
     ) -> Entry:
         tensor = plan.tensor
         if not counted:
@@ -182,16 +182,16 @@ class EntryWriter:
         entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, self._base(plan, digests), stored=blob)
         return self.writer.chunk_digests(entry, digests.base, result)
 
-    def _unchanged(self, plan: TensorPlan, digests: Digests) -> Entry:
+    def _unchanged(self, plan: PackPlan, digests: Digests) -> Entry:
         tensor, base = plan.tensor, self._base(plan, digests)
         assert base is not None
         return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, base.digest, base)
 
-    def _base(self, plan: TensorPlan, digests: Digests) -> BaseRef | None:
+    def _base(self, plan: PackPlan, digests: Digests) -> BaseRef | None:
         base = plan.base
         return None if base is None else BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))
 
-    def _refuse_non_finite(self, plan: TensorPlan, finite: bool) -> None:
+    def _refuse_non_finite(self, plan: PackPlan, finite: bool) -> None:
         if self.store_non_finite:
             return
         name, path = plan.tensor.name, self.finetuned.path

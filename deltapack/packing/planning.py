@@ -23,9 +23,9 @@ from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.della import Della
 from deltapack.sparsify.kept import Sparsifier
 from deltapack.sparsify.magnitude import Magnitude, count_kept
-from deltapack.sparsify.ranking import Magnitudes, between, find_cuts
+from deltapack.sparsify.ranking import Magnitudes, find_cuts, places_in_cut
 
-__all__ = ["TensorPlan", "identity_of", "plan_tensor"]
+__all__ = ["PackPlan", "identity_of", "plan_tensor"]
 
 _AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
 _SAMPLE_TILES = 8
@@ -35,7 +35,7 @@ _NOISE_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
-class TensorPlan:
+class PackPlan:
     """One tensor of the fine-tune.
 
     Attributes:
@@ -83,7 +83,7 @@ def plan_tensor(
     recipe: Recipe,
     identity: str,
     workers: int = 1,
-) -> TensorPlan:
+) -> PackPlan:
     """Plan one tensor; reads at most a few tiles of it, or two or three times all of it to rank its elements by magnitude.
 
     Args:
@@ -103,16 +103,16 @@ def plan_tensor(
     partner = base.tensors[base_name] if base_name is not None else None
     route = _route(tensor, partner, settings)
     if route != "delta" or partner is None:
-        return TensorPlan(tensor, partner, route, settings)
+        return PackPlan(tensor, partner, route, settings)
     key = dare.mask_key(recipe.seed, identity, name)
     index = _index_codec(settings)
-    plan = TensorPlan(tensor, partner, route, settings, TermCodec(index, "f32"), key)
+    plan = PackPlan(tensor, partner, route, settings, TermCodec(index, "f32"), key)
     values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.fidelity)
     index, shift = best_index(settings.keep / ALL_KEPT) if index == "gaps" else (index, 0)
     return replace(plan, codec=TermCodec(index, values, shift), sparsifier=_sparsifier(base, finetuned, plan, workers))
 
 
-def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, workers: int) -> Sparsifier | None:
+def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, workers: int) -> Sparsifier | None:
     """Return what chooses the kept elements by their differences; rankings take streaming passes over both tensors."""
     assert plan.base is not None
     settings, numel, read = plan.recipe, plan.common, _reader(base, finetuned, plan)
@@ -132,7 +132,7 @@ def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, worke
     return Magnitude(cuts[0]) if settings.sparsify == "magnitude" else Breadcrumbs(*cuts)
 
 
-def _reader(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan) -> Callable[[int, int], NDArray[np.float32]]:
+def _reader(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan) -> Callable[[int, int], NDArray[np.float32]]:
     """Return a function that reads differences [start, stop); they are valid until the thread reads again."""
     source = plan.base
     assert source is not None
@@ -175,7 +175,7 @@ def _index_codec(recipe: TensorRecipe) -> str:
     return "seeded" if index == "auto" else index
 
 
-def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, fidelity: float) -> str:
+def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, fidelity: float) -> str:
     """Return the smallest value codec whose noise is within `fidelity` times the noise of dropping.
 
     Dropping with rate p and rescaling adds p/(1-p) of the delta's power as noise; coding the kept values with a relative squared
@@ -196,7 +196,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan, fide
 
 
 def _sample(
-    base: Checkpoint, finetuned: Checkpoint, plan: TensorPlan
+    base: Checkpoint, finetuned: Checkpoint, plan: PackPlan
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return kept differences of a few tiles spread over the tensor, and their count in each tile."""
     tiles, read = -(-plan.common // TILE), _reader(base, finetuned, plan)
@@ -216,4 +216,4 @@ def _typical(delta: NDArray[np.float32], recipe: TensorRecipe) -> NDArray[np.flo
     count = count_kept(recipe.keep / ALL_KEPT, len(delta))
     outliers = count_outliers(recipe.gamma, count, len(delta)) if recipe.sparsify == "breadcrumbs" else 0
     (cuts,) = find_cuts([Magnitudes(1, lambda chunk: delta, lambda nonzero: [count + outliers, outliers])], 1)
-    return delta[between(0, delta, *cuts)]
+    return delta[places_in_cut(0, delta, *cuts)]

@@ -63,8 +63,9 @@ def _run(elements: Elements, length: int, parts: Sequence[Sparse], formula: Elec
     out = np.uint64(length), elements, union, totals
     if isinstance(formula, Sharing):
         return int(_share(*where, np.float32(formula.epsilon), formula.alone, *out))
-    divided = formula.measures is not None
-    weights = np.stack([formula.voices, formula.shares, formula.shares if formula.measures is None else formula.measures])
+    divided = formula.divisor_weights is not None
+    in_divisor = formula.sum_weights if formula.divisor_weights is None else formula.divisor_weights
+    weights = np.stack([formula.vote_weights, formula.sum_weights, in_divisor])
     limits = np.float32(formula.floor), np.float32(formula.scale)
     return int(_elect(*where, weights, formula.zero_is_positive, divided, *limits, *out))
 
@@ -114,9 +115,9 @@ def _elect(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)
-            voice, at, end = weights[0, pack], np.uint64(starts[pack]), np.uint64(lengths[pack])
+            vote, at, end = weights[0, pack], np.uint64(starts[pack]), np.uint64(lengths[pack])
             while at < end and np.uint64(positions[at]) < begin + count:
-                sign[np.uint64(positions[at]) - begin] += values[at] * voice
+                sign[np.uint64(positions[at]) - begin] += values[at] * vote
                 at += np.uint64(1)
             ends[pack] = at
         for i in range(count):
@@ -125,13 +126,13 @@ def _elect(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)
-            voice, share, measure = weights[0, pack], weights[1, pack], weights[2, pack]
+            vote, weight, counted = weights[0, pack], weights[1, pack], weights[2, pack]
             for i in range(np.uint64(starts[pack]), np.uint64(ends[pack])):
                 place = np.uint64(positions[i]) - begin
-                agrees = values[i] * voice * sign[place] > zero
+                agrees = values[i] * vote * sign[place] > zero
                 first = np.uint64(2) * place
-                sums[first] = (sums[first] + zero) + (values[i] * share if agrees else zero)
-                sums[first + second] = (sums[first + second] + zero) + (measure if agrees else zero)
+                sums[first] = (sums[first] + zero) + (values[i] * weight if agrees else zero)
+                sums[first + second] = (sums[first + second] + zero) + (counted if agrees else zero)
         for i in range(count):
             mixed, divisor = sums[np.uint64(2) * i], sums[np.uint64(2) * i + second]
             limited = max(divisor, floor) if floor > zero else (one if divisor == zero else divisor)

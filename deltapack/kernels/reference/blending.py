@@ -45,12 +45,12 @@ def scaled(parts: Sequence[Sparse], formula: WeightedSum) -> list[Sparse]:
 
 
 def _elected(deltas: Values, election: Election) -> Values:
-    voted = deltas * election.voices[:, None]
+    voted = deltas * election.vote_weights[:, None]
     total = _add_in_order(voted)
     agree = np.where(total >= 0 if election.zero_is_positive else total > 0, voted > 0, voted < 0)
-    mixed = _add_in_order(np.where(agree, deltas * election.shares[:, None], np.float32(0)))
-    if election.measures is not None:
-        divisor = _add_in_order(np.where(agree, election.measures[:, None], np.float32(0)))
+    mixed = _add_in_order(np.where(agree, deltas * election.sum_weights[:, None], np.float32(0)))
+    if election.divisor_weights is not None:
+        divisor = _add_in_order(np.where(agree, election.divisor_weights[:, None], np.float32(0)))
         floor = np.float32(election.floor)
         mixed = np.divide(mixed, np.maximum(divisor, floor) if floor > 0 else np.where(divisor == 0, np.float32(1), divisor))
     return mixed * np.float32(election.scale) + np.float32(0)
