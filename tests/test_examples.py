@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+Models = tuple[Path, Path, Path]
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> tuple[Path, Path, Path]:
+def models(tmp_path: Path) -> Models:
     rng = np.random.default_rng(0)
     base = {"a.weight": rng.standard_normal((300, 400), np.float32), "a.bias": rng.standard_normal(300).astype(np.float32)}
     folders = []
@@ -33,15 +34,17 @@ def run(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def test_compress_restore(models, tmp_path, monkeypatch, capsys):
+def test_compress_restore(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("compress_restore.py", *models[:2], tmp_path, monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert "verified: True" in out
     assert out.count("times smaller") == 2
 
 
-def test_merge_study(tmp_path, capsys):
-    from demo.conftest import TINY, write_sources
+def test_merge_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from support.demo_sources import TINY, write_sources
 
     from deltapack.demo.corpus import Folders
     from deltapack.demo.flow import DemoSize
@@ -64,7 +67,9 @@ def test_merge_study(tmp_path, capsys):
     assert len((tmp_path / "out" / "merge_study.csv").read_text().splitlines()) == len(rows) + 1
 
 
-def test_merge_and_open(models, tmp_path, monkeypatch, capsys):
+def test_merge_and_open(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import deltapack
 
     packs = []

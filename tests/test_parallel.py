@@ -132,7 +132,8 @@ def test_an_error_ends_the_rest(workers: int) -> None:
 
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that did start have ended when the error comes."""
-    start, started, running = _thread.start_new_thread, [], [0]
+    started: list[int] = []
+    start, running = _thread.start_new_thread, [0]
 
     def refuse(*arguments: Any) -> Any:
         if started:

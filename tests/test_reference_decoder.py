@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,10 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack import Override, Recipe
-
-PackOf = Callable[..., Path]
-Applied = Callable[..., Model]
 
 
 def everything() -> tuple[Model, Model, tuple[Override, ...]]:

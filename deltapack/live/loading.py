@@ -29,7 +29,7 @@ from deltapack.restoring.on_device import DevicePlace, restore_on_device
 
 __all__ = ["load_model", "load_state_dict"]
 
-Packs = Mapping["str | Path", float] | Sequence["str | Path"] | str | Path
+Packs = Mapping[str, float] | Mapping[Path, float] | Mapping["str | Path", float] | Sequence["str | Path"] | str | Path
 
 
 def load_state_dict(

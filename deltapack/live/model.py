@@ -177,7 +177,7 @@ class LiveModel:
 
     def activate(
         self,
-        packs: Mapping[str | Path, float] | str | Path,
+        packs: Mapping[str, float] | Mapping[Path, float] | Mapping[str | Path, float] | str | Path,
         *,
         method: str = "linear",
         semantics: str | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.fixtures import RawSafetensors
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME, BY_TORCH
 from deltapack.errors import CheckpointError
-
-Writer = Callable[..., Path]
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -108,7 +106,7 @@ def test_threads_read_the_same(tmp_path: Path) -> None:
         assert np.concatenate(list(parts)).tolist() == list(range(50_000))
 
 
-def test_reading_a_range_of_a_large_file_does_not_read_the_file(raw_safetensors: Writer, tmp_path: Path) -> None:
+def test_reading_a_range_of_a_large_file_does_not_read_the_file(raw_safetensors: RawSafetensors, tmp_path: Path) -> None:
     size = 2 << 30
     path = raw_safetensors({"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}})
     os.truncate(path, path.stat().st_size + size)
@@ -259,7 +257,7 @@ def test_a_weight_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_declared_tie_is_an_alias(raw_safetensors: Writer) -> None:
+def test_a_declared_tie_is_an_alias(raw_safetensors: RawSafetensors) -> None:
     metadata = {"format": "pt", "head": "embed", "note": "text", "gone": "missing"}
     path = raw_safetensors(
         {"__metadata__": metadata, "embed": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3"

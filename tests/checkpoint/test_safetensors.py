@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fixtures import RawSafetensors
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.layout import NewTensor
@@ -20,8 +20,6 @@ from deltapack.checkpoint.safetensors import header_bytes, parse_safetensors
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, DeltapackError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
-
-Writer = Callable[..., Path]
 
 
 def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
@@ -67,14 +65,14 @@ BAD_HEADERS = {
 
 
 @pytest.mark.parametrize("case", BAD_HEADERS)
-def test_a_bad_header_is_refused(case: str, raw_safetensors: Writer) -> None:
+def test_a_bad_header_is_refused(case: str, raw_safetensors: RawSafetensors) -> None:
     path = raw_safetensors(*BAD_HEADERS[case])
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert str(path) in str(caught.value)
 
 
-def test_an_error_names_tensor_expected_and_found(raw_safetensors: Writer) -> None:
+def test_an_error_names_tensor_expected_and_found(raw_safetensors: RawSafetensors) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(raw_safetensors({"w": entry(shape=[3])}, bytes(8)))
     assert (caught.value.tensor, caught.value.found) == ("w", 8)
@@ -82,7 +80,7 @@ def test_an_error_names_tensor_expected_and_found(raw_safetensors: Writer) -> No
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F8_E4M3FNUZ", "f32", "", None, 1, []])
-def test_an_unknown_element_type_is_unsupported(dtype: object, raw_safetensors: Writer) -> None:
+def test_an_unknown_element_type_is_unsupported(dtype: object, raw_safetensors: RawSafetensors) -> None:
     with pytest.raises(UnsupportedError):
         open_checkpoint(raw_safetensors({"a": entry(dtype=dtype)}, bytes(8)))
 
@@ -117,18 +115,18 @@ def test_what_is_not_safetensors_is_told(content: bytes, hint: str | None, tmp_p
         ({"name_bytes": 1}, {"ab": entry()}),
     ],
 )
-def test_limits_are_enforced(limit: dict[str, int], header: object, raw_safetensors: Writer) -> None:
+def test_limits_are_enforced(limit: dict[str, int], header: object, raw_safetensors: RawSafetensors) -> None:
     with pytest.raises(LimitError):
         open_checkpoint(raw_safetensors(header, bytes(8)), replace(DEFAULT_LIMITS, **limit))
 
 
-def test_a_zero_dimension_beside_a_huge_one_holds_nothing(raw_safetensors: Writer) -> None:
+def test_a_zero_dimension_beside_a_huge_one_holds_nothing(raw_safetensors: RawSafetensors) -> None:
     path = raw_safetensors({"a": entry(shape=[1 << 50, 0], offsets=[0, 0])})
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.read("a").size == 0
 
 
-def test_the_order_is_that_of_the_data_not_of_the_header(raw_safetensors: Writer) -> None:
+def test_the_order_is_that_of_the_data_not_of_the_header(raw_safetensors: RawSafetensors) -> None:
     path = raw_safetensors({"b": entry(offsets=[8, 16]), "a": entry()}, np.arange(4, dtype="<f4").tobytes())
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.weight_shards() == [("model.safetensors", ["a", "b"])]

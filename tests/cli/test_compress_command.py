@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from support.commands import Pair, Run, StandIn
 
 from deltapack import Override, Recipe
 from deltapack.reports import CompressReport
 
-Run = Callable[..., Result]
 
-
-def test_defaults_are_those_of_the_library(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     use_case = stand_in("compress", pair.report)
     assert run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk").exit_code == 0
     assert use_case.args == (pair.base, pair.finetuned, tmp_path / "x.dpk")
@@ -30,7 +27,7 @@ def test_defaults_are_those_of_the_library(run: Run, pair, stand_in, tmp_path: P
     }
 
 
-def test_options_reach_the_library(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     use_case = stand_in("compress", pair.report)
     options = shlex.split(
         "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
@@ -76,14 +73,14 @@ def test_options_reach_the_library(run: Run, pair, stand_in, tmp_path: Path) -> 
         ["--non-finite", "ignore"],
     ],
 )
-def test_wrong_options_exit_2(options: list[str], run: Run, pair, tmp_path: Path) -> None:
+def test_wrong_options_exit_2(options: list[str], run: Run, pair: Pair, tmp_path: Path) -> None:
     result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", *options)
     assert result.exit_code == 2
     assert "Error: " in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_as_text(run: Run, pair, tmp_path: Path) -> None:
+def test_report_as_text(run: Run, pair: Pair, tmp_path: Path) -> None:
     result = run(
         "compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--drop-rate", "0.5", "--values", "int8"
     )
@@ -104,7 +101,7 @@ def test_report_as_text(run: Run, pair, tmp_path: Path) -> None:
         )
 
 
-def test_report_as_json(run: Run, pair, tmp_path: Path) -> None:
+def test_report_as_json(run: Run, pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "x.dpk"
     result = run("compress", pair.base, pair.finetuned, "-o", out, "--drop-rate", "0.5", "--values", "int8", "--json")
     document = json.loads(result.stdout)
@@ -113,7 +110,7 @@ def test_report_as_json(run: Run, pair, tmp_path: Path) -> None:
     assert out.read_bytes() == pair.pack.read_bytes()
 
 
-def test_quiet_leaves_warnings(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_quiet_leaves_warnings(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     split = {"index": 1, "codes": 1}
     report = CompressReport(
         Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"]

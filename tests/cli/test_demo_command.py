@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
-from click.testing import Result
+from support.commands import Run
 
 from deltapack.cli.main import cli
 from deltapack.demo import flow
 from deltapack.demo.render import commands
-
-Run = Callable[..., Result]
 
 
 def report(folder: Path) -> flow.DemoReport:
@@ -29,7 +28,7 @@ def report(folder: Path) -> flow.DemoReport:
 def test_options_and_output(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
 
-    def run_demo(folder: Path, *, echo, progress, workers, force) -> flow.DemoReport:
+    def run_demo(folder: Path, *, echo: Any, progress: Any, workers: int | None, force: bool) -> flow.DemoReport:
         calls.append((folder, progress, workers, force))
         if echo is not None:
             echo("a stage\x1b")
@@ -58,6 +57,6 @@ def test_the_commands_it_prints_are_understood(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for line in commands(report(tmp_path)):
         program, name, *arguments = shlex.split(line)
-        command = cli.get_command(None, name)  # type: ignore[arg-type, attr-defined]
-        assert program == "deltapack"
+        command = cli.get_command(click.Context(cli), name)
+        assert program == "deltapack" and command is not None
         command.make_context(name, arguments)

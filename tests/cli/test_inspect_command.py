@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from click.testing import Result
+from support.commands import Pair, Run
 
 from deltapack.cli.commands.inspect import _settings
 from deltapack.packs.inspecting import inspect_pack
 
-Run = Callable[..., Result]
 
-
-def test_text(run: Run, pair) -> None:
+def test_text(run: Run, pair: Pair) -> None:
     result = run("inspect", pair.pack)
     assert (result.exit_code, result.stderr) == (0, "")
     summary = inspect_pack(pair.pack)
@@ -26,7 +23,7 @@ def test_text(run: Run, pair) -> None:
     assert run("inspect", pair.pack, "--quiet").stdout == ""
 
 
-def test_tensors(run: Run, pair) -> None:
+def test_tensors(run: Run, pair: Pair) -> None:
     lines = run("inspect", pair.pack, "--tensors").stdout.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[-4:]}
     assert list(rows) == ["a.weight", "head", "old", "same"]
@@ -35,7 +32,7 @@ def test_tensors(run: Run, pair) -> None:
     assert rows["old"] == ["removed", "0"]
 
 
-def test_json(run: Run, pair) -> None:
+def test_json(run: Run, pair: Pair) -> None:
     document = json.loads(run("inspect", pair.pack, "--json").stdout)
     assert document == json.loads(json.dumps(inspect_pack(pair.pack).to_json(tensors=False)))
     assert "tensors" not in document

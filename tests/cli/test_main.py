@@ -7,17 +7,15 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
-from click.testing import Result
+from support.commands import Pair, Run, StandIn
 
 import deltapack
 from deltapack import errors
 from deltapack.cli.main import COMMANDS
-
-Run = Callable[..., Result]
 
 HEAVY = ("torch", "numba", "scipy", "numpy", "rich", "safetensors")
 
@@ -28,7 +26,7 @@ def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect", "--help"], ["inspect", "PACK"]])
-def test_starts_light(arguments: list[str], pair) -> None:
+def test_starts_light(arguments: list[str], pair: Pair) -> None:
     code = f"""
 import sys
 from deltapack.cli.main import cli
@@ -59,8 +57,8 @@ def test_help_lists_commands_and_exit_codes(run: Run) -> None:
 def test_summaries_are_those_of_the_commands(name: str, run: Run) -> None:
     from deltapack.cli.main import cli
 
-    command = cli.get_command(None, name)  # type: ignore[arg-type, attr-defined]
-    assert command.short_help == COMMANDS[name].summary
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None and command.short_help == COMMANDS[name].summary
     assert run(name, "--help").exit_code == 0
 
 
@@ -88,7 +86,7 @@ def test_usage_errors_exit_2(arguments: list[str], run: Run) -> None:
     [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.DeltapackError)],
 )
 def test_errors_become_a_paragraph_and_an_exit_code(
-    kind: type[errors.DeltapackError], run: Run, pair, stand_in
+    kind: type[errors.DeltapackError], run: Run, pair: Pair, stand_in: StandIn
 ) -> None:
     stand_in("verify", kind("it is wrong", path="x.dpk", hint="Mend it."))
     result = run("verify", pair.pack)
@@ -107,20 +105,20 @@ def test_errors_become_a_paragraph_and_an_exit_code(
     ],
 )
 def test_what_the_system_raises(
-    error: BaseException, code: int, message: str, run: Run, pair, stand_in, tmp_path
+    error: BaseException, code: int, message: str, run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path
 ) -> None:
     stand_in("apply", error)
     result = run("apply", pair.base, pair.pack, "-o", tmp_path / "out")
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", message)
 
 
-def test_an_interrupted_check_claims_no_output(run: Run, pair, stand_in) -> None:
+def test_an_interrupted_check_claims_no_output(run: Run, pair: Pair, stand_in: StandIn) -> None:
     stand_in("verify", KeyboardInterrupt())
     assert run("verify", pair.pack).stderr == "Interrupted.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_stop_cleanly(number: signal.Signals, pair, tmp_path: Path) -> None:
+def test_signals_stop_cleanly(number: signal.Signals, pair: Pair, tmp_path: Path) -> None:
     code = """
 import sys, time
 import deltapack
@@ -144,7 +142,7 @@ main()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_closed_pipe_is_quiet(pair) -> None:
+def test_a_closed_pipe_is_quiet(pair: Pair) -> None:
     command = [sys.executable, "-m", "deltapack", "inspect", str(pair.pack)]
     reading, writing = os.pipe()
     os.close(reading)
@@ -155,7 +153,7 @@ def test_a_closed_pipe_is_quiet(pair) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", "PACK"]])
-def test_a_full_disk_under_stdout(arguments: list[str], pair) -> None:
+def test_a_full_disk_under_stdout(arguments: list[str], pair: Pair) -> None:
     command = [str(pair.pack) if argument == "PACK" else argument for argument in arguments]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -164,7 +162,7 @@ def test_a_full_disk_under_stdout(arguments: list[str], pair) -> None:
     assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
 
 
-def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair, tmp_path: Path) -> None:
+def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair: Pair, tmp_path: Path) -> None:
     folder = tmp_path / ("long " * 30 + "name")
     folder.mkdir()
     text = (folder / "x.dpk").resolve()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
-from click.testing import Result
+from support.commands import Pair, Run, StandIn
 
 from deltapack.errors import RecipeError
 from deltapack.merging.recipe import MergeRecipe, constant
 from deltapack.reports import ApplyReport, MergeReport, VerifyReport
-
-Run = Callable[..., Result]
 
 DEFAULTS = {
     "dtype": None,
@@ -38,7 +35,7 @@ CHOSEN = {
 }
 
 
-def test_apply_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_apply_passes_its_options(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     use_case = stand_in("apply", ApplyReport(tmp_path / "out", 3, 4096, False))
     call = ["apply", pair.base, pair.pack, "-o", tmp_path / "out"]
     assert "verified  no" in run(*call).stdout
@@ -48,7 +45,7 @@ def test_apply_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> N
     assert use_case.kwargs == CHOSEN | {"weight": -0.5, "rescale": 2.0}
 
 
-def test_merge_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_merge_passes_its_options(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     report = MergeReport(tmp_path / "out", 3, 4096, [("a.dpk", 0.5)], ["heavy"], ["a note"])
     use_case = stand_in("merge", report)
     call = ["merge", pair.base, pair.pack, pair.pack, "-o", tmp_path / "out"]
@@ -66,7 +63,7 @@ def test_merge_passes_its_options(run: Run, pair, stand_in, tmp_path: Path) -> N
     assert use_case.kwargs == CHOSEN | {"recipe": recipe, "prefer": pair.pack, "assets": "base", "vocab": "base", "report": False}
 
 
-def test_vocabularies_are_united_on_demand(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_vocabularies_are_united_on_demand(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     use_case = stand_in("merge", MergeReport(tmp_path / "out", 3, 4096, []))
     call = ["merge", pair.base, "-o", tmp_path / "out"]
     assert run(*call, pair.pack, "--vocab", "union").exit_code == 0
@@ -81,7 +78,7 @@ def test_vocabularies_are_united_on_demand(run: Run, pair, stand_in, tmp_path: P
     assert refused.exit_code == 2 and "assets names no pack: expected one of base, " in refused.stderr
 
 
-def test_questions_about_a_merge_pass_its_options(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_questions_about_a_merge_pass_its_options(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     refusal = RecipeError("no")
     call = ["merge", pair.base, pair.pack, "--prefer", pair.pack, "--vocab", "base", "--workers", "3"]
     expected = {"recipe": MergeRecipe(), "prefer": pair.pack, "vocab": "base", "workers": 3}
@@ -92,7 +89,7 @@ def test_questions_about_a_merge_pass_its_options(run: Run, pair, stand_in, tmp_
     assert (survey.args, survey.kwargs) == ((pair.base, (pair.pack,)), expected)
 
 
-def test_verify_passes_its_options(run: Run, pair, stand_in) -> None:
+def test_verify_passes_its_options(run: Run, pair: Pair, stand_in: StandIn) -> None:
     use_case = stand_in("verify", VerifyReport(pair.pack, 10, 1, 1, 0, False))
     assert "1 chunk and 1 side file checked" in run("verify", pair.pack).stdout
     assert (use_case.args, use_case.kwargs) == ((pair.pack, None), {"workers": None, "progress": None})
@@ -100,7 +97,7 @@ def test_verify_passes_its_options(run: Run, pair, stand_in) -> None:
     assert (use_case.args, use_case.kwargs) == ((pair.pack, pair.base), {"workers": 2, "progress": None})
 
 
-def test_json(run: Run, pair, stand_in, tmp_path: Path) -> None:
+def test_json(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stand_in("apply", ApplyReport(out, 3, 4096, True, ["n"]))
     document = json.loads(run("apply", pair.base, pair.pack, "-o", out, "--json").stdout)
@@ -112,7 +109,7 @@ def test_json(run: Run, pair, stand_in, tmp_path: Path) -> None:
     assert json.loads(run("verify", pair.pack, "--json").stdout)["chunks"] == 1
 
 
-def test_the_commands_work_together(run: Run, pair, tmp_path: Path) -> None:
+def test_the_commands_work_together(run: Run, pair: Pair, tmp_path: Path) -> None:
     out, merged = tmp_path / "out", tmp_path / "merged.dpk"
     result = run("apply", pair.base, pair.pack, "-o", out)
     assert result.exit_code == 0, result.stderr
@@ -125,7 +122,7 @@ def test_the_commands_work_together(run: Run, pair, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
-def test_exit_codes_of_real_failures(run: Run, pair, tmp_path: Path) -> None:
+def test_exit_codes_of_real_failures(run: Run, pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("apply", pair.finetuned, pair.pack, "-o", out).exit_code == 4
     damaged = tmp_path / "damaged.dpk"

@@ -40,13 +40,13 @@ def coded(codec: str, values: Floats, counts: NDArray[np.int64] | None = None) -
 
 
 def squared_errors(values: Floats, seen: Floats) -> NDArray[np.float64]:
-    return np.square(values.astype(np.float64) - seen).sum(axis=-1)
+    return np.asarray(np.square(values.astype(np.float64) - seen).sum(axis=-1))
 
 
 def errors_of_scale(values: Floats, steps: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:
     """Squared error of each group `[groups, 128]` with a step `[groups]` of any sign."""
     wide, column = values.astype(np.float64), steps[:, None]
-    return np.square(wide - np.clip(np.rint(wide / column), low, high) * column).sum(axis=1)
+    return np.asarray(np.square(wide - np.clip(np.rint(wide / column), low, high) * column).sum(axis=1))
 
 
 def best_errors(values: Floats, low: int, high: int) -> NDArray[np.float64]:

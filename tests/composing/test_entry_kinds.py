@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,11 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack import Recipe
 from deltapack.errors import BaseMismatchError, RecipeError
-
-PackOf = Callable[..., Path]
-Applied = Callable[..., Model]
 
 
 def kinds(pack: Path) -> dict[str, str]:

@@ -185,9 +185,8 @@ def test_ways_to_ask(tmp_path: Path) -> None:
     assert preview.assets == str(found.packs[0])
     assert any("5 new tokens" in note for note in preview.notes)
     report = merge(found, tmp_path / "out", recipe=recipe, report=True)
-    asked = {"recipe": recipe, "vocab": "union"}
-    assert report.survey == deltapack.survey_merge(found.base, found.packs, **asked)
-    explained = deltapack.explain_merge(found.base, found.packs, GROWING[0], **asked)
+    assert report.survey == deltapack.survey_merge(found.base, found.packs, recipe=recipe, vocab="union")
+    explained = deltapack.explain_merge(found.base, found.packs, GROWING[0], recipe=recipe, vocab="union")
     assert explained.result == read_model(tmp_path / "out")[GROWING[0]].bits.reshape(-1)[explained.element]
     for out in ("out", "out.dpk"):
         most = deltapack.preview_merge(found.base, found.packs, tmp_path / out, vocab="union", force=True).bytes
@@ -326,7 +325,7 @@ def test_a_tied_tensor_cannot_grow_in_two_ways() -> None:
         entries = [Entry(name, kind, f32, shape, base=BaseRef(name, f32, (4, 2), "")) for name, kind, shape in rows]
         pack = SimpleNamespace(index=SimpleNamespace(entries=entries), path=Path("a.dpk"))
         with pytest.raises(MergeConflictError, match=r"a\.dpk: tensor 'lm_head': the pack grew a tied tensor"):
-            growth_of(base, [pack])  # type: ignore[arg-type, list-item]
+            growth_of(base, [pack])  # type: ignore[list-item]
 
 
 def test_a_wrong_base_is_told_first(tmp_path: Path) -> None:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from support.demo_sources import TINY, write_sources
 
 from deltapack.demo.corpus import Folders
 from deltapack.demo.flow import DemoReport, DemoSize, run_demo
-from deltapack.demo.model import ModelSize
 from deltapack.demo.training import Schedule
-
-TINY = ModelSize(layers=1, width=32, heads=2, inner=64, context=32)
-
-
-def write_sources(folder: Path, count: int) -> None:
-    """Write modules of about 2,000 characters of code and 1,600 of docstrings each."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        docstring = f"Return value {number}, as the manual of {folder.name} says it should be returned. " * 4
-        functions = [f'def f{k}(x):\n    """{docstring}"""\n    return x * {k} + {number}\n' for k in range(5)]
-        constants = [f"{folder.name.upper()}_{number}_{k} = {k * number}" for k in range(90)]
-        (folder / f"m{number}.py").write_text("\n".join([*functions, *constants]) + "\n", "utf-8")
 
 
 @pytest.fixture(scope="session")

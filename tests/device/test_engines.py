@@ -76,7 +76,8 @@ def check(engine: Engine, pack: tuple[PackReader, ResidentPack], dtype: DType, m
     numel = reader.index.entries[0].numel
     base = packs.random_bits(numel, dtype)
     live = packs.to_torch(base, DEVICE)
-    address, done = live.data_ptr(), []
+    done: list[Saved] = []
+    address = live.data_ptr()
     engine.switch([], [work_of(reader, resident, region_of(live, (numel,)), dtype, weight)], mode, done)
     wanted = packs.unsigned(packs.expected(reader, base, dtype, dtype, weight))
     assert np.array_equal(packs.unsigned(live), wanted)
@@ -228,7 +229,8 @@ def test_a_seeded_mask_with_another_count_is_refused(engine: Engine, tmp_path: P
         with PackReader(tmp_path / "bad.dpk") as reader:
             resident = send(reader, torch.device(DEVICE), 1)
             live = packs.to_torch(packs.random_bits(520, dtype), DEVICE)
-            before, done = live.clone(), []
+            done: list[Saved] = []
+            before = live.clone()
             with pytest.raises(FormatError) as caught:
                 engine.switch([], [work_of(reader, resident, region_of(live[10:510], (500,)), dtype)], "log", done)
             assert (caught.value.rule, caught.value.tensor, caught.value.path) == ("R9", "w", reader.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 import zstandard
@@ -16,7 +17,7 @@ RAW = b"deltapack " * 100
 FRAME = compress_frame(RAW, 1)
 
 
-def frame(raw: bytes, **options: object) -> bytes:
+def frame(raw: bytes, **options: Any) -> bytes:
     params = zstandard.ZstdCompressionParameters.from_level(1, **options)
     return zstandard.ZstdCompressor(compression_params=params).compress(raw)
 
@@ -86,7 +87,7 @@ def test_window_over_8_mib_is_refused() -> None:
 
 
 def test_dictionary_is_refused() -> None:
-    samples = [bytes([i % 7, i % 11]) * 20 + str(i).encode() for i in range(500)]
+    samples: list[bytes | bytearray | memoryview] = [bytes([i % 7, i % 11]) * 20 + str(i).encode() for i in range(500)]
     dictionary = zstandard.train_dictionary(1024, samples)
     packed = zstandard.ZstdCompressor(dict_data=dictionary).compress(RAW)
     with pytest.raises(FormatError, match="dictionary"):

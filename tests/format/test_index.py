@@ -155,7 +155,7 @@ def nodes(document: Any) -> list[tuple[Any, Any]]:
     return [place for key in list(keys) for place in [(document, key), *nodes(document[key])]]
 
 
-junk = st.sampled_from(
+junk: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, False, 0, 1, -1, 7, 2**32, 2**53 - 1, "", "a", "0" * 32, "f" * 8, "7fc00000", [], [0], [64, 0, "0" * 16], {}]
 )
 

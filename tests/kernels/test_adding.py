@@ -121,7 +121,7 @@ def test_every_element_of_16_bits_widens_and_rounds_alike(name: str) -> None:
         zeros = Sparse(np.arange(1 << 16, dtype=np.uint32), np.zeros(1 << 16, np.float32))
         load(backend).add_in_place(elements, BY_NAME[name], [zeros])
         results.append(unsigned(elements))
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
     moved = np.flatnonzero(results[0] != np.arange(1 << 16))
     assert moved[0] == 0x7F81 if name == "bf16" else moved[0] == 0x7C01
     assert results[0][0x8000] == 0

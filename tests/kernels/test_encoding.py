@@ -102,7 +102,7 @@ def test_quantized_groups_by_plain_integers(loops: Backend, codec: str) -> None:
     values = (rng.laplace(0, 1, counts.sum()) * np.exp2(rng.integers(-60, 60, counts.sum()) // 20 * 20)).astype(np.float32)
     values[130:140], values[428] = 0, 2.0**-101
     codes, scales = loops.quantize_groups(values, counts, *SEARCHES[codec])
-    assert (codes.dtype, scales.dtype) == (np.int8, np.uint16)
+    assert codes.dtype == np.int8 and scales.dtype == np.uint16
     start = group = 0
     for count in counts.tolist():
         for first in range(0, count, 128):

@@ -86,7 +86,7 @@ def test_a_shorter_tile_keeps_the_start_of_the_full_one(loops: Backend, length: 
 
 def test_no_tiles(loops: Backend) -> None:
     positions, counts = loops.sample_positions(9, 1 << 30, 0, np.zeros(0, np.int64))
-    assert (positions.dtype, len(positions), len(counts)) == (np.uint32, 0, 0)
+    assert positions.dtype == np.uint32 and len(positions) == len(counts) == 0
 
 
 @given(st.sampled_from([1, (1 << 32) // 300, 1 << 30, 2**32 - 1]), st.integers(0, 2**64 - 1))
@@ -129,10 +129,12 @@ def decoded(loops: Backend, codec: str, raw: np.ndarray, counts: np.ndarray, len
     """The positions, or the message of the error."""
     try:
         if codec == "bytes":
-            return loops.byte_gap_positions(raw, counts, lengths).tolist()
-        if codec == "bitmap":
-            return loops.bitmap_positions(raw, counts, lengths).tolist()
-        return loops.rice_gap_positions(raw, int(codec), counts, lengths).tolist()
+            positions = loops.byte_gap_positions(raw, counts, lengths)
+        elif codec == "bitmap":
+            positions = loops.bitmap_positions(raw, counts, lengths)
+        else:
+            positions = loops.rice_gap_positions(raw, int(codec), counts, lengths)
+        return [int(position) for position in positions]
     except FormatError as error:
         assert error.rule == "R9"
         return str(error)

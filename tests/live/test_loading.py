@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from support.builders import CHUNK, Model, Tensor, moved, random_tensor, tuned_model, whole
+from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
 
 BACKENDS = ["cpu", "torch", "triton"]
-PackOf = Callable[..., Path]
-Merged = Callable[..., Model]
 
 
 def same(state: dict[str, torch.Tensor], model: Model) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from support import builders
 from support.builders import CHUNK, TORCH, Model, Tensor, cast, moved, random_tensor, tuned_model, whole
+from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
 import deltapack
@@ -19,8 +20,6 @@ from deltapack.device.model_tensors import Slice
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, FormatError, RecipeError, UnsupportedError
 
 BACKENDS = ["torch", "triton"] if torch.cuda.is_available() else ["cpu", "torch", "triton"]
-PackOf = Callable[..., Path]
-Merged = Callable[..., Model]
 
 
 def to_torch(tensor: Tensor, device: str = DEVICE) -> torch.Tensor:
@@ -115,11 +114,12 @@ def test_what_a_method_cannot_do_live(pack_of: PackOf) -> None:
     live = deltapack.attach(state)
     live.activate(one)
     before = {name: bytes_of(tensor) for name, tensor in state.items()}
-    for options, kind, match in [
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"method": "sce"}, UnsupportedError, "stores the tensor whole"),
         ({"method": "slerp"}, RecipeError, "slerp"),
         ({"method": "ram", "density": 0.5}, RecipeError, "density"),
-    ]:
+    ]
+    for options, kind, match in cases:
         with pytest.raises(kind, match=match):
             live.activate({one: 1.0, two: 1.0}, **options)
         assert before == {name: bytes_of(tensor) for name, tensor in state.items()}
@@ -188,6 +188,7 @@ class Tied(torch.nn.Module):
             self.spread.copy_(base["spread"])
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.scale, torch.Tensor)
         return ((self.embed[ids] @ self.turned) * self.scale) @ self.spread
 
 
@@ -360,15 +361,16 @@ def test_an_error_midway_leaves_the_model_as_it_was(
 
 def fail_at(patch: pytest.MonkeyPatch, backend: str, call: int) -> None:
     """Let the n-th piece of work run out of memory, once."""
-    from deltapack.device import torch_engine
+    from deltapack.device import torch_kernels
     from deltapack.live import cpu_engine
 
+    target: Any
     if backend == "triton":
         from deltapack.device import triton_engine
 
         target, name = triton_engine._Plan, "of"
     else:
-        target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_engine.torch_kernels, "add_sparse")
+        target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_kernels, "add_sparse")
     original, calls = getattr(target, name), []
 
     def sometimes(*arguments: Any, **options: Any) -> Any:
@@ -491,11 +493,12 @@ def test_undo_takes_no_more_than_a_copy(pack_of: PackOf, merged: Merged, backend
 
 
 def test_two_interrupts_in_a_row_leave_a_way_back(pack_of: PackOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltapack.device import regions
     from deltapack.live import cpu_engine
 
     base = {name: random_tensor(seed, (40, 30), "bf16") for seed, name in enumerate("abcd")}
     one, two = (pack_of(base, tuned_model(base, seed), f"{seed}", drop_rate=0.5) for seed in (1, 2))
-    state, original = state_of(base, "cpu"), cpu_engine.write_chunk
+    state, original = state_of(base, "cpu"), regions.write_chunk
     for first, second in ((1, 2), (3, 6), (4, 7)):
         live = deltapack.attach(state, backend="cpu", workers=1)
         live.activate(two)
@@ -525,7 +528,7 @@ def test_autograd_notices_a_switch(pack_of: PackOf, backend: str) -> None:
     loss = (weight * weight).sum()
     live.activate(pack_of(base, tuned_model(base), drop_rate=0.5))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        torch.autograd.backward(loss)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,17 @@ from support.builders import (
     tuned_model,
     whole,
 )
+from support.fixtures import PackOf
 
 import deltapack
 from deltapack.errors import MergeConflictError, NonFiniteError
 from deltapack.merging.methods.table import METHODS
 
-PackOf = Callable[..., Path]
 ALL = [(name, semantics) for name, variants in METHODS.items() for semantics in variants]
 
 
 def checked(tmp_path: Path, base: Mapping[str, Tensor], packs: list[Path], **options: Any) -> Model:
-    paths = {"base": tmp_path / "base.safetensors", "packs": packs, "force": True}
+    paths: dict[str, Any] = {"base": tmp_path / "base.safetensors", "packs": packs, "force": True}
     deltapack.merge(**paths, out=tmp_path / "merged.safetensors", **options)
     deltapack.merge(**paths, out=tmp_path / "merged.dpk", **options)
     direct = read_model(tmp_path / "merged.safetensors")
@@ -72,7 +72,7 @@ def test_tensors_that_grow(pack_of: PackOf, tmp_path: Path, method: str) -> None
     base = {"e": random_tensor(1, (90, 20), "bf16"), "x": random_tensor(2, (CHUNK + 5,), "bf16")}
     more = random_tensor(5, (100, 20), "bf16")
     more.bits[:90] = moved(base["e"], 4).bits
-    exact = {"drop_rate": 0, "values": "f32"}
+    exact: dict[str, Any] = {"drop_rate": 0, "values": "f32"}
     packs = [pack_of(base, {"e": more, "x": base["x"]}, "one", **exact), pack_of(base, tuned_model(base, 20), "other", **exact)]
     result = checked(tmp_path, base, packs, method=method)
     assert np.array_equal(result["e"].bits[90:], more.bits[90:])

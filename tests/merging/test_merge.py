@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,12 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.fixtures import Merged, PackOf
 
 import deltapack
 from deltapack import Recipe
 from deltapack.errors import BaseMismatchError, FormatError, LimitError, MergeConflictError, OutputError, RecipeError
 
-PackOf = Callable[..., Path]
-Restore = Callable[..., Model]
 WEIGHTS = st.floats(-4, 4, width=32)
 
 
@@ -209,7 +209,7 @@ def grown(base: Tensor, rows: int, seed: int) -> Tensor:
 def test_one_pack_grows_a_tensor(pack_of: PackOf, tmp_path: Path) -> None:
     base = {"e": random_tensor(1, (90, 20), "bf16")}
     one, other = {"e": grown(base["e"], 100, 5)}, tuned_model(base, 20)
-    exact = {"drop_rate": 0, "values": "f32"}
+    exact: dict[str, Any] = {"drop_rate": 0, "values": "f32"}
     packs = [pack_of(base, one, "one", **exact), pack_of(base, other, "other", **exact)]
     for order, weights in ((packs, (0.5, 0.25)), (packs[::-1], (0.25, 0.5))):
         steps = [(0.5, Tensor("bf16", one["e"].bits[:90])), (0.25, other["e"])]
@@ -411,13 +411,13 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
     found = {}
     for vocab, rows in {"base": 70, "one": 80, "two": 90, "none": 70}.items():
         out = tmp_path / f"out-{vocab}"
-        options = {"vocab": packs.get(vocab, vocab), "method": method}
+        options: dict[str, Any] = {"vocab": packs.get(vocab, vocab), "method": method}
         report = deltapack.merge(tmp_path / "base", list(packs.values()), out, **options)
         preview = deltapack.preview_merge(
             tmp_path / "base", list(packs.values()), tmp_path / "x", vocab=options["vocab"], recipe=deltapack.MergeRecipe(method)
         )
         assert preview.grown == ([("embed.weight", 70, rows)] if rows > 70 else [])
-        asked = {"recipe": deltapack.MergeRecipe(method), "vocab": options["vocab"]}
+        asked: dict[str, Any] = {"recipe": deltapack.MergeRecipe(method), "vocab": options["vocab"]}
         survey = deltapack.survey_merge(tmp_path / "base", list(packs.values()), **asked)
         explained = deltapack.explain_merge(tmp_path / "base", list(packs.values()), "embed.weight", **asked)
         assert explained.result == read_model(out)["embed.weight"].bits.reshape(-1)[explained.element]
@@ -448,7 +448,7 @@ def test_side_files_that_differ_are_the_bases(tmp_path: Path) -> None:
     assert any("--prefer" in note for note in report.notes)
 
 
-def test_a_stored_tensor_under_another_name_is_merged(pack_of: PackOf, merged: Restore) -> None:
+def test_a_stored_tensor_under_another_name_is_merged(pack_of: PackOf, merged: Merged) -> None:
     # Found by a test: the merge held the tensor under both names.
     base = {"x.w": random_tensor(1, (40, 30), "f32"), "x.v": random_tensor(2, (40, 30), "f32")}
     plain = {name: random_tensor(3, (40, 30), "f32") for name in base}

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.builders import Model, random_tensor, small_model, tuned_model, write_file, write_folder
+from support.fixtures import PackOf
 
 import deltapack
 from deltapack.checkpoint import Checkpoint
 from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, MergeConflictError, OutputError, RecipeError
 from deltapack.merging.recipe import MergeRecipe, constant
-
-PackOf = Callable[..., Path]
 
 
 @pytest.fixture
@@ -104,7 +102,7 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
         ({"base": write_file(tmp_path / "other.safetensors", {"x": random_tensor(1, (3,))})}, BaseMismatchError),
     ]
     for options, error in cases:
-        arguments = {"base": tmp_path / "base.safetensors", "packs": one, "out": tmp_path / "out"} | options
+        arguments: dict[str, Any] = {"base": tmp_path / "base.safetensors", "packs": one, "out": tmp_path / "out"} | options
         with pytest.raises(error):
             deltapack.preview_merge(**arguments)
         with pytest.raises(error):

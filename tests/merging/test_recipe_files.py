@@ -223,7 +223,7 @@ VALUES: Any = st.recursive(
 def test_no_document_does_anything_but_be_read_or_refused(folder: Path, top: dict[str, Any]) -> None:
     import yaml
 
-    class Plain(yaml.SafeDumper):
+    class Plain(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
         def ignore_aliases(self, data: Any) -> bool:
             return True
 

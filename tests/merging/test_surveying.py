@@ -24,7 +24,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], 
     write_file(folder / "base.safetensors", base)
     rng = np.random.default_rng(0)
     common = {name: rng.normal(0, 0.01, shape) for name, shape in SHAPES.items()}
-    packs, dense = [], {name: [] for name in SHAPES}
+    packs: list[Path] = []
+    dense: dict[str, list[np.ndarray]] = {name: [] for name in SHAPES}
     for number, recipe in enumerate(
         (Recipe(drop_rate=0.5, values="f32"), Recipe(drop_rate=0.8, values="f32", index="gaps"), Recipe(drop_rate=0))
     ):
@@ -57,7 +58,7 @@ def test_rows_are_what_dense_arrays_say(family: tuple[Path, list[Path], dict[str
         deltas = kept(packs, name)
         several = (deltas != 0).sum(axis=0) > 1
         both = (deltas > 0).any(axis=0) & (deltas < 0).any(axis=0)
-        changed = np.count_nonzero(deltas.any(axis=0))
+        changed = int(np.count_nonzero(deltas.any(axis=0)))
         assert (row.elements, row.changed) == (deltas.shape[1], changed)
         assert (row.overlap, row.conflicts) == (several.sum() / changed, both.sum() / several.sum())
         energy = (deltas**2).sum(axis=1) * np.square(weights)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +24,11 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack import Override, Recipe
 from deltapack.errors import CheckpointError, NonFiniteError, OutputError, RecipeError
-
-PackOf = Callable[..., Path]
-Applied = Callable[..., Model]
 
 
 def positions(pack: Path, name: str) -> list[int]:
@@ -140,7 +138,7 @@ def test_the_best_codec_depends_on_what_dropping_costs(pack_of: PackOf) -> None:
     base = {"w": random_tensor(1, (5000,))}
     tuned = tuned_model(base, scale=0.001)
 
-    def chosen(**recipe: object) -> str:
+    def chosen(**recipe: Any) -> str:
         with deltapack.open_pack(pack_of(base, tuned, force=True, **recipe)) as pack:
             return pack.index.entries[0].terms[0].values
 
@@ -166,7 +164,8 @@ def test_overrides_include_and_exclude(pack_of: PackOf, applied: Applied) -> Non
     }
     assert (terms["layer.bias"].index, terms["layer.bias"].factor) == ("bitmap", 1)
     assert (terms["layer.weight"].keep, terms["layer.weight"].factor) == (1 << 31, 2)
-    for number, choice in enumerate(({"include": "weight"}, {"exclude": "bias"}, {"exclude": "^layer.bias$"})):
+    choices: list[dict[str, Any]] = [{"include": "weight"}, {"exclude": "bias"}, {"exclude": "^layer.bias$"}]
+    for number, choice in enumerate(choices):
         pack_path = pack_of(base, tuned, f"choice {number}", **choice)
         with deltapack.open_pack(pack_path) as pack:
             assert {name: entry.kind for name, entry in pack.items()} == {

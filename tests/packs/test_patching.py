@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from support import builders
 from support.builders import CHUNK, Model, moved, random_tensor, whole
+from support.fixtures import PackOf
 
 import deltapack
 from deltapack.errors import BaseMismatchError, ChecksumError, FormatError, RecipeError
 
-PackOf = Callable[..., Path]
 State = dict[str, NDArray[Any]]
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,12 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack.checkpoint.files import ReadFile, WriteFile
 from deltapack.errors import OutputError, RecipeError
 
-PackOf = Callable[..., Path]
-Applied = Callable[..., Model]
 VALUES = ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.fixtures import PackOf
 from support.interpreting import DEVICE
 
 import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, RecipeError
-
-PackOf = Callable[..., Path]
 
 
 def some_base() -> Model:

@@ -10,8 +10,6 @@ from support.builders import CHUNK, FLOATS, Model, cast, edited, random_tensor, 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, RecipeError
 
-PackOf = Callable[..., Path]
-
 
 def test_what_was_checked(tmp_path: Path) -> None:
     base = small_model() | {"long": random_tensor(1, (CHUNK + 1,), "bf16")}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.builders import CHUNK, Model, Tensor, cast, moved, random_tensor, tuned_model, write_file
+from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack import Recipe
 from deltapack.errors import RecipeError
 from deltapack.sparsify.della import Della, epsilon_for, probabilities
 
-PackOf = Callable[..., Path]
 BASE = {"long": random_tensor(1, (3, 400_007)), "wide": random_tensor(2, (40, 55), "bf16"), "flat": random_tensor(3, (900,))}
 
 
@@ -25,7 +24,8 @@ def kept_of(pack: Path, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
 
 
 def difference(base: Model, tuned: Model, name: str) -> np.ndarray[Any, Any]:
-    return (tuned[name].f64.astype(np.float32) - base[name].f64.astype(np.float32)).reshape(-1)
+    difference: np.ndarray[Any, Any] = tuned[name].f64.astype(np.float32) - base[name].f64.astype(np.float32)
+    return difference.reshape(-1)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def tuned() -> Model:
 
 
 @pytest.mark.parametrize("drop_rate", [0.5, 0.9, 0.99])
-def test_magnitude_keeps_the_largest(pack_of: PackOf, applied: Callable[..., Model], tuned: Model, drop_rate: float) -> None:
+def test_magnitude_keeps_the_largest(pack_of: PackOf, applied: Applied, tuned: Model, drop_rate: float) -> None:
     pack = pack_of(BASE, tuned, sparsify="magnitude", drop_rate=drop_rate, values="f32")
     for name, tensor in BASE.items():
         delta = difference(BASE, tuned, name)
@@ -48,7 +48,7 @@ def test_magnitude_keeps_the_largest(pack_of: PackOf, applied: Callable[..., Mod
     deltapack.verify(pack, pack.parent / "base.safetensors")
 
 
-def test_magnitude_keeps_few_changes_exactly(pack_of: PackOf, applied: Callable[..., Model]) -> None:
+def test_magnitude_keeps_few_changes_exactly(pack_of: PackOf, applied: Applied) -> None:
     changed = BASE["long"].bits.copy()
     changed.reshape(-1)[[5, 70_000, CHUNK + 3]] += np.float32(1)
     tuned = BASE | {"long": Tensor("f32", changed)}
@@ -135,7 +135,7 @@ def test_a_tensor_may_have_its_own_sparsifier(pack_of: PackOf, tuned: Model) -> 
 
 
 @pytest.mark.parametrize("sparsify", ["magnitude", "breadcrumbs", "della"])
-def test_nothing_dropped_is_everything_kept(pack_of: PackOf, applied: Callable[..., Model], sparsify: str) -> None:
+def test_nothing_dropped_is_everything_kept(pack_of: PackOf, applied: Applied, sparsify: str) -> None:
     base = {"x": random_tensor(1, (300,), "bf16")}
     tuned = {"x": moved(base["x"], 2)}
     assert applied(pack_of(base, tuned, sparsify=sparsify, drop_rate=0, values="f32")) == tuned

@@ -6,17 +6,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from deltapack.sparsify.ranking import Cut, Magnitudes, find_cuts, places_in_cut
 
 VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -3e38, np.inf]), st.floats(width=32, allow_nan=False))
 
 
-def largest(values: np.ndarray, rank: int) -> np.ndarray:
+def largest(values: np.ndarray, rank: int) -> NDArray[np.bool_]:
     """The `rank` largest magnitudes that are not zero; of equal ones the first."""
-    mask = np.zeros(len(values), bool)
+    mask = np.zeros(len(values), np.bool_)
     mask[np.argsort(-np.abs(values), kind="stable")[:rank]] = True
-    return mask & (values != 0)
+    mask[values == 0] = False
+    return mask
 
 
 def taken(parts: list[np.ndarray], *cuts: Cut) -> np.ndarray:
@@ -45,8 +47,13 @@ def test_cuts_are_what_sorting_gives(values: np.ndarray, chunks: int, ranks: lis
 
 
 def test_ranks_may_depend_on_how_many_are_not_zero() -> None:
-    seen = []
-    tensor = Magnitudes(2, lambda chunk: np.array([0, -0.0, chunk, 2], np.float32), lambda nonzero: seen.append(nonzero) or [1])
+    seen: list[int] = []
+
+    def ranks(nonzero: int) -> list[int]:
+        seen.append(nonzero)
+        return [1]
+
+    tensor = Magnitudes(2, lambda chunk: np.array([0, -0.0, chunk, 2], np.float32), ranks)
     ((cut,),) = find_cuts([tensor], 1)
     assert seen == [3]
     assert [len(places_in_cut(chunk, tensor.read(chunk), cut)) for chunk in (0, 1)] == [1, 0]

@@ -87,11 +87,11 @@ def write_small_pack(path: Path) -> Path:
             terms = (write_term(writer, codec, 45, number),)
             entries.append(Entry(name, "delta", BY_NAME["bf16"], (5, 9), digest_of(name), base=base, terms=terms))
         base = BaseRef("b", f32, (2, 9), digest_of("base b"))
-        terms = (write_term(writer, CODECS[0], 18, 8), write_term(writer, CODECS[2], 18, 9))
+        both = (write_term(writer, CODECS[0], 18, 8), write_term(writer, CODECS[2], 18, 9))
         rows = writer.chunked_blob(stored_layout(9))
         rows.append(encode_stored_chunk(np.arange(9, dtype=np.float32)))
         entries.append(
-            Entry("b", "grown", f32, (3, 9), digest_of("b"), base=base, terms=terms, stored=rows.close())
+            Entry("b", "grown", f32, (3, 9), digest_of("b"), base=base, terms=both, stored=rows.close())
         )
         whole = writer.chunked_blob(stored_layout(40))
         whole.append(encode_stored_chunk(np.zeros(40, np.int16)))

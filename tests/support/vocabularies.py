@@ -26,7 +26,8 @@ def token(key: int, content: str, **flags: bool) -> dict[str, Any]:
 
 def tokenizer_json(added: Sequence[Mapping[str, Any]], words: Mapping[str, int] = WORDS) -> dict[str, Any]:
     """A tokenizer of single letters."""
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None}
+    model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
     model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": dict(words), "merges": []}
     parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
     return {"version": "1.0", **dict.fromkeys(parts), "added_tokens": list(added), "model": model}

@@ -161,7 +161,7 @@ class Term:
                 raw = b"".join(bits.to_bytes(2, "little") for bits in self.scales[scale : scale + groups])
                 raws.append(planes(raw, 2))
             code, scale = code + n, scale + groups
-            chunk = {"streams": [stream(raw) for raw in raws], "counts": [len(tile) for tile in kept], "flip": 0}
+            chunk: Json = {"streams": [stream(raw) for raw in raws], "counts": [len(tile) for tile in kept], "flip": 0}
             if self.spoil:
                 self.spoil(chunk)
             payload = b"".join(stored for stored, _ in chunk["streams"])
@@ -363,7 +363,7 @@ def dump(index: Any) -> bytes:
 
 def prologue(frame: bytes, raw_length: int, offset: int, minor: int, fields: Json) -> bytes:
     """64 bytes."""
-    values = {
+    values: Json = {
         **{"magic": b"\x89DPK\r\n\x1a\n", "major": 1, "minor": minor, "flags": 0},
         **{"file_length": offset + len(frame), "index_offset": offset, "index_length": len(frame)},
         **{"index_raw_length": raw_length, "index_hash": xxhash.xxh3_64_intdigest(frame)},

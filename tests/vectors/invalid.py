@@ -242,7 +242,7 @@ def index_cases() -> Iterator[Case]:
         edits.append(("R13", f"name-{what}", FORMAT, put("files", 0, "name", name)))
     for rule, what, error, edit in edits:
         yield rule, what, error, None, small().build(edit)
-    new_key = lambda index: (put("required", ["x.future"])(index), put("extra", 1)(index))  # noqa: E731
+    new_key = lambda index: index.update(required=["x.future"], extra=1)  # noqa: E731
     yield "R5", "feature-with-new-key", UNSUPPORTED, None, small().build(new_key)
     twice = small().file("b.json", b"1")
     yield "R6", "files-unsorted", FORMAT, None, twice.build(lambda index: index["files"].reverse())
@@ -452,7 +452,7 @@ def frame_cases(good: bytes) -> Iterator[Case]:
     raw = zstandard.decompress(_index_of(good))
     flat = zstd(raw)
     no_size = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(raw)
-    samples = [raw[i : i + 60] for i in range(0, 400, 5)]
+    samples: list[bytes | bytearray | memoryview] = [raw[i : i + 60] for i in range(0, 400, 5)]
     words = zstandard.train_dictionary(256, samples * 5)
     dictionary = zstandard.ZstdCompressor(level=1, dict_data=words).compress(raw)
     skippable = b"\x50\x2a\x4d\x18\4\0\0\0abcd"

@@ -105,7 +105,8 @@ def seeded_positions(keep: int, key: int, tile: int, size: int) -> list[int]:
     table = [2**32]
     while len(table) < 256:
         table.append(table[-1] * (2**32 - keep) // 2**32)
-    cursor, block, kept = 0, 0, []
+    kept: list[int] = []
+    cursor = block = 0
     while True:
         for u in philox(block, tile, key):
             gap = sum(u >= 2**32 - table[i] for i in range(1, 256))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import CHUNK, Model, Tensor, decode_by_spec, read_model, write_file
+from support.fixtures import Merged, PackOf
 
 import deltapack
 from deltapack import Recipe
@@ -25,7 +26,11 @@ UNIT = 2.0**-10
 
 
 def grid(seed: int, shape: tuple[int, ...], size: int) -> Array:
-    return np.random.default_rng(seed).integers(-size, size + 1, shape) * UNIT
+    return np.multiply(np.random.default_rng(seed).integers(-size, size + 1, shape), UNIT, dtype=np.float64)
+
+
+def added(parts: Sequence[Array]) -> Array:
+    return np.asarray(np.sum(parts, axis=0))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,7 @@ def test_ties_of_the_paper(family: tuple[Path, list[Path]], method: str) -> None
         signs = np.sign(sums)
         signs = np.where(signs == 0, np.sign(signs.sum()), signs)
         agree = [np.where(signs > 0, delta > 0, delta < 0) for delta in deltas]
-        total = sum(delta * mask for delta, mask in zip(deltas, agree, strict=True))
+        total = added([delta * mask for delta, mask in zip(deltas, agree, strict=True)])
         return 0.5 * divided(total, np.maximum(sum(mask.astype(int) for mask in agree), 1))
 
     check(family, formula, method=method, semantics="paper", parameters={"lambda": 0.5})
@@ -179,7 +184,7 @@ def test_density_of_ties(family: tuple[Path, list[Path]], density: float) -> Non
     def formula(deltas: list[Array]) -> Array:
         deltas = [trimmed(delta, density) for delta in deltas]
         elected = np.where(sum(deltas) >= 0, 1, -1)
-        return sum(delta * (np.sign(delta) == elected) for delta in deltas)
+        return added([delta * (np.sign(delta) == elected) for delta in deltas])
 
     check(family, formula, method="ties", density=density, parameters={"normalize": False})
 
@@ -203,7 +208,7 @@ def test_density_of_breadcrumbs(family: tuple[Path, list[Path]], density: float,
         return out.reshape(delta.shape)
 
     def formula(deltas: list[Array]) -> Array:
-        return sum(w * without_outliers(delta) for w, delta in zip(WEIGHTS, deltas, strict=True))
+        return added([w * without_outliers(delta) for w, delta in zip(WEIGHTS, deltas, strict=True)])
 
     check(family, formula, method="breadcrumbs", weights=WEIGHTS, density=density, parameters={"gamma": gamma})
 
@@ -274,7 +279,7 @@ def test_ramplus(family: tuple[Path, list[Path]]) -> None:
     check(family, formula, (0, 1), method="ramplus", parameters=parameters)
 
 
-def test_model_stock_without_dropping(pack_of: Callable[..., Path], merged: Callable[..., Model]) -> None:
+def test_model_stock_without_dropping(pack_of: PackOf, merged: Merged) -> None:
     base = {"x": Tensor("f32", grid(1, (64,), 100).astype("<f4"))}
     signs = np.array([1.0] * 64), np.array([1.0] * 48 + [-1.0] * 16)  # a cosine of 1/2
     packs = [
@@ -286,7 +291,7 @@ def test_model_stock_without_dropping(pack_of: Callable[..., Path], merged: Call
     assert np.array_equal(merged(packs, method="model_stock")["x"].bits, wanted)
 
 
-def test_model_stock_corrects_for_dropping(pack_of: Callable[..., Path], merged: Callable[..., Model]) -> None:
+def test_model_stock_corrects_for_dropping(pack_of: PackOf, merged: Merged) -> None:
     # The cosine of what is left of two differences is half of theirs at density 1/2; the correction undoes that.
     rng = np.random.default_rng(5)
     base = {"x": Tensor("f32", np.zeros(400_000, "<f4"))}
