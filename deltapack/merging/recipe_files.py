@@ -87,7 +87,11 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
     if not models:
         raise top["models"].error("names no model but the base")
     reader = _Reader(method, shared, own, tuple(models.values()))
-    recipe = reader.recipe(top.get("semantics"))
+    try:
+        recipe = reader.recipe(top.get("semantics"))
+    except RecipeError as error:  # of numbers and patterns that no recipe may have
+        error.path = error.path or path
+        raise
     source = _tokenizer_source(top)
     vocab = "union" if source is not None and source.value == "union" else None
     assets = None if source is None or vocab is not None else _assets(source, base, models)

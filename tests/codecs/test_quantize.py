@@ -154,7 +154,8 @@ def test_any_group(codec: str, numbers: list[float]) -> None:
     assert codes.max() <= high
     seen = coded(codec, values)
     assert np.isfinite(seen).all()
-    assert np.array_equal(seen, coded(codec, values))
+    # Scales are searched for the least error, and a scale of zero is among them.
+    assert squared_errors(values, seen) <= squared_errors(values, np.zeros_like(values)) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("codec", sorted(RANGE))

@@ -67,7 +67,7 @@ def test_no_file_does_anything_but_be_read_or_refused(content: dict[str, Any], n
         for data in files_with(added, added, 41, files.get, Path("pack.dpk")).values():
             assert isinstance(json.loads(data), dict)
     except DeltapackError as error:
-        assert str(error)
+        assert error.path is not None and Path(error.path).parent == Path("pack.dpk")
 
 
 @pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])

@@ -19,8 +19,17 @@ def test_installed_folders_exist() -> None:
     assert (where.numpy / "__init__.py").is_file()
 
 
-def test_same_folders_give_same_text(sources: Folders) -> None:
-    assert read_corpus(SIZE, sources) == read_corpus(SIZE, sources)
+def test_the_order_in_which_files_are_listed_does_not_matter(sources: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, listings = Path.rglob, []
+    before = read_corpus(SIZE, sources)
+
+    def reversed_(folder: Path, pattern: str) -> list[Path]:
+        listings.append(list(listed(folder, pattern)))
+        return sorted(listings[-1], reverse=listings[-1][0] < listings[-1][-1])
+
+    monkeypatch.setattr(Path, "rglob", reversed_)
+    assert read_corpus(SIZE, sources) == before
+    assert len(listings) == 3 and all(len(paths) == 24 for paths in listings)
 
 
 def test_code_has_no_docstrings_and_prose_no_code(sources: Folders) -> None:

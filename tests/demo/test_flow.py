@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from deltapack.cli.main import cli
+from deltapack.demo import flow
 from deltapack.demo.corpus import Folders
-from deltapack.demo.flow import DemoReport, DemoSize, run_demo
+from deltapack.demo.flow import DOMAINS, DemoReport, DemoSize, run_demo
 from deltapack.demo.model import load_model
 from deltapack.demo.render import commands, print_report
 from deltapack.errors import OutputError
@@ -27,14 +28,23 @@ def test_rows_and_files(report: DemoReport) -> None:
             assert (report.folder / "restored" / path.stem / "model.safetensors").is_file()
 
 
-def test_retention_is_the_stated_formula(report: DemoReport) -> None:
-    rows = {row.name: row for row in report.rows}
-    base, tuned = rows["base"].loss["code"], rows["code-finetuned"].loss["code"]
-    pack = rows["code-drop0.9.dpk"]
-    if tuned < base:
-        assert pack.retention == {"code": (base - pack.loss["code"]) / (base - tuned)}
-    else:
-        assert pack.retention == {}
+def test_retention_is_the_stated_formula(tmp_path: Path, demo_size: DemoSize, sources: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of losses made up here: code gains 2 by its fine-tune, prose loses 1, so there is nothing of it to retain."""
+    losses = {
+        **{"base": (5.0, 4.0), "code-finetuned": (3.0, 9.0), "prose-finetuned": (1.0, 5.0), "merged": (4.0, 3.0)},
+        **{"code-drop0.5": (3.5, 0.0), "code-drop0.9": (6.0, 0.0), "prose-drop0.5": (0.0, 4.0), "prose-drop0.9": (0.0, 2.0)},
+    }
+
+    def measure(demo: object, name: str, domains: tuple[str, ...]) -> dict[str, float]:
+        return {domain: losses[Path(name).name][DOMAINS.index(domain)] for domain in domains}
+
+    monkeypatch.setattr(flow._Demo, "_measure", measure)
+    report = run_demo(tmp_path / "out", workers=1, size=demo_size, sources=sources)
+    assert {row.name: row.retention for row in report.rows if row.step in ("pack", "merge")} == {
+        **{"code-drop0.5.dpk": {"code": 0.75}, "code-drop0.9.dpk": {"code": -0.5}, "merged": {"code": 0.5}},
+        **{"prose-drop0.5.dpk": {}, "prose-drop0.9.dpk": {}},
+    }
+    assert all(row.retention == {} for row in report.rows if row.step in ("base", "fine-tune"))
 
 
 def test_restored_models_are_whole(report: DemoReport) -> None:

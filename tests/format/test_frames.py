@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -111,5 +112,9 @@ def test_damaged_frames_are_refused_or_have_the_right_size(at: int, flip: int) -
         assert error.rule == "R10"
 
 
-def test_same_bytes_every_time() -> None:
-    assert [compress_frame(RAW, level) for level in (1, 9)] == [compress_frame(RAW, level) for level in (1, 9)]
+def test_same_bytes_whatever_was_compressed_before_and_beside() -> None:
+    cases = [(str(number).encode() * 3000, level) for number in range(20) for level in (1, 9)]
+    one_by_one = [compress_frame(*case) for case in cases]
+    assert len(set(one_by_one)) > 20
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda case: compress_frame(*case), reversed(cases))) == one_by_one[::-1]

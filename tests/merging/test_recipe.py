@@ -126,4 +126,4 @@ def test_refuses_weights_that_are_no_numbers(weights: Any) -> None:
 def test_one_number_is_for_all_packs() -> None:
     recipe = recipe_of(0.5, "ties", None, 0.25, None).for_packs(3)
     assert recipe.weights_at("x", 0, 3) == [0.5] * 3
-    assert [schedule.at("x", 0) for schedule in recipe.densities] in ([0.25], [0.25] * 3)
+    assert [schedule.at("x", 0) for schedule in recipe.densities] == [0.25] * 3
