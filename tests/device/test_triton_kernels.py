@@ -14,10 +14,14 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """All variants, compiled in a process of its own: in this one the kernels may be interpreted."""
+def compiled(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """All variants, compiled in a process of its own: in this one the kernels may be interpreted.
+
+    That takes a minute, so the next run finds them in pytest's cache; Triton's keys are hashes of all that a kernel is made of.
+    """
+    assert request.config.cache is not None
     command = [sys.executable, "-m", "benchmarks.kernels", "--json"]
-    environment = {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": ":".join(filter(None, sys.path))}
+    environment = {"TRITON_CACHE_DIR": str(request.config.cache.mkdir("triton")), "PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment)
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)

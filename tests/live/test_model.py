@@ -89,8 +89,17 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", METHODS, ids=lambda options: options["method"] + options.get("semantics", ""))
+# Others than sums are made on the CPU, whatever the backend, so the interpreter, which is slow, sees one of those.
+INTERPRETED = ("ties", "dare_linear", "linear")
+CASES = [
+    pytest.param(backend, options, id=f"{options['method']}{options.get('semantics', '')}-{backend}")
+    for options in METHODS
+    for backend in BACKENDS
+    if backend != "triton" or DEVICE == "cuda" or (options["method"] in INTERPRETED and "semantics" not in options)
+]
+
+
+@pytest.mark.parametrize(("backend", "options"), CASES)
 def test_every_kind_of_merge_method(pack_of: PackOf, merged: Merged, backend: str, options: dict[str, Any]) -> None:
     base = {name: tensor for name, tensor in some_base().items() if name not in ("scalar", "ids")}  # those are stored whole
     one, two = (pack_of(base, tuned_model(base, seed), str(seed), drop_rate=0.9) for seed in (1, 2))
@@ -347,7 +356,7 @@ def test_an_error_midway_leaves_the_model_as_it_was(
     live = deltapack.attach(state, backend=backend)
     live.activate({two: 0.5})
     wanted = merged([two], weights=[0.5])
-    for failing in range(1, 7):
+    for failing in range(1, 4 if backend == "triton" else 7):
         with monkeypatch.context() as patch:
             fail_at(patch, backend, failing)
             with pytest.raises(MemoryError):
@@ -375,7 +384,7 @@ def fail_at(patch: pytest.MonkeyPatch, backend: str, call: int) -> None:
 
     def sometimes(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
-        if len(calls) == min(call, 3 if backend == "triton" else call):
+        if len(calls) == call:
             raise MemoryError
         return original(*arguments, **options)
 

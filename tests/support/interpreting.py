@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -11,5 +13,26 @@ __all__ = ["DEVICE"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where tests that need a device run."""
 
+
+def patch_language_once() -> None:
+    """Let the interpreter put its functions into `triton.language` once a launch, not again for each call of a function of a kernel.
+
+    It looks through a thousand names each time, which is a third of what a launch takes. Inside of a launch there is nothing left to put.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_unless_patched(function: Any) -> Any:
+        seen = [module for module in function.__globals__.values() if module is language or module is language.core]
+        fresh = any(language.core.is_builtin(module.load) for module in seen)
+        return patch(function) if fresh else interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_unless_patched
+
+
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        patch_language_once()
