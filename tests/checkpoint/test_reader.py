@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.builders import bytes_of
 from support.fixtures import RawSafetensors
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME, BY_TORCH
 from deltapack.errors import CheckpointError
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def shards(folder: Path, groups: dict[str, dict[str, torch.Tensor]], **changes: str) -> Path:
@@ -46,7 +43,7 @@ def test_every_element_type_is_read_bit_by_bit(dtype: object, tmp_path: Path) ->
         assert (info.numel, info.nbytes, info.shape) == (tensor.numel(), 48, tuple(tensor.shape))
         read = checkpoint.read("w", 1, 3)
         assert read.dtype == np.dtype(info.dtype.storage)
-        assert read.tobytes() == bits(tensor[1:3])
+        assert read.tobytes() == bytes_of(tensor[1:3])
 
 
 def test_ranges_of_a_matrix_a_scalar_and_an_empty_tensor(tmp_path: Path) -> None:

@@ -14,15 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.builders import bytes_of
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -53,7 +50,7 @@ def test_every_range_of_every_view(modern: bool, tmp_path: Path) -> None:
         assert list(checkpoint.tensors) == sorted(tensors.keys() - {"a.tied"})
         assert bool(checkpoint.notes) != modern
         for name, tensor in tensors.items():
-            raw, size, numel = bits(tensor), tensor.element_size(), tensor.numel()
+            raw, size, numel = bytes_of(tensor), tensor.element_size(), tensor.numel()
             for start in range(0, numel, 3):
                 for stop in {start, start + 1, (start + numel) // 2, numel}:
                     assert checkpoint.read(name, start, stop).tobytes() == raw[start * size : stop * size], name
@@ -73,7 +70,7 @@ def test_every_element_type(modern: bool, dtype: Any, tmp_path: Path) -> None:
     torch.save({"w": tensor}, tmp_path / "w.pt", _use_new_zipfile_serialization=modern)
     with open_checkpoint(tmp_path / "w.pt") as checkpoint:
         assert checkpoint.tensors["w"].dtype is dtype
-        assert checkpoint.read("w").tobytes() == bits(tensor)
+        assert checkpoint.read("w").tobytes() == bytes_of(tensor)
 
 
 @pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.backends import unsigned
 from vectors import scalar
 
 from deltapack.dtypes import BY_NAME
@@ -17,10 +18,6 @@ FLOATS = ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"]
 TORCH = {name: getattr(torch, BY_NAME[name].torch) for name in FLOATS}
 NAN = {"f64": 0x7FF8 << 48, "f32": 0x7FC00000, "f16": 0x7E00, "bf16": 0x7FC0, "f8_e4m3fn": 0x7F, "f8_e5m2": 0x7E}
 LARGEST_F8 = {"f8_e4m3fn": 448.0, "f8_e5m2": 57344.0}
-
-
-def unsigned(elements: NDArray[np.generic]) -> NDArray[np.generic]:
-    return np.ascontiguousarray(elements).view(f"<u{elements.dtype.itemsize}")
 
 
 def all_elements(name: str) -> NDArray[np.generic]:

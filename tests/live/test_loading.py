@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.builders import CHUNK, Model, Tensor, moved, random_tensor, tuned_model, whole
+from support.builders import CHUNK, Model, Tensor, bytes_of, mixed_model, moved, random_tensor, tuned_model, whole
 from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
@@ -20,20 +20,14 @@ BACKENDS = ["cpu", "torch", "triton"]
 
 
 def same(state: dict[str, torch.Tensor], model: Model) -> bool:
-    raw = {name: tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in state.items()}
+    raw = {name: bytes_of(tensor) for name, tensor in state.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return raw == {name: tensor.raw for name, tensor in model.items()} and shapes == {name: tensor.shape for name, tensor in model.items()}
 
 
 @pytest.fixture
 def base() -> Model:
-    return {
-        "a": random_tensor(1, (60, 50), "bf16"),
-        "b": random_tensor(2, (900,), "f32"),
-        "c": random_tensor(3, (40, 9), "f16"),
-        "empty": random_tensor(4, (0, 3)),
-        "ids": whole("i64", np.arange(5)),
-    }
+    return mixed_model()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import builders
-from support.builders import CHUNK, TORCH, Model, Tensor, cast, moved, random_tensor, tuned_model, whole
+from support.builders import CHUNK, TORCH, Model, Tensor, bytes_of, cast, moved, random_tensor, tuned_model, whole
 from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
@@ -32,10 +32,6 @@ def to_torch(tensor: Tensor, device: str = DEVICE) -> torch.Tensor:
 
 def state_of(model: Mapping[str, Tensor], device: str = DEVICE) -> dict[str, torch.Tensor]:
     return {name: to_torch(tensor, device) for name, tensor in model.items()}
-
-
-def bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def holds(state: Mapping[str, torch.Tensor], model: Mapping[str, Tensor]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from support.builders import (
     Model,
     Tensor,
     cast,
-    decode_by_spec,
     edited,
     moved,
     random_tensor,
@@ -23,24 +21,13 @@ from support.builders import (
     whole,
 )
 from support.fixtures import PackOf
+from support.merging import checked
 
 import deltapack
 from deltapack.errors import MergeConflictError, NonFiniteError
 from deltapack.merging.methods.table import METHODS
 
 ALL = [(name, semantics) for name, variants in METHODS.items() for semantics in variants]
-
-
-def checked(tmp_path: Path, base: Mapping[str, Tensor], packs: list[Path], **options: Any) -> Model:
-    paths: dict[str, Any] = {"base": tmp_path / "base.safetensors", "packs": packs, "force": True}
-    deltapack.merge(**paths, out=tmp_path / "merged.safetensors", **options)
-    deltapack.merge(**paths, out=tmp_path / "merged.dpk", **options)
-    direct = read_model(tmp_path / "merged.safetensors")
-    deltapack.apply(tmp_path / "base.safetensors", tmp_path / "merged.dpk", tmp_path / "applied.safetensors", force=True)
-    assert read_model(tmp_path / "applied.safetensors") == direct
-    assert decode_by_spec(base, tmp_path / "merged.dpk") == direct
-    deltapack.verify(tmp_path / "merged.dpk", tmp_path / "base.safetensors")
-    return direct
 
 
 @pytest.mark.parametrize(("method", "semantics"), ALL)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from support.builders import (
     write_folder,
 )
 from support.fixtures import Merged, PackOf
+from support.merging import checked
 
 import deltapack
 from deltapack import Recipe
@@ -155,19 +156,6 @@ def test_packs_with_one_mask_are_pointed_out(tmp_path: Path) -> None:
     packs = [tmp_path / "int4.dpk", tmp_path / "int8.dpk"]
     report = deltapack.merge(tmp_path / "base.safetensors", packs, tmp_path / "out", weights=[0.5, 0.5])
     assert any("same positions" in warning for warning in report.warnings)
-
-
-def checked(tmp_path: Path, base: Mapping[str, Tensor], packs: list[Path], **options: object) -> Model:
-    """Merge into a file and into a pack; both, and the reference decoder, give one model."""
-    paths = {"base": tmp_path / "base.safetensors", "packs": packs, "force": True}
-    deltapack.merge(**paths, out=tmp_path / "merged.safetensors", **options)  # type: ignore[arg-type]
-    deltapack.merge(**paths, out=tmp_path / "merged.dpk", **options)  # type: ignore[arg-type]
-    direct = read_model(tmp_path / "merged.safetensors")
-    deltapack.apply(tmp_path / "base.safetensors", tmp_path / "merged.dpk", tmp_path / "applied.safetensors", force=True)
-    assert read_model(tmp_path / "applied.safetensors") == direct
-    assert decode_by_spec(base, tmp_path / "merged.dpk") == direct
-    deltapack.verify(tmp_path / "merged.dpk", tmp_path / "base.safetensors")
-    return direct
 
 
 def f32_sum(base: Tensor, *steps: tuple[float, Tensor]) -> Tensor:

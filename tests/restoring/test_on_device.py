@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.builders import (
     CHUNK,
-    Model,
     edited,
     leftovers,
+    mixed_model,
     moved,
     random_tensor,
     read_folder,
     tuned_model,
-    whole,
     write_file,
     write_folder,
 )
@@ -29,20 +27,10 @@ import deltapack
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, RecipeError
 
 
-def some_base() -> Model:
-    return {
-        "a": random_tensor(1, (60, 50), "bf16"),
-        "b": random_tensor(2, (900,), "f32"),
-        "c": random_tensor(3, (40, 9), "f16"),
-        "empty": random_tensor(4, (0, 3)),
-        "ids": whole("i64", np.arange(5)),
-    }
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
     """A base, and packs of a fine-tune and of one with more rows."""
-    base = some_base()
+    base = mixed_model()
     grown = tuned_model(base, 3) | {"c": random_tensor(3, (44, 9), "f16"), "new": random_tensor(8, (7,))}
     grown["c"].bits[:40] = moved(base["c"], 1).bits
     write_folder(tmp_path / "base", base)
@@ -92,7 +80,7 @@ def test_batches_and_chunks(pack_of: PackOf, tmp_path: Path, size: int, monkeypa
 def test_what_is_wrong_leaves_nothing(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deltapack.device.torch_engine import TorchEngine
 
-    base = some_base()
+    base = mixed_model()
     pack, out = pack_of(base, tuned_model(base), drop_rate=0.5), tmp_path / "out.safetensors"
     other = write_file(tmp_path / "other.safetensors", base | {"a": edited(base["a"], 7, 0)})
     with pytest.raises(BaseMismatchError, match="other content"):

@@ -71,6 +71,11 @@ class Tensor:
 Model = dict[str, Tensor]
 
 
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """The elements of a tensor of torch, on any device."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
 def cast(values: np.ndarray[Any, Any], dtype: str) -> Tensor:
     """Round f32 or f64 values by torch; to the narrow types through f32, as spec/06-arithmetic.md wants."""
     flat = torch.from_numpy(np.ascontiguousarray(values).reshape(-1).copy())
@@ -120,6 +125,17 @@ def small_model(seed: int = 0, dtype: str = "f32") -> Model:
         "layer.bias": random_tensor(seed + 1, (700,), dtype),
         "layer.weight": random_tensor(seed + 2, (257, 259), dtype),
         "positions": whole("i64", np.arange(40)),
+    }
+
+
+def mixed_model() -> Model:
+    """Floats of three types, a tensor without elements and an integer buffer."""
+    return {
+        "a": random_tensor(1, (60, 50), "bf16"),
+        "b": random_tensor(2, (900,), "f32"),
+        "c": random_tensor(3, (40, 9), "f16"),
+        "empty": random_tensor(4, (0, 3)),
+        "ids": whole("i64", np.arange(5)),
     }
 
 

@@ -19,6 +19,7 @@ from deltapack.format.reader import PackReader
 from deltapack.format.table import tile_lengths
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels import reference, rounding
+from support import backends
 
 NO_DIGEST = "0" * 32
 F32 = BY_NAME["f32"]
@@ -80,7 +81,7 @@ def to_torch(bits: np.ndarray[Any, Any], device: str = "cpu") -> torch.Tensor:
 
 def unsigned(elements: np.ndarray[Any, Any] | torch.Tensor) -> np.ndarray[Any, Any]:
     array = elements.contiguous().view(BITS[elements.element_size()]).cpu().numpy() if isinstance(elements, torch.Tensor) else elements
-    return np.ascontiguousarray(array).view(f"<u{array.dtype.itemsize}")
+    return backends.unsigned(array)
 
 
 def expected(reader: PackReader, base: np.ndarray[Any, Any], source: DType, target: DType, weight: float) -> np.ndarray[Any, Any]:

@@ -58,7 +58,8 @@ def _nan(empty: Any) -> Any:
     def empty_poisoned(*arguments: Any, **options: Any) -> torch.Tensor:
         tensor: torch.Tensor = empty(*arguments, **options)
         if not tensor.is_meta:
-            tensor.untyped_storage().fill_(1 if tensor.dtype == torch.bool else 0xFF)
+            storage: Any = tensor.untyped_storage()
+            storage.fill_(1 if tensor.dtype == torch.bool else 0xFF)
         return tensor
 
     return empty_poisoned
