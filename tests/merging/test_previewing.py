@@ -93,26 +93,27 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
     one = packs[:1]
     merged, thin = tmp_path / "merged.dpk", MergeRecipe("dare_linear", densities=(constant(0.1),))
     deltapack.merge(tmp_path / "base.safetensors", one * 2, merged)
-    cases: list[tuple[dict[str, Any], type[DeltapackError]]] = [
-        ({"packs": packs}, MergeConflictError),
-        ({"packs": []}, RecipeError),
-        ({"out": tmp_path / "taken.safetensors"}, OutputError),
-        ({"out": tmp_path / "base.safetensors", "force": True}, OutputError),
-        ({"out": one[0], "force": True}, OutputError),
-        ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError),
-        ({"out": tmp_path / "no" / "out"}, OutputError),
-        ({"dtype": "i8"}, RecipeError),
-        ({"packs": [merged], "recipe": thin}, RecipeError),
-        ({"packs": one * 65, "out": tmp_path / "out.dpk"}, LimitError),
-        ({"recipe": MergeRecipe("model_stock")}, RecipeError),
-        ({"recipe": MergeRecipe("ties", (constant(1), constant(1)))}, RecipeError),
-        ({"base": write_file(tmp_path / "other.safetensors", {"x": random_tensor(1, (3,))})}, BaseMismatchError),
+    other = write_file(tmp_path / "other.safetensors", {"x": random_tensor(1, (3,))})
+    cases: list[tuple[dict[str, Any], type[DeltapackError], str]] = [
+        ({"packs": packs}, MergeConflictError, "'head': packs disagree"),
+        ({"packs": []}, RecipeError, "nothing to merge"),
+        ({"out": tmp_path / "taken.safetensors"}, OutputError, "taken.safetensors: the output exists"),
+        ({"out": tmp_path / "base.safetensors", "force": True}, OutputError, "the output is an input"),
+        ({"out": one[0], "force": True}, OutputError, "the output is one of the inputs"),
+        ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError, "dtype and max_shard_size are for checkpoints"),
+        ({"out": tmp_path / "no" / "out"}, OutputError, "the folder of the output does not exist"),
+        ({"dtype": "i8"}, RecipeError, "dtype is not a float type"),
+        ({"packs": [merged], "recipe": thin}, RecipeError, "cannot be thinned out at random"),
+        ({"packs": one * 65, "out": tmp_path / "out.dpk"}, LimitError, "expected at most 64 terms, found 65"),
+        ({"recipe": MergeRecipe("model_stock")}, RecipeError, "model_stock needs more packs"),
+        ({"recipe": MergeRecipe("ties", (constant(1), constant(1)))}, RecipeError, "the number of weights is wrong"),
+        ({"base": other}, BaseMismatchError, "not the base that the pack was made from"),
     ]
-    for options, error in cases:
+    for options, error, match in cases:
         arguments: dict[str, Any] = {"base": tmp_path / "base.safetensors", "packs": one, "out": tmp_path / "out"} | options
-        with pytest.raises(error):
+        with pytest.raises(error, match=match):
             deltapack.preview_merge(**arguments)
-        with pytest.raises(error):
+        with pytest.raises(error, match=match):
             deltapack.merge(**arguments)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
