@@ -26,48 +26,49 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-BAD_HEADERS = {
-    "not json": (b"{nope}", b""),
-    "not utf-8": (b'{"\xff": 1}', b""),
-    "a list": (b"[]", b""),
-    "leading space": (b" {}", b""),
-    "empty": (b"", b""),
-    "nan": (b'{"a": NaN}', b""),
-    "deep": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b""),
-    "huge integer": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', bytes(8)),
-    "duplicate tensor": (b'{"a":%b,"a":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(8)),
-    "duplicate field": (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
-    "lone surrogate": (b'{"\\ud800":%b}' % json.dumps(entry()).encode(), bytes(8)),
-    "nul in name": ({"a\0b": entry()}, bytes(8)),
-    "empty name": ({"": entry()}, bytes(8)),
-    "entry is null": ({"a": None}, b""),
-    "missing field": ({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
-    "extra field": ({"a": {**entry(), "more": 1}}, bytes(8)),
-    "metadata not strings": ({"__metadata__": {"a": 1}}, b""),
-    "metadata is a list": ({"__metadata__": []}, b""),
-    "negative dimension": ({"a": entry(shape=[-2])}, bytes(8)),
-    "float dimension": ({"a": entry(shape=[2.0])}, bytes(8)),
-    "bool dimension": ({"a": entry(shape=[True], offsets=[0, 4])}, bytes(4)),
-    "shape is a string": ({"a": entry(shape="2")}, bytes(8)),
-    "shape too large": ({"a": entry(shape=[3])}, bytes(8)),
-    "three offsets": ({"a": entry(offsets=[0, 8, 8])}, bytes(8)),
-    "bool offset": ({"a": entry(offsets=[False, 8])}, bytes(8)),
-    "offsets reversed": ({"a": entry(offsets=[8, 0])}, bytes(8)),
-    "offset not a number": ({"a": entry(offsets=[None, 8])}, bytes(8)),
-    "hole at the start": ({"a": entry(offsets=[8, 16])}, bytes(16)),
-    "hole": ({"a": entry(), "b": entry(offsets=[16, 24])}, bytes(24)),
-    "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)),
-    "same bytes": ({"a": entry(), "b": entry()}, bytes(8)),
-    "file cut": ({"a": entry()}, bytes(7)),
-    "bytes after the end": ({"a": entry()}, bytes(9)),
-    "bytes without tensors": ({}, bytes(1)),
+BAD_HEADERS: dict[str, tuple[object, bytes, str]] = {
+    "not json": (b"{nope}", b"", "not valid JSON: Expecting"),
+    "not utf-8": (b'{"\xff": 1}', b"", "not valid JSON: 'utf-8'"),
+    "a list": (b"[]", b"", "not a JSON object"),
+    "leading space": (b" {}", b"", "not a JSON object"),
+    "empty": (b"", b"", "not a JSON object"),
+    "nan": (b'{"a": NaN}', b"", "NaN is not JSON"),
+    "deep": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"", "not valid JSON: maximum recursion"),
+    "huge integer": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', bytes(8), "Exceeds the limit"),
+    "duplicate tensor": (b'{"a":%b,"a":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(8), "'a' appears twice"),
+    "duplicate field": (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8), "'dtype' appears twice"),
+    "lone surrogate": (b'{"\\ud800":%b}' % json.dumps(entry()).encode(), bytes(8), "not valid Unicode"),
+    "nul in name": ({"a\0b": entry()}, bytes(8), "empty or holds a NUL"),
+    "empty name": ({"": entry()}, bytes(8), "empty or holds a NUL"),
+    "entry is null": ({"a": None}, b"", "entry is wrong"),
+    "missing field": ({"a": {"dtype": "F32", "shape": [2]}}, bytes(8), "entry is wrong"),
+    "extra field": ({"a": {**entry(), "more": 1}}, bytes(8), "entry is wrong"),
+    "metadata not strings": ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not"),
+    "metadata is a list": ({"__metadata__": []}, b"", "__metadata__ is not"),
+    "negative dimension": ({"a": entry(shape=[-2])}, bytes(8), "shape is wrong"),
+    "float dimension": ({"a": entry(shape=[2.0])}, bytes(8), "shape is wrong"),
+    "bool dimension": ({"a": entry(shape=[True], offsets=[0, 4])}, bytes(4), "shape is wrong"),
+    "shape is a string": ({"a": entry(shape="2")}, bytes(8), "shape is wrong"),
+    "shape too large": ({"a": entry(shape=[3])}, bytes(8), "do not fit the shape"),
+    "three offsets": ({"a": entry(offsets=[0, 8, 8])}, bytes(8), "offsets are wrong"),
+    "bool offset": ({"a": entry(offsets=[False, 8])}, bytes(8), "offsets are wrong"),
+    "offsets reversed": ({"a": entry(offsets=[8, 0])}, bytes(8), "offsets are wrong"),
+    "offset not a number": ({"a": entry(offsets=[None, 8])}, bytes(8), "offsets are wrong"),
+    "hole at the start": ({"a": entry(offsets=[8, 16])}, bytes(16), "a hole before"),
+    "hole": ({"a": entry(), "b": entry(offsets=[16, 24])}, bytes(24), "a hole before"),
+    "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12), "two tensors share bytes"),
+    "same bytes": ({"a": entry(), "b": entry()}, bytes(8), "two tensors share bytes"),
+    "file cut": ({"a": entry()}, bytes(7), "the file size does not fit"),
+    "bytes after the end": ({"a": entry()}, bytes(9), "the file size does not fit"),
+    "bytes without tensors": ({}, bytes(1), "the file size does not fit"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_HEADERS)
 def test_a_bad_header_is_refused(case: str, raw_safetensors: RawSafetensors) -> None:
-    path = raw_safetensors(*BAD_HEADERS[case])
-    with pytest.raises(CheckpointError) as caught:
+    header, data, what = BAD_HEADERS[case]
+    path = raw_safetensors(header, data)
+    with pytest.raises(CheckpointError, match=what) as caught:
         open_checkpoint(path)
     assert str(path) in str(caught.value)
 

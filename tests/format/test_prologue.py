@@ -80,13 +80,21 @@ def test_every_flipped_byte_is_noticed(at: int, flip: int) -> None:
         decode(bytes(data))
 
 
+NUMBERS = struct.unpack("<HHIQQQQQ", GOOD.encode()[8:56])
+LIMITS = [(1 << 8 * size) - 1 for size in (2, 2, 4, 8, 8, 8, 8, 8)]
+
+
 @settings(deadline=None)
-@given(st.binary(min_size=48, max_size=48))
-def test_any_sealed_prologue_is_refused_or_in_range(fields: bytes) -> None:
-    head = GOOD.encode()[:8] + fields
+@given(st.data(), st.lists(st.integers(0, 7), max_size=3))
+def test_any_sealed_prologue_is_refused_or_in_range(data: st.DataObject, changed: list[int]) -> None:
+    numbers = list(NUMBERS)
+    for place in changed:
+        numbers[place] = data.draw(st.integers(0, 1100) | st.integers(0, LIMITS[place]))
+    head = GOOD.encode()[:8] + struct.pack("<HHIQQQQQ", *numbers)
     try:
         found = decode(head + struct.pack("<Q", hash64(head)))
     except DeltapackError as error:
         assert error.rule in ("R1", "R2", "R3")
     else:
-        assert found.index_offset + found.index_length == 1064
+        assert found.index_offset + found.index_length == 1064 and found.index_offset >= 64
+        assert found.index_raw_length <= DEFAULT_LIMITS.index_bytes
