@@ -65,7 +65,7 @@ class Root:
 
     def hex(self, dtype: str, shape: Any) -> str:
         """The digest that the index states."""
-        text = f"{dtype}\0{','.join(map(str, shape))}\0".encode()
+        text = f"{dtype}\0{','.join(map(str, shape or ()))}\0".encode()
         return xxhash.xxh3_128_hexdigest(text + b"".join(self.chunk_digests))
 
 
@@ -218,11 +218,11 @@ def stored_blob(data: bytes, size: int, spoil: Callable[[Json], None] | None = N
     table, payloads, step = b"", b"", CHUNK * size
     for i in range(0, len(data), step):
         raw = planes(data[i : i + step], size)
-        chunk = {"streams": [stream(raw)]}
+        chunk = {"streams": [stream(raw)], "flip": 0}
         if spoil:
             spoil(chunk)
         payload, length = chunk["streams"][0]
-        table += struct.pack("<QII", xxhash.xxh3_64_intdigest(payload), len(payload), length)
+        table += struct.pack("<QII", xxhash.xxh3_64_intdigest(payload) ^ chunk["flip"], len(payload), length)
         payloads += payload
     return Blob(table + payloads, len(table))
 
@@ -384,7 +384,7 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
             region[start - 64 :] = blob.data
 
     rows, size = [], 0
-    for entry in (entry for entry in index["tensors"] if type(entry) is dict):
+    for entry in (entry for entry in index.get("tensors", []) if type(entry) is dict):
         base = entry["base"] if type(entry.get("base")) is dict else {}
         for holder, dtype, shape in (
             (entry, entry.get("dtype"), entry.get("shape")),
@@ -395,12 +395,14 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
         if entry.get("kind") not in ("removed", "alias") and type(entry.get("shape")) is list:
             rows.append(tuple(entry.get(key, "") for key in ("name", "dtype", "shape", "digest")))
             size += math.prod(map(int, entry["shape"])) * ITEMSIZE.get(str(entry.get("dtype")), 0)
-        for term in entry.get("terms", []):
-            place(term, "blob")
+        for term in entry.get("terms") or []:
+            if type(term) is dict:
+                place(term, "blob")
         place(entry, "stored")
         place(entry, "digests")
     for file in index.get("files") or []:
-        place(file, "blob")
+        if type(file) is dict:
+            place(file, "blob")
     region.extend(bytes(-len(region) % 8))
     result = {"fingerprint": fingerprint_of(rows), "tensors": len(rows), "bytes": size}
     if type(index.get("result")) is dict:

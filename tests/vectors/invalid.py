@@ -14,28 +14,20 @@ from typing import Any
 import scalar
 import zstandard
 from assemble import Blob, Json, Pack, Root, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
+from faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
+from invalid_blobs import blob_cases
+from invalid_fields import field_cases
 from valid import floats, tensor, term, valid_packs
-
-Case = tuple[
-    str, str, str, str | None, bytes
-]  # rule, what, error class, name of the valid vector whose base fits, file
-FORMAT, CHECKSUM, LIMIT, UNSUPPORTED, MISMATCH = (
-    "FormatError",
-    "ChecksumError",
-    "LimitError",
-    "UnsupportedError",
-    "BaseMismatchError",
-)
-
 
 def small(**options: Any) -> Pack:
     """A pack with little of everything; its base is that of v1-ok-invalid-base."""
     gaps = term("gaps", "int4", [0, 5, 11], shift=0)
     gaps.spoil = options.get("spoil")
     gaps.scales = options.get("scales", gaps.scales)
+    gaps.factor = options.get("factor", gaps.factor)
     return (
         Pack()
-        .patched("a", floats("bf16", (4, 3)), [gaps])
+        .patched("a", floats("bf16", (4, 3)), options.get("terms", [gaps]))
         .stored("b", tensor("i16", (3,), [1, 2, 3]), options.get("spoil_stored"))
         .removed("c", floats("f32", (2,)))
         .file("config.json", b'{"a":1}', blob=options.get("blob"))
@@ -168,36 +160,12 @@ def _index_of(data: bytes) -> bytes:
     return data[int.from_bytes(data[24:32], "little") :]
 
 
-def put(*path: Any) -> Callable[[Json], None]:
-    """Set the value at a path (its last item is the value)."""
-
-    def edit(index: Any) -> None:
-        *keys, last, value = path
-        for key in keys:
-            index = index[key]
-        index[last] = value
-
-    return edit
-
-
-def drop(*path: Any) -> Callable[[Json], None]:
-    """Remove the key at a path."""
-
-    def edit(index: Any) -> None:
-        for key in path[:-1]:
-            index = index[key]
-        del index[path[-1]]
-
-    return edit
-
-
 def index_cases() -> Iterator[Case]:
     """R4 to R7 and R13 on what the index says."""
     A, TERM = ("tensors", 0), ("tensors", 0, "terms", 0)
     edits: list[tuple[str, str, str, Callable[[Json], None]]] = [
         ("R4", "format", FORMAT, put("format", "gguf")),
         ("R4", "other-index-key", FORMAT, put(*TERM, "keep", 1)),
-        ("R4", "bool-as-int", FORMAT, put(*TERM, "nnz", True)),
         ("R4", "hex-upper", FORMAT, put(*TERM, "factor", "3F800000")),
         ("R4", "hex-newline", FORMAT, put(*TERM, "factor", "3f80000\n")),
         ("R4", "required-unsorted", FORMAT, put("required", ["b", "a"])),
@@ -218,13 +186,7 @@ def index_cases() -> Iterator[Case]:
         ("R6", "base-ndim-9", LIMIT, put("tensors", 2, "base", "shape", [2, 1, 1, 1, 1, 1, 1, 1, 1])),
         ("R6", "numel", LIMIT, put("tensors", 2, "base", "shape", [2**24, 2**24 + 1])),
         ("R6", "numel-wraps", LIMIT, put("tensors", 2, "base", "shape", [2**32, 2**32])),
-        ("R6", "terms-65", LIMIT, lambda index: put(*A, "terms", index["tensors"][0]["terms"] * 65)(index)),
-        ("R6", "keep-zero", FORMAT, lambda index: _seeded(index, 0)),
-        ("R6", "keep-2-32", FORMAT, lambda index: _seeded(index, 2**32)),
-        ("R6", "shift-16", FORMAT, put(*TERM, "shift", 16)),
         ("R6", "shift-negative", FORMAT, put(*TERM, "shift", -1)),
-        ("R6", "factor-inf", FORMAT, put(*TERM, "factor", "7f800000")),
-        ("R6", "factor-nan", FORMAT, put(*TERM, "factor", "7fc00000")),
         ("R6", "nnz-13", FORMAT, put(*TERM, "nnz", 13)),
         ("R6", "nnz-negative", FORMAT, put(*TERM, "nnz", -1)),
         ("R6", "terms-on-int", FORMAT, lambda index: (put(*A, "base", "dtype", "bf16")(index), put(*A, "dtype", "i16")(index))),
@@ -240,13 +202,8 @@ def index_cases() -> Iterator[Case]:
         ("R6", "alias-of-nothing", FORMAT, lambda index: _alias(index, "x")),
         ("R6", "alias-of-itself", FORMAT, lambda index: _alias(index, "d")),
         ("R6", "alias-of-removed", FORMAT, lambda index: _alias(index, "c")),
-        ("R6", "unchanged-digest", FORMAT, lambda index: _unchanged(index, {"digest": "0" * 32})),
-        (
-            "R6",
-            "unchanged-dtype",
-            FORMAT,
-            lambda index: _unchanged(index, {"digest": index["tensors"][0]["digest"], "dtype": "f16"}),
-        ),
+        ("R6", "unchanged-digest", FORMAT, lambda index: _unchanged(index, {"digest": "1" * 32})),
+        ("R6", "unchanged-dtype", FORMAT, lambda index: _unchanged(index, {"digest": "0" * 32, "dtype": "f16"})),
         *(
             ("R6", f"stats-{what}", FORMAT, put(*A, "stats", {"l1": "0", "max_abs": "0"} | {key: text}))
             for what, key, text in (
@@ -276,6 +233,7 @@ def index_cases() -> Iterator[Case]:
     for rule, what, error, edit in late:
         yield rule, what, error, "invalid-base", small().build(late=edit)
     yield from layout_cases()
+    yield from term_cases()
     fresh, old = tensor("i32", (2,), [1, 2]), tensor("i32", (2,), [3, 4])
     for key, same in (("name", "w"), ("dtype", "i32"), ("shape", [2])):
         other = {"name": "v"} | ({key: same} if key != "name" else {})
@@ -331,17 +289,20 @@ def index_cases() -> Iterator[Case]:
         pack = large_pack(change)
         if change is None:
             del pack.entries[0]["digests"]
-        yield "R6", f"digests-{what}", FORMAT, "index-empty", pack.build()
+        yield "R6", f"digests-{what}", FORMAT, None if change else "index-empty", pack.build()
+    rows = lambda index: index["tensors"].extend({} for _ in range(1_000_001))  # noqa: E731
+    yield "R6", "tensors-1000001", LIMIT, None, Pack().build(rows)
 
 
 NAMES = {
     **{"empty": "", "nul": "a\0", "1f": "a\x1f", "delete": "a\x7f", "80": "a\x80", "c1": "a\u009b", "9f": "a\x9f"},
-    **{"513": "a" * 513, "513-bytes": "\u00e9" * 256 + "a"},
+    **{"513": "a" * 513, "513-bytes": "a" + "\u00e9" * 256},
 }
 """Names that no tensor may have. The first characters that are allowed again are in v1-ok-names."""
 NO_BASE = {
     *("dim-negative", "base-dim-negative", "ndim-9", "base-ndim-9", "numel", "numel-wraps", "terms-on-int", "terms-on-int-base"),
-    *("base-used-twice", "dtype", "base-dtype", "feature", "kind", "removed-renamed", "base-tensors"),
+    *("base-used-twice", "dtype", "base-dtype", "feature", "kind", "removed-renamed", "base-tensors", "value-codec", "index-codec"),
+    *("unchanged-digest", "unchanged-dtype"),
     *(f"base-name-{what}" for what in NAMES),
 }
 """Faults that no base fits."""
@@ -358,6 +319,20 @@ def _renamed(name: str) -> Callable[[Json], None]:
 def _file_of_base(index: Json, size: int) -> None:
     del index["files"][0]["blob"]
     index["files"][0]["size"] = size
+
+
+def term_cases() -> Iterator[Case]:
+    """R4 and R6 on the numbers of a term, whose chunks are written and restored as the number says."""
+    base, one, key = "invalid-base", [Term("all", "f32", list(range(12)), [0x3F800000] * 12)], "0" * 16
+    yield "R6", "terms-65", LIMIT, base, small(terms=one * 65).build()
+    for what, bits in (("inf", 0x7F800000), ("minus-inf", 0xFF800000), ("nan", 0x7FC00000)):
+        yield "R6", f"factor-{what}", FORMAT, base, small(factor=bits).build()
+    single = small(terms=[Term("gaps", "f32", [5], [0x3F800000], params={"shift": 0})])
+    yield "R4", "bool-as-int", FORMAT, base, single.build(put("tensors", 0, "terms", 0, "nnz", True))
+    for what, keep in (("zero", 0), ("2-32", 1 << 32)):
+        kept = scalar.seeded_positions(keep, 0, 0, 12)
+        yield "R6", f"keep-{what}", FORMAT, base, small(terms=[term("seeded", "f32", kept, keep=keep, key=key)]).build()
+    yield "R6", "shift-16", FORMAT, base, small(terms=[term("gaps", "f32", [0, 5, 11], shift=16)]).build()
 
 
 def layout_cases() -> Iterator[Case]:
@@ -387,12 +362,6 @@ def _dirt(region: bytes, number: int) -> bytes:
     return region[: end - 1] + b"\1" + region[end:]
 
 
-def _seeded(index: Json, keep: int) -> None:
-    entry = index["tensors"][0]["terms"][0]
-    del entry["shift"]
-    entry |= {"index": "seeded", "keep": keep, "key": "0" * 16}
-
-
 def _alias(index: Json, of: str) -> None:
     index["tensors"].append({"name": "d", "kind": "alias", "of": of})
 
@@ -400,7 +369,7 @@ def _alias(index: Json, of: str) -> None:
 def _unchanged(index: Json, base: Json) -> None:
     entry = index["tensors"][0]
     del entry["terms"]
-    entry |= {"kind": "unchanged", "base": base}
+    entry |= {"kind": "unchanged", "digest": "0" * 32, "base": base}
 
 
 def large_pack(digests: bytes | None = None) -> Pack:
@@ -614,12 +583,12 @@ def _wide(raw: bytes) -> bytes:
 def base_cases() -> Iterator[Case]:
     """R11 and R12: packs that want another base than the one they are given."""
     base = "invalid-base"
-    A = ("tensors", 0)
+    A, gone = ("tensors", 0), small().base["c"]
     edits = (
         ("R11", "missing", put(*A, "base", "name", "x")),
-        ("R11", "dtype", put(*A, "base", "dtype", "f16")),
-        ("R11", "removed-shape", put("tensors", 2, "base", "shape", [1, 2])),
-        ("R11", "removed-dtype", put("tensors", 2, "base", "dtype", "i32")),
+        ("R11", "dtype", put(*A, "base", {"digest": small().base["a"].digest, "dtype": "f16"})),
+        ("R11", "removed-shape", put("tensors", 2, "base", {"digest": gone.digest, "dtype": "f32", "shape": [1, 2]})),
+        ("R11", "removed-dtype", put("tensors", 2, "base", {"digest": gone.digest, "dtype": "i32", "shape": [2]})),
         ("R11", "more-tensors", put("base", "tensors", 3)),
         ("R12", "digest", put(*A, "base", "digest", "0" * 32)),
     )
@@ -651,7 +620,8 @@ def base_cases() -> Iterator[Case]:
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in valid_packs()}
-    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases):
+    groups = (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, field_cases, blob_cases)
+    for group in groups:
         for case in group():
             assert case[3] is None or case[3] in names, case[:4]
             yield case
