@@ -530,7 +530,6 @@ def plain_gaps(raw: bytes, count: int) -> np.ndarray:
 def rice_gaps(raw: bytes, count: int, shift: int) -> np.ndarray:
     """Codec `gaps` with a shift: the gap of each kept element."""
     low_bytes = -(-count * shift // 8)
-    need(len(raw) >= low_bytes, "R9", "the gap stream is cut")
     low_bits, high_bits = bits_of(raw[:low_bytes]), bits_of(raw[low_bytes:])
     need(not low_bits[count * shift :].any(), "R9", "unused bits are set")
     low = low_bits[: count * shift].reshape(count, shift).astype(np.int64) @ (1 << np.arange(shift))

@@ -13,11 +13,12 @@ from typing import Any
 
 import scalar
 import zstandard
-from assemble import Blob, Json, Pack, Root, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
+from assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
 from faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
 from invalid_blobs import blob_cases
 from invalid_fields import field_cases
 from valid import floats, tensor, term, valid_packs
+
 
 def small(**options: Any) -> Pack:
     """A pack with little of everything; its base is that of v1-ok-invalid-base."""
