@@ -70,8 +70,8 @@ def prologue_cases() -> Iterator[Case]:
     yield case("R3", "offset-huge", with_fields(index_offset=2**64 - 8))
     yield case("R3", "offset-wraps", with_fields(index_offset=2**64 - 8, index_length=(len(good) + 8) % 2**64))
     yield case("R3", "offset-in-prologue", with_fields(index_offset=56, index_length=len(good) - 56))
-    yield case("R3", "offset-odd", with_fields(index_offset=offset + 1, index_length=length - 1))
-    yield case("R3", "length-zero", with_fields(index_offset=len(good) // 8 * 8, index_length=0))
+    yield case("R3", "offset-odd", small().build(blobs=lambda region: region + b"\0"))
+    yield case("R3", "length-zero", small().build(frame=lambda _: b""))
     yield case("R3", "length-short", with_fields(index_length=length - 1))
     yield case("R3", "raw-one-more", small().build(lambda index: put("recipe", "x", "a" * _room(index))(index)), LIMIT)
     yield case("R3", "raw-huge", with_fields(index_raw_length=2**64 - 1), LIMIT)
@@ -219,6 +219,8 @@ def index_cases() -> Iterator[Case]:
         ("R7", "past-index", FORMAT, put("files", 0, "blob", 1, 1 << 20)),
         ("R7", "past-2-53", FORMAT, put("files", 0, "blob", 1, 2**53 - 1)),
         ("R7", "hidden-bytes", FORMAT, drop("files", 0, "blob")),
+        ("R4", "blob-negative-offset", FORMAT, put("files", 0, "blob", 0, -8)),
+        ("R4", "blob-negative-length", FORMAT, put("files", 0, "blob", 1, -1)),
     ]
     names = {
         **{"empty": "", "absolute": "/etc/x", "parent": "../x", "parent-inside": "a/../x", "double-slash": "a//b"},
@@ -267,6 +269,8 @@ def index_cases() -> Iterator[Case]:
         ("grown-trailing", "grown", (3, 2), (4, 3), 2 * rows),
         ("grown-rank", "grown", (3, 3, 1), (4, 3), rows),
         ("grown-scalar", "grown", (), (), b""),
+        ("grown-from-scalar", "grown", (), (4,), 3 * bytes(2)),
+        ("shrunk-to-scalar", "shrunk", (4,), (), b""),
         ("shrunk-equal", "shrunk", (4, 3), (4, 3), b""),
         ("shrunk-more", "shrunk", (4, 3), (5, 3), rows),
         ("shrunk-trailing", "shrunk", (6, 3), (5, 2), b""),
@@ -411,7 +415,7 @@ def chunk_cases() -> Iterator[Case]:
     yield "R8", "file-hash", CHECKSUM, base, small().build(lambda index: _flip(index["files"][0]["blob"]))
     yield "R8", "file-sha256", CHECKSUM, base, small().build(put("files", 0, "sha256", "0" * 64))
     yield "R8", "file-blob-longer", FORMAT, base, small(blob=Blob(zstd(b'{"a":1}'))).build()
-    yield "R8", "count-over-tile", FORMAT, base, spoiled(counts=lambda _: [13])
+    yield "R8", "count-over-tile", FORMAT, "tiles-bitmap", _overfull()
     yield "R8", "count-not-nnz", FORMAT, base, small().build(put("tensors", 0, "terms", 0, "nnz", 2))
     yield "R8", "stored-over-raw", FORMAT, base, streams(1, zstd(codes), 2)
     yield "R8", "codes-raw-long", FORMAT, base, streams(1, codes + b"\0")
@@ -433,6 +437,13 @@ def chunk_cases() -> Iterator[Case]:
     yield "R9", "scale-nan", FORMAT, base, small(scales=[0x7FC0]).build()
     yield from mask_cases()
     yield from frame_cases(good)
+
+
+def _overfull() -> bytes:
+    """The first tile counts 65,537 elements, the second none; gaps, codes and scales are those of 65,537 elements in a row."""
+    every = Term("gaps", "sign", list(range(65537)), [1] * 65537, [0x3A80] * 513, params={"shift": 0})
+    every.spoil = lambda chunk: chunk.update(counts=[65537, 0])
+    return Pack().patched("w", tensor("bf16", (65836,), 0x3DCD), [every]).build()
 
 
 def _flip(blob: Blob) -> None:

@@ -22,6 +22,7 @@ from assemble import Tensor  # noqa: E402
 from invalid import invalid_packs  # noqa: E402
 from scalar import ITEMSIZE  # noqa: E402
 from valid import valid_packs  # noqa: E402
+from valid_bounds import bounds  # noqa: E402
 
 
 def runs(tensor: Tensor) -> list[list[Any]]:
@@ -67,7 +68,7 @@ def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in valid_packs():
+    for name, about, pack in [*valid_packs(), *bounds()]:
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
