@@ -49,6 +49,7 @@ TWICE = {
     "R8-payload-past-blob": "a hash of bytes that are not there",
     "R8-stored-payload-past-blob": "a hash of bytes that are not there",
     "R8-raw-huge": "no frame has this size",
+    "R9-bitmap-bit-past-end": "the bit is missing where it should be",
     "R10-*": "zstd refuses most of these, too",
     "R12-unchanged": "base and result are one tensor",
     "R13-name-empty": "a name of no bytes has an empty part",

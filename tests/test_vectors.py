@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import deltapack
+from deltapack import kernels
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME
+from deltapack.kernels import reference as kernels_in_numpy
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
@@ -107,7 +110,21 @@ class Package:
         return path
 
 
-DECODERS: list[Callable[[], Any]] = [ReferenceDecoder, Package]
+class PackageInNumpy(Package):
+    """deltapack where there is no numba."""
+
+    def restore(self, pack: Path, base: Tensors, weight: float = 1.0) -> Tensors:
+        """As above, with the other loops."""
+        with mock.patch.object(kernels, "active", lambda: kernels_in_numpy):
+            return super().restore(pack, base, weight)
+
+    def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
+        """As above, with the other loops."""
+        with mock.patch.object(kernels, "active", lambda: kernels_in_numpy):
+            return super().rule_broken(pack, base)
+
+
+DECODERS: list[Callable[[], Any]] = [ReferenceDecoder, Package, PackageInNumpy]
 
 
 @pytest.fixture(params=DECODERS, ids=lambda decoder: decoder.__name__)

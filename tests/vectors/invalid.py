@@ -506,6 +506,9 @@ def mask_cases() -> Iterator[Case]:
     t.spoil = spoil(0, lambda raw: raw[:-1] + bytes([raw[-1] | 0x80]))
     yield "R9", "bitmap-unused-bits", FORMAT, "index-bitmap", build(t)
     t = term("bitmap", "int2", list(range(0, 123, 2)))
+    t.spoil = spoil(0, lambda raw: raw[:-1] + bytes([raw[-1] & 0x03 | 0x80]))  # bit 122 is bit 127 now: as many as before
+    yield "R9", "bitmap-bit-past-end", FORMAT, "index-bitmap", build(t)
+    t = term("bitmap", "int2", list(range(0, 123, 2)))
     t.spoil = spoil(0, lambda raw: b"\x57" + raw[1:])
     yield "R9", "bitmap-count", FORMAT, "index-bitmap", build(t)
     t = term("bitmap", "int2", list(range(0, 123, 2)))
