@@ -64,7 +64,7 @@ def prologue_cases() -> Iterator[Case]:
     yield case("R2", "cut-to-prologue", good[:64])
     yield case("R2", "appended", good + b"\0")
     yield case("R2", "length-huge", with_fields(file_length=2**64 - 1))
-    offset, length = int.from_bytes(good[24:32], "little"), int.from_bytes(good[32:40], "little")
+    length = int.from_bytes(good[32:40], "little")
     yield case("R2", "length-one-more", with_fields(file_length=len(good) + 1, index_length=length + 1))
     yield case("R3", "offset-past-end", with_fields(index_offset=len(good) + 8))
     yield case("R3", "offset-huge", with_fields(index_offset=2**64 - 8))

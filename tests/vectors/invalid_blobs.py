@@ -1,4 +1,4 @@
-"""Invalid vectors of `stored` and `digests` blobs, of unused bits and of cut frames, for make_vectors.py only."""
+"""Invalid vectors of `stored` and `digests` blobs, and of unused bits, for make_vectors.py only."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from valid import SMALL, floats, tensor, term
 
 
 def blob_cases() -> Iterator[Case]:
-    """R8 to R10."""
+    """R8 and R9."""
     yield from stored_cases()
     yield from digests_cases()
     yield from unused_bits()
-    yield from cut_headers()
 
 
 def _stored(edit: Callable[[Blob], None] | None = None, spoil: Callable[[Json], None] | None = None, size: int = 3) -> bytes:
@@ -95,14 +94,3 @@ def unused_bits() -> Iterator[Case]:
             t.spoil = spoil
             pack = Pack().patched("w", floats("bf16", (522,)), [t])
             yield "R9", f"{codec}-unused-bit-{bit:02x}", FORMAT, f"values-{codec}", pack.build()
-
-
-def cut_headers() -> Iterator[Case]:
-    """R10: frames that end in their header, of the index and of a stream."""
-    content = bytes(400)
-    frame = zstd(content)
-    for size in (3, 4, 5, 6):
-        cut = frame[:size]
-        yield "R10", f"index-header-cut-{size}", FORMAT, None, Pack().build(frame=lambda raw, size=size: zstd(raw)[:size])
-        pack = Pack().stored("w", tensor("u8", (400,), 0), lambda chunk, cut=cut: chunk.update(streams=[(cut, 400)]))
-        yield "R10", f"stream-header-cut-{size}", FORMAT, "index-empty", pack.build()

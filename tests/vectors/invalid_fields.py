@@ -74,13 +74,13 @@ WRONG: dict[str, list[tuple[str, Any]]] = {
 }
 # Every field once: object (an entry kind stands for `entry`), field, type.
 TYPES = """
-index created_by string|index required strings|index optional object|index base object|index result object|index recipe object
-index tensors list|index files list|base fingerprint hex|base tensors int|result fingerprint hex|result tensors int|result bytes int
-delta kind string|delta name string|delta dtype string|delta shape ints|delta digest hex|delta base object|delta terms list
-grown stored blob|grown stats object|alias of string|source digest hex|source name string|source dtype string|source shape ints
-stats l1 string|stats max_abs string|term-all index string|term-all values string|term-all factor hex|term-all nnz int
-term-all blob blob|term-seeded keep int|term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex
-file blob blob|digests digests blob
+index format string|index created_by string|index required strings|index optional object|index base object
+index result object|index recipe object|index tensors list|index files list|base fingerprint hex|base tensors int
+result fingerprint hex|result tensors int|result bytes int|delta kind string|delta name string|delta dtype string
+delta shape ints|delta digest hex|delta base object|delta terms list|grown stored blob|grown stats object|alias of string
+source digest hex|source name string|source dtype string|source shape ints|stats l1 string|stats max_abs string
+term-all index string|term-all values string|term-all factor hex|term-all nnz int|term-all blob blob|term-seeded keep int
+term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|digests digests blob
 """
 
 
@@ -128,7 +128,7 @@ def type_cases(packs: dict[str, Pack]) -> Iterator[Case]:
             elif kind == "hex" and how != "type":
                 edit, late = None, lambda index, key=key, path=path, by=value: _resize(index, (*path, key), by)
             data = packs[vector].build(edit, **({"late": late} if late else {}))
-            yield "R4", f"type-{what}-{key}-{how}", FORMAT, _base_of(what, key, how, vector), data
+            yield "R4", f"type-{what}-{key}-{how}", FORMAT, vector, data
     for what, key in (("index", "optional"), ("grown", "stats"), ("stored", "base"), ("digests", "digests"), ("file", "blob")):
         vector, path = _place(what)
         yield "R4", f"null-{what}-{key}", FORMAT, vector, packs[vector].build(put(*path, key, None))
@@ -169,8 +169,3 @@ def _bad_reference(index: Any, path: tuple[Any, ...], how: str) -> None:
         ref[1] = str(ref[1])
     else:
         ref[2] = ref[2].upper() + ("" if ref[2].upper() != ref[2] else " ")
-
-
-def _base_of(what: str, key: str, how: str, vector: str) -> str | None:
-    """The base; none where what the fault spoils is compared with the base."""
-    return vector

@@ -24,7 +24,7 @@ def bounds() -> Iterator[tuple[str, str, Pack]]:
         "w", floats("bf16", (300,)), [term("seeded", "bf16", [], keep=1, key="f" * 16)]
     )
     full = Term("gaps", "sign", list(range(300)), [1, -1] * 150, [0x3A80, 0x3B80, 0x3C80], params={"shift": 0})
-    yield "bounds-nnz", "gaps keep every element; a group of 128, one of 128 and one of 44", Pack().patched("w", floats("bf16", (300,)), [full])
+    yield "bounds-nnz", "gaps keep every element; groups of 128, 128 and 44", Pack().patched("w", floats("bf16", (300,)), [full])
     pack = Pack()
     for number in range(999):
         pack.file(f"{number:03}", b"")
