@@ -40,3 +40,7 @@ def bounds() -> Iterator[tuple[str, str, Pack]]:
     yield "chunks-unchanged", "two chunks: no chunk digests", Pack().unchanged("w", tensor("u8", (CHUNK + 1,), 7))
     yield "chunks-exactly-one", "a chunk to the last element: no chunk digests", Pack().stored("w", tensor("u8", (CHUNK,), 1))
     yield "chunks-exactly-two", "two chunks to the last element", Pack().stored("w", tensor("u8", (2 * CHUNK,), 1))
+    pack = Pack().removed("gone", rows).stored("w", tensor("u8", (1,), 1), replaces=("w", rows)).unchanged("stays", rows)
+    for name in ("gone", "w"):
+        pack.base[name] = floats("bf16", (4, 3), 5)
+    yield "digests-not-compared", "the base has other elements in tensors that are removed or replaced", pack
