@@ -22,6 +22,7 @@ from vectors.assemble import Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
 from vectors.scalar import ITEMSIZE  # noqa: E402
 from vectors.valid import valid_packs  # noqa: E402
+from vectors.weighted import weighted_packs  # noqa: E402
 
 
 def runs(tensor: Tensor) -> list[list[Any]]:
@@ -67,12 +68,12 @@ def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in valid_packs():
+    for name, about, pack in (*valid_packs(), *weighted_packs()):
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
         if pack.weighted:
-            document |= {"weight": str(pack.weight), "weighted": tensors_json(pack.weighted)}
+            document |= {"weight": pack.weight, "weighted": tensors_json(pack.weighted)}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
     expected = {}
     for rule, what, error, base, data in invalid_packs():
