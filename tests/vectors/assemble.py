@@ -378,6 +378,10 @@ class Pack:
         self.files = [*(self.files or []), entry]
         return self
 
+    def index_base(self) -> Json:
+        """The `base` of the index."""
+        return {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}
+
     def build(self, edit: Callable[[Json], None] | None = None, **options: Any) -> bytes:
         """Return the file.
 
@@ -389,7 +393,7 @@ class Pack:
         entries = sorted(self.entries, key=lambda entry: entry["name"].encode())
         files = self.files and sorted(self.files, key=lambda file: file["name"].encode())
         index: Json = {"format": "dpk", "required": [], "created_by": "make_vectors 1", "recipe": {}}
-        index |= {"base": {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}}
+        index |= {"base": self.index_base()}
         index |= {"result": result_of(self.result), "tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
         index |= self.extra
         region = bytearray()

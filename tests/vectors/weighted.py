@@ -54,8 +54,10 @@ def with_weight(weight: str) -> Pack:
 
 def weights() -> Iterator[tuple[str, str, Pack]]:
     """What a weight does."""
-    yield "weight-kinds", "every kind under -2.5; stored tensors with a base of their shape, both float, are blended", every_kind(with_weight("-2.5"))
-    yield "weight-zero", "0 adds zeros: kept -0 becomes +0; what cannot be added stays", every_kind(with_weight("0"))
+    about = "every kind under -2.5; stored tensors with a base of their shape, both float, are blended"
+    yield "weight-kinds", about, every_kind(with_weight("-2.5"))
+    about = "0 adds zeros: kept -0 becomes +0; what cannot be added stays"
+    yield "weight-zero", about, every_kind(with_weight("0"))
     pack = with_weight("0.3")
     for dtype in FLOATS:
         pack.stored(f"w-{dtype}", rolled(special(dtype)), replaces=(f"w-{dtype}", special(dtype)))
@@ -98,8 +100,10 @@ def zeros_and_f64() -> Iterator[tuple[str, str, Pack]]:
         pack.patched(f"int4.{dtype}", old, [Term("gaps", "int4", [0, 3, 5], [0, 0, 0], [0xBF80], params={"shift": 0})])
     yield "kept-zero", "a kept difference of zero turns -0 into +0 and any NaN into the quiet one; what is not kept keeps its bits", pack
     values = [sign * (1 + 2.0**-n + more) for n in HALVES.values() for more in (-(2.0**-40), 0.0, 2.0**-40) for sign in (1, -1)]
-    values += [65519.99999999999, 65520.0, 447.99999999999994, 464.0, 57344.0, 61440.0, 3.4028235677973366e38, 3.4028235677973362e38, 1e300, -math.inf]
-    values += [2.0**-150, 2.0**-150 * (1 + 2.0**-40), 2.0**-134 * (1 + 2.0**-40), 2.0**-25 * (1 + 2.0**-40), 2.0**-10, 2.0**-17, 5e-324, -0.0]
+    values += [65519.99999999999, 65520.0, 447.99999999999994, 464.0, 57344.0, 61440.0]
+    values += [3.4028235677973366e38, 3.4028235677973362e38, 1e300, -math.inf]
+    values += [2.0**-150, 2.0**-150 * (1 + 2.0**-40), 2.0**-134 * (1 + 2.0**-40), 2.0**-25 * (1 + 2.0**-40)]
+    values += [2.0**-10, 2.0**-17, 5e-324, -0.0]
     old = numbers("f64", values)
     pack = Pack()
     for dtype in FLOATS:
