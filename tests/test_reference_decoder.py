@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from support.builders import (
 
 import deltapack
 from deltapack import Override, Recipe
+from deltapack.errors import RecipeError
 
 PackOf = Callable[..., Path]
 Applied = Callable[..., Model]
@@ -80,6 +82,45 @@ def test_its_command_line(pack_of: PackOf, applied: Applied, tmp_path: Path) -> 
     write_file(tmp_path / "base.safetensors", base | {"layer.bias": edited(base["layer.bias"], 0, 0)})
     done = subprocess.run([*command, tmp_path / "base.safetensors", pack, out], capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "R12" in done.stderr
+
+
+def test_its_command_line_on_several_packs(pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model(dtype="bf16")
+    pack_of(base, tuned_model(base)).rename(tmp_path / "one.dpk")
+    pack_of(base, tuned_model(base, 2)).rename(tmp_path / "two.dpk")
+    packs, out, direct = [tmp_path / "one.dpk", tmp_path / "two.dpk"], tmp_path / "by spec.safetensors", tmp_path / "direct.safetensors"
+    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors"), *map(str, packs), str(out)]
+    subprocess.run([*command, "--weight=0.3", "--weight=-0.7"], check=True)
+    deltapack.merge(tmp_path / "base.safetensors", packs, direct, weights=[0.3, -0.7])
+    assert read_file(out) == read_file(direct) != base
+    for wrong in (["--weight=1", "--weight=1", "--weight=1"], ["--prefer=3"], ["--weight=nan"], ["--weight=3e38"], ["--factor=-inf"]):
+        assert subprocess.run([*command, *wrong], capture_output=True, check=False).returncode == 2
+
+
+def test_its_command_line_on_packs_that_conflict(pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model(dtype="bf16")
+    heads = [random_tensor(seed, (5,)) for seed in (1, 2)]
+    for name, head in zip("ab", heads, strict=True):
+        pack_of(base, base | {"head": head}).rename(tmp_path / f"{name}.dpk")
+    out = tmp_path / "out.safetensors"
+    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors")]
+    command += [str(tmp_path / "a.dpk"), str(tmp_path / "b.dpk"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "'head'" in done.stderr and not out.exists()
+    subprocess.run([*command, "--prefer=2"], check=True)
+    assert read_file(out) == base | {"head": heads[1]}
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 3e38, -3e38])
+def test_weights_that_are_no_f32(pack_of: PackOf, applied: Applied, weight: float) -> None:
+    base = small_model()
+    pack = pack_of(base, tuned_model(base))
+    with pytest.raises(ValueError, match="not a finite f32"):
+        decode_by_spec(base, pack, weight=weight)
+    with pytest.raises(RecipeError, match="not a finite f32"):
+        applied(pack, weight=weight)
+    almost = math.copysign(math.nextafter(3e38, 0), weight)
+    assert decode_by_spec(base, pack, weight=almost) == applied(pack, weight=almost)
 
 
 def test_side_files(tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ class Package:
                 deltapack.merge(self._base(folder, base), packs, folder / "out", weights=case.weights, prefer=prefer)
             except deltapack.DeltapackError as error:
                 assert not (folder / "out").exists()
+                assert error.tensor is not None or error.path in packs
+                assert error.exit_code in (1, 4)
                 return type(error).__name__
             with open_checkpoint(folder / "out") as checkpoint:
                 result = {
