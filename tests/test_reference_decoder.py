@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from support.builders import (
 
 import deltapack
 from deltapack import Override, Recipe
-from deltapack.errors import RecipeError
+from deltapack.errors import MergeConflictError, RecipeError
 
 PackOf = Callable[..., Path]
 Applied = Callable[..., Model]
@@ -86,9 +87,8 @@ def test_its_command_line(pack_of: PackOf, applied: Applied, tmp_path: Path) -> 
 
 def test_its_command_line_on_several_packs(pack_of: PackOf, tmp_path: Path) -> None:
     base = small_model(dtype="bf16")
-    pack_of(base, tuned_model(base)).rename(tmp_path / "one.dpk")
-    pack_of(base, tuned_model(base, 2)).rename(tmp_path / "two.dpk")
-    packs, out, direct = [tmp_path / "one.dpk", tmp_path / "two.dpk"], tmp_path / "by spec.safetensors", tmp_path / "direct.safetensors"
+    packs = [pack_of(base, tuned_model(base), "one"), pack_of(base, tuned_model(base, 2), "two")]
+    out, direct = tmp_path / "by spec.safetensors", tmp_path / "direct.safetensors"
     command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors"), *map(str, packs), str(out)]
     subprocess.run([*command, "--weight=0.3", "--weight=-0.7"], check=True)
     deltapack.merge(tmp_path / "base.safetensors", packs, direct, weights=[0.3, -0.7])
@@ -100,15 +100,50 @@ def test_its_command_line_on_several_packs(pack_of: PackOf, tmp_path: Path) -> N
 def test_its_command_line_on_packs_that_conflict(pack_of: PackOf, tmp_path: Path) -> None:
     base = small_model(dtype="bf16")
     heads = [random_tensor(seed, (5,)) for seed in (1, 2)]
-    for name, head in zip("ab", heads, strict=True):
-        pack_of(base, base | {"head": head}).rename(tmp_path / f"{name}.dpk")
+    packs = [pack_of(base, base | {"head": head}, name) for name, head in zip("ab", heads, strict=True)]
     out = tmp_path / "out.safetensors"
-    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors")]
-    command += [str(tmp_path / "a.dpk"), str(tmp_path / "b.dpk"), str(out)]
+    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors"), *map(str, packs), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "'head'" in done.stderr and not out.exists()
     subprocess.run([*command, "--prefer=2"], check=True)
     assert read_file(out) == base | {"head": heads[1]}
+
+
+def relatives() -> tuple[Model, dict[str, Model]]:
+    """A base and fine-tunes that agree on what is added, and not on the rest."""
+    base = small_model(dtype="bf16") | {"embed": random_tensor(1, (50, 40), "bf16"), "long": random_tensor(2, (CHUNK + 5,), "f16")}
+    base |= {"wide": random_tensor(3, (300,), "f64"), "steps": whole("u8", 1)}
+    plain = tuned_model(base)
+    grown = tuned_model(base, 1) | {"embed": random_tensor(5, (60, 40), "bf16"), "head": random_tensor(6, (9,))}
+    other = tuned_model(base, 2) | {"embed": random_tensor(7, (64, 40)), "head": random_tensor(8, (9,)), "steps": whole("u8", 2)}
+    less = {name: tensor for name, tensor in tuned_model(base, 3, "f32").items() if name != "layer.bias"}
+    return base, {"plain": plain, "grown": grown, "other": other, "less": less | {"embed": random_tensor(9, (40, 40), "bf16")}}
+
+
+def test_several_packs_of_the_package(pack_of: PackOf, tmp_path: Path) -> None:
+    """In any order, with any weights and whoever decides: the same bits, or a conflict for both."""
+    base, tuned = relatives()
+    given = {name: (tensor.dtype, tensor.shape, tensor.raw) for name, tensor in base.items()}
+    reference, packs, out = reference_decoder(), {}, tmp_path / "out.safetensors"
+    for number, (name, model) in enumerate(tuned.items()):
+        exclude = "wide|long" if number % 2 else None
+        packs[name] = pack_of(base, model, name, drop_rate=0.5, seed=number, exclude=exclude)
+    found = {"conflict": 0, "bits": 0}
+    for order in itertools.permutations(packs.values(), 2):
+        for prefer in (None, 0, 1):
+            weights = [0.3 + 0.1 * len(order[0].name), -1.7 if prefer else 1.0]
+            decider = None if prefer is None else order[prefer]
+            try:
+                expected = reference.restore_several(order, given, weights=weights, prefer=prefer)
+            except reference.Conflict:
+                found["conflict"] += 1
+                with pytest.raises(MergeConflictError):
+                    deltapack.merge(tmp_path / "base.safetensors", order, out, weights=weights, prefer=decider, force=True)
+                continue
+            deltapack.merge(tmp_path / "base.safetensors", order, out, weights=weights, prefer=decider, force=True)
+            assert {name: (tensor.dtype, tensor.shape, tensor.raw) for name, tensor in read_file(out).items()} == expected
+            found["bits"] += 1
+    assert found == {"conflict": 8, "bits": 28}
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 3e38, -3e38])
