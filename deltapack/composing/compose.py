@@ -12,8 +12,9 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
-from deltapack.composing.basecheck import BaseTensors, check_base
+from deltapack.composing.basecheck import BaseTensors, agreed_digest, check_base
 from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
@@ -104,9 +105,11 @@ def compose(
         raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
     donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
     wanted = (choice for choice in (assets, donor, prefer) if choice is not None)
-    reader, notes = choose_donor([pack.reader for pack in packs], next(wanted, None))
+    readers = [pack.reader for pack in packs]
+    reader, notes = choose_donor(readers, next(wanted, None))
+    tied = second_names(readers, names, readers[prefer] if prefer is not None else None)
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
-    return Composition(tuple(ordered), _aliases(packs, names), reader, notes)
+    return Composition(tuple(ordered), tied, reader, notes)
 
 
 def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:
@@ -182,14 +185,13 @@ class _JobMaker:
 
     def based_job(self, tensor: TensorInfo, parts: Sequence[_Part]) -> TensorJob:
         """Plan one tensor from what the packs that keep it say of it."""
-        digest = next((part.entry.base.digest for part in parts if part.entry.base is not None), "")
+        digest = agreed_digest(tensor.name, [(part.entry.base, part.pack.reader.path) for part in parts])
         name = _name_of(tensor.name, parts, self.chooser)
         changing = [part for part in parts if part.entry.kind != "unchanged"]
         if not changing:
             return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
         only = changing[0]
-        as_is = self.blend is None and only.pack.weight_of(tensor.name) == 1
-        if len(changing) == 1 and only.entry.kind == "stored" and (as_is or not _adds(only, tensor)):
+        if len(changing) == 1 and self._is_whole(only, tensor):
             return replace(_whole_job(only), name=name)
         structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
         if structural:
@@ -201,6 +203,11 @@ class _JobMaker:
             name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=self._promised(only), pack=only.pack.reader.path
         )
 
+    def _is_whole(self, part: _Part, tensor: TensorInfo) -> bool:
+        """Whether the result is a stored tensor as it is, where nothing else changes the tensor: no weight scales what cannot be added."""
+        as_is = self.blend is None and part.pack.weight_of(tensor.name) == 1
+        return part.entry.kind == "stored" and (as_is or not _adds(part, tensor))
+
     def _structural_job(
         self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]
     ) -> TensorJob:
@@ -210,7 +217,7 @@ class _JobMaker:
         if entry.kind != "grown":
             # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
             part = self.chooser.one([part for part in parts if part.entry.kind != "unchanged"])
-            if part.entry.kind == "stored":
+            if self._is_whole(part, tensor):
                 return replace(_whole_job(part), name=name)
             entry, parts = part.entry, [part]
         adding = [
@@ -226,7 +233,7 @@ class _JobMaker:
             tensor,
             digest,
             self._added(tensor, adding),
-            _rows(part),
+            _rows(part) if entry.kind == "grown" else None,
             self._promised(part),
             part.pack.reader.path,
         )
@@ -286,12 +293,3 @@ def _cast(job: TensorJob, dtype: DType | None) -> TensorJob:
     if dtype is None or not job.dtype.is_delta or job.dtype == dtype:
         return job
     return replace(job, dtype=dtype, digest="")
-
-
-def _aliases(packs: Sequence[WeightedPack], names: set[str]) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for pack in packs:
-        for entry in pack.reader.index.entries:
-            if entry.kind == "alias" and entry.of in names and entry.name not in names:
-                out.setdefault(entry.name, entry.of)
-    return out
