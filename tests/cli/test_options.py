@@ -19,7 +19,7 @@ from deltapack.reports import ApplyReport, CompressReport, ExplainReport, LayerR
 
 Run = Callable[..., Result]
 Changes = Mapping[str, Any]
-WRITING = {
+WRITING: dict[str, tuple[list[str], Changes]] = {
     "dtype": (["--dtype", "bf16"], {"dtype": "bf16"}),
     "max_shard_size": (["--max-shard-size", "5GB"], {"max_shard_size": "5GB"}),
     "no_verify": (["--no-verify"], {"verify": False}),
@@ -154,9 +154,11 @@ def ask(run: Run, pair: Any, stand_in: Any, tmp_path: Path, monkeypatch: pytest.
     return answer
 
 
-@pytest.mark.parametrize("command", OPTIONS | ELSEWHERE)
+@pytest.mark.parametrize("command", sorted({*OPTIONS, *ELSEWHERE}))
 def test_no_option_is_forgotten(command: str) -> None:
-    parameters = {parameter.name for parameter in cli.get_command(click.Context(cli), command).params if parameter.name != "help"}
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None
+    parameters = {parameter.name for parameter in found.params if parameter.name != "help"}
     assert parameters == OPTIONS.get(command, {}).keys() | ELSEWHERE.get(command, set())
 
 

@@ -92,14 +92,15 @@ def test_masks_of_one_key(warned: Callable[..., list[str]]) -> None:
 
 def test_shown_weights(pack_of: PackOf, tmp_path: Path) -> None:
     packs = [pack_of(BASE, tuned_model(BASE, number), f"{number}") for number in (1, 2)]
-    recipes = {
-        MergeRecipe: [1.0, 1.0],
-        lambda: MergeRecipe(weights=(constant(0.5), Schedule((Rule((0.1, 0.9)),)))): [0.5, None],
-        lambda: MergeRecipe("ram"): [None, None],
-    }
-    for recipe, expected in recipes.items():
+    by_layer = Schedule((Rule((0.1, 0.9)),))
+    recipes: list[tuple[MergeRecipe, list[float | None]]] = [
+        (MergeRecipe(), [1.0, 1.0]),
+        (MergeRecipe(weights=(constant(0.5), by_layer)), [0.5, None]),
+        (MergeRecipe("ram"), [None, None]),
+    ]
+    for recipe, expected in recipes:
         with ExitStack() as stack:
-            assert shown_weights(plan_merge(stack, tmp_path / "base.safetensors", packs, recipe())) == expected
+            assert shown_weights(plan_merge(stack, tmp_path / "base.safetensors", packs, recipe)) == expected
 
 
 def test_chances_of_masks() -> None:
