@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.pairs import Shapes, write_family
 from benchmarks.processes import run_verb
 from benchmarks.results import Cell, Section, Table, main, progress
-from benchmarks.synthetic import Shapes, write_family
 
 LIMIT_MB = 512
 """For a checkpoint with a tensor of 1 GB."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.results import Cell, Table, progress
+from benchmarks.speed.candidates import Verb
 from benchmarks.speed.inputs import DEFAULT, Bench, open_bench
-from benchmarks.speed.verbs import Verb
 from benchmarks.timing import Rounds, interleave
 
 __all__ = ["Curve", "Point", "by_packs", "by_size", "by_workers", "draw"]
