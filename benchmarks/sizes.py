@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 import zstandard
 
 import deltapack
+from benchmarks.command import main
 from benchmarks.pairs import Pair, real_pairs, synthetic_pair, write_family
-from benchmarks.results import Cell, Section, Table, main, progress
+from benchmarks.results import Cell, Section, Table, progress
 from deltapack.checkpoint import open_checkpoint
 
 RECIPES = (
@@ -64,14 +65,15 @@ def measure(quick: bool) -> Section:
             _measure_pair(pair, packs, bounds, peers, (3,) if quick else (3, 19))
     gaps_numel = 1 << (21 if quick else 24)
     tables = (
-        Table("Packs", PACK_HEADERS, tuple(packs)),
-        Table("Bounds at values int4, index seeded", ("pair", "drop", "bits/weight", "at most", "result"), tuple(bounds)),
+        Table("packs", "Packs", PACK_HEADERS, tuple(packs)),
+        Table("bounds", "Bounds at values int4, index seeded", ("pair", "drop", "bits/weight", "at most", "result"), tuple(bounds)),
         Table(
+            "masks",
             f"Index of a random mask over {gaps_numel:,} elements against the mask's entropy",
             GAPS_HEADERS,
             tuple(_gaps_rows(gaps_numel)),
         ),
-        Table("zstd on the weight files", ("pair", "peer", "bytes", "ratio", "bits/weight", "seconds"), tuple(peers)),
+        Table("zstd", "zstd on the weight files", ("pair", "peer", "bytes", "ratio", "bits/weight", "seconds"), tuple(peers)),
     )
     notes = (
         "bits/weight: all bytes of the pack but stored tensors and side files, over the elements of the delta tensors. "

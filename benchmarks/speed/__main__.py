@@ -4,7 +4,7 @@
     python -m benchmarks.speed --quick              # small inputs, to see that all works
     python -m benchmarks.speed --profile compress   # where the time of one row goes
 
-Writes the sections Start-up, Speed, Peers, Cost curves and Targets of RESULTS.md, and the plots.
+Writes the sections Start-up, Speed, Peers, Cost curves and Targets of the results, and the plots.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.checkpoints import equal_share
-from benchmarks.results import RESULTS, Section, Table, write_section
+from benchmarks.command import keep
+from benchmarks.results import DATA, Section, Table
 from benchmarks.speed import curves, groups
 from benchmarks.speed.inputs import DEFAULT, open_bench
 from benchmarks.speed.peers import HEADERS, Tools, measure_merges, measure_peers, measure_slowest, peer_rows
@@ -108,31 +109,37 @@ def measure(plan: Plan, plots: Path, *, quick: bool = False) -> Iterator[Section
 def _peer_tables(plan: Plan, merges: Group) -> Iterator[Table]:
     with open_bench(plan.curve, 1) as bench:
         rows = tuple(measure_peers(bench, plan.rounds, make_environment=plan.make_environment))
-        yield Table(f"One fine-tune, {bench.family.nbytes / 1e9:.2f} GB, {DEFAULT}", HEADERS, rows)
+        yield Table("one", f"One fine-tune, {bench.family.nbytes / 1e9:.2f} GB, {DEFAULT}", HEADERS, rows)
     if plan.slowest:
         with open_bench(plan.slowest, 1) as bench:
-            yield Table(f"zstd -19, {bench.family.nbytes / 1e9:.2f} GB", HEADERS, tuple(measure_slowest(bench)))
+            yield Table("slowest", f"zstd -19, {bench.family.nbytes / 1e9:.2f} GB", HEADERS, tuple(measure_slowest(bench)))
     own = "merge of 4 to folder, 2 workers, command"
-    yield Table(f"Merging four fine-tunes, {merges.nbytes / 1e9:.2f} GB", HEADERS, tuple(peer_rows("merge", merges, own, {})))
+    rows = tuple(peer_rows("merge", merges, own, {}))
+    yield Table("merges", f"Merging four fine-tunes, {merges.nbytes / 1e9:.2f} GB", HEADERS, rows)
 
 
 def _speed_tables(memory: Group, folder: Group, compress: Group, methods: Group) -> Iterator[Table]:
-    merging = f"Merging {groups.COUNT} packs by method"
-    for what, group in (("Apply in memory", memory), ("Folders", folder), (merging, methods), ("Compress", compress)):
+    named = (
+        ("memory", "Apply in memory", memory),
+        ("folders", "Folders", folder),
+        ("methods", f"Merging {groups.COUNT} packs by method", methods),
+        ("compress", "Compress", compress),
+    )
+    for name, what, group in named:
         caption = f"{what}, {group.nbytes / 1e9:.2f} GB" + ("" if group is memory else f", {DEFAULT}")
-        yield Table(caption, floor_headers("what"), tuple(group.rows()))
+        yield Table(name, caption, floor_headers("what"), tuple(group.rows()))
 
 
 def _curves_section(plan: Plan, sizes: curves.Curve, plots: Path, *, quick: bool) -> Section:
     with open_bench(plan.curve, 1) as bench:
         packs = curves.by_packs(bench, (1, 2) if quick else (1, 2, 3, 4, 6, 8), plan.curve_rounds)
         workers = curves.by_workers(bench, (1, 2), plan.curve_rounds)
-    drawn = [sizes, packs, workers]
+    drawn = (sizes, packs, workers)
     try:
-        notes = [curves.draw(curve, plots) for curve in drawn]
+        return Section("Cost curves", COMMAND, tuple(curves.draw(curve, plots) for curve in drawn), CURVE_NOTES)
     except ImportError as error:
-        notes = [f"no plots: {error}; install deltapack[plot]"]
-    return Section("Cost curves", COMMAND, tuple(curve.table() for curve in drawn), (*CURVE_NOTES, *notes))
+        missing = f"no plots: {error}; install deltapack[plot]"
+        return Section("Cost curves", COMMAND, tuple(curve.table() for curve in drawn), (*CURVE_NOTES, missing))
 
 
 def _speed_notes(share: float) -> tuple[str, ...]:
@@ -180,9 +187,9 @@ TARGET_NOTES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. A quick run, or one at another size or without peers, is a trial and leaves RESULTS.md alone."""
+    """Command line. A quick run, or one at another size or without peers, is a trial and keeps nothing."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny inputs and one run each; does not write RESULTS.md")
+    parser.add_argument("--quick", action="store_true", help="tiny inputs and one run each; writes nothing")
     parser.add_argument("--size", type=float, default=STANDARD_SIZE, metavar="GB", help="size of a checkpoint; compress gets twice that")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure other tools")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables, one document a section")
@@ -196,10 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = not options.quick and options.peers and options.size == STANDARD_SIZE
     plan = Plan.of(options.size, quick=options.quick, peers=options.peers)
     with TemporaryDirectory() as scratch:  # a trial draws, too, but keeps nothing
-        for section in measure(plan, RESULTS.parent if kept else Path(scratch), quick=options.quick):
+        for section in measure(plan, DATA if kept else Path(scratch), quick=options.quick):
             print(json.dumps(asdict(section), indent=1) if options.json else section.markdown(), flush=True)
             if kept:
-                write_section(section)
+                keep(section)
     return 0
 
 

@@ -156,7 +156,7 @@ def measure_grid(bench: Bench, small: Bench, rounds: Rounds, *, quick: bool) -> 
     for setting in QUICK if quick else SETTINGS:
         rows += _setting_rows(bench, setting, check_setting(setting, small), rounds, base, state)
     caption = f"Compress and apply by setting, {bench.family.nbytes / 1e9:.2f} GB"
-    return Table(caption, floor_headers("drop", "values", "index", "what"), tuple(rows))
+    return Table("settings", caption, floor_headers("drop", "values", "index", "what"), tuple(rows))
 
 
 def _setting_rows(
@@ -186,7 +186,7 @@ def measure_real(rounds: Rounds) -> tuple[Table, list[str]]:
     """Return the table of the pairs that could be had, and a sentence for each that could not."""
     pairs, missing = real_pairs()
     rows = tuple(row for pair in pairs for row in _pair_rows(pair, rounds))
-    return Table(f"Real pairs, {DEFAULT}", floor_headers("pair", "MB", "what"), rows), missing
+    return Table("pairs", f"Real pairs, {DEFAULT}", floor_headers("pair", "MB", "what"), rows), missing
 
 
 def _pair_rows(pair: Pair, rounds: Rounds) -> Iterator[tuple[Cell, ...]]:
@@ -223,13 +223,13 @@ def measure_startup(small: Bench, rounds: Rounds) -> tuple[Table, Table]:
     verbs = small.compress(DEFAULT, 2), small.apply(DEFAULT, 2), small.merge(2, 2), small.verify(2, base=True)
     headers = ("command", "first run s", "second run s", "compiling s", "first run peak RSS MB", "second run peak RSS MB")
     caption = f"First run after an installation, {small.family.nbytes / 1e9:.2f} GB"
-    return short_commands(small, rounds), Table(caption, headers, tuple(map(first_run, verbs)))
+    return short_commands(small, rounds), Table("first-runs", caption, headers, tuple(map(first_run, verbs)))
 
 
 def short_commands(small: Bench, rounds: Rounds) -> Table:
     """Time commands that do next to nothing, in turns with an empty Python program."""
     headers = ("command", "seconds", "min..max", "runs", "peak RSS MB", f"x {PYTHON}", f"at most {LIMIT_SECONDS} s")
-    return Table("Short commands", headers, tuple(_short_rows(small, rounds)))
+    return Table("commands", "Short commands", headers, tuple(_short_rows(small, rounds)))
 
 
 def first_run(verb: Verb) -> tuple[Cell, ...]:

@@ -94,8 +94,8 @@ def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:
     )
     caption = f"{candidate.name}, {bench.family.nbytes / 1e9:.2f} GB, {seconds / runs:.3f} s a run"
     return [
-        Table(f"{caption}, by stage", ("stage", "% of all threads' time", "% of their work"), by_stage),
-        Table(f"{caption}, by line", ("stage", "% of the work", "where", "line"), by_line[:LINES]),
+        Table("stages", f"{caption}, by stage", ("stage", "% of all threads' time", "% of their work"), by_stage),
+        Table("lines", f"{caption}, by line", ("stage", "% of the work", "where", "line"), by_line[:LINES]),
     ]
 
 

@@ -54,7 +54,7 @@ def targets_table(measured: Measured) -> Table:
         *_peak_rows(measured.sizes),
     )
     headers = ("what", "target", "measured", "result", "how")
-    return Table("Targets", headers, (*rows, *_scaling_rows(measured)))
+    return Table("", "Targets", headers, (*rows, *_scaling_rows(measured)))
 
 
 def judge(value: float | None, *, at_most: float | None = None, at_least: float | None = None) -> str:
@@ -146,4 +146,4 @@ def _scaling_rows(measured: Measured) -> Iterator[Row]:
         yield _at_least(f"1 to 2 workers, apply in memory, {setting}", SCALING, measured.memory.ratio(one, two), how)
     for what, name in (("apply to a folder", "apply to folder, {}"), ("merge of 4", "merge of 4 to folder, {}")):
         gain = measured.folder.ratio(name.format("1 worker"), name.format("2 workers"))
-        yield f"1 to 2 workers, {what}", "-", gain, "-", "bound by the disk"
+        yield f"1 to 2 workers, {what}", None, gain, None, "bound by the disk"

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER: tuple[tuple[str, ...], ...] = (
     ("assets", "child", "gpu", "gpu_model", "kernels", "launch", "results", "sentences"),
-    ("pairs", "processes", "timing"),
-    ("checkpoints",),
+    ("pairs", "processes", "summary", "timing"),
+    ("checkpoints", "command"),
     ("codes", "fidelity", "loops", "memory", "peers", "sizes", "speed.candidates"),
     ("speed.inputs",),
     ("speed.checks",),

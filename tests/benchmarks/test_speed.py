@@ -157,8 +157,9 @@ def test_curves_are_drawn(bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     curve = curves.by_packs(bench, (1, 2), ONCE)
     assert [point.x for point in curve.points] == [1, 2]
-    assert "speed-packs.svg" in curves.draw(curve, tmp_path)
-    assert "<svg" in (tmp_path / "speed-packs.svg").read_text()
+    table = curves.draw(curve, tmp_path)
+    assert table.rows == curve.table().rows and "<svg" in (tmp_path / table.plot).read_text()
+    assert table.plot == "cost-curves-packs.svg"
 
 
 def test_judging() -> None:
@@ -173,7 +174,7 @@ def measured(apply_seconds: float, peak: float) -> Measured:
     merges = Group(1, {merge: Sample((1.0,)), mergekit: Sample((11.0,))}, {merge: 200.0, mergekit: 6000.0})
     compress = Group(1, {"compress, 2 workers": Sample((2.0,)), "compress, 2 workers, command": Sample((3.0,))})
     points = tuple(Point(x, "apply", 1, 1.0, None, 1, peak * x) for x in (1.0, 4.0))
-    return Measured(Group(1), folder, compress, merges, Curve("c", "GB", "f", points), Group(1))
+    return Measured(Group(1), folder, compress, merges, Curve("c", "C", "GB", points), Group(1))
 
 
 def results(found: Measured) -> Iterator[tuple[str, object]]:
