@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["apply_once", "call_library", "peak_mb", "read_state"]
 
-WITH_TORCH = {"LiveModel", "attach", "load_model", "load_state_dict"}
+WITH_TORCH = {"LiveModel", "Slice", "attach", "load_model", "load_state_dict"}
 """Public names that load torch; commands do without."""
 
 
