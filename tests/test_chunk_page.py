@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from typing import Any
 
 import pytest
 from test_vectors import INVALID, ROOT, VALID, VECTORS, Tensors, companion, reference, tensors
+from vectors import scalar
 
 
 def chunk_page() -> dict[str, Any]:
     """The functions of codecs/chunk.md, and what the page takes as given, from plain scalars."""
-    sys.path.insert(0, str(VECTORS))
-    import scalar  # imported here: the folder is no package
-
     def bits(raw: bytes, at: int, width: int) -> int:
         part = raw[at // 8 : (at + width) // 8 + 1]
         return int.from_bytes(part, "little") >> at % 8 & (1 << width) - 1

@@ -10,7 +10,10 @@ from test_vectors import INVALID, ROOT, VECTORS
 
 SPEC = ROOT / "spec"
 BAD = sorted(name.removeprefix("v1-bad-").removesuffix(".dpk") for name in INVALID)
-OK = sorted(path.stem.removeprefix("v1-ok-") for path in VECTORS.glob("v1-ok-*.dpk"))
+OK = sorted(
+    [path.stem.removeprefix("v1-ok-") for path in VECTORS.glob("v1-ok-*.dpk")]
+    + [path.stem.removeprefix("v1-") for path in VECTORS.glob("v1-several-*.json")]
+)
 
 
 def rows(page: str, section: str) -> list[list[str]]:

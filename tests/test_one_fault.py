@@ -51,6 +51,7 @@ TWICE = {
     "R8-raw-huge": "no frame has this size",
     "R9-bitmap-bit-past-end": "the bit is missing where it should be",
     "R10-*": "zstd refuses most of these, too",
+    "R12-result-stored": "a tensor that is taken as it is stored is compared whatever the weight, then as part of the result",
     "R12-unchanged": "base and result are one tensor",
     "R13-name-empty": "a name of no bytes has an empty part",
 }
@@ -119,6 +120,7 @@ def test_excuses_are_needed(pattern: str) -> None:
 
 NO_VECTOR = {
     "the frame holds another size": "zstd itself refuses a frame that holds another size than it states",
+    "the packs have different bases": "two packs are needed for this: v1-several-bases",
     "size of {name!r}": "a base in memory whose bytes do not fit its shape; no pack can bring that about",
 }
 """Checks that no file can fail first, by a part of their text, and why they are there."""

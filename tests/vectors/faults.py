@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from assemble import Json
+from vectors.assemble import Json
 
 Case = tuple[str, str, str, str | None, bytes]
 """Rule, what is wrong, error class, name of the valid vector whose base fits, file."""

@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import scalar
 import zstandard
-from assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
-from faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
-from invalid_blobs import blob_cases
-from invalid_fields import field_cases
-from valid import floats, tensor, term, valid_packs
+from vectors import scalar
+from vectors.assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
+from vectors.faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
+from vectors.invalid_blobs import blob_cases
+from vectors.invalid_fields import field_cases
+from vectors.valid import floats, tensor, term, valid_packs
 
 
 def small(**options: Any) -> Pack:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import xxhash
 import zstandard
-from assemble import Blob, Json, Pack, Root, Term, stream, zstd
-from faults import CHECKSUM, FORMAT, Case
-from scalar import CHUNK
-from valid import SMALL, floats, tensor, term
+from vectors.assemble import Blob, Json, Pack, Root, Term, stream, zstd
+from vectors.faults import CHECKSUM, FORMAT, Case
+from vectors.scalar import CHUNK
+from vectors.valid import SMALL, floats, tensor, term
 
 
 def blob_cases() -> Iterator[Case]:

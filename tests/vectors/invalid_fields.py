@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from assemble import Blob, Pack
-from faults import FORMAT, Case, drop, put
-from valid import valid_packs
+from vectors.assemble import Blob, Pack
+from vectors.faults import FORMAT, Case, drop, put
+from vectors.valid import valid_packs
 
 # A valid vector that has such an entry, and the number of the entry in it.
 KINDS = {

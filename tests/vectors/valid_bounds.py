@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from assemble import Pack, Term
-from scalar import CHUNK
-from valid import floats, tensor, term
+from vectors.assemble import Pack, Term
+from vectors.scalar import CHUNK
+from vectors.valid import floats, tensor, term
 
 
 def bounds() -> Iterator[tuple[str, str, Pack]]:
