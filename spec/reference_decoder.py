@@ -62,7 +62,7 @@ MAGIC = b"\x89DPK\r\n\x1a\n"
 TILE = 65_536
 CHUNK = 16 * TILE
 MIB = 1 << 20
-MAX_INDEX, MAX_WINDOW = 64 * MIB, 8 * MIB
+MAX_INDEX, MAX_WINDOW, MAX_BLOCK = 64 * MIB, 8 * MIB, 128 * 1024
 
 
 def xxh3(data: bytes) -> int:
@@ -100,17 +100,48 @@ def read_prologue(data: bytes) -> tuple[bytes, int]:
 
 def unzstd(frame: bytes, raw_length: int) -> bytes:
     """R10: the content of exactly one zstd frame of exactly `raw_length` bytes."""
-    need(frame[:4] == b"\x28\xb5\x2f\xfd", "R10", "not a zstd frame")
+    check_frame(frame, raw_length)
     try:
-        params = zstandard.get_frame_parameters(frame)
-        need(raw_length > 0 and params.content_size == raw_length, "R10", "the frame states another size")
-        need(params.dict_id == 0, "R10", "the frame needs a dictionary")
-        need(params.window_size <= MAX_WINDOW, "R10", "the window is too large")
         content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Invalid("R10", str(error)) from error
     need(len(content) == raw_length, "R10", "the frame holds another size")
     return content
+
+
+def check_frame(frame: bytes, raw_length: int) -> None:
+    """R10: the frame header and the block headers, whatever the zstd library would let pass."""
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        need(at <= len(frame), "R10", "the frame is cut")
+        return int.from_bytes(frame[at - count : at], "little")
+
+    at = 0
+    need(take(4) == 0xFD2FB528, "R10", "not a zstd frame")
+    descriptor = take(1)
+    size_flag, single_segment, has_checksum = descriptor >> 6, descriptor >> 5 & 1, descriptor >> 2 & 1
+    need(descriptor & 0b00000011 == 0, "R10", "the frame has a field for a dictionary")
+    need(descriptor & 0b00011000 == 0, "R10", "the unused or the reserved bit is set")
+    need(size_flag or single_segment, "R10", "the frame states no size")
+    if not single_segment:
+        exponent, mantissa = divmod(take(1), 8)
+        window = (1 << 10 + exponent) * (8 + mantissa) // 8
+    size = take(1 << size_flag) + (256 if size_flag == 1 else 0)
+    need(raw_length > 0 and size == raw_length, "R10", "the frame states another size")
+    if single_segment:
+        window = size
+    need(min(size, MAX_BLOCK) <= window <= MAX_WINDOW, "R10", "the window is too small or too large")
+    is_last = 0
+    while not is_last:
+        header = take(3)
+        is_last, block_type, block_size = header & 1, header >> 1 & 3, header >> 3
+        need(block_type != 3, "R10", "a block of the reserved type")
+        need(block_size <= min(window, MAX_BLOCK), "R10", "a block is too long")
+        take(1 if block_type == 1 else block_size)
+    take(4 * has_checksum)
+    need(at == len(frame), "R10", "bytes after the frame")
 
 
 def unstream(stored: bytes, raw_length: int) -> bytes:

@@ -538,10 +538,72 @@ def base_cases() -> Iterator[Case]:
     yield "R12", "result-stored", CHECKSUM, "index-empty", wrong.build()
 
 
+def block(kind: int, size: int, body: bytes, last: bool = True) -> bytes:
+    """A block of a zstd frame: type 0 raw, 1 repeated byte, 2 compressed, 3 reserved."""
+    return (int(last) | kind << 1 | size << 3).to_bytes(3, "little") + body
+
+
+def header_cases() -> Iterator[Case]:
+    """R10 on the headers of frame and blocks, where versions of libzstd differ or let too much pass. 3,000 bytes of content."""
+    content = b"abcdefgh" * 375
+    plain = zstd(content)
+    assert plain[4] == 0x60  # single segment, content size in two bytes
+    magic, size, packed = plain[:4], plain[5:7], plain[7:]
+    wide = (200_000).to_bytes(4, "little")
+    frames: dict[str, tuple[bytes, int]] = {
+        "unused-bit": (magic + b"\x70" + size + packed, 3000),
+        "reserved-bit": (magic + b"\x68" + size + packed, 3000),
+        "dictionary-0": (magic + b"\x61\0" + size + packed, 3000),
+        "dictionary-0-of-2": (magic + b"\x62\0\0" + size + packed, 3000),
+        "dictionary-0-of-4": (magic + b"\x63\0\0\0\0" + size + packed, 3000),
+        "no-size-field": (magic + b"\0\x50" + packed, 3000),
+        "no-magic": (b"\x27" + plain[1:], 3000),
+        "header-cut": (plain[:6], 3000),
+        "descriptor-cut": (plain[:4], 3000),
+        "block-header-cut": (plain[:9], 3000),
+        "window-1k": (magic + b"\x40\0" + size + packed, 3000),
+        "window-1k-blocks": (
+            magic + b"\x40\0" + size + b"".join(block(1, 1000, b"a", last) for last in (False, False, True)),
+            3000,
+        ),
+        "window-120k": (
+            magic + b"\x80" + bytes([6 << 3 | 7]) + wide + block(1, 120_000, b"a", False) + block(1, 80_000, b"a"),
+            200_000,
+        ),
+        "window-9m": (magic + b"\x40" + bytes([13 << 3 | 1]) + size + packed, 3000),
+        "block-repeats-128k-1": (magic + b"\xa0" + wide + block(1, 131_073, b"a", False) + block(1, 68_927, b"a"), 200_000),
+        "block-repeats-all": (magic + b"\xa0" + wide + block(1, 200_000, b"a"), 200_000),
+        "block-type-3": (magic + b"\x60" + size + block(3, 5, packed[3:8], False) + packed, 3000),
+        "block-over-content": (magic + b"\x60" + size + block(1, 3001, b"a"), 3000),
+        "no-last-block": (magic + b"\x60" + size + block(1, 3000, b"a", False), 3000),
+        "after-last-block": (plain + block(1, 0, b"a"), 3000),
+        "checksum-cut": (zstd(content, write_checksum=True)[:-1], 3000),
+        "no-checksum-flag": (plain + zstd(content, write_checksum=True)[-4:], 3000),
+    }
+    for what, (stored, raw) in frames.items():
+        spoil = lambda chunk, stored=stored, raw=raw: chunk.update(streams=[(stored, raw)])  # noqa: E731
+        yield "R10", f"header-{what}", FORMAT, "index-empty", Pack().stored("w", tensor("u8", (raw,), 97), spoil).build()
+    long = b"a" * (65 << 17)
+    frame = magic + b"\xa0" + len(long).to_bytes(4, "little") + b"".join(block(1, 1 << 17, b"a", i == 64) for i in range(65))
+    yield "R10", "header-single-segment-over-8m", FORMAT, "index-empty", Pack().file("a.txt", long, blob=Blob(frame)).build()
+    note = put("recipe", {"note": "a" * 1000})
+    raw = zstandard.decompress(_index_of(small().build(note)))
+    stored = zstd(raw)
+    assert stored[4] == 0x60
+    literals = (len(raw) << 4 | 0xC).to_bytes(3, "little") + raw + b"\0"  # a compressed block that is longer than its content
+    for what, frame in (
+        ("index-unused-bit", stored[:4] + b"\x70" + stored[5:]),
+        ("index-dictionary-0", stored[:4] + b"\x61\0" + stored[5:]),
+        ("index-window-1k", stored[:4] + b"\x40\0" + stored[5:7] + block(2, len(literals), literals)),
+        ("index-block-over-window", stored[:7] + block(2, len(literals), literals)),
+    ):
+        yield "R10", f"header-{what}", FORMAT, None, small().build(note, frame=lambda _, frame=frame: frame)
+
+
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in valid_packs()}
-    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases):
+    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases):
         for case in group():
             assert case[3] is None or case[3] in names, case[:4]
             yield case
