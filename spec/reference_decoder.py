@@ -62,7 +62,8 @@ MAGIC = b"\x89DPK\r\n\x1a\n"
 TILE = 65_536
 CHUNK = 16 * TILE
 MIB = 1 << 20
-MAX_INDEX, MAX_WINDOW, MAX_BLOCK = 64 * MIB, 8 * MIB, 128 * 1024
+MAX_WINDOW, MAX_BLOCK = 8 * MIB, 128 * 1024
+MAX_INDEX, MAX_HEAD, MAX_VALUES = 64 * MIB, 4 * MIB, 65_536
 
 
 def xxh3(data: bytes) -> int:
@@ -172,8 +173,27 @@ def merge_planes(planes: bytes, itemsize: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:]|[^"\[\]{}:,]+', re.DOTALL)
+
+
+def check_head(raw: bytes) -> None:
+    """Limits of section 4.1 on what stands before the list of `tensors`, checked before anything is built of it."""
+    depth, values, end = 0, 0, len(raw)
+    for token in TOKEN.finditer(raw[: MAX_HEAD + 1]):
+        is_key = raw[token.end() : token.end() + 1] == b":"
+        if is_key and depth == 1 and token[0] == b'"tensors"':
+            end = token.end() + 1
+            break
+        depth += (token[0] in b"[{") - (token[0] in b"]}")
+        values += not is_key and token[0] not in (b"]", b"}", b":")
+        need(depth <= 8, "R4", "nested too deeply")
+        need(values <= MAX_VALUES, "R4", "too many values outside `tensors`")
+    need(end <= MAX_HEAD, "R4", "too many bytes before the list of `tensors`")
+
+
 def parse_canonical(raw: bytes) -> Any:
     """R4: the only value of which `raw` is the canonical spelling."""
+    check_head(raw)
 
     def pairs(items: list[tuple[str, Any]]) -> Json:
         need(len(dict(items)) == len(items), "R4", "duplicate key")

@@ -600,10 +600,55 @@ def header_cases() -> Iterator[Case]:
         yield "R10", f"header-{what}", FORMAT, None, small().build(note, frame=lambda _, frame=frame: frame)
 
 
+def node_cases() -> Iterator[Case]:
+    """R4: limits on what the format leaves free. Each file is small and unfolds to much."""
+    fill = 65_536 - head_values(small())
+
+    def with_text(text: bytes, recipe: bytes) -> bytes:
+        return small().build(text=lambda raw: raw.replace(text, recipe, 1))
+
+    def lists(count: int) -> bytes:
+        return b"[" + b"[]," * (count - 1) + b"[]]"
+
+    def first(raw: bytes) -> bytes:
+        index = json.loads(raw)
+        return json.dumps({"tensors": index.pop("tensors")} | index, separators=(",", ":")).encode()
+
+    recipe, shape = b'"recipe":{}', b'"shape":[4,3]'
+    yield "R4", "recipe-values", LIMIT, None, small().build(put("recipe", {"a": [0] * fill}))
+    yield "R4", "recipe-values-nested", LIMIT, None, small().build(put("recipe", {"a": [[0]] * (fill // 2 + 1)}))
+    yield "R4", "optional-values", LIMIT, None, small().build(put("optional", {"a": [0] * (fill - 1)}))
+    yield "R4", "recipe-60-mb", LIMIT, None, with_text(recipe, b'"recipe":{"a":' + lists(20_000_000) + b"}")
+    texts: list[bytes] = []
+    small().build(put("created_by", ""), text=lambda raw: texts.append(raw) or raw)
+    head = texts[0].index(b'"tensors":[') + len(b'"tensors":')
+    yield "R4", "head-4-mib", LIMIT, None, small().build(put("created_by", "a" * ((4 << 20) + 1 - head)))
+    yield "R4", "entry-values", LIMIT, None, with_text(shape, b'"shape":' + lists(70_000))
+    yield "R4", "entries-are-lists", FORMAT, None, small().build(put("tensors", [[]] * 70_000))
+    yield "R4", "tensors-object", FORMAT, None, small().build(put("tensors", {}))
+    yield "R4", "tensors-number", FORMAT, None, small().build(put("tensors", 1))
+    yield "R4", "tensors-first", FORMAT, None, small().build(text=first)
+    yield "R4", "tensors-cut", FORMAT, None, small().build(text=lambda raw: raw[:-2])
+    yield "R4", "tensors-comma-last", FORMAT, None, small().build(text=lambda raw: raw[:-2] + b",]}")
+    yield "R4", "tensors-brace-more", FORMAT, None, small().build(text=lambda raw: raw + b"}")
+    yield "R4", "key-after-tensors", FORMAT, None, small().build(text=lambda raw: raw[:-1] + b',"u":1}')
+
+
+def head_values(pack: Pack) -> int:
+    """JSON values of the index outside `tensors`."""
+
+    def count(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(map(count, inner))
+
+    index = json.loads(zstandard.decompress(_index_of(pack.build())))
+    return count({key: value for key, value in index.items() if key != "tensors"})
+
+
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in valid_packs()}
-    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases):
+    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases):
         for case in group():
             assert case[3] is None or case[3] in names, case[:4]
             yield case

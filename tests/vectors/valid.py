@@ -369,7 +369,22 @@ def frames() -> Iterator[tuple[str, str, Pack]]:
     yield "frames", "content size in 1, 2, 4 and 8 bytes; windows of 128 KiB, of 8 MiB and of the content; empty blocks; a checksum", pack
 
 
+def free_values() -> Iterator[tuple[str, str, Pack]]:
+    """As much as the limits allow of what the format leaves free."""
+    pack = Pack().stored("w", tensor("u8", (2,), 7))
+    # Outside `tensors` stand the index, base 3, created_by, files, format, recipe, required, result 4 and optional with its two lists.
+    pack.extra = {"optional": {"a": ["tensors", {"tensors": [1]}], "b": [0] * (65_536 - 13 - 6 - 1)}}
+    yield "limit-values", "65,536 JSON values outside `tensors`, keys of that name among them", pack
+    pack = Pack().stored("w", tensor("u8", (2,), 7))
+    pack.extra = {"created_by": "\\" * 100}
+    texts: list[bytes] = []
+    pack.build(text=lambda raw: texts.append(raw) or raw)
+    head = texts[0].index(b'"tensors":[') + len(b'"tensors":')
+    pack.extra = {"created_by": "\\" * 100 + "a" * ((4 << 20) - head)}
+    yield "limit-head", "4 MiB before the list of `tensors`", pack
+
+
 def valid_packs() -> Iterator[tuple[str, str, Pack]]:
     """Name, description and pack of each valid vector."""
-    for group in (codecs, arithmetic, kinds, invalid_base, large, frames):
+    for group in (codecs, arithmetic, kinds, invalid_base, large, frames, free_values):
         yield from group()
