@@ -40,7 +40,7 @@ def call_library(verb: str, arguments: Mapping[str, Any]) -> None:
         for name in set(deltapack.__all__) - WITH_TORCH:
             getattr(deltapack, name)
     elif verb == "inspect":
-        from deltapack.inspecting import inspect_pack
+        from deltapack.packs.inspecting import inspect_pack
 
         inspect_pack(arguments["pack"])
     else:

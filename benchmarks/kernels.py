@@ -54,18 +54,18 @@ def compile_variant(name: str, architecture: int) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from deltapack.kernels import gpu
-    from deltapack.kernels.gpu_rounding import DTYPES
+    from deltapack.device import triton_kernels
+    from deltapack.device.triton_rounding import DTYPES
 
     given = dict(VARIANTS[name])
     target = given.pop("dtype", "bf16")
     source = given.pop("source", target)
-    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, "BLOCK": gpu.BLOCK}
+    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, "BLOCK": triton_kernels.BLOCK}
     pointers = ("regions", "tiles", "parts", "terms", "scratch", "violation")
     signature = {name: "*i32" if name == "scratch" else "*i64" for name in pointers} | {"count": "i32"}
     aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(pointers))}
-    text = ASTSource(gpu.switch_tiles, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
-    options = gpu.options(alike=given["KINDS"] != EVERYTHING["KINDS"], heavy=given["COLLECT"] or "f64" in (source, target))
+    text = ASTSource(triton_kernels.switch_tiles, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
+    options = triton_kernels.options(alike=given["KINDS"] != EVERYTHING["KINDS"], heavy=given["COLLECT"] or "f64" in (source, target))
     kernel = triton.compile(text, target=GPUTarget("cuda", architecture, 32), options=options)
     ptx = kernel.asm["ptx"]
     registers, stack = resources(kernel.asm["cubin"])

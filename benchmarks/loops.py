@@ -17,7 +17,9 @@ from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import cpu, rounding
+from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.formulas import Election, Sharing, WeightedSum
+from deltapack.kernels.layout import Sparse
 from deltapack.kernels.reference.choosing import MAGNITUDE, magnitude_bits
 
 BF16 = BY_NAME["bf16"]
@@ -52,7 +54,7 @@ PACKS = 8
 def _merge_row(density: float, runs: int) -> tuple[float, ...]:
     rng, base = np.random.default_rng(1), np.full(CHUNK, 0x3F00, np.uint16)
     positions = [np.flatnonzero(rng.random(CHUNK) < density).astype(np.uint32) for _ in range(PACKS)]
-    parts = [(places, rng.standard_normal(len(places)).astype(np.float32)) for places in positions]
+    parts = [Sparse(places, rng.standard_normal(len(places)).astype(np.float32)) for places in positions]
     weights = np.full(PACKS, 1 / PACKS, np.float32)
     election, sharing = Election(weights, weights, weights), Sharing(1e-5, weights)
     stages: list[Callable[[], object]] = [
@@ -74,9 +76,9 @@ def _choosing_row(runs: int) -> tuple[float, ...]:
     rows = delta.reshape(-1, 2048)
     stages: list[Callable[[], object]] = [
         lambda: cpu.difference(one, BF16, other, BF16),
-        lambda: cpu.count_high(delta),
-        lambda: cpu.count_low(delta, cut >> 16),
-        lambda: cpu.between(delta, cut, 100, MAGNITUDE, 0),
+        lambda: cpu.histogram_high(delta),
+        lambda: cpu.histogram_low(delta, cut >> 16),
+        lambda: cpu.places_between(delta, cut, 100, MAGNITUDE, 0),
         lambda: cpu.row_ranks(rows),
         lambda: cpu.element_samples(7, 0, CHUNK),
     ]
@@ -87,7 +89,7 @@ def _row(density: float, chunks: list[np.ndarray], runs: int) -> tuple[float, ..
     lengths, keep = np.array(tile_lengths(CHUNK), np.int64), round(density * 2**32)
     positions, counts = cpu.sample_positions(7, keep, 0, lengths)
     gaps, nnz = cpu.byte_gaps(positions, counts), len(positions)
-    room = np.empty(CHUNK + 256, np.uint32), np.empty(CHUNK + 256, np.float32)
+    out = Buffers().sparse(0, CHUNK)
     codes, scales = np.full(-(-nnz // 2), 0x35, np.uint8), np.full(int((-(-counts // 128)).sum()), 0x3880, np.uint16)
     if nnz % 2:
         codes[-1] &= 0x0F  # unused bits are zero
@@ -95,11 +97,11 @@ def _row(density: float, chunks: list[np.ndarray], runs: int) -> tuple[float, ..
     turn, other = cycle(chunks), cycle(chunks[len(chunks) // 2 :] + chunks[: len(chunks) // 2])
     hot = chunks[0].copy()
     stages: list[Callable[[], object]] = [
-        lambda: cpu.sample_positions(7, keep, 0, lengths, room[0]),
-        lambda: cpu.byte_gap_positions(gaps, counts, lengths, room[0]),
-        lambda: cpu.code_values(codes, 4, scales, counts, np.float32(10), room[1]),
-        lambda: cpu.add_in_place(hot, BF16, [(positions, values)]),
-        lambda: cpu.add_in_place(next(turn), BF16, [(positions, values)]),
+        lambda: cpu.sample_positions(7, keep, 0, lengths, out.positions),
+        lambda: cpu.byte_gap_positions(gaps, counts, lengths, out.positions),
+        lambda: cpu.code_values(codes, 4, scales, counts, np.float32(10), out.values),
+        lambda: cpu.add_in_place(hot, BF16, [Sparse(positions, values)]),
+        lambda: cpu.add_in_place(next(turn), BF16, [Sparse(positions, values)]),
         lambda: np.copyto(next(turn), next(other)),
     ]
     costs = [_nanoseconds(stage, runs) for stage in stages]

@@ -19,22 +19,23 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
-    from deltapack.applying import apply
-    from deltapack.compressing import compress
+    from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
-    from deltapack.live import LiveModel, attach
-    from deltapack.loading import load_model, load_state_dict
+    from deltapack.live.loading import load_model, load_state_dict
+    from deltapack.live.model import LiveModel, attach
     from deltapack.merging.explaining import explain_merge
     from deltapack.merging.merge import merge
     from deltapack.merging.previewing import preview_merge
     from deltapack.merging.recipe import MergeRecipe
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
-    from deltapack.pack import Pack, PackEntry, open_pack
-    from deltapack.recipe import Override, Recipe
+    from deltapack.packing.compressing import compress
+    from deltapack.packing.recipe import Override, Recipe
+    from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
-    from deltapack.verifying import verify
+    from deltapack.restoring.applying import apply
+    from deltapack.restoring.verifying import verify
 
 __all__ = [
     "ApplyReport",
@@ -51,6 +52,7 @@ __all__ = [
     "PackEntry",
     "PreviewReport",
     "Recipe",
+    "Slice",
     "SurveyReport",
     "VerifyReport",
     "__version__",
@@ -74,29 +76,30 @@ _HOMES = {
     "DeltapackError": "errors",
     "ExplainReport": "reports",
     "Limits": "limits",
-    "LiveModel": "live",
+    "LiveModel": "live.model",
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
     "MergeReport": "reports",
-    "Override": "recipe",
-    "Pack": "pack",
-    "PackEntry": "pack",
+    "Override": "packing.recipe",
+    "Pack": "packs.pack",
+    "PackEntry": "packs.pack",
     "PreviewReport": "reports",
-    "Recipe": "recipe",
+    "Recipe": "packing.recipe",
+    "Slice": "device.model_tensors",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
-    "apply": "applying",
-    "attach": "live",
-    "compress": "compressing",
+    "apply": "restoring.applying",
+    "attach": "live.model",
+    "compress": "packing.compressing",
     "explain_merge": "merging.explaining",
-    "load_model": "loading",
-    "load_state_dict": "loading",
+    "load_model": "live.loading",
+    "load_state_dict": "live.loading",
     "merge": "merging.merge",
-    "open_pack": "pack",
+    "open_pack": "packs.pack",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
     "survey_merge": "merging.surveying",
-    "verify": "verifying",
+    "verify": "restoring.verifying",
 }
 
 

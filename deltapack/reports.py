@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from deltapack.format.index import Index
-from deltapack.recipe import Recipe
 
 __all__ = [
     "ApplyReport",
@@ -22,16 +18,10 @@ __all__ = [
     "Progress",
     "SurveyReport",
     "VerifyReport",
-    "compress_report",
 ]
 
 Progress = Callable[[int, int], None]
 """Called with work done and work in all, in bytes."""
-
-RISKY_DELTA = 0.005
-HOPELESS_DELTA = 0.03
-"""Ranges of |delta| from the DARE paper: within 0.005 a rate of 0.9 is safe, near 0.03 DARE fails."""
-
 
 class _Report:
     def to_json(self) -> dict[str, Any]:
@@ -216,55 +206,3 @@ class VerifyReport(_Report):
     side_files: int
     base_tensors: int
     result_digests: bool
-
-
-def compress_report(
-    pack: Path,
-    index: Index,
-    pack_bytes: int,
-    checkpoint_bytes: int,
-    split: Mapping[str, int],
-    notes: Sequence[str],
-    recipe: Recipe,
-) -> CompressReport:
-    """Sum up a finished compression."""
-    files = sum(file.blob.length for file in index.files or () if file.blob is not None)
-    rest = pack_bytes - sum(split.values()) - files
-    parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0} | dict(split) | {"files": files, "header": rest}
-    changed = [entry for entry in index.entries if entry.terms]
-    elements = sum(entry.common for entry in changed)
-    counted = pack_bytes - parts["stored"] - files
-    worst = sorted(
-        ((entry.name, float(entry.stats.max_abs)) for entry in changed if entry.stats is not None),
-        key=lambda row: (-row[1], row[0]),
-    )
-    return CompressReport(
-        pack,
-        pack_bytes,
-        checkpoint_bytes,
-        elements,
-        8 * counted / elements if elements else 0.0,
-        parts,
-        dict(sorted(Counter(entry.kind for entry in index.entries).items())),
-        worst[0][1] if worst else 0.0,
-        worst[:5],
-        _warnings(worst, recipe, index),
-        list(notes),
-    )
-
-
-def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) -> list[str]:
-    out = []
-    largest = worst[0][1] if worst else 0.0
-    if recipe.drop_rate > 0 and recipe.sparsify == "dare" and largest > RISKY_DELTA:
-        names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > RISKY_DELTA)
-        count = sum(value > RISKY_DELTA for _, value in worst)
-        risk = "DARE does not work near 0.03 and above" if largest >= HOPELESS_DELTA else "dropping 90 % is risky above 0.005"
-        out.append(
-            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above 0.005, the worst {names}. "
-            "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."
-        )
-    code = [file.name for file in index.files or () if file.name.endswith(".py") and file.blob is not None]
-    if code:
-        out.append(f"the pack carries Python code ({', '.join(code)}); whoever restores it should read it before running it.")
-    return out

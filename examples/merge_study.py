@@ -20,7 +20,7 @@ from deltapack.demo.corpus import Folders, Text, read_corpus
 from deltapack.demo.flow import DemoSize, run_demo
 from deltapack.demo.model import load_model, save_model
 from deltapack.demo.training import bits_per_byte, fine_tune
-from deltapack.recipe import Recipe
+from deltapack.packing.recipe import Recipe
 
 DOMAINS = ("code", "prose", "stubs")
 DROP_RATES = (0.0, 0.5, 0.9, 0.99)

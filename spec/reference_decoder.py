@@ -4,9 +4,10 @@ It follows the pages of this folder in their order and shares no code with delta
 clarity to speed and memory: it reads whole files and whole tensors. Where it and the pages differ,
 one of them has a bug; see errata.md.
 
-    python spec/reference_decoder.py BASE PACK OUT.safetensors [--weight W] [--factor F]
+    python spec/reference_decoder.py BASE PACK [PACK ...] OUT.safetensors [--weight W ...] [--prefer N] [--factor F]
 
-BASE is a .safetensors file or a folder that holds one or several. Needs numpy, zstandard, xxhash.
+BASE is a .safetensors file or a folder that holds one or several. Weights are one for all packs, or one for each in their
+order; N is the number of the pack that decides, from 1. Needs numpy, zstandard, xxhash.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import xxhash
 import zstandard
 
-__all__ = ["Invalid", "read_pack", "restore", "side_files"]
+__all__ = ["Conflict", "Invalid", "read_pack", "restore", "restore_several", "second_names", "side_files", "side_files_of_several"]
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype name, shape, little-endian bytes
 Json = dict[str, Any]
@@ -41,6 +42,10 @@ class Invalid(Exception):
         """Name the rule, such as `"R7"`, and say what is wrong."""
         super().__init__(f"{rule}: {message}")
         self.rule = rule
+
+
+class Conflict(Exception):
+    """Packs disagree on what cannot be added, and no preferred pack decides (09-weights-and-several-packs.md)."""
 
 
 def fail(rule: str, message: str) -> NoReturn:
@@ -822,64 +827,232 @@ def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     return b"".join(out)
 
 
-def restore_common(data: bytes, entry: Json, base: Tensor, weight: float, factor: float | None) -> bytes:
-    """Base plus terms, over the elements that both tensors have."""
-    common, dtype, old, size = common_numel(entry), entry["dtype"], base[0], ITEMSIZE[base[0]]
+def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: float | None) -> bytes:
+    """Base plus what the parts add, over the elements that all of them have in common with the base."""
+    old, common = base[0], min(common_of(part) for part in parts)
+    raw, size = base[2][: common * ITEMSIZE[base[0]]], ITEMSIZE[base[0]]
     acc, kept = np.zeros(common, np.float32), np.zeros(common, bool)
-    for term in entry["terms"]:
-        own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(weight)
-        streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
-        for chunk in read_chunks(data, term["blob"], common, streams, term["nnz"]):
-            where = positions(term, chunk) + chunk["start"]
-            acc[where] += term_values(term, chunk, own)
-            kept[where] = True
-    raw = base[2][: common * size]
-    parts = [add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)]
-    return b"".join(parts)
+    for part in parts:
+        if part.entry["kind"] == "stored":
+            stored = nearest_f32(part.entry["dtype"], restore_stored(part.data, part.entry, 0))
+            acc += (stored - nearest_f32(old, raw)) * np.float32(part.weight)
+            kept[:] = True
+        for term in part.entry.get("terms", []):
+            own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(part.weight)
+            streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
+            for chunk in read_chunks(part.data, term["blob"], common, streams, term["nnz"]):
+                where = positions(term, chunk) + chunk["start"]
+                acc[where] += term_values(term, chunk, own)
+                kept[where] = True
+    return b"".join(
+        add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 09-weights-and-several-packs.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """What one pack says of one tensor."""
+
+    pack: int  # its number
+    data: bytes
+    entry: Json
+    weight: float
+
+
+def common_of(part: Part) -> int:
+    """The number of elements that a part adds to."""
+    return numel(part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
+
+
+def nearest_f32(dtype: str, raw: bytes) -> np.ndarray:
+    """Elements as float32: exact but for f64, which is rounded."""
+    return np.frombuffer(raw, "<f8").astype(np.float32) if dtype == "f64" else to_f32(dtype, raw)
+
+
+def check_weight(weight: float) -> float:
+    """Section 9.1: a weight (or a factor) that can be an f32."""
+    if not abs(weight) < 3e38:  # also NaN
+        raise ValueError(f"{weight} is not a finite f32")
+    return weight
+
+
+def grouped(packs: Sequence[Json], weights: Sequence[float], base: Mapping[str, Tensor]) -> list[dict[str, list[Part]]]:
+    """Section 9.3: the parts of each base tensor, and of each new tensor, by name."""
+    of_base: dict[str, list[Part]] = {}
+    of_new: dict[str, list[Part]] = {}
+    for number, (pack, weight) in enumerate(zip(packs, weights, strict=True)):
+        entries = pack["index"]["tensors"]
+        used = {base_of(entry)[0] for entry in entries if "base" in entry}
+        for entry in entries:
+            name, part = entry["name"], Part(number, pack["data"], entry, weight)
+            if "base" in entry:
+                of_base.setdefault(base_of(entry)[0], []).append(part)
+            elif name in base and name not in used:
+                of_base.setdefault(name, []).append(part)
+            elif entry["kind"] == "stored":
+                of_new.setdefault(name, []).append(part)
+    return [of_base, of_new]
+
+
+def decide(parts: Sequence[Part], prefer: int | None) -> Part:
+    """Section 9.3: the part that counts where parts cannot be added."""
+    if len({part.entry["digest"] for part in parts}) == 1:
+        return parts[0]
+    for part in parts:
+        if part.pack == prefer:
+            return part
+    raise Conflict(f"packs disagree on {parts[0].entry['name']!r}")
+
+
+def name_of(base_name: str, parts: Sequence[Part], prefer: int | None) -> str:
+    """Section 9.4: the name that the packs agree on, else the preferred pack's, else the base's."""
+    names = [str(part.entry["name"]) for part in parts]
+    if len(set(names)) == 1:
+        return names[0]
+    return next((name for name, part in zip(names, parts, strict=True) if part.pack == prefer), base_name)
+
+
+def blends(part: Part, base: Tensor) -> bool:
+    """Section 9.2: whether a stored tensor can be seen as a difference to the base tensor."""
+    entry = part.entry
+    floats = entry["kind"] == "stored" and {entry["dtype"], base[0]} <= set(FLOATS)
+    return floats and tuple(entry["shape"]) == tuple(base[1])
+
+
+def whole(part: Part) -> Tensor:
+    """A stored tensor as it is; its digest holds, whatever the weight."""
+    entry = part.entry
+    tensor = entry["dtype"], tuple(entry["shape"]), restore_stored(part.data, entry, 0)
+    need(tensor_digest(*tensor) == entry["digest"], "R12", f"the restored {entry['name']!r} differs")
+    return tensor
+
+
+def combine(parts: Sequence[Part], base: Tensor, prefer: int | None, factor: float | None) -> Tensor:
+    """Section 9.3: one tensor of the result, from what the packs that keep it say of it."""
+    parts = [part for part in parts if part.entry["kind"] != "unchanged"]
+    if not parts:
+        return base
+    if len(parts) == 1 and parts[0].entry["kind"] == "stored" and (parts[0].weight == 1 or not blends(parts[0], base)):
+        return whole(parts[0])
+    shaping = [part for part in parts if part.entry["kind"] != "delta" and not blends(part, base)]
+    if not shaping:
+        dtypes = {part.entry["dtype"] for part in parts}
+        dtype = dtypes.pop() if len(dtypes) == 1 else base[0]
+        return dtype, base[1], restore_common(parts, base, dtype, factor)
+    part = decide(shaping, prefer)
+    if part.entry["kind"] != "grown":
+        part = decide(parts, prefer)
+        if len(parts) > 1:
+            return combine([part], base, prefer, factor)
+    adding = [other for other in parts if other.entry["kind"] in ("delta", part.entry["kind"]) or blends(other, base)]
+    raw = restore_common(adding, base, part.entry["dtype"], factor)
+    if "stored" in part.entry:
+        raw += restore_stored(part.data, part.entry, common_numel(part.entry))
+    return part.entry["dtype"], tuple(part.entry["shape"]), raw
+
+
+def second_names(packs: Sequence[Json], names: Iterable[str], prefer: int | None = None) -> dict[str, str]:
+    """Section 9.5: the second names of tensors of a result that holds these names."""
+    held = set(names)
+    tied = [{e["name"]: e["of"] for e in pack["index"]["tensors"] if e["kind"] == "alias"} for pack in packs]
+    out = {}
+    for name in {name: None for own in tied for name in own}:
+        of = [own[name] for own in tied if own.get(name) in held]
+        if name not in held and of:
+            if prefer is not None and tied[prefer].get(name) in held:
+                of = [tied[prefer][name]]
+            if len(set(of)) > 1:
+                raise Conflict(f"packs tie {name!r} to different tensors")
+            out[name] = of[0]
+    return out
+
+
+def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> None:
+    """R11 and R12 on the base of all packs, and the chunk digests that the packs hold."""
+    for pack in packs:
+        index = pack["index"]
+        check_base(index, base)
+        need(index["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
+        for entry in index["tensors"]:
+            if "digests" in entry:
+                check_digests_blob(pack["data"], entry)
+            if "base" in entry:
+                found = tensor_digest(*base[base_of(entry)[0]])
+                need(found == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
+
+
+def restore_several(
+    pack_paths: Sequence[str | Path],
+    base_tensors: Mapping[str, Tensor],
+    *,
+    weights: Sequence[float] | None = None,
+    prefer: int | None = None,
+    factor: float | None = None,
+) -> dict[str, Tensor]:
+    """Apply packs to their base, added up in the order given, checking every rule.
+
+    Args:
+        pack_paths: The packs.
+        base_tensors: Name to (dtype name, shape, little-endian bytes in row-major order).
+        weights: What scales the difference of each pack; 1 unless given.
+        prefer: The number, from 0, of the pack that decides where packs cannot be added.
+        factor: Takes the place of every factor in the packs.
+
+    Returns:
+        The tensors of the result; aliases are not among them. Where one pack is applied with weight 1 and its own factors, all
+        digests of the result are checked, else those of tensors that are taken from a pack as they are.
+
+    Raises:
+        Conflict: Packs disagree on what cannot be added.
+        Invalid: A rule is broken, by a pack or, R11 and R12, by the base.
+        ValueError: A weight or the factor is no finite f32.
+    """
+    packs = [read_pack(path) for path in pack_paths]
+    weights = [check_weight(weight) for weight in ([1.0] * len(packs) if weights is None else weights)]
+    check_weight(0.0 if factor is None else factor)
+    check_bases(packs, base_tensors)
+    of_base, of_new = grouped(packs, weights, base_tensors)
+    found: list[tuple[str, Tensor, list[Part]]] = []
+    with np.errstate(all="ignore"):
+        for name, base in base_tensors.items():
+            staying = [part for part in of_base[name] if part.entry["kind"] not in ("removed", "alias")]
+            if staying:
+                tensor = combine(staying, base, prefer, factor)
+                found.append((name_of(name, staying, prefer), tensor, staying))
+        found += [(name, whole(decide(parts, prefer)), parts) for name, parts in of_new.items()]
+    result = {name: tensor for name, tensor, _ in found}
+    if len(result) < len(found):
+        raise Conflict("two tensors of the result would have one name")
+    second_names(packs, result, prefer)
+    if len(packs) == 1 and weights == [1.0] and factor is None:
+        for name, tensor, parts in found:
+            need(tensor_digest(*tensor) == parts[0].entry["digest"], "R12", f"the restored {name!r} differs")
+    return dict(sorted(result.items(), key=lambda item: item[0].encode()))
 
 
 def restore(
     pack_path: str | Path, base_tensors: Mapping[str, Tensor], *, weight: float = 1.0, factor: float | None = None
 ) -> dict[str, Tensor]:
-    """Apply a pack to its base, checking every rule.
+    """Apply one pack to its base; see `restore_several`."""
+    return restore_several([pack_path], base_tensors, weights=[weight], factor=factor)
 
-    Args:
-        pack_path: The pack.
-        base_tensors: Name to (dtype name, shape, little-endian bytes in row-major order).
-        weight: Scales the difference; the digests of the result are checked only where it is 1.
-        factor: Takes the place of every factor in the pack; the digests of the result are not checked then.
 
-    Returns:
-        The tensors of the result; aliases are not among them.
-
-    Raises:
-        Invalid: A rule is broken, by the pack or, R11 and R12, by the base.
-    """
-    pack = read_pack(pack_path)
-    index, data = pack["index"], pack["data"]
-    check_base(index, base_tensors)
-    result: dict[str, Tensor] = {}
-    with np.errstate(all="ignore"):
-        for entry in index["tensors"]:
-            base = None
-            if "digests" in entry:
-                check_digests_blob(data, entry)
-            if "base" in entry:
-                base = base_tensors[base_of(entry)[0]]
-                need(tensor_digest(*base) == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
-            if "dtype" not in entry:
-                continue
-            if entry["kind"] == "unchanged" and base is not None:
-                raw = base[2]
-            else:
-                raw = restore_common(data, entry, base, weight, factor) if base is not None and "terms" in entry else b""
-                if "stored" in entry:
-                    raw += restore_stored(data, entry, common_numel(entry))
-            if weight == 1.0 and factor is None:
-                found = tensor_digest(entry["dtype"], entry["shape"], raw)
-                need(found == entry["digest"], "R12", f"the restored {entry['name']!r} differs")
-            result[entry["name"]] = (entry["dtype"], tuple(entry["shape"]), raw)
-    return result
+def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None = None) -> dict[str, bytes | None] | None:
+    """Section 9.6: the side files of a result, as `side_files` gives them; None: those of the base, all of them."""
+    indices = [read_pack(path)["index"] for path in pack_paths]
+    known = [index["files"] and [(file["name"], file["sha256"]) for file in index["files"]] for index in indices]
+    shapes = ("grown", "shrunk", "stored", "removed")
+    shaping = [i for i, index in enumerate(indices) if any(entry["kind"] in shapes for entry in index["tensors"])]
+    donor = prefer
+    if prefer is None and all(files == known[0] for files in known):
+        donor = 0
+    elif prefer is None and len(shaping) == 1:
+        donor = shaping[0]
+    return None if donor is None or known[donor] is None else side_files(pack_paths[donor])
 
 
 def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
@@ -936,20 +1109,35 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors[name][2] for name in order))
 
 
+def weight_of(text: str) -> float:
+    """A weight from the command line."""
+    try:
+        return check_weight(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Restore a checkpoint from its base and a .dpk pack.")
+    parser = argparse.ArgumentParser(description="Restore a checkpoint from its base and .dpk packs, added up in their order.")
     parser.add_argument("base", type=Path)
-    parser.add_argument("pack", type=Path)
+    parser.add_argument("pack", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weight", type=float, default=1.0)
-    parser.add_argument("--factor", type=float, default=None)
+    parser.add_argument("--weight", type=weight_of, action="append", help="once for all packs, or once for each")
+    parser.add_argument("--prefer", type=int, help="number of the pack that decides, from 1")
+    parser.add_argument("--factor", type=weight_of, default=None)
     args = parser.parse_args()
+    count, weights = len(args.pack), args.weight or [1.0]
+    if len(weights) not in (1, count) or not (args.prefer is None or 1 <= args.prefer <= count):
+        parser.error(f"--weight goes with 1 or {count} numbers, --prefer with a number from 1 to {count}")
+    weights = weights * count if len(weights) == 1 else weights
+    prefer = None if args.prefer is None else args.prefer - 1
     try:
-        result = restore(args.pack, load_safetensors(args.base), weight=args.weight, factor=args.factor)
-    except Invalid as error:
-        print(f"{args.pack}: {error}", file=sys.stderr)
-        return 3
+        base = load_safetensors(args.base)
+        result = restore_several(args.pack, base, weights=weights, prefer=prefer, factor=args.factor)
+    except (Invalid, Conflict) as error:
+        print(f"{' '.join(map(str, args.pack))}: {error}", file=sys.stderr)
+        return 3 if isinstance(error, Invalid) else 1
     save_safetensors(args.out, result)
     return 0
 

@@ -1,4 +1,4 @@
-"""Let tests import `builders` and `benchmarks`, whatever folder pytest was started in."""
+"""Let tests import `support`, `vectors` and `benchmarks`, whatever folder pytest was started in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 if TYPE_CHECKING:
-    from builders import Model, Tensor
+    from support.builders import Model, Tensor
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def pack_of(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes base and fine-tune as bare files and compresses them to `<name>.dpk`."""
 
     def make(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], name: str = "pack", *, force: bool = False, **recipe: Any) -> Path:
-        import builders
+        from support import builders
 
         import deltapack
 
@@ -45,7 +45,7 @@ def applied(tmp_path: Path) -> Callable[..., Model]:
     """Return a function that applies a pack to the base of `pack_of` and reads what came out."""
 
     def restore(pack: Path, **options: Any) -> Model:
-        import builders
+        from support import builders
 
         import deltapack
 
@@ -61,7 +61,7 @@ def merged(tmp_path: Path) -> Callable[..., Model]:
     """Return a function that merges packs onto the base of `pack_of` and reads what came out."""
 
     def restore(packs: list[Path], **options: Any) -> Model:
-        import builders
+        from support import builders
 
         import deltapack
 

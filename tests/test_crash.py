@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import ROOT, leftovers, moved, random_tensor, read_folder, write_folder
+from support.builders import ROOT, leftovers, moved, random_tensor, read_folder, write_folder
 
 import deltapack
 

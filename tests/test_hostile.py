@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import ROOT, leftovers, moved, random_tensor, read_folder, whole, write_folder
+from support.builders import ROOT, leftovers, moved, random_tensor, read_folder, whole, write_folder
 
 import deltapack
 from deltapack.errors import DeltapackError, FormatError, OutputError

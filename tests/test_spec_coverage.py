@@ -52,6 +52,27 @@ def test_feature_has_a_valid_vector(feature: str) -> None:
     assert f"v1-ok-{feature}.dpk" in NAMES
 
 
+def pairs_of_kinds() -> dict[tuple[str, str], str]:
+    """The table of section 9.3: what two packs give that say these things of a tensor."""
+    section = (SPEC / "09-weights-and-several-packs.md").read_text("utf-8").split("\n## 9.3", 1)[1].split("\n## ", 1)[0]
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", section, re.M)]
+    return {(row[0], second): cell for row in rows for second, cell in zip(head[1:], row[1:], strict=True)}
+
+
+def test_every_pair_of_kinds_has_a_vector() -> None:
+    """Two packs of each pair are in a case, which is an error where the table says conflict and no pack is preferred."""
+    cases = json.loads((VECTORS / "v1-several-pairs.json").read_text("utf-8"))["cases"]
+    pairs = pairs_of_kinds()
+    assert len(pairs) == 64 and {kind for pair in pairs for kind in pair} == {*KINDS, "blend", "whole"} - {"stored"}
+    for (first, second), becomes in pairs.items():
+        case = cases[f"{first}-{second}"]
+        assert case["packs"] == [f"v1-several-pairs-a-{first}.dpk", f"v1-several-pairs-b-{second}.dpk"]
+        assert ("error" in case) == (becomes in ("conflict", "rows"))
+        assert "error" in case or ("w" in case["result"]) == (becomes != "gone")
+        for prefer in (0, 1) if "error" in case else ():
+            assert "result" in cases[f"{first}-{second}-prefer-{prefer}"]
+
+
 def test_every_element_type_is_restored_by_a_vector() -> None:
     """Each element type of section 3.6 occurs in an expected result."""
     documents = [json.loads(path.read_text("utf-8")) for path in VECTORS.glob("v1-ok-*.json")]

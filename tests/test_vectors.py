@@ -8,6 +8,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
 VALID = sorted(path.stem for path in VECTORS.glob("v1-ok-*.dpk"))
 INVALID: dict[str, dict[str, Any]] = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
+GROUPS = sorted(path.name for path in VECTORS.glob("v1-several-*.json"))
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
@@ -53,6 +55,24 @@ def tensors(rows: dict[str, Any]) -> Tensors:
     }
 
 
+@dataclass(frozen=True)
+class Case:
+    """Several packs with weights, and which of them decides."""
+
+    packs: list[Path]
+    weights: list[float]
+    prefer: int | None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Case:
+        """Read a case of a companion file."""
+        return cls([VECTORS / name for name in row["packs"]], list(map(float, row["weights"])), row.get("prefer"))
+
+
+Restored = str | tuple[Tensors, dict[str, str], dict[str, bytes]]
+"""The name of an error, or tensors, second names and side files."""
+
+
 class ReferenceDecoder:
     """spec/reference_decoder.py."""
 
@@ -60,6 +80,20 @@ class ReferenceDecoder:
         """Return the restored tensors, all rules checked."""
         result: Tensors = reference.restore(pack, base, weight=weight)
         return result
+
+    def restore_several(self, case: Case, base: Tensors) -> Restored:
+        """Return the restored tensors of several packs, second names, and side files other than a model card."""
+        try:
+            result: Tensors = reference.restore_several(case.packs, base, weights=case.weights, prefer=case.prefer)
+        except reference.Conflict:
+            return "MergeConflictError"
+        except reference.Invalid as error:
+            return "BaseMismatchError" if error.rule in ("R11", "R12") else str(error)
+        packs = [reference.read_pack(pack) for pack in case.packs]
+        files = reference.side_files_of_several(case.packs, case.prefer)
+        files = {"LICENSE": None} if files is None else files
+        contents = {name: b"from the base" if content is None else content for name, content in files.items()}
+        return result, reference.second_names(packs, result, case.prefer), contents
 
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str | None]:
         """Return the rule, and the name of the error class where the decoder has several, that reading runs into."""
@@ -83,6 +117,31 @@ class Package:
                     name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes())
                     for name, tensor in checkpoint.tensors.items()
                 }
+
+    def restore_several(self, case: Case, base: Tensors) -> Restored:
+        """Return the restored tensors of several packs, second names, and side files other than a model card, through files."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            # By a name of its own, so that one pack may come twice and be preferred once.
+            packs = [folder / f"{number}.dpk" for number in range(len(case.packs))]
+            for own, pack in zip(packs, case.packs, strict=True):
+                own.write_bytes(pack.read_bytes())
+            prefer = None if case.prefer is None else packs[case.prefer]
+            try:
+                deltapack.merge(self._base(folder, base), packs, folder / "out", weights=case.weights, prefer=prefer)
+            except deltapack.DeltapackError as error:
+                assert not (folder / "out").exists()
+                assert error.tensor is not None or error.path in packs
+                assert error.exit_code in (1, 4)
+                return type(error).__name__
+            with open_checkpoint(folder / "out") as checkpoint:
+                result = {
+                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes())
+                    for name, tensor in checkpoint.tensors.items()
+                }
+                made = ("model.safetensors", "README.md")
+                files = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name not in made}
+                return result, dict(checkpoint.aliases), files
 
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
         """Return the rule and the error class that verifying and applying run into."""
@@ -131,6 +190,36 @@ def test_valid_vector_restores_with_weight(decoder: Any, name: str) -> None:
     assert found == tensors(document["weighted"])
 
 
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in companion(group)["cases"]])
+def test_several_packs_give_what_the_vector_says(decoder: Any, group: str, name: str) -> None:
+    """Several packs add up, or are an error where they disagree on what cannot be added."""
+    document = companion(group)
+    case = document["cases"][name]
+    found = decoder.restore_several(Case.of(case), tensors(document["base"]))
+    if "error" in case:
+        assert found == case["error"]
+        return
+    restored, aliases, files = found
+    assert "result" in case or "files" in case
+    if "result" in case:
+        assert restored == tensors(case["result"])
+        assert aliases == case["aliases"]
+    if "files" in case:
+        assert files == {name: content.encode() for name, content in case["files"].items()}
+
+
+def packs_of_groups() -> list[tuple[str, str]]:
+    """Each pack that stands in a case that works, with its group."""
+    rows = [(group, case) for group in GROUPS for case in companion(group)["cases"].values() if "error" not in case]
+    return sorted({(group, pack) for group, case in rows for pack in case["packs"]})
+
+
+@pytest.mark.parametrize(("group", "pack"), packs_of_groups())
+def test_packs_of_groups_are_valid_by_themselves(decoder: Any, group: str, pack: str) -> None:
+    """Each pack of a group restores alone, with all its digests, and has no part in a case by chance."""
+    assert decoder.restore(VECTORS / pack, tensors(companion(group)["base"]))
+
+
 @pytest.mark.parametrize("name", sorted(INVALID))
 def test_invalid_vector_breaks_its_rule(decoder: Any, name: str) -> None:
     """An invalid pack is refused, for the intended reason."""
@@ -156,5 +245,7 @@ def test_reference_restores_side_files() -> None:
 def test_vectors_are_small_and_complete() -> None:
     """The folder stays light, and each invalid file is listed."""
     files = [path for path in VECTORS.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 600_000
+    assert sum(path.stat().st_size for path in files) < 800_000
     assert {path.name for path in VECTORS.glob("v1-bad-*.dpk")} == set(INVALID)
+    named = {pack for group in GROUPS for case in companion(group)["cases"].values() for pack in case["packs"]}
+    assert {path.name for path in VECTORS.glob("v1-several-*.dpk")} == named

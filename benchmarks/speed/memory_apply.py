@@ -16,7 +16,7 @@ from benchmarks.processes import run_verb
 from benchmarks.speed.floors import State
 from benchmarks.timing import Candidate
 from deltapack.checkpoint import open_checkpoint
-from deltapack.patching import LoadedPack
+from deltapack.packs.patching import LoadedPack
 
 __all__ = ["LOADED", "WAYS", "WORKERS", "Way", "apply_once", "candidates", "name_of", "peaks_above_state", "read_state"]
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.buffers import Buffers
 from deltapack.codecs import indices, values
 from deltapack.codecs.planes import split_planes
 from deltapack.codecs.quantize import quantize
@@ -26,10 +25,11 @@ from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.format.table import ChunkRecord, Layout, tile_lengths
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels import Encoded
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Counts, Positions, Sparse
 
 __all__ = [
     "LoadedChunks",
-    "Room",
     "TermChunks",
     "TermCodec",
     "add_term_chunk",
@@ -42,13 +42,9 @@ __all__ = [
     "tiles_of",
 ]
 
-Positions = NDArray[np.uint32]
-Counts = NDArray[np.int64]
 
 
 Bounds = tuple[tuple[int, int], ...]
-Room = tuple[Positions, NDArray[np.float32]]
-"""Arrays for the positions and values of a chunk, of its length and 256 elements more."""
 
 
 class TermChunks(Protocol):
@@ -129,8 +125,8 @@ def decode_term_chunk(
     term: Term,
     chunk: int,
     factor: np.float32,
-    room: Room | None = None,
-) -> tuple[Positions, NDArray[np.float32]]:
+    out: Sparse | None = None,
+) -> Sparse:
     """Decode a chunk of a term.
 
     Args:
@@ -138,7 +134,7 @@ def decode_term_chunk(
         term: The term.
         chunk: Number of the chunk.
         factor: What the codes are multiplied with besides their scale.
-        room: Arrays of the chunk's length and 256 more that the results are made in; new ones unless given.
+        out: Arrays of the chunk's length and `SPARE` more that the results are made in; new ones unless given.
 
     Returns:
         Positions `[nnz] uint32` from the start of the chunk and values `[nnz] f32`.
@@ -146,14 +142,14 @@ def decode_term_chunk(
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
-    room = Buffers().room(0, blob.layout.chunk_length(chunk)) if room is None else room
+    out = Buffers().sparse(0, blob.layout.chunk_length(chunk)) if out is None else out
     encoded = _encoded(blob, term, chunk, factor)
-    decoded = kernels.active().decode_encoded(encoded, room)
-    return _step_by_step(blob, term, chunk, encoded, room) if decoded is None else decoded
+    decoded = kernels.active().decode_encoded(encoded, out)
+    return _step_by_step(blob, term, chunk, encoded, out) if decoded is None else decoded
 
 
 def add_term_chunk(
-    blob: TermChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, room: Room
+    blob: TermChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, out: Sparse
 ) -> None:
     """Decode a chunk of a term and add it to elements in place.
 
@@ -164,14 +160,14 @@ def add_term_chunk(
         factor: What the codes are multiplied with besides their scale.
         elements: `[n]` elements of the chunk, in the storage type of `dtype`.
         dtype: Their type.
-        room: As in `decode_term_chunk`.
+        out: As in `decode_term_chunk`.
 
     Raises:
         FormatError: A rule from R8 to R10 is broken; nothing was changed.
     """
     encoded = _encoded(blob, term, chunk, factor)
-    if not kernels.active().add_encoded(elements, dtype, encoded, room):
-        kernels.active().add_in_place(elements, dtype, [_step_by_step(blob, term, chunk, encoded, room)])
+    if not kernels.active().add_encoded(elements, dtype, encoded, out):
+        kernels.active().add_in_place(elements, dtype, [_step_by_step(blob, term, chunk, encoded, out)])
 
 
 def _encoded(blob: TermChunks, term: Term, chunk: int, factor: np.float32) -> Encoded:
@@ -183,19 +179,19 @@ def _encoded(blob: TermChunks, term: Term, chunk: int, factor: np.float32) -> En
     return Encoded(term.index, term.shift, term.key, term.keep, first, raw[0], bits, raw[1], raw[2], factor, counts, lengths)
 
 
-def _step_by_step(blob: TermChunks, term: Term, chunk: int, encoded: Encoded, room: Room) -> Room:
+def _step_by_step(blob: TermChunks, term: Term, chunk: int, encoded: Encoded, out: Sparse) -> Sparse:
     """Decode positions, then values, by their codecs.
 
     Raises:
         FormatError: A stream is damaged (rule R9).
     """
     try:
-        positions = indices.decode_positions(term, encoded.positions, chunk, encoded.counts, encoded.lengths, room[0])
-        decoded = values.decode_values(term.values, encoded.codes, encoded.scales, encoded.counts, encoded.factor, room[1])
+        positions = indices.decode_positions(term, encoded.positions, chunk, encoded.counts, encoded.lengths, out.positions)
+        decoded = values.decode_values(term.values, encoded.codes, encoded.scales, encoded.counts, encoded.factor, out.values)
     except FormatError as error:
         blob.locate(error)
         raise
-    return positions, decoded
+    return Sparse(positions, decoded)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ from deltapack import kernels
 from deltapack.errors import FormatError
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.index import Term
+from deltapack.kernels.layout import ESCAPE, Counts, Positions
 from deltapack.kernels.reference.positions import gaps_of
 
 __all__ = ["best_index", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
 
-Positions = NDArray[np.uint32]
-Counts = NDArray[np.int64]
-ESCAPE = 255
 SPARSE = 0.02
 DENSE = 0.21
 

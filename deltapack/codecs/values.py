@@ -8,13 +8,11 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.dtypes import BY_NAME
-from deltapack.kernels.reference.values import GROUP
+from deltapack.kernels.layout import GROUP, Counts, Values
 
 __all__ = ["BITS", "codes_raw_length", "decode_values", "is_float", "pack_codes", "scales_raw_length"]
 
-Counts = NDArray[np.int64]
 Raw = bytes | NDArray[np.uint8]
-Values = NDArray[np.float32]
 BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
 """Bits of a stored code, before the zstd stage."""
 _FLOATS = frozenset({"f32", "bf16", "f16"})

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deltapack.applying import apply
-from deltapack.compressing import compress
 from deltapack.demo.corpus import Corpus, Folders, read_corpus
 from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
 from deltapack.merging.merge import merge
+from deltapack.packing.compressing import compress
+from deltapack.packing.recipe import Recipe
 from deltapack.parallel import ordered_map, resolve_workers
-from deltapack.recipe import Recipe
+from deltapack.restoring.applying import apply
 
 __all__ = ["DOMAINS", "DemoReport", "DemoSize", "Row", "run_demo"]
 

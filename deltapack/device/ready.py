@@ -26,14 +26,12 @@ from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.kernels.layout import ESCAPE, GROUP, Bytes, Counts
 from deltapack.kernels.reference.positions import gap_thresholds, gaps_of
-from deltapack.kernels.reference.values import GROUP
 from deltapack.parallel import ordered_map
 
 __all__ = ["ALIGNMENT", "COLUMNS", "KINDS", "SEGMENT_BYTES", "ReadyTerm", "Segments", "lay_out"]
 
-Bytes = NDArray[np.uint8]
-Counts = NDArray[np.int64]
 Table = NDArray[np.int64]
 
 KINDS = {"seeded": 0, "gaps": 1, "wide gaps": 2, "bitmap": 3, "all": 4}
@@ -208,14 +206,14 @@ def _ready_index(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Co
     if term.shift == 0 and len(raw) <= 2 * len(positions):
         return _narrow_gaps(np.frombuffer(raw, np.uint8), counts)
     gaps = gaps_of(positions, counts)
-    if len(gaps) + int((gaps // indices.ESCAPE).sum()) <= 2 * len(gaps):
+    if len(gaps) + int((gaps // ESCAPE).sum()) <= 2 * len(gaps):
         return _narrow_gaps(np.frombuffer(indices.encode_gaps(positions, counts, 0), np.uint8), counts)
     return KINDS["wide gaps"], gaps.astype(np.uint16).view(np.uint8), counts, 2 * (np.cumsum(counts) - counts)
 
 
 def _narrow_gaps(stream: Bytes, counts: Counts) -> tuple[int, Bytes, Counts, Counts]:
     """Find where each tile's gaps start: behind the last gap of the tile before."""
-    ends = np.flatnonzero(stream != indices.ESCAPE) + 1
+    ends = np.flatnonzero(stream != ESCAPE) + 1
     starts = np.concatenate([np.zeros(1, np.int64), ends])[np.cumsum(counts) - counts]
     return KINDS["gaps"], stream, np.diff(starts, append=len(stream)), starts
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 
+from deltapack.device.torch_kernels import BITS
 from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE
-from deltapack.kernels.generic import BITS
+from deltapack.kernels.layout import Elements
 
-__all__ = ["Region", "dtype_of", "region_of"]
+__all__ = ["Region", "Typed", "dtype_of", "read_chunk", "region_of", "write_chunk"]
+
 
 
 @dataclass(frozen=True)
@@ -154,3 +158,53 @@ def _as_matrix(bits: torch.Tensor, shape: Sequence[int]) -> tuple[int, int, torc
         return rows, columns, bits.view(rows, columns)
     except RuntimeError:
         return rows, columns, None
+
+
+class Typed(Protocol):
+    """A tensor's type and number of elements."""
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+
+
+def read_chunk(region: Region, info: Typed, chunk: int, around: Elements | None = None) -> Elements:
+    """Return the elements of a chunk of a tensor in their storage type; those that are not held are 0, or as in `around`."""
+    start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, info.numel)
+    out = np.zeros(stop - start, info.dtype.storage) if around is None else around.copy()
+    for place, held in _pieces(region, start, stop):
+        out[place] = held.cpu().numpy().view(info.dtype.storage).reshape(-1)
+    return out
+
+
+def write_chunk(region: Region, chunk: int, elements: Elements) -> None:
+    """Overwrite what is held of a chunk of a tensor; `elements` are all of the chunk, in their storage type."""
+    bits = elements.view(f"<{'u' if elements.dtype.itemsize == 1 else 'i'}{elements.dtype.itemsize}")
+    for place, held in _pieces(region, chunk * CHUNK, chunk * CHUNK + len(elements)):
+        if held.device.type == "cpu":
+            # Threads call this, and each copy of torch's would wake threads of its own.
+            held.numpy()[...] = bits[place]
+            if not held.is_inference():
+                torch.autograd.graph.increment_version(held)
+        else:
+            held.copy_(torch.from_numpy(np.require(bits[place], requirements=["C", "W"])))
+
+
+def _pieces(region: Region, start: int, stop: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield places among the elements [start, stop) of a tensor and the views of memory that hold them."""
+    if not region.sliced:
+        first, last = max(start, region.start), min(stop, region.stop)
+        if last > first:
+            yield slice(first - start, last - start), region.memory[0, first - region.start : last - region.start]
+        return
+    rows, columns = region.memory.shape
+    low, high = max(0, start // region.width - region.top), min(rows, -(-stop // region.width) - region.top)
+    for row in range(low, high):
+        begin = (region.top + row) * region.width + region.left
+        first, last = max(start, begin), min(stop, begin + columns)
+        if last > first:
+            yield slice(first - start, last - start), region.memory[row, first - begin : last - begin]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import torch
 
 from deltapack.codecs import values
+from deltapack.device import torch_kernels
 from deltapack.device.ready import KINDS
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
-from deltapack.device.work import Keep, Saved, SavedCopy, Work, by_region, key
+from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region, key
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
-from deltapack.kernels import generic
 
 __all__ = ["TorchEngine", "decode_chunk", "wrong_count"]
 
@@ -43,7 +43,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], keep: Keep, done: list[Saved]) -> None:
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
         """See `deltapack.device.work.Engine.switch`."""
         with torch.no_grad():
             before = by_region(undo)
@@ -51,18 +51,18 @@ class TorchEngine:
                 earlier = before.pop(key(work.region), [])
                 for saved in earlier:
                     saved.put_back()
-                _do(work, keep, earlier, done)
+                _do(work, mode, earlier, done)
             for rest in before.values():
                 for saved in rest:
                     saved.put_back()
 
 
-def _do(work: Work, keep: Keep, earlier: Sequence[Saved], done: list[Saved]) -> None:
+def _do(work: Work, mode: UndoMode, earlier: Sequence[Saved], done: list[Saved]) -> None:
     log = None
     place = torch.int32 if work.region.memory.numel() <= torch.iinfo(torch.int32).max else torch.int64
-    if work.keeps_copy(keep, place.itemsize):
+    if work.saves_copy(mode, place.itemsize):
         done.append(SavedCopy.of(work.region, earlier))
-    elif keep != "nothing":
+    elif mode != "nothing":
         log = _SavedElements(work.region)
         done.append(log)
     for chunk in work.region.chunks:
@@ -70,15 +70,15 @@ def _do(work: Work, keep: Keep, earlier: Sequence[Saved], done: list[Saved]) -> 
         if chunk * CHUNK >= common:
             break
         terms = [decode_chunk(term, chunk, factor) for term, factor in work.terms]
-        positions, total = generic.sum_terms(min(CHUNK, common - chunk * CHUNK), terms)
+        positions, total = torch_kernels.sum_terms(min(CHUNK, common - chunk * CHUNK), terms)
         places, inside = work.region.find(positions + chunk * CHUNK)
         total = total if inside is None else total[inside]
         old = work.region.take(places)
         if work.source is None:
-            result = generic.add_sparse(old, work.dtype, work.dtype, total)
+            result = torch_kernels.add_sparse(old, work.dtype, work.dtype, total)
         else:
             source, dtype = work.source
-            result = generic.add_sparse(source.take(places), dtype, work.dtype, total)
+            result = torch_kernels.add_sparse(source.take(places), dtype, work.dtype, total)
         if log is not None:
             log.pieces.append((places.to(place), old))
         work.region.put(places, result)
@@ -97,21 +97,21 @@ def decode_chunk(resident: ResidentTerm, chunk: int, factor: float) -> tuple[Ten
     nnz, counts = int(kept.sum()), torch.from_numpy(kept.copy()).to(segment.device)
     lengths = tile_lengths(min(CHUNK, resident.ready.entry.common - chunk * CHUNK))
     if kind[0] == KINDS["seeded"]:
-        positions, found = generic.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, segment.device)
+        positions, found = torch_kernels.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, segment.device)
         if not torch.equal(found, counts):
             raise wrong_count(resident)
     elif kind[0] == KINDS["bitmap"]:
-        positions = generic.positions_from_bits(segment[index : index + (sum(lengths) + 7) // 8], sum(lengths))
+        positions = torch_kernels.positions_from_bits(segment[index : index + (sum(lengths) + 7) // 8], sum(lengths))
     elif kind[0] == KINDS["all"]:
         positions = torch.arange(nnz, device=segment.device)
     else:
         wide = kind[0] == KINDS["wide gaps"]
         gaps = segment[index : index + int(items.sum()) * (2 if wide else 1)]
         gaps = gaps.view(torch.int16).to(torch.int32) & 0xFFFF if wide else gaps
-        positions = generic.positions_from_gaps(gaps, torch.from_numpy(items.copy()).to(segment.device), escapes=not wide)
+        positions = torch_kernels.positions_from_gaps(gaps, torch.from_numpy(items.copy()).to(segment.device), escapes=not wide)
     packed = segment[codes : codes + values.codes_raw_length(term.values, nnz)]
     scale_bytes = 0 if values.is_float(term.values) else values.scales_raw_length(kept)
-    return positions, generic.decode_values(term.values, packed, segment[scales : scales + scale_bytes], counts, nnz, factor)
+    return positions, torch_kernels.decode_values(term.values, packed, segment[scales : scales + scale_bytes], counts, nnz, factor)
 
 
 def wrong_count(resident: ResidentTerm) -> FormatError:

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from deltapack.codecs.values import BITS
+from deltapack.device import triton_kernels
 from deltapack.device.ready import ALIGNMENT
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
 from deltapack.device.torch_engine import wrong_count
-from deltapack.device.work import Keep, Saved, SavedCopy, Work, by_region, key
+from deltapack.device.triton_rounding import DTYPES
+from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region, key
 from deltapack.dtypes import DType
 from deltapack.format.digest import TILE
-from deltapack.kernels import gpu
-from deltapack.kernels.gpu_rounding import DTYPES
 
 __all__ = ["TritonEngine"]
 
@@ -96,18 +96,18 @@ class TritonEngine:
     def __init__(self, device: torch.device, block: int | None = None) -> None:
         self._device = device
         on_gpu = device.type == "cuda"
-        self._block = block or (gpu.BLOCK if on_gpu else _INTERPRETED_BLOCK)
+        self._block = block or (triton_kernels.BLOCK if on_gpu else _INTERPRETED_BLOCK)
         processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
         self._programs = processors * _PROGRAMS_PER_PROCESSOR
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], keep: Keep, done: list[Saved]) -> None:
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
         """See `deltapack.device.work.Engine.switch`."""
         before, tasks = by_region(undo), []
         with torch.no_grad():
             for work in works:
                 earlier = before.pop(key(work.region), [])
-                tasks.append(self._task(work, earlier, keep))
+                tasks.append(self._task(work, earlier, mode))
             for rest in before.values():
                 for saved in rest:
                     if isinstance(saved, _SavedLog):
@@ -117,7 +117,7 @@ class TritonEngine:
             for types in sorted({task.types for task in tasks}):
                 self._launch([task for task in tasks if task.types == types], done)
 
-    def _task(self, work: Work, earlier: Sequence[Saved], keep: Keep) -> _Task:
+    def _task(self, work: Work, earlier: Sequence[Saved], mode: UndoMode) -> _Task:
         log = None
         for saved in earlier:
             if isinstance(saved, _SavedLog):
@@ -125,11 +125,11 @@ class TritonEngine:
             else:
                 saved.put_back()
         new: Saved | None = None
-        if work.keeps_copy(keep):
+        if work.saves_copy(mode):
             if log is not None:
                 log.put_back()
             return _Task(work.region, work.dtype, None, work, SavedCopy.of(work.region, earlier))
-        if keep != "nothing":
+        if mode != "nothing":
             tiles = _Task(work.region, work.dtype, None, work, None).tiles
             sizes = [int(term.column("count")[tiles].sum()) for term, _ in work.terms]
             logs = [torch.empty(size, dtype=work.region.memory.dtype, device=self._device) for size in sizes]
@@ -150,7 +150,7 @@ class TritonEngine:
         source, target = tasks[0].types
         # The interpreter computes with numpy, which warns of infinities.
         with np.errstate(over="ignore", invalid="ignore"):
-            gpu.switch_tiles[(programs if collect or self._device.type != "cuda" else len(plan.tiles),)](
+            triton_kernels.switch_tiles[(programs if collect or self._device.type != "cuda" else len(plan.tiles),)](
                 *tables,
                 self._scratch,
                 violation,
@@ -165,7 +165,7 @@ class TritonEngine:
                 SLICED=any(region.sliced for task in tasks for region in (task.region, task.source[0])),
                 ALIGNED=bool((plan.regions[:, :2] % ALIGNMENT == 0).all()),
                 BLOCK=self._block,
-                **gpu.options(alike=plan.alike, heavy=collect or "f64" in tasks[0].types),
+                **triton_kernels.options(alike=plan.alike, heavy=collect or "f64" in tasks[0].types),
             )
         # A launch runs as a whole or not at all, and only then is there something to undo.
         done.extend(task.saved for task in tasks if task.saved is not None)
@@ -177,7 +177,7 @@ class TritonEngine:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The tables of a launch; see `deltapack.kernels.gpu`."""
+    """The tables of a launch; see `deltapack.device.triton_kernels`."""
 
     regions: Table
     tiles: Table
@@ -200,7 +200,7 @@ class _Plan:
         for number, task in enumerate(tasks):
             numbers, adding = task.tiles, len(task.add)
             both, logs = [*task.add, *task.remove], [*_logs(task.saved, adding), *_logs(task.undo, len(task.remove))]
-            block = np.empty((len(numbers), len(both), len(gpu.PARTS)), np.int64)
+            block = np.empty((len(numbers), len(both), len(triton_kernels.PARTS)), np.int64)
             for place, ((term, factor), log) in enumerate(zip(both, logs, strict=True)):
                 block[:, place] = _parts(term, numbers, len(terms), log)
                 terms.append(_term(term, factor))
@@ -211,7 +211,7 @@ class _Plan:
             lengths = np.minimum(TILE, common - numbers * TILE)
             rows = (np.full_like(numbers, number), numbers, lengths, first, first + adding, first + adding, first + len(both))
             tiles.append(np.stack(rows, axis=1))
-            parts.append(block.reshape(-1, len(gpu.PARTS)))
+            parts.append(block.reshape(-1, len(triton_kernels.PARTS)))
             end += len(parts[-1])
         regions = np.array([_region(task) for task in tasks], np.int64)
         return cls(regions, np.concatenate(tiles), np.concatenate(parts), np.array(terms, np.int64), kinds, values)
@@ -243,14 +243,14 @@ def _parts(term: ResidentTerm, tiles: NDArray[np.int64], number: int, log: torch
     if log is not None and len(tiles):
         before = term.column("before")[tiles]
         columns["log"] = log.data_ptr() + (before - before[0]) * log.element_size()
-    return np.stack([columns[name] for name in gpu.PARTS], axis=1)
+    return np.stack([columns[name] for name in triton_kernels.PARTS], axis=1)
 
 
 def _term(term: ResidentTerm, factor: float) -> list[int]:
     ready = term.ready.term
-    codec = ready.values if ready.values in gpu.VALUES else "int"
+    codec = ready.values if ready.values in triton_kernels.VALUES else "int"
     bits = int(np.float32(factor).view(np.uint32))
-    return [gpu.VALUES[codec], BITS[ready.values], ready.key & 0xFFFFFFFF, ready.key >> 32, term.thresholds, bits]
+    return [triton_kernels.VALUES[codec], BITS[ready.values], ready.key & 0xFFFFFFFF, ready.key >> 32, term.thresholds, bits]
 
 
 def _region(task: _Task) -> list[int]:

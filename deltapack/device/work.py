@@ -12,9 +12,9 @@ from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
 from deltapack.dtypes import DType
 
-__all__ = ["Engine", "Keep", "Saved", "SavedCopy", "Work", "by_region", "key"]
+__all__ = ["Engine", "Saved", "SavedCopy", "UndoMode", "Work", "by_region", "key"]
 
-Keep = Literal["auto", "copy", "log", "nothing"]
+UndoMode = Literal["auto", "copy", "log", "nothing"]
 """How the replaced elements are kept: those elements only (log), the whole region (copy), whichever is smaller, or not at all."""
 
 
@@ -34,10 +34,10 @@ class Work:
     terms: tuple[tuple[ResidentTerm, float], ...]
     source: tuple[Region, DType] | None = None
 
-    def keeps_copy(self, keep: Keep, place_bytes: int = 0) -> bool:
+    def saves_copy(self, mode: UndoMode, place_bytes: int = 0) -> bool:
         """Whether the whole region is copied to undo it; a log holds what the terms keep, each with `place_bytes` of its place."""
         log_bytes = sum(term.ready.term.nnz for term, _ in self.terms) * (self.dtype.itemsize + place_bytes)
-        return keep == "copy" or (keep == "auto" and log_bytes >= self.region.memory.numel() * self.dtype.itemsize)
+        return mode == "copy" or (mode == "auto" and log_bytes >= self.region.memory.numel() * self.dtype.itemsize)
 
 
 class Saved(Protocol):
@@ -98,13 +98,13 @@ class Engine(Protocol):
 
     name: str
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], keep: Keep, done: list[Saved]) -> None:
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
         """Put back what earlier works replaced, then do works, region by region.
 
         Args:
             undo: What to put back, of any regions.
             works: What to do; at most one work a region.
-            keep: How to keep what is replaced.
+            mode: How to save what is replaced.
             done: Gets what undoes the works, each before it is begun; after an error too.
 
         Raises:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -12,8 +13,8 @@ from deltapack.errors import LimitError, OutputError
 from deltapack.format.atomic import atomic_file
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
-from deltapack.format.frames import compress_frame
-from deltapack.format.index import BlobRef, Index
+from deltapack.format.frames import compress_frame, pack_stream
+from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
@@ -23,6 +24,8 @@ from deltapack.limits import DEFAULT_LIMITS
 __all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer"]
 
 INDEX_LEVEL = 9
+_SIDE_FILE_LEVEL = 19
+"""Side files are small and written once."""
 _COPY_BYTES = 1 << 22
 
 
@@ -70,6 +73,17 @@ class PackWriter:
         for start in range(blob.offset, blob.end, _COPY_BYTES):
             self._write(reader.read(start, min(_COPY_BYTES, blob.end - start)))
         return replace(blob, offset=offset)
+
+    def side_file(self, name: str, data: bytes, *, carry: bool) -> FileEntry:
+        """Describe a side file and, where the pack has to `carry` it, append its content."""
+        blob = self.plain_blob(pack_stream(data, _SIDE_FILE_LEVEL)) if carry else None
+        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), blob)
+
+    def chunk_digests(self, entry: Entry, base: Sequence[bytes], result: Sequence[bytes]) -> Entry:
+        """Append the chunk digests of base and result where the format wants them; return the entry with them."""
+        if not entry.needs_digests:
+            return entry
+        return replace(entry, digests=self.plain_blob(b"".join([*(base if entry.base else []), *result])))
 
     def finish(self, index: Index) -> int:
         """Write index and prologue and return the size of the file in bytes.

@@ -16,129 +16,124 @@ from numpy.typing import NDArray
 from deltapack.dtypes import DType
 from deltapack.kernels.encoded import Encoded
 from deltapack.kernels.formulas import Formula
+from deltapack.kernels.layout import Bytes, Counts, Elements, Positions, Sparse, Values
 
 __all__ = ["Backend", "Encoded", "active"]
 
-_Array = NDArray[np.generic]
-_Bytes = NDArray[np.uint8]
-_Counts = NDArray[np.int64]
 _Groups = tuple[NDArray[np.int8], NDArray[np.uint16]]
-_Positions = NDArray[np.uint32]
-_Values = NDArray[np.float32]
-_Sparse = tuple[_Positions, _Values]
 
 
 class Backend(Protocol):
     """What every backend offers; `deltapack.kernels.reference` documents the functions."""
 
     def sample_positions(
-        self, key: int, keep: int, first_tile: int, lengths: _Counts, out: _Positions | None = None
-    ) -> tuple[_Positions, _Counts]:
+        self, key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None
+    ) -> tuple[Positions, Counts]:
         """Regenerate the seeded mask of a chunk."""
 
-    def byte_gap_positions(self, raw: _Bytes, counts: _Counts, lengths: _Counts, out: _Positions | None = None) -> _Positions:
+    def byte_gap_positions(self, raw: Bytes, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
         """Decode gaps of one byte."""
 
     def rice_gap_positions(
-        self, raw: _Bytes, shift: int, counts: _Counts, lengths: _Counts, out: _Positions | None = None
-    ) -> _Positions:
+        self, raw: Bytes, shift: int, counts: Counts, lengths: Counts, out: Positions | None = None
+    ) -> Positions:
         """Decode gaps in Rice codes."""
 
-    def bitmap_positions(self, raw: _Bytes, counts: _Counts, lengths: _Counts, out: _Positions | None = None) -> _Positions:
+    def bitmap_positions(self, raw: Bytes, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
         """Decode a bitmap."""
 
     def code_values(
         self,
-        raw: _Bytes,
+        raw: Bytes,
         bits: int,
         scales: NDArray[np.uint16],
-        counts: _Counts,
+        counts: Counts,
         factor: np.float32,
-        out: _Values | None = None,
-    ) -> _Values:
+        out: Values | None = None,
+    ) -> Values:
         """Unpack codes and multiply them with their group's scale."""
 
-    def plane_values(self, raw: _Bytes, dtype: DType, factor: np.float32, out: _Values | None = None) -> _Values:
+    def plane_values(self, raw: Bytes, dtype: DType, factor: np.float32, out: Values | None = None) -> Values:
         """Decode float codes."""
 
-    def sum_terms(self, length: int, terms: Sequence[_Sparse]) -> _Sparse:
+    def sum_terms(self, length: int, terms: Sequence[Sparse]) -> Sparse:
         """Add sparse terms in order."""
 
-    def add_in_place(self, elements: _Array, dtype: DType, terms: Sequence[_Sparse]) -> None:
+    def add_in_place(self, elements: Elements, dtype: DType, terms: Sequence[Sparse]) -> None:
         """Add the sum of sparse terms to elements."""
 
-    def decode_encoded(self, encoded: Encoded, out: _Sparse) -> _Sparse | None:
+    def decode_encoded(self, encoded: Encoded, out: Sparse) -> Sparse | None:
         """Decode a chunk of a term in one go; none where it has to go step by step."""
 
-    def add_encoded(self, elements: _Array, dtype: DType, encoded: Encoded, out: _Sparse) -> bool:
+    def add_encoded(self, elements: Elements, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
         """Decode a chunk of a term and add it in one go; false where it has to go step by step."""
 
-    def are_finite(self, elements: _Array, dtype: DType, positions: _Positions) -> bool:
+    def are_finite(self, elements: Elements, dtype: DType, positions: Positions) -> bool:
         """Return whether the elements at positions are finite."""
 
-    def add_sparse(self, base: _Array, source: DType, target: DType, positions: _Positions, total: _Values) -> _Array:
+    def add_sparse(self, base: Elements, source: DType, target: DType, positions: Positions, total: Values) -> Elements:
         """Return base plus a sparse sum, in another type."""
 
-    def stack_terms(self, length: int, parts: Sequence[_Sparse]) -> _Sparse:
+    def stack_terms(self, length: int, parts: Sequence[Sparse]) -> tuple[Positions, Values]:
         """Lay sparse differences side by side."""
 
-    def blend(self, length: int, parts: Sequence[_Sparse], formula: Formula) -> _Sparse:
+    def blend(self, length: int, parts: Sequence[Sparse], formula: Formula) -> Sparse:
         """Compute a formula over what several packs keep."""
 
-    def add_blended(self, elements: _Array, dtype: DType, parts: Sequence[_Sparse], formula: Formula) -> None:
+    def add_blended(self, elements: Elements, dtype: DType, parts: Sequence[Sparse], formula: Formula) -> None:
         """Compute a formula and add the results to elements."""
 
-    def count_shared(self, length: int, parts: Sequence[_Sparse], epsilon: float) -> _Counts:
+    def count_shared(self, length: int, parts: Sequence[Sparse], epsilon: float) -> Counts:
         """Count what each pack changes as others do, and what it alone changes."""
 
-    def scalar_products(self, length: int, parts: Sequence[_Sparse]) -> NDArray[np.float64]:
+    def scalar_products(self, length: int, parts: Sequence[Sparse]) -> NDArray[np.float64]:
         """Add up products of what two packs keep, in f64."""
 
-    def sum_of_squares(self, values: _Values) -> float:
+    def sum_of_squares(self, values: Values) -> float:
         """Add up squares in f64."""
 
-    def count_high(self, values: _Values) -> _Counts:
+    def histogram_high(self, values: Values) -> Counts:
         """Count the high bits of magnitudes."""
 
-    def count_low(self, values: _Values, high: int) -> _Counts:
+    def histogram_low(self, values: Values, high: int) -> Counts:
         """Count the low bits of magnitudes."""
 
-    def between(self, values: _Values, least: int, least_ties: int, most: int, most_ties: int) -> _Positions:
+    def places_between(self, values: Values, least: int, least_ties: int, most: int, most_ties: int) -> Positions:
         """Return the places of values whose magnitude is between two cuts."""
 
-    def row_ranks(self, values: _Values) -> NDArray[np.uint32]:
+    def row_ranks(self, values: Values) -> NDArray[np.uint32]:
         """Rank magnitudes within their rows."""
 
-    def below(self, samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> _Positions:
+    def places_below(self, samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> Positions:
         """Return the places of samples below the limit of their rank."""
 
     def element_samples(self, key: int, first_tile: int, length: int) -> NDArray[np.uint32]:
         """Return a random number for each element."""
 
-    def compare(self, base: _Array, source: DType, tuned: _Array, target: DType) -> tuple[float, float, bool]:
+    def compare(self, base: Elements, source: DType, tuned: Elements, target: DType) -> tuple[float, float, bool]:
         """Return statistics of the difference of two chunks."""
 
-    def difference(self, base: _Array, source: DType, tuned: _Array, target: DType, out: _Values | None = None) -> _Values:
+    def difference(self, base: Elements, source: DType, tuned: Elements, target: DType, out: Values | None = None) -> Values:
         """Return fine-tuned minus base."""
 
     def kept_differences(
-        self, base: _Array, source: DType, tuned: _Array, target: DType, positions: _Positions
-    ) -> _Values:
+        self, base: Elements, source: DType, tuned: Elements, target: DType, positions: Positions
+    ) -> Values:
         """Return fine-tuned minus base at the kept positions."""
 
-    def quantize_groups(self, values: _Values, counts: _Counts, top: int, mantissa_bits: int, candidates: int) -> _Groups:
+    def quantize_groups(self, values: Values, counts: Counts, top: int, mantissa_bits: int, candidates: int) -> _Groups:
         """Choose scales and codes."""
 
-    def sign_groups(self, values: _Values, counts: _Counts) -> _Groups:
+    def sign_groups(self, values: Values, counts: Counts) -> _Groups:
         """Choose scales for signs."""
 
-    def pack_codes(self, codes: NDArray[np.int8], bits: int) -> _Bytes:
+    def pack_codes(self, codes: NDArray[np.int8], bits: int) -> Bytes:
         """Pack low-bit codes."""
 
-    def byte_gaps(self, positions: _Positions, counts: _Counts) -> _Bytes:
+    def byte_gaps(self, positions: Positions, counts: Counts) -> Bytes:
         """Encode gaps of one byte."""
 
-    def bitmap_of(self, positions: _Positions, length: int) -> _Bytes:
+    def bitmap_of(self, positions: Positions, length: int) -> Bytes:
         """Encode a bitmap."""
 
 

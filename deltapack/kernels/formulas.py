@@ -29,22 +29,22 @@ class WeightedSum:
 class Election:
     """A formula that elects a sign for each element and adds up what has it.
 
-        sum    = sum of voice_k * delta_k;  elected: + where it is above 0, - where it is below, by `zero_is_positive` where it is 0
-        M_k    = [voice_k * delta_k has the elected sign]                                zeros never have it
-        result = scale * sum of (delta_k * share_k) M_k / sum of measure_k M_k
+        sum    = sum of vote_k * delta_k;  elected: + where it is above 0, - where it is below, by `zero_is_positive` where it is 0
+        M_k    = [vote_k * delta_k has the elected sign]                                zeros never have it
+        result = scale * sum of (delta_k * weight_k) M_k / sum of divisor_k M_k
 
     Attributes:
-        voices: `[packs] f32` weights in the election.
-        shares: `[packs] f32` weights in the result.
-        measures: `[packs] f32` what each pack adds to the divisor; none where nothing is divided.
+        vote_weights: `[packs] f32` weights in the election.
+        sum_weights: `[packs] f32` weights in the result.
+        divisor_weights: `[packs] f32` what each pack adds to the divisor; none where nothing is divided.
         zero_is_positive: The sign where the sum is zero.
         floor: The least divisor; where it is 0, a divisor of 0 counts as 1.
         scale: What the result is multiplied with.
     """
 
-    voices: _Weights
-    shares: _Weights
-    measures: _Weights | None = None
+    vote_weights: _Weights
+    sum_weights: _Weights
+    divisor_weights: _Weights | None = None
     zero_is_positive: bool = True
     floor: float = 0.0
     scale: float = 1.0

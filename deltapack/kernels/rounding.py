@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.dtypes import BY_NAME, DType
+from deltapack.kernels.layout import Elements
 
 __all__ = ["convert", "from_f32", "from_f64", "quiet_nan", "round_bf16", "to_f32", "to_f64"]
 
-Array = NDArray[np.generic]
 _NAN_BITS = {
     "f64": 0x7FF8000000000000,
     "f32": 0x7FC00000,
@@ -27,13 +27,13 @@ _NAN_BITS = {
 _F32 = BY_NAME["f32"]
 
 
-def quiet_nan(dtype: DType) -> Array:
+def quiet_nan(dtype: DType) -> Elements:
     """Return the one NaN that arithmetic may produce in `dtype`, as a 0-d array of its storage type."""
     unsigned = np.dtype(f"<u{dtype.itemsize}")
     return np.array(_NAN_BITS[dtype.name], unsigned).view(dtype.storage)
 
 
-def to_f32(elements: Array, dtype: DType) -> NDArray[np.float32]:
+def to_f32(elements: Elements, dtype: DType) -> NDArray[np.float32]:
     """Return elements of a float `dtype`, `[n]` in its storage type, as f32 (exact, but for f64)."""
     if dtype.name == "bf16":
         return (elements.astype(np.uint32) << 16).view(np.float32)
@@ -43,7 +43,7 @@ def to_f32(elements: Array, dtype: DType) -> NDArray[np.float32]:
         return elements.astype(np.float32, copy=False)
 
 
-def to_f64(elements: Array, dtype: DType) -> NDArray[np.float64]:
+def to_f64(elements: Elements, dtype: DType) -> NDArray[np.float64]:
     """Return elements of a float `dtype`, `[n]` in its storage type, as f64; always exact."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return elements.astype(np.float64) if dtype.name == "f64" else to_f32(elements, dtype).astype(np.float64)
@@ -56,7 +56,7 @@ def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
-def from_f32(values: NDArray[np.float32], dtype: DType) -> Array:
+def from_f32(values: NDArray[np.float32], dtype: DType) -> Elements:
     """Round f32 values `[n]` to `dtype` and return its storage type."""
     if dtype.name == "bf16":
         return round_bf16(values)
@@ -68,7 +68,7 @@ def from_f32(values: NDArray[np.float32], dtype: DType) -> Array:
     return out
 
 
-def from_f64(values: NDArray[np.float64], dtype: DType) -> Array:
+def from_f64(values: NDArray[np.float64], dtype: DType) -> Elements:
     """Round f64 values `[n]` to `dtype`, through f32 where `dtype` is narrower than f64."""
     if dtype.name == "f64":
         return np.where(np.isnan(values), quiet_nan(dtype), values)
@@ -76,7 +76,7 @@ def from_f64(values: NDArray[np.float64], dtype: DType) -> Array:
         return from_f32(values.astype(np.float32), dtype)
 
 
-def convert(elements: Array, source: DType, target: DType) -> Array:
+def convert(elements: Elements, source: DType, target: DType) -> Elements:
     """Return elements `[n]` of `source` as `target`; the same bits where both are the same type."""
     if source == target:
         return elements

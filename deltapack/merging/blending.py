@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
-from deltapack.composing import Blend
+from deltapack.composing.compose import Blend
+from deltapack.composing.tensor_job import OwnTerm, PackTerm, Scratch, TensorJob, TermSource
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
-from deltapack.jobs import Elements, OwnTerm, PackTerm, Rooms, TensorJob, TermSource
+from deltapack.kernels.layout import Elements, Sparse
 from deltapack.merging.methods.linear import linear
-from deltapack.merging.methods.settings import Settings, Sparse
+from deltapack.merging.methods.settings import Settings
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.sparsify.dare import ALL_KEPT
-from deltapack.sparsify.ranking import Cut, between
+from deltapack.sparsify.ranking import Cut, places_in_cut
 
 __all__ = [
     "BlendedTerm",
@@ -55,7 +56,7 @@ class KeepLargest:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        return _take(between(chunk, kept[1], self.cut), kept)
+        return _take(places_in_cut(chunk, kept[1], self.cut), kept)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class KeepMiddle:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        return _take(between(chunk, kept[1], self.cut, self.outliers), kept)
+        return _take(places_in_cut(chunk, kept[1], self.cut, self.outliers), kept)
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class KeepRandom:
 
     def apply(self, chunk: int, kept: Sparse) -> Sparse:
         """Return what is left of a chunk."""
-        length = int(kept[0][-1]) + 1 if len(kept[0]) else 0
+        length = int(kept.positions[-1]) + 1 if len(kept.positions) else 0
         samples = kernels.active().element_samples(self.key, chunk * TILES_PER_CHUNK, length)
-        positions, values = _take(samples[kept[0]] < np.uint64(round(self.share * ALL_KEPT)), kept)
-        return positions, values * np.float32(1 / self.share)
+        left = _take(samples[kept.positions] < np.uint64(round(self.share * ALL_KEPT)), kept)
+        return Sparse(left.positions, left.values * np.float32(1 / self.share))
 
 
 def _take(places: NDArray[np.uint32] | NDArray[np.bool_], kept: Sparse) -> Sparse:
-    return kept[0][places], kept[1][places]
+    return Sparse(kept.positions[places], kept.values[places])
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class BlendedTerm:
     Attributes:
         method: The merge method.
         settings: What its formula knows of the tensor.
-        shares: The terms of each pack, unweighted, in pack order; none where a pack leaves the tensor unchanged.
+        by_pack: The terms of each pack, unweighted, in pack order; none where a pack leaves the tensor unchanged.
         packs: The packs' numbers.
         thinned: How each pack is thinned out, if it is.
         selected: The elements that the method selects by their score, if it does.
@@ -104,44 +105,44 @@ class BlendedTerm:
 
     method: MergeMethod
     settings: Settings
-    shares: tuple[tuple[OwnTerm, ...], ...]
+    by_pack: tuple[tuple[OwnTerm, ...], ...]
     packs: tuple[int, ...]
     thinned: tuple[Thinning | None, ...]
     selected: Cut | None = None
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Compute a chunk."""
-        return kernels.active().blend(len(base), self.kept(number, base, source, rooms), self.method.formula(self.settings))
+        return kernels.active().blend(len(base), self.kept(number, base, source, scratch), self.method.formula(self.settings))
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Compute a chunk and add it to elements in place."""
-        kept = self.kept(number, elements, dtype, rooms)
+        kept = self.kept(number, elements, dtype, scratch)
         kernels.active().add_blended(elements, dtype, kept, self.method.formula(self.settings))
 
-    def kept(self, number: int, base: Elements, source: DType, rooms: Rooms) -> list[Sparse]:
+    def kept(self, number: int, base: Elements, source: DType, scratch: Scratch) -> list[Sparse]:
         """Return what enters the formula of a chunk: what each pack keeps, thinned out, and of that what is selected."""
-        shares = [self.share(place, number, base, source, rooms) for place in range(len(self.thinned))]
+        shares = [self.kept_by(place, number, base, source, scratch) for place in range(len(self.thinned))]
         kept = [share if thinning is None else thinning.apply(number, share) for share, thinning in zip(shares, self.thinned, strict=True)]
         if self.selected is None or self.method.score is None:
             return kept
         positions, scores = self.method.score(len(base), kept)
         selected = np.zeros(len(base), np.bool_)
-        selected[positions[between(number, scores, self.selected)]] = True
-        return [_take(selected[part[0]], part) for part in kept]
+        selected[positions[places_in_cut(number, scores, self.selected)]] = True
+        return [_take(selected[part.positions], part) for part in kept]
 
     def density(self, numel: int) -> float:
         """Return about what share of a tensor's elements any pack keeps, if their masks are independent."""
         dropped = 1.0
-        for terms in self.shares:
+        for terms in self.by_pack:
             dropped *= 1 - kept_at_most(terms, numel) / max(1, numel)
         return 1 - dropped
 
-    def share(self, place: int, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def kept_by(self, place: int, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Return what one pack keeps of a chunk, before it is thinned out."""
-        terms = [term.chunk(number, base, source, rooms) for term in self.shares[place]]
+        terms = [term.chunk(number, base, source, scratch) for term in self.by_pack[place]]
         if len(terms) == 1:
             return terms[0]
-        return linear(len(base), terms) if terms else (np.zeros(0, np.uint32), np.zeros(0, np.float32))
+        return linear(len(base), terms) if terms else Sparse(np.zeros(0, np.uint32), np.zeros(0, np.float32))
 
 
 def blend_with(recipe: MergeRecipe, layers: Layers, count: int, method: MergeMethod | None = None) -> Blend:
@@ -155,12 +156,12 @@ def blend_with(recipe: MergeRecipe, layers: Layers, count: int, method: MergeMet
     """
     method = method or recipe.formula
 
-    def blend(tensor: TensorInfo, shares: Mapping[int, tuple[OwnTerm, ...]]) -> tuple[TermSource, ...]:
-        packs = tuple(shares)
+    def blend(tensor: TensorInfo, terms: Mapping[int, tuple[OwnTerm, ...]]) -> tuple[TermSource, ...]:
+        packs = tuple(terms)
         depth = layers.depth(tensor.name)
         all_weights, all_densities = (at(tensor.name, depth, count) for at in (recipe.weights_at, recipe.densities_at))
         weights = np.array([all_weights[pack] for pack in packs], np.float32)
-        parts = tuple(shares.values())
+        parts = tuple(terms.values())
         densities = np.array([_chance(method, tensor, part) for part in parts]) if method.needs_chance else np.zeros(0)
         settings = Settings(weights, recipe.options, densities=densities)
         wanted = tuple(Wanted(all_densities[pack]) if all_densities[pack] < 1 else None for pack in packs)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.buffers import Buffers
-from deltapack.composing import Composition
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
-from deltapack.jobs import TensorJob
 from deltapack.kernels import rounding
+from deltapack.kernels.buffers import Buffers
 from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
 from deltapack.merging.measuring import as_sum, measure
 from deltapack.merging.methods.linear import linear
@@ -23,7 +23,7 @@ from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
-from deltapack.restoring import restore_chunk
+from deltapack.restoring.engine import restore_chunk
 
 __all__ = ["explain_merge"]
 
@@ -69,7 +69,7 @@ def explain_merge(
 def _choose(composition: Composition, wanted: str | None) -> str:
     merged = [job for job in composition.jobs if blended(job) is not None and job.common]
     if wanted is None and merged:
-        return max(merged, key=lambda job: (sum(bool(share) for share in _term(job).shares), job.numel)).name
+        return max(merged, key=lambda job: (sum(bool(share) for share in _term(job).by_pack), job.numel)).name
     if wanted not in {job.name for job in merged}:
         hint = "`deltapack inspect` lists the tensors that a pack changes."
         raise RecipeError("no such tensor is merged", tensor=wanted, hint=hint)
@@ -87,7 +87,7 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     source, buffers = job.base.dtype, Buffers()
     for chunk in range(chunk_count(job.common)):
         elements = plan.base.read(job.base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
-        kept = term.kept(chunk, elements, source, buffers.rooms(len(elements)))
+        kept = term.kept(chunk, elements, source, buffers.scratch(len(elements)))
         if any(len(positions) for positions, _ in kept):
             break
     else:
@@ -95,8 +95,8 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
     place = _telling(len(elements), kept)
     deltas = [float(values[positions == place].sum()) for positions, values in kept]
     shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
-    rooms = buffers.rooms(len(elements))
-    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, rooms) for own in actual.terms])
+    scratch = buffers.scratch(len(elements))
+    positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, scratch) for own in actual.terms])
     result = restore_chunk(plan.base, actual, chunk, buffers)[0]
     assert result is not None
     rows = [

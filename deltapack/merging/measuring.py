@@ -16,12 +16,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.buffers import Buffers
-from deltapack.composing import Composition
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredTerm, TensorJob
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
-from deltapack.jobs import Elements, OwnTerm, PackTerm, StoredTerm, TensorJob
+from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.formulas import WeightedSum
+from deltapack.kernels.layout import Elements
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
 from deltapack.merging.methods.settings import Parts
@@ -60,17 +61,17 @@ def as_sum(job: TensorJob) -> TensorJob:
     term = blended(job)
     if term is None or not adds_own_terms(term):
         return job
-    if not any(term.shares) or not job.common:
+    if not any(term.by_pack) or not job.common:
         return replace(job, terms=())
     formula = term.method.formula(term.settings)
     assert isinstance(formula, WeightedSum)
-    shares = zip(formula.weights, term.shares, strict=True)
+    shares = zip(formula.weights, term.by_pack, strict=True)
     return replace(job, terms=tuple(part.times(weight) for weight, share in shares for part in share))
 
 
 def adds_own_terms(term: BlendedTerm) -> bool:
     """Whether what a term adds is a weighted sum of the packs' own terms, no more than a pack can have; headers tell."""
-    terms = sum(map(len, term.shares))
+    terms = sum(map(len, term.by_pack))
     return not terms or (term.method.adds_up and not any(term.thinned) and terms <= DEFAULT_LIMITS.terms)
 
 
@@ -97,11 +98,11 @@ def thin_by_headers(job: TensorJob) -> TensorJob:
     for place, wanted in enumerate(thinned):
         if not isinstance(wanted, Wanted):
             continue
-        count, kept = int(wanted.density * job.common), kept_at_most(term.shares[place], job.common)
+        count, kept = int(wanted.density * job.common), kept_at_most(term.by_pack[place], job.common)
         if kept <= count + (term.method.trim == "outliers"):
             thinned[place] = None  # it keeps less already (of breadcrumbs' own packs, rounding may keep one more): zeros stay
         elif term.method.trim == "random":
-            thinned[place] = _random(job, term.shares[place], wanted.density * job.common / kept)
+            thinned[place] = _random(job, term.by_pack[place], wanted.density * job.common / kept)
     return _with(job, replace(term, thinned=tuple(thinned)))
 
 
@@ -191,7 +192,7 @@ def _parts(base: Elementwise, job: TensorJob, chunk: int, buffers: Buffers) -> t
     """Return the length of a chunk and what enters the formula there."""
     assert job.base is not None
     elements = _elements(base, job, chunk)
-    return len(elements), _blended(job).kept(chunk, elements, job.base.dtype, buffers.rooms(len(elements)))
+    return len(elements), _blended(job).kept(chunk, elements, job.base.dtype, buffers.scratch(len(elements)))
 
 
 def _scores(base: Elementwise, job: TensorJob, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
@@ -206,7 +207,7 @@ def _reader(base: Elementwise, job: TensorJob, place: int, buffers: Buffers) -> 
 
     def read(chunk: int) -> NDArray[np.float32]:
         elements = _elements(base, job, chunk)
-        return _blended(job).share(place, chunk, elements, source, buffers.rooms(len(elements)))[1]
+        return _blended(job).kept_by(place, chunk, elements, source, buffers.scratch(len(elements)))[1]
 
     return read
 
@@ -215,6 +216,6 @@ def _elements(base: Elementwise, job: TensorJob, chunk: int) -> Elements:
     """Return the base's elements of a chunk, or as many zeros where no term looks at them."""
     assert job.base is not None
     start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, job.common)
-    if any(isinstance(term, StoredTerm) for share in _blended(job).shares for term in share):
+    if any(isinstance(term, StoredTerm) for share in _blended(job).by_pack for term in share):
         return base.read(job.base.name, start, stop)
     return np.zeros(stop - start, job.base.dtype.storage)

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from deltapack.applying import WriteOptions, write_checkpoint
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
 from deltapack.merging.advice import shown_weights, warnings_of
@@ -18,6 +17,7 @@ from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe, recipe_of
 from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
+from deltapack.restoring.applying import WriteOptions, write_checkpoint
 
 __all__ = ["merge", "refuse_for_packs"]
 

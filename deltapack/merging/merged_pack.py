@@ -11,29 +11,28 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack._version import __version__
-from deltapack.applying import WriteOptions
-from deltapack.assets import copy_side_files, file_entry
-from deltapack.buffers import Buffers
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
-from deltapack.composing import Composition
+from deltapack.composing.assets import copy_side_files
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import PackTerm, RowSource, Scratch, StoredRows, TensorJob
+from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
-from deltapack.entries import digests_blob
 from deltapack.errors import LimitError, NonFiniteError
 from deltapack.format.digest import CHUNK, fingerprint
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
-from deltapack.jobs import Elements, PackTerm, Rooms, RowSource, StoredRows, TensorJob
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
-from deltapack.merging.methods.settings import Sparse
 from deltapack.parallel import ordered_map
-from deltapack.restoring import Nowhere, RestoredTensor, restore_chunk, restore_tensors
-from deltapack.weighted import WeightedPack
+from deltapack.restoring.applying import WriteOptions
+from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
 
 __all__ = ["MergedPack", "check_terms"]
 
@@ -131,10 +130,10 @@ class MergedPack:
                 written = (sums[0].close(),) if sums else self._copied(terms)
                 stored = self._rows(job, job.rows) if job.rows is not None else None
                 entry = replace(entry, kind=kind, terms=written, stored=stored)
-                return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+                return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
         if job.whole is not None and isinstance(job.rows, StoredRows):
             entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
-            return digests_blob(self.writer, entry, job.rows.reader.chunk_digests(job.whole)[0], list(restored.digests))
+            return self.writer.chunk_digests(entry, job.rows.reader.chunk_digests(job.whole)[0], restored.digests)
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
         chunked, buffers = self.writer.chunked_blob(layout), Buffers()
@@ -143,7 +142,7 @@ class MergedPack:
             if elements is not None:
                 chunked.append(encode_stored_chunk(elements))
         entry = replace(entry, stored=chunked.close())
-        return digests_blob(self.writer, entry, list(restored.base_digests), list(restored.digests))
+        return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
 
     def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
         """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
@@ -176,7 +175,7 @@ class MergedPack:
         copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
         contents.update(self.own_files)
         for name in sorted(contents, key=str.encode):
-            entries.append(file_entry(self.writer, name, contents[name], carry=name in carried))
+            entries.append(self.writer.side_file(name, contents[name], carry=name in carried))
         return tuple(entries)
 
 
@@ -202,19 +201,19 @@ class _RecordedTerm:
     _blob: ChunkedBlobWriter | None = None
     _nnz: int = 0
 
-    def chunk(self, number: int, base: Elements, source: DType, rooms: Rooms) -> Sparse:
+    def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Compute a chunk and keep it."""
-        positions, values = self.term.chunk(number, base, source, rooms)
+        positions, values = added = self.term.chunk(number, base, source, scratch)
         if not np.isfinite(values).all():
             hint = "Merge into a folder, or with smaller weights."
             raise NonFiniteError("a sum of differences overflows", tensor=self.name, hint=hint)
         counts = tile_counts(positions, len(base))
         self.chunks[number] = encode_term_chunk(self.codec, positions, values, counts, len(base), np.float32(1))[0]
-        return positions, values
+        return added
 
-    def add_to(self, number: int, elements: Elements, dtype: DType, rooms: Rooms) -> None:
+    def add_to(self, number: int, elements: Elements, dtype: DType, scratch: Scratch) -> None:
         """Compute a chunk, keep it, and add it to elements in place."""
-        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, rooms)])
+        kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, scratch)])
 
     def write(self, number: int) -> None:
         """Write a chunk; chunks come in order, and those of one tensor after those of another."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltapack._version import __version__
+from deltapack.composing.vocabulary import Vocabulary
 from deltapack.merging.planning import MergePlan
 from deltapack.merging.recipe import MergeRecipe, Schedule
-from deltapack.vocabulary import Vocabulary
 
 __all__ = ["card_of", "recipe_yaml"]
 

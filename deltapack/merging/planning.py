@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deltapack.assets import read_side_file
-from deltapack.basecheck import BaseTensors, check_base
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.composing import Composition, Vocab, compose
+from deltapack.composing.assets import read_side_file
+from deltapack.composing.basecheck import BaseTensors, check_base
+from deltapack.composing.compose import Composition, Vocab, compose
+from deltapack.composing.tokenizer_files import TOKENIZER, files_with, parse_tokenizer
+from deltapack.composing.vocabulary import Vocabulary, growth_of, unite
+from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.merging.blending import blend_with
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
-from deltapack.tokenizer_files import TOKENIZER, files_with, parse_tokenizer
-from deltapack.vocabulary import Vocabulary, growth_of, unite
-from deltapack.weighted import WeightedPack
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 

@@ -9,13 +9,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from deltapack.applying import WriteOptions
-from deltapack.assets import side_files_bytes
 from deltapack.checkpoint.replace import check_output, check_protected
+from deltapack.composing.assets import side_files_bytes
+from deltapack.composing.tensor_job import PackTerm, TensorJob
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
-from deltapack.jobs import PackTerm, TensorJob
 from deltapack.merging.advice import shown_weights, warnings_of
 from deltapack.merging.blending import blended
 from deltapack.merging.measuring import adds_own_terms, thin_by_headers
@@ -24,6 +23,7 @@ from deltapack.merging.merged_pack import check_terms
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
 from deltapack.reports import PreviewReport
+from deltapack.restoring.applying import WriteOptions
 
 __all__ = ["preview_merge"]
 
@@ -89,7 +89,7 @@ def _foreseen(job: TensorJob) -> TensorJob:
     term = blended(job)
     if term is None or not adds_own_terms(term):
         return job
-    return replace(job, terms=tuple(own for share in term.shares for own in share))
+    return replace(job, terms=tuple(own for share in term.by_pack for own in share))
 
 
 def _check_output(plan: MergePlan, out: Path, force: bool) -> None:
@@ -140,9 +140,9 @@ def _buffers(job: TensorJob) -> int:
     size = min(CHUNK, max(job.numel, job.common))
     out = size * (job.dtype.itemsize + (job.base.dtype.itemsize if job.base is not None else 0))
     term = blended(job)
-    sources = [source for share in term.shares for source in share] if term is not None else job.terms
+    sources = [source for share in term.by_pack for source in share] if term is not None else job.terms
     kept = [source.term.nnz / max(1, job.common) if isinstance(source, PackTerm) else 1.0 for source in sources]
     out += int(size * (5 + 12 * max(kept, default=0.0) + 8 * sum(kept)))
     if term is not None:
-        out += int(size * 8 * term.density(job.common)) + (20 * TILE * len(term.shares) if term.method.score is not None else 0)
+        out += int(size * 8 * term.density(job.common)) + (20 * TILE * len(term.by_pack) if term.method.score is not None else 0)
     return out

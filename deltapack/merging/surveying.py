@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.jobs import TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.merging.advice import changed_and_alone
 from deltapack.merging.blending import BlendedTerm, blended, drop_rate_by_chance
 from deltapack.merging.measuring import measure
@@ -147,7 +147,7 @@ def _sums_of(job: TensorJob, term: BlendedTerm, packs: int) -> _Sums:
     places, count = list(term.packs), len(term.packs)
     changed, shared, conflicts, *rest = term.settings.statistic.tolist()
     kept, gram = np.array(rest[:count]), np.array(rest[count:]).reshape(count, count)
-    chances = [drop_rate_by_chance(terms) for terms in term.shares]
+    chances = [drop_rate_by_chance(terms) for terms in term.by_pack]
     density = np.array([1.0 if rate is None or thinned else 1 - rate for rate, thinned in zip(chances, term.thinned, strict=True)])
     out = _Sums.nothing(packs)
     out.products[np.ix_(places, places)] = gram

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.sparsify.kept import Kept, kept_at
-from deltapack.sparsify.ranking import Cut, between
+from deltapack.sparsify.ranking import Cut, places_in_cut
 
 __all__ = ["Breadcrumbs", "count_outliers"]
 
@@ -33,4 +33,4 @@ class Breadcrumbs:
 
     def select(self, chunk: int, delta: NDArray[np.float32]) -> Kept:
         """Return what is kept of a chunk."""
-        return kept_at(between(chunk, delta, self.cut, self.outliers), delta)
+        return kept_at(places_in_cut(chunk, delta, self.cut, self.outliers), delta)

@@ -42,7 +42,7 @@ def mask_key(seed: int, identity: str, tensor: str) -> int:
 
     Args:
         seed: The user's seed.
-        identity: What tells this fine-tune from others; see `deltapack.compressing`.
+        identity: What tells this fine-tune from others; see `deltapack.packing.compressing`.
         tensor: Name of the tensor.
     """
     text = f"deltapack mask\0{seed}\0{identity}\0{tensor}"

@@ -90,7 +90,7 @@ class Della:
             end = min(last, stop)
             ranks = loops.row_ranks(whole.reshape(-1, length)).reshape(-1)[place - first : end - first]
             limits, inverses = _by_rank(length, self.density, self.epsilon)
-            kept = loops.below(samples[place - start : end - start], ranks, limits)
+            kept = loops.places_below(samples[place - start : end - start], ranks, limits)
             positions.append(kept + np.uint32(place - start))
             factors.append(inverses[ranks[kept]])
             place = end

@@ -19,7 +19,7 @@ from deltapack import kernels
 from deltapack.kernels.reference.choosing import HIGH, LOW, MAGNITUDE
 from deltapack.parallel import ordered_map
 
-__all__ = ["Cut", "Magnitudes", "between", "find_cuts"]
+__all__ = ["Cut", "Magnitudes", "find_cuts", "places_in_cut"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ NOTHING = Cut(MAGNITUDE)
 """The largest magnitudes that are none: nothing is above these bits."""
 
 
-def between(chunk: int, elements: NDArray[np.float32], cut: Cut, outliers: Cut = NOTHING) -> NDArray[np.uint32]:
+def places_in_cut(chunk: int, elements: NDArray[np.float32], cut: Cut, outliers: Cut = NOTHING) -> NDArray[np.uint32]:
     """Return the places of the elements that are in a cut and not in another, increasing.
 
     Args:
@@ -64,7 +64,7 @@ def between(chunk: int, elements: NDArray[np.float32], cut: Cut, outliers: Cut =
         outliers: The very largest, which are left out.
     """
     ties = [found.ties[chunk] if found.ties else 0 for found in (cut, outliers)]
-    return kernels.active().between(elements, cut.bits, ties[0], outliers.bits, ties[1])
+    return kernels.active().places_between(elements, cut.bits, ties[0], outliers.bits, ties[1])
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,17 @@ class _Search:
 def find_cuts(tensors: Sequence[Magnitudes], workers: int) -> list[tuple[Cut, ...]]:
     """Return the cuts of each tensor, one for each of its ranks. Memory does not grow with the tensors."""
     loops, searches = kernels.active(), list[list[_Search | Cut]]()
-    for tensor, counted in zip(tensors, _counted(tensors, lambda _, elements: loops.count_high(elements), workers), strict=True):
+    for tensor, counted in zip(tensors, _counted(tensors, lambda _, elements: loops.histogram_high(elements), workers), strict=True):
         total = sum(counted, np.zeros(HIGH, np.int64))
         searches.append([_descend_high(total, rank) for rank in tensor.ranks(int(total.sum()))])
     open_ones = [number for number, found in enumerate(searches) if any(isinstance(search, _Search) for search in found)]
     highs = [[search.high if isinstance(search, _Search) else -1 for search in searches[number]] for number in open_ones]
     chosen = [tensors[number] for number in open_ones]
 
-    def count_low(place: int, elements: NDArray[np.float32]) -> NDArray[np.int64]:
-        return np.stack([loops.count_low(elements, high) if high >= 0 else np.zeros(LOW, np.int64) for high in highs[place]])
+    def histogram_low(place: int, elements: NDArray[np.float32]) -> NDArray[np.int64]:
+        return np.stack([loops.histogram_low(elements, high) if high >= 0 else np.zeros(LOW, np.int64) for high in highs[place]])
 
-    for number, counted in zip(open_ones, _counted(chosen, count_low, workers), strict=True):
+    for number, counted in zip(open_ones, _counted(chosen, histogram_low, workers), strict=True):
         totals = sum(counted, np.zeros((len(searches[number]), LOW), np.int64))
         searches[number] = [_descend_low(search, row) for search, row in zip(searches[number], totals, strict=True)]
     _spread_ties(tensors, searches, workers)
@@ -137,7 +137,7 @@ def _spread_ties(tensors: Sequence[Magnitudes], searches: list[list[_Search | Cu
     values = [[cut.bits if isinstance(cut, Cut) else 0 for cut in searches[number]] for number in tied]
 
     def count(place: int, elements: NDArray[np.float32]) -> NDArray[np.int64]:
-        return np.array([loops.count_low(elements, value >> 16)[value & LOW - 1] for value in values[place]])
+        return np.array([loops.histogram_low(elements, value >> 16)[value & LOW - 1] for value in values[place]])
 
     for number, counted in zip(tied, _counted([tensors[number] for number in tied], count, workers), strict=True):
         rows = np.array(list(counted)).T

@@ -9,7 +9,7 @@ from pathlib import Path
 from click.testing import Result
 
 from deltapack.cli.commands.inspect import _settings
-from deltapack.inspecting import inspect_pack
+from deltapack.packs.inspecting import inspect_pack
 
 Run = Callable[..., Result]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_packs import CODECS, KEEP, KEY, digest_of, index_of, term_of, write_chunk
+from support.small_packs import CODECS, KEEP, KEY, digest_of, index_of, term_of, write_chunk
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
 from deltapack.codecs.stored import decode_stored_chunk, encode_stored_chunk, stored_layout

@@ -1,3 +1,3 @@
 """See `interpreting`."""
 
-import interpreting  # noqa: F401
+import support.interpreting  # noqa: F401

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import device_packs as packs
 import numpy as np
 import pytest
 import torch
+from support import device_packs as packs
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.device.backends import choose
 from deltapack.device.regions import Region, region_of
 from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Engine, Keep, Saved, Work
+from deltapack.device.work import Engine, Saved, UndoMode, Work
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILE
@@ -70,17 +70,17 @@ def work_of(reader: PackReader, resident: ResidentPack, region: Region, dtype: D
     return Work(region, dtype, tuple(weighted), **options)
 
 
-def check(engine: Engine, pack: tuple[PackReader, ResidentPack], dtype: DType, keep: Keep = "log", weight: float = 0.7) -> list[Saved]:
+def check(engine: Engine, pack: tuple[PackReader, ResidentPack], dtype: DType, mode: UndoMode = "log", weight: float = 0.7) -> list[Saved]:
     """Apply, compare, undo, compare; return what had been saved."""
     reader, resident = pack
     numel = reader.index.entries[0].numel
     base = packs.random_bits(numel, dtype)
     live = packs.to_torch(base, DEVICE)
     address, done = live.data_ptr(), []
-    engine.switch([], [work_of(reader, resident, region_of(live, (numel,)), dtype, weight)], keep, done)
+    engine.switch([], [work_of(reader, resident, region_of(live, (numel,)), dtype, weight)], mode, done)
     wanted = packs.unsigned(packs.expected(reader, base, dtype, dtype, weight))
     assert np.array_equal(packs.unsigned(live), wanted)
-    engine.switch(done, [], keep, [])
+    engine.switch(done, [], mode, [])
     assert np.array_equal(packs.unsigned(live), packs.unsigned(base)) and live.data_ptr() == address
     return done
 
@@ -140,21 +140,21 @@ def test_many_terms_are_added_in_order(engine: Engine, make: Make, count: int) -
     check(engine, make(3000, codecs[:count], 0.5, seed=3), BY_NAME["f32"], weight=1e3)
 
 
-@pytest.mark.parametrize("keep", ["log", "copy", "auto"])
-def test_ways_to_undo(engine: Engine, make: Make, keep: Keep) -> None:
+@pytest.mark.parametrize("mode", ["log", "copy", "auto"])
+def test_ways_to_undo(engine: Engine, make: Make, mode: UndoMode) -> None:
     numel = TILE + 77
-    sparse = check(engine, make(numel, [TermCodec("seeded", "int4")], 0.01), BY_NAME["bf16"], keep)
-    dense = check(engine, make(numel, [TermCodec("all", "int4")]), BY_NAME["bf16"], keep)
-    half = check(engine, make(numel, [TermCodec("gaps", "int4")], 0.5), BY_NAME["bf16"], keep)
+    sparse = check(engine, make(numel, [TermCodec("seeded", "int4")], 0.01), BY_NAME["bf16"], mode)
+    dense = check(engine, make(numel, [TermCodec("all", "int4")]), BY_NAME["bf16"], mode)
+    half = check(engine, make(numel, [TermCodec("gaps", "int4")], 0.5), BY_NAME["bf16"], mode)
     (few,), (all_,), (some,) = sparse, dense, half
-    assert (few.nbytes == 2 * numel) is (keep == "copy")
+    assert (few.nbytes == 2 * numel) is (mode == "copy")
     assert all_.nbytes >= 2 * numel
-    assert (all_.nbytes == 2 * numel) is (keep != "log" or engine.name == "triton")
-    assert (some.nbytes <= 2 * numel) is (keep != "log" or engine.name == "triton")
+    assert (all_.nbytes == 2 * numel) is (mode != "log" or engine.name == "triton")
+    assert (some.nbytes <= 2 * numel) is (mode != "log" or engine.name == "triton")
 
 
-@pytest.mark.parametrize("keep", ["log", "copy"])
-def test_a_switch_equals_undo_and_apply(engine: Engine, make: Make, keep: Keep) -> None:
+@pytest.mark.parametrize("mode", ["log", "copy"])
+def test_a_switch_equals_undo_and_apply(engine: Engine, make: Make, mode: UndoMode) -> None:
     """Of regions that both change, only the first, only the second; of several dtypes in one call."""
     numel, dtypes = 4000, [BY_NAME["bf16"], BY_NAME["f32"], BY_NAME["bf16"]]
     one, other = make(numel, MIXED[:1], seed=1), make(numel, MIXED[1:4], seed=2)
@@ -171,12 +171,12 @@ def test_a_switch_equals_undo_and_apply(engine: Engine, make: Make, keep: Keep) 
         return np.array_equal(packs.unsigned(lives[number]), packs.unsigned(wanted))
 
     first: list[Saved] = []
-    engine.switch([], works(one, [0, 1]), keep, first)
+    engine.switch([], works(one, [0, 1]), mode, first)
     assert agrees(0, one[0]) and agrees(1, one[0]) and agrees(2, None)
     second: list[Saved] = []
-    engine.switch(first, works(other, [2, 1]), keep, second)
+    engine.switch(first, works(other, [2, 1]), mode, second)
     assert agrees(0, None) and agrees(1, other[0]) and agrees(2, other[0])
-    engine.switch(second, [], keep, [])
+    engine.switch(second, [], mode, [])
     assert all(agrees(number, None) for number in range(3))
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import device_packs as packs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support import device_packs as packs
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
 from deltapack.device.ready import ALIGNMENT, COLUMNS, KINDS, ReadyTerm, Segments, lay_out

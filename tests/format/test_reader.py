@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_packs import CODECS, digest_of, index_of, read_everything, seal, write_small_pack
+from support.small_packs import CODECS, digest_of, index_of, read_everything, seal, write_small_pack
 
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import interpreting  # noqa: F401
 import pytest
-from backends import BACKENDS, load
+import support.interpreting  # noqa: F401
+from support.backends import BACKENDS, load
 
 from deltapack.kernels import Backend
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from backends import load
+from support.backends import load
 
 from deltapack.kernels import active, reference
 

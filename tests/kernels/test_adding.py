@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load, unsigned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.backends import BACKENDS, load, unsigned
 from vectors import scalar
 
 from deltapack.dtypes import BY_NAME
 from deltapack.kernels import Backend
+from deltapack.kernels.layout import Sparse
 
 FLOATS = ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"]
 special = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38, 1e-38, 2.0**24])
@@ -31,7 +32,7 @@ def test_sum_of_terms_by_plain_scalars(backend: str, terms: list[dict[int, float
             for position, value in term.items():
                 expected[position] = expected.get(position, np.float32(0)) + np.float32(value)
     arrays = [
-        (np.array(sorted(term), np.uint32), np.array([term[at] for at in sorted(term)], np.float32)) for term in terms
+        Sparse(np.array(sorted(term), np.uint32), np.array([term[at] for at in sorted(term)], np.float32)) for term in terms
     ]
     before = [(positions.tobytes(), values.tobytes()) for positions, values in arrays]
     positions, values = load(backend).sum_terms(12, arrays)
@@ -42,7 +43,7 @@ def test_sum_of_terms_by_plain_scalars(backend: str, terms: list[dict[int, float
 
 
 def test_the_sum_starts_from_positive_zero(loops: Backend) -> None:
-    one = (np.array([3], np.uint32), np.array([-0.0], np.float32))
+    one = Sparse(np.array([3], np.uint32), np.array([-0.0], np.float32))
     for terms in ([one], [one, one]):
         assert not np.signbit(loops.sum_terms(5, terms)[1][0])
 
@@ -83,7 +84,8 @@ def test_add_in_place_by_plain_scalars(loops: Backend, name: str, terms: int) ->
     for _ in range(terms):
         positions = np.flatnonzero(rng.random(400) < 0.5).astype(np.uint32)
         values = rng.choice([0.0, -0.0, 1.0, -1.0, 1e-40, 3e38, -3e38, np.inf, 2.0**-9], len(positions)).astype(np.float32)
-        parts.append((positions, np.where(rng.random(len(values)) < 0.5, values, rng.normal(size=len(values)).astype(np.float32))))
+        mixed = np.where(rng.random(len(values)) < 0.5, values, rng.normal(size=len(values)).astype(np.float32))
+        parts.append(Sparse(positions, mixed))
     kept = [dict(zip(positions.tolist(), values.tolist(), strict=True)) for positions, values in parts]
     loops.add_in_place(elements, BY_NAME[name], parts)
     expected = [
@@ -102,7 +104,7 @@ def test_backends_add_the_same_in_place(name: str, terms: int, length: int) -> N
     parts = []
     for number in range(terms):
         positions = np.flatnonzero(rng.random(length) < (0.01, 0.5, 1.1)[number % 3]).astype(np.uint32)
-        parts.append((positions, rng.integers(0, 1 << 32, len(positions), np.uint32).view(np.float32)))
+        parts.append(Sparse(positions, rng.integers(0, 1 << 32, len(positions), np.uint32).view(np.float32)))
     for backend in BACKENDS:
         elements = start.copy()
         load(backend).add_in_place(elements, BY_NAME[name], parts)
@@ -116,7 +118,8 @@ def test_every_element_of_16_bits_widens_and_rounds_alike(name: str) -> None:
     results = []
     for backend in BACKENDS:
         elements = np.arange(1 << 16, dtype=np.uint16).view(BY_NAME[name].storage)
-        load(backend).add_in_place(elements, BY_NAME[name], [(np.arange(1 << 16, dtype=np.uint32), np.zeros(1 << 16, np.float32))])
+        zeros = Sparse(np.arange(1 << 16, dtype=np.uint32), np.zeros(1 << 16, np.float32))
+        load(backend).add_in_place(elements, BY_NAME[name], [zeros])
         results.append(unsigned(elements))
     assert np.array_equal(*results)
     moved = np.flatnonzero(results[0] != np.arange(1 << 16))

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
+from support.backends import BACKENDS, load
 
 from deltapack.dtypes import BY_NAME
 from deltapack.kernels import Backend
 from deltapack.kernels.formulas import Election, Formula, Sharing, WeightedSum
+from deltapack.kernels.layout import Sparse
 
-Parts = list[tuple[np.ndarray, np.ndarray]]
+Parts = list[Sparse]
 
 
 def parts_of(rng: np.random.Generator, packs: int, length: int, values: list[float]) -> Parts:
     """Sparse differences with values out of a list."""
     positions = [np.flatnonzero(rng.random(length) < 0.4).astype(np.uint32) for _ in range(packs)]
-    return [(places, rng.choice(values, len(places)).astype(np.float32)) for places in positions]
+    return [Sparse(places, rng.choice(values, len(places)).astype(np.float32)) for places in positions]
 
 
 @pytest.mark.parametrize("zero_is_positive", [True, False])
 @pytest.mark.parametrize(("divided", "floor", "scale"), [(False, 0, 1), (True, 0, 1), (True, 0.5, 0.3), (True, 1e-6, -2)])
 def test_elections_by_plain_scalars(loops: Backend, zero_is_positive: bool, divided: bool, floor: float, scale: float) -> None:
     parts = parts_of(np.random.default_rng(3), 4, 300, [0.0, -0.0, 1.0, -1.0, 0.1, -0.1, 2.0**-130])
-    voices, shares = np.array([1, 0.5, -0.3, 0], np.float32), np.array([0.7, 0.1, 0, 2], np.float32)
+    vote_weights, shares = np.array([1, 0.5, -0.3, 0], np.float32), np.array([0.7, 0.1, 0, 2], np.float32)
     measures, limits = np.array([1, 0.25, -1, 1], np.float32), (np.float32(floor), np.float32(scale))
-    election = Election(voices, shares, measures if divided else None, zero_is_positive, *map(float, limits))
+    election = Election(vote_weights, shares, measures if divided else None, zero_is_positive, *map(float, limits))
     positions, found = loops.blend(300, parts, election)
     kept = [dict(zip(places.tolist(), values, strict=True)) for places, values in parts]
     assert positions.tolist() == sorted(set().union(*kept))
@@ -33,10 +34,10 @@ def test_elections_by_plain_scalars(loops: Backend, zero_is_positive: bool, divi
     for position, result in zip(positions.tolist(), found, strict=True):
         deltas = [part.get(position, zero) for part in kept]
         total, mixed, divisor = zero, zero, zero
-        for delta, voice in zip(deltas, voices, strict=True):
+        for delta, voice in zip(deltas, vote_weights, strict=True):
             total = total + delta * voice
         positive = total >= 0 if zero_is_positive else total > 0
-        for delta, voice, share, measure in zip(deltas, voices, shares, measures, strict=True):
+        for delta, voice, share, measure in zip(deltas, vote_weights, shares, measures, strict=True):
             agrees = delta * voice > 0 if positive else delta * voice < 0
             mixed, divisor = mixed + (delta * share if agrees else zero), divisor + (measure if agrees else zero)
         limited = max(divisor, limits[0]) if floor > 0 else (divisor if divisor != 0 else np.float32(1))
@@ -73,7 +74,7 @@ def test_backends_blend_the_same(packs: int, length: int) -> None:
     for number in range(packs):
         positions = np.flatnonzero(rng.random(length) < (0.3, 1.1)[number % 2]).astype(np.uint32)
         values = rng.integers(0, 1 << 32, len(positions), np.uint32).view(np.float32)
-        parts.append((positions, np.where(np.isnan(values), np.float32(0), values)))
+        parts.append(Sparse(positions, np.where(np.isnan(values), np.float32(0), values)))
     for formula in formulas(rng, packs):
         one, other = (load(name).blend(length, parts, formula) for name in BACKENDS)
         assert one[0].tobytes() == other[0].tobytes()

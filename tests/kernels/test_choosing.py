@@ -6,14 +6,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.backends import BACKENDS, load
 
 from deltapack.kernels import Backend
+from deltapack.kernels.layout import TILE
 from deltapack.kernels.reference.choosing import HIGH, LOW, MAGNITUDE, magnitude_bits
-from deltapack.kernels.reference.positions import TILE, philox
+from deltapack.kernels.reference.positions import philox
 
 NUMBERS = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, 3e38]), st.floats(width=32, allow_nan=False))
 VALUES = arrays(np.float32, st.integers(0, 50), elements=NUMBERS)
@@ -33,11 +34,11 @@ def plain_bits(values: np.ndarray) -> list[int]:
 def test_histograms_by_plain_counting(values: np.ndarray) -> None:
     bits = plain_bits(values)
     for backend in BACKENDS:
-        counts = load(backend).count_high(values)
+        counts = load(backend).histogram_high(values)
         assert counts.shape == (HIGH,) and counts.sum() == sum(value != 0 for value in bits)
         for high in {value >> 16 for value in bits}:
             assert counts[high] == sum(value >> 16 == high and value != 0 for value in bits)
-            low = load(backend).count_low(values, high)
+            low = load(backend).histogram_low(values, high)
             assert low.shape == (LOW,)
             places = [value & 0xFFFF for value in bits if value >> 16 == high]
             assert {place: count for place, count in enumerate(low.tolist()) if count} == Counter(places)
@@ -53,7 +54,7 @@ def test_what_is_between_two_cuts(values: np.ndarray, data: st.DataObject) -> No
     for own, cut, count in zip(above, cuts, ties, strict=True):
         own |= set([place for place, value in enumerate(bits) if value == cut][:count])
     for backend in BACKENDS:
-        found = load(backend).between(values, cuts[0], ties[0], cuts[1], ties[1])
+        found = load(backend).places_between(values, cuts[0], ties[0], cuts[1], ties[1])
         assert found.dtype == np.uint32 and found.tolist() == sorted(above[0] - above[1])
 
 
@@ -82,4 +83,4 @@ def test_samples_below_the_limit_of_their_rank(loops: Backend) -> None:
     limits = np.array([0, 1 << 30, 1 << 31, 1 << 32], np.uint64)
     samples, ranks = rng.integers(0, 1 << 32, 1000, np.uint32), rng.integers(0, 4, 1000, np.uint32)
     expected = [place for place in range(1000) if int(samples[place]) < int(limits[ranks[place]])]
-    assert loops.below(samples, ranks, limits).tolist() == expected
+    assert loops.places_below(samples, ranks, limits).tolist() == expected

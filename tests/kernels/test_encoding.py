@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
 from numpy.typing import NDArray
+from support.backends import BACKENDS, load
 
 from deltapack.dtypes import BY_NAME
 from deltapack.kernels import Backend

@@ -6,18 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from backends import load
 from numpy.typing import NDArray
+from support.backends import load
 
 from deltapack.codecs.indices import encode_gaps
 from deltapack.dtypes import BY_NAME
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import Encoded, reference
-from deltapack.kernels.reference.positions import SPARE, TILE
+from deltapack.kernels.layout import SPARE, TILE, Sparse
 
 BITS = {"int8": 8, "int4": 4, "int2": 2, "sign": 1}
 INDEXES = [("seeded", 0), ("gaps", 0), ("gaps", 3), ("gaps", 15)]
-Room = tuple[NDArray[np.uint32], NDArray[np.float32]]
 
 
 def chunk_of(index: str, shift: int, bits: int, length: int) -> tuple[Encoded, NDArray[np.uint32], NDArray[np.float32]]:
@@ -38,8 +37,8 @@ def chunk_of(index: str, shift: int, bits: int, length: int) -> tuple[Encoded, N
     return encoded, positions, reference.code_values(packed, bits, scales, counts, factor)
 
 
-def room_for(length: int) -> Room:
-    return np.empty(length + SPARE, np.uint32), np.empty(length + SPARE, np.float32)
+def arrays_for(length: int) -> Sparse:
+    return Sparse(np.empty(length + SPARE, np.uint32), np.empty(length + SPARE, np.float32))
 
 
 @pytest.mark.parametrize("length", [300, TILE - 1, TILE + 1, 5 * TILE + 77])
@@ -48,7 +47,7 @@ def room_for(length: int) -> Room:
 def test_fused_calls_give_the_bits_of_the_steps(index: str, shift: int, bits: int, length: int) -> None:
     loops = load("cpu")
     encoded, positions, values = chunk_of(index, shift, bits, length)
-    found = loops.decode_encoded(encoded, room_for(length))
+    found = loops.decode_encoded(encoded, arrays_for(length))
     assert found is not None and len(positions) > 0
     assert found[0].tobytes() == positions.tobytes()
     assert found[1].tobytes() == values.tobytes()
@@ -56,8 +55,8 @@ def test_fused_calls_give_the_bits_of_the_steps(index: str, shift: int, bits: in
         rng = np.random.default_rng(length)
         start = rng.integers(0, 256, length * BY_NAME[name].itemsize, np.uint8).view(BY_NAME[name].storage)
         one, other = start.copy(), start.copy()
-        assert loops.add_encoded(one, BY_NAME[name], encoded, room_for(length))
-        reference.add_in_place(other, BY_NAME[name], [(positions, values)])
+        assert loops.add_encoded(one, BY_NAME[name], encoded, arrays_for(length))
+        reference.add_in_place(other, BY_NAME[name], [Sparse(positions, values)])
         assert one.tobytes() == other.tobytes()
 
 
@@ -67,9 +66,9 @@ def test_a_chunk_that_keeps_nothing(index: str, shift: int) -> None:
     loops, elements = load("cpu"), np.array([0x8000], np.uint16)
     encoded, positions, _ = chunk_of(index, shift, 4, 1)
     assert len(positions) == 0
-    found = loops.decode_encoded(encoded, room_for(1))
+    found = loops.decode_encoded(encoded, arrays_for(1))
     assert found is None if shift else found is not None and len(found[0]) == len(found[1]) == 0
-    assert loops.add_encoded(elements, BY_NAME["bf16"], encoded, room_for(1)) == (found is not None)
+    assert loops.add_encoded(elements, BY_NAME["bf16"], encoded, arrays_for(1)) == (found is not None)
     assert elements[0] == 0x8000
 
 
@@ -107,16 +106,16 @@ def test_a_damaged_chunk_changes_nothing(index: str, shift: int, what: str) -> N
     loops, length = load("cpu"), 3 * TILE
     whole, damaged = whole_and_damaged(index, shift, what, length)
     elements = np.arange(length, dtype=np.uint16)
-    assert loops.decode_encoded(whole, room_for(length)) is not None
-    assert loops.decode_encoded(damaged, room_for(length)) is None
-    assert not loops.add_encoded(elements, BY_NAME["bf16"], damaged, room_for(length))
+    assert loops.decode_encoded(whole, arrays_for(length)) is not None
+    assert loops.decode_encoded(damaged, arrays_for(length)) is None
+    assert not loops.add_encoded(elements, BY_NAME["bf16"], damaged, arrays_for(length))
     assert np.array_equal(elements, np.arange(length, dtype=np.uint16))
 
 
 def test_the_reference_goes_step_by_step() -> None:
     encoded, _, _ = chunk_of("seeded", 0, 4, 300)
-    assert reference.decode_encoded(encoded, room_for(300)) is None
-    assert not reference.add_encoded(np.zeros(300, np.uint16), BY_NAME["bf16"], encoded, room_for(300))
-    assert not load("cpu").add_encoded(np.zeros(300, np.float64), BY_NAME["f64"], encoded, room_for(300))
-    assert load("cpu").decode_encoded(replace(encoded, bits=0), room_for(300)) is None
-    assert load("cpu").decode_encoded(replace(encoded, index="bitmap"), room_for(300)) is None
+    assert reference.decode_encoded(encoded, arrays_for(300)) is None
+    assert not reference.add_encoded(np.zeros(300, np.uint16), BY_NAME["bf16"], encoded, arrays_for(300))
+    assert not load("cpu").add_encoded(np.zeros(300, np.float64), BY_NAME["f64"], encoded, arrays_for(300))
+    assert load("cpu").decode_encoded(replace(encoded, bits=0), arrays_for(300)) is None
+    assert load("cpu").decode_encoded(replace(encoded, index="bitmap"), arrays_for(300)) is None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS, load
 from vectors import scalar
 
 from deltapack.errors import FormatError
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import Backend, reference
-from deltapack.kernels.reference.positions import SPARE, TILE, _positions_from_gaps, _walk, gaps_of, tile_counts
+from deltapack.kernels.layout import SPARE, TILE
+from deltapack.kernels.reference.positions import _positions_from_gaps, _walk, gaps_of, tile_counts
 
 KEYS = [0, 1, 0x0123456789ABCDEF, 2**64 - 1, 1 << 32]
 

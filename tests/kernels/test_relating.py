@@ -6,18 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from backends import BACKENDS, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS, load
 
 from deltapack.kernels import Backend
+from deltapack.kernels.layout import Sparse
 
 numbers = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.1, -0.3, 1e-45, 3e38, -3e38])
 plain_parts = st.lists(st.dictionaries(st.integers(0, 9), numbers), min_size=1, max_size=5)
 
 
-def arrays_of(parts: Sequence[dict[int, float]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(np.array(sorted(part), np.uint32), np.array([part[at] for at in sorted(part)], np.float32)) for part in parts]
+def arrays_of(parts: Sequence[dict[int, float]]) -> list[Sparse]:
+    return [Sparse(np.array(sorted(part), np.uint32), np.array([part[at] for at in sorted(part)], np.float32)) for part in parts]
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,7 +46,7 @@ def test_shared_changes_by_plain_dictionaries(parts: list[dict[int, float]], eps
 @pytest.mark.parametrize("count", [0, 1, 300])
 def test_several_are_several_however_many(loops: Backend, count: int) -> None:
     """More packs than a byte can count, all of which change the first element."""
-    parts = [(np.zeros(1, np.uint32), np.ones(1, np.float32))] * count + [(np.array([1], np.uint32), np.ones(1, np.float32))]
+    parts = [Sparse(np.zeros(1, np.uint32), np.ones(1, np.float32))] * count + [Sparse(np.array([1], np.uint32), np.ones(1, np.float32))]
     expected = [[1 if count > 1 else 0] * count + [0], [1 if count == 1 else 0] * count + [1]]
     assert loops.count_shared(2, parts, 0.5).tolist() == expected
 
@@ -60,7 +61,7 @@ def test_scalar_products_by_plain_scalars(loops: Backend, length: int) -> None:
     rng, parts = np.random.default_rng(length), []
     for density in (1.1, 0.5, 0.1):
         positions = np.flatnonzero(rng.random(length) < density).astype(np.uint32)
-        parts.append((positions, magnitudes(rng, len(positions))))
+        parts.append(Sparse(positions, magnitudes(rng, len(positions))))
     found = loops.scalar_products(length, parts)
     dense = [dict(zip(positions.tolist(), values.tolist(), strict=True)) for positions, values in parts]
     for i, one in enumerate(dense):
@@ -75,8 +76,8 @@ def test_products_of_negative_zeros_and_infinities() -> None:
     """Negative zeros add up to +0.0; an infinity that one pack alone keeps is in no product."""
     inf = float("inf")
     for values in ([-0.0, 1.0, inf], [inf, 1.0, -1.0], [-inf, 0.0, 2.0], [-0.0, -0.0, 3e38]):
-        own = (np.arange(3, dtype=np.uint32), np.array(values, np.float32))
-        other = (np.array([1], np.uint32), np.array([1.0], np.float32))
+        own = Sparse(np.arange(3, dtype=np.uint32), np.array(values, np.float32))
+        other = Sparse(np.array([1], np.uint32), np.array([1.0], np.float32))
         one, two = (load(name).scalar_products(3, [own, other]) for name in BACKENDS)
         assert np.array_equal(one, two, equal_nan=True)
         assert two[0, 1] == values[1] and not np.signbit(two[0, 1])

@@ -8,7 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import CHUNK, FLOATS, Model, Tensor, cast, decode_by_spec, edited, moved, random_tensor, read_model, tuned_model, whole
+from support.builders import (
+    CHUNK,
+    FLOATS,
+    Model,
+    Tensor,
+    cast,
+    decode_by_spec,
+    edited,
+    moved,
+    random_tensor,
+    read_model,
+    tuned_model,
+    whole,
+)
 
 import deltapack
 from deltapack.errors import MergeConflictError, NonFiniteError

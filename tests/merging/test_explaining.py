@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import random_tensor, read_model, tuned_model, write_file
+from support.builders import random_tensor, read_model, tuned_model, write_file
 
 import deltapack
 from deltapack import Recipe

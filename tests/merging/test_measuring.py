@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import Model, Tensor, random_tensor, read_model, tuned_model, write_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.builders import Model, Tensor, random_tensor, read_model, tuned_model, write_file
 
 import deltapack
 from deltapack import Recipe

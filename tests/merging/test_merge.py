@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.builders import (
     CHUNK,
     Model,
     Tensor,
@@ -23,8 +25,6 @@ from builders import (
     write_file,
     write_folder,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import deltapack
 from deltapack import Recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import read_folder, read_model, small_model, tuned_model, write_folder
+from support.builders import read_folder, read_model, small_model, tuned_model, write_folder
 
 import deltapack
 from deltapack.errors import RecipeError

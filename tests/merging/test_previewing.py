@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Model, random_tensor, small_model, tuned_model, write_file, write_folder
+from support.builders import Model, random_tensor, small_model, tuned_model, write_file, write_folder
 
 import deltapack
 from deltapack.checkpoint import Checkpoint

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import random_tensor, read_model, tuned_model, write_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.builders import random_tensor, read_model, tuned_model, write_file
 
 import deltapack
 from deltapack import Recipe

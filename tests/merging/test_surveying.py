@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import CHUNK, Tensor, random_tensor, write_file
+from support.builders import CHUNK, Tensor, random_tensor, write_file
 
 import deltapack
 from deltapack import Recipe

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import Model, Tensor, read_model, write_folder
+from support.builders import Model, Tensor, read_model, write_folder
 
 import deltapack
 from deltapack import Recipe

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import Model, Tensor, read_model, write_folder
-from vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, files_of, token
+from support.builders import Model, Tensor, read_model, write_folder
+from support.vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, files_of, token
 
 import deltapack
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import read_model
+from support.builders import read_model
 
 from deltapack.errors import RecipeError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import CHUNK, Model, Tensor, cast, moved, random_tensor, tuned_model, write_file
+from support.builders import CHUNK, Model, Tensor, cast, moved, random_tensor, tuned_model, write_file
 
 import deltapack
 from deltapack import Recipe

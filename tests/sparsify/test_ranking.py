@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deltapack.sparsify.ranking import Cut, Magnitudes, between, find_cuts
+from deltapack.sparsify.ranking import Cut, Magnitudes, find_cuts, places_in_cut
 
 VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -3e38, np.inf]), st.floats(width=32, allow_nan=False))
 
@@ -21,7 +21,7 @@ def largest(values: np.ndarray, rank: int) -> np.ndarray:
 
 def taken(parts: list[np.ndarray], *cuts: Cut) -> np.ndarray:
     """Which elements are in the first cut and not in the second."""
-    masks = [np.isin(np.arange(len(part)), between(chunk, part, *cuts)) for chunk, part in enumerate(parts)]
+    masks = [np.isin(np.arange(len(part)), places_in_cut(chunk, part, *cuts)) for chunk, part in enumerate(parts)]
     return np.concatenate(masks)
 
 
@@ -37,7 +37,7 @@ def test_cuts_are_what_sorting_gives(values: np.ndarray, chunks: int, ranks: lis
     tensor = Magnitudes(chunks, parts.__getitem__, lambda nonzero: ranks)
     other = Magnitudes(1, lambda chunk: np.ones(3, np.float32), lambda nonzero: [nonzero - 1])
     cuts = find_cuts([other, tensor, other], workers)
-    assert cuts[0] == cuts[2] and list(between(0, np.ones(3, np.float32), cuts[0][0])) == [0, 1]
+    assert cuts[0] == cuts[2] and list(places_in_cut(0, np.ones(3, np.float32), cuts[0][0])) == [0, 1]
     for rank, cut in zip(ranks, cuts[1], strict=True):
         assert np.array_equal(taken(parts, cut), largest(values, max(0, rank)))
         found = taken(parts, cut, cuts[1][-1])
@@ -49,4 +49,4 @@ def test_ranks_may_depend_on_how_many_are_not_zero() -> None:
     tensor = Magnitudes(2, lambda chunk: np.array([0, -0.0, chunk, 2], np.float32), lambda nonzero: seen.append(nonzero) or [1])
     ((cut,),) = find_cuts([tensor], 1)
     assert seen == [3]
-    assert [len(between(chunk, tensor.read(chunk), cut)) for chunk in (0, 1)] == [1, 0]
+    assert [len(places_in_cut(chunk, tensor.read(chunk), cut)) for chunk in (0, 1)] == [1, 0]

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import scalar
 import xxhash
 import zstandard
-from scalar import CHUNK, ITEMSIZE, TILE
+from vectors import scalar
+from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 SCALED = ("int8", "int4", "int3", "int2", "sign")
+FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
 Json = dict[str, Any]
 
@@ -194,6 +195,69 @@ class Term:
         return out
 
 
+@dataclass(frozen=True)
+class Addend:
+    """What a pack adds to a tensor: its terms, or the difference of a tensor that it stores whole; and the weight."""
+
+    terms: list[Term]
+    whole: Tensor | None = None
+    weight: float = 1.0
+
+    def values(self, old: Tensor, common: int) -> list[dict[int, float]]:
+        """Position to value, for each term (sections 6.1 and 9.2)."""
+        out = [term.added(common, self.weight) for term in self.terms]
+        if self.whole is not None:
+            weight = scalar.round_f32(self.weight)
+            out.append({i: scalar.round_f32(self._difference(old, i) * weight) for i in range(common)})
+        return out
+
+    def _difference(self, old: Tensor, i: int) -> float:
+        assert self.whole is not None
+        new, was = (scalar.round_f32(scalar.number(t.dtype, t.bits(i))) for t in (self.whole, old))
+        return scalar.round_f32(new - was)
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """The number of elements."""
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+def add_up(old: Tensor, addends: list[Addend], dtype: str, shape: tuple[int, ...], tail: bytes = b"") -> Tensor:
+    """The common elements of a tensor with all that is added (section 6.2), and the rest as it is."""
+    common, size, out = min(numel(shape), old.numel), ITEMSIZE[dtype], bytearray()
+    added: dict[int, list[float]] = {}
+    for values in (values for addend in addends for values in addend.values(old, common)):
+        for p, value in values.items():
+            added.setdefault(p, []).append(value)
+    if dtype == old.dtype:
+        out += old.data[: common * size]
+    todo = range(common) if dtype != old.dtype else added
+    out += bytes(common * size - len(out))
+    for p in todo:
+        new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
+        out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
+    return Tensor(dtype, shape, bytes(out) + tail)
+
+
+def blends(old: Tensor, new: Tensor) -> bool:
+    """Whether a stored tensor can be seen as a difference (section 9.2)."""
+    return old.shape == new.shape and old.dtype in FLOATS and new.dtype in FLOATS
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a pack says of a base tensor, for those who work out what several packs give."""
+
+    kind: str
+    name: str
+    result: Tensor
+    terms: list[Term] = field(default_factory=list)
+    tail: bytes = b""
+
+
 def stored_blob(data: bytes, size: int, spoil: Callable[[Json], None] | None = None) -> Blob:
     """Elements held whole."""
     table, payloads, step = b"", b"", CHUNK * size
@@ -215,7 +279,8 @@ class Pack:
         self.base: dict[str, Tensor] = {}
         self.result: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}  # the result with `weight`, where that is not 1
-        self.weight = 1.0
+        self.weight = "1.0"
+        self.said: dict[str, Said] = {}  # by the base tensor's name
         self.entries: list[Json] = []
         self.files: list[Json] | None = None
         self.extra: Json = {}
@@ -225,27 +290,9 @@ class Pack:
         """Add a tensor of kind delta, grown or shrunk; options: dtype, shape, tail, base_name, spoil_tail."""
         dtype, shape = options.get("dtype", old.dtype), options.get("shape", old.shape)
         tail, base_name = options.get("tail", b""), options.get("base_name", name)
-        count = 1
-        for dim in shape:
-            count *= dim
+        count = numel(shape)
         common = min(count, old.numel)
-
-        def restored(weight: float) -> Tensor:
-            size, out = ITEMSIZE[dtype], bytearray()
-            added: dict[int, list[float]] = {}
-            for term in terms:
-                for p, value in term.added(common, weight).items():
-                    added.setdefault(p, []).append(value)
-            if dtype == old.dtype:
-                out += old.data[: common * size]
-            todo = range(common) if dtype != old.dtype else added
-            out += bytes(common * size - len(out))
-            for p in todo:
-                new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
-                out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
-            return Tensor(dtype, shape, bytes(out) + tail)
-
-        new = restored(1.0)
+        new = add_up(old, [Addend(terms)], dtype, shape, tail)
         kind = "delta" if shape == old.shape else "grown" if count > old.numel or tail else "shrunk"
         base: Json = {"digest": old.digest}
         base |= {"name": base_name} if base_name != name else {}
@@ -258,10 +305,14 @@ class Pack:
         if max(old.numel, new.numel) > CHUNK:
             entry["digests"] = Blob(b"".join(old.chunk_digests + new.chunk_digests))
         self.base[base_name], self.result[name] = old, new
-        if self.weight != 1.0:
-            self.weighted[name] = restored(self.weight)
+        self.said[base_name] = Said(kind, name, new, terms, tail)
+        self._weigh(name, add_up(old, [Addend(terms, weight=float(self.weight))], dtype, shape, tail))
         self.entries.append(entry)
         return self
+
+    def _weigh(self, name: str, tensor: Tensor) -> None:
+        if float(self.weight) != 1:
+            self.weighted[name] = tensor
 
     def stored(
         self,
@@ -269,8 +320,9 @@ class Pack:
         new: Tensor,
         spoil: Callable[[Json], None] | None = None,
         replaces: tuple[str, Tensor] | None = None,
+        over: Tensor | None = None,
     ) -> Pack:
-        """Add a stored tensor, and say which tensor of the base it replaces."""
+        """Add a stored tensor, and say which tensor of the base it replaces; `over` is one of its name that it does not speak of."""
         entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
         entry |= {"digest": new.digest, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
         digests, old_numel = list(new.chunk_digests), 0
@@ -278,11 +330,17 @@ class Pack:
             old_name, old = replaces
             differ = (("name", old_name, name), ("dtype", old.dtype, new.dtype), ("shape", list(old.shape), list(new.shape)))
             entry["base"] = {"digest": old.digest} | {key: was for key, was, now in differ if was != now}
-            self.base[old_name], old_numel = old, old.numel
+            old_numel = old.numel
             digests = [*old.chunk_digests, *digests]
         if max(new.numel, old_numel) > CHUNK:
             entry["digests"] = Blob(b"".join(digests))
         self.result[name] = new
+        was = replaces if replaces is not None else (name, over) if over is not None else None
+        if was is not None:
+            self.base[was[0]], self.said[was[0]] = was[1], Said("stored", name, new)
+        can_blend = was is not None and blends(was[1], new)
+        addend = Addend([], new, float(self.weight))
+        self._weigh(name, add_up(was[1], [addend], new.dtype, new.shape) if was is not None and can_blend else new)
         self.entries.append(entry)
         return self
 
@@ -292,6 +350,8 @@ class Pack:
         entry = {"name": name, "kind": "unchanged", "dtype": old.dtype, "shape": list(old.shape)}
         self.entries.append(entry | {"digest": old.digest, "base": base})
         self.base[base_name or name] = self.result[name] = old
+        self.said[base_name or name] = Said("unchanged", name, old)
+        self._weigh(name, old)
         return self
 
     def removed(self, name: str, old: Tensor) -> Pack:
@@ -299,10 +359,13 @@ class Pack:
         base = {"digest": old.digest, "dtype": old.dtype, "shape": list(old.shape)}
         self.entries.append({"name": name, "kind": "removed", "base": base})
         self.base[name] = old
+        self.said[name] = Said("removed", name, old)
         return self
 
-    def alias(self, name: str, of: str) -> Pack:
-        """Add an alias."""
+    def alias(self, name: str, of: str, over: Tensor | None = None) -> Pack:
+        """Add an alias; `over` is the tensor of its name in the base."""
+        if over is not None:
+            self.base[name], self.said[name] = over, Said("alias", name, over)
         self.entries.append({"name": name, "kind": "alias", "of": of})
         return self
 
@@ -315,6 +378,10 @@ class Pack:
         self.files = [*(self.files or []), entry]
         return self
 
+    def index_base(self) -> Json:
+        """The `base` of the index."""
+        return {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}
+
     def build(self, edit: Callable[[Json], None] | None = None, **options: Any) -> bytes:
         """Return the file.
 
@@ -326,7 +393,7 @@ class Pack:
         entries = sorted(self.entries, key=lambda entry: entry["name"].encode())
         files = self.files and sorted(self.files, key=lambda file: file["name"].encode())
         index: Json = {"format": "dpk", "required": [], "created_by": "make_vectors 1", "recipe": {}}
-        index |= {"base": {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}}
+        index |= {"base": self.index_base()}
         index |= {"result": result_of(self.result), "tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
         index |= self.extra
         region = bytearray()

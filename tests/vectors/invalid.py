@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import scalar
 import zstandard
-from assemble import Blob, Json, Pack, Tensor, Term, stream, zstd
-from valid import floats, tensor, term, valid_packs
+from vectors import scalar
+from vectors.assemble import Blob, Json, Pack, Tensor, Term, stream, zstd
+from vectors.valid import floats, tensor, term, valid_packs
 
 Case = tuple[
     str, str, str, str | None, bytes

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-import scalar
-from assemble import Pack, Tensor, Term, zstd
-from scalar import CHUNK, ITEMSIZE, TILE
+from vectors import scalar
+from vectors.assemble import Pack, Tensor, Term, zstd
+from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 ONE = 0x3F80  # 1.0 as bf16
 SMALL = 0x3A80  # 2^-10 as bf16
@@ -170,7 +170,7 @@ def arithmetic() -> Iterator[tuple[str, str, Pack]]:
     yield "terms-none", "no terms: bits of the base", Pack().patched("w", floats("bf16", (9,)), [])
     yield "terms-none-convert", "no terms, other type", Pack().patched("w", special("f32"), [], dtype="bf16")
     pack = Pack()
-    pack.weight = 0.3
+    pack.weight = "0.3"
     t = term("all", "int4", every(1, 20))
     t.factor = 0x41200000
     pack.patched("a", floats("bf16", (20,)), [t])
@@ -198,8 +198,7 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
         pack.stored(f"t{i:02}", Tensor(dtype, (2, 2), bytes((i + j) & 1 for j in range(4 * size))))
     yield "kind-stored", "every type", pack
     yield "kind-stored-zstd", "a frame and byte planes", Pack().stored("w", tensor("i32", (200,), list(range(200))))
-    pack = Pack().stored("w", tensor("i32", (2,), [1, 2]))
-    pack.base["w"] = old
+    pack = Pack().stored("w", tensor("i32", (2,), [1, 2]), over=old)
     yield "kind-stored-over", "the base has a tensor of that name, and the entry does not say so", pack
     fresh = tensor("i32", (2,), [1, 2])
     yield "kind-stored-replaces", "a tensor of that name", Pack().stored("w", fresh, replaces=("w", old))

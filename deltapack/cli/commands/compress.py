@@ -20,7 +20,7 @@ from deltapack.cli.render import (
     print_table,
     show_progress,
 )
-from deltapack.recipe import INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe, parse_override
+from deltapack.packing.recipe import INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe, parse_override
 
 if TYPE_CHECKING:
     from deltapack.reports import CompressReport

@@ -10,7 +10,7 @@ import click
 
 from deltapack.cli import options
 from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_table
-from deltapack.inspecting import PackSummary, TensorSummary, inspect_pack
+from deltapack.packs.inspecting import PackSummary, TensorSummary, inspect_pack
 
 __all__ = ["command"]
 

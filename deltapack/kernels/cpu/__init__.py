@@ -6,7 +6,7 @@ reference as it is.
 
 from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, sum_terms
 from deltapack.kernels.cpu.blending import add_blended, blend
-from deltapack.kernels.cpu.choosing import below, between, count_high, count_low, element_samples, row_ranks
+from deltapack.kernels.cpu.choosing import element_samples, histogram_high, histogram_low, places_below, places_between, row_ranks
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
@@ -26,8 +26,6 @@ __all__ = [
     "add_in_place",
     "add_sparse",
     "are_finite",
-    "below",
-    "between",
     "bitmap_of",
     "bitmap_positions",
     "blend",
@@ -35,14 +33,16 @@ __all__ = [
     "byte_gaps",
     "code_values",
     "compare",
-    "count_high",
-    "count_low",
     "count_shared",
     "decode_encoded",
     "difference",
     "element_samples",
+    "histogram_high",
+    "histogram_low",
     "kept_differences",
     "pack_codes",
+    "places_below",
+    "places_between",
     "plane_values",
     "quantize_groups",
     "rice_gap_positions",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deltapack.dtypes import DType
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import addresses, array_at, as_u32, compiled, exponent, loops_on, narrow, prefetch, widen
-from deltapack.kernels.reference.adding import Array, Positions, Sparse, Values
+from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 
 __all__ = ["add_in_place", "add_sparse", "are_finite", "sum_terms"]
 
@@ -22,7 +22,7 @@ _AHEAD = 256
 _INFINITE = 0x7F800000
 
 
-def add_in_place(elements: Array, dtype: DType, terms: Sequence[Sparse]) -> None:
+def add_in_place(elements: Elements, dtype: DType, terms: Sequence[Sparse]) -> None:
     """See the reference."""
     target = loops_on(elements, dtype)
     if target is None:
@@ -35,7 +35,7 @@ def add_in_place(elements: Array, dtype: DType, terms: Sequence[Sparse]) -> None
         _add_many(target, *where, np.array([len(positions) for positions, _ in parts], np.int64))
 
 
-def are_finite(elements: Array, dtype: DType, positions: Positions) -> bool:
+def are_finite(elements: Elements, dtype: DType, positions: Positions) -> bool:
     """See the reference."""
     target = loops_on(elements, dtype)
     if target is None:

@@ -16,7 +16,7 @@ from deltapack.kernels import reference
 from deltapack.kernels.cpu.adding import add_in_place
 from deltapack.kernels.cpu.bits import addresses, array_at, as_u32, compiled, loops_on, narrow, widen
 from deltapack.kernels.formulas import Election, Formula, Sharing, WeightedSum
-from deltapack.kernels.reference.adding import Array, Positions, Sparse, Values
+from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.reference.blending import scaled
 
 __all__ = ["add_blended", "blend"]
@@ -32,7 +32,7 @@ _Lengths = NDArray[np.int64]
 
 def _raw(parts: Sequence[Sparse]) -> tuple[list[Sparse], _Addresses, _Addresses, _Lengths]:
     """Return the parts as contiguous arrays, which must outlive their addresses, and where they lie."""
-    arrays = [(np.ascontiguousarray(positions), np.ascontiguousarray(values)) for positions, values in parts]
+    arrays = [Sparse(np.ascontiguousarray(positions), np.ascontiguousarray(values)) for positions, values in parts]
     positions_at, values_at = (addresses([part[side] for part in arrays]) for side in range(2))
     return arrays, positions_at, values_at, np.array([len(positions) for positions, _ in arrays], np.int64)
 
@@ -41,13 +41,13 @@ def blend(length: int, parts: Sequence[Sparse], formula: Formula) -> Sparse:
     """See the reference."""
     if isinstance(formula, WeightedSum):
         return reference.blend(length, parts, formula)
-    room = min(length, sum(len(positions) for positions, _ in parts)) + 1
-    union, totals = np.empty(room, np.uint32), np.empty(room, np.float32)
+    most = min(length, sum(len(positions) for positions, _ in parts)) + 1
+    union, totals = np.empty(most, np.uint32), np.empty(most, np.float32)
     count = _run(_NO_ELEMENTS, length, parts, formula, union, totals)
-    return union[:count], totals[:count]
+    return Sparse(union[:count], totals[:count])
 
 
-def add_blended(elements: Array, dtype: DType, parts: Sequence[Sparse], formula: Formula) -> None:
+def add_blended(elements: Elements, dtype: DType, parts: Sequence[Sparse], formula: Formula) -> None:
     """See the reference."""
     target = loops_on(elements, dtype)
     if isinstance(formula, WeightedSum):
@@ -58,20 +58,21 @@ def add_blended(elements: Array, dtype: DType, parts: Sequence[Sparse], formula:
         _run(target, len(elements), parts, formula, np.empty(0, np.uint32), np.empty(0, np.float32))
 
 
-def _run(elements: Array, length: int, parts: Sequence[Sparse], formula: Election | Sharing, union: Positions, totals: Values) -> int:
+def _run(elements: Elements, length: int, parts: Sequence[Sparse], formula: Election | Sharing, union: Positions, totals: Values) -> int:
     _arrays, *where = _raw(parts)
     out = np.uint64(length), elements, union, totals
     if isinstance(formula, Sharing):
         return int(_share(*where, np.float32(formula.epsilon), formula.alone, *out))
-    divided = formula.measures is not None
-    weights = np.stack([formula.voices, formula.shares, formula.shares if formula.measures is None else formula.measures])
+    divided = formula.divisor_weights is not None
+    in_divisor = formula.sum_weights if formula.divisor_weights is None else formula.divisor_weights
+    weights = np.stack([formula.vote_weights, formula.sum_weights, in_divisor])
     limits = np.float32(formula.floor), np.float32(formula.scale)
     return int(_elect(*where, weights, formula.zero_is_positive, divided, *limits, *out))
 
 
 @compiled
 def _finish(
-    elements: Array, begin: np.uint64, totals: Values, count: np.uint64, union: Positions, results: Values, found: np.uint64
+    elements: Elements, begin: np.uint64, totals: Values, count: np.uint64, union: Positions, results: Values, found: np.uint64
 ) -> np.uint64:
     """Add the totals of a block to the elements or, where there are none, list those that are not untouched."""
     if len(elements):
@@ -98,7 +99,7 @@ def _elect(
     floor: np.float32,
     scale: np.float32,
     length: np.uint64,
-    elements: Array,
+    elements: Elements,
     union: Positions,
     results: Values,
 ) -> np.uint64:
@@ -114,9 +115,9 @@ def _elect(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)
-            voice, at, end = weights[0, pack], np.uint64(starts[pack]), np.uint64(lengths[pack])
+            vote, at, end = weights[0, pack], np.uint64(starts[pack]), np.uint64(lengths[pack])
             while at < end and np.uint64(positions[at]) < begin + count:
-                sign[np.uint64(positions[at]) - begin] += values[at] * voice
+                sign[np.uint64(positions[at]) - begin] += values[at] * vote
                 at += np.uint64(1)
             ends[pack] = at
         for i in range(count):
@@ -125,13 +126,13 @@ def _elect(
         for pack in range(packs):
             positions = array_at(positions_at[pack], lengths[pack], np.uint32(0))
             values = array_at(values_at[pack], lengths[pack], zero)
-            voice, share, measure = weights[0, pack], weights[1, pack], weights[2, pack]
+            vote, weight, counted = weights[0, pack], weights[1, pack], weights[2, pack]
             for i in range(np.uint64(starts[pack]), np.uint64(ends[pack])):
                 place = np.uint64(positions[i]) - begin
-                agrees = values[i] * voice * sign[place] > zero
+                agrees = values[i] * vote * sign[place] > zero
                 first = np.uint64(2) * place
-                sums[first] = (sums[first] + zero) + (values[i] * share if agrees else zero)
-                sums[first + second] = (sums[first + second] + zero) + (measure if agrees else zero)
+                sums[first] = (sums[first] + zero) + (values[i] * weight if agrees else zero)
+                sums[first + second] = (sums[first + second] + zero) + (counted if agrees else zero)
         for i in range(count):
             mixed, divisor = sums[np.uint64(2) * i], sums[np.uint64(2) * i + second]
             limited = max(divisor, floor) if floor > zero else (one if divisor == zero else divisor)
@@ -154,7 +155,7 @@ def _share(
     epsilon: np.float32,
     alone: Values,
     length: np.uint64,
-    elements: Array,
+    elements: Elements,
     union: Positions,
     results: Values,
 ) -> np.uint64:

@@ -7,27 +7,25 @@ from numpy.typing import NDArray
 
 from deltapack.kernels.cpu.bits import as_u32, compiled
 from deltapack.kernels.cpu.positions import _philox
+from deltapack.kernels.layout import TILE, Counts, Values
 from deltapack.kernels.reference.choosing import HIGH, LOW, MAGNITUDE
-from deltapack.kernels.reference.positions import TILE
-from deltapack.kernels.reference.values import Values
 
-__all__ = ["below", "between", "count_high", "count_low", "element_samples", "row_ranks"]
+__all__ = ["element_samples", "histogram_high", "histogram_low", "places_below", "places_between", "row_ranks"]
 
 _MAGNITUDE = np.uint32(MAGNITUDE)
-_Counts = NDArray[np.int64]
 
 
-def count_high(values: Values) -> _Counts:
+def histogram_high(values: Values) -> Counts:
     """See the reference."""
     counts = np.zeros((2, HIGH), np.uint32)
-    zeros = int(_count_high(np.ascontiguousarray(values), counts))
-    total: _Counts = counts[0].astype(np.int64) + counts[1]
+    zeros = int(_histogram_high(np.ascontiguousarray(values), counts))
+    total: Counts = counts[0].astype(np.int64) + counts[1]
     total[0] -= zeros
     return total
 
 
 @compiled
-def _count_high(values: Values, counts: NDArray[np.uint32]) -> np.uint32:
+def _histogram_high(values: Values, counts: NDArray[np.uint32]) -> np.uint32:
     """Count all values and return how many are zero."""
     # Two tables in turns, as equal neighbours would wait for each other's count.
     zeros = np.uint32(0)
@@ -38,30 +36,30 @@ def _count_high(values: Values, counts: NDArray[np.uint32]) -> np.uint32:
     return zeros
 
 
-def count_low(values: Values, high: int) -> _Counts:
+def histogram_low(values: Values, high: int) -> Counts:
     """See the reference."""
     counts = np.zeros(LOW, np.int64)
-    _count_low(np.ascontiguousarray(values), np.uint32(high), counts)
+    _histogram_low(np.ascontiguousarray(values), np.uint32(high), counts)
     return counts
 
 
 @compiled
-def _count_low(values: Values, high: np.uint32, counts: _Counts) -> None:
+def _histogram_low(values: Values, high: np.uint32, counts: Counts) -> None:
     for i in range(np.uint64(len(values))):
         bits = as_u32(values[i]) & _MAGNITUDE
         if bits >> np.uint32(16) == high:
             counts[np.uint64(bits & np.uint32(LOW - 1))] += 1
 
 
-def between(values: Values, least: int, least_ties: int, most: int, most_ties: int) -> NDArray[np.uint32]:
+def places_between(values: Values, least: int, least_ties: int, most: int, most_ties: int) -> NDArray[np.uint32]:
     """See the reference."""
     places = np.empty(len(values) + 1, np.uint32)
     cuts = np.uint32(least), np.uint64(least_ties), np.uint32(most), np.uint64(most_ties)
-    return places[: int(_between(np.ascontiguousarray(values), *cuts, places))].copy()
+    return places[: int(_places_between(np.ascontiguousarray(values), *cuts, places))].copy()
 
 
 @compiled
-def _between(
+def _places_between(
     values: Values, least: np.uint32, least_ties: np.uint64, most: np.uint32, most_ties: np.uint64, places: NDArray[np.uint32]
 ) -> np.uint64:
     found, zero, one = np.uint64(0), np.uint64(0), np.uint64(1)
@@ -102,7 +100,7 @@ def _place_ranks(keys: NDArray[np.uint64], ranks: NDArray[np.uint32]) -> None:
             ranks[row, keys[row, rank] & np.uint64(0xFFFFFFFF)] = np.uint32(rank)
 
 
-def below(samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> NDArray[np.uint32]:
+def places_below(samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> NDArray[np.uint32]:
     """See the reference."""
     places = np.empty(len(samples) + 1, np.uint32)
     return places[: int(_below(samples, np.ascontiguousarray(ranks), limits, places))].copy()

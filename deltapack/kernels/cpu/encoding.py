@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from deltapack.dtypes import DType
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import as_f32, as_u32, compiled, loops_on, widen
-from deltapack.kernels.reference.encoding import LANES, LEVELS, TINY, Array, Groups, same_bits
-from deltapack.kernels.reference.values import GROUP, Counts, Values
+from deltapack.kernels.layout import GROUP, Counts, Elements, Values
+from deltapack.kernels.reference.encoding import LANES, LEVELS, TINY, Groups, same_bits
 
 __all__ = ["compare", "difference", "kept_differences", "pack_codes", "quantize_groups", "sign_groups"]
 
 sign_groups = reference.sign_groups
 
 
-def compare(base: Array, source: DType, tuned: Array, target: DType) -> tuple[float, float, bool]:
+def compare(base: Elements, source: DType, tuned: Elements, target: DType) -> tuple[float, float, bool]:
     """See the reference."""
     one, other = loops_on(base, source), loops_on(tuned, target)
     if one is None or other is None or source != target:
@@ -49,7 +49,7 @@ def _statistics(base: NDArray[np.uint16], tuned: NDArray[np.uint16], lanes: NDAr
     return largest.max()
 
 
-def difference(base: Array, source: DType, tuned: Array, target: DType, out: Values | None = None) -> Values:
+def difference(base: Elements, source: DType, tuned: Elements, target: DType, out: Values | None = None) -> Values:
     """See the reference."""
     one, other = loops_on(base, source), loops_on(tuned, target)
     if one is None or other is None:
@@ -66,7 +66,7 @@ def _subtract_all(base: NDArray[np.uint16], tuned: NDArray[np.uint16], out: Valu
 
 
 def kept_differences(
-    base: Array, source: DType, tuned: Array, target: DType, positions: NDArray[np.uint32]
+    base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]
 ) -> Values:
     """See the reference."""
     one, other = loops_on(base, source), loops_on(tuned, target)

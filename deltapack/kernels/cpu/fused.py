@@ -17,9 +17,8 @@ from deltapack.kernels.cpu.bits import compiled, loops_on
 from deltapack.kernels.cpu.positions import _byte_gaps, _gap_table, _rice_gaps, _sample
 from deltapack.kernels.cpu.values import _scale, _unpack, code_table
 from deltapack.kernels.encoded import Encoded
-from deltapack.kernels.reference.adding import Array, Sparse
-from deltapack.kernels.reference.positions import Counts, Positions, padded_words, room
-from deltapack.kernels.reference.values import Values
+from deltapack.kernels.layout import Counts, Elements, Positions, Sparse, Values
+from deltapack.kernels.reference.positions import out_array, padded_words
 
 __all__ = ["add_encoded", "decode_encoded"]
 
@@ -35,10 +34,10 @@ def decode_encoded(encoded: Encoded, out: Sparse) -> Sparse | None:
     if arguments is None or not _decode(_NO_ELEMENTS, *arguments):
         return None
     nnz = int(encoded.counts.sum())
-    return out[0][:nnz], out[1][:nnz]
+    return Sparse(out.positions[:nnz], out.values[:nnz])
 
 
-def add_encoded(elements: Array, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
+def add_encoded(elements: Elements, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
     """See the reference."""
     target, arguments = loops_on(elements, dtype), _arguments(encoded, out)
     return target is not None and arguments is not None and bool(_decode(target, *arguments))
@@ -76,7 +75,7 @@ def _arguments(encoded: Encoded, out: Sparse) -> tuple[Any, ...] | None:
         encoded.factor,
         encoded.counts,
         encoded.lengths,
-        room(int(encoded.lengths.sum()), out[0]),
+        out_array(int(encoded.lengths.sum()), out[0]),
         out[1][:nnz],
     )
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from deltapack.errors import FormatError
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import compiled, trailing_zeros
-from deltapack.kernels.reference.positions import ESCAPE, TILE, Counts, Positions, padded_words, room
+from deltapack.kernels.layout import ESCAPE, TILE, Counts, Positions
+from deltapack.kernels.reference.positions import out_array, padded_words
 
 __all__ = ["bitmap_of", "bitmap_positions", "byte_gap_positions", "byte_gaps", "rice_gap_positions", "sample_positions"]
 
@@ -42,7 +43,7 @@ def sample_positions(
     """See the reference."""
     thresholds, table = _gap_table(keep)
     counts = np.zeros(len(lengths), np.int64)
-    positions = room(int(lengths.sum()), out)
+    positions = out_array(int(lengths.sum()), out)
     k0, k1 = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
     kept = int(_sample(k0, k1, thresholds, table, np.uint32(first_tile), lengths, positions, counts))
     return positions[:kept].copy() if out is None else positions[:kept], counts
@@ -111,7 +112,7 @@ def _philox(k0: np.uint32, k1: np.uint32, tile: np.uint32, block: np.uint32, out
 def byte_gap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
     """See the reference."""
     nnz = int(counts.sum())
-    positions = room(nnz, out)
+    positions = out_array(nnz, out)
     if not _byte_gaps(raw, counts, lengths, positions):
         return reference.byte_gap_positions(raw, counts, lengths, out)  # which says what is wrong
     return positions[:nnz]
@@ -174,7 +175,7 @@ def rice_gap_positions(
     # The last byte holds the last 1 bit, and no bit is set past the low parts.
     rest = nnz * shift % 8
     whole = len(low) == split and (bool(unary[-1:].any()) if nnz else len(unary) == 0) and not (rest and low[-1] >> rest)
-    positions, words = room(nnz, out), (padded_words(low), padded_words(unary))
+    positions, words = out_array(nnz, out), (padded_words(low), padded_words(unary))
     if not whole or not _rice_gaps(*words, np.uint64(shift), counts, lengths, positions):
         return reference.rice_gap_positions(raw, shift, counts, lengths, out)  # which says what is wrong
     return positions[:nnz]
@@ -227,7 +228,7 @@ def bitmap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, ou
     length = int(lengths.sum())
     if length % 8 and raw[-1] >> length % 8:
         raise FormatError("unused bits of the bitmap are set", rule="R9")
-    positions, found = room(length, out), np.zeros(len(counts), np.int64)
+    positions, found = out_array(length, out), np.zeros(len(counts), np.int64)
     kept = int(_bitmap(raw, *_bit_tables(), positions, found))
     if not np.array_equal(found, counts):
         raise FormatError("the bitmap keeps another number of elements than the table says", rule="R9")

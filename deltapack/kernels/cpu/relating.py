@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import array_at, compiled
 from deltapack.kernels.cpu.blending import _Addresses, _Lengths, _raw
-from deltapack.kernels.reference.adding import Positions, Sparse, Values
+from deltapack.kernels.layout import Positions, Sparse, Values
 from deltapack.kernels.reference.relating import LANES
 
 __all__ = ["count_shared", "scalar_products", "stack_terms", "sum_of_squares"]

@@ -11,7 +11,8 @@ from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import as_f32, compiled
-from deltapack.kernels.reference.values import GROUP, Counts, Values, require_finite
+from deltapack.kernels.layout import GROUP, Counts, Values
+from deltapack.kernels.reference.values import require_finite
 
 __all__ = ["code_table", "code_values", "plane_values"]
 

@@ -7,7 +7,7 @@ kept elements and elements of each tile. Where `out` is given, the result is a v
 
 from deltapack.kernels.reference.adding import add_encoded, add_in_place, add_sparse, are_finite, decode_encoded, sum_terms
 from deltapack.kernels.reference.blending import add_blended, blend
-from deltapack.kernels.reference.choosing import below, between, count_high, count_low, element_samples, row_ranks
+from deltapack.kernels.reference.choosing import element_samples, histogram_high, histogram_low, places_below, places_between, row_ranks
 from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.reference.positions import (
     bitmap_of,
@@ -28,8 +28,6 @@ __all__ = [
     "add_in_place",
     "add_sparse",
     "are_finite",
-    "below",
-    "between",
     "bitmap_of",
     "bitmap_positions",
     "blend",
@@ -37,17 +35,19 @@ __all__ = [
     "byte_gaps",
     "code_values",
     "compare",
-    "count_high",
-    "count_low",
     "count_shared",
     "decode_encoded",
     "difference",
     "element_samples",
     "gap_thresholds",
     "group_counts",
+    "histogram_high",
+    "histogram_low",
     "kept_differences",
     "pack_codes",
     "philox",
+    "places_below",
+    "places_between",
     "plane_values",
     "quantize_groups",
     "rice_gap_positions",

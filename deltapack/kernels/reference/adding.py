@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 from deltapack.kernels import rounding
 from deltapack.kernels.encoded import Encoded
+from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 
 __all__ = ["Sparse", "add_encoded", "add_in_place", "add_sparse", "are_finite", "decode_encoded", "sum_terms"]
 
-Array = NDArray[np.generic]
-Positions = NDArray[np.uint32]
-Values = NDArray[np.float32]
-Sparse = tuple[Positions, Values]
 """Positions `[nnz]`, strictly increasing, and values `[nnz] f32`."""
 
 
@@ -32,17 +28,16 @@ def sum_terms(length: int, terms: Sequence[Sparse]) -> Sparse:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if len(terms) == 1:
-            positions, values = terms[0]
-            return positions, np.float32(0) + values
+            return Sparse(terms[0].positions, np.float32(0) + terms[0].values)
         total, touched = np.zeros(length, np.float32), np.zeros(length, np.bool_)
         for positions, values in terms:
             total[positions] += values
             touched[positions] = True
     union = np.flatnonzero(touched).astype(np.uint32)
-    return union, total[union]
+    return Sparse(union, total[union])
 
 
-def add_in_place(elements: Array, dtype: DType, terms: Sequence[Sparse]) -> None:
+def add_in_place(elements: Elements, dtype: DType, terms: Sequence[Sparse]) -> None:
     """Add the sum of terms to elements, rounded once; elements that no term keeps keep their bits.
 
     Args:
@@ -54,14 +49,14 @@ def add_in_place(elements: Array, dtype: DType, terms: Sequence[Sparse]) -> None
     elements[positions] = _sums(elements[positions], dtype, dtype, total)
 
 
-def are_finite(elements: Array, dtype: DType, positions: Positions) -> bool:
+def are_finite(elements: Elements, dtype: DType, positions: Positions) -> bool:
     """Return whether the elements of a float `dtype` at `positions` are finite."""
     return bool(np.isfinite(rounding.to_f64(elements[positions], dtype)).all())
 
 
 def add_sparse(
-    base: Array, source: DType, target: DType, positions: Positions, total: Values
-) -> Array:
+    base: Elements, source: DType, target: DType, positions: Positions, total: Values
+) -> Elements:
     """Return base plus a sparse sum, rounded once.
 
     Args:
@@ -96,12 +91,12 @@ def decode_encoded(encoded: Encoded, out: Sparse) -> Sparse | None:
     return None
 
 
-def add_encoded(elements: Array, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
+def add_encoded(elements: Elements, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
     """Decode a chunk of a term and add it to elements in one go; false, and nothing is changed, as in `decode_encoded`."""
     return False
 
 
-def _sums(kept: Array, source: DType, target: DType, total: Values) -> Array:
+def _sums(kept: Elements, source: DType, target: DType, total: Values) -> Elements:
     with np.errstate(over="ignore", invalid="ignore"):
         if "f64" in (source.name, target.name):
             return rounding.from_f64(rounding.to_f64(kept, source) + total, target)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.reference.positions import TILE, philox
-from deltapack.kernels.reference.values import Values
+from deltapack.kernels.layout import TILE, Counts, Values
+from deltapack.kernels.reference.positions import philox
 
-__all__ = ["HIGH", "LOW", "MAGNITUDE", "below", "between", "count_high", "count_low", "element_samples", "magnitude_bits", "row_ranks"]
+__all__ = [
+    "HIGH",
+    "LOW",
+    "MAGNITUDE",
+    "element_samples",
+    "histogram_high",
+    "histogram_low",
+    "magnitude_bits",
+    "places_below",
+    "places_between",
+    "row_ranks",
+]
 
 HIGH, LOW = 1 << 15, 1 << 16
 """How many values the high and the low bits of a magnitude have."""
 MAGNITUDE = (1 << 31) - 1
 """The bits of an f32 without its sign; those of non-negative values have the order of the values."""
-_Counts = NDArray[np.int64]
 
 
 def magnitude_bits(values: Values) -> NDArray[np.uint32]:
@@ -22,19 +32,19 @@ def magnitude_bits(values: Values) -> NDArray[np.uint32]:
     return np.ascontiguousarray(values).view(np.uint32) & np.uint32(MAGNITUDE)
 
 
-def count_high(values: Values) -> _Counts:
+def histogram_high(values: Values) -> Counts:
     """Return `[HIGH]` how many values have each value of the high 15 bits of their magnitude; zeros are not counted."""
     bits = magnitude_bits(values)
     return np.bincount(bits[bits != 0] >> np.uint32(16), minlength=HIGH)
 
 
-def count_low(values: Values, high: int) -> _Counts:
+def histogram_low(values: Values, high: int) -> Counts:
     """Return `[LOW]` how many of the values with these high bits have each value of the low 16 bits."""
     bits = magnitude_bits(values)
     return np.bincount(bits[bits >> np.uint32(16) == high] & np.uint32(LOW - 1), minlength=LOW)
 
 
-def between(values: Values, least: int, least_ties: int, most: int, most_ties: int) -> NDArray[np.uint32]:
+def places_between(values: Values, least: int, least_ties: int, most: int, most_ties: int) -> NDArray[np.uint32]:
     """Return the places of values above one cut and not above another, increasing.
 
     Args:
@@ -63,7 +73,7 @@ def row_ranks(values: Values) -> NDArray[np.uint32]:
     return ranks
 
 
-def below(samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> NDArray[np.uint32]:
+def places_below(samples: NDArray[np.uint32], ranks: NDArray[np.uint32], limits: NDArray[np.uint64]) -> NDArray[np.uint32]:
     """Return the places of the samples `[n]` that are below the limit of their rank `[n]`; limits by rank."""
     return np.flatnonzero(samples < limits[ranks]).astype(np.uint32)
 

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 from deltapack.kernels import rounding
-from deltapack.kernels.reference.values import GROUP, group_counts
+from deltapack.kernels.layout import GROUP, Counts, Elements, Values
+from deltapack.kernels.reference.values import group_counts
 
 __all__ = ["compare", "difference", "kept_differences", "pack_codes", "quantize_groups", "same_bits", "sign_groups"]
 
-Array = NDArray[np.generic]
-Values = NDArray[np.float32]
-Counts = NDArray[np.int64]
 Groups = tuple[NDArray[np.int8], NDArray[np.uint16]]
 LANES = 64
 """Sums of statistics run in this many lanes, element i in lane i mod 64, so that every backend rounds alike."""
@@ -27,7 +25,7 @@ TINY = np.float32(2.0**-100)
 _PROBE = 4096
 
 
-def difference(base: Array, source: DType, tuned: Array, target: DType, out: Values | None = None) -> Values:
+def difference(base: Elements, source: DType, tuned: Elements, target: DType, out: Values | None = None) -> Values:
     """Return fine-tuned minus base, `[n] f32`, rounded once (to f64 first, where one is f64); a backend may make it in `out`, `[n]`."""
     with np.errstate(over="ignore", invalid="ignore"):
         if "f64" in (source.name, target.name):
@@ -36,13 +34,13 @@ def difference(base: Array, source: DType, tuned: Array, target: DType, out: Val
 
 
 def kept_differences(
-    base: Array, source: DType, tuned: Array, target: DType, positions: NDArray[np.uint32]
+    base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]
 ) -> Values:
     """Return fine-tuned minus base at `positions`, `[nnz] f32`, rounded once."""
     return difference(base[positions], source, tuned[positions], target)
 
 
-def compare(base: Array, source: DType, tuned: Array, target: DType) -> tuple[float, float, bool]:
+def compare(base: Elements, source: DType, tuned: Elements, target: DType) -> tuple[float, float, bool]:
     """Return the L1 norm of the difference, its largest magnitude (NaN if it holds one), and whether the base gives the fine-tune's bits.
 
     Args:
@@ -62,7 +60,7 @@ def compare(base: Array, source: DType, tuned: Array, target: DType) -> tuple[fl
     return l1, float(largest), same_bits(rounding.convert(base, source, target), tuned)
 
 
-def same_bits(one: Array, other: Array) -> bool:
+def same_bits(one: Elements, other: Elements) -> bool:
     """Return whether two arrays of one type hold the same bits; where they differ, the first elements mostly tell."""
     ints = f"<u{one.dtype.itemsize}"
     a, b = one.view(ints), other.view(ints)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.errors import FormatError
+from deltapack.kernels.layout import ESCAPE, SPARE, TILE, Counts, Positions
 
 __all__ = [
     "bitmap_of",
@@ -16,21 +17,15 @@ __all__ = [
     "byte_gaps",
     "gap_thresholds",
     "gaps_of",
+    "out_array",
     "padded_words",
     "philox",
     "require_gaps",
     "rice_gap_positions",
-    "room",
     "sample_positions",
     "tile_counts",
 ]
 
-Positions = NDArray[np.uint32]
-Counts = NDArray[np.int64]
-TILE = 1 << 16
-ESCAPE = 255
-SPARE = 256
-"""How many elements behind the last position a backend may overwrite."""
 _SAMPLES_AT_ONCE = 1 << 18
 
 
@@ -40,7 +35,7 @@ def tile_counts(positions: NDArray[np.integer], length: int) -> Counts:
     return np.diff(np.searchsorted(positions, ends), prepend=0).astype(np.int64)
 
 
-def room(count: int, out: Positions | None) -> Positions:
+def out_array(count: int, out: Positions | None) -> Positions:
     """Return an array for `count` positions and some spare ones: `out`, or a new one.
 
     Raises:
@@ -56,7 +51,7 @@ def room(count: int, out: Positions | None) -> Positions:
 def _into(positions: Positions, out: Positions | None) -> Positions:
     if out is None:
         return positions
-    room(len(positions), out)[: len(positions)] = positions
+    out_array(len(positions), out)[: len(positions)] = positions
     return out[: len(positions)]
 
 
@@ -99,7 +94,7 @@ def sample_positions(
     Returns:
         Positions and counts.
     """
-    out = None if out is None else room(int(lengths.sum()), out)
+    out = None if out is None else out_array(int(lengths.sum()), out)
     density, extent = keep / 2**32, int(lengths.max(initial=1))
     steps = max(1.0, extent * density / (1 - (1 - density) ** ESCAPE))
     blocks = int((steps + 6 * steps**0.5) / 4) + 2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.reference.adding import Positions, Sparse, Values
+from deltapack.kernels.layout import Positions, Sparse, Values
 
 __all__ = ["LANES", "count_shared", "scalar_products", "stack_terms", "sum_of_squares"]
 

@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.kernels import rounding
+from deltapack.kernels.layout import GROUP, Counts, Values
 
 __all__ = ["code_values", "group_counts", "plane_values", "require_finite", "unpack_codes"]
 
-Counts = NDArray[np.int64]
-Values = NDArray[np.float32]
-GROUP = 128
 _EXPONENT = {"f32": 0x7F800000, "bf16": 0x7F80, "f16": 0x7C00}
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from deltapack import kernels
 from deltapack.kernels.formulas import WeightedSum
-from deltapack.merging.methods.settings import Settings, Sparse
+from deltapack.kernels.layout import Sparse
+from deltapack.merging.methods.settings import Settings
 
 __all__ = ["effective_weights", "linear", "weighted_sum"]
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.kernels.formulas import Election
-from deltapack.merging.methods.settings import Parts, Settings, Sparse
+from deltapack.kernels.layout import Sparse
+from deltapack.merging.methods.settings import Parts, Settings
 
 __all__ = ["election", "energies", "spread"]
 
@@ -35,7 +36,7 @@ def spread(length: int, parts: Parts) -> Sparse:
         squares = [(row - mean) * (row - mean) for row in wide]
         places.append(positions + np.uint32(start))
         variances.append((sum(squares[1:], squares[0]) / len(wide)).astype(np.float32))
-    return np.concatenate(places), np.concatenate(variances)
+    return Sparse(np.concatenate(places), np.concatenate(variances))
 
 
 def _pieces(length: int, parts: Parts) -> Iterator[tuple[int, int, Parts]]:
@@ -45,7 +46,7 @@ def _pieces(length: int, parts: Parts) -> Iterator[tuple[int, int, Parts]]:
     for piece, start in enumerate(starts.tolist()):
         inside = [slice(*bound[piece : piece + 2]) for bound in bounds]
         yield start, min(_PIECE, length - start), [
-            (positions[kept] - np.uint32(start), values[kept]) for (positions, values), kept in zip(parts, inside, strict=True)
+            Sparse(positions[kept] - np.uint32(start), values[kept]) for (positions, values), kept in zip(parts, inside, strict=True)
         ]
 
 

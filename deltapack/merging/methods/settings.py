@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.reference.adding import Sparse
+from deltapack.kernels.layout import Sparse
 
 __all__ = ["Parts", "Settings", "Sparse", "count_signs"]
 

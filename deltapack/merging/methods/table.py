@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from deltapack.errors import RecipeError
 from deltapack.kernels.formulas import Formula
+from deltapack.kernels.layout import Sparse
 from deltapack.merging.methods import model_stock, ram, sce, ties, ties_paper, ties_peft
 from deltapack.merging.methods.linear import weighted_sum
-from deltapack.merging.methods.settings import Parts, Settings, Sparse
+from deltapack.merging.methods.settings import Parts, Settings
 
 __all__ = ["METHODS", "REFUSED", "SEMANTICS", "MergeMethod", "find_method"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import CHUNK, Model, Tensor, decode_by_spec, read_model, write_file
+from support.builders import CHUNK, Model, Tensor, decode_by_spec, read_model, write_file
 
 import deltapack
 from deltapack import Recipe

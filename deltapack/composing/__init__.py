@@ -1,0 +1,1 @@
+"""What each tensor and side file of a result is made of."""

@@ -1,0 +1,124 @@
+"""The side files of a result: carried by a pack, or the base's own, each checked by its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Literal
+
+from deltapack.checkpoint import Checkpoint, SideFile
+from deltapack.dtypes import DType
+from deltapack.errors import BaseMismatchError
+from deltapack.format.index import FileEntry
+from deltapack.format.reader import PackReader
+
+__all__ = ["choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
+
+def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
+    """Return the size of the side files of the result."""
+    if pack is not None and pack.index.files is not None:
+        return sum(file.size for file in pack.index.files)
+    return sum(file.size for file in base.list_side_files(include_code=True)[0]) if base.is_folder else 0
+
+
+def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
+    """Return the pack whose side files the result takes (none: the base's) and a sentence about the choice."""
+    if prefer == "base":
+        return None, ()
+    if prefer is not None or len(readers) == 1:
+        return readers[prefer or 0], ()
+    contents = {
+        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files)
+        for reader in readers
+    }
+    if len(contents) == 1:
+        return readers[0], ()
+    kinds = ("grown", "shrunk", "stored", "removed")
+    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
+    if len(shaping) == 1:
+        return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
+    return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)
+
+
+def copy_side_files(
+    base: Checkpoint,
+    pack: PackReader | None,
+    write: Callable[[str, bytes], None],
+    *,
+    verify: bool,
+    dtype: DType | None,
+) -> list[str]:
+    """Write the side files of the result and return what the user should be told.
+
+    Args:
+        base: The base.
+        pack: The pack that tells which files there are; none, or one made from a bare file: the base's files.
+        write: Called with name and content of each file.
+        verify: Whether files of the base must be the ones that the pack knew.
+        dtype: Type that the weights were cast to, which config.json must then name.
+
+    Raises:
+        BaseMismatchError: The base lacks a file or has another one of that name.
+        FormatError: A file in the pack is damaged.
+    """
+    at_base = _files_of(base)
+    if pack is None or pack.index.files is None:
+        for file in at_base.values():
+            write(file.name, with_dtype(file.name, file.read(), dtype))
+        return []
+    code = []
+    for entry in pack.index.files:
+        code += [entry.name] if entry.blob is not None and entry.name.endswith(".py") else []
+        write(entry.name, with_dtype(entry.name, _content(base, at_base.get(entry.name), pack, entry, verify), dtype))
+    if code:
+        return [f"the pack brought Python code, read it before you run it: {', '.join(code)}"]
+    return []
+
+
+def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> bytes | None:
+    """Return one of the files that `copy_side_files` would write, or `None` where there is none of that name.
+
+    Raises:
+        BaseMismatchError: The base lacks it.
+        FormatError: It is damaged in the pack.
+    """
+    at_base = _files_of(base).get(name)
+    if pack is None or pack.index.files is None:
+        return None if at_base is None else at_base.read()
+    entry = next((entry for entry in pack.index.files if entry.name == name), None)
+    return None if entry is None else _content(base, at_base, pack, entry, False)
+
+
+def _files_of(base: Checkpoint) -> dict[str, SideFile]:
+    return {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
+
+
+def _content(base: Checkpoint, at_base: SideFile | None, pack: PackReader, entry: FileEntry, verify: bool) -> bytes:
+    """Return a file that a pack carries, or that it leaves to the base."""
+    if entry.blob is not None:
+        return pack.side_file(entry)
+    data = at_base.read() if at_base is not None else b""
+    known = at_base is not None and hashlib.sha256(data).hexdigest() == entry.sha256
+    if not known and (verify or at_base is None):
+        raise BaseMismatchError(
+            f"side file {entry.name!r} is not the one that the pack was made with",
+            path=base.path,
+            expected=f"sha256 {entry.sha256}",
+            found="another content" if at_base is not None else "no such file",
+            hint="Give the whole base folder, unmodified, or use --no-verify.",
+        )
+    return data
+
+
+def with_dtype(name: str, data: bytes, dtype: DType | None) -> bytes:
+    """Make config.json name the type that the weights were cast to; transformers would cast them back."""
+    if name != "config.json" or dtype is None:
+        return data
+    with suppress(ValueError):
+        config = json.loads(data)
+        if isinstance(config, dict):
+            named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+            return (json.dumps(config | dict.fromkeys(named, dtype.torch), indent=2) + "\n").encode()
+    return data

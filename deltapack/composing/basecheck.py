@@ -1,0 +1,131 @@
+"""Is this the base of these packs? Headers tell, before anything is allocated (rules R11 and R12 of spec/04-reader-rules.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from deltapack.checkpoint import TensorInfo
+from deltapack.errors import BaseMismatchError, ChecksumError
+from deltapack.format.index import BaseRef
+from deltapack.format.reader import PackReader
+
+__all__ = ["BaseTensors", "agreed_digest", "check_base", "wrong_base", "wrong_result"]
+
+
+class BaseTensors(Protocol):
+    """The headers of a base: a checkpoint, or a model in memory."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """From name to tensor; of tied tensors only the first."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """From the second name of a tied tensor to the name in `tensors`."""
+
+
+def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
+    """Compare the headers of a base with what packs say of it.
+
+    Raises:
+        BaseMismatchError: The base lacks a tensor, has one more, or one of another shape or dtype, or the packs have different bases.
+        FormatError: The chunk digests of a pack are damaged.
+    """
+    first = packs[0]
+    for pack in packs:
+        index, path = pack.index, pack.path
+        if index.base_fingerprint != first.index.base_fingerprint:
+            hint = "Packs can be merged only if they were compressed against the same base."
+            raise BaseMismatchError(
+                "the packs have different bases",
+                path=path,
+                expected=f"{first.index.base_fingerprint} ({first.path})",
+                found=index.base_fingerprint,
+                hint=hint,
+            )
+        for entry in index.entries:
+            pack.chunk_digests(entry)
+            wanted = entry.base
+            if wanted is None:
+                continue
+            found = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
+            if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+                raise BaseMismatchError(
+                    "this is not the base that the pack was made from",
+                    path=base.path,
+                    tensor=wanted.name,
+                    expected=f"{wanted.dtype} {list(wanted.shape)}",
+                    found="no such tensor" if found is None else f"{found.dtype} {list(found.shape)}",
+                    rule="R11",
+                    hint="`deltapack inspect` tells which base a pack needs.",
+                )
+        _check_covered(base, pack)
+
+
+def _check_covered(base: BaseTensors, reader: PackReader) -> None:
+    """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
+    entries = reader.index.entries
+    known = {entry.base.name for entry in entries if entry.base is not None}
+    known |= {entry.name for entry in entries if entry.kind in ("stored", "alias")}
+    unknown = sorted(set(base.tensors) - {base.aliases.get(name, name) for name in known})
+    if unknown or len(base.tensors) != reader.index.base_tensors:
+        raise BaseMismatchError(
+            "this is not the base that the pack was made from",
+            path=base.path,
+            tensor=unknown[0] if unknown else None,
+            expected=f"{reader.index.base_tensors} tensors",
+            found=f"{len(base.tensors)} tensors" + (", this one is not in the pack" if unknown else ""),
+            rule="R11",
+            hint="`deltapack inspect` tells which base a pack needs.",
+        )
+
+
+def agreed_digest(tensor: str, known: Iterable[tuple[BaseRef | None, Path]]) -> str:
+    """Return the digest that packs know of a base tensor; empty where none does.
+
+    Args:
+        tensor: Its name.
+        known: What each pack says of it, and the pack's path.
+
+    Raises:
+        BaseMismatchError: Packs know different ones, so that no base is that of all.
+    """
+    digest = ""
+    for ref, path in known:
+        if ref is not None and digest not in ("", ref.digest):
+            hint = "Packs can be merged only if they were compressed against the same base."
+            raise wrong_base(path, tensor, digest, f"digest {ref.digest}", hint)
+        digest = digest or (ref.digest if ref is not None else "")
+    return digest
+
+
+def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "") -> BaseMismatchError:
+    """Return the error for a base tensor whose root digest is not the one that a pack knows (rule R12)."""
+    return BaseMismatchError(
+        "the base tensor has other content than the one the pack was made from",
+        path=path,
+        tensor=tensor,
+        expected=f"digest {expected}",
+        found=found,
+        rule="R12",
+        hint=hint or "Use the very base checkpoint (same revision, same dtype) that the fine-tune was compressed against.",
+    )
+
+
+def wrong_result(path: Path | None, tensor: str, expected: str, found: str, hint: str = "") -> ChecksumError:
+    """Return the error for a restored tensor whose root digest is not the one that its pack promises (rule R12)."""
+    return ChecksumError(
+        "the restored tensor is not what the pack promises",
+        path=path,
+        tensor=tensor,
+        expected=f"digest {expected}",
+        found=found,
+        rule="R12",
+        hint=hint or "The pack was made by a faulty writer or altered; do not use it.",
+    )

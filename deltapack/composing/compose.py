@@ -1,0 +1,295 @@
+"""Decide what each tensor of the result is made of: base, terms of the packs, elements that a pack stores whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from deltapack.checkpoint import TensorInfo
+from deltapack.codecs.chunk import term_chunks
+from deltapack.codecs.stored import stored_chunks
+from deltapack.composing.assets import choose_donor
+from deltapack.composing.basecheck import BaseTensors, agreed_digest, check_base
+from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.tied import second_names
+from deltapack.composing.vocabulary import Vocabulary
+from deltapack.composing.weighted import WeightedPack
+from deltapack.dtypes import DType
+from deltapack.errors import MergeConflictError
+from deltapack.format.index import Entry
+from deltapack.format.reader import PackReader
+
+__all__ = ["Blend", "Composition", "Vocab", "compose"]
+
+Blend = Callable[[TensorInfo, Mapping[int, tuple[OwnTerm, ...]]], tuple[TermSource, ...]]
+"""Takes a base tensor and what each pack that has it would add, unweighted and by the pack's number; returns what is added."""
+
+Vocab = int | Literal["base"] | Vocabulary
+"""Whose new rows a result has: a pack's, by its number, none, or those of all packs, united."""
+
+_GONE = ("alias", "removed")
+"""Kinds of entries that drop the base tensor of their name; a tied name is held by another tensor."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What to restore: jobs by name, second names of tied tensors, the pack whose side files apply, what to tell."""
+
+    jobs: tuple[TensorJob, ...]
+    aliases: Mapping[str, str]
+    assets: PackReader | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one pack says of one tensor."""
+
+    pack: WeightedPack
+    number: int
+    entry: Entry
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether it does more than add: new rows, fewer rows, or a tensor stored whole."""
+        return self.entry.kind in ("grown", "shrunk", "stored")
+
+
+def compose(
+    base: BaseTensors,
+    packs: Sequence[WeightedPack],
+    *,
+    prefer: int | None = None,
+    assets: int | Literal["base"] | None = None,
+    vocab: Vocab | None = None,
+    dtype: DType | None = None,
+    blend: Blend | None = None,
+) -> Composition:
+    """Check packs against the headers of a base, and against each other, and plan every tensor of the result.
+
+    Args:
+        base: The base.
+        packs: The packs in order of addition; at least one.
+        prefer: Which pack decides where packs cannot be added: new or reshaped tensors, integers, new rows, side files.
+        assets: Which pack the side files are from, or the base, if not from that one.
+        vocab: Whose rows a tensor has that packs grew, and whose side files go with them; of the only pack that grew it unless given.
+            Of a united vocabulary the side files are those of its donor.
+        dtype: Type of all float tensors of the result, instead of their own.
+        blend: What the packs' differences become; their weighted sum unless given.
+
+    Raises:
+        BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+    """
+    check_base(base, [pack.reader for pack in packs])
+    by_base, new = _group(base, packs)
+    grown = _grown_rows(by_base) if isinstance(vocab, Vocabulary) else {}
+    if vocab is not None:
+        by_base = {name: [_with_rows_of(part, base.tensors[name], vocab) for part in parts] for name, parts in by_base.items()}
+    chooser = _Chooser(packs[prefer] if prefer is not None else None)
+    maker = _JobMaker(packs, chooser, blend)
+    jobs = []
+    for name, tensor in base.tensors.items():
+        parts = by_base.get(name, [])
+        staying = [part for part in parts if part.entry.kind not in _GONE]
+        if staying or len(parts) < len(packs):
+            job = maker.based_job(tensor, staying)
+            jobs.append(vocab.grow(job, grown[name]) if isinstance(vocab, Vocabulary) and name in grown else job)
+    jobs += [_whole_job(chooser.one(parts)) for parts in new.values()]
+    names = {job.name for job in jobs}
+    if len(names) != len(jobs):
+        twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
+        raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
+    donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
+    wanted = (choice for choice in (assets, donor, prefer) if choice is not None)
+    readers = [pack.reader for pack in packs]
+    reader, notes = choose_donor(readers, next(wanted, None))
+    tied = second_names(readers, names, readers[prefer] if prefer is not None else None)
+    ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
+    return Composition(tuple(ordered), tied, reader, notes)
+
+
+def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:
+    """Return the new rows of each tensor that packs grew, by the packs' numbers."""
+    out: dict[str, dict[int, StoredRows]] = {}
+    for name, part in ((name, part) for name, own in parts.items() for part in own if part.entry.kind == "grown"):
+        rows = _rows(part)
+        assert rows is not None
+        out.setdefault(name, {})[part.number] = rows
+    return out
+
+
+def _with_rows_of(part: _Part, tensor: TensorInfo, vocab: Vocab) -> _Part:
+    """Return a part without its new rows, unless it is of the pack whose rows are wanted as they are."""
+    if part.entry.kind != "grown" or part.number == vocab:
+        return part
+    return replace(part, entry=replace(part.entry, kind="delta", shape=tensor.shape, stored=None, digest=""))
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Decides between parts that cannot be added."""
+
+    preferred: WeightedPack | None
+
+    def one(self, parts: Sequence[_Part]) -> _Part:
+        """Return the part that decides.
+
+        Raises:
+            MergeConflictError: The parts differ and none of them is the preferred pack's.
+        """
+        if len({part.entry.digest for part in parts}) == 1:
+            return parts[0]
+        for part in parts:
+            if part.pack is self.preferred:
+                return part
+        growing = all(part.entry.kind == "grown" for part in parts)
+        raise MergeConflictError(
+            "packs disagree on a tensor that cannot be added (new, integer, of another shape, or with new rows)",
+            tensor=parts[0].entry.name,
+            found=" and ".join(str(part.pack.reader.path) for part in parts),
+            hint="Say which pack decides with --prefer PACK." + (" --vocab union takes the new tokens of all." if growing else ""),
+        )
+
+
+def _group(
+    base: BaseTensors, packs: Sequence[WeightedPack]
+) -> tuple[dict[str, list[_Part]], dict[str, list[_Part]]]:
+    """Return the parts of each base tensor, and of each new tensor by name, in pack order."""
+    by_base: dict[str, list[_Part]] = {}
+    new: dict[str, list[_Part]] = {}
+    for number, pack in enumerate(packs):
+        entries = pack.reader.index.entries
+        used = {entry.base.name for entry in entries if entry.base is not None}
+        for entry in entries:
+            if entry.base is not None:
+                name = base.aliases.get(entry.base.name, entry.base.name)
+                by_base.setdefault(name, []).append(_Part(pack, number, entry))
+                continue
+            replaces = entry.name in base.tensors and entry.name not in used
+            if replaces or entry.kind == "stored":
+                (by_base if replaces else new).setdefault(entry.name, []).append(_Part(pack, number, entry))
+    return by_base, new
+
+
+@dataclass(frozen=True)
+class _JobMaker:
+    """Plans tensors that the base has."""
+
+    packs: Sequence[WeightedPack]
+    chooser: _Chooser
+    blend: Blend | None
+
+    def based_job(self, tensor: TensorInfo, parts: Sequence[_Part]) -> TensorJob:
+        """Plan one tensor from what the packs that keep it say of it."""
+        digest = agreed_digest(tensor.name, [(part.entry.base, part.pack.reader.path) for part in parts])
+        name = _name_of(tensor.name, parts, self.chooser)
+        changing = [part for part in parts if part.entry.kind != "unchanged"]
+        if not changing:
+            return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
+        only = changing[0]
+        if len(changing) == 1 and self._is_whole(only, tensor):
+            return replace(_whole_job(only), name=name)
+        structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
+        if structural:
+            return self._structural_job(tensor, name, digest, parts, structural)
+        dtypes = {part.entry.dtype for part in changing}
+        dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
+        terms = self._added(tensor, parts)
+        return TensorJob(
+            name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=self._promised(only), pack=only.pack.reader.path
+        )
+
+    def _is_whole(self, part: _Part, tensor: TensorInfo) -> bool:
+        """Whether the result is a stored tensor as it is, where nothing else changes the tensor: no weight scales what cannot be added."""
+        as_is = self.blend is None and part.pack.weight_of(tensor.name) == 1
+        return part.entry.kind == "stored" and (as_is or not _adds(part, tensor))
+
+    def _structural_job(
+        self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]
+    ) -> TensorJob:
+        """Plan a tensor whose shape or rows one pack decides; what the others add to the common rows is added."""
+        part = self.chooser.one(structural)
+        entry = part.entry
+        if entry.kind != "grown":
+            # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
+            part = self.chooser.one([part for part in parts if part.entry.kind != "unchanged"])
+            if self._is_whole(part, tensor):
+                return replace(_whole_job(part), name=name)
+            entry, parts = part.entry, [part]
+        adding = [
+            other
+            for other in parts
+            if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
+        ]
+        return TensorJob(
+            name,
+            entry.dtype,
+            entry.shape,
+            entry.numel,
+            tensor,
+            digest,
+            self._added(tensor, adding),
+            _rows(part) if entry.kind == "grown" else None,
+            self._promised(part),
+            part.pack.reader.path,
+        )
+
+    def _added(self, tensor: TensorInfo, parts: Sequence[_Part]) -> tuple[TermSource, ...]:
+        """Return what is added to the common elements."""
+        if self.blend is not None:
+            return self.blend(tensor, {part.number: tuple(_terms(part, tensor, 1)) for part in parts})
+        return tuple(term for part in parts for term in _terms(part, tensor, part.pack.weight_of(tensor.name)))
+
+    def _promised(self, part: _Part) -> str:
+        """Return the digest of the result, if the only pack says what it is."""
+        alone = len(self.packs) == 1 and self.packs[0].is_plain and self.blend is None
+        return part.entry.digest if alone else ""
+
+
+def _whole_job(part: _Part) -> TensorJob:
+    entry = part.entry
+    rows, path = _rows(part), part.pack.reader.path
+    return TensorJob(
+        entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path, whole=entry
+    )
+
+
+def _adds(part: _Part, tensor: TensorInfo) -> bool:
+    """Whether a tensor that is stored whole can be seen as a difference to the base."""
+    entry = part.entry
+    return entry.kind == "stored" and entry.shape == tensor.shape and entry.dtype.is_delta and tensor.dtype.is_delta
+
+
+def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[OwnTerm]:
+    entry, reader = part.entry, part.pack.reader
+    if entry.kind == "stored":
+        rows = _rows(part)
+        if rows is not None:
+            yield StoredTerm(rows, np.float32(weight))
+    for term in entry.terms:
+        yield PackTerm(reader, term, term_chunks(reader, entry, term), part.pack.factor(term.factor, weight))
+
+
+def _rows(part: _Part) -> StoredRows | None:
+    entry, reader = part.entry, part.pack.reader
+    if entry.stored is None:
+        return None
+    return StoredRows(reader, entry.stored, stored_chunks(reader, entry), entry.dtype, entry.common)
+
+
+def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:
+    """The name that the packs agree on, else the preferred pack's, else the base's."""
+    names = {part.entry.name for part in parts} or {base_name}
+    if len(names) == 1:
+        return names.pop()
+    return next((part.entry.name for part in parts if part.pack is chooser.preferred), base_name)
+
+
+def _cast(job: TensorJob, dtype: DType | None) -> TensorJob:
+    if dtype is None or not job.dtype.is_delta or job.dtype == dtype:
+        return job
+    return replace(job, dtype=dtype, digest="")

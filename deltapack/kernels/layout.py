@@ -1,0 +1,36 @@
+"""What the loops of every backend, and those who call them, agree on: sizes, and how arrays of kept elements look."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.format.digest import TILE
+
+__all__ = ["ESCAPE", "GROUP", "SPARE", "TILE", "Bytes", "Counts", "Elements", "Positions", "Sparse", "Values"]
+
+ESCAPE = 255
+"""The gap that says: skip so many, nothing is kept here, go on."""
+GROUP = 128
+"""Kept values that share a scale."""
+SPARE = 256
+"""How many elements behind the last position or value a backend may overwrite."""
+
+Elements = NDArray[np.generic]
+"""Elements of a tensor, in the storage type of their dtype."""
+Bytes = NDArray[np.uint8]
+Counts = NDArray[np.int64]
+"""Kept elements, or elements, of each tile of a chunk, `[tiles]`."""
+Positions = NDArray[np.uint32]
+"""Kept positions in a chunk, strictly increasing, `[nnz]`."""
+Values = NDArray[np.float32]
+"""Differences at kept positions, `[nnz]`."""
+
+
+class Sparse(NamedTuple):
+    """What is kept of a chunk; or, where a loop writes its result, arrays of the chunk's length and `SPARE` more."""
+
+    positions: Positions
+    values: Values

@@ -1,0 +1,1 @@
+"""Packs on models in memory: activate, mix, undo, load."""

@@ -1,0 +1,228 @@
+"""Base and packs straight into memory: tensors, or a transformers model, with no checkpoint in between."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltapack.checkpoint import Checkpoint, open_checkpoint
+from deltapack.composing.assets import copy_side_files
+from deltapack.composing.compose import Composition, compose
+from deltapack.composing.tensor_job import TensorJob
+from deltapack.composing.weighted import WeightedPack
+from deltapack.device.backends import Choice, choose, resolve_device
+from deltapack.device.regions import Region, region_of, write_chunk
+from deltapack.dtypes import BY_NAME, BY_TORCH, DType
+from deltapack.errors import RecipeError
+from deltapack.format.digest import CHUNK
+from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import Elements
+from deltapack.parallel import resolve_workers
+from deltapack.restoring.engine import restore_tensors
+from deltapack.restoring.on_device import DevicePlace, restore_on_device
+
+__all__ = ["load_model", "load_state_dict"]
+
+Packs = Mapping["str | Path", float] | Sequence["str | Path"] | str | Path
+
+
+def load_state_dict(
+    base: str | Path,
+    packs: Packs,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    backend: str = "auto",
+    prefer: str | Path | None = None,
+    verify: bool = True,
+    workers: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of base + packs, the very bits that `merge` writes.
+
+    Args:
+        base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
+        packs: Weights of packs, in order of addition; or packs of weight 1.
+        device: Where to, such as `"cuda"`; the CPU unless given.
+        dtype: Type of all float tensors, such as `"bf16"`; their own unless given.
+        backend: `auto`, `cpu`, `torch` or `triton`.
+        prefer: The pack that decides on tensors that cannot be added.
+        verify: Whether digests are compared.
+        workers: Threads; every core unless given.
+
+    Returns:
+        Tensors by name; tied ones are one tensor under each of their names.
+
+    Raises:
+        BackendError: The device or backend cannot be used here.
+        BaseMismatchError: This is not the base of the packs.
+        FormatError: A pack is damaged.
+        MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
+        RecipeError: An argument is out of range.
+    """
+    with ExitStack() as stack:
+        return _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers).load()
+
+
+def load_model(
+    base: str | Path,
+    packs: Packs,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    model_class: Any = None,
+    backend: str = "auto",
+    prefer: str | Path | None = None,
+    verify: bool = True,
+    workers: int | None = None,
+) -> Any:
+    """Return a transformers model of base + packs, as loading the restored folder would give it.
+
+    The configuration is the packs' where they carry one, so new tokens and new heads find their place. Nothing is written but configuration
+    files, to a temporary folder, and no code that a pack carries is run.
+
+    Args:
+        base: Hugging Face folder.
+        packs: As in `load_state_dict`.
+        device: As in `load_state_dict`.
+        dtype: As in `load_state_dict`.
+        model_class: A class of transformers with `from_config`, such as `AutoModel`; `AutoModelForCausalLM` unless given.
+        backend: As in `load_state_dict`.
+        prefer: As in `load_state_dict`.
+        verify: As in `load_state_dict`.
+        workers: As in `load_state_dict`.
+
+    Raises:
+        DeltapackError: As in `load_state_dict`.
+        RecipeError: There is no config.json, or the model needs code of its own.
+    """
+    import transformers
+
+    auto = model_class or transformers.AutoModelForCausalLM
+    with ExitStack() as stack:
+        loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        loader.write_configuration(folder)
+        if not (folder / "config.json").exists():
+            raise RecipeError("there is no config.json, which load_model needs", path=base, hint="Use load_state_dict.")
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            with torch.device("meta"):
+                made = type(auto.from_config(config))
+        except (OSError, ValueError) as error:
+            hint = "Build the model yourself and use load_state_dict."
+            raise RecipeError(f"transformers cannot build the model: {error}", path=base, hint=hint) from error
+        state = loader.load()
+        floats = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+        model = made.from_pretrained(None, config=config, state_dict=state, dtype=floats.pop() if len(floats) == 1 else "auto")
+        if (folder / "generation_config.json").exists() and model.can_generate():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        return model.to(loader.device)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Restores the tensors of a composition into the memory of a device."""
+
+    base: Checkpoint
+    composition: Composition
+    device: torch.device
+    choice: Choice
+    dtype: DType | None
+    verify: bool
+    workers: int
+
+    @classmethod
+    def open(
+        cls,
+        stack: ExitStack,
+        base: str | Path,
+        packs: Packs,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        backend: str,
+        prefer: str | Path | None,
+        verify: bool,
+        workers: int | None,
+    ) -> _Loader:
+        given = [packs] if isinstance(packs, str | Path) else packs
+        pairs = given.items() if isinstance(given, Mapping) else [(path, 1.0) for path in given]
+        weights = {Path(path): float(weight) for path, weight in pairs}
+        if not weights:
+            raise RecipeError("nothing to load", expected="at least one pack")
+        order = [path.resolve() for path in weights]
+        if prefer is not None and Path(prefer).resolve() not in order:
+            raise RecipeError("the preferred pack is not among the packs", found=prefer)
+        place = resolve_device(device)
+        choice = choose(backend, place) if backend != "cpu" else choose(backend, torch.device("cpu"))
+        target, threads = _float_dtype(dtype), resolve_workers(workers)
+        checkpoint = stack.enter_context(open_checkpoint(base))
+        readers = [stack.enter_context(PackReader(path)) for path in weights]
+        weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
+        number = None if prefer is None else order.index(Path(prefer).resolve())
+        composition = compose(checkpoint, weighted, prefer=number, dtype=target)
+        return cls(checkpoint, composition, place, choice, target, verify, threads)
+
+    def write_configuration(self, folder: Path) -> None:
+        """Write what the result's config and generation config are."""
+
+        def write(name: str, data: bytes) -> None:
+            if name in ("config.json", "generation_config.json"):
+                (folder / name).write_bytes(data)
+
+        copy_side_files(self.base, self.composition.assets, write, verify=self.verify, dtype=self.dtype)
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """Restore all tensors."""
+        jobs = self.composition.jobs
+        state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
+        sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
+        if self.choice.engine is None:
+            restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=_silent)
+        else:
+            place = DevicePlace(self.device, self.choice.engine)
+            restoring = restore_on_device(self.base, jobs, sink, place, verify=self.verify, workers=self.workers, progress=_silent)
+        with closing(restoring) as restored:
+            for _ in restored:
+                pass
+        return state | {name: state[kept] for name, kept in self.composition.aliases.items()}
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A sink that writes to tensors in memory; see `deltapack.restoring.engine.Sink`."""
+
+    regions: Mapping[str, Region]
+
+    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
+        write_chunk(self.regions[job.name], start // CHUNK, elements)
+
+    def copy(self, job: TensorJob, start: int, count: int) -> bool:
+        return False
+
+    def region(self, job: TensorJob) -> Region:
+        return self.regions[job.name]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def _float_dtype(dtype: str | torch.dtype | None) -> DType | None:
+    """Return the float type that is meant.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if dtype is None:
+        return None
+    found = BY_TORCH.get(str(dtype).removeprefix("torch.")) or BY_NAME.get(str(dtype))
+    if found is None or not found.is_delta:
+        choices = ", ".join(known.name for known in BY_NAME.values() if known.is_delta)
+        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=dtype)
+    return found

@@ -1,0 +1,294 @@
+"""Packs on a live model: activate, mix, undo, in place and exactly."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from deltapack.checkpoint import open_checkpoint
+from deltapack.composing.compose import Composition
+from deltapack.device.backends import Choice, choose
+from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
+from deltapack.device.resident import send
+from deltapack.device.work import Saved, UndoMode, key
+from deltapack.errors import RecipeError
+from deltapack.format.index import Entry
+from deltapack.format.reader import PackReader
+from deltapack.live.cpu_engine import HostEngine
+from deltapack.live.planning import NOTHING, Loaded, Planner, SwitchPlan
+from deltapack.merging.recipe import MergeRecipe, recipe_of
+from deltapack.parallel import resolve_workers
+
+__all__ = ["LiveModel", "attach"]
+
+
+def attach(
+    model: Any,
+    base: str | Path | None = None,
+    *,
+    names: Names | None = None,
+    backend: str = "auto",
+    undo: UndoMode = "auto",
+    verify: bool = True,
+    workers: int | None = None,
+) -> LiveModel:
+    """Make a model in memory ready to take packs.
+
+    The model must hold the base, bit for bit: a tensor is compared with the digest in a pack when the pack changes it for the first time.
+    Addresses of tensors never change, so a model under `torch.compile` or CUDA graphs sees the packs; work is done on the current stream.
+
+    Args:
+        model: A `torch.nn.Module`, or a mapping of names to tensors; on one device or many.
+        base: The checkpoint that it was loaded from, needed where the model holds more, less, or slices of its tensors.
+        names: Which tensors of the base live under another name, in slices (`deltapack.Slice`), or not here (`None`).
+        backend: `auto`, `cpu`, `torch` or `triton`.
+        undo: `log` keeps the replaced elements, `copy` the whole tensors that are changed, `auto` whichever is smaller.
+        verify: Whether the model is compared with the base that packs were made from.
+        workers: Threads that decode; every core unless given.
+
+    Raises:
+        BackendError: The backend cannot run on a device of the model.
+        BaseMismatchError: A slice of the model differs from the checkpoint.
+        RecipeError: The model and the base do not fit.
+    """
+    if undo not in ("auto", "copy", "log"):
+        raise RecipeError("undo is unknown", expected="auto, copy or log", found=undo)
+    if base is None:
+        found = find_model_tensors(model, None, names or {})
+    else:
+        with open_checkpoint(base) as checkpoint:
+            found = find_model_tensors(model, checkpoint, names or {})
+            if verify:
+                found.compare_slices(checkpoint)
+    devices = {region.memory.device for region in found.regions.values()}
+    choices = {device: choose(backend, device) for device in devices}
+    return LiveModel(found, choices, undo, verify, resolve_workers(workers))
+
+
+_PLANS = 64
+"""Plans that are remembered, for servers that go back and forth between packs."""
+
+
+@dataclass(frozen=True)
+class _Active:
+    """Packs and their weights, how they are merged, and what that means for each tensor."""
+
+    packs: Mapping[str, float]
+    recipe: MergeRecipe | None
+    prefer: str | Path | None
+    plan: SwitchPlan
+
+
+_BASE = _Active({}, None, None, NOTHING)
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What `activate` returns: as a context manager, it brings back what was active before."""
+
+    live: LiveModel
+    before: _Active
+
+    def __enter__(self) -> LiveModel:
+        return self.live
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self.live._lock:
+            # Planned again, as its packs may have been unloaded since.
+            self.live._switch(self.live._planned(self.before.packs, self.before.recipe, self.before.prefer))
+
+
+class LiveModel:
+    """A model in memory and the packs that are active on it; made by `attach`. Its methods may be called from any thread.
+
+    Nothing keeps a forward pass from running while packs are switched: whoever serves requests takes turns (see `examples/serve.py`).
+
+    Attributes:
+        backends: What decodes on each device, and why.
+        notes: What the user should be told.
+    """
+
+    def __init__(self, model: ModelTensors, choices: Mapping[torch.device, Choice], undo: UndoMode, verify: bool, workers: int) -> None:
+        self.backends: Mapping[str, str] = {str(device): str(choice) for device, choice in choices.items()}
+        self.notes: list[str] = []
+        self._model, self._choices, self._undo, self._verify, self._workers = model, choices, undo, verify, workers
+        self._host = HostEngine(workers)
+        self._packs: dict[Path, Loaded] = {}
+        self._saved: list[Saved] = []
+        self._active = _BASE
+        self._plans: dict[tuple[Any, ...], SwitchPlan] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def current(self) -> Mapping[str, float]:
+        """The active packs and their weights, in order of addition; empty for the base."""
+        return dict(self._active.packs)
+
+    @property
+    def undo_bytes(self) -> int:
+        """Bytes that are kept to bring the base back."""
+        return sum(saved.nbytes for saved in self._saved)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of packs in the memory of devices, all of which were sent there."""
+        return sum(resident.nbytes for pack in self._packs.values() for resident in pack.resident.values())
+
+    def load(self, pack: str | Path) -> None:
+        """Open a pack and send it to the devices of the model, so that activating it costs no more than a pass over the weights.
+
+        Raises:
+            FormatError: It is damaged.
+        """
+        with self._lock:
+            path = Path(pack).resolve()
+            if path in self._packs:
+                return
+            with ExitStack() as stack:
+                reader, resident = stack.enter_context(PackReader(pack)), {}
+                for device in [device for device, choice in self._choices.items() if choice.engine is not None]:
+                    entries = [entry for entry in reader.index.entries if self._lives_on(entry, device)]
+                    resident[device] = send(reader, device, self._workers, entries)
+                stack.pop_all()
+            self._packs[path] = Loaded(reader, resident)
+
+    def unload(self, pack: str | Path) -> None:
+        """Forget a pack.
+
+        Raises:
+            RecipeError: It is active.
+        """
+        with self._lock:
+            path = Path(pack).resolve()
+            if path in {Path(name).resolve() for name in self._active.packs}:
+                raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
+            self._plans.clear()
+            loaded = self._packs.pop(path, None)
+            if loaded is not None:
+                loaded.reader.close()
+
+    def activate(
+        self,
+        packs: Mapping[str | Path, float] | str | Path,
+        *,
+        method: str = "linear",
+        semantics: str | None = None,
+        density: float | Sequence[float] | None = None,
+        parameters: Mapping[str, float] | None = None,
+        prefer: str | Path | None = None,
+    ) -> _Scope:
+        """Make the model base + weighted packs, whatever was active before; the very bits that `merge` gives.
+
+        What both the old and the new packs change is visited once. After an error the model is as it was. As a context manager
+        (`with live.activate(...):`) it brings back what was active before.
+
+        Args:
+            packs: Weights of packs, in order of addition; a single path has weight 1. Methods without weights want weights of 1.
+            method: Name of a merge method, as in `deltapack.merge`; others than sums are computed on the CPU.
+            semantics: As in `deltapack.merge`.
+            density: As in `deltapack.merge`.
+            parameters: As in `deltapack.merge`.
+            prefer: The pack that decides on tensors that cannot be added.
+
+        Raises:
+            BaseMismatchError: The model does not hold the base of a pack.
+            FormatError: A pack is damaged.
+            MergeConflictError: Packs disagree on what cannot be added.
+            RecipeError: A weight is not a finite number, or an argument does not fit the method.
+            UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
+        """
+        given = {packs: 1.0} if isinstance(packs, str | Path) else packs
+        wanted = {str(path): float(weight) for path, weight in given.items()}
+        for path, weight in wanted.items():
+            if not math.isfinite(weight):
+                raise RecipeError("a weight is not a finite number", path=path, found=weight)
+        weights = None if set(wanted.values()) <= {1.0} else list(wanted.values())
+        recipe = recipe_of(weights, method, semantics, density, parameters)
+        with self._lock:
+            before = self._active
+            self._switch(self._planned(wanted, recipe, prefer))
+        return _Scope(self, before)
+
+    def deactivate(self) -> None:
+        """Bring the base back, bit for bit."""
+        with self._lock:
+            self._switch(_BASE)
+
+    def close(self) -> None:
+        """Bring the base back and close all packs."""
+        with self._lock:
+            self.deactivate()
+            for path in list(self._packs):
+                self.unload(path)
+
+    def _lives_on(self, entry: Entry, device: torch.device) -> bool:
+        region = self._model.region(entry.base.name) if entry.base is not None else None
+        return region is not None and region.memory.device == device
+
+    def _planned(self, packs: Mapping[str, float], recipe: MergeRecipe | None, prefer: str | Path | None) -> _Active:
+        if not packs or recipe is None:
+            return _BASE
+        known = (*packs.items(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
+        if known not in self._plans and len(self._plans) >= _PLANS:
+            self._plans.clear()
+        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, recipe, prefer))
+        return _Active(packs, recipe, prefer, plan)
+
+    def _new_plan(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> SwitchPlan:
+        for path in packs:
+            self.load(path)
+        places = [Path(path).resolve() for path in packs]
+        if prefer is not None and Path(prefer).resolve() not in places:
+            raise RecipeError("the preferred pack is not among the packs", found=prefer)
+        loaded = [self._packs[place] for place in places]
+        preferred = None if prefer is None else places.index(Path(prefer).resolve())
+        planner = Planner(self._model, self._choices, self._verify, self._workers)
+        composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
+        self._note_removed(composition, loaded)
+        return planner.plan(composition, loaded)
+
+    def _note_removed(self, composition: Composition, packs: Sequence[Loaded]) -> None:
+        removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
+        kept = sorted(removed - {job.name for job in composition.jobs})
+        notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
+        self.notes += [note for note in notes if note not in self.notes]
+
+    def _switch(self, wanted: _Active) -> None:
+        """Undo what is active and do what is planned; after an error, do what was active before."""
+        done: list[Saved] = []
+        # Tensors made in inference mode may be changed in that mode only; it changes others as well.
+        with torch.inference_mode():
+            try:
+                self._run(self._saved, wanted.plan, done)
+            except BaseException:
+                # What undoes it all stays in `_saved`: after a second Ctrl-C here, deactivate() still brings the base back.
+                before, self._active = self._active, _BASE
+                self._saved = [*done, *self._saved]
+                for saved in self._saved:
+                    saved.put_back()
+                self._saved = []
+                self._run([], before.plan, self._saved)
+                self._active = before
+                raise
+        self._saved, self._active = done, wanted
+
+    def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
+        on_host = {key(work.region) for work in plan.host}
+        undo: dict[torch.device, list[Saved]] = {}
+        for saved in before:
+            if key(saved.region) not in on_host:
+                undo.setdefault(saved.region.memory.device, []).append(saved)
+        for device in sorted({*undo, *plan.works}, key=str):
+            engine = self._choices[device].engine
+            if engine is not None:
+                engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
+        rest = [saved for part in undo.values() for saved in part]
+        self._host.switch([*rest, *(saved for saved in before if key(saved.region) in on_host)], plan.host, self._undo, done)

@@ -1,0 +1,118 @@
+"""What activating packs on a live model will do to each of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deltapack.composing.compose import Composition
+from deltapack.composing.tensor_job import PackTerm, TensorJob
+from deltapack.device.backends import Choice
+from deltapack.device.model_tensors import ModelTensors
+from deltapack.device.resident import ResidentPack
+from deltapack.device.work import Work
+from deltapack.errors import UnsupportedError
+from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import Elements
+from deltapack.live.cpu_engine import HostWork, place
+from deltapack.merging.measuring import as_sums, measure
+from deltapack.merging.planning import compose_recipe
+from deltapack.merging.recipe import MergeRecipe
+
+__all__ = ["NOTHING", "Loaded", "Planner", "SwitchPlan"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pack that is open, and where it is resident."""
+
+    reader: PackReader
+    resident: dict[torch.device, ResidentPack]
+
+
+@dataclass(frozen=True)
+class SwitchPlan:
+    """What to do for an activation: by device, and on the host."""
+
+    works: Mapping[torch.device, Sequence[Work]]
+    host: Sequence[HostWork]
+
+
+NOTHING = SwitchPlan({}, ())
+
+
+class _NoElements:
+    """Stands for the base where formulas are measured: what the model holds may be another pack's by now."""
+
+    def read(self, name: str, start: int, stop: int) -> Elements:
+        """Refuse.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        hint = "Merge into a checkpoint with deltapack merge, or use method='linear'."
+        what = "a pack stores the tensor whole, and this method must compare it with the base, which a live model may not hold any more"
+        raise UnsupportedError(what, tensor=name, hint=hint)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans activations on one model.
+
+    Attributes:
+        model: Where the base's tensors live.
+        choices: What decodes on each device.
+        verify: Whether tensors are compared with the digests of the base.
+        workers: Threads.
+    """
+
+    model: ModelTensors
+    choices: Mapping[torch.device, Choice]
+    verify: bool
+    workers: int
+
+    def compose(self, packs: Sequence[Loaded], recipe: MergeRecipe, prefer: int | None) -> Composition:
+        """Return what each tensor will be made of, with what the method has to know of whole tensors.
+
+        Raises:
+            BaseMismatchError: The model does not hold the base of a pack.
+            FormatError: A pack is damaged.
+            MergeConflictError: Packs disagree on what cannot be added.
+            RecipeError: The recipe does not fit the packs.
+            UnsupportedError: The method needs elements of the base.
+        """
+        _, composition = compose_recipe(self.model, [pack.reader for pack in packs], recipe, prefer=prefer)
+        return as_sums(measure(_NoElements(), composition, self.workers))
+
+    def plan(self, composition: Composition, packs: Sequence[Loaded]) -> SwitchPlan:
+        """Return what to do, and where.
+
+        Raises:
+            BaseMismatchError: A tensor of the model is not the base's.
+            UnsupportedError: A tensor would get another shape or dtype.
+        """
+        works: dict[torch.device, list[Work]] = {}
+        host: list[HostWork] = []
+        by_reader = {pack.reader: pack for pack in packs}
+        for job in composition.jobs:
+            work = self._work(job, by_reader)
+            if isinstance(work, HostWork):
+                host.append(work)
+            elif work is not None:
+                works.setdefault(work.region.memory.device, []).append(work)
+        return SwitchPlan(works, host)
+
+    def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | HostWork | None:
+        name, region = place(job, self.model)
+        if region is None or (not job.terms and job.rows is None):
+            return None
+        if self.verify:
+            self.model.check(name, job.base_digest or (job.whole.base.digest if job.whole is not None and job.whole.base else ""))
+        device = region.memory.device
+        terms = [term for term in job.terms if isinstance(term, PackTerm)]
+        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.rows is not None:
+            return HostWork(job, region)
+        resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
+        return Work(region, job.dtype, resident)

@@ -1,0 +1,131 @@
+"""Encode one chunk of one tensor: pure functions from elements to `ChunkOutcome`, run by many threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack import kernels
+from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.codecs.chunk import encode_term_chunk
+from deltapack.codecs.stored import encode_stored_chunk
+from deltapack.errors import NonFiniteError
+from deltapack.format.digest import CHUNK, chunk_digest
+from deltapack.format.writer import StoredChunk
+from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Sparse
+from deltapack.kernels.reference.encoding import same_bits
+from deltapack.packing.planning import PackPlan
+from deltapack.sparsify import dare
+
+__all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
+
+_Elements = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class ChunkOutcome:
+    """What one chunk gave.
+
+    Attributes:
+        base_digest: Digest of the base's elements, if the base has this chunk.
+        result_digest: Digest of the restored elements, if the result has this chunk.
+        tuned_digest: Digest of the fine-tune's own elements; only where they are `equal`.
+        term: The kept differences, if the chunk shares elements with the base.
+        whole: The elements stored whole, if they may be needed.
+        equal: Whether the base gives the fine-tune's bits here without any term.
+        finite: Whether all differences are finite.
+        overflow: Whether a restored element is infinite because of the rescale.
+        l1: Sum of |difference|.
+        max_abs: Largest |difference|.
+        elements: Elements of the fine-tune that were read.
+    """
+
+    base_digest: bytes | None = None
+    result_digest: bytes | None = None
+    tuned_digest: bytes | None = None
+    term: StoredChunk | None = None
+    whole: StoredChunk | None = None
+    equal: bool = True
+    finite: bool = True
+    overflow: bool = False
+    l1: float = 0.0
+    max_abs: float = 0.0
+    elements: int = 0
+
+
+def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, chunk: int, buffers: Buffers) -> ChunkOutcome:
+    """Encode chunk number `chunk` of a tensor by the plan's route.
+
+    Raises:
+        NonFiniteError: A difference overflows the value codec that the recipe names.
+    """
+    base_elements = _chunk_of(base, plan.base, chunk, buffers, "base") if plan.base is not None else None
+    tuned = _chunk_of(finetuned, plan.tensor, chunk, buffers, "finetuned")
+    base_digest = chunk_digest(base_elements) if base_elements is not None and len(base_elements) else None
+    if plan.route != "delta" or base_elements is None:
+        equal = plan.route == "compare" and base_elements is not None and same_bits(base_elements, tuned)
+        digest = chunk_digest(tuned) if len(tuned) else None
+        whole = encode_stored_chunk(tuned) if len(tuned) else None
+        return ChunkOutcome(base_digest, digest, digest, whole=whole, equal=equal, elements=len(tuned))
+    common = min(len(base_elements), len(tuned), max(0, plan.common - chunk * CHUNK))
+    if common == 0:
+        digest = chunk_digest(tuned) if len(tuned) else None
+        return ChunkOutcome(base_digest, digest, digest, elements=len(tuned))
+    return _encode_delta(plan, chunk, base_elements[:common], tuned, base_digest, buffers)
+
+
+def encode_tail_chunk(finetuned: Checkpoint, plan: PackPlan, chunk: int) -> StoredChunk:
+    """Encode chunk number `chunk` of the elements after the common ones, stored whole."""
+    start = plan.common + chunk * CHUNK
+    return encode_stored_chunk(finetuned.read(plan.tensor.name, start, min(start + CHUNK, plan.tensor.numel)))
+
+
+def _encode_delta(
+    plan: PackPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
+) -> ChunkOutcome:
+    assert plan.base is not None
+    source, target, common, loops = plan.base.dtype, plan.tensor.dtype, len(base), kernels.active()
+    l1, largest, equal = loops.compare(base, source, tuned[:common], target)
+    if not np.isfinite(largest):
+        # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
+        digest = chunk_digest(tuned)
+        return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
+    if plan.sparsifier is None:
+        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, buffers.sparse(0, common).positions)
+        kept = loops.kept_differences(base, source, tuned[:common], target, positions)
+    else:
+        chosen = plan.sparsifier.select(chunk, loops.difference(base, source, tuned[:common], target))
+        positions, counts, kept = chosen.positions, chosen.counts, chosen.values
+    try:
+        term, values = encode_term_chunk(plan.codec, positions, kept, counts, common, np.float32(plan.recipe.factor))
+    except NonFiniteError as error:
+        error.tensor = plan.tensor.name
+        raise
+    # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
+    if source == target:
+        restored = base
+        loops.add_in_place(restored, target, [Sparse(positions, values)])
+    else:
+        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [Sparse(positions, values)]))
+    result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
+    return ChunkOutcome(
+        base_digest,
+        chunk_digest(result),
+        chunk_digest(tuned) if equal else None,
+        term=term,
+        equal=equal,
+        overflow=not loops.are_finite(restored, target, positions),
+        l1=l1,
+        max_abs=largest,
+        elements=len(tuned),
+    )
+
+
+def _chunk_of(checkpoint: Checkpoint, tensor: TensorInfo, chunk: int, buffers: Buffers, name: str) -> _Elements:
+    start = min(chunk * CHUNK, tensor.numel)
+    elements = buffers.take(name, tensor.dtype.storage, min(start + CHUNK, tensor.numel) - start)
+    checkpoint.read_into(tensor.name, start, elements)
+    return elements

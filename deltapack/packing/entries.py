@@ -1,0 +1,206 @@
+"""Turn the chunk outcomes of one tensor into its blobs and its entry in the index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.codecs.stored import encode_stored_chunk, stored_layout
+from deltapack.errors import NonFiniteError
+from deltapack.format.digest import CHUNK, chunk_digest, root_digest
+from deltapack.format.index import BaseRef, BlobRef, Entry, Stats, Term
+from deltapack.format.table import Layout
+from deltapack.format.writer import PackWriter, StoredChunk
+from deltapack.packing.encoding import ChunkOutcome, encode_tail_chunk
+from deltapack.packing.planning import PackPlan
+
+__all__ = ["Digests", "EntryWriter"]
+
+
+@dataclass
+class Digests:
+    """Chunk digests of one tensor, collected as its chunks pass: of the base, of the result, of the fine-tune where equal."""
+
+    base: list[bytes] = field(default_factory=list)
+    result: list[bytes] = field(default_factory=list)
+    tuned: list[bytes] = field(default_factory=list)
+
+    def add(self, outcome: ChunkOutcome) -> None:
+        """Take the digests of the next chunk."""
+        pairs = (
+            (self.base, outcome.base_digest),
+            (self.result, outcome.result_digest),
+            (self.tuned, outcome.tuned_digest),
+        )
+        for digests, digest in pairs:
+            if digest is not None:
+                digests.append(digest)
+
+    def base_root(self, base: TensorInfo) -> str:
+        """Return the root digest of the base tensor."""
+        return root_digest(base.dtype.name, base.shape, self.base)
+
+
+@dataclass(frozen=True)
+class EntryWriter:
+    """Writes one entry after the other.
+
+    Attributes:
+        writer: The pack.
+        finetuned: The fine-tune, for tensors that turn out to be stored whole.
+        store_non_finite: Whether a tensor with NaN or Inf is stored whole instead of refused.
+        split: Stored bytes by use, added up here.
+    """
+
+    writer: PackWriter
+    finetuned: Checkpoint
+    store_non_finite: bool
+    split: dict[str, int]
+
+    def write(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+        """Write the blobs of one tensor of the fine-tune.
+
+        Raises:
+            NonFiniteError: It holds NaN or Inf where it differs from the base, or overflows when rescaled.
+        """
+        return self._delta(plan, outcomes) if plan.route == "delta" else self._whole(plan, outcomes)
+
+    def _whole(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+        start, digests, equal = self.writer.end, Digests(), plan.route == "compare"
+        blob = self.writer.chunked_blob(stored_layout(plan.tensor.numel))
+        for outcome in outcomes:
+            digests.add(outcome)
+            equal = equal and outcome.equal
+            if outcome.whole is not None:
+                blob.append(outcome.whole)
+        if equal:
+            self.writer.rewind(start)
+            return self._unchanged(plan, digests), digests
+        return self._stored(plan, blob.close(), digests, digests.result), digests
+
+    def _delta(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+        assert plan.base is not None
+        start, digests = self.writer.end, Digests()
+        term = Term(plan.codec.index, plan.codec.values, plan.recipe.factor, 0, BlobRef(0, 0, ""))
+        blob = self.writer.chunked_blob(Layout(plan.common, len(term.streams), has_counts=True))
+        equal, finite, overflow, l1, largest, nnz = True, True, False, 0.0, 0.0, 0
+        split: dict[str, int] = {}
+        for outcome in outcomes:
+            digests.add(outcome)
+            equal, finite, overflow = equal and outcome.equal, finite and outcome.finite, overflow or outcome.overflow
+            l1, largest = l1 + outcome.l1, max(largest, outcome.max_abs)
+            if outcome.term is not None:
+                blob.append(outcome.term)
+                nnz += sum(outcome.term.counts)
+                for stream, stored in zip(term.streams, outcome.term.streams, strict=True):
+                    split[stream] = split.get(stream, 0) + len(stored)
+        same_type, same_shape = plan.base.dtype == plan.tensor.dtype, plan.base.shape == plan.tensor.shape
+        if equal and same_type and same_shape:
+            self.writer.rewind(start)
+            return self._unchanged(plan, digests), digests
+        if not finite or (overflow and not equal):
+            self._refuse_non_finite(plan, finite)
+            return self._store_instead(plan, start, digests), digests
+        ref = None
+        if not equal:
+            ref = blob.close()
+            if ref.length >= plan.common * plan.tensor.dtype.itemsize:
+                return self._store_instead(plan, start, digests), digests
+            self._count(split | {"tables": ref.length - sum(split.values())})
+        else:
+            self.writer.rewind(start)
+        keep = plan.recipe.keep if term.index == "seeded" else 0
+        key = plan.key if term.index == "seeded" else 0
+        terms = () if ref is None else (replace(term, nnz=nnz, blob=ref, keep=keep, key=key, shift=plan.codec.shift),)
+        result = digests.tuned if equal else digests.result
+        stats = Stats(f"{l1:.7g}", f"{largest:.7g}")
+        return self._with_base(plan, digests, terms, self._tail(plan), result, stats), digests
+
+    def _with_base(
+        self,
+        plan: PackPlan,
+        digests: Digests,
+        terms: tuple[Term, ...],
+        tail: BlobRef | None,
+        result: list[bytes],
+        stats: Stats,
+    ) -> Entry:
+        tensor, base = plan.tensor, plan.base
+        assert base is not None
+        rows = tensor.numel - base.numel
+        entry = Entry(
+            tensor.name,
+            "delta" if tensor.shape == base.shape else "grown" if rows > 0 else "shrunk",
+            tensor.dtype,
+            tensor.shape,
+            root_digest(tensor.dtype.name, tensor.shape, result),
+            base=self._base(plan, digests),
+            terms=terms,
+            stored=tail,
+            stats=stats,
+        )
+        return self.writer.chunk_digests(entry, digests.base, result)
+
+    def _tail(self, plan: PackPlan) -> BlobRef | None:
+        rest = plan.tensor.numel - plan.common
+        if rest == 0:
+            return None
+        layout = stored_layout(rest)
+        chunks = (encode_tail_chunk(self.finetuned, plan, chunk) for chunk in range(layout.chunks))
+        return self._stored_blob(layout, chunks)
+
+    def _store_instead(self, plan: PackPlan, start: int, digests: Digests) -> Entry:
+        """Drop the term written since `start` and store the tensor whole, reading it once more."""
+        self.writer.rewind(start)
+        tensor, layout = plan.tensor, stored_layout(plan.tensor.numel)
+        result: list[bytes] = []
+
+        def chunks() -> Iterable[StoredChunk]:
+            for chunk in range(layout.chunks):
+                elements = self.finetuned.read(tensor.name, chunk * CHUNK, min((chunk + 1) * CHUNK, tensor.numel))
+                result.append(chunk_digest(elements))
+                yield encode_stored_chunk(elements)
+
+        return self._stored(plan, self._stored_blob(layout, chunks()), digests, result, counted=True)
+
+    def _stored_blob(self, layout: Layout, chunks: Iterable[StoredChunk]) -> BlobRef:
+        blob = self.writer.chunked_blob(layout)
+        for chunk in chunks:
+            blob.append(chunk)
+        ref = blob.close()
+        self._count({"stored": ref.length})
+        return ref
+
+    def _stored(
+        self, plan: PackPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False
+    ) -> Entry:
+        tensor = plan.tensor
+        if not counted:
+            self._count({"stored": blob.length})
+        root = root_digest(tensor.dtype.name, tensor.shape, result)
+        entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, self._base(plan, digests), stored=blob)
+        return self.writer.chunk_digests(entry, digests.base, result)
+
+    def _unchanged(self, plan: PackPlan, digests: Digests) -> Entry:
+        tensor, base = plan.tensor, self._base(plan, digests)
+        assert base is not None
+        return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, base.digest, base)
+
+    def _base(self, plan: PackPlan, digests: Digests) -> BaseRef | None:
+        base = plan.base
+        return None if base is None else BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))
+
+    def _refuse_non_finite(self, plan: PackPlan, finite: bool) -> None:
+        if self.store_non_finite:
+            return
+        name, path = plan.tensor.name, self.finetuned.path
+        if finite:
+            hint = f"Use a lower drop rate or --set '{name}:drop-rate=0.5', or store it whole with --non-finite store."
+            raise NonFiniteError("a restored element overflows when rescaled", path=path, tensor=name, hint=hint)
+        hint = "Mend the checkpoint, or store such tensors whole with --non-finite store."
+        raise NonFiniteError("the difference to the base holds NaN or infinity", path=path, tensor=name, hint=hint)
+
+    def _count(self, stored: dict[str, int]) -> None:
+        for use, nbytes in stored.items():
+            self.split[use] = self.split.get(use, 0) + nbytes

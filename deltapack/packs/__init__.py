@@ -1,0 +1,1 @@
+"""A pack opened, looked at, added to tensors in memory."""

@@ -1,0 +1,1 @@
+"""From base and packs to tensors, files and verdicts."""

@@ -1,0 +1,207 @@
+"""Use case: base + pack -> checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.composing.assets import copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.compose import Composition, compose
+from deltapack.composing.tensor_job import TensorJob
+from deltapack.composing.weighted import WeightedPack
+from deltapack.dtypes import BY_NAME, DType
+from deltapack.errors import RecipeError
+from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import Elements
+from deltapack.parallel import resolve_workers
+from deltapack.reports import ApplyReport, Progress
+from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+
+__all__ = ["WriteOptions", "apply", "write_checkpoint"]
+
+
+def apply(
+    base: str | Path,
+    pack: str | Path,
+    out: str | Path,
+    *,
+    weight: float = 1.0,
+    rescale: float | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> ApplyReport:
+    """Restore the fine-tuned checkpoint from its base and a pack.
+
+    Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
+    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well.
+
+    Args:
+        base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
+        pack: The pack.
+        out: Folder to write, or a file if it ends in `.safetensors`.
+        weight: Factor for the whole difference; 0 gives the base.
+        rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
+        max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
+        verify: Whether digests are compared.
+        force: Whether to replace an existing `out`.
+        workers: Threads; every core unless given.
+        device: Where the differences are decoded and added, such as `"cuda"`; the CPU unless given. The output is the same.
+        backend: `auto`, `cpu`, `torch` or `triton`.
+        progress: Called with bytes of the result done so far and in all.
+
+    Raises:
+        BackendError: The device or backend cannot be used here.
+        BaseMismatchError: This is not the base of the pack.
+        FormatError: The pack is damaged.
+        OutputError: `out` exists or cannot be written.
+        RecipeError: An argument is out of range.
+    """
+    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
+        weighted = WeightedPack(reader, weight, rescale)
+        composition = compose(base_ckpt, [weighted], dtype=options.dtype)
+        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
+        jobs = composition.jobs
+        verified = verify and weighted.is_plain and all(job.digest for job in jobs)
+        nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
+        return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a checkpoint is restored and written; the arguments of `apply`, checked."""
+
+    dtype: DType | None
+    max_shard_bytes: int | None
+    verify: bool
+    force: bool
+    workers: int
+    progress: Progress
+    device: str | None = None
+    backend: str = "auto"
+
+    @classmethod
+    def of(
+        cls,
+        dtype: str | None,
+        max_shard_size: int | str | None,
+        verify: bool,
+        force: bool,
+        workers: int | None,
+        progress: Progress | None,
+        device: str | None = None,
+        backend: str = "auto",
+    ) -> WriteOptions:
+        """Check the arguments.
+
+        Raises:
+            RecipeError: One is out of range.
+        """
+        limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        report = progress or (lambda done, total: None)
+        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
+
+
+def write_checkpoint(
+    base: Checkpoint,
+    composition: Composition,
+    out: Path,
+    protect: list[Path],
+    options: WriteOptions,
+    own_files: Mapping[str, bytes] = MappingProxyType({}),
+) -> list[str]:
+    """Restore every tensor of a composition into a checkpoint; return what the user should be told.
+
+    `own_files` are written besides the side files, and instead of those of the same names.
+    """
+    jobs = composition.jobs
+    shards = plan_shards(
+        [(job.name, job.dtype, job.shape) for job in jobs],
+        like=base.weight_shards(),
+        rename={job.name: job.base.name for job in jobs if job.base is not None},
+        max_shard_size=options.max_shard_bytes,
+    )
+    with open_writer(
+        out,
+        shards,
+        force=options.force,
+        protect=[base.path, *protect],
+        aliases=composition.aliases,
+        side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
+    ) as writer:
+        restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
+        with closing(restoring) as restored:
+            for _ in restored:
+                pass
+        for name, data in own_files.items():
+            writer.write_side_file(name, with_dtype(name, data, options.dtype))
+
+        def write_other(name: str, data: bytes) -> None:
+            if name not in own_files:
+                writer.write_side_file(name, data)
+
+        side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
+        return [*notes, *side]
+
+
+def _restoring(
+    base: Checkpoint, jobs: Sequence[TensorJob], sink: Sink, options: WriteOptions
+) -> tuple[Generator[RestoredTensor, None, None], list[str]]:
+    """Return what restores the jobs where the options say, and what the user should be told of it."""
+    verify, workers, progress = options.verify, options.workers, options.progress
+    notes: list[str] = []
+    if options.device is not None or options.backend != "auto":
+        # Only here is torch needed.
+        from deltapack.restoring.on_device import place_of, restore_on_device
+
+        place, note = place_of(options.device, options.backend)
+        notes = [note]
+        if place is not None:
+            return restore_on_device(base, jobs, sink, place, verify=verify, workers=workers, progress=progress), notes
+    return restore_tensors(base, jobs, sink, verify=verify, workers=workers, progress=progress), notes
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Restored elements go into a checkpoint; what the base has as it is goes from file to file."""
+
+    base: Checkpoint
+    writer: FolderWriter | FileWriter
+
+    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
+        """Write elements."""
+        self.writer.write(job.name, start, elements)
+
+    def copy(self, job: TensorJob, start: int, count: int) -> bool:
+        """Copy elements of the base."""
+        found = self.base.file_range(job.base.name, start) if job.base is not None else None
+        if found is None:
+            return False
+        self.writer.copy(job.name, start, count, *found)
+        return True
+
+
+def _float_dtype(name: str | None) -> DType | None:
+    """Return the float type of this name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if name is None:
+        return None
+    dtype = BY_NAME.get(name)
+    if dtype is None or not dtype.is_delta:
+        choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
+        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)
+    return dtype

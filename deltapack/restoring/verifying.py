@@ -1,0 +1,105 @@
+"""Use case: check a pack, with or without its base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from deltapack.checkpoint import open_checkpoint
+from deltapack.codecs.chunk import decode_term_chunk, term_chunks
+from deltapack.codecs.stored import decode_stored_chunk, stored_chunks
+from deltapack.composing.compose import compose
+from deltapack.composing.weighted import WeightedPack
+from deltapack.dtypes import DType
+from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.index import Entry, Term
+from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.kernels.buffers import Buffers
+from deltapack.parallel import batches, ordered_map, resolve_workers
+from deltapack.reports import Progress, VerifyReport
+from deltapack.restoring.engine import Nowhere, restore_tensors
+
+__all__ = ["verify"]
+
+_BATCH = 8 * CHUNK
+"""Elements that one task decodes, at least."""
+
+
+def verify(
+    pack: str | Path,
+    base: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check every byte of a pack: structure, checksums, every stream decoded, every side file.
+
+    With a base, also restore every tensor in memory, chunk by chunk, and compare the digests of base and result.
+
+    Args:
+        pack: The pack.
+        base: The checkpoint it should fit.
+        workers: Threads; every core unless given.
+        progress: Called with bytes done so far and in all.
+
+    Raises:
+        BaseMismatchError: The base is not the pack's.
+        FormatError: The pack is damaged.
+    """
+    count, report = resolve_workers(workers), progress or (lambda done, total: None)
+    with PackReader(pack) as reader:
+        files = [reader.side_file(file) for file in reader.index.files or () if file.blob is not None]
+        for entry in reader.index.entries:
+            reader.chunk_digests(entry)
+        chunks = sum(_chunk_count(entry) for entry in reader.index.entries)
+        if base is None:
+            buffers, joined = Buffers(), batches(_chunk_tasks(reader), lambda task: CHUNK, _BATCH)
+            with closing(ordered_map(lambda batch: [task(buffers) for task in batch], joined, count)) as checked:
+                for done, _ in enumerate(chain.from_iterable(checked), 1):
+                    report(done, chunks)
+            return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
+        with open_checkpoint(base) as base_ckpt:
+            jobs = compose(base_ckpt, [WeightedPack(reader)]).jobs
+            restored = restore_tensors(
+                base_ckpt,
+                jobs,
+                Nowhere(),
+                verify=True,
+                digests=True,
+                workers=count,
+                progress=report,
+            )
+            with closing(restored):
+                based = sum(tensor.job.base is not None for tensor in restored)
+        return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), based, True)
+
+
+def _chunk_count(entry: Entry) -> int:
+    stored = chunk_count(entry.numel - entry.common) if entry.stored is not None else 0
+    return len(entry.terms) * chunk_count(entry.common) + stored
+
+
+def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[Buffers], object]]:
+    """Yield one decoding of each chunk of each blob; tables are checked on the way."""
+    for entry in reader.index.entries:
+        for term in entry.terms:
+            blob = term_chunks(reader, entry, term)
+            for chunk in range(blob.layout.chunks):
+                yield partial(_decode_term, blob, term, chunk)
+        if entry.stored is not None:
+            stored = stored_chunks(reader, entry)
+            for chunk in range(stored.layout.chunks):
+                yield partial(_decode_stored, stored, entry.dtype, chunk)
+
+
+def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
+    decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
+
+
+def _decode_stored(blob: ChunkedBlob, dtype: DType, chunk: int, buffers: Buffers) -> None:
+    decode_stored_chunk(blob, dtype, chunk)

@@ -1,0 +1,145 @@
+"""Recipes: ranges, overrides, and what a pack says of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deltapack.errors import RecipeError
+from deltapack.format.canonical import dump_canonical, load_canonical
+from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Override, Recipe, parse_override
+
+
+def test_defaults() -> None:
+    settings = Recipe().for_tensor("a")
+    assert (settings.keep, settings.values, settings.index, settings.whole) == (round(0.1 * 2**32), "auto", "auto", False)
+    assert settings.factor == np.float32(2**32 / settings.keep)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"drop_rate": 1.0},
+        {"drop_rate": -0.1},
+        {"drop_rate": math.nan},
+        {"values": "int5"},
+        {"values": ""},
+        {"index": "tree"},
+        {"index": "all"},
+        {"non_finite": "ignore"},
+        {"rescale": math.nan},
+        {"rescale": math.inf},
+        {"rescale": 1e39},
+        {"seed": 1.5},
+        {"seed": True},
+        {"seed": 1 << 63},
+        {"seed": -(1 << 63)},
+        {"fidelity": 0.0},
+        {"fidelity": -1.0},
+        {"fidelity": math.nan},
+        {"fidelity": math.inf},
+        {"include": "("},
+        {"exclude": "*"},
+        {"include": "a{99999999999999999999}"},
+        {"exclude": "(" * 5000 + ")" * 5000},
+        {"include": "\ud800"},
+        {"overrides": (Override("("),)},
+        {"overrides": (Override("a", drop_rate=1.0),)},
+        {"overrides": (Override("a", values="int5"),)},
+        {"overrides": (Override("a", index="all"),)},
+        {"overrides": (Override("a", rescale=math.inf),)},
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError):
+        Recipe(**options)
+
+
+@pytest.mark.parametrize("values", VALUE_CHOICES)
+@pytest.mark.parametrize("index", INDEX_CHOICES)
+def test_choices(values: str, index: str) -> None:
+    settings = Recipe(values=values, index=index).for_tensor("a")
+    assert (settings.values, settings.index) == (values, index)
+
+
+def test_the_last_override_that_matches_wins_setting_by_setting() -> None:
+    recipe = Recipe(
+        overrides=(
+            Override("a.*", drop_rate=0.5, values="bf16"),
+            Override("ab", values="int8", rescale=3.0),
+            Override("b", index="gaps"),
+        )
+    )
+    ab, a, b, xa = (recipe.for_tensor(name) for name in ("ab", "a", "b", "xa"))
+    assert (ab.keep, ab.values, ab.factor) == (1 << 31, "int8", 3.0)
+    assert (a.keep, a.values, a.factor) == (1 << 31, "bf16", 2.0)
+    assert (b.index, b.values) == ("gaps", "auto")
+    assert xa == Recipe().for_tensor("xa")  # the whole name must match
+
+
+def test_a_drop_rate_of_its_own_brings_its_own_rescale() -> None:
+    assert Recipe(rescale=7.0, overrides=(Override("a", drop_rate=0.5),)).for_tensor("a").factor == 7.0
+    assert Recipe(overrides=(Override("a", drop_rate=0.5),)).for_tensor("a").factor == 2.0
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "whole"),
+    [
+        (None, None, ""),
+        ("mlp", None, "attn norm"),
+        (None, "norm", "norm"),
+        ("mlp|norm", "norm", "attn norm"),
+        ("^m", "p$", "mlp attn norm"),
+    ],
+)
+def test_include_and_exclude(include: str | None, exclude: str | None, whole: str) -> None:
+    recipe = Recipe(include=include, exclude=exclude)
+    assert [name for name in ("mlp", "attn", "norm") if recipe.for_tensor(name).whole] == whole.split()
+
+
+def test_json_is_canonical_and_says_everything_that_differs() -> None:
+    recipe = Recipe(
+        drop_rate=np.float64(0.99),
+        values="int4",
+        rescale=2,
+        seed=-5,
+        include="é",
+        overrides=(Override("a", drop_rate=0.5), Override("b", values="sign")),
+    )
+    document = recipe.to_json()
+    assert document == {
+        "method": "dare",
+        "drop_rate": "0.99",
+        "values": "int4",
+        "index": "auto",
+        "rescale": "2.0",
+        "seed": "-5",
+        "include": "é",
+        "fidelity": "0.05",
+        "overrides": [{"pattern": "a", "drop_rate": "0.5"}, {"pattern": "b", "values": "sign"}],
+    }
+    assert load_canonical(dump_canonical(document), 6) == document
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a:values=bf16", Override("a", values="bf16")),
+        ("a:drop-rate=0.5,values=bf16,index=gaps,rescale=2", Override("a", 0.5, "bf16", "gaps", 2.0)),
+        ("a:drop_rate=.5", Override("a", drop_rate=0.5)),
+        ("(?:x|y):z: values = int4 ", Override("(?:x|y):z", values="int4")),
+        (":values=f32", Override("", values="f32")),
+    ],
+)
+def test_parse_override(text: str, expected: Override) -> None:
+    assert parse_override(text) == expected
+    Recipe(overrides=(expected,))
+
+
+@pytest.mark.parametrize("text", ["", "a", "a:", ":", "a:values", "a:b=c", "a:drop-rate=x", "values=bf16", "a:values=bf16,", "a:pattern=b"])
+def test_overrides_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(RecipeError):
+        parse_override(text)

@@ -1,0 +1,124 @@
+"""`apply` and `merge` on a device write the very files that they write on the host."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.builders import (
+    CHUNK,
+    Model,
+    edited,
+    leftovers,
+    moved,
+    random_tensor,
+    read_folder,
+    tuned_model,
+    whole,
+    write_file,
+    write_folder,
+)
+from support.interpreting import DEVICE
+
+import deltapack
+from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, RecipeError
+
+PackOf = Callable[..., Path]
+
+
+def some_base() -> Model:
+    return {
+        "a": random_tensor(1, (60, 50), "bf16"),
+        "b": random_tensor(2, (900,), "f32"),
+        "c": random_tensor(3, (40, 9), "f16"),
+        "empty": random_tensor(4, (0, 3)),
+        "ids": whole("i64", np.arange(5)),
+    }
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A base, and packs of a fine-tune and of one with more rows."""
+    base = some_base()
+    grown = tuned_model(base, 3) | {"c": random_tensor(3, (44, 9), "f16"), "new": random_tensor(8, (7,))}
+    grown["c"].bits[:40] = moved(base["c"], 1).bits
+    write_folder(tmp_path / "base", base)
+    packs = []
+    for name, tuned in (("one", tuned_model(base, 1)), ("two", grown)):
+        write_folder(tmp_path / name, tuned)
+        packs.append(tmp_path / f"{name}.dpk")
+        deltapack.compress(tmp_path / "base", tmp_path / name, packs[-1], recipe=deltapack.Recipe(drop_rate=0.5))
+    return tmp_path / "base", packs
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", [None, "f32", "bf16"])
+def test_the_same_files(folders: tuple[Path, list[Path]], tmp_path: Path, backend: str, dtype: str | None) -> None:
+    base, (one, two) = folders
+    done: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"dtype": dtype, "force": True}
+    for call in (
+        lambda out, **more: deltapack.apply(base, two, out, **options, **more),
+        lambda out, **more: deltapack.apply(base, one, out, weight=0.3, **options, **more),
+        lambda out, **more: deltapack.merge(base, [two, one], out, weights=[0.5, 1.5], **options, **more),
+    ):
+        host = call(tmp_path / "host")
+        device = call(tmp_path / "device", device=DEVICE, backend=backend, progress=lambda *now: done.append(now))
+        assert read_folder(tmp_path / "device") == read_folder(tmp_path / "host")
+        place = "cuda:0" if DEVICE == "cuda" else "cpu"
+        assert [note for note in device.notes if note not in host.notes] == [f"decoded on device {place} by backend {backend}: as asked"]
+        assert device.tensor_bytes == host.tensor_bytes == done[-1][0] == done[-1][1]
+        assert [part for part, _ in done] == sorted(part for part, _ in done)
+        done.clear()
+
+
+@pytest.mark.parametrize("size", [1, 1 << 30])
+def test_batches_and_chunks(pack_of: PackOf, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltapack.restoring import on_device
+
+    monkeypatch.setattr(on_device, "_BATCH_BYTES", size)
+    base = {"long": random_tensor(1, (CHUNK + 5,), "bf16")} | {f"{number}": random_tensor(number, (77, 9), "bf16") for number in range(5)}
+    pack = pack_of(base, tuned_model(base), drop_rate=0.95)
+    for backend in ("auto", "torch"):
+        deltapack.apply(tmp_path / "base.safetensors", pack, tmp_path / f"{backend}.safetensors", device=DEVICE, backend=backend)
+    deltapack.apply(tmp_path / "base.safetensors", pack, tmp_path / "host.safetensors")
+    for backend in ("auto", "torch"):
+        assert (tmp_path / f"{backend}.safetensors").read_bytes() == (tmp_path / "host.safetensors").read_bytes()
+
+
+def test_what_is_wrong_leaves_nothing(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltapack.device.torch_engine import TorchEngine
+
+    base = some_base()
+    pack, out = pack_of(base, tuned_model(base), drop_rate=0.5), tmp_path / "out.safetensors"
+    other = write_file(tmp_path / "other.safetensors", base | {"a": edited(base["a"], 7, 0)})
+    with pytest.raises(BaseMismatchError, match="other content"):
+        deltapack.apply(other, pack, out, backend="torch")
+    with pytest.raises(BackendError, match="this device cannot be used"):
+        deltapack.apply(tmp_path / "base.safetensors", pack, out, device="nonsense")
+    with pytest.raises(RecipeError, match="device and backend are for checkpoints"):
+        deltapack.merge(tmp_path / "base.safetensors", [pack], tmp_path / "out.dpk", backend="torch")
+    with monkeypatch.context() as patch, pytest.raises(ChecksumError, match="not what the pack promises"):
+        patch.setattr(TorchEngine, "switch", lambda *arguments: None)
+        deltapack.apply(tmp_path / "base.safetensors", pack, out, backend="torch")
+    assert not out.exists() and leftovers(tmp_path) == []
+
+
+def test_the_command_line(folders: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    base, (one, two) = folders
+    commands = (["apply", base, one], ["merge", base, one, two])
+    for command in commands:
+        for out, options in (("host", []), ("device", ["--device", DEVICE, "--backend", "torch"])):
+            arguments = [sys.executable, "-m", "deltapack", *map(str, command), "-o", str(tmp_path / out), "--force", *options]
+            done = subprocess.run(arguments, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert ("by backend torch" in " ".join((done.stdout + done.stderr).split())) is bool(options)
+        assert read_folder(tmp_path / "device") == read_folder(tmp_path / "host")
+    wrong = [sys.executable, "-m", "deltapack", "apply", str(base), str(one), "-o", str(tmp_path / "x"), "--device", "cuda:99"]
+    done = subprocess.run(wrong, capture_output=True, text=True)
+    assert done.returncode == 5 and "cannot be used" in " ".join(done.stderr.split())
