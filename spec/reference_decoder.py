@@ -29,7 +29,18 @@ import numpy as np
 import xxhash
 import zstandard
 
-__all__ = ["Conflict", "Invalid", "read_pack", "restore", "restore_several", "second_names", "side_files", "side_files_of_several"]
+__all__ = [
+    "Conflict",
+    "Invalid",
+    "check_alone",
+    "read_pack",
+    "restore",
+    "restore_files",
+    "restore_several",
+    "second_names",
+    "side_files",
+    "side_files_of_several",
+]
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype name, shape, little-endian bytes
 Json = dict[str, Any]
@@ -827,6 +838,12 @@ def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     return b"".join(out)
 
 
+def term_chunks(data: bytes, term: Json, common: int) -> Iterator[Json]:
+    """The chunks of a term."""
+    streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
+    return read_chunks(data, term["blob"], common, streams, term["nnz"])
+
+
 def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: float | None) -> bytes:
     """Base plus what the parts add, over the elements that all of them have in common with the base."""
     old, common = base[0], min(common_of(part) for part in parts)
@@ -839,8 +856,7 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
             kept[:] = True
         for term in part.entry.get("terms", []):
             own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(part.weight)
-            streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
-            for chunk in read_chunks(part.data, term["blob"], common, streams, term["nnz"]):
+            for chunk in term_chunks(part.data, term, common):
                 where = positions(term, chunk) + chunk["start"]
                 acc[where] += term_values(term, chunk, own)
                 kept[where] = True
@@ -1055,11 +1071,13 @@ def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None =
     return None if donor is None or known[donor] is None else side_files(pack_paths[donor])
 
 
-def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
-    """The side files of a pack; None stands for one to be taken from the base checkpoint."""
+def side_files(pack_path: str | Path) -> dict[str, bytes | None] | None:
+    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base."""
     pack = read_pack(pack_path)
+    if pack["index"]["files"] is None:
+        return None
     out: dict[str, bytes | None] = {}
-    for file in pack["index"]["files"] or []:
+    for file in pack["index"]["files"]:
         out[file["name"]] = None
         if "blob" in file:
             content = unstream(plain_blob(pack["data"], file["blob"]), file["size"])
@@ -1068,13 +1086,66 @@ def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
     return out
 
 
+def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Section 3.7: the side files beside the restored tensors.
+
+    Raises:
+        Invalid: R11 or R12 where the base lacks a file that the pack leaves to it, or has another one; else R8 or R10.
+    """
+    files = side_files(pack_path)
+    if files is None:
+        return dict(base_files)
+    for file in read_pack(pack_path)["index"]["files"]:
+        if "blob" not in file:
+            need(file["name"] in base_files, "R11", f"the base has no file {file['name']!r}")
+            content = base_files[file["name"]]
+            same = len(content) == file["size"] and hashlib.sha256(content).hexdigest() == file["sha256"]
+            need(same, "R12", f"the base has another file {file['name']!r}")
+    return {name: base_files[name] if content is None else content for name, content in files.items()}
+
+
+def check_alone(pack_path: str | Path) -> None:
+    """All that can be checked of a pack without its base: R1 to R10, R13, and R12 for what holds no element of the base.
+
+    Raises:
+        Invalid: A rule is broken.
+    """
+    pack = read_pack(pack_path)
+    data = pack["data"]
+    side_files(pack_path)
+    with np.errstate(all="ignore"):
+        for entry in pack["index"]["tensors"]:
+            if "digests" in entry:
+                check_digests_blob(data, entry)
+            for term in entry.get("terms", []):
+                for chunk in term_chunks(data, term, common_numel(entry)):
+                    positions(term, chunk)
+                    term_values(term, chunk, np.float32(1))
+            if "dtype" in entry:
+                check_own_chunks(data, entry)
+
+
+def check_own_chunks(data: bytes, entry: Json) -> None:
+    """R12 for the chunks of the result that the pack stores whole."""
+    common, count, size = common_numel(entry), numel(entry["shape"]), ITEMSIZE[entry["dtype"]]
+    raw = restore_stored(data, entry, common) if "stored" in entry else b""
+    own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if "stored" in entry else []
+    found = [xxhash.xxh3_128_digest(raw[(a - common) * size : (b - common) * size]) for a, b in own]
+    if len(own) == chunk_count(count):  # all chunks; none, where there are no elements
+        need(root_digest(entry["dtype"], entry["shape"], found) == entry["digest"], "R12", f"{entry['name']!r} differs")
+    elif own:
+        known = plain_blob(data, entry["digests"])[-16 * len(own) :]
+        need(b"".join(found) == known, "R12", f"the rows that {entry['name']!r} stores differ")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # safetensors, as far as the command line needs it
 # ---------------------------------------------------------------------------------------------------------------------
 
-SAFETENSORS = {name.upper(): name for name in ITEMSIZE} | {
-    "F8_E4M3": "f8_e4m3fn",
-    "F8_E8M0": "f8_e8m0fnu",
+SAFETENSORS = {  # section 3.6
+    **{"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8_e4m3fn", "F8_E5M2": "f8_e5m2"},
+    **{"F8_E8M0": "f8_e8m0fnu", "C64": "c64", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8"},
+    **{"U64": "u64", "U32": "u32", "U16": "u16", "U8": "u8", "BOOL": "bool"},
 }
 
 

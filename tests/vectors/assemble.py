@@ -283,6 +283,7 @@ class Pack:
         self.said: dict[str, Said] = {}  # by the base tensor's name
         self.entries: list[Json] = []
         self.files: list[Json] | None = None
+        self.contents: dict[str, bytes] = {}  # of the side files
         self.extra: Json = {}
         self.minor = 0
 
@@ -375,6 +376,7 @@ class Pack:
         if inside:
             frame = zstd(content)
             entry["blob"] = blob or Blob(frame if len(frame) < len(content) else content)
+        self.contents[name] = content
         self.files = [*(self.files or []), entry]
         return self
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import xxhash
 import zstandard
 from vectors import scalar
 from vectors.assemble import Blob, Json, Pack, Tensor, Term, stream, zstd
@@ -645,10 +647,69 @@ def head_values(pack: Pack) -> int:
     return count({key: value for key, value in index.items() if key != "tensors"})
 
 
+def file_cases() -> Iterator[Case]:
+    """R4 on side files, statistics and blob references; R11 and R12 on files of the base; R12 where no base is needed."""
+    A = ("tensors", 0)
+    for what, edit in (
+        ("files-object", put("files", {})),
+        ("files-false", put("files", False)),
+        ("file-blob-null", put("files", 0, "blob", None)),
+        ("file-size-string", put("files", 0, "size", "7")),
+        ("stats-l1-missing", put(*A, "stats", {"max_abs": "1"})),
+        ("stats-max-abs-missing", put(*A, "stats", {"l1": "1"})),
+        ("stats-one-more", put(*A, "stats", {"l1": "1", "l2": "1", "max_abs": "1"})),
+        ("stats-empty", put(*A, "stats", {})),
+        ("stats-number", put(*A, "stats", {"l1": 1, "max_abs": "1"})),
+        ("blob-offset-negative", put(*A, "terms", 0, "blob", 0, -64)),
+        ("stored-length-negative", put("tensors", 1, "stored", 1, -1)),
+        ("file-length-negative", put("files", 0, "blob", 1, -1)),
+    ):
+        yield "R4", what, FORMAT, None, small().build(edit)
+    base = "invalid-base"  # with the file LICENSE, "from the base"
+    yield "R11", "file-missing", MISMATCH, base, small().file("gone.json", b"1", inside=False).build()
+    yield "R12", "file-differs", MISMATCH, base, small().file("LICENSE", b"from the BASE", inside=False).build()
+    longer = small().file("LICENSE", b"from the base", inside=False)
+    yield "R12", "file-size", MISMATCH, base, longer.build(put("files", 0, "size", 14))
+    wrong = small()
+    lie(wrong, "b", "0" * 32)
+    yield "R12", "stored-alone", CHECKSUM, None, wrong.build()
+    empty = small().stored("d", tensor("i16", (0, 3), []))
+    lie(empty, "d", "0" * 32)
+    yield "R12", "no-elements-alone", CHECKSUM, None, empty.build()
+    for what, width, chunk in (("tail-alone", 1 << 20, 1), ("tail-alone-last", (1 << 20) - 1, 2), ("tail-alone-moved", (1 << 20) - 1, 1)):
+        grown = Pack().patched("w", tensor("f8_e5m2", (1, width), 0x2E), [], shape=(3, width), tail=bytes(2 * width))
+        digests = list(grown.result["w"].chunk_digests)
+        digests[chunk] = bytes(16)
+        blob = grown.base["w"].chunk_digests + digests
+        grown.entries[0]["digests"] = Blob(b"".join(blob))
+        text = f"f8_e5m2\0{3},{width}\0".encode()
+        lie(grown, "w", xxhash.xxh3_128_hexdigest(text + b"".join(digests)))
+        yield "R12", what, CHECKSUM, None, grown.build()
+
+
+def lie(pack: Pack, name: str, digest: str) -> None:
+    """Give a tensor of the result another digest, which `result.fingerprint` then fits."""
+    new = pack.result[name]
+    pack.result[name] = Liar(new.dtype, new.shape, new.data, digest)
+    next(entry for entry in pack.entries if entry["name"] == name)["digest"] = digest
+
+
+@dataclass(frozen=True)
+class Liar(Tensor):
+    """A tensor that states a digest of its own."""
+
+    stated: str
+
+    @property
+    def digest(self) -> str:
+        """Not the one of its elements."""
+        return self.stated
+
+
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in valid_packs()}
-    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases):
+    for group in (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases):
         for case in group():
             assert case[3] is None or case[3] in names, case[:4]
             yield case

@@ -259,7 +259,8 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     )
     pack = Pack()
     pack.files = []
-    yield "files-none", "an empty list of files", pack
+    yield "files-none", "an empty list of files: the result has none", pack
+    yield "files-null", "null: the result has the files of the base", Pack().unchanged("w", old)
     pack = Pack().patched("w", old, grow, shape=(6, 3), tail=new)
     pack.entries[0]["stats"] = {"l1": "0.125", "max_abs": "1e-3"}
     yield "stats", "", pack
