@@ -29,7 +29,18 @@ import numpy as np
 import xxhash
 import zstandard
 
-__all__ = ["Conflict", "Invalid", "read_pack", "restore", "restore_several", "second_names", "side_files", "side_files_of_several"]
+__all__ = [
+    "Conflict",
+    "Invalid",
+    "check_alone",
+    "read_pack",
+    "restore",
+    "restore_files",
+    "restore_several",
+    "second_names",
+    "side_files",
+    "side_files_of_several",
+]
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype name, shape, little-endian bytes
 Json = dict[str, Any]
@@ -67,7 +78,8 @@ MAGIC = b"\x89DPK\r\n\x1a\n"
 TILE = 65_536
 CHUNK = 16 * TILE
 MIB = 1 << 20
-MAX_INDEX, MAX_WINDOW = 64 * MIB, 8 * MIB
+MAX_WINDOW, MAX_BLOCK = 8 * MIB, 128 * 1024
+MAX_INDEX, MAX_HEAD, MAX_VALUES = 64 * MIB, 4 * MIB, 65_536
 
 
 def xxh3(data: bytes) -> int:
@@ -105,17 +117,48 @@ def read_prologue(data: bytes) -> tuple[bytes, int]:
 
 def unzstd(frame: bytes, raw_length: int) -> bytes:
     """R10: the content of exactly one zstd frame of exactly `raw_length` bytes."""
-    need(frame[:4] == b"\x28\xb5\x2f\xfd", "R10", "not a zstd frame")
+    check_frame(frame, raw_length)
     try:
-        params = zstandard.get_frame_parameters(frame)
-        need(raw_length > 0 and params.content_size == raw_length, "R10", "the frame states another size")
-        need(params.dict_id == 0, "R10", "the frame needs a dictionary")
-        need(params.window_size <= MAX_WINDOW, "R10", "the window is too large")
         content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Invalid("R10", str(error)) from error
     need(len(content) == raw_length, "R10", "the frame holds another size")
     return content
+
+
+def check_frame(frame: bytes, raw_length: int) -> None:
+    """R10: the frame header and the block headers, whatever the zstd library would let pass."""
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        need(at <= len(frame), "R10", "the frame is cut")
+        return int.from_bytes(frame[at - count : at], "little")
+
+    at = 0
+    need(take(4) == 0xFD2FB528, "R10", "not a zstd frame")
+    descriptor = take(1)
+    size_flag, single_segment, has_checksum = descriptor >> 6, descriptor >> 5 & 1, descriptor >> 2 & 1
+    need(descriptor & 0b00000011 == 0, "R10", "the frame has a field for a dictionary")
+    need(descriptor & 0b00011000 == 0, "R10", "the unused or the reserved bit is set")
+    need(size_flag or single_segment, "R10", "the frame states no size")
+    if not single_segment:
+        exponent, mantissa = divmod(take(1), 8)
+        window = (1 << 10 + exponent) * (8 + mantissa) // 8
+    size = take(1 << size_flag) + (256 if size_flag == 1 else 0)
+    need(raw_length > 0 and size == raw_length, "R10", "the frame states another size")
+    if single_segment:
+        window = size
+    need(min(size, MAX_BLOCK) <= window <= MAX_WINDOW, "R10", "the window is too small or too large")
+    is_last = 0
+    while not is_last:
+        header = take(3)
+        is_last, block_type, block_size = header & 1, header >> 1 & 3, header >> 3
+        need(block_type != 3, "R10", "a block of the reserved type")
+        need(block_size <= min(window, MAX_BLOCK), "R10", "a block is too long")
+        take(1 if block_type == 1 else block_size)
+    take(4 * has_checksum)
+    need(at == len(frame), "R10", "bytes after the frame")
 
 
 def unstream(stored: bytes, raw_length: int) -> bytes:
@@ -146,8 +189,27 @@ def merge_planes(planes: bytes, itemsize: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:]|[^"\[\]{}:,]+', re.DOTALL)
+
+
+def check_head(raw: bytes) -> None:
+    """Limits of section 4.1 on what stands before the list of `tensors`, checked before anything is built of it."""
+    depth, values, end = 0, 0, len(raw)
+    for token in TOKEN.finditer(raw[: MAX_HEAD + 1]):
+        is_key = raw[token.end() : token.end() + 1] == b":"
+        if is_key and depth == 1 and token[0] == b'"tensors"':
+            end = token.end() + 1
+            break
+        depth += (token[0] in b"[{") - (token[0] in b"]}")
+        values += not is_key and token[0] not in (b"]", b"}", b":")
+        need(depth <= 8, "R4", "nested too deeply")
+        need(values <= MAX_VALUES, "R4", "too many values outside `tensors`")
+    need(end <= MAX_HEAD, "R4", "too many bytes before the list of `tensors`")
+
+
 def parse_canonical(raw: bytes) -> Any:
     """R4: the only value of which `raw` is the canonical spelling."""
+    check_head(raw)
 
     def pairs(items: list[tuple[str, Any]]) -> Json:
         need(len(dict(items)) == len(items), "R4", "duplicate key")
@@ -777,6 +839,12 @@ def check_base_digest(entry: Json, base: Tensor) -> None:
     need(tensor_digest(*base) == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
 
 
+def term_chunks(data: bytes, term: Json, common: int) -> Iterator[Json]:
+    """The chunks of a term."""
+    streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
+    return read_chunks(data, term["blob"], common, streams, term["nnz"])
+
+
 def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: float | None) -> bytes:
     """Base plus what the parts add, over the elements that all of them have in common with the base."""
     old, common = base[0], min(common_of(part) for part in parts)
@@ -791,8 +859,7 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
             kept[:] = True
         for term in part.entry.get("terms", []):
             own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(part.weight)
-            streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
-            for chunk in read_chunks(part.data, term["blob"], common, streams, term["nnz"]):
+            for chunk in term_chunks(part.data, term, common):
                 where = positions(term, chunk) + chunk["start"]
                 acc[where] += term_values(term, chunk, own)
                 kept[where] = True
@@ -1007,11 +1074,13 @@ def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None =
     return None if donor is None or known[donor] is None else side_files(pack_paths[donor])
 
 
-def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
-    """The side files of a pack; None stands for one to be taken from the base checkpoint."""
+def side_files(pack_path: str | Path) -> dict[str, bytes | None] | None:
+    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base."""
     pack = read_pack(pack_path)
+    if pack["index"]["files"] is None:
+        return None
     out: dict[str, bytes | None] = {}
-    for file in pack["index"]["files"] or []:
+    for file in pack["index"]["files"]:
         out[file["name"]] = None
         if "blob" in file:
             content = unstream(plain_blob(pack["data"], file["blob"]), file["size"])
@@ -1020,13 +1089,66 @@ def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
     return out
 
 
+def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Section 3.7: the side files beside the restored tensors.
+
+    Raises:
+        Invalid: R11 or R12 where the base lacks a file that the pack leaves to it, or has another one; else R8 or R10.
+    """
+    files = side_files(pack_path)
+    if files is None:
+        return dict(base_files)
+    for file in read_pack(pack_path)["index"]["files"]:
+        if "blob" not in file:
+            need(file["name"] in base_files, "R11", f"the base has no file {file['name']!r}")
+            content = base_files[file["name"]]
+            same = len(content) == file["size"] and hashlib.sha256(content).hexdigest() == file["sha256"]
+            need(same, "R12", f"the base has another file {file['name']!r}")
+    return {name: base_files[name] if content is None else content for name, content in files.items()}
+
+
+def check_alone(pack_path: str | Path) -> None:
+    """All that can be checked of a pack without its base: R1 to R10, R13, and R12 for what holds no element of the base.
+
+    Raises:
+        Invalid: A rule is broken.
+    """
+    pack = read_pack(pack_path)
+    data = pack["data"]
+    side_files(pack_path)
+    with np.errstate(all="ignore"):
+        for entry in pack["index"]["tensors"]:
+            if "digests" in entry:
+                check_digests_blob(data, entry)
+            for term in entry.get("terms", []):
+                for chunk in term_chunks(data, term, common_numel(entry)):
+                    positions(term, chunk)
+                    term_values(term, chunk, np.float32(1))
+            if "dtype" in entry:
+                check_own_chunks(data, entry)
+
+
+def check_own_chunks(data: bytes, entry: Json) -> None:
+    """R12 for the chunks of the result that the pack stores whole."""
+    common, count, size = common_numel(entry), numel(entry["shape"]), ITEMSIZE[entry["dtype"]]
+    raw = restore_stored(data, entry, common) if "stored" in entry else b""
+    own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if "stored" in entry else []
+    found = [xxhash.xxh3_128_digest(raw[(a - common) * size : (b - common) * size]) for a, b in own]
+    if len(own) == chunk_count(count):  # all chunks; none, where there are no elements
+        need(root_digest(entry["dtype"], entry["shape"], found) == entry["digest"], "R12", f"{entry['name']!r} differs")
+    elif own:
+        known = plain_blob(data, entry["digests"])[-16 * len(own) :]
+        need(b"".join(found) == known, "R12", f"the rows that {entry['name']!r} stores differ")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # safetensors, as far as the command line needs it
 # ---------------------------------------------------------------------------------------------------------------------
 
-SAFETENSORS = {name.upper(): name for name in ITEMSIZE} | {
-    "F8_E4M3": "f8_e4m3fn",
-    "F8_E8M0": "f8_e8m0fnu",
+SAFETENSORS = {  # section 3.6
+    **{"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8_e4m3fn", "F8_E5M2": "f8_e5m2"},
+    **{"F8_E8M0": "f8_e8m0fnu", "C64": "c64", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8"},
+    **{"U64": "u64", "U32": "u32", "U16": "u16", "U8": "u8", "BOOL": "bool"},
 }
 
 

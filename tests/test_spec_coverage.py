@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from support.builders import reference_decoder
+
+from deltapack.dtypes import BY_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC, VECTORS = ROOT / "spec", ROOT / "tests" / "vectors"
@@ -78,6 +81,17 @@ def test_every_element_type_is_restored_by_a_vector() -> None:
     documents = [json.loads(path.read_text("utf-8")) for path in VECTORS.glob("v1-ok-*.json")]
     found = {tensor["dtype"] for document in documents for tensor in document["result"].values()}
     assert set(first_column("03-index.md", "## 3.6 Element types")) == found
+
+
+def test_safetensors_names_are_those_of_the_page() -> None:
+    """The table of section 3.6 is the one of the package and of the reference decoder: names, bytes and which are floats."""
+    text = (SPEC / "03-index.md").read_text("utf-8").split("## 3.6 Element types", 1)[1].split("\n#", 1)[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d) \| (float|opaque)", text, re.M)
+    assert rows == [(t.name, t.safetensors, str(t.itemsize), "float" if t.is_delta else "opaque") for t in BY_NAME.values()]
+    reference = reference_decoder()
+    assert {theirs: name for name, theirs, _, _ in rows} == reference.SAFETENSORS
+    assert {name: int(size) for name, _, size, _ in rows} == reference.ITEMSIZE
+    assert list(reference.FLOATS) == [name for name, _, _, kind in rows if kind == "float"]
 
 
 def test_only_known_rules_are_named() -> None:

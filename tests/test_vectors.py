@@ -98,12 +98,21 @@ class ReferenceDecoder:
         contents = {name: b"from the base" if content is None else content for name, content in files.items()}
         return result, reference.second_names(packs, result, case.prefer), contents
 
+    def check_alone(self, pack: Path) -> None:
+        """Check a pack without its base."""
+        reference.check_alone(pack)
+
+    def restore_files(self, pack: Path, base: Tensors) -> dict[str, bytes]:
+        """Return the restored side files."""
+        files: dict[str, bytes] = reference.restore_files(pack, {"LICENSE": b"from the base"})
+        return files
+
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str | None]:
         """Return the rule, and the name of the error class where the decoder has several, that reading runs into."""
         with pytest.raises(reference.Invalid) as caught:
-            reference.read_pack(pack)
-            reference.side_files(pack)
+            self.check_alone(pack)
             reference.restore(pack, base or {})
+            self.restore_files(pack, base or {})
         return str(caught.value.rule), None
 
 
@@ -146,11 +155,24 @@ class Package:
                 files = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name not in made}
                 return result, dict(checkpoint.aliases), files
 
+    def check_alone(self, pack: Path) -> None:
+        """Check a pack without its base."""
+        deltapack.verify(pack)
+
+    def restore_files(self, pack: Path, base: Tensors) -> dict[str, bytes]:
+        """Return the restored side files, through folders."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            deltapack.apply(self._base(Path(folder), base), pack, out)
+            files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+            return {name: path.read_bytes() for name, path in files.items() if name != "model.safetensors"}
+
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
         """Return the rule and the error class that verifying and applying run into."""
         with pytest.raises(deltapack.DeltapackError) as caught:
-            deltapack.verify(pack)
+            self.check_alone(pack)
             self.restore(pack, base or {})
+            self.restore_files(pack, base or {})
         assert str(pack) in str(caught.value) or caught.value.exit_code == 4
         return str(caught.value.rule), type(caught.value).__name__
 
@@ -196,6 +218,7 @@ def decoder(request: pytest.FixtureRequest) -> Any:
 def test_valid_vector_restores_bit_for_bit(decoder: Any, name: str) -> None:
     """A valid pack gives exactly the expected tensors."""
     document = companion(f"{name}.json")
+    decoder.check_alone(VECTORS / f"{name}.dpk")
     assert decoder.restore(VECTORS / f"{name}.dpk", tensors(document["base"])) == tensors(document["result"])
 
 
@@ -205,6 +228,14 @@ def test_valid_vector_restores_with_weight(decoder: Any, name: str) -> None:
     document = companion(f"{name}.json")
     found = decoder.restore(VECTORS / f"{name}.dpk", tensors(document["base"]), float(document["weight"]))
     assert found == tensors(document["weighted"])
+
+
+@pytest.mark.parametrize("name", [name for name in VALID if "files" in companion(f"{name}.json")])
+def test_valid_vector_restores_side_files(decoder: Any, name: str) -> None:
+    """Files travel as they are, compressed, or by reference to the base; null stands for those of the base, `[]` for none."""
+    document = companion(f"{name}.json")
+    found = decoder.restore_files(VECTORS / f"{name}.dpk", tensors(document["base"]))
+    assert found == {file: bytes.fromhex(content) for file, content in document["files"].items()}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in companion(group)["cases"]])
@@ -262,7 +293,7 @@ def test_reference_restores_side_files() -> None:
 def test_vectors_are_small_and_complete() -> None:
     """The folder stays light, and each invalid file is listed."""
     files = [path for path in VECTORS.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 800_000  # one small file for each field and check
+    assert sum(path.stat().st_size for path in files) < 900_000  # one small file for each field and check
     assert {path.name for path in VECTORS.glob("v1-bad-*.dpk")} == set(INVALID)
     named = {pack for group in GROUPS for case in companion(group)["cases"].values() for pack in case["packs"]}
     assert {path.name for path in VECTORS.glob("v1-several-*.dpk")} == named

@@ -50,7 +50,6 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
                 hint=hint,
             )
         for entry in index.entries:
-            pack.chunk_digests(entry)
             wanted = entry.base
             if wanted is None:
                 continue
@@ -66,6 +65,9 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
                     hint="`deltapack inspect` tells which base a pack needs.",
                 )
         _check_covered(base, pack)
+    for pack in packs:  # after R11: a wrong base is said to be one before any blob is read
+        for entry in pack.index.entries:
+            pack.chunk_digests(entry)
 
 
 def _check_covered(base: BaseTensors, reader: PackReader) -> None:

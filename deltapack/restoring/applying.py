@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
-from deltapack.composing.assets import copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
@@ -125,6 +125,7 @@ def write_checkpoint(
 
     `own_files` are written besides the side files, and instead of those of the same names.
     """
+    check_base_files(base, composition.assets)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],

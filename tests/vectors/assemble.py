@@ -302,6 +302,7 @@ class Pack:
         self.said: dict[str, Said] = {}  # by the base tensor's name
         self.entries: list[Json] = []
         self.files: list[Json] | None = None
+        self.contents: dict[str, bytes] = {}  # of the side files
         self.extra: Json = {}
         self.minor = 0
 
@@ -394,6 +395,7 @@ class Pack:
         if inside:
             frame = zstd(content)
             entry["blob"] = blob or Blob(frame if len(frame) < len(content) else content)
+        self.contents[name] = content
         self.files = [*(self.files or []), entry]
         return self
 
@@ -451,7 +453,8 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
             region[start - 64 :] = blob.data
 
     rows, size = [], 0
-    for entry in (entry for entry in index.get("tensors", []) if type(entry) is dict):
+    entries = index["tensors"] if type(index.get("tensors")) is list else []
+    for entry in (entry for entry in entries if type(entry) is dict):
         base = entry["base"] if type(entry.get("base")) is dict else {}
         for holder, dtype, shape in (
             (entry, entry.get("dtype"), entry.get("shape")),
@@ -467,7 +470,7 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
                 place(term, "blob")
         place(entry, "stored")
         place(entry, "digests")
-    for file in index.get("files") or []:
+    for file in index["files"] if type(index.get("files")) is list else []:
         if type(file) is dict:
             place(file, "blob")
     region.extend(bytes(-len(region) % 8))

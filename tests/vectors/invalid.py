@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import xxhash
 import zstandard
 from vectors import scalar
 from vectors.assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
@@ -150,6 +152,7 @@ def json_cases() -> Iterator[Case]:
         "int-2-53": sub(b'"recipe":{}', b'"recipe":{"x":9007199254740992}'),
         "int-5000-digits": sub(b'"recipe":{}', b'"recipe":{"x":' + b"9" * 5000 + b"}"),
         "depth-9": sub(b'"recipe":{}', b'"recipe":{"x":' + b"[" * 7 + b"]" * 7 + b"}"),
+        "depth-9-in-entry": sub(b'"shape":[4,3]', b'"shape":' + b"[" * 6 + b"]" * 6),
         "depth-100000": lambda raw: deep,
         "top-list": lambda raw: b"[]",
     }
@@ -219,6 +222,8 @@ def index_cases() -> Iterator[Case]:
         ("R7", "past-index", FORMAT, put("files", 0, "blob", 1, 1 << 20)),
         ("R7", "past-2-53", FORMAT, put("files", 0, "blob", 1, 2**53 - 1)),
         ("R7", "hidden-bytes", FORMAT, drop("files", 0, "blob")),
+        ("R4", "blob-negative-term", FORMAT, put(*TERM, "blob", 0, -64)),
+        ("R4", "blob-negative-stored", FORMAT, put("tensors", 1, "stored", 1, -1)),
         ("R4", "blob-negative-offset", FORMAT, put("files", 0, "blob", 0, -8)),
         ("R4", "blob-negative-length", FORMAT, put("files", 0, "blob", 1, -1)),
     ]
@@ -295,7 +300,8 @@ def index_cases() -> Iterator[Case]:
         if change is None:
             del pack.entries[0]["digests"]
         yield "R6", f"digests-{what}", FORMAT, None if change else "index-empty", pack.build()
-    rows = lambda index: index["tensors"].extend({} for _ in range(1_000_001))  # noqa: E731
+    alias = {"kind": "alias", "name": "a", "of": "b"}
+    rows = lambda index: index["tensors"].extend([alias] * 1_000_001)  # noqa: E731
     yield "R6", "tensors-1000001", LIMIT, None, Pack().build(rows)
 
 
@@ -632,10 +638,169 @@ def base_cases() -> Iterator[Case]:
     yield "R12", "result-stored", CHECKSUM, "index-empty", wrong.build()
 
 
+def block(kind: int, size: int, body: bytes, last: bool = True) -> bytes:
+    """A block of a zstd frame: type 0 raw, 1 repeated byte, 2 compressed, 3 reserved."""
+    return (int(last) | kind << 1 | size << 3).to_bytes(3, "little") + body
+
+
+def header_cases() -> Iterator[Case]:
+    """R10 on the headers of frame and blocks, where versions of libzstd differ or let too much pass. 3,000 bytes of content."""
+    content = b"abcdefgh" * 375
+    plain = zstd(content)
+    assert plain[4] == 0x60  # single segment, content size in two bytes
+    magic, size, packed = plain[:4], plain[5:7], plain[7:]
+    wide = (200_000).to_bytes(4, "little")
+    frames: dict[str, tuple[bytes, int]] = {
+        "unused-bit": (magic + b"\x70" + size + packed, 3000),
+        "reserved-bit": (magic + b"\x68" + size + packed, 3000),
+        "dictionary-0": (magic + b"\x61\0" + size + packed, 3000),
+        "dictionary-0-of-2": (magic + b"\x62\0\0" + size + packed, 3000),
+        "dictionary-0-of-4": (magic + b"\x63\0\0\0\0" + size + packed, 3000),
+        "no-size-field": (magic + b"\0\x50" + packed, 3000),
+        "no-magic": (b"\x27" + plain[1:], 3000),
+        "header-cut": (plain[:6], 3000),
+        "descriptor-cut": (plain[:4], 3000),
+        "block-header-cut": (plain[:9], 3000),
+        "window-1k": (magic + b"\x40\0" + size + packed, 3000),
+        "window-1k-blocks": (
+            magic + b"\x40\0" + size + b"".join(block(1, 1000, b"a", last) for last in (False, False, True)),
+            3000,
+        ),
+        "window-120k": (
+            magic + b"\x80" + bytes([6 << 3 | 7]) + wide + block(1, 120_000, b"a", False) + block(1, 80_000, b"a"),
+            200_000,
+        ),
+        "window-9m": (magic + b"\x40" + bytes([13 << 3 | 1]) + size + packed, 3000),
+        "block-repeats-128k-1": (magic + b"\xa0" + wide + block(1, 131_073, b"a", False) + block(1, 68_927, b"a"), 200_000),
+        "block-repeats-all": (magic + b"\xa0" + wide + block(1, 200_000, b"a"), 200_000),
+        "block-type-3": (magic + b"\x60" + size + block(3, 5, packed[3:8], False) + packed, 3000),
+        "block-over-content": (magic + b"\x60" + size + block(1, 3001, b"a"), 3000),
+        "no-last-block": (magic + b"\x60" + size + block(1, 3000, b"a", False), 3000),
+        "after-last-block": (plain + block(1, 0, b"a"), 3000),
+        "checksum-cut": (zstd(content, write_checksum=True)[:-1], 3000),
+        "no-checksum-flag": (plain + zstd(content, write_checksum=True)[-4:], 3000),
+    }
+    for what, (stored, raw) in frames.items():
+        spoil = lambda chunk, stored=stored, raw=raw: chunk.update(streams=[(stored, raw)])  # noqa: E731
+        yield "R10", f"header-{what}", FORMAT, "index-empty", Pack().stored("w", tensor("u8", (raw,), 97), spoil).build()
+    long = b"a" * (65 << 17)
+    frame = magic + b"\xa0" + len(long).to_bytes(4, "little") + b"".join(block(1, 1 << 17, b"a", i == 64) for i in range(65))
+    yield "R10", "header-single-segment-over-8m", FORMAT, "index-empty", Pack().file("a.txt", long, blob=Blob(frame)).build()
+    note = put("recipe", {"note": "a" * 1000})
+    raw = zstandard.decompress(_index_of(small().build(note)))
+    stored = zstd(raw)
+    assert stored[4] == 0x60
+    literals = (len(raw) << 4 | 0xC).to_bytes(3, "little") + raw + b"\0"  # a compressed block that is longer than its content
+    for what, frame in (
+        ("index-unused-bit", stored[:4] + b"\x70" + stored[5:]),
+        ("index-dictionary-0", stored[:4] + b"\x61\0" + stored[5:]),
+        ("index-window-1k", stored[:4] + b"\x40\0" + stored[5:7] + block(2, len(literals), literals)),
+        ("index-block-over-window", stored[:7] + block(2, len(literals), literals)),
+    ):
+        yield "R10", f"header-{what}", FORMAT, None, small().build(note, frame=lambda _, frame=frame: frame)
+
+
+def node_cases() -> Iterator[Case]:
+    """R4: limits on what the format leaves free. Each file is small and unfolds to much."""
+    fill = 65_536 - head_values(small())
+
+    def with_text(text: bytes, recipe: bytes) -> bytes:
+        return small().build(text=lambda raw: raw.replace(text, recipe, 1))
+
+    def lists(count: int) -> bytes:
+        return b"[" + b"[]," * (count - 1) + b"[]]"
+
+    def first(raw: bytes) -> bytes:
+        index = json.loads(raw)
+        return json.dumps({"tensors": index.pop("tensors")} | index, separators=(",", ":")).encode()
+
+    recipe, shape = b'"recipe":{}', b'"shape":[4,3]'
+    yield "R4", "recipe-values", LIMIT, None, small().build(put("recipe", {"a": [0] * fill}))
+    yield "R4", "recipe-values-nested", LIMIT, None, small().build(put("recipe", {"a": [[0]] * (fill // 2 + 1)}))
+    yield "R4", "optional-values", LIMIT, None, small().build(put("optional", {"a": [0] * (fill - 1)}))
+    yield "R4", "recipe-60-mb", LIMIT, None, with_text(recipe, b'"recipe":{"a":' + lists(20_000_000) + b"}")
+    texts: list[bytes] = []
+    small().build(put("created_by", ""), text=lambda raw: texts.append(raw) or raw)
+    head = texts[0].index(b'"tensors":[') + len(b'"tensors":')
+    yield "R4", "head-4-mib", LIMIT, None, small().build(put("created_by", "a" * ((4 << 20) + 1 - head)))
+    yield "R4", "entry-values", LIMIT, None, with_text(shape, b'"shape":' + lists(70_000))
+    yield "R4", "entries-are-lists", FORMAT, None, small().build(put("tensors", [[]] * 70_000))
+    yield "R4", "tensors-object", FORMAT, None, small().build(put("tensors", {}))
+    yield "R4", "tensors-number", FORMAT, None, small().build(put("tensors", 1))
+    yield "R4", "tensors-first", FORMAT, None, small().build(text=first)
+    yield "R4", "tensors-cut", FORMAT, None, small().build(text=lambda raw: raw[:-2])
+    yield "R4", "tensors-comma-last", FORMAT, None, small().build(text=lambda raw: raw[:-2] + b",]}")
+    yield "R4", "tensors-brace-more", FORMAT, None, small().build(text=lambda raw: raw + b"}")
+    yield "R4", "key-after-tensors", FORMAT, None, small().build(text=lambda raw: raw[:-1] + b',"u":1}')
+
+
+def head_values(pack: Pack) -> int:
+    """JSON values of the index outside `tensors`."""
+
+    def count(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(map(count, inner))
+
+    index = json.loads(zstandard.decompress(_index_of(pack.build())))
+    return count({key: value for key, value in index.items() if key != "tensors"})
+
+
+def file_cases() -> Iterator[Case]:
+    """R4 on side files, statistics and blob references; R11 and R12 on files of the base; R12 where no base is needed."""
+    A = ("tensors", 0)
+    for what, edit in (
+        ("files-false", put("files", False)),
+        ("stats-empty", put(*A, "stats", {})),
+    ):
+        yield "R4", what, FORMAT, None, small().build(edit)
+    base = "invalid-base"  # with the file LICENSE, "from the base"
+    yield "R11", "file-missing", MISMATCH, base, small().file("gone.json", b"1", inside=False).build()
+    yield "R12", "file-differs", MISMATCH, base, small().file("LICENSE", b"from the BASE", inside=False).build()
+    longer = small().file("LICENSE", b"from the base", inside=False)
+    yield "R12", "file-size", MISMATCH, base, longer.build(put("files", 0, "size", 14))
+    wrong = small()
+    lie(wrong, "b", "0" * 32)
+    yield "R12", "stored-alone", CHECKSUM, None, wrong.build()
+    empty = small().stored("d", tensor("i16", (0, 3), []))
+    lie(empty, "d", "0" * 32)
+    yield "R12", "no-elements-alone", CHECKSUM, None, empty.build()
+    for what, width, chunk in (("tail-alone", 1 << 20, 1), ("tail-alone-last", (1 << 20) - 1, 2), ("tail-alone-moved", (1 << 20) - 1, 1)):
+        grown = Pack().patched("w", tensor("f8_e5m2", (1, width), 0x2E), [], shape=(3, width), tail=bytes(2 * width))
+        digests = list(grown.result["w"].chunk_digests)
+        digests[chunk] = bytes(16)
+        blob = grown.base["w"].chunk_digests + digests
+        grown.entries[0]["digests"] = Blob(b"".join(blob))
+        text = f"f8_e5m2\0{3},{width}\0".encode()
+        lie(grown, "w", xxhash.xxh3_128_hexdigest(text + b"".join(digests)))
+        yield "R12", what, CHECKSUM, None, grown.build()
+
+
+def lie(pack: Pack, name: str, digest: str) -> None:
+    """Give a tensor of the result another digest, which `result.fingerprint` then fits."""
+    new = pack.result[name]
+    pack.result[name] = Liar(new.dtype, new.shape, new.data, digest)
+    next(entry for entry in pack.entries if entry["name"] == name)["digest"] = digest
+
+
+@dataclass(frozen=True)
+class Liar(Tensor):
+    """A tensor that states a digest of its own."""
+
+    stated: str
+
+    @property
+    def digest(self) -> str:
+        """Not the one of its elements."""
+        return self.stated
+
+
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in valid_packs()}
-    groups = (prologue_cases, json_cases, index_cases, chunk_cases, base_cases, field_cases, blob_cases)
+    groups = (
+        *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
+        *(field_cases, blob_cases),
+    )
     for group in groups:
         for case in group():
             assert case[3] is None or case[3] in names, case[:4]
