@@ -98,6 +98,9 @@ def _find_tensors(data: bytes, limits: Limits, *, cut: bool, where: str = "outsi
 
 def _items(data: bytes, start: int, limits: Limits) -> Iterator[Any]:
     """Yield the items of the list at `start`, which end the document."""
+    # Only a key can be spelled so, for a string escapes its quotes; so this counts the entries before a million of them are parsed.
+    if data.count(b'"kind":', start) > limits.tensors:
+        raise LimitError("too many tensors", rule="R6", expected=f"at most {limits.tensors}")
     at, most = start + 1, _ENTRY_BYTES + _TERM_BYTES * limits.terms
     last = data.startswith(b"]", at)
     while not last:
