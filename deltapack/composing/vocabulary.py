@@ -15,7 +15,7 @@ import numpy as np
 
 from deltapack.checkpoint import TensorInfo
 from deltapack.composing.basecheck import BaseTensors
-from deltapack.composing.tensor_job import StoredRows, TensorJob, UnitedRows
+from deltapack.composing.tensor_job import FromBase, StoredRows, TensorJob, UnitedRows
 from deltapack.composing.tokenizer_files import AddedToken, Tokenizer
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
@@ -118,12 +118,12 @@ class Vocabulary:
 
     def grow(self, job: TensorJob, stored: Mapping[int, StoredRows]) -> TensorJob:
         """Return a job over the rows of the base with the new rows after them, out of what packs store (by their numbers)."""
-        if not self.new:
+        if not self.new or not isinstance(job.source, FromBase):
             return job
         owners = tuple((stored[number], np.array(places, np.int64)) for number, places in self.places.items())
         shape = (job.shape[0] + self.new, *job.shape[1:])
         rows = UnitedRows(job.dtype, job.numel, prod(job.shape[1:]), owners)
-        return replace(job, shape=shape, numel=prod(shape), rows=rows, digest="")
+        return replace(job, shape=shape, source=replace(job.source, rows=rows), digest="")
 
 
 def unite(

@@ -97,7 +97,7 @@ def merge(
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
         notes = plan.notes + _write(plan, out, options)
         jobs = plan.composition.jobs
-        nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
+        nbytes = sum(job.nbytes for job in jobs)
         rows = list(zip(map(str, packs), shown_weights(plan), strict=True))
         survey_report = survey(plan, options.workers) if report else None
         warnings = [*warnings_of(plan), *(survey_report.warnings if survey_report is not None else ())]
