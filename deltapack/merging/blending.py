@@ -220,10 +220,10 @@ def _drops_at_random(term: PackTerm) -> bool:
 
 @dataclass(frozen=True)
 class Blended:
-    """A tensor of the base to which a blended term is added, and that alone.
+    """A job whose only term is a blended one.
 
     Attributes:
-        job: The job, with whatever term.
+        job: The job, with this term or an earlier form of it.
         source: What it starts from.
         term: The term.
     """

@@ -21,6 +21,7 @@ from deltapack.merging.methods.linear import linear
 from deltapack.merging.methods.settings import Parts, count_signs
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
 from deltapack.restoring.engine import restore_chunk
@@ -56,7 +57,7 @@ def explain_merge(
         RecipeError: The recipe does not fit the packs, or no such tensor is merged.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
         apart = plan.side_by_side()
         count = resolve_workers(workers)
         job = measure_each(plan.base, {0: _chosen(apart, tensor)}, count)[0]

@@ -22,6 +22,7 @@ from deltapack.merging.merge import refuse_for_packs
 from deltapack.merging.merged_pack import check_terms
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.reports import PreviewReport
 from deltapack.restoring.applying import WriteOptions
 
@@ -56,9 +57,10 @@ def preview_merge(
         RecipeError: An argument is out of range.
     """
     out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None)
-    refuse_for_packs(out, dtype, max_shard_size)
+    request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab))
+    refuse_for_packs(out, options)
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        plan = plan_merge(stack, request, options.dtype)
         plan = replace(plan, composition=replace(plan.composition, jobs=tuple(map(_foreseen, plan.composition.jobs))))
         _check_output(plan, out, force)
         if out.suffix == ".dpk":

@@ -20,6 +20,7 @@ from deltapack.merging.methods.settings import Parts, Settings, count_signs
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe, layer_number
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import LayerRow, SurveyReport
 
@@ -55,7 +56,7 @@ def survey_merge(
         RecipeError: The recipe does not fit the packs.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
         return survey(plan, resolve_workers(workers))
 
 
