@@ -13,7 +13,7 @@ from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
 from deltapack.composing.basecheck import BaseTensors, agreed_digest, check_base
-from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.tensor_job import FromBase, FromPack, OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
 from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
 from deltapack.composing.weighted import WeightedPack
@@ -98,7 +98,7 @@ def compose(
         if staying or len(parts) < len(packs):
             job = maker.based_job(tensor, staying)
             jobs.append(vocab.grow(job, grown[name]) if isinstance(vocab, Vocabulary) and name in grown else job)
-    jobs += [_whole_job(chooser.one(parts)) for parts in new.values()]
+    jobs += [whole for parts in new.values() if (whole := _whole_job(chooser.one(parts))) is not None]
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
@@ -117,8 +117,8 @@ def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, Sto
     out: dict[str, dict[int, StoredRows]] = {}
     for name, part in ((name, part) for name, own in parts.items() for part in own if part.entry.kind == "grown"):
         rows = _rows(part)
-        assert rows is not None
-        out.setdefault(name, {})[part.number] = rows
+        if rows is not None:
+            out.setdefault(name, {})[part.number] = rows
     return out
 
 
@@ -189,24 +189,24 @@ class _JobMaker:
         name = _name_of(tensor.name, parts, self.chooser)
         changing = [part for part in parts if part.entry.kind != "unchanged"]
         if not changing:
-            return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
+            return TensorJob(name, tensor.dtype, tensor.shape, FromBase(tensor, digest), digest)
         only = changing[0]
-        if len(changing) == 1 and self._is_whole(only, tensor):
-            return replace(_whole_job(only), name=name)
+        whole = self._whole(only, tensor, name) if len(changing) == 1 else None
+        if whole is not None:
+            return whole
         structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
         if structural:
             return self._structural_job(tensor, name, digest, parts, structural)
         dtypes = {part.entry.dtype for part in changing}
         dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
-        terms = self._added(tensor, parts)
-        return TensorJob(
-            name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=self._promised(only), pack=only.pack.reader.path
-        )
+        source = FromBase(tensor, digest, self._added(tensor, parts))
+        return TensorJob(name, dtype, tensor.shape, source, self._promised(only), only.pack.reader.path)
 
-    def _is_whole(self, part: _Part, tensor: TensorInfo) -> bool:
-        """Whether the result is a stored tensor as it is, where nothing else changes the tensor: no weight scales what cannot be added."""
+    def _whole(self, part: _Part, tensor: TensorInfo, name: str) -> TensorJob | None:
+        """Plan a stored tensor as it is, if it is one, where nothing else changes it: no weight scales what cannot be added."""
         as_is = self.blend is None and part.pack.weight_of(tensor.name) == 1
-        return part.entry.kind == "stored" and (as_is or not _adds(part, tensor))
+        whole = _whole_job(part) if as_is or not _adds(part, tensor) else None
+        return None if whole is None else replace(whole, name=name)
 
     def _structural_job(
         self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]
@@ -217,26 +217,17 @@ class _JobMaker:
         if entry.kind != "grown":
             # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
             part = self.chooser.one([part for part in parts if part.entry.kind != "unchanged"])
-            if self._is_whole(part, tensor):
-                return replace(_whole_job(part), name=name)
+            whole = self._whole(part, tensor, name)
+            if whole is not None:
+                return whole
             entry, parts = part.entry, [part]
         adding = [
             other
             for other in parts
             if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
         ]
-        return TensorJob(
-            name,
-            entry.dtype,
-            entry.shape,
-            entry.numel,
-            tensor,
-            digest,
-            self._added(tensor, adding),
-            _rows(part) if entry.kind == "grown" else None,
-            self._promised(part),
-            part.pack.reader.path,
-        )
+        source = FromBase(tensor, digest, self._added(tensor, adding), _rows(part) if entry.kind == "grown" else None)
+        return TensorJob(name, entry.dtype, entry.shape, source, self._promised(part), part.pack.reader.path)
 
     def _added(self, tensor: TensorInfo, parts: Sequence[_Part]) -> tuple[TermSource, ...]:
         """Return what is added to the common elements."""
@@ -250,12 +241,12 @@ class _JobMaker:
         return part.entry.digest if alone else ""
 
 
-def _whole_job(part: _Part) -> TensorJob:
-    entry = part.entry
-    rows, path = _rows(part), part.pack.reader.path
-    return TensorJob(
-        entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path, whole=entry
-    )
+def _whole_job(part: _Part) -> TensorJob | None:
+    """Plan a tensor that a pack stores whole; `None` where it does not."""
+    entry, rows = part.entry, _rows(part)
+    if entry.kind != "stored" or rows is None:
+        return None
+    return TensorJob(entry.name, entry.dtype, entry.shape, FromPack(entry, rows), entry.digest, part.pack.reader.path)
 
 
 def _adds(part: _Part, tensor: TensorInfo) -> bool:
@@ -278,7 +269,7 @@ def _rows(part: _Part) -> StoredRows | None:
     entry, reader = part.entry, part.pack.reader
     if entry.stored is None:
         return None
-    return StoredRows(reader, entry.stored, stored_chunks(reader, entry), entry.dtype, entry.common)
+    return StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
 
 
 def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:

@@ -15,7 +15,7 @@ from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.compose import compose
-from deltapack.composing.tensor_job import StoredRows
+from deltapack.composing.tensor_job import FromBase, StoredRows
 from deltapack.composing.weighted import WeightedPack
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
@@ -78,7 +78,7 @@ def verify(
                 progress=report,
             )
             with closing(restored):
-                based = sum(tensor.job.base is not None for tensor in restored)
+                based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
         return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), based, True)
 
 
@@ -95,7 +95,7 @@ def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[Buffers], object]]:
             for chunk in range(blob.layout.chunks):
                 yield partial(_decode_term, blob, term, chunk)
         if entry.stored is not None:
-            rows = StoredRows(reader, entry.stored, stored_chunks(reader, entry), entry.dtype, entry.common)
+            rows = StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
             digests = reader.chunk_digests(entry)[1]
             for chunk in range(rows.blob.layout.chunks):
                 yield partial(_check_stored, rows, entry, digests, chunk)

@@ -13,6 +13,7 @@ from support.builders import Model, random_tensor, tuned_model
 from deltapack.merging.advice import LARGEST_SUM_OF_WEIGHTS, MOSTLY, changed_and_alone, shown_weights, warnings_of
 from deltapack.merging.planning import plan_merge
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
+from deltapack.merging.request import MergeRequest
 from deltapack.merging.surveying import _Sums, _warnings
 
 PackOf = Callable[..., Path]
@@ -28,7 +29,7 @@ def warned(pack_of: PackOf, tmp_path: Path) -> Callable[..., list[str]]:
         for number, options in enumerate(packs):
             made.append(pack_of(BASE, tuned_model(BASE, 7 if same else number), f"{number}", force=True, **options))
         with ExitStack() as stack:
-            plan = plan_merge(stack, tmp_path / "base.safetensors", made, recipe)
+            plan = plan_merge(stack, MergeRequest(tmp_path / "base.safetensors", made, recipe))
             return warnings_of(plan)
 
     return warn
@@ -100,7 +101,7 @@ def test_shown_weights(pack_of: PackOf, tmp_path: Path) -> None:
     ]
     for recipe, expected in recipes:
         with ExitStack() as stack:
-            assert shown_weights(plan_merge(stack, tmp_path / "base.safetensors", packs, recipe)) == expected
+            assert shown_weights(plan_merge(stack, MergeRequest(tmp_path / "base.safetensors", packs, recipe))) == expected
 
 
 def test_chances_of_masks() -> None:
