@@ -40,7 +40,11 @@ def resolve_workers(workers: int | None) -> int:
 
 
 def batches(tasks: Iterable[T], size: Callable[[T], int], least: int, most: int = 256) -> Iterator[list[T]]:
-    """Join tasks until their sizes add up to `least`, or there are `most`: to hand over a short one costs more than to do it."""
+    """Join tasks until their sizes add up to `least`, or there are `most`: to hand over a short one costs more than to do it.
+
+    >>> list(batches([1, 1, 3, 9, 2], lambda task: task, 5))
+    [[1, 1, 3], [9], [2]]
+    """
     batch: list[T] = []
     total = 0
     for task in tasks:
