@@ -19,6 +19,8 @@ import deltapack
 from deltapack.device.model_tensors import Slice
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, FormatError, RecipeError, UnsupportedError
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = ["torch", "triton"] if torch.cuda.is_available() else ["cpu", "torch", "triton"]
 PackOf = Callable[..., Path]
 Merged = Callable[..., Model]
