@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,27 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         return None
     script = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
     return True if script.suffix == ".py" and script.is_file() and _NEEDS_TORCH.search(script.read_text("utf-8")) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, Any, Any]:
+    """Skip tests whose fixtures turn out to need torch where it is not installed."""
+    return (yield from _skipped_without_torch())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Likewise for tests themselves."""
+    return (yield from _skipped_without_torch())
+
+
+def _skipped_without_torch() -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if error.name != "torch" or importlib.util.find_spec("torch") is not None:
+            raise
+        pytest.skip("torch is not installed")
 
 
 def pytest_report_header() -> str | None:

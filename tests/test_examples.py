@@ -41,7 +41,6 @@ def test_compress_restore(models, tmp_path, monkeypatch, capsys):
 
 
 def test_merge_study(tmp_path, capsys):
-    pytest.importorskip("torch")
     from demo.conftest import TINY, write_sources
 
     from deltapack.demo.corpus import Folders
