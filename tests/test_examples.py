@@ -40,6 +40,7 @@ def test_compress_restore(models, tmp_path, monkeypatch, capsys):
     assert out.count("times smaller") == 2
 
 
+@pytest.mark.slow
 def test_merge_study(tmp_path, capsys):
     from demo.conftest import TINY, write_sources
 

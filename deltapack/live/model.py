@@ -158,7 +158,8 @@ class LiveModel:
                     entries = [entry for entry in reader.index.entries if self._lives_on(entry, device)]
                     resident[device] = send(reader, device, self._workers, entries)
                 stack.pop_all()
-            self._packs[path] = Loaded(reader, resident)
+            # Another mapping, not another item: `resident_bytes` goes through it without waiting for the lock.
+            self._packs = {**self._packs, path: Loaded(reader, resident)}
 
     def unload(self, pack: str | Path) -> None:
         """Forget a pack.
@@ -171,8 +172,9 @@ class LiveModel:
             if path in {Path(name).resolve() for name in self._active.packs}:
                 raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
             self._plans.clear()
-            loaded = self._packs.pop(path, None)
+            loaded = self._packs.get(path)
             if loaded is not None:
+                self._packs = {known: other for known, other in self._packs.items() if known != path}
                 loaded.reader.close()
 
     def activate(

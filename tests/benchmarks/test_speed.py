@@ -20,6 +20,8 @@ from benchmarks.speed.targets import Measured, judge, targets_table
 from benchmarks.timing import Group, Rounds, Sample
 from deltapack.cli.main import cli
 
+pytestmark = pytest.mark.slow
+
 ONCE = Rounds(fast=1, slow=1)
 
 
