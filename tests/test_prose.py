@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "spec").rglob("*.md"))]
+NAMES = ("README", "CHANGELOG", "CONTRIBUTING")
+PAGES = [*(ROOT / f"{name}.md" for name in NAMES), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "spec").rglob("*.md"))]
 WIDEST = 160
 
 
