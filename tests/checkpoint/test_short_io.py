@@ -131,7 +131,7 @@ def test_a_copy_that_stops_in_the_middle_goes_on_through_memory(
     cut: str, at: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = open_writer(tmp_path / "out.safetensors", plan_shards([("a", BY_NAME["u8"], (100,)), ("b", BY_NAME["u8"], (30_000,))]))
-    copies = patch_copies(monkeypatch, **{"fail_at" if cut == "fails" else "end_at": at})
+    copies = patch_copies(monkeypatch, fail_at=at * (cut == "fails"), end_at=at * (cut == "ends"))
     reads, writes = patch_reads(monkeypatch, "preadv"), patch_writes(monkeypatch, "pwrite")
     with contextlib.closing(ReadFile(source)) as file, out as writer:
         writer.copy("a", 0, 100, file, 3)

@@ -89,7 +89,9 @@ def test_one_live_model_takes_them_all_and_again(family: tuple[Model, list[Path]
     assert raw(state) == raw_model(base)
 
 
-def test_a_relative_path_is_the_file_that_it_named(family: tuple[Model, list[Path]], merged: Merged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_the_file_that_it_named(
+    family: tuple[Model, list[Path]], merged: Merged, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder of the process may change: the same words then name another pack, and what was active stays that."""
     base, packs = family
     results = [raw_model(merged([path])) for path in packs]
