@@ -27,10 +27,9 @@ def pack_of(folder: Path, name: str, seed: int, tensors: Model, ties: Mapping[st
     """A pack of the tensors moved, with ties as the metadata of safetensors declare them."""
     tuned = {key: moved(tensor, seed + number) for number, (key, tensor) in enumerate(tensors.items())}
     write_file(folder / f"{name}.safetensors", tuned, dict(ties or {}))
-    deltapack.compress(
-        folder / "base.safetensors", folder / f"{name}.safetensors", folder / f"{name}.dpk", recipe=deltapack.Recipe(drop_rate=0.5, **recipe)
-    )
-    return folder / f"{name}.dpk"
+    pack = folder / f"{name}.dpk"
+    deltapack.compress(folder / "base.safetensors", folder / f"{name}.safetensors", pack, recipe=deltapack.Recipe(drop_rate=0.5, **recipe))
+    return pack
 
 
 def header_ties(path: Path) -> dict[str, str]:

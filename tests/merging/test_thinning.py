@@ -24,7 +24,7 @@ NUMEL = 60_000
 def by_chance(one: NDArray[np.bool_], other: NDArray[np.bool_], density: float) -> bool:
     """Whether two masks of this density share about density^2 of the elements."""
     expected = len(one) * density**2
-    return abs(np.count_nonzero(one & other) - expected) < SIGMAS * math.sqrt(expected * (1 - density**2))
+    return bool(abs(np.count_nonzero(one & other) - expected) < SIGMAS * math.sqrt(expected * (1 - density**2)))
 
 
 @pytest.fixture
