@@ -7,6 +7,8 @@ down. Streams are compared before the zstd stage, whose bytes belong to its vers
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,27 @@ def bell(count: int, seed: int) -> Values:
     return np.asarray(total / (1 << 16), np.float32)
 
 
-def tailed(count: int, seed: int) -> Values:
-    """The same with one in 61 sixteen times as large."""
+def tailed(count: int, seed: int, times: int = 16) -> Values:
+    """The same with one in 61 many times as large."""
     values = bell(count, seed)
-    values[::61] *= np.float32(16)
+    values[::61] *= np.float32(times)
     return values
+
+
+def clipped(count: int, seed: int) -> Values:
+    """Two codes of a grid so fine that the extreme of each group is far out of its reach: late candidates for the scale win."""
+    values = np.where(integers(count, seed) % 2 == 0, np.float32(-2 * 0.59375), np.float32(4 * 0.59375))
+    values[::128] = -7.5
+    return values
+
+
+LAWS: dict[str, Callable[[int, int], Values]] = {
+    "bell": bell,
+    "tailed": tailed,
+    "tailed 3": partial(tailed, times=3),
+    "tailed 6": partial(tailed, times=6),
+    "clipped": clipped,
+}
 
 
 def short(data: bytes) -> str:
@@ -65,28 +83,36 @@ def short(data: bytes) -> str:
 STREAMS: dict[tuple[str, str], tuple[str, ...]] = {
     ("int8", "bell"): ("159ee6623cbab42b", "0c6729e486ffb47c"),
     ("int8", "tailed"): ("8aa122b6cf896d99", "13a96214a27e8ed9"),
+    ("int8", "clipped"): ("a3775ae206cc0a01", "382f56f1cb0d868c"),
     ("int4", "bell"): ("a3aadd841c35bd7d", "60d38c66afa9e77b"),
     ("int4", "tailed"): ("f24aa4bea5d4688c", "b0fd69f430b7d157"),
+    ("int4", "clipped"): ("488908c1787da4d7", "e8700abfd5b1529f"),
     ("int3", "bell"): ("32537ab8fd982f93", "8353f7843fc193d4"),
     ("int3", "tailed"): ("fcc9a44433c97503", "94c3f9e4665e3cea"),
+    ("int3", "clipped"): ("1320a63534ffb0c3", "e9b4d5a6ddd82cfc"),
     ("int2", "bell"): ("e269a1a00a8ee9f6", "d3a00b204823dff1"),
     ("int2", "tailed"): ("139a217faef4753e", "cc59521fd68acae9"),
+    ("int2", "clipped"): ("5c56d63dc164285a", "5f25f025dd40e4e9"),
     ("sign", "bell"): ("bd98a1150bf933ca", "3a86920f3a979f83"),
     ("sign", "tailed"): ("bd98a1150bf933ca", "4945428be951c0c7"),
+    ("sign", "clipped"): ("6382225407954548", "096608d86ef81b41"),
     ("bf16", "bell"): ("c3e1999b6b7fa5b2",),
     ("bf16", "tailed"): ("13115630578f9588",),
+    ("bf16", "clipped"): ("bb4ac4bba648563f",),
     ("f16", "bell"): ("7726a0ef607b13b3",),
     ("f16", "tailed"): ("11422f0150de8cd1",),
+    ("f16", "clipped"): ("52e1738e5373b7d3",),
     ("f32", "bell"): ("8af8cf7e1801fa7b",),
     ("f32", "tailed"): ("ecb6afadc7a793af",),
+    ("f32", "clipped"): ("dfc0860faac24351",),
 }
 
 
-@pytest.mark.parametrize("law", ["bell", "tailed"])
+@pytest.mark.parametrize("law", ["bell", "tailed", "clipped"])
 @pytest.mark.parametrize("values", ["int8", "int4", "int3", "int2", "sign", "bf16", "f16", "f32"])
 def test_codes_and_scales(loops: Backend, values: str, law: str) -> None:
     counts = np.array([1000, 0, 129, 3000, 127, 1], np.int64)
-    kept = {"bell": bell, "tailed": tailed}[law](int(counts.sum()), 1)
+    kept = LAWS[law](int(counts.sum()), 1)
     kept[1300:1400] *= np.float32(2.0**-20)
     kept[2000:2300] = 0
     chunk, _ = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
@@ -153,6 +179,8 @@ AUTO = [
     ("bell", 0.9, 0.001, "int8"),
     ("bell", 0.99, 0.05, "int3"),
     ("tailed", 0.0, 0.05, "bf16"),
+    ("tailed 3", 0.0, 0.05, "int8"),
+    ("tailed 6", 0.0, 0.05, "bf16"),
     ("tailed", 0.002, 0.05, "bf16"),
     ("tailed", 0.3, 0.05, "int8"),
     ("tailed", 0.75, 0.05, "int8"),
@@ -166,7 +194,7 @@ AUTO = [
 
 @pytest.mark.parametrize(("law", "drop_rate", "fidelity", "expected"), AUTO)
 def test_auto_values(loops: Backend, law: str, drop_rate: float, fidelity: float, expected: str, tmp_path: Path) -> None:
-    pack = compress(tmp_path, {"bell": bell, "tailed": tailed}[law](9000, 2), drop_rate=drop_rate, fidelity=fidelity)
+    pack = compress(tmp_path, LAWS[law](9000, 2), drop_rate=drop_rate, fidelity=fidelity)
     with deltapack.open_pack(pack) as opened:
         assert [term.values for term in opened["w"].entry.terms] == [expected]
 
