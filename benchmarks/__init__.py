@@ -1,1 +1,1 @@
-"""Scripts that measure deltapack and write benchmarks/RESULTS.md; run one with `python -m benchmarks.sizes`."""
+"""Scripts that measure deltapack and write benchmarks/RESULTS.md and benchmarks/results/; run one with `python -m benchmarks.sizes`."""

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.pairs import BF16, Shapes, llama_shapes
 from benchmarks.results import progress
-from benchmarks.synthetic import BF16, Shapes, llama_shapes
 from deltapack.checkpoint import open_writer, plan_shards
 from deltapack.kernels.rounding import round_bf16, to_f32
 

@@ -1,4 +1,7 @@
-"""One library call in a process of its own: `python -m benchmarks.child '["apply", {...}]'` prints its peak memory and seconds."""
+"""One library call, here or in a process of its own: `python -m benchmarks.child '["apply", {...}]'` prints its peak memory and seconds.
+
+deltapack and numpy are imported inside functions: their import is part of what is measured, and numba may have to be hidden from it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["call_library", "peak_mb"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-WITH_TORCH = {"LiveModel", "attach", "load_model", "load_state_dict"}
+__all__ = ["apply_once", "call_library", "peak_mb", "read_state"]
+
+WITH_TORCH = {"LiveModel", "Slice", "attach", "load_model", "load_state_dict"}
 """Public names that load torch; commands do without."""
 
 
@@ -47,14 +53,36 @@ def call_library(verb: str, arguments: Mapping[str, Any]) -> None:
         getattr(deltapack, verb)(**arguments)
 
 
+def read_state(base: Path) -> dict[str, NDArray[Any]]:
+    """Return every tensor of a checkpoint in its shape and storage type (bf16 as uint16)."""
+    from deltapack.checkpoint import open_checkpoint
+
+    with open_checkpoint(base) as opened:
+        return {name: opened.read(name).reshape(info.shape) for name, info in opened.tensors.items()}
+
+
+def apply_once(pack: Path, state: Mapping[str, NDArray[Any]], workers: int, *, load: bool, verify: bool) -> None:
+    """Add a pack to a state.
+
+    Args:
+        pack: The file.
+        state: Tensors of the base by name; changed in place.
+        workers: Threads.
+        load: Whether the streams of the pack are brought into memory before.
+        verify: Whether the digests of base and result are checked.
+    """
+    import deltapack
+
+    with deltapack.open_pack(pack) as opened:
+        (opened.load() if load else opened).add_to(dict(state), weight=1.0, verify=verify, workers=workers)
+
+
 def _add_to(base: str, pack: str, workers: int, load: bool, verify: bool) -> tuple[float, float]:
     """Apply in memory; return the MB that the process had before, and the seconds."""
-    from benchmarks.speed.memory_apply import Way, apply_once, read_state
-
     state = read_state(Path(base))
     before = peak_mb()
     start = time.perf_counter()
-    apply_once(Path(pack), state, workers, Way("", load, verify))
+    apply_once(Path(pack), state, workers, load=load, verify=verify)
     return before, time.perf_counter() - start
 
 

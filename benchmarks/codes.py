@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.results import Cell, Section, Table, main, median_seconds
+from benchmarks.command import main
+from benchmarks.results import Cell, Section, Table, median_seconds
 from deltapack.codecs.indices import best_index, decode_positions, encode_bitmap, encode_gaps
 from deltapack.codecs.quantize import quantize
 from deltapack.codecs.values import pack_codes
@@ -40,9 +41,9 @@ def measure(quick: bool = False) -> Section:
     values = tuple(_value_rows(chunks))
     decoding = tuple(_decode_row(density, 3 if quick else 51) for density in DENSITIES)
     tables = (
-        Table("Positions of a random mask", INDEX_HEADERS, positions),
-        Table("Decode these positions", DECODE_HEADERS, decoding),
-        Table("Low-bit codes", VALUE_HEADERS, values),
+        Table("positions", "Positions of a random mask", INDEX_HEADERS, positions),
+        Table("decoding", "Decode these positions", DECODE_HEADERS, decoding),
+        Table("values", "Low-bit codes", VALUE_HEADERS, values),
     )
     return Section("Codes", "python -m benchmarks.codes", tables, NOTES)
 

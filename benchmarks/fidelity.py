@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import deltapack
+from benchmarks.command import main
 from benchmarks.pairs import Pair, real_pairs, synthetic_pair
-from benchmarks.results import Cell, Section, Table, main, progress
+from benchmarks.results import Cell, Section, Table, progress
 from benchmarks.sentences import SENTENCES
 from deltapack.checkpoint import open_checkpoint
 from deltapack.kernels.reference import difference
@@ -36,12 +37,16 @@ def measure(quick: bool) -> Section:
             for drop in (0.9,) if quick else DROP_RATES:
                 errors += _error_rows(pair, drop, Path(folder))
                 autos.append(_auto_row(pair, drop, Path(folder)))
-    tables = [Table("Error of the kept values", ERROR_HEADERS, tuple(errors)), Table("What auto chooses", AUTO_HEADERS, tuple(autos))]
+    tables = [
+        Table("errors", "Error of the kept values", ERROR_HEADERS, tuple(errors)),
+        Table("auto", "What auto chooses", AUTO_HEADERS, tuple(autos)),
+    ]
     real = {pair.name: pair for pair in pairs}
     if "A" in real:
         try:
             rows = tuple(_model_rows(real["A"], (0.9,) if quick else DROP_RATES))
-            tables.append(Table(f"Pair A, cosine to the fine-tune's embeddings of {len(SENTENCES)} sentences", MODEL_HEADERS, rows))
+            caption = f"Pair A, cosine to the fine-tune's embeddings of {len(SENTENCES)} sentences"
+            tables.append(Table("embeddings", caption, MODEL_HEADERS, rows))
         except ImportError as error:
             missing.append(f"embeddings: not measured, {error}")
     notes = (
@@ -98,7 +103,7 @@ def _pack_error(pair: Pair, drop: float, values: str, folder: Path) -> tuple[del
 def _model_rows(pair: Pair, drop_rates: tuple[float, ...]) -> Iterator[tuple[Cell, ...]]:
     embed = _embedder(pair)
     wanted = embed(pair.finetuned)
-    yield "-", "base alone", *_cosines(embed(pair.base), wanted), None, None, None
+    yield None, "base alone", *_cosines(embed(pair.base), wanted), None, None, None
     for drop in drop_rates:
         for values in LOSSY:
             progress(f"embeddings at drop {drop}, {values}")

@@ -12,7 +12,8 @@ from itertools import cycle
 
 import numpy as np
 
-from benchmarks.results import Section, Table, main, median_seconds
+from benchmarks.command import main
+from benchmarks.results import Section, Table, median_seconds
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK
 from deltapack.format.table import tile_lengths
@@ -33,10 +34,11 @@ def measure(quick: bool = False) -> Section:
     chunks = [rng.integers(0, 0x3F80, CHUNK, np.uint16) for _ in range(8 if quick else 128)]
     rows = [_row(density, chunks, 5 if quick else RUNS) for density in (0.5, 0.1, 0.01)]
     merges = [_merge_row(density, 3 if quick else RUNS // 3) for density in (0.5, 0.1, 0.01)]
+    choosing = [_choosing_row(3 if quick else RUNS // 3)]
     tables = (
-        Table("Stages on one core, ns per weight", HEADERS, tuple(rows)),
-        Table("Formulas over eight decoded packs on one core, ns per weight", MERGE_HEADERS, tuple(merges)),
-        Table("Choosing by magnitude or rank on one core, ns per weight", CHOOSING_HEADERS, (_choosing_row(3 if quick else RUNS // 3),)),
+        Table("stages", "Stages on one core, ns per weight", HEADERS, tuple(rows)),
+        Table("formulas", "Formulas over eight decoded packs on one core, ns per weight", MERGE_HEADERS, tuple(merges)),
+        Table("choosing", "Choosing by magnitude or rank on one core, ns per weight", CHOOSING_HEADERS, tuple(choosing)),
     )
     return Section("Loops", "python -m benchmarks.loops", tables, NOTES)
 

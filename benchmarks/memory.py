@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.command import main
+from benchmarks.pairs import Shapes, write_family
 from benchmarks.processes import run_verb
-from benchmarks.results import Cell, Section, Table, main, progress
-from benchmarks.synthetic import Shapes, write_family
+from benchmarks.results import Cell, Section, Table, progress
 
 LIMIT_MB = 512
 """For a checkpoint with a tensor of 1 GB."""
@@ -53,8 +54,8 @@ def measure(quick: bool) -> Section:
         "Memory",
         "python -m benchmarks.memory",
         (
-            Table("One huge tensor", HEADERS, tuple(_huge_rows(quick))),
-            Table("Number of tensors, the same elements in all", COUNT_HEADERS, tuple(_count_rows(quick))),
+            Table("huge", "One huge tensor", HEADERS, tuple(_huge_rows(quick))),
+            Table("tensors", "Number of tensors, the same elements in all", COUNT_HEADERS, tuple(_count_rows(quick))),
         ),
         (
             "Peak RSS: VmHWM of a fresh process that makes the one call (ru_maxrss where /proc is missing), libraries included; "
@@ -69,7 +70,7 @@ def _huge_rows(quick: bool) -> Iterator[tuple[Cell, ...]]:
     rows = 1 << (8 if quick else 17)
     name = f"one bf16 tensor [{rows}, 4096], {rows * 8192 / 1e6:.0f} MB"
     run = run_verb("import", {})
-    yield "-", "import deltapack", 1, run.peak_mb, run.seconds, "yes" if run.peak_mb < LIMIT_MB else "NO"
+    yield None, "import deltapack", 1, run.peak_mb, run.seconds, "yes" if run.peak_mb < LIMIT_MB else "NO"
     with _family({"weight": (rows, 4096), "norm.weight": (4096,)}) as family:
         for workers in (1, 2, 4):
             for row, rss, seconds in _runs(family, workers):

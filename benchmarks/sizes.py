@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import zstandard
+
 import deltapack
-from benchmarks.pairs import Pair, real_pairs, synthetic_pair
-from benchmarks.peers import run_zstd, weight_bytes
-from benchmarks.results import Cell, Section, Table, main, progress
-from benchmarks.synthetic import write_family
+from benchmarks.command import main
+from benchmarks.pairs import Pair, real_pairs, synthetic_pair, write_family
+from benchmarks.results import Cell, Section, Table, progress
+from deltapack.checkpoint import open_checkpoint
 
 RECIPES = (
     (0.5, "auto", "seeded"),
@@ -45,6 +51,8 @@ GAPS_HEADERS = (
 )  # fmt: skip
 DENSITIES = (0.5, 0.1, 0.05, 0.01, 0.001)
 COO_BITS = 32 + 16
+LEVEL_19_LIMIT = 128 << 20
+"""Bytes of a weight file above which zstd -19 takes too long to be part of a benchmark."""
 
 
 def measure(quick: bool) -> Section:
@@ -57,14 +65,15 @@ def measure(quick: bool) -> Section:
             _measure_pair(pair, packs, bounds, peers, (3,) if quick else (3, 19))
     gaps_numel = 1 << (21 if quick else 24)
     tables = (
-        Table("Packs", PACK_HEADERS, tuple(packs)),
-        Table("Bounds at values int4, index seeded", ("pair", "drop", "bits/weight", "at most", "result"), tuple(bounds)),
+        Table("packs", "Packs", PACK_HEADERS, tuple(packs)),
+        Table("bounds", "Bounds at values int4, index seeded", ("pair", "drop", "bits/weight", "at most", "result"), tuple(bounds)),
         Table(
+            "masks",
             f"Index of a random mask over {gaps_numel:,} elements against the mask's entropy",
             GAPS_HEADERS,
             tuple(_gaps_rows(gaps_numel)),
         ),
-        Table("zstd on the weight files", ("pair", "peer", "bytes", "ratio", "bits/weight", "seconds"), tuple(peers)),
+        Table("zstd", "zstd on the weight files", ("pair", "peer", "bytes", "ratio", "bits/weight", "seconds"), tuple(peers)),
     )
     notes = (
         "bits/weight: all bytes of the pack but stored tensors and side files, over the elements of the delta tensors. "
@@ -92,11 +101,11 @@ def _measure_pair(
         if recipe in BOUNDS:
             bounds.append((pair.name, recipe[0], bits, BOUNDS[recipe], _result(bits, BOUNDS[recipe])))
     tensor_bytes, elements = _extent(pair.finetuned)
-    for peer in run_zstd(pair.base, pair.finetuned, levels):
-        progress(f"{pair.name} {peer.peer}")
+    for peer in _run_zstd(pair.base, pair.finetuned, levels):
+        progress(f"{pair.name} {peer.name}")
         ratio = tensor_bytes / peer.nbytes if peer.nbytes else None
         bits_all = 8 * peer.nbytes / elements if peer.nbytes else None
-        peers.append((pair.name, peer.peer, peer.nbytes or peer.reason, ratio, bits_all, peer.seconds))
+        peers.append((pair.name, peer.name, peer.nbytes or peer.reason, ratio, bits_all, peer.seconds))
 
 
 def _pack_row(pair: Pair, drop: float, values: str, index: str) -> tuple[tuple[Cell, ...], float]:
@@ -135,10 +144,80 @@ def _result(value: float, limit: float) -> str:
 
 def _extent(checkpoint: Path) -> tuple[int, int]:
     """Return the weight bytes of a checkpoint and its elements."""
-    from deltapack.checkpoint import open_checkpoint
-
     with open_checkpoint(checkpoint) as opened:
-        return weight_bytes(checkpoint), sum(tensor.numel for tensor in opened.tensors.values())
+        return sum(path.stat().st_size for path in opened.weight_paths()), sum(tensor.numel for tensor in opened.tensors.values())
+
+
+@dataclass(frozen=True)
+class ZstdResult:
+    """Name of the setting, compressed bytes (none where it did not run), seconds, and why if not."""
+
+    name: str
+    nbytes: int | None
+    seconds: float | None
+    reason: str = ""
+
+
+def _run_zstd(base: Path, tuned: Path, levels: Sequence[int] = (3, 19)) -> Iterator[ZstdResult]:
+    """Compress the weight files of `tuned`, all as one stream, plain and as a patch from those of `base`.
+
+    Args:
+        base: Base checkpoint.
+        tuned: Fine-tuned checkpoint.
+        levels: Of zstd.
+    """
+    with TemporaryDirectory() as folder:
+        files = [_joined(checkpoint, Path(folder) / name) for name, checkpoint in (("base", base), ("tuned", tuned))]
+        for level in levels:
+            for patch in (False, True):
+                name = f"zstd -{level}" + (f" --long={_window(files)} --patch-from=BASE" if patch else "")
+                if level == 19 and max(file.stat().st_size for file in files) > LEVEL_19_LIMIT:
+                    yield ZstdResult(name, None, None, "not run: over 5 minutes of work at this size, see the smaller pairs")
+                    continue
+                start = time.perf_counter()
+                nbytes = _zstd(files[0] if patch else None, files[1], level, _window(files))
+                yield ZstdResult(f"{name} ({_tool()})", nbytes, time.perf_counter() - start)
+
+
+def _joined(checkpoint: Path, out: Path) -> Path:
+    with open_checkpoint(checkpoint) as opened, out.open("wb") as target:
+        for path in opened.weight_paths():
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, target)
+    return out
+
+
+def _window(files: list[Path]) -> int:
+    """A window that covers the larger file; --patch-from needs it."""
+    return max(27, max(file.stat().st_size for file in files).bit_length())
+
+
+def _tool() -> str:
+    if shutil.which("zstd") is None:
+        return f"python-zstandard {zstandard.__version__}; no zstd command"
+    text = subprocess.run(["zstd", "--version"], capture_output=True, text=True, check=True).stdout
+    return "zstd " + next((word.strip(",") for word in text.split() if word.startswith("v")), "command")
+
+
+def _zstd(base: Path | None, tuned: Path, level: int, window: int) -> int:
+    if shutil.which("zstd") is None:
+        return _zstandard(base, tuned, level, window)
+    patch = [f"--long={window}", f"--patch-from={base}"] if base is not None else []
+    out = tuned.with_suffix(".zst")
+    subprocess.run(["zstd", "-qq", "-f", f"-{level}", *patch, str(tuned), "-o", str(out)], check=True)
+    nbytes = out.stat().st_size
+    out.unlink()
+    return nbytes
+
+
+def _zstandard(base: Path | None, tuned: Path, level: int, window: int) -> int:
+    """The same through the library, for machines without the command; whole files in memory."""
+    data = tuned.read_bytes()
+    if base is None:
+        return len(zstandard.ZstdCompressor(level=level).compress(data))
+    params = zstandard.ZstdCompressionParameters.from_level(level, window_log=window, enable_ldm=True)
+    reference = zstandard.ZstdCompressionDict(base.read_bytes(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return len(zstandard.ZstdCompressor(compression_params=params, dict_data=reference).compress(data))
 
 
 if __name__ == "__main__":

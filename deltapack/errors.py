@@ -37,7 +37,10 @@ __all__ = [
 
 
 class DeltapackError(Exception):
-    """Base class. The message reads `file: tensor 'name': what (rule); hint`.
+    """Base class. The message names file, tensor, what is wrong, the rule and the way out, as far as they are given.
+
+    >>> print(DeltapackError("cannot be read", path="a.dpk", tensor="x", expected=2, found=3, rule="R8", hint="Fetch it again."))
+    a.dpk: tensor 'x': cannot be read: expected 2, found 3 (rule R8). Fetch it again.
 
     Args:
         what: What is wrong, in one clause.

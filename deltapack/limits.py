@@ -15,6 +15,8 @@ class Limits:
 
     Attributes:
         index_bytes: Size of a pack's index after decompression.
+        index_values: Number of JSON values in it outside `tensors`; a program's memory may hold 70 bytes for each.
+        index_head_bytes: Size of the index before the list of `tensors`.
         header_bytes: Size of a safetensors header (100 MB in the safetensors library).
         tensors: Number of tensors in a pack or checkpoint.
         name_bytes: Length of a tensor or file name in UTF-8 bytes.
@@ -29,6 +31,8 @@ class Limits:
     """
 
     index_bytes: int = 64 * MIB
+    index_values: int = 1 << 16
+    index_head_bytes: int = 4 * MIB
     header_bytes: int = 100_000_000
     tensors: int = 1_000_000
     name_bytes: int = 512

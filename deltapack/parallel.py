@@ -2,6 +2,7 @@
 
 Every heavy step (numba kernels, zstd, xxhash, file reads) releases the GIL, so threads are enough,
 and because results come back in the order of the tasks, output never depends on the worker count.
+Nor do these functions need the GIL: threads share queues, and lists that they only append to; iterators belong to the thread that called.
 
 Ctrl-C may come at any moment. The conditions and semaphores of `threading`, on which `concurrent.futures` is built, are written in
 Python: a signal that arrives just as one is taken leaves it taken, and other threads wait for it for ever. `SimpleQueue` and
@@ -39,7 +40,11 @@ def resolve_workers(workers: int | None) -> int:
 
 
 def batches(tasks: Iterable[T], size: Callable[[T], int], least: int, most: int = 256) -> Iterator[list[T]]:
-    """Join tasks until their sizes add up to `least`, or there are `most`: to hand over a short one costs more than to do it."""
+    """Join tasks until their sizes add up to `least`, or there are `most`: to hand over a short one costs more than to do it.
+
+    >>> list(batches([1, 1, 3, 9, 2], lambda task: task, 5))
+    [[1, 1, 3], [9], [2]]
+    """
     batch: list[T] = []
     total = 0
     for task in tasks:
@@ -60,7 +65,8 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
     No task runs any more when the generator has ended or was closed.
     """
     if workers == 1:
-        yield from map(function, tasks)
+        for task in tasks:  # `map` would take a StopIteration of the function for its end
+            yield function(task)
         return
     todo: SimpleQueue[Any] = SimpleQueue()
     done: SimpleQueue[Any] = SimpleQueue()
@@ -89,12 +95,16 @@ def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) 
 
     An exception ends the rest and is raised; of several, the one that came first. No task runs any more when this returns.
     """
-    shared, errors, ended = iter(list(tasks)), list[BaseException](), SimpleQueue[None]()
+    todo, errors, ended = SimpleQueue[T](), list[BaseException](), SimpleQueue[None]()
+    for task in tasks:  # before there are threads: an iterator that several of them share may hand out an item twice without a GIL
+        todo.put(task)
 
     def work() -> None:
         try:
-            for task in shared:  # a list's iterator gives each item to one thread only
-                if errors:
+            while not errors:
+                try:
+                    task = todo.get_nowait()
+                except Empty:
                     return
                 function(task)
         except BaseException as error:  # raised again below

@@ -4,9 +4,10 @@ It follows the pages of this folder in their order and shares no code with delta
 clarity to speed and memory: it reads whole files and whole tensors. Where it and the pages differ,
 one of them has a bug; see errata.md.
 
-    python spec/reference_decoder.py BASE PACK OUT.safetensors [--weight W] [--factor F]
+    python spec/reference_decoder.py BASE PACK [PACK ...] OUT.safetensors [--weight W ...] [--prefer N] [--factor F]
 
-BASE is a .safetensors file or a folder that holds one or several. Needs numpy, zstandard, xxhash.
+BASE is a .safetensors file or a folder that holds one or several. Weights are one for all packs, or one for each in their
+order; N is the number of the pack that decides, from 1. Needs numpy, zstandard, xxhash.
 """
 
 from __future__ import annotations
@@ -20,15 +21,26 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import xxhash
 import zstandard
 
-__all__ = ["Invalid", "read_pack", "restore", "side_files"]
+__all__ = [
+    "Conflict",
+    "Invalid",
+    "check_alone",
+    "read_pack",
+    "restore",
+    "restore_files",
+    "restore_several",
+    "second_names",
+    "side_files",
+    "side_files_of_several",
+]
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype name, shape, little-endian bytes
 Json = dict[str, Any]
@@ -41,6 +53,10 @@ class Invalid(Exception):
         """Name the rule, such as `"R7"`, and say what is wrong."""
         super().__init__(f"{rule}: {message}")
         self.rule = rule
+
+
+class Conflict(Exception):
+    """Packs disagree on what cannot be added, and no preferred pack decides (09-weights-and-several-packs.md)."""
 
 
 def fail(rule: str, message: str) -> NoReturn:
@@ -62,7 +78,8 @@ MAGIC = b"\x89DPK\r\n\x1a\n"
 TILE = 65_536
 CHUNK = 16 * TILE
 MIB = 1 << 20
-MAX_INDEX, MAX_WINDOW = 64 * MIB, 8 * MIB
+MAX_WINDOW, MAX_BLOCK = 8 * MIB, 128 * 1024
+MAX_INDEX, MAX_HEAD, MAX_VALUES = 64 * MIB, 4 * MIB, 65_536
 
 
 def xxh3(data: bytes) -> int:
@@ -100,17 +117,48 @@ def read_prologue(data: bytes) -> tuple[bytes, int]:
 
 def unzstd(frame: bytes, raw_length: int) -> bytes:
     """R10: the content of exactly one zstd frame of exactly `raw_length` bytes."""
-    need(frame[:4] == b"\x28\xb5\x2f\xfd", "R10", "not a zstd frame")
+    check_frame(frame, raw_length)
     try:
-        params = zstandard.get_frame_parameters(frame)
-        need(raw_length > 0 and params.content_size == raw_length, "R10", "the frame states another size")
-        need(params.dict_id == 0, "R10", "the frame needs a dictionary")
-        need(params.window_size <= MAX_WINDOW, "R10", "the window is too large")
         content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Invalid("R10", str(error)) from error
     need(len(content) == raw_length, "R10", "the frame holds another size")
     return content
+
+
+def check_frame(frame: bytes, raw_length: int) -> None:
+    """R10: the frame header and the block headers, whatever the zstd library would let pass."""
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        need(at <= len(frame), "R10", "the frame is cut")
+        return int.from_bytes(frame[at - count : at], "little")
+
+    at = 0
+    need(take(4) == 0xFD2FB528, "R10", "not a zstd frame")
+    descriptor = take(1)
+    size_flag, single_segment, has_checksum = descriptor >> 6, descriptor >> 5 & 1, descriptor >> 2 & 1
+    need(descriptor & 0b00000011 == 0, "R10", "the frame has a field for a dictionary")
+    need(descriptor & 0b00011000 == 0, "R10", "the unused or the reserved bit is set")
+    need(size_flag or single_segment, "R10", "the frame states no size")
+    if not single_segment:
+        exponent, mantissa = divmod(take(1), 8)
+        window = (1 << 10 + exponent) * (8 + mantissa) // 8
+    size = take(1 << size_flag) + (256 if size_flag == 1 else 0)
+    need(raw_length > 0 and size == raw_length, "R10", "the frame states another size")
+    if single_segment:
+        window = size
+    need(min(size, MAX_BLOCK) <= window <= MAX_WINDOW, "R10", "the window is too small or too large")
+    is_last = 0
+    while not is_last:
+        header = take(3)
+        is_last, block_type, block_size = header & 1, header >> 1 & 3, header >> 3
+        need(block_type != 3, "R10", "a block of the reserved type")
+        need(block_size <= min(window, MAX_BLOCK), "R10", "a block is too long")
+        take(1 if block_type == 1 else block_size)
+    take(4 * has_checksum)
+    need(at == len(frame), "R10", "bytes after the frame")
 
 
 def unstream(stored: bytes, raw_length: int) -> bytes:
@@ -141,8 +189,27 @@ def merge_planes(planes: bytes, itemsize: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:]|[^"\[\]{}:,]+', re.DOTALL)
+
+
+def check_head(raw: bytes) -> None:
+    """Limits of section 4.1 on what stands before the list of `tensors`, checked before anything is built of it."""
+    depth, values, end = 0, 0, len(raw)
+    for token in TOKEN.finditer(raw[: MAX_HEAD + 1]):
+        is_key = raw[token.end() : token.end() + 1] == b":"
+        if is_key and depth == 1 and token[0] == b'"tensors"':
+            end = token.end() + 1
+            break
+        depth += (token[0] in b"[{") - (token[0] in b"]}")
+        values += not is_key and token[0] not in (b"]", b"}", b":")
+        need(depth <= 8, "R4", "nested too deeply")
+        need(values <= MAX_VALUES, "R4", "too many values outside `tensors`")
+    need(end <= MAX_HEAD, "R4", "too many bytes before the list of `tensors`")
+
+
 def parse_canonical(raw: bytes) -> Any:
     """R4: the only value of which `raw` is the canonical spelling."""
+    check_head(raw)
 
     def pairs(items: list[tuple[str, Any]]) -> Json:
         need(len(dict(items)) == len(items), "R4", "duplicate key")
@@ -415,7 +482,6 @@ def check_layout(index: Json, data: bytes, index_offset: int) -> None:
     end = 64
     for offset, length, _ in [*blobs_in_order(index), [index_offset, 0, ""]]:
         need(offset == round_up(end), "R7", f"offset {offset} after a blob that ends at {end}")
-        need(offset + length <= index_offset, "R7", f"a blob at {offset} leaves the blob region")
         need(not any(data[end:offset]), "R7", f"bytes before {offset} are not zero")
         end = offset + length
 
@@ -456,7 +522,6 @@ def read_chunks(data: bytes, ref: list[Any], count: int, streams: int, nnz: int 
         at += 8 + 4 * len(words)
         lengths, counts = words[: 2 * streams], words[2 * streams :]
         need(all(n <= size for n, size in zip(counts, sizes, strict=False)), "R8", "count exceeds the tile")
-        need(all(a <= b for a, b in zip(lengths[::2], lengths[1::2], strict=True)), "R8", "stored exceeds raw length")
         table.append((start, sizes, own_hash, lengths, counts))
     need(nnz is None or sum(sum(row[4]) for row in table) == nnz, "R8", "nnz is not the sum of the counts")
     stored = sum(sum(row[3][::2]) for row in table)
@@ -524,7 +589,7 @@ def plain_gaps(raw: bytes, count: int) -> np.ndarray:
     stream = np.frombuffer(raw, np.uint8).astype(np.int64)
     is_kept = stream != 255
     need(np.count_nonzero(is_kept) == count, "R9", "the number of gaps is not the number of kept elements")
-    need(count == len(raw) == 0 or is_kept[-1:].all(), "R9", "the gap stream ends in 255")
+    need(is_kept[-1:].all(), "R9", "the gap stream ends in 255")
     total = np.cumsum(stream)[is_kept]
     return np.diff(total, prepend=0)
 
@@ -532,7 +597,6 @@ def plain_gaps(raw: bytes, count: int) -> np.ndarray:
 def rice_gaps(raw: bytes, count: int, shift: int) -> np.ndarray:
     """Codec `gaps` with a shift: the gap of each kept element."""
     low_bytes = -(-count * shift // 8)
-    need(len(raw) >= low_bytes, "R9", "the gap stream is cut")
     low_bits, high_bits = bits_of(raw[:low_bytes]), bits_of(raw[low_bytes:])
     need(not low_bits[count * shift :].any(), "R9", "unused bits are set")
     low = low_bits[: count * shift].reshape(count, shift).astype(np.int64) @ (1 << np.arange(shift))
@@ -558,8 +622,7 @@ def check_index_length(term: Json, chunk: Json, raw_length: int) -> None:
 def positions(term: Json, chunk: Json) -> np.ndarray:
     """R9: the positions, counted from the start of the chunk, that a term keeps in it."""
     tiles, counts, codec = chunk["tiles"], chunk["counts"], term["index"]
-    if codec == "all":
-        need(counts == tiles, "R9", "`all` does not keep all")
+    if codec == "all":  # nnz is `common` and no count exceeds its tile, so each count is its tile's length
         return np.arange(sum(tiles))
     if codec == "seeded":
         first = chunk["start"] // TILE
@@ -573,7 +636,7 @@ def positions(term: Json, chunk: Json) -> np.ndarray:
     if codec == "bitmap":
         bits = bits_of(raw)
         need(not bits[sum(tiles) :].any(), "R9", "unused bits are set")
-        ones = [int(bits[i * TILE : (i + 1) * TILE].sum()) for i in range(len(tiles))]
+        ones = [int(bits[i * TILE : i * TILE + size].sum()) for i, size in enumerate(tiles)]
         need(ones == counts, "R9", "counts differ from the bitmap")
         return np.flatnonzero(bits)
     gaps = plain_gaps(raw, sum(counts)) if term["shift"] == 0 else rice_gaps(raw, sum(counts), term["shift"])
@@ -771,71 +834,253 @@ def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     return b"".join(out)
 
 
-def restore_common(data: bytes, entry: Json, base: Tensor, weight: float, factor: float | None) -> bytes:
-    """Base plus terms, over the elements that both tensors have."""
-    common, dtype, old, size = common_numel(entry), entry["dtype"], base[0], ITEMSIZE[base[0]]
+def check_base_digest(entry: Json, base: Tensor) -> None:
+    """R12 on the base tensor of an entry."""
+    need(tensor_digest(*base) == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
+
+
+def term_chunks(data: bytes, term: Json, common: int) -> Iterator[Json]:
+    """The chunks of a term."""
+    streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
+    return read_chunks(data, term["blob"], common, streams, term["nnz"])
+
+
+def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: float | None) -> bytes:
+    """Base plus what the parts add, over the elements that all of them have in common with the base."""
+    old, common = base[0], min(common_of(part) for part in parts)
+    raw, size = base[2][: common * ITEMSIZE[base[0]]], ITEMSIZE[base[0]]
     acc, kept = np.zeros(common, np.float32), np.zeros(common, bool)
-    for term in entry["terms"]:
-        own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(weight)
-        streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
-        for chunk in read_chunks(data, term["blob"], common, streams, term["nnz"]):
-            where = positions(term, chunk) + chunk["start"]
-            acc[where] += term_values(term, chunk, own)
-            kept[where] = True
-    raw = base[2][: common * size]
-    parts = [add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)]
-    return b"".join(parts)
+    for part in parts:
+        if part.entry["kind"] == "stored":
+            if "base" in part.entry:
+                check_base_digest(part.entry, base)
+            stored = nearest_f32(part.entry["dtype"], restore_stored(part.data, part.entry, 0))
+            acc += (stored - nearest_f32(old, raw)) * np.float32(part.weight)
+            kept[:] = True
+        for term in part.entry.get("terms", []):
+            own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(part.weight)
+            for chunk in term_chunks(part.data, term, common):
+                where = positions(term, chunk) + chunk["start"]
+                acc[where] += term_values(term, chunk, own)
+                kept[where] = True
+    return b"".join(
+        add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 09-weights-and-several-packs.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """What one pack says of one tensor."""
+
+    pack: int  # its number
+    data: bytes
+    entry: Json
+    weight: float
+
+
+def common_of(part: Part) -> int:
+    """The number of elements that a part adds to."""
+    return numel(part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
+
+
+def nearest_f32(dtype: str, raw: bytes) -> np.ndarray:
+    """Elements as float32: exact but for f64, which is rounded."""
+    return np.frombuffer(raw, "<f8").astype(np.float32) if dtype == "f64" else to_f32(dtype, raw)
+
+
+def check_weight(weight: float) -> float:
+    """Section 9.1: a weight (or a factor) that can be an f32."""
+    if not abs(weight) < 3e38:  # also NaN
+        raise ValueError(f"{weight} is not a finite f32")
+    return weight
+
+
+def grouped(packs: Sequence[Json], weights: Sequence[float], base: Mapping[str, Tensor]) -> list[dict[str, list[Part]]]:
+    """Section 9.3: the parts of each base tensor, and of each new tensor, by name."""
+    of_base: dict[str, list[Part]] = {}
+    of_new: dict[str, list[Part]] = {}
+    for number, (pack, weight) in enumerate(zip(packs, weights, strict=True)):
+        entries = pack["index"]["tensors"]
+        used = {base_of(entry)[0] for entry in entries if "base" in entry}
+        for entry in entries:
+            name, part = entry["name"], Part(number, pack["data"], entry, weight)
+            if "base" in entry:
+                of_base.setdefault(base_of(entry)[0], []).append(part)
+            elif name in base and name not in used:
+                of_base.setdefault(name, []).append(part)
+            elif entry["kind"] == "stored":
+                of_new.setdefault(name, []).append(part)
+    return [of_base, of_new]
+
+
+def decide(parts: Sequence[Part], prefer: int | None) -> Part:
+    """Section 9.3: the part that counts where parts cannot be added."""
+    if len({part.entry["digest"] for part in parts}) == 1:
+        return parts[0]
+    for part in parts:
+        if part.pack == prefer:
+            return part
+    raise Conflict(f"packs disagree on {parts[0].entry['name']!r}")
+
+
+def name_of(base_name: str, parts: Sequence[Part], prefer: int | None) -> str:
+    """Section 9.4: the name that the packs agree on, else the preferred pack's, else the base's."""
+    names = [str(part.entry["name"]) for part in parts]
+    if len(set(names)) == 1:
+        return names[0]
+    return next((name for name, part in zip(names, parts, strict=True) if part.pack == prefer), base_name)
+
+
+def blends(part: Part, base: Tensor) -> bool:
+    """Section 9.2: whether a stored tensor can be seen as a difference to the base tensor."""
+    entry = part.entry
+    floats = entry["kind"] == "stored" and {entry["dtype"], base[0]} <= set(FLOATS)
+    return floats and tuple(entry["shape"]) == tuple(base[1])
+
+
+def whole(part: Part) -> Tensor:
+    """A stored tensor as it is; its digest holds, whatever the weight."""
+    entry = part.entry
+    tensor = entry["dtype"], tuple(entry["shape"]), restore_stored(part.data, entry, 0)
+    need(tensor_digest(*tensor) == entry["digest"], "R12", f"the restored {entry['name']!r} differs")
+    return tensor
+
+
+def combine(parts: Sequence[Part], base: Tensor, prefer: int | None, factor: float | None) -> Tensor:
+    """Section 9.3: one tensor of the result, from what the packs that keep it say of it."""
+    parts = [part for part in parts if part.entry["kind"] != "unchanged"]
+    if not parts:
+        return base
+    if len(parts) == 1 and parts[0].entry["kind"] == "stored" and (parts[0].weight == 1 or not blends(parts[0], base)):
+        return whole(parts[0])
+    shaping = [part for part in parts if part.entry["kind"] != "delta" and not blends(part, base)]
+    if not shaping:
+        dtypes = {part.entry["dtype"] for part in parts}
+        dtype = dtypes.pop() if len(dtypes) == 1 else base[0]
+        return dtype, base[1], restore_common(parts, base, dtype, factor)
+    part = decide(shaping, prefer)
+    if part.entry["kind"] != "grown":
+        part = decide(parts, prefer)
+        if len(parts) > 1:
+            return combine([part], base, prefer, factor)
+    adding = [other for other in parts if other.entry["kind"] in ("delta", part.entry["kind"]) or blends(other, base)]
+    raw = restore_common(adding, base, part.entry["dtype"], factor)
+    if "stored" in part.entry:
+        raw += restore_stored(part.data, part.entry, common_numel(part.entry))
+    return part.entry["dtype"], tuple(part.entry["shape"]), raw
+
+
+def second_names(packs: Sequence[Json], names: Iterable[str], prefer: int | None = None) -> dict[str, str]:
+    """Section 9.5: the second names of tensors of a result that holds these names."""
+    held = set(names)
+    tied = [{e["name"]: e["of"] for e in pack["index"]["tensors"] if e["kind"] == "alias"} for pack in packs]
+    out = {}
+    for name in {name: None for own in tied for name in own}:
+        of = [own[name] for own in tied if own.get(name) in held]
+        if name not in held and of:
+            if prefer is not None and tied[prefer].get(name) in held:
+                of = [tied[prefer][name]]
+            if len(set(of)) > 1:
+                raise Conflict(f"packs tie {name!r} to different tensors")
+            out[name] = of[0]
+    return out
+
+
+def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> None:
+    """R11 and R12 on the base of all packs, and the chunk digests that the packs hold."""
+    for pack in packs:
+        index = pack["index"]
+        check_base(index, base)
+        need(index["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
+        for entry in index["tensors"]:
+            if "digests" in entry:
+                check_digests_blob(pack["data"], entry)
+            # The result does not depend on what is removed, nor on what is replaced, unless a weight blends it.
+            if "base" in entry and entry["kind"] not in ("removed", "stored"):
+                check_base_digest(entry, base[base_of(entry)[0]])
+
+
+def restore_several(
+    pack_paths: Sequence[str | Path],
+    base_tensors: Mapping[str, Tensor],
+    *,
+    weights: Sequence[float] | None = None,
+    prefer: int | None = None,
+    factor: float | None = None,
+) -> dict[str, Tensor]:
+    """Apply packs to their base, added up in the order given, checking every rule.
+
+    Args:
+        pack_paths: The packs.
+        base_tensors: Name to (dtype name, shape, little-endian bytes in row-major order).
+        weights: What scales the difference of each pack; 1 unless given.
+        prefer: The number, from 0, of the pack that decides where packs cannot be added.
+        factor: Takes the place of every factor in the packs.
+
+    Returns:
+        The tensors of the result; aliases are not among them. Where one pack is applied with weight 1 and its own factors, all
+        digests of the result are checked, else those of tensors that are taken from a pack as they are.
+
+    Raises:
+        Conflict: Packs disagree on what cannot be added.
+        Invalid: A rule is broken, by a pack or, R11 and R12, by the base.
+        ValueError: A weight or the factor is no finite f32.
+    """
+    packs = [read_pack(path) for path in pack_paths]
+    weights = [check_weight(weight) for weight in ([1.0] * len(packs) if weights is None else weights)]
+    check_weight(0.0 if factor is None else factor)
+    check_bases(packs, base_tensors)
+    of_base, of_new = grouped(packs, weights, base_tensors)
+    found: list[tuple[str, Tensor, list[Part]]] = []
+    with np.errstate(all="ignore"):
+        for name, base in base_tensors.items():
+            staying = [part for part in of_base[name] if part.entry["kind"] not in ("removed", "alias")]
+            if staying:
+                tensor = combine(staying, base, prefer, factor)
+                found.append((name_of(name, staying, prefer), tensor, staying))
+        found += [(name, whole(decide(parts, prefer)), parts) for name, parts in of_new.items()]
+    result = {name: tensor for name, tensor, _ in found}
+    if len(result) < len(found):
+        raise Conflict("two tensors of the result would have one name")
+    second_names(packs, result, prefer)
+    if len(packs) == 1 and weights == [1.0] and factor is None:
+        for name, tensor, parts in found:
+            need(tensor_digest(*tensor) == parts[0].entry["digest"], "R12", f"the restored {name!r} differs")
+    return dict(sorted(result.items(), key=lambda item: item[0].encode()))
 
 
 def restore(
     pack_path: str | Path, base_tensors: Mapping[str, Tensor], *, weight: float = 1.0, factor: float | None = None
 ) -> dict[str, Tensor]:
-    """Apply a pack to its base, checking every rule.
+    """Apply one pack to its base; see `restore_several`."""
+    return restore_several([pack_path], base_tensors, weights=[weight], factor=factor)
 
-    Args:
-        pack_path: The pack.
-        base_tensors: Name to (dtype name, shape, little-endian bytes in row-major order).
-        weight: Scales the difference; the digests of the result are checked only where it is 1.
-        factor: Takes the place of every factor in the pack; the digests of the result are not checked then.
 
-    Returns:
-        The tensors of the result; aliases are not among them.
+def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None = None) -> dict[str, bytes | None] | None:
+    """Section 9.6: the side files of a result, as `side_files` gives them; None: those of the base, all of them."""
+    indices = [read_pack(path)["index"] for path in pack_paths]
+    known = [index["files"] and [(file["name"], file["sha256"]) for file in index["files"]] for index in indices]
+    shapes = ("grown", "shrunk", "stored", "removed")
+    shaping = [i for i, index in enumerate(indices) if any(entry["kind"] in shapes for entry in index["tensors"])]
+    donor = prefer
+    if prefer is None and all(files == known[0] for files in known):
+        donor = 0
+    elif prefer is None and len(shaping) == 1:
+        donor = shaping[0]
+    return None if donor is None or known[donor] is None else side_files(pack_paths[donor])
 
-    Raises:
-        Invalid: A rule is broken, by the pack or, R11 and R12, by the base.
-    """
+
+def side_files(pack_path: str | Path) -> dict[str, bytes | None] | None:
+    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base."""
     pack = read_pack(pack_path)
-    index, data = pack["index"], pack["data"]
-    check_base(index, base_tensors)
-    result: dict[str, Tensor] = {}
-    with np.errstate(all="ignore"):
-        for entry in index["tensors"]:
-            base = None
-            if "digests" in entry:
-                check_digests_blob(data, entry)
-            if "base" in entry:
-                base = base_tensors[base_of(entry)[0]]
-                need(tensor_digest(*base) == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
-            if "dtype" not in entry:
-                continue
-            if entry["kind"] == "unchanged" and base is not None:
-                raw = base[2]
-            else:
-                raw = restore_common(data, entry, base, weight, factor) if base is not None and "terms" in entry else b""
-                if "stored" in entry:
-                    raw += restore_stored(data, entry, common_numel(entry))
-            if weight == 1.0 and factor is None:
-                found = tensor_digest(entry["dtype"], entry["shape"], raw)
-                need(found == entry["digest"], "R12", f"the restored {entry['name']!r} differs")
-            result[entry["name"]] = (entry["dtype"], tuple(entry["shape"]), raw)
-    return result
-
-
-def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
-    """The side files of a pack; None stands for one to be taken from the base checkpoint."""
-    pack = read_pack(pack_path)
+    if pack["index"]["files"] is None:
+        return None
     out: dict[str, bytes | None] = {}
-    for file in pack["index"]["files"] or []:
+    for file in pack["index"]["files"]:
         out[file["name"]] = None
         if "blob" in file:
             content = unstream(plain_blob(pack["data"], file["blob"]), file["size"])
@@ -844,13 +1089,66 @@ def side_files(pack_path: str | Path) -> dict[str, bytes | None]:
     return out
 
 
+def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Section 3.7: the side files beside the restored tensors.
+
+    Raises:
+        Invalid: R11 or R12 where the base lacks a file that the pack leaves to it, or has another one; else R8 or R10.
+    """
+    files = side_files(pack_path)
+    if files is None:
+        return dict(base_files)
+    for file in read_pack(pack_path)["index"]["files"]:
+        if "blob" not in file:
+            need(file["name"] in base_files, "R11", f"the base has no file {file['name']!r}")
+            content = base_files[file["name"]]
+            same = len(content) == file["size"] and hashlib.sha256(content).hexdigest() == file["sha256"]
+            need(same, "R12", f"the base has another file {file['name']!r}")
+    return {name: base_files[name] if content is None else content for name, content in files.items()}
+
+
+def check_alone(pack_path: str | Path) -> None:
+    """All that can be checked of a pack without its base: R1 to R10, R13, and R12 for what holds no element of the base.
+
+    Raises:
+        Invalid: A rule is broken.
+    """
+    pack = read_pack(pack_path)
+    data = pack["data"]
+    side_files(pack_path)
+    with np.errstate(all="ignore"):
+        for entry in pack["index"]["tensors"]:
+            if "digests" in entry:
+                check_digests_blob(data, entry)
+            for term in entry.get("terms", []):
+                for chunk in term_chunks(data, term, common_numel(entry)):
+                    positions(term, chunk)
+                    term_values(term, chunk, np.float32(1))
+            if "dtype" in entry:
+                check_own_chunks(data, entry)
+
+
+def check_own_chunks(data: bytes, entry: Json) -> None:
+    """R12 for the chunks of the result that the pack stores whole."""
+    common, count, size = common_numel(entry), numel(entry["shape"]), ITEMSIZE[entry["dtype"]]
+    raw = restore_stored(data, entry, common) if "stored" in entry else b""
+    own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if "stored" in entry else []
+    found = [xxhash.xxh3_128_digest(raw[(a - common) * size : (b - common) * size]) for a, b in own]
+    if len(own) == chunk_count(count):  # all chunks; none, where there are no elements
+        need(root_digest(entry["dtype"], entry["shape"], found) == entry["digest"], "R12", f"{entry['name']!r} differs")
+    elif own:
+        known = plain_blob(data, entry["digests"])[-16 * len(own) :]
+        need(b"".join(found) == known, "R12", f"the rows that {entry['name']!r} stores differ")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # safetensors, as far as the command line needs it
 # ---------------------------------------------------------------------------------------------------------------------
 
-SAFETENSORS = {name.upper(): name for name in ITEMSIZE} | {
-    "F8_E4M3": "f8_e4m3fn",
-    "F8_E8M0": "f8_e8m0fnu",
+SAFETENSORS = {  # section 3.6
+    **{"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8_e4m3fn", "F8_E5M2": "f8_e5m2"},
+    **{"F8_E8M0": "f8_e8m0fnu", "C64": "c64", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8"},
+    **{"U64": "u64", "U32": "u32", "U16": "u16", "U8": "u8", "BOOL": "bool"},
 }
 
 
@@ -885,20 +1183,35 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors[name][2] for name in order))
 
 
+def weight_of(text: str) -> float:
+    """A weight from the command line."""
+    try:
+        return check_weight(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Restore a checkpoint from its base and a .dpk pack.")
+    parser = argparse.ArgumentParser(description="Restore a checkpoint from its base and .dpk packs, added up in their order.")
     parser.add_argument("base", type=Path)
-    parser.add_argument("pack", type=Path)
+    parser.add_argument("pack", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weight", type=float, default=1.0)
-    parser.add_argument("--factor", type=float, default=None)
+    parser.add_argument("--weight", type=weight_of, action="append", help="once for all packs, or once for each")
+    parser.add_argument("--prefer", type=int, help="number of the pack that decides, from 1")
+    parser.add_argument("--factor", type=weight_of, default=None)
     args = parser.parse_args()
+    count, weights = len(args.pack), args.weight or [1.0]
+    if len(weights) not in (1, count) or not (args.prefer is None or 1 <= args.prefer <= count):
+        parser.error(f"--weight goes with 1 or {count} numbers, --prefer with a number from 1 to {count}")
+    weights = weights * count if len(weights) == 1 else weights
+    prefer = None if args.prefer is None else args.prefer - 1
     try:
-        result = restore(args.pack, load_safetensors(args.base), weight=args.weight, factor=args.factor)
-    except Invalid as error:
-        print(f"{args.pack}: {error}", file=sys.stderr)
-        return 3
+        base = load_safetensors(args.base)
+        result = restore_several(args.pack, base, weights=weights, prefer=prefer, factor=args.factor)
+    except (Invalid, Conflict) as error:
+        print(f"{' '.join(map(str, args.pack))}: {error}", file=sys.stderr)
+        return 3 if isinstance(error, Invalid) else 1
     save_safetensors(args.out, result)
     return 0
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import _thread
+import importlib.util
 import os
+import re
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
-from support.fixtures import Applied, Merged, PackOf
 from support.poison import malloc_poisoned, poisoned
+
+if TYPE_CHECKING:
+    from support.fixtures import Applied, Merged, PackOf
 
 TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 
@@ -21,19 +29,84 @@ TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 settings.register_profile("deltapack", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("deltapack")
 
+_WITH_TORCH = "(builders|demo_sources|device_packs|fixtures|merging|vocabularies)"
+_NEEDS_TORCH = re.compile(
+    rf"^(import torch|from torch|from deltapack\.(demo|device|live)|from support\.{_WITH_TORCH}|from support import .*{_WITH_TORCH})", re.M
+)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where torch is not installed, leave out what cannot be imported without it: `.ci/run` tests a second Python so."""
+    if importlib.util.find_spec("torch") is not None:
+        return None
+    script = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
+    return True if script.suffix == ".py" and script.is_file() and _NEEDS_TORCH.search(script.read_text("utf-8")) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, Any, Any]:
+    """Skip tests whose fixtures turn out to need torch where it is not installed."""
+    return (yield from _skipped_without_torch())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Likewise for tests themselves."""
+    return (yield from _skipped_without_torch())
+
+
+def _skipped_without_torch() -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if error.name != "torch" or importlib.util.find_spec("torch") is not None:
+            raise
+        pytest.skip("torch is not installed")
+
+
+def pytest_report_header() -> str | None:
+    """Say so."""
+    return None if importlib.util.find_spec("torch") else "torch is not installed: test files that need it are left out"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _coverage_of_threads() -> Iterator[None]:
+    """Let coverage see threads that are not started by `threading`, if it works by tracing."""
+    trace, start = threading.gettrace(), _thread.start_new_thread
+    if trace is None:
+        yield
+        return
+
+    def traced(function: Callable[..., object], arguments: tuple[Any, ...], *more: Any) -> int:
+        def run(*given: Any, **named: Any) -> object:
+            sys.settrace(trace)
+            return function(*given, **named)
+
+        return start(run, arguments, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", traced)
+        yield
+
 
 @pytest.fixture
 def pack_of(tmp_path: Path) -> PackOf:
+    from support.fixtures import PackOf
+
     return PackOf(tmp_path)
 
 
 @pytest.fixture
 def applied(tmp_path: Path) -> Applied:
+    from support.fixtures import Applied
+
     return Applied(tmp_path)
 
 
 @pytest.fixture
 def merged(tmp_path: Path) -> Merged:
+    from support.fixtures import Merged
+
     return Merged(tmp_path)
 
 

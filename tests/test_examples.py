@@ -43,6 +43,7 @@ def test_compress_restore(
     assert out.count("times smaller") == 2
 
 
+@pytest.mark.slow
 def test_merge_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from support.demo_sources import TINY, write_sources
 

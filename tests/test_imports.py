@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,3 +193,11 @@ def test_no_cycles() -> None:
         free = {name for name, needs in below.items() if name not in done and needs <= done}
         assert free, f"a cycle among {sorted(set(below) - done)}"
         done |= free
+
+
+def test_the_picture_of_the_house_is_this_table() -> None:
+    """CONTRIBUTING.md shows the rooms from the top down; the modules at the top are its last line."""
+    picture = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8").split("```text", 1)[1].split("```", 1)[0]
+    rooms = re.findall(r"^ (\w+)/ ", picture, re.M)
+    assert rooms == [room for floor in reversed(ORDER[1:-1]) for room in floor]
+    assert set(re.split(r"[ ,]+", picture.rsplit("(top)", 1)[1].strip())) == set(ORDER[0]) - {"_version"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -80,10 +82,7 @@ def test_a_consumer_that_leaves_stops_the_rest(workers: int) -> None:
     results.close()
     assert sorted(ended) == sorted(began)  # what had begun is waited for
     assert max(began) <= workers + 2
-    deadline = time.monotonic() + 10
-    while _thread._count() > threads and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert _thread._count() <= threads
+    _wait_for_threads(threads)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -128,6 +127,92 @@ def test_an_error_ends_the_rest(workers: int) -> None:
     assert count < 5000
     time.sleep(0.01)
     assert len(ran) == count
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns after every few instructions, which is the nearest to no GIL that an interpreter with one offers."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("workers", [2, 3, 8, 32])
+def test_many_short_tasks_are_each_done_once(workers: int) -> None:
+    for count in (1, 2, workers - 1, workers, workers + 1, 5000):
+        ran: list[int] = []
+        for_each(ran.append, range(count), workers)
+        assert sorted(ran) == list(range(count))
+        assert list(ordered_map(lambda number: -number, iter(range(count)), workers)) == [-number for number in range(count)]
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("error", [KeyError, Empty, StopIteration, KeyboardInterrupt, SystemExit])
+def test_errors_of_any_kind_among_short_tasks(error: type[BaseException]) -> None:
+    """Also those that queues and iterators use themselves."""
+    for at in (0, 1, 7, 499):
+        ran: list[int] = []
+
+        def task(number: int, at: int = at, ran: list[int] = ran) -> None:
+            ran.append(number)
+            if number == at:
+                raise error(number)
+
+        threads = _thread._count()
+        with pytest.raises(error) as raised:
+            for_each(task, range(500), 8)
+        assert raised.value.args == (at,)
+        assert len(ran) == len(set(ran)) and {*range(at + 1)} <= {*ran}  # tasks are begun in order
+        _wait_for_threads(threads)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_stop_iteration_does_not_pass_for_the_end(workers: int) -> None:
+    def task(number: int) -> int:
+        return next(iter([number] if number < 3 else []))
+
+    results = []
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        for result in ordered_map(task, range(9), workers):
+            results.append(result)
+    assert results == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("restless")
+def test_when_every_task_fails_one_error_is_raised() -> None:
+    def task(number: int) -> None:
+        raise KeyError(number)
+
+    for _ in range(200):
+        with pytest.raises(KeyError):
+            for_each(task, range(8), 16)
+
+
+@pytest.mark.usefixtures("restless")
+def test_tasks_are_drawn_by_the_calling_thread_alone() -> None:
+    """An iterator that several threads share may hand out an item twice where there is no GIL."""
+    drew: set[int] = set()
+
+    class Tasks(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            for number in range(len(self)):
+                drew.add(threading.get_ident())
+                yield number
+
+    ran: list[int] = []
+    for_each(ran.append, Tasks(range(300)), 4)
+    assert list(ordered_map(lambda number: number, Tasks(range(300)), 4)) == sorted(ran) == list(range(300))
+    assert drew == {threading.get_ident()}
+
+
+def _wait_for_threads(count: int) -> None:
+    """Threads that have reported their end may not be gone yet."""
+    deadline = time.monotonic() + 10
+    while _thread._count() > count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert _thread._count() <= count
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

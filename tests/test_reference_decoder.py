@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack import Override, Recipe
+from deltapack.errors import MergeConflictError, RecipeError
 
 
 def everything() -> tuple[Model, Model, tuple[Override, ...]]:
@@ -77,6 +80,79 @@ def test_its_command_line(pack_of: PackOf, applied: Applied, tmp_path: Path) -> 
     write_file(tmp_path / "base.safetensors", base | {"layer.bias": edited(base["layer.bias"], 0, 0)})
     done = subprocess.run([*command, tmp_path / "base.safetensors", pack, out], capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "R12" in done.stderr
+
+
+def test_its_command_line_on_several_packs(pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model(dtype="bf16")
+    packs = [pack_of(base, tuned_model(base), "one"), pack_of(base, tuned_model(base, 2), "two")]
+    out, direct = tmp_path / "by spec.safetensors", tmp_path / "direct.safetensors"
+    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors"), *map(str, packs), str(out)]
+    subprocess.run([*command, "--weight=0.3", "--weight=-0.7"], check=True)
+    deltapack.merge(tmp_path / "base.safetensors", packs, direct, weights=[0.3, -0.7])
+    assert read_file(out) == read_file(direct) != base
+    for wrong in (["--weight=1", "--weight=1", "--weight=1"], ["--prefer=3"], ["--weight=nan"], ["--weight=3e38"], ["--factor=-inf"]):
+        assert subprocess.run([*command, *wrong], capture_output=True, check=False).returncode == 2
+
+
+def test_its_command_line_on_packs_that_conflict(pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model(dtype="bf16")
+    heads = [random_tensor(seed, (5,)) for seed in (1, 2)]
+    packs = [pack_of(base, base | {"head": head}, name) for name, head in zip("ab", heads, strict=True)]
+    out = tmp_path / "out.safetensors"
+    command = [sys.executable, str(ROOT / "spec" / "reference_decoder.py"), str(tmp_path / "base.safetensors"), *map(str, packs), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "'head'" in done.stderr and not out.exists()
+    subprocess.run([*command, "--prefer=2"], check=True)
+    assert read_file(out) == base | {"head": heads[1]}
+
+
+def relatives() -> tuple[Model, dict[str, Model]]:
+    """A base and fine-tunes that agree on what is added, and not on the rest."""
+    base = small_model(dtype="bf16") | {"embed": random_tensor(1, (50, 40), "bf16"), "long": random_tensor(2, (CHUNK + 5,), "f16")}
+    base |= {"wide": random_tensor(3, (300,), "f64"), "steps": whole("u8", 1)}
+    plain = tuned_model(base)
+    grown = tuned_model(base, 1) | {"embed": random_tensor(5, (60, 40), "bf16"), "head": random_tensor(6, (9,))}
+    other = tuned_model(base, 2) | {"embed": random_tensor(7, (64, 40)), "head": random_tensor(8, (9,)), "steps": whole("u8", 2)}
+    less = {name: tensor for name, tensor in tuned_model(base, 3, "f32").items() if name != "layer.bias"}
+    return base, {"plain": plain, "grown": grown, "other": other, "less": less | {"embed": random_tensor(9, (40, 40), "bf16")}}
+
+
+def test_several_packs_of_the_package(pack_of: PackOf, tmp_path: Path) -> None:
+    """In any order, with any weights and whoever decides: the same bits, or a conflict for both."""
+    base, tuned = relatives()
+    given = {name: (tensor.dtype, tensor.shape, tensor.raw) for name, tensor in base.items()}
+    reference, packs, out = reference_decoder(), {}, tmp_path / "out.safetensors"
+    for number, (name, model) in enumerate(tuned.items()):
+        exclude = "wide|long" if number % 2 else None
+        packs[name] = pack_of(base, model, name, drop_rate=0.5, seed=number, exclude=exclude)
+    found = {"conflict": 0, "bits": 0}
+    for order in itertools.permutations(packs.values(), 2):
+        for prefer in (None, 0, 1):
+            weights = [0.3 + 0.1 * len(order[0].name), -1.7 if prefer else 1.0]
+            decider = None if prefer is None else order[prefer]
+            try:
+                expected = reference.restore_several(order, given, weights=weights, prefer=prefer)
+            except reference.Conflict:
+                found["conflict"] += 1
+                with pytest.raises(MergeConflictError):
+                    deltapack.merge(tmp_path / "base.safetensors", order, out, weights=weights, prefer=decider, force=True)
+                continue
+            deltapack.merge(tmp_path / "base.safetensors", order, out, weights=weights, prefer=decider, force=True)
+            assert {name: (tensor.dtype, tensor.shape, tensor.raw) for name, tensor in read_file(out).items()} == expected
+            found["bits"] += 1
+    assert found == {"conflict": 8, "bits": 28}
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 3e38, -3e38])
+def test_weights_that_are_no_f32(pack_of: PackOf, applied: Applied, weight: float) -> None:
+    base = small_model()
+    pack = pack_of(base, tuned_model(base))
+    with pytest.raises(ValueError, match="not a finite f32"):
+        decode_by_spec(base, pack, weight=weight)
+    with pytest.raises(RecipeError, match="not a finite f32"):
+        applied(pack, weight=weight)
+    almost = math.copysign(math.nextafter(3e38, 0), weight)
+    assert decode_by_spec(base, pack, weight=almost) == applied(pack, weight=almost)
 
 
 def test_side_files(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from support.builders import reference_decoder
+
+from deltapack.dtypes import BY_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC, VECTORS = ROOT / "spec", ROOT / "tests" / "vectors"
@@ -21,7 +24,7 @@ def first_column(page: str, section: str) -> list[str]:
 
 RULES = re.findall(r"^\| (R\d+) \|", (SPEC / "04-reader-rules.md").read_text("utf-8"), re.M)
 INDEX_CODECS = re.findall(r"^## `(\w+)`", (SPEC / "codecs" / "index.md").read_text("utf-8"), re.M)
-VALUE_CODECS = first_column("codecs/values.md", "all tiles of the chunk")[:8]
+VALUE_CODECS = first_column("codecs/values.md", "# Value codecs")[:8]
 KINDS = ["delta", "unchanged", "grown", "shrunk", "stored", "removed", "alias"]
 
 
@@ -52,11 +55,43 @@ def test_feature_has_a_valid_vector(feature: str) -> None:
     assert f"v1-ok-{feature}.dpk" in NAMES
 
 
+def pairs_of_kinds() -> dict[tuple[str, str], str]:
+    """The table of section 9.3: what two packs give that say these things of a tensor."""
+    section = (SPEC / "09-weights-and-several-packs.md").read_text("utf-8").split("\n## 9.3", 1)[1].split("\n## ", 1)[0]
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", section, re.M)]
+    return {(row[0], second): cell for row in rows for second, cell in zip(head[1:], row[1:], strict=True)}
+
+
+def test_every_pair_of_kinds_has_a_vector() -> None:
+    """Two packs of each pair are in a case, which is an error where the table says conflict and no pack is preferred."""
+    cases = json.loads((VECTORS / "v1-several-pairs.json").read_text("utf-8"))["cases"]
+    pairs = pairs_of_kinds()
+    assert len(pairs) == 64 and {kind for pair in pairs for kind in pair} == {*KINDS, "blend", "whole"} - {"stored"}
+    for (first, second), becomes in pairs.items():
+        case = cases[f"{first}-{second}"]
+        assert case["packs"] == [f"v1-several-pairs-a-{first}.dpk", f"v1-several-pairs-b-{second}.dpk"]
+        assert ("error" in case) == (becomes in ("conflict", "rows"))
+        assert "error" in case or ("w" in case["result"]) == (becomes != "gone")
+        for prefer in (0, 1) if "error" in case else ():
+            assert "result" in cases[f"{first}-{second}-prefer-{prefer}"]
+
+
 def test_every_element_type_is_restored_by_a_vector() -> None:
     """Each element type of section 3.6 occurs in an expected result."""
     documents = [json.loads(path.read_text("utf-8")) for path in VECTORS.glob("v1-ok-*.json")]
     found = {tensor["dtype"] for document in documents for tensor in document["result"].values()}
     assert set(first_column("03-index.md", "## 3.6 Element types")) == found
+
+
+def test_safetensors_names_are_those_of_the_page() -> None:
+    """The table of section 3.6 is the one of the package and of the reference decoder: names, bytes and which are floats."""
+    text = (SPEC / "03-index.md").read_text("utf-8").split("## 3.6 Element types", 1)[1].split("\n#", 1)[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d) \| (float|opaque)", text, re.M)
+    assert rows == [(t.name, t.safetensors, str(t.itemsize), "float" if t.is_delta else "opaque") for t in BY_NAME.values()]
+    reference = reference_decoder()
+    assert {theirs: name for name, theirs, _, _ in rows} == reference.SAFETENSORS
+    assert {name: int(size) for name, _, size, _ in rows} == reference.ITEMSIZE
+    assert list(reference.FLOATS) == [name for name, _, _, kind in rows if kind == "float"]
 
 
 def test_only_known_rules_are_named() -> None:

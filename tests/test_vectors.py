@@ -8,20 +8,25 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import deltapack
+from deltapack import kernels
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME
+from deltapack.kernels import reference as kernels_in_numpy
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
 VALID = sorted(path.stem for path in VECTORS.glob("v1-ok-*.dpk"))
 INVALID: dict[str, dict[str, Any]] = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
+GROUPS = sorted(path.name for path in VECTORS.glob("v1-several-*.json"))
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
@@ -53,6 +58,24 @@ def tensors(rows: dict[str, Any]) -> Tensors:
     }
 
 
+@dataclass(frozen=True)
+class Case:
+    """Several packs with weights, and which of them decides."""
+
+    packs: list[Path]
+    weights: list[float]
+    prefer: int | None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Case:
+        """Read a case of a companion file."""
+        return cls([VECTORS / name for name in row["packs"]], list(map(float, row["weights"])), row.get("prefer"))
+
+
+Restored = str | tuple[Tensors, dict[str, str], dict[str, bytes]]
+"""The name of an error, or tensors, second names and side files."""
+
+
 class ReferenceDecoder:
     """spec/reference_decoder.py."""
 
@@ -61,12 +84,35 @@ class ReferenceDecoder:
         result: Tensors = reference.restore(pack, base, weight=weight)
         return result
 
+    def restore_several(self, case: Case, base: Tensors) -> Restored:
+        """Return the restored tensors of several packs, second names, and side files other than a model card."""
+        try:
+            result: Tensors = reference.restore_several(case.packs, base, weights=case.weights, prefer=case.prefer)
+        except reference.Conflict:
+            return "MergeConflictError"
+        except reference.Invalid as error:
+            return "BaseMismatchError" if error.rule in ("R11", "R12") else str(error)
+        packs = [reference.read_pack(pack) for pack in case.packs]
+        files = reference.side_files_of_several(case.packs, case.prefer)
+        files = {"LICENSE": None} if files is None else files
+        contents = {name: b"from the base" if content is None else content for name, content in files.items()}
+        return result, reference.second_names(packs, result, case.prefer), contents
+
+    def check_alone(self, pack: Path) -> None:
+        """Check a pack without its base."""
+        reference.check_alone(pack)
+
+    def restore_files(self, pack: Path, base: Tensors) -> dict[str, bytes]:
+        """Return the restored side files."""
+        files: dict[str, bytes] = reference.restore_files(pack, {"LICENSE": b"from the base"})
+        return files
+
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str | None]:
         """Return the rule, and the name of the error class where the decoder has several, that reading runs into."""
         with pytest.raises(reference.Invalid) as caught:
-            reference.read_pack(pack)
-            reference.side_files(pack)
+            self.check_alone(pack)
             reference.restore(pack, base or {})
+            self.restore_files(pack, base or {})
         return str(caught.value.rule), None
 
 
@@ -84,11 +130,49 @@ class Package:
                     for name, tensor in checkpoint.tensors.items()
                 }
 
+    def restore_several(self, case: Case, base: Tensors) -> Restored:
+        """Return the restored tensors of several packs, second names, and side files other than a model card, through files."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            # By a name of its own, so that one pack may come twice and be preferred once.
+            packs = [folder / f"{number}.dpk" for number in range(len(case.packs))]
+            for own, pack in zip(packs, case.packs, strict=True):
+                own.write_bytes(pack.read_bytes())
+            prefer = None if case.prefer is None else packs[case.prefer]
+            try:
+                deltapack.merge(self._base(folder, base), packs, folder / "out", weights=case.weights, prefer=prefer)
+            except deltapack.DeltapackError as error:
+                assert not (folder / "out").exists()
+                assert error.tensor is not None or error.path in packs
+                assert error.exit_code in (1, 4)
+                return type(error).__name__
+            with open_checkpoint(folder / "out") as checkpoint:
+                result = {
+                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes())
+                    for name, tensor in checkpoint.tensors.items()
+                }
+                made = ("model.safetensors", "README.md")
+                files = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name not in made}
+                return result, dict(checkpoint.aliases), files
+
+    def check_alone(self, pack: Path) -> None:
+        """Check a pack without its base."""
+        deltapack.verify(pack)
+
+    def restore_files(self, pack: Path, base: Tensors) -> dict[str, bytes]:
+        """Return the restored side files, through folders."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            deltapack.apply(self._base(Path(folder), base), pack, out)
+            files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+            return {name: path.read_bytes() for name, path in files.items() if name != "model.safetensors"}
+
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
         """Return the rule and the error class that verifying and applying run into."""
         with pytest.raises(deltapack.DeltapackError) as caught:
-            deltapack.verify(pack)
+            self.check_alone(pack)
             self.restore(pack, base or {})
+            self.restore_files(pack, base or {})
         assert str(pack) in str(caught.value) or caught.value.exit_code == 4
         return str(caught.value.rule), type(caught.value).__name__
 
@@ -107,7 +191,21 @@ class Package:
         return path
 
 
-DECODERS: list[Callable[[], Any]] = [ReferenceDecoder, Package]
+class PackageInNumpy(Package):
+    """deltapack where there is no numba."""
+
+    def restore(self, pack: Path, base: Tensors, weight: float = 1.0) -> Tensors:
+        """As above, with the other loops."""
+        with mock.patch.object(kernels, "active", lambda: kernels_in_numpy):
+            return super().restore(pack, base, weight)
+
+    def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
+        """As above, with the other loops."""
+        with mock.patch.object(kernels, "active", lambda: kernels_in_numpy):
+            return super().rule_broken(pack, base)
+
+
+DECODERS: list[Callable[[], Any]] = [ReferenceDecoder, Package, PackageInNumpy]
 
 
 @pytest.fixture(params=DECODERS, ids=lambda decoder: decoder.__name__)
@@ -120,6 +218,7 @@ def decoder(request: pytest.FixtureRequest) -> Any:
 def test_valid_vector_restores_bit_for_bit(decoder: Any, name: str) -> None:
     """A valid pack gives exactly the expected tensors."""
     document = companion(f"{name}.json")
+    decoder.check_alone(VECTORS / f"{name}.dpk")
     assert decoder.restore(VECTORS / f"{name}.dpk", tensors(document["base"])) == tensors(document["result"])
 
 
@@ -129,6 +228,44 @@ def test_valid_vector_restores_with_weight(decoder: Any, name: str) -> None:
     document = companion(f"{name}.json")
     found = decoder.restore(VECTORS / f"{name}.dpk", tensors(document["base"]), float(document["weight"]))
     assert found == tensors(document["weighted"])
+
+
+@pytest.mark.parametrize("name", [name for name in VALID if "files" in companion(f"{name}.json")])
+def test_valid_vector_restores_side_files(decoder: Any, name: str) -> None:
+    """Files travel as they are, compressed, or by reference to the base; null stands for those of the base, `[]` for none."""
+    document = companion(f"{name}.json")
+    found = decoder.restore_files(VECTORS / f"{name}.dpk", tensors(document["base"]))
+    assert found == {file: bytes.fromhex(content) for file, content in document["files"].items()}
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in companion(group)["cases"]])
+def test_several_packs_give_what_the_vector_says(decoder: Any, group: str, name: str) -> None:
+    """Several packs add up, or are an error where they disagree on what cannot be added."""
+    document = companion(group)
+    case = document["cases"][name]
+    found = decoder.restore_several(Case.of(case), tensors(document["base"]))
+    if "error" in case:
+        assert found == case["error"]
+        return
+    restored, aliases, files = found
+    assert "result" in case or "files" in case
+    if "result" in case:
+        assert restored == tensors(case["result"])
+        assert aliases == case["aliases"]
+    if "files" in case:
+        assert files == {name: content.encode() for name, content in case["files"].items()}
+
+
+def packs_of_groups() -> list[tuple[str, str]]:
+    """Each pack that stands in a case that works, with its group."""
+    rows = [(group, case) for group in GROUPS for case in companion(group)["cases"].values() if "error" not in case]
+    return sorted({(group, pack) for group, case in rows for pack in case["packs"]})
+
+
+@pytest.mark.parametrize(("group", "pack"), packs_of_groups())
+def test_packs_of_groups_are_valid_by_themselves(decoder: Any, group: str, pack: str) -> None:
+    """Each pack of a group restores alone, with all its digests, and has no part in a case by chance."""
+    assert decoder.restore(VECTORS / pack, tensors(companion(group)["base"]))
 
 
 @pytest.mark.parametrize("name", sorted(INVALID))
@@ -156,5 +293,7 @@ def test_reference_restores_side_files() -> None:
 def test_vectors_are_small_and_complete() -> None:
     """The folder stays light, and each invalid file is listed."""
     files = [path for path in VECTORS.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 400_000
+    assert sum(path.stat().st_size for path in files) < 900_000  # one small file for each field and check
     assert {path.name for path in VECTORS.glob("v1-bad-*.dpk")} == set(INVALID)
+    named = {pack for group in GROUPS for case in companion(group)["cases"].values() for pack in case["packs"]}
+    assert {path.name for path in VECTORS.glob("v1-several-*.dpk")} == named

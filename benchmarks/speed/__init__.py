@@ -1,5 +1,6 @@
 """How fast, and with how much memory, beside the floors of the machine and other tools: `python -m benchmarks.speed`.
 
-`inputs` makes checkpoints and packs, `verbs` the things to time, `floors` what the machine needs at least, `checks` compares every
-path with the reference decoder before it gets a time. `grid`, `reach`, `peers`, `curves` and `startup` measure, `targets` judges.
+From the ground up: `candidates` are the things to time, `inputs` makes checkpoints and packs for them, `checks` compares every path with
+the reference decoder before it gets a time, `peers` calls other tools, `groups` and `curves` measure, `targets` judges, `profile` shows
+where the time of a row goes.
 """

@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import deltapack
 from benchmarks.checkpoints import Family
+from benchmarks.child import apply_once, read_state
 from benchmarks.processes import run_verb
 from benchmarks.results import progress
-from benchmarks.speed import memory_apply
+from benchmarks.speed.candidates import LOADED, WAYS, WORKERS
 from benchmarks.speed.inputs import Bench, Setting, weights
 from deltapack.checkpoint import open_checkpoint
 
@@ -50,7 +53,9 @@ def expected(family: Family, packs: Sequence[Path], factors: Sequence[float], na
     return out
 
 
-def _add_terms(spec: ModuleType, data: bytes, entry: dict, factor: float, acc: np.ndarray, kept: np.ndarray) -> None:  # type: ignore[type-arg]
+def _add_terms(
+    spec: ModuleType, data: bytes, entry: Mapping[str, Any], factor: float, acc: NDArray[np.float32], kept: NDArray[np.bool_]
+) -> None:
     for term in entry.get("terms", ()):
         own = np.float32(spec.f32_of_bits(term["factor"])) * np.float32(factor)
         streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in spec.SCALED)
@@ -98,10 +103,10 @@ def check_setting(setting: Setting, small: Bench) -> Mapping[str, str]:
 
 
 def _wrong_in_memory(bench: Bench, pack: Path, want: Mapping[str, bytes]) -> str:
-    for way in memory_apply.WAYS:
-        for workers in memory_apply.WORKERS:
-            state = memory_apply.read_state(bench.base)
-            memory_apply.apply_once(pack, state, workers, way)
+    for way in WAYS:
+        for workers in WORKERS:
+            state = read_state(bench.base)
+            apply_once(pack, state, workers, load=way.load, verify=way.verify)
             if wrong := _wrong(lambda name, state=state: state[name].tobytes(), want):  # type: ignore[misc]
                 return wrong
     return ""
@@ -137,8 +142,8 @@ def check_large(bench: Bench, setting: Setting, verb: str, count: int = 1) -> st
         wrong = [name for name, digest in digests.items() if digest != entries[name]["digest"]]
         return f"the digest of {wrong[0]} differs from the reference" if wrong else ""
     if verb == "add_to":
-        state = memory_apply.read_state(bench.base)
-        memory_apply.apply_once(packs[0], state, 2, memory_apply.LOADED)
+        state = read_state(bench.base)
+        apply_once(packs[0], state, 2, load=LOADED.load, verify=LOADED.verify)
         return _wrong(lambda name: state[name].tobytes(), want)
     if verb == "merge":
         deltapack.merge(bench.base, packs, out, weights=weights(count), force=True)

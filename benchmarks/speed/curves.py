@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.results import Cell, Table, progress
+from benchmarks.speed.candidates import Verb
 from benchmarks.speed.inputs import DEFAULT, Bench, open_bench
-from benchmarks.speed.verbs import Verb
 from benchmarks.timing import Rounds, interleave
 
 __all__ = ["Curve", "Point", "by_packs", "by_size", "by_workers", "draw"]
@@ -36,15 +36,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points over one axis; `file` is the name of the plot."""
+    """Points over one axis."""
 
+    name: str
     caption: str
     axis: str
-    file: str
     points: tuple[Point, ...]
 
     def table(self) -> Table:
-        return Table(self.caption, (self.axis, *HEADERS), tuple(point.row() for point in self.points))
+        """Return the points as a table; its plot is none as long as nobody drew it."""
+        return Table(self.name, self.caption, (self.axis, *HEADERS), tuple(point.row() for point in self.points))
+
+    @property
+    def plot(self) -> str:
+        """File name of the plot."""
+        return f"cost-curves-{self.name}.svg"
 
 
 def by_size(sizes: Sequence[float], rounds: Rounds) -> Curve:
@@ -54,19 +60,19 @@ def by_size(sizes: Sequence[float], rounds: Rounds) -> Curve:
         with open_bench(gigabytes, 1) as bench:
             x = round(bench.family.nbytes / 1e9, 3)
             points += _points(bench, x, [*_verbs(bench, 2), bench.inspect()], rounds)
-    return Curve("Against the size of the model, 2 workers", "GB", "speed-size.svg", tuple(points))
+    return Curve("size", "Against the size of the model, 2 workers", "GB", tuple(points))
 
 
 def by_packs(bench: Bench, counts: Sequence[int], rounds: Rounds) -> Curve:
     """Measure merges of several numbers of packs, with 2 workers."""
     points = [point for count in counts for point in _points(bench, count, [bench.merge(count, 2)], rounds)]
-    return Curve(f"Against the number of packs, {_size(bench)}, 2 workers", "packs", "speed-packs.svg", tuple(points))
+    return Curve("packs", f"Against the number of packs, {_size(bench)}, 2 workers", "packs", tuple(points))
 
 
 def by_workers(bench: Bench, counts: Sequence[int], rounds: Rounds) -> Curve:
     """Measure every verb with several numbers of workers."""
     points = [point for count in counts for point in _points(bench, count, _verbs(bench, count), rounds)]
-    return Curve(f"Against the number of workers, {_size(bench)}", "workers", "speed-workers.svg", tuple(points))
+    return Curve("workers", f"Against the number of workers, {_size(bench)}", "workers", tuple(points))
 
 
 def _size(bench: Bench) -> str:
@@ -87,8 +93,8 @@ def _points(bench: Bench, x: float, verbs: Sequence[Verb], rounds: Rounds) -> It
         yield Point(x, what, bench.family.nbytes, sample.median, sample.spread, len(sample.seconds), peak, sample.reason)
 
 
-def draw(curve: Curve, folder: Path) -> str:
-    """Write the plot of a curve into a folder, seconds beside memory; return the line of the results that shows it.
+def draw(curve: Curve, folder: Path) -> Table:
+    """Write the plot of a curve into a folder, seconds beside memory; return the table that names it.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -111,9 +117,9 @@ def draw(curve: Curve, folder: Path) -> str:
             panel.set_xticks(sorted({point.x for point in curve.points}))
     panels[0].legend(fontsize="small")
     figure.suptitle(curve.caption)
-    figure.savefig(folder / curve.file, metadata={"Date": None})
+    figure.savefig(folder / curve.plot, metadata={"Date": None})
     pyplot.close(figure)
-    return f"{curve.caption}: ![{curve.caption}]({curve.file})"
+    return replace(curve.table(), plot=curve.plot)
 
 
 def _value(point: Point, label: str) -> float | None:

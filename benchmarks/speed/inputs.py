@@ -12,8 +12,7 @@ from typing import Any
 import deltapack
 from benchmarks.checkpoints import Family, Llama, build, cache_folder, llama_of_size
 from benchmarks.results import progress
-from benchmarks.speed.floors import read_files, weight_files
-from benchmarks.speed.verbs import Verb
+from benchmarks.speed.candidates import Verb, read_files, weight_files
 
 __all__ = ["DEFAULT", "Bench", "Setting", "open_bench"]
 

@@ -18,10 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
-
 from benchmarks.results import Table
-from benchmarks.speed import memory_apply
+from benchmarks.speed.candidates import in_memory, in_memory_name, two_states
 from benchmarks.speed.inputs import DEFAULT, Bench, Setting
 from benchmarks.timing import Candidate
 
@@ -64,10 +62,8 @@ def stage_of(path: str, line: str) -> str:
 
 
 def _in_memory(bench: Bench, setting: Setting, workers: int) -> Candidate:
-    base = memory_apply.read_state(bench.base)
-    state = {name: np.empty_like(tensor) for name, tensor in base.items()}
-    ways = memory_apply.candidates(bench.pack(setting), base, state)
-    return next(way for way in ways if way.name == memory_apply.name_of(workers))
+    ways = in_memory(bench.pack(setting), *two_states(bench.base))
+    return next(way for way in ways if way.name == in_memory_name(workers))
 
 
 def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:
@@ -98,8 +94,8 @@ def profile_table(bench: Bench, row: str, runs: int = 3) -> list[Table]:
     )
     caption = f"{candidate.name}, {bench.family.nbytes / 1e9:.2f} GB, {seconds / runs:.3f} s a run"
     return [
-        Table(f"{caption}, by stage", ("stage", "% of all threads' time", "% of their work"), by_stage),
-        Table(f"{caption}, by line", ("stage", "% of the work", "where", "line"), by_line[:LINES]),
+        Table("stages", f"{caption}, by stage", ("stage", "% of all threads' time", "% of their work"), by_stage),
+        Table("lines", f"{caption}, by line", ("stage", "% of the work", "where", "line"), by_line[:LINES]),
     ]
 
 

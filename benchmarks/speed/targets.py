@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.results import Cell, Table
-from benchmarks.speed import memory_apply
+from benchmarks.speed.candidates import in_memory_name
 from benchmarks.speed.curves import Curve
-from benchmarks.speed.methods import COUNT, METHODS, name_of
-from benchmarks.speed.peer_tools import PATCH_FROM
-from benchmarks.speed.peers import MERGEKIT
-from benchmarks.speed.reach import IN_MEMORY
-from benchmarks.speed.rows import Group
+from benchmarks.speed.groups import COUNT, IN_MEMORY, METHODS, method_name
+from benchmarks.speed.peers import MERGEKIT, PATCH_FROM
+from benchmarks.timing import Group
 
 __all__ = ["Measured", "judge", "targets_table"]
 
@@ -56,7 +54,7 @@ def targets_table(measured: Measured) -> Table:
         *_peak_rows(measured.sizes),
     )
     headers = ("what", "target", "measured", "result", "how")
-    return Table("Targets", headers, (*rows, *_scaling_rows(measured)))
+    return Table("", "Targets", headers, (*rows, *_scaling_rows(measured)))
 
 
 def judge(value: float | None, *, at_most: float | None = None, at_least: float | None = None) -> str:
@@ -78,7 +76,7 @@ def _at_least(what: str, limit: float, value: float | None, how: str, unit: str 
 def _memory_rows(group: Group) -> Iterator[Row]:
     for setting in IN_MEMORY:
         for workers, floor in ((1, "copy memory, 1 thread"), (2, "copy memory, 2 threads")):
-            value = group.ratio(f"{setting}: {memory_apply.name_of(workers)}", floor)
+            value = group.ratio(f"{setting}: {in_memory_name(workers)}", floor)
             density = f"{1 - setting.drop_rate:.2g}"
             what = f"apply in memory, bf16, int4, density {density}, {setting.index}, {workers} worker{'s' if workers > 1 else ''}"
             how = "streams in memory, no digests; against copying the tensors with as many threads"
@@ -106,10 +104,10 @@ def _folder_rows(measured: Measured) -> Iterator[Row]:
 
 def _method_rows(group: Group) -> Iterator[Row]:
     for method in METHODS:
-        bare = group.ratio(name_of(method), "cp")
+        bare = group.ratio(method_name(method), "cp")
         how = f"against cp + sync of the base; against cp without sync {bare:.2f}" if bare is not None else "against cp + sync of the base"
-        yield _at_most(f"merge of {COUNT} packs by {method}", EIGHT_PACKS, group.ratio(name_of(method), "cp + sync"), how)
-        yield _at_most(f"peak RSS, merge of {COUNT} packs by {method}", PEAK_MB, group.peaks.get(name_of(method)), "2 workers", "MB")
+        yield _at_most(f"merge of {COUNT} packs by {method}", EIGHT_PACKS, group.ratio(method_name(method), "cp + sync"), how)
+        yield _at_most(f"peak RSS, merge of {COUNT} packs by {method}", PEAK_MB, group.peaks.get(method_name(method)), "2 workers", "MB")
 
 
 def _compress_rows(group: Group) -> Iterator[Row]:
@@ -143,9 +141,9 @@ def _scaling_rows(measured: Measured) -> Iterator[Row]:
         yield _at_least(f"1 to 2 workers, {what}", SCALING, gain, "not disk-bound")
     copying = measured.memory.ratio("copy memory, 1 thread", "copy memory, 2 threads")
     for setting in IN_MEMORY:
-        one, two = (f"{setting}: {memory_apply.name_of(workers)}" for workers in (1, 2))
+        one, two = (f"{setting}: {in_memory_name(workers)}" for workers in (1, 2))
         how = f"copying memory itself gains {copying:.2f}" if copying is not None else ""
         yield _at_least(f"1 to 2 workers, apply in memory, {setting}", SCALING, measured.memory.ratio(one, two), how)
     for what, name in (("apply to a folder", "apply to folder, {}"), ("merge of 4", "merge of 4 to folder, {}")):
         gain = measured.folder.ratio(name.format("1 worker"), name.format("2 workers"))
-        yield f"1 to 2 workers, {what}", "-", gain, "-", "bound by the disk"
+        yield f"1 to 2 workers, {what}", None, gain, None, "bound by the disk"

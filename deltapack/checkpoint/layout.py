@@ -50,7 +50,10 @@ class Shard:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as `5GB` (decimal units, as the Hugging Face tools count).
+    """Return the bytes of a size in decimal units, as the Hugging Face tools count.
+
+    >>> parse_size("5GB"), parse_size("0.5 mb")
+    (5000000000, 500000)
 
     Raises:
         RecipeError: It is not a number above 0 with KB, MB, GB or TB.

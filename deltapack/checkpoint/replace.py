@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import OutputError
-from deltapack.format.atomic import temporary_sibling
+from deltapack.format.atomic import fsync_folder, temporary_sibling
 
 __all__ = ["check_output", "check_protected", "swap_in"]
 
@@ -74,7 +74,7 @@ def check_output(out: Path, *, folder: bool, force: bool) -> None:
 
 
 def swap_in(temporary: Path, out: Path) -> None:
-    """Give the finished folder `temporary` the name `out`; a folder of that name is swapped out, then removed.
+    """Give the finished folder `temporary` the name `out`, durably; a folder of that name is swapped out, then removed.
 
     At every moment `out` is the old or the new folder, where the system can exchange names (Linux); elsewhere there
     is a moment without either, and the old one is put back when the step fails.
@@ -87,6 +87,7 @@ def swap_in(temporary: Path, out: Path) -> None:
         if os.name == "nt" and out.is_dir():
             out.rmdir()
         os.rename(temporary, out)
+        fsync_folder(out.parent)
         return
     if _exchange(temporary, out):
         old = temporary
@@ -99,6 +100,7 @@ def swap_in(temporary: Path, out: Path) -> None:
             if os.path.lexists(old) and not os.path.lexists(out):
                 os.rename(old, out)
             raise
+    fsync_folder(out.parent)  # else a power cut could bring back the old name, over a folder whose files are gone
     try:
         shutil.rmtree(old)
     except OSError as error:

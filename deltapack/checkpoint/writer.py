@@ -209,7 +209,6 @@ class FolderWriter(_Writer):
         for where, _, _ in os.walk(self._temporary, topdown=False):
             fsync_folder(Path(where))
         swap_in(self._temporary, self.out)
-        fsync_folder(self.out.parent)
 
     def _discard(self) -> None:
         self._close()

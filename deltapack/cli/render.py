@@ -46,7 +46,11 @@ def _escape(char: str) -> str:
 
 
 def human_bytes(count: int) -> str:
-    """Return a size in decimal units: `999 B`, `1.2 kB`, `90.9 MB`."""
+    """Return a size in decimal units.
+
+    >>> human_bytes(999), human_bytes(1_234), human_bytes(90_900_000)
+    ('999 B', '1.2 kB', '90.9 MB')
+    """
     if count < 1000:
         return f"{count} B"
     size, unit = count / 1000, "kB"
@@ -58,12 +62,20 @@ def human_bytes(count: int) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    """Return `1 tensor` or `1,234 tensors`."""
+    """Return a number and what it counts.
+
+    >>> count_of(1, "tensor"), count_of(1_234, "tensor")
+    ('1 tensor', '1,234 tensors')
+    """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def kinds_line(kinds: Mapping[str, int]) -> str:
-    """Return the tensors by entry kind, as in `101 delta, 2 unchanged`."""
+    """Return the tensors by entry kind.
+
+    >>> kinds_line({"delta": 101, "unchanged": 2})
+    '101 delta, 2 unchanged'
+    """
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "none"
 
 

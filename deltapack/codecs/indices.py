@@ -30,6 +30,9 @@ def best_index(density: float) -> tuple[str, int]:
     decode. Below, the Huffman tables weigh too much for the few kept elements of a chunk: Rice codes, with the parameter whose expected
     length is least for geometric gaps. Above, gaps of 0 and 1 need less than a code of whole bits can give: the bitmap, whose bytes
     the same stage makes as small (`benchmarks/codes.py`).
+
+    >>> best_index(0.5), best_index(0.1), best_index(0.001)
+    (('bitmap', 0), ('gaps', 0), ('gaps', 9))
     """
     if density > DENSE:
         return "bitmap", 0

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.dtypes import DType
 from deltapack.format.frames import pack_stream
-from deltapack.format.index import Entry
+from deltapack.format.index import BlobRef, Entry
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.format.table import Layout
 from deltapack.format.writer import StoredChunk
@@ -21,14 +21,13 @@ def stored_layout(numel: int) -> Layout:
     return Layout(numel, 1, has_counts=False)
 
 
-def stored_chunks(reader: PackReader, entry: Entry) -> ChunkedBlob:
-    """Return the chunks of what an entry stores whole: all of a tensor, or the rows after the common ones.
+def stored_chunks(reader: PackReader, entry: Entry, blob: BlobRef) -> ChunkedBlob:
+    """Return the chunks of what an entry stores whole, in its blob `stored`: all of a tensor, or the rows after the common ones.
 
     Raises:
         FormatError: Their table is damaged.
     """
-    assert entry.stored is not None
-    return reader.chunked_blob(entry.stored, stored_layout(entry.numel - entry.common), 0, entry.name)
+    return reader.chunked_blob(blob, stored_layout(entry.numel - entry.common), 0, entry.name)
 
 
 def encode_stored_chunk(elements: NDArray[np.generic]) -> StoredChunk:

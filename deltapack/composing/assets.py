@@ -14,7 +14,7 @@ from deltapack.errors import BaseMismatchError
 from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
 
-__all__ = ["choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
+__all__ = ["check_base_files", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
     """Return the size of the side files of the result."""
@@ -42,6 +42,18 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
     return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)
 
 
+def check_base_files(base: Checkpoint, pack: PackReader | None) -> None:
+    """Require that the base has each file that the pack leaves to it; their contents are checked where they are read.
+
+    Raises:
+        BaseMismatchError: It lacks one (rule R11).
+    """
+    at_base = _files_of(base)
+    for entry in (pack.index.files or ()) if pack is not None else ():
+        if entry.blob is None and entry.name not in at_base:
+            raise _other_file(base, entry, "no such file", "R11")
+
+
 def copy_side_files(
     base: Checkpoint,
     pack: PackReader | None,
@@ -63,6 +75,7 @@ def copy_side_files(
         BaseMismatchError: The base lacks a file or has another one of that name.
         FormatError: A file in the pack is damaged.
     """
+    check_base_files(base, pack)
     at_base = _files_of(base)
     if pack is None or pack.index.files is None:
         for file in at_base.values():
@@ -99,17 +112,23 @@ def _content(base: Checkpoint, at_base: SideFile | None, pack: PackReader, entry
     """Return a file that a pack carries, or that it leaves to the base."""
     if entry.blob is not None:
         return pack.side_file(entry)
-    data = at_base.read() if at_base is not None else b""
-    known = at_base is not None and hashlib.sha256(data).hexdigest() == entry.sha256
-    if not known and (verify or at_base is None):
-        raise BaseMismatchError(
-            f"side file {entry.name!r} is not the one that the pack was made with",
-            path=base.path,
-            expected=f"sha256 {entry.sha256}",
-            found="another content" if at_base is not None else "no such file",
-            hint="Give the whole base folder, unmodified, or use --no-verify.",
-        )
+    if at_base is None:
+        raise _other_file(base, entry, "no such file", "R11")
+    data = at_base.read()
+    if verify and (len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256):
+        raise _other_file(base, entry, "another content", "R12")
     return data
+
+
+def _other_file(base: Checkpoint, entry: FileEntry, found: str, rule: str) -> BaseMismatchError:
+    return BaseMismatchError(
+        f"side file {entry.name!r} is not the one that the pack was made with",
+        path=base.path,
+        expected=f"{entry.size} bytes, sha256 {entry.sha256}",
+        found=found,
+        rule=rule,
+        hint="Give the whole base folder, unmodified" + (", or use --no-verify." if rule == "R12" else "."),
+    )
 
 
 def with_dtype(name: str, data: bytes, dtype: DType | None) -> bytes:

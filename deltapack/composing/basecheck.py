@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from deltapack.checkpoint import TensorInfo
 from deltapack.errors import BaseMismatchError, ChecksumError
+from deltapack.format.index import BaseRef
 from deltapack.format.reader import PackReader
 
-__all__ = ["BaseTensors", "check_base", "wrong_base", "wrong_result"]
+__all__ = ["BaseTensors", "agreed_digest", "check_base", "wrong_base", "wrong_result"]
 
 
 class BaseTensors(Protocol):
@@ -49,7 +50,6 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
                 hint=hint,
             )
         for entry in index.entries:
-            pack.chunk_digests(entry)
             wanted = entry.base
             if wanted is None:
                 continue
@@ -65,6 +65,9 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
                     hint="`deltapack inspect` tells which base a pack needs.",
                 )
         _check_covered(base, pack)
+    for pack in packs:  # after R11: a wrong base is said to be one before any blob is read
+        for entry in pack.index.entries:
+            pack.chunk_digests(entry)
 
 
 def _check_covered(base: BaseTensors, reader: PackReader) -> None:
@@ -83,6 +86,25 @@ def _check_covered(base: BaseTensors, reader: PackReader) -> None:
             rule="R11",
             hint="`deltapack inspect` tells which base a pack needs.",
         )
+
+
+def agreed_digest(tensor: str, known: Iterable[tuple[BaseRef | None, Path]]) -> str:
+    """Return the digest that packs know of a base tensor; empty where none does.
+
+    Args:
+        tensor: Its name.
+        known: What each pack says of it, and the pack's path.
+
+    Raises:
+        BaseMismatchError: Packs know different ones, so that no base is that of all.
+    """
+    digest = ""
+    for ref, path in known:
+        if ref is not None and digest not in ("", ref.digest):
+            hint = "Packs can be merged only if they were compressed against the same base."
+            raise wrong_base(path, tensor, digest, f"digest {ref.digest}", hint)
+        digest = digest or (ref.digest if ref is not None else "")
+    return digest
 
 
 def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "") -> BaseMismatchError:

@@ -12,8 +12,9 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
-from deltapack.composing.basecheck import BaseTensors, check_base
-from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.basecheck import BaseTensors, agreed_digest, check_base
+from deltapack.composing.tensor_job import FromBase, FromPack, OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
@@ -97,16 +98,18 @@ def compose(
         if staying or len(parts) < len(packs):
             job = maker.based_job(tensor, staying)
             jobs.append(vocab.grow(job, grown[name]) if isinstance(vocab, Vocabulary) and name in grown else job)
-    jobs += [_whole_job(chooser.one(parts)) for parts in new.values()]
+    jobs += [whole for parts in new.values() if (whole := _whole_job(chooser.one(parts))) is not None]
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
         raise MergeConflictError("two tensors of the result would have this name", tensor=twice)
     donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
     wanted = (choice for choice in (assets, donor, prefer) if choice is not None)
-    reader, notes = choose_donor([pack.reader for pack in packs], next(wanted, None))
+    readers = [pack.reader for pack in packs]
+    reader, notes = choose_donor(readers, next(wanted, None))
+    tied = second_names(readers, names, readers[prefer] if prefer is not None else None)
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
-    return Composition(tuple(ordered), _aliases(packs, names), reader, notes)
+    return Composition(tuple(ordered), tied, reader, notes)
 
 
 def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:
@@ -114,8 +117,8 @@ def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, Sto
     out: dict[str, dict[int, StoredRows]] = {}
     for name, part in ((name, part) for name, own in parts.items() for part in own if part.entry.kind == "grown"):
         rows = _rows(part)
-        assert rows is not None
-        out.setdefault(name, {})[part.number] = rows
+        if rows is not None:
+            out.setdefault(name, {})[part.number] = rows
     return out
 
 
@@ -182,24 +185,28 @@ class _JobMaker:
 
     def based_job(self, tensor: TensorInfo, parts: Sequence[_Part]) -> TensorJob:
         """Plan one tensor from what the packs that keep it say of it."""
-        digest = next((part.entry.base.digest for part in parts if part.entry.base is not None), "")
+        digest = agreed_digest(tensor.name, [(part.entry.base, part.pack.reader.path) for part in parts])
         name = _name_of(tensor.name, parts, self.chooser)
         changing = [part for part in parts if part.entry.kind != "unchanged"]
         if not changing:
-            return TensorJob(name, tensor.dtype, tensor.shape, tensor.numel, tensor, digest, digest=digest)
+            return TensorJob(name, tensor.dtype, tensor.shape, FromBase(tensor, digest), digest)
         only = changing[0]
-        as_is = self.blend is None and only.pack.weight_of(tensor.name) == 1
-        if len(changing) == 1 and only.entry.kind == "stored" and (as_is or not _adds(only, tensor)):
-            return replace(_whole_job(only), name=name)
+        whole = self._whole(only, tensor, name) if len(changing) == 1 else None
+        if whole is not None:
+            return whole
         structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
         if structural:
             return self._structural_job(tensor, name, digest, parts, structural)
         dtypes = {part.entry.dtype for part in changing}
         dtype = dtypes.pop() if len(dtypes) == 1 else tensor.dtype
-        terms = self._added(tensor, parts)
-        return TensorJob(
-            name, dtype, tensor.shape, tensor.numel, tensor, digest, terms, digest=self._promised(only), pack=only.pack.reader.path
-        )
+        source = FromBase(tensor, digest, self._added(tensor, parts))
+        return TensorJob(name, dtype, tensor.shape, source, self._promised(only), only.pack.reader.path)
+
+    def _whole(self, part: _Part, tensor: TensorInfo, name: str) -> TensorJob | None:
+        """Plan a stored tensor as it is, if it is one, where nothing else changes it: no weight scales what cannot be added."""
+        as_is = self.blend is None and part.pack.weight_of(tensor.name) == 1
+        whole = _whole_job(part) if as_is or not _adds(part, tensor) else None
+        return None if whole is None else replace(whole, name=name)
 
     def _structural_job(
         self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]
@@ -210,26 +217,17 @@ class _JobMaker:
         if entry.kind != "grown":
             # Nothing can be added to another tensor; and adding to fewer rows would lose what was added to the rest.
             part = self.chooser.one([part for part in parts if part.entry.kind != "unchanged"])
-            if part.entry.kind == "stored":
-                return replace(_whole_job(part), name=name)
+            whole = self._whole(part, tensor, name)
+            if whole is not None:
+                return whole
             entry, parts = part.entry, [part]
         adding = [
             other
             for other in parts
             if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
         ]
-        return TensorJob(
-            name,
-            entry.dtype,
-            entry.shape,
-            entry.numel,
-            tensor,
-            digest,
-            self._added(tensor, adding),
-            _rows(part),
-            self._promised(part),
-            part.pack.reader.path,
-        )
+        source = FromBase(tensor, digest, self._added(tensor, adding), _rows(part) if entry.kind == "grown" else None)
+        return TensorJob(name, entry.dtype, entry.shape, source, self._promised(part), part.pack.reader.path)
 
     def _added(self, tensor: TensorInfo, parts: Sequence[_Part]) -> tuple[TermSource, ...]:
         """Return what is added to the common elements."""
@@ -243,12 +241,12 @@ class _JobMaker:
         return part.entry.digest if alone else ""
 
 
-def _whole_job(part: _Part) -> TensorJob:
-    entry = part.entry
-    rows, path = _rows(part), part.pack.reader.path
-    return TensorJob(
-        entry.name, entry.dtype, entry.shape, entry.numel, rows=rows, digest=entry.digest, pack=path, whole=entry
-    )
+def _whole_job(part: _Part) -> TensorJob | None:
+    """Plan a tensor that a pack stores whole; `None` where it does not."""
+    entry, rows = part.entry, _rows(part)
+    if entry.kind != "stored" or rows is None:
+        return None
+    return TensorJob(entry.name, entry.dtype, entry.shape, FromPack(entry, rows), entry.digest, part.pack.reader.path)
 
 
 def _adds(part: _Part, tensor: TensorInfo) -> bool:
@@ -271,7 +269,7 @@ def _rows(part: _Part) -> StoredRows | None:
     entry, reader = part.entry, part.pack.reader
     if entry.stored is None:
         return None
-    return StoredRows(reader, entry.stored, stored_chunks(reader, entry), entry.dtype, entry.common)
+    return StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
 
 
 def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:
@@ -286,12 +284,3 @@ def _cast(job: TensorJob, dtype: DType | None) -> TensorJob:
     if dtype is None or not job.dtype.is_delta or job.dtype == dtype:
         return job
     return replace(job, dtype=dtype, digest="")
-
-
-def _aliases(packs: Sequence[WeightedPack], names: set[str]) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for pack in packs:
-        for entry in pack.reader.index.entries:
-            if entry.kind == "alias" and entry.of in names and entry.name not in names:
-                out.setdefault(entry.name, entry.of)
-    return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -21,9 +22,20 @@ from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels import rounding
 from deltapack.kernels.layout import Elements, Sparse
 
-__all__ = ["Elements", "OwnTerm", "PackTerm", "RowSource", "Scratch", "StoredRows", "StoredTerm", "TensorJob", "TermSource", "UnitedRows"]
-
-
+__all__ = [
+    "Elements",
+    "FromBase",
+    "FromPack",
+    "OwnTerm",
+    "PackTerm",
+    "RowSource",
+    "Scratch",
+    "StoredRows",
+    "StoredTerm",
+    "TensorJob",
+    "TermSource",
+    "UnitedRows",
+]
 
 Scratch = Iterator[Sparse]
 """Where decoded terms go; each takes the next."""
@@ -181,49 +193,87 @@ OwnTerm = PackTerm | StoredTerm
 
 
 @dataclass(frozen=True)
+class FromBase:
+    """What starts from a tensor of the base: its leading elements, with what is added to them, and rows of their own.
+
+    Attributes:
+        base: The base tensor.
+        digest: What its root digest must be; empty where nobody says.
+        terms: What is added to the common elements; nothing where the tensor stays as it is.
+        rows: The elements after the common ones, where the result has more than the base.
+    """
+
+    base: TensorInfo
+    digest: str = ""
+    terms: tuple[TermSource, ...] = ()
+    rows: RowSource | None = None
+
+
+@dataclass(frozen=True)
+class FromPack:
+    """What a pack stores whole.
+
+    Attributes:
+        entry: The entry that it is taken from, as it is.
+        rows: Its elements.
+    """
+
+    entry: Entry
+    rows: StoredRows
+
+
+@dataclass(frozen=True)
 class TensorJob:
     """One tensor to restore.
 
     Attributes:
-        name: Its name in the result; for a tensor that only the base has, its name there.
+        name: Its name in the result.
         dtype: Its type.
         shape: Its shape.
-        numel: Its number of elements; 0 where only the base is to be checked.
-        base: The tensor that it starts from.
-        base_digest: What the base tensor's root digest must be; empty where nobody says.
-        terms: What is added to the common elements.
-        rows: Elements stored whole: all, or those after the common ones.
+        source: What it is made of.
         digest: What the root digest must be; empty where nobody says.
-        pack: The pack that says so.
-        whole: The entry that the tensor is taken from as it is, if it is.
+        pack: The pack that says so, for messages.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    numel: int
-    base: TensorInfo | None = None
-    base_digest: str = ""
-    terms: tuple[TermSource, ...] = ()
-    rows: RowSource | None = None
+    source: FromBase | FromPack
     digest: str = ""
     pack: Path | None = None
-    whole: Entry | None = None
+
+    @property
+    def numel(self) -> int:
+        """Its number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def terms(self) -> tuple[TermSource, ...]:
+        """What is added to elements of the base."""
+        return self.source.terms if isinstance(self.source, FromBase) else ()
 
     @property
     def common(self) -> int:
         """Number of leading elements that are base plus terms."""
-        return 0 if self.base is None else min(self.numel, self.base.numel)
+        return min(self.numel, self.source.base.numel) if isinstance(self.source, FromBase) else 0
 
     @property
     def is_base(self) -> bool:
         """Whether the result has the very bytes of the base tensor."""
-        return self.base is not None and not self.terms and self.dtype == self.base.dtype and self.numel == self.base.numel
+        source = self.source
+        if not isinstance(source, FromBase):
+            return False
+        return not source.terms and self.dtype == source.base.dtype and self.numel == source.base.numel
 
     @property
     def extent(self) -> int:
         """Elements of the base or of the result, whichever has more."""
-        return max(self.numel, self.base.numel if self.base is not None else 0)
+        return max(self.numel, self.source.base.numel) if isinstance(self.source, FromBase) else self.numel
 
     @property
     def chunks(self) -> int:

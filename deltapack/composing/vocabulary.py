@@ -15,7 +15,7 @@ import numpy as np
 
 from deltapack.checkpoint import TensorInfo
 from deltapack.composing.basecheck import BaseTensors
-from deltapack.composing.tensor_job import StoredRows, TensorJob, UnitedRows
+from deltapack.composing.tensor_job import FromPack, StoredRows, TensorJob, UnitedRows
 from deltapack.composing.tokenizer_files import AddedToken, Tokenizer
 from deltapack.errors import MergeConflictError
 from deltapack.format.index import Entry
@@ -117,13 +117,20 @@ class Vocabulary:
         return None if self.rows is None else self.rows + self.new
 
     def grow(self, job: TensorJob, stored: Mapping[int, StoredRows]) -> TensorJob:
-        """Return a job over the rows of the base with the new rows after them, out of what packs store (by their numbers)."""
+        """Return a job over the rows of the base with the new rows after them, out of what packs store (by their numbers).
+
+        Raises:
+            MergeConflictError: The result has a pack's own tensor instead, which has no rows for new tokens.
+        """
         if not self.new:
             return job
+        if isinstance(job.source, FromPack):
+            what, found = "the preferred pack stores the tensor whole, and others add rows to it", f"{job.dtype} {list(job.shape)}"
+            raise MergeConflictError(what, path=job.pack, tensor=job.name, expected=f"{self.size} rows", found=found, hint=_WAY_OUT)
         owners = tuple((stored[number], np.array(places, np.int64)) for number, places in self.places.items())
         shape = (job.shape[0] + self.new, *job.shape[1:])
         rows = UnitedRows(job.dtype, job.numel, prod(job.shape[1:]), owners)
-        return replace(job, shape=shape, numel=prod(shape), rows=rows, digest="")
+        return replace(job, shape=shape, source=replace(job.source, rows=rows), digest="")
 
 
 def unite(

@@ -25,7 +25,8 @@ class Slice:
     """A slice of a tensor of the base that lives in a slice of a tensor of the model, as in fused or sharded layers.
 
     The second third of a fused `qkv_proj` of 3 x 4,096 rows, of which this rank holds every second half:
-    `Slice("layers.0.qkv_proj.weight", into=(slice(2048, 4096),), of=(slice(0, 2048),))`.
+
+    >>> key = Slice("layers.0.qkv_proj.weight", into=(slice(2048, 4096),), of=(slice(0, 2048),))
 
     Attributes:
         tensor: Name of the model's tensor.

@@ -89,20 +89,19 @@ class Segments:
 
     def __init__(self, allocate: Callable[[int], Bytes], send: Callable[[Bytes, int], None], size: int = SEGMENT_BYTES) -> None:
         self._allocate, self._send, self._size = allocate, send, size
-        self._buffer: Bytes | None = None
+        self._buffer: Bytes = np.zeros(0, np.uint8)
         self._used = 0
         self.number = 0
 
     def reserve(self, nbytes: int) -> None:
         """Make room, so that what is put next lies in one segment."""
-        if self._buffer is not None and self._used + nbytes > len(self._buffer):
+        if self._used + nbytes > len(self._buffer):
             self.flush()
-        if self._buffer is None:
+        if not len(self._buffer):
             self._buffer, self._used = self._allocate(max(self._size, nbytes)), 0
 
     def put(self, stream: Bytes) -> int:
         """Copy a stream to the end of the segment and return its offset there, a multiple of 16."""
-        assert self._buffer is not None
         start, end = self._used, self._used + len(stream)
         self._buffer[start:end] = stream
         self._used = padded(end)
@@ -110,9 +109,9 @@ class Segments:
 
     def flush(self) -> None:
         """Hand on what there is."""
-        if self._buffer is not None:
+        if len(self._buffer):
             self._send(self._buffer, min(self._used, len(self._buffer)))
-            self._buffer, self.number = None, self.number + 1
+            self._buffer, self.number = np.zeros(0, np.uint8), self.number + 1
 
 
 def padded(nbytes: int) -> int:

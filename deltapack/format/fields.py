@@ -125,8 +125,10 @@ def shape_of(row: Any, limits: Limits) -> tuple[int, ...]:
         LimitError: More dimensions or elements than `limits` allow.
     """
     shape = typed(row, "shape", list)
-    if any(type(dim) is not int or dim < 0 for dim in shape):
-        raise FormatError("a dimension is not a natural number", rule="R6", found=shape)
+    if not all(type(dim) is int for dim in shape):
+        raise FormatError("a dimension is not an integer", rule="R4", found=shape)
+    if any(dim < 0 for dim in shape):
+        raise FormatError("a dimension is negative", rule="R6", found=shape)
     if len(shape) > limits.ndim or math.prod(shape) > limits.numel:
         raise LimitError("the tensor is too large", rule="R6", found=shape)
     return tuple(shape)

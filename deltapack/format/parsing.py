@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, TypeVar
 
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
-from deltapack.format.canonical import load_canonical
+from deltapack.format.canonical import load_index
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     CONTROL,
@@ -53,9 +53,9 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
     Raises:
         FormatError: R13 or a rule from R4 to R7 is broken.
         UnsupportedError: A required feature, codec, dtype or kind is unknown.
-        LimitError: More tensors, dimensions or elements than `limits` allow.
+        LimitError: More values, tensors, dimensions or elements than `limits` allow.
     """
-    top = load_canonical(data, limits.json_depth)
+    top, rows = load_index(data, limits)
     if type(top) is not dict or top.get("format") != "dpk":
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
@@ -67,9 +67,6 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
     base, result = typed(top, "base", dict), typed(top, "result", dict)
     check_keys(base, "base", required={"fingerprint", "tensors"})
     check_keys(result, "result", required={"fingerprint", "tensors", "bytes"})
-    rows = typed(top, "tensors", list)
-    if len(rows) > limits.tensors:
-        raise LimitError("too many tensors", rule="R6", expected=f"at most {limits.tensors}", found=len(rows))
     files = top["files"]
     index = Index(
         base_fingerprint=hexadecimal(base, "fingerprint", 64),
@@ -78,7 +75,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         result_tensors=count(result, "tensors"),
         result_bytes=count(result, "bytes"),
         recipe=typed(top, "recipe", dict),
-        entries=tuple(_located(row, lambda row: _entry(row, limits)) for row in rows),
+        entries=tuple(_entries(rows, limits)),
         files=None if files is None else tuple(_file(row, limits) for row in typed(top, "files", list)),
         created_by=typed(top, "created_by", str),
         required=tuple(required),
@@ -102,6 +99,13 @@ _KEYS: Mapping[str, tuple[set[str], set[str]]] = {
     "shrunk": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
     "grown": (_TENSOR | {"base", "terms", "stored"}, {"digests", "stats"}),
 }
+
+
+def _entries(rows: Iterable[Any], limits: Limits) -> Iterator[Entry]:
+    for number, row in enumerate(rows):
+        if number >= limits.tensors:
+            raise LimitError("too many tensors", rule="R6", expected=f"at most {limits.tensors}")
+        yield _located(row, lambda row: _entry(row, limits))
 
 
 def _located(row: Any, parse: Callable[[Any], T]) -> T:

@@ -15,7 +15,11 @@ __all__ = ["ChunkRecord", "Layout", "tile_lengths"]
 
 @lru_cache
 def tile_lengths(length: int) -> tuple[int, ...]:
-    """Return the number of elements of each tile of a chunk of `length` elements."""
+    """Return the number of elements of each tile of a chunk of `length` elements.
+
+    >>> tile_lengths(200_000)
+    (65536, 65536, 65536, 3392)
+    """
     return tuple(min(TILE, length - start) for start in range(0, length, TILE))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltapack.checkpoint import Checkpoint
-from deltapack.composing.tensor_job import TensorJob
+from deltapack.composing.tensor_job import FromBase, FromPack, TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
 from deltapack.device.work import Saved, SavedCopy, UndoMode, by_region, key
@@ -21,18 +20,31 @@ from deltapack.kernels.layout import Elements
 from deltapack.parallel import for_each
 from deltapack.restoring.engine import restore_chunk
 
-__all__ = ["HostEngine", "HostWork", "place"]
+__all__ = ["HostEngine", "HostWork", "Place", "place"]
 
 
+class Place(NamedTuple):
+    """A base tensor that a result takes the place of.
 
-def place(job: TensorJob, model: ModelTensors) -> tuple[str, Region | None]:
-    """Return the base tensor that a tensor of the result takes the place of, and where that lives (`None`: not in this process).
+    Attributes:
+        name: Its name.
+        digest: Its root digest; empty where nobody says.
+        region: Where it lives; `None`: not in this process.
+    """
+
+    name: str
+    digest: str
+    region: Region | None
+
+
+def place(job: TensorJob, model: ModelTensors) -> Place:
+    """Return the base tensor that a tensor of the result takes the place of.
 
     Raises:
         UnsupportedError: It has another shape or dtype, or is new.
     """
-    replaced = job.whole.base.name if job.whole is not None and job.whole.base is not None else job.name
-    name = job.base.name if job.base is not None else model.aliases.get(replaced, replaced)
+    name, digest = _replaced(job)
+    name = model.aliases.get(name, name)
     held = model.tensors.get(name)
     if held is None or held.shape != job.shape or held.dtype != job.dtype:
         raise UnsupportedError(
@@ -43,7 +55,15 @@ def place(job: TensorJob, model: ModelTensors) -> tuple[str, Region | None]:
             found="no such tensor" if held is None else f"{held.dtype} {list(held.shape)}",
             hint="Build the model with deltapack.load_model.",
         )
-    return name, model.regions.get(name)
+    return Place(name, digest, model.regions.get(name))
+
+
+def _replaced(job: TensorJob) -> tuple[str, str]:
+    """Return name and digest of the base tensor that a job starts from or replaces."""
+    if isinstance(job.source, FromBase):
+        return job.source.base.name, job.source.digest
+    base = job.source.entry.base
+    return (job.name, "") if base is None else (base.name, base.digest)
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ class HostEngine:
         before, logs = by_region(undo), list[_SavedChanges | None]()
         for work in works:
             # A tensor that is replaced as a whole changes nearly everywhere.
-            copied = mode == "copy" or (mode == "auto" and work.job.base is None)
+            copied = mode == "copy" or (mode == "auto" and isinstance(work.job.source, FromPack))
             logs.append(None if copied or mode == "nothing" else _SavedChanges(work))
             if copied:
                 done.append(SavedCopy.of(work.region, before.get(key(work.region), ())))
@@ -133,8 +153,7 @@ class HostEngine:
 
 def _restore(work: HostWork, log: _SavedChanges | None, chunk: int, mode: UndoMode, buffers: Buffers) -> None:
     old = read_chunk(work.region, work.job, chunk)
-    new, _ = restore_chunk(cast(Checkpoint, _Held(old)), work.job, chunk, buffers)
-    assert new is not None
+    new = restore_chunk(_Held(old), work.job, chunk, buffers).elements
     if work.region.memory.numel() < work.job.numel:
         # Elements that are not held must not seem to change.
         old = read_chunk(work.region, work.job, chunk, around=new)

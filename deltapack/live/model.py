@@ -79,15 +79,16 @@ _PLANS = 64
 
 @dataclass(frozen=True)
 class _Active:
-    """Packs and their weights, how they are merged, and what that means for each tensor."""
+    """Packs and their weights, where they were found, how they are merged, and what that means for each tensor."""
 
     packs: Mapping[str, float]
+    places: tuple[Path, ...]
     recipe: MergeRecipe | None
-    prefer: str | Path | None
+    prefer: Path | None
     plan: SwitchPlan
 
 
-_BASE = _Active({}, None, None, NOTHING)
+_BASE = _Active({}, (), None, None, NOTHING)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class _Scope:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.live._lock:
             # Planned again, as its packs may have been unloaded since.
-            self.live._switch(self.live._planned(self.before.packs, self.before.recipe, self.before.prefer))
+            self.live._switch(self.live._planned(self.before.packs, self.before.places, self.before.recipe, self.before.prefer))
 
 
 class LiveModel:
@@ -158,7 +159,8 @@ class LiveModel:
                     entries = [entry for entry in reader.index.entries if self._lives_on(entry, device)]
                     resident[device] = send(reader, device, self._workers, entries)
                 stack.pop_all()
-            self._packs[path] = Loaded(reader, resident)
+            # Another mapping, not another item: `resident_bytes` goes through it without waiting for the lock.
+            self._packs = {**self._packs, path: Loaded(reader, resident)}
 
     def unload(self, pack: str | Path) -> None:
         """Forget a pack.
@@ -168,11 +170,12 @@ class LiveModel:
         """
         with self._lock:
             path = Path(pack).resolve()
-            if path in {Path(name).resolve() for name in self._active.packs}:
+            if path in self._active.places:
                 raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
             self._plans.clear()
-            loaded = self._packs.pop(path, None)
+            loaded = self._packs.get(path)
             if loaded is not None:
+                self._packs = {known: other for known, other in self._packs.items() if known != path}
                 loaded.reader.close()
 
     def activate(
@@ -212,9 +215,13 @@ class LiveModel:
                 raise RecipeError("a weight is not a finite number", path=path, found=weight)
         weights = None if set(wanted.values()) <= {1.0} else list(wanted.values())
         recipe = recipe_of(weights, method, semantics, density, parameters)
+        # Resolved once: when a scope ends, the folder of the process may be another.
+        places, preferred = tuple(Path(path).resolve() for path in wanted), None if prefer is None else Path(prefer).resolve()
+        if wanted and preferred is not None and preferred not in places:
+            raise RecipeError("the preferred pack is not among the packs", found=prefer)
         with self._lock:
             before = self._active
-            self._switch(self._planned(wanted, recipe, prefer))
+            self._switch(self._planned(wanted, places, recipe, preferred))
         return _Scope(self, before)
 
     def deactivate(self) -> None:
@@ -233,23 +240,20 @@ class LiveModel:
         region = self._model.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
-    def _planned(self, packs: Mapping[str, float], recipe: MergeRecipe | None, prefer: str | Path | None) -> _Active:
+    def _planned(self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None) -> _Active:
         if not packs or recipe is None:
             return _BASE
-        known = (*packs.items(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
+        known = (places, *packs.values(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
         if known not in self._plans and len(self._plans) >= _PLANS:
             self._plans.clear()
-        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(packs, recipe, prefer))
-        return _Active(packs, recipe, prefer, plan)
+        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(places, recipe, prefer))
+        return _Active(packs, places, recipe, prefer, plan)
 
-    def _new_plan(self, packs: Mapping[str, float], recipe: MergeRecipe, prefer: str | Path | None) -> SwitchPlan:
-        for path in packs:
-            self.load(path)
-        places = [Path(path).resolve() for path in packs]
-        if prefer is not None and Path(prefer).resolve() not in places:
-            raise RecipeError("the preferred pack is not among the packs", found=prefer)
+    def _new_plan(self, places: Sequence[Path], recipe: MergeRecipe, prefer: Path | None) -> SwitchPlan:
+        for place in places:
+            self.load(place)
         loaded = [self._packs[place] for place in places]
-        preferred = None if prefer is None else places.index(Path(prefer).resolve())
+        preferred = None if prefer is None else places.index(prefer)
         planner = Planner(self._model, self._choices, self._verify, self._workers)
         composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
         self._note_removed(composition, loaded)

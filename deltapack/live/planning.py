@@ -105,14 +105,14 @@ class Planner:
         return SwitchPlan(works, host)
 
     def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | HostWork | None:
-        name, region = place(job, self.model)
-        if region is None or (not job.terms and job.rows is None):
+        name, digest, region = place(job, self.model)
+        if region is None or (not job.terms and job.source.rows is None):
             return None
         if self.verify:
-            self.model.check(name, job.base_digest or (job.whole.base.digest if job.whole is not None and job.whole.base else ""))
+            self.model.check(name, digest)
         device = region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
-        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.rows is not None:
+        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None:
             return HostWork(job, region)
         resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
         return Work(region, job.dtype, resident)

@@ -32,7 +32,7 @@ def warnings_of(plan: MergePlan) -> list[str]:
     weights = [weight for weight in shown_weights(plan) if weight is not None]
     normalized = bool(plan.recipe.options.get("normalize"))
     if len(weights) > 1 and not normalized and sum(weights) > LARGEST_SUM_OF_WEIGHTS:
-        advice = "merges above 1.2 often lose quality; try --weight with less"
+        advice = f"merges above {LARGEST_SUM_OF_WEIGHTS:g} often lose quality; try --weight with less"
         out.append(f"the weights add up to {sum(weights):g}: {advice}")
     if (method.by_agreeing or (normalized and not method.is_linear)) and len(readers) > 1:
         out += _divisor_warning(readers, method.name, normalized=normalized)

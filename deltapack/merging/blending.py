@@ -7,7 +7,7 @@ whole tensor (a threshold, a norm) is measured before by `deltapack.merging.meas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
 from deltapack.composing.compose import Blend
-from deltapack.composing.tensor_job import OwnTerm, PackTerm, Scratch, TensorJob, TermSource
+from deltapack.composing.tensor_job import FromBase, OwnTerm, PackTerm, Scratch, TensorJob, TermSource
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
@@ -29,6 +29,7 @@ from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.ranking import Cut, places_in_cut
 
 __all__ = [
+    "Blended",
     "BlendedTerm",
     "KeepLargest",
     "KeepMiddle",
@@ -217,9 +218,38 @@ def _drops_at_random(term: PackTerm) -> bool:
     return term.term.index == "seeded" or (recipe.get("method") == "dare" and plain)
 
 
-def blended(job: TensorJob) -> BlendedTerm | None:
-    """Return the blended term of a job, if it has one."""
-    return job.terms[0] if len(job.terms) == 1 and isinstance(job.terms[0], BlendedTerm) else None
+@dataclass(frozen=True)
+class Blended:
+    """A job whose only term is a blended one.
+
+    Attributes:
+        job: The job, with this term or an earlier form of it.
+        source: What it starts from.
+        term: The term.
+    """
+
+    job: TensorJob
+    source: FromBase
+    term: BlendedTerm
+
+    @property
+    def common(self) -> int:
+        """Number of leading elements that it is added to."""
+        return self.job.common
+
+    def made(self) -> TensorJob:
+        """Return the job with the term."""
+        return self.with_terms((self.term,))
+
+    def with_terms(self, terms: tuple[TermSource, ...]) -> TensorJob:
+        """Return the job with other terms."""
+        return replace(self.job, source=replace(self.source, terms=terms))
+
+
+def blended(job: TensorJob) -> Blended | None:
+    """Return a job with its blended term, if it has one."""
+    source, term = job.source, job.terms[0] if len(job.terms) == 1 else None
+    return Blended(job, source, term) if isinstance(source, FromBase) and isinstance(term, BlendedTerm) else None
 
 
 def kept_at_most(terms: Sequence[OwnTerm], numel: int) -> int:

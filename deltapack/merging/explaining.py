@@ -15,12 +15,13 @@ from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
-from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
-from deltapack.merging.measuring import as_sum, measure
+from deltapack.merging.blending import Blended, BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, blended
+from deltapack.merging.measuring import as_sums, measure, measure_each
 from deltapack.merging.methods.linear import linear
 from deltapack.merging.methods.settings import Parts, count_signs
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
 from deltapack.restoring.engine import restore_chunk
@@ -56,49 +57,42 @@ def explain_merge(
         RecipeError: The recipe does not fit the packs, or no such tensor is merged.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
         apart = plan.side_by_side()
         count = resolve_workers(workers)
-        job = _only(plan, apart, _choose(apart, tensor), count)
-        actual = as_sum(_only(plan, plan.composition, job.name, count))
-        term = blended(job)
-        assert term is not None
-        return _explained(plan, job, actual, term)
+        job = measure_each(plan.base, {0: _chosen(apart, tensor)}, count)[0]
+        jobs = tuple(own for own in plan.composition.jobs if own.name == job.job.name)
+        (actual,) = as_sums(measure(plan.base, replace(plan.composition, jobs=jobs), count)).jobs
+        return _explained(plan, job, actual)
 
 
-def _choose(composition: Composition, wanted: str | None) -> str:
-    merged = [job for job in composition.jobs if blended(job) is not None and job.common]
+def _chosen(composition: Composition, wanted: str | None) -> Blended:
+    merged = [job for job in map(blended, composition.jobs) if job is not None and job.common]
     if wanted is None and merged:
-        return max(merged, key=lambda job: (sum(bool(share) for share in _term(job).by_pack), job.numel)).name
-    if wanted not in {job.name for job in merged}:
+        return max(merged, key=lambda job: (sum(bool(share) for share in job.term.by_pack), job.job.numel))
+    found = next((job for job in merged if job.job.name == wanted), None)
+    if found is None:
         hint = "`deltapack inspect` lists the tensors that a pack changes."
         raise RecipeError("no such tensor is merged", tensor=wanted, hint=hint)
-    return wanted
+    return found
 
 
-def _only(plan: MergePlan, composition: Composition, name: str, workers: int) -> TensorJob:
-    """Return the job of a tensor, measured."""
-    jobs = tuple(job for job in composition.jobs if job.name == name)
-    return measure(plan.base, replace(composition, jobs=jobs), workers).jobs[0]
-
-
-def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: BlendedTerm) -> ExplainReport:
-    assert job.base is not None
-    source, buffers = job.base.dtype, Buffers()
+def _explained(plan: MergePlan, job: Blended, actual: TensorJob) -> ExplainReport:
+    base, term, buffers = job.source.base, job.term, Buffers()
+    source = base.dtype
     for chunk in range(chunk_count(job.common)):
-        elements = plan.base.read(job.base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
+        elements = plan.base.read(base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, job.common))
         kept = term.kept(chunk, elements, source, buffers.scratch(len(elements)))
         if any(len(positions) for positions, _ in kept):
             break
     else:
-        raise RecipeError("no pack keeps anything of this tensor", tensor=job.name)
+        raise RecipeError("no pack keeps anything of this tensor", tensor=job.job.name)
     place = _telling(len(elements), kept)
     deltas = [float(values[positions == place].sum()) for positions, values in kept]
     shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
     scratch = buffers.scratch(len(elements))
     positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, scratch) for own in actual.terms])
-    result = restore_chunk(plan.base, actual, chunk, buffers)[0]
-    assert result is not None
+    result = restore_chunk(plan.base, actual, chunk, buffers).elements
     rows = [
         ExplainRow(
             str(plan.paths[pack]),
@@ -109,7 +103,7 @@ def _explained(plan: MergePlan, job: TensorJob, actual: TensorJob, term: Blended
         for row, pack in enumerate(term.packs)
     ]
     return ExplainReport(
-        job.name,
+        job.job.name,
         chunk * CHUNK + place,
         term.method.text,
         term.settings.options,
@@ -150,9 +144,3 @@ def _measured(term: BlendedTerm) -> Mapping[str, Sequence[float]]:
 
 def _value(bits: int) -> float:
     return float(np.uint32(bits).view(np.float32))
-
-
-def _term(job: TensorJob) -> BlendedTerm:
-    term = blended(job)
-    assert term is not None
-    return term

@@ -24,13 +24,14 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.formulas import WeightedSum
 from deltapack.kernels.layout import Elements
 from deltapack.limits import DEFAULT_LIMITS
-from deltapack.merging.blending import BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
+from deltapack.merging.blending import Blended, BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
 from deltapack.merging.methods.settings import Parts
+from deltapack.merging.methods.table import Measure, Score
 from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
-__all__ = ["Elementwise", "adds_own_terms", "as_sum", "as_sums", "measure", "thin_by_headers"]
+__all__ = ["Elementwise", "Jobs", "adds_own_terms", "as_sum", "as_sums", "measure", "measure_each", "thin_by_headers"]
 
 
 def measure(base: Elementwise, composition: Composition, workers: int) -> Composition:
@@ -42,10 +43,17 @@ def measure(base: Elementwise, composition: Composition, workers: int) -> Compos
         FormatError: A pack is damaged.
         RecipeError: A pack cannot be thinned out at random.
     """
-    jobs = {number: job for number, job in enumerate(composition.jobs) if blended(job) is not None and job.common}
-    for step in (_thin, _select, _gather):
-        jobs |= step(base, jobs, workers)
+    found = {number: job for number, job in enumerate(map(blended, composition.jobs)) if job is not None and job.common}
+    jobs = {number: job.made() for number, job in measure_each(base, found, workers).items()}
     return replace(composition, jobs=tuple(jobs.get(number, job) for number, job in enumerate(composition.jobs)))
+
+
+def measure_each(base: Elementwise, jobs: Jobs, workers: int) -> dict[int, Blended]:
+    """Do what `measure` does for blended jobs by number, all with common elements."""
+    out = dict(jobs)
+    for step in (_thin, _select, _gather):
+        out |= step(base, out, workers)
+    return out
 
 
 def as_sums(composition: Composition) -> Composition:
@@ -58,15 +66,16 @@ def as_sum(job: TensorJob) -> TensorJob:
 
     Terms of packs are decoded on any device, and copied into a merged pack as they are.
     """
-    term = blended(job)
-    if term is None or not adds_own_terms(term):
+    found = blended(job)
+    if found is None or not adds_own_terms(found.term):
         return job
+    term = found.term
     if not any(term.by_pack) or not job.common:
-        return replace(job, terms=())
+        return found.with_terms(())
     formula = term.method.formula(term.settings)
     assert isinstance(formula, WeightedSum)
     shares = zip(formula.weights, term.by_pack, strict=True)
-    return replace(job, terms=tuple(part.times(weight) for weight, share in shares for part in share))
+    return found.with_terms(tuple(part.times(weight) for weight, share in shares for part in share))
 
 
 def adds_own_terms(term: BlendedTerm) -> bool:
@@ -82,19 +91,19 @@ class Elementwise(Protocol):
         """Return elements [start, stop) of a tensor."""
 
 
-_Jobs = Mapping[int, TensorJob]
+Jobs = Mapping[int, Blended]
+"""Blended jobs by their number in a composition."""
 
 
-def thin_by_headers(job: TensorJob) -> TensorJob:
+def thin_by_headers(job: Blended) -> Blended:
     """Replace the densities that were asked for, where headers tell what they mean: nothing to drop, or a share to drop at random.
 
     Raises:
         RecipeError: A pack cannot be thinned out at random.
     """
-    term = blended(job)
-    if term is None or not job.common:
+    if not job.common:
         return job
-    thinned = list(term.thinned)
+    term, thinned = job.term, list(job.term.thinned)
     for place, wanted in enumerate(thinned):
         if not isinstance(wanted, Wanted):
             continue
@@ -102,27 +111,26 @@ def thin_by_headers(job: TensorJob) -> TensorJob:
         if kept <= count + (term.method.trim == "outliers"):
             thinned[place] = None  # it keeps less already (of breadcrumbs' own packs, rounding may keep one more): zeros stay
         elif term.method.trim == "random":
-            thinned[place] = _random(job, term.by_pack[place], wanted.density * job.common / kept)
-    return _with(job, replace(term, thinned=tuple(thinned)))
+            thinned[place] = _random(job.job.name, term.by_pack[place], wanted.density * job.common / kept)
+    return replace(job, term=replace(term, thinned=tuple(thinned)))
 
 
-def _thin(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
+def _thin(base: Elementwise, jobs: Jobs, workers: int) -> dict[int, Blended]:
     """Replace the densities that were asked for by the elements to keep."""
     buffers, out = Buffers(), {number: thin_by_headers(job) for number, job in jobs.items()}
     requests: list[tuple[int, int]] = []
     tensors: list[Magnitudes] = []
     for number, job in out.items():
-        term = _blended(job)
-        for place, wanted in enumerate(term.thinned):
+        for place, wanted in enumerate(job.term.thinned):
             if isinstance(wanted, Wanted):
                 count = max(1, int(wanted.density * job.common))
                 requests.append((number, place))
-                tensors.append(Magnitudes(chunk_count(job.common), _reader(base, job, place, buffers), _ranks(term, job.common, count)))
+                tensors.append(Magnitudes(chunk_count(job.common), _reader(base, job, place, buffers), _ranks(job.term, job.common, count)))
     for (number, place), cuts in zip(requests, find_cuts(tensors, workers), strict=True):
-        term = _blended(out[number])
+        term = out[number].term
         found = KeepLargest(cuts[0]) if len(cuts) == 1 else KeepMiddle(*cuts)
         thinned = [found if other == place else old for other, old in enumerate(term.thinned)]
-        out[number] = _with(out[number], replace(term, thinned=tuple(thinned)))
+        out[number] = replace(out[number], term=replace(term, thinned=tuple(thinned)))
     return out
 
 
@@ -133,89 +141,76 @@ def _ranks(term: BlendedTerm, numel: int, count: int) -> Callable[[int], Sequenc
     return lambda nonzero: (count + outliers, outliers)
 
 
-def _random(job: TensorJob, terms: Sequence[OwnTerm], share: float) -> KeepRandom:
+def _random(name: str, terms: Sequence[OwnTerm], share: float) -> KeepRandom:
     if len(terms) > 1:
         reader = next(term.reader for term in terms if isinstance(term, PackTerm))
         hint = "Merge the packs that it was merged from, or thin out with --method ties."
-        raise RecipeError("a merged pack cannot be thinned out at random", path=reader.path, tensor=job.name, hint=hint)
+        raise RecipeError("a merged pack cannot be thinned out at random", path=reader.path, tensor=name, hint=hint)
     reader = terms[0].reader if isinstance(terms[0], PackTerm) else terms[0].rows.reader
-    return KeepRandom(mask_key(0, f"thinned\0{reader.pack_id}", job.name), share)
+    return KeepRandom(mask_key(0, f"thinned\0{reader.pack_id}", name), share)
 
 
-def _select(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
+def _select(base: Elementwise, jobs: Jobs, workers: int) -> dict[int, Blended]:
     """Find the elements with the largest scores."""
-    buffers = Buffers()
-    chosen = {
-        number: job for number, job in jobs.items() if _blended(job).method.score and _blended(job).settings.options["select_topk"] < 1
-    }
-    tensors = [Magnitudes(chunk_count(job.common), _scores(base, job, buffers), _top(job)) for job in chosen.values()]
+    buffers, chosen, tensors = Buffers(), list[int](), list[Magnitudes]()
+    for number, job in jobs.items():
+        method, options = job.term.method, job.term.settings.options
+        if method.score is not None and options["select_topk"] < 1:
+            chosen.append(number)
+            scores, top = _scores(base, job, method.score, buffers), _top(options["select_topk"])
+            tensors.append(Magnitudes(chunk_count(job.common), scores, top))
     cuts = find_cuts(tensors, workers)
-    return {number: _with(job, replace(_blended(job), selected=cut)) for (number, job), (cut,) in zip(chosen.items(), cuts, strict=True)}
+    return {
+        number: replace(jobs[number], term=replace(jobs[number].term, selected=cut)) for number, (cut,) in zip(chosen, cuts, strict=True)
+    }
 
 
-def _top(job: TensorJob) -> Callable[[int], Sequence[int]]:
-    share = _blended(job).settings.options["select_topk"]
+def _top(share: float) -> Callable[[int], Sequence[int]]:
     return lambda nonzero: (int(nonzero * share),)
 
 
-def _gather(base: Elementwise, jobs: _Jobs, workers: int) -> dict[int, TensorJob]:
+def _gather(base: Elementwise, jobs: Jobs, workers: int) -> dict[int, Blended]:
     """Add up what the formulas measure, chunk by chunk."""
     buffers = Buffers()
-    chosen = {number: job for number, job in jobs.items() if _blended(job).method.measure is not None}
 
-    def work(task: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
-        term = _blended(jobs[task[0]])
-        assert term.method.measure is not None
-        return task[0], term.method.measure(*_parts(base, jobs[task[0]], task[1], buffers), term.settings)
+    def work(task: tuple[int, Measure, int]) -> tuple[int, NDArray[np.float64]]:
+        number, measured, chunk = task
+        return number, measured(*_parts(base, jobs[number], chunk, buffers), jobs[number].term.settings)
 
-    tasks = ((number, chunk) for number, job in chosen.items() for chunk in range(chunk_count(job.common)))
+    chosen = ((number, job, job.term.method.measure) for number, job in jobs.items())
+    tasks = (
+        (number, measured, chunk) for number, job, measured in chosen if measured is not None for chunk in range(chunk_count(job.common))
+    )
     out = {}
     with closing(ordered_map(work, tasks, workers)) as results:
         for number, group in groupby(results, key=lambda result: result[0]):
             total = reduce(add, (part for _, part in group))
-            term = _blended(jobs[number])
-            out[number] = _with(jobs[number], replace(term, settings=replace(term.settings, statistic=total)))
+            term = jobs[number].term
+            out[number] = replace(jobs[number], term=replace(term, settings=replace(term.settings, statistic=total)))
     return out
 
 
-def _blended(job: TensorJob) -> BlendedTerm:
-    term = blended(job)
-    assert term is not None
-    return term
-
-
-def _with(job: TensorJob, term: BlendedTerm) -> TensorJob:
-    return replace(job, terms=(term,))
-
-
-def _parts(base: Elementwise, job: TensorJob, chunk: int, buffers: Buffers) -> tuple[int, Parts]:
+def _parts(base: Elementwise, job: Blended, chunk: int, buffers: Buffers) -> tuple[int, Parts]:
     """Return the length of a chunk and what enters the formula there."""
-    assert job.base is not None
     elements = _elements(base, job, chunk)
-    return len(elements), _blended(job).kept(chunk, elements, job.base.dtype, buffers.scratch(len(elements)))
+    return len(elements), job.term.kept(chunk, elements, job.source.base.dtype, buffers.scratch(len(elements)))
 
 
-def _scores(base: Elementwise, job: TensorJob, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
-    score = _blended(job).method.score
-    assert score is not None
+def _scores(base: Elementwise, job: Blended, score: Score, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
     return lambda chunk: score(*_parts(base, job, chunk, buffers))[1]
 
 
-def _reader(base: Elementwise, job: TensorJob, place: int, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
-    assert job.base is not None
-    source = job.base.dtype
-
+def _reader(base: Elementwise, job: Blended, place: int, buffers: Buffers) -> Callable[[int], NDArray[np.float32]]:
     def read(chunk: int) -> NDArray[np.float32]:
         elements = _elements(base, job, chunk)
-        return _blended(job).kept_by(place, chunk, elements, source, buffers.scratch(len(elements)))[1]
+        return job.term.kept_by(place, chunk, elements, job.source.base.dtype, buffers.scratch(len(elements)))[1]
 
     return read
 
 
-def _elements(base: Elementwise, job: TensorJob, chunk: int) -> Elements:
+def _elements(base: Elementwise, job: Blended, chunk: int) -> Elements:
     """Return the base's elements of a chunk, or as many zeros where no term looks at them."""
-    assert job.base is not None
     start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, job.common)
-    if any(isinstance(term, StoredTerm) for share in _blended(job).by_pack for term in share):
-        return base.read(job.base.name, start, stop)
-    return np.zeros(stop - start, job.base.dtype.storage)
+    if any(isinstance(term, StoredTerm) for share in job.term.by_pack for term in share):
+        return base.read(job.source.base.name, start, stop)
+    return np.zeros(stop - start, job.source.base.dtype.storage)

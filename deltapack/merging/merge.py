@@ -15,6 +15,7 @@ from deltapack.merging.merged_pack import MergedPack
 from deltapack.merging.modelcard import card_of
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe, recipe_of
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
 from deltapack.restoring.applying import WriteOptions, write_checkpoint
@@ -87,31 +88,37 @@ def merge(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     recipe = recipe_of(weights, method, semantics, density, parameters) if recipe is None else recipe
-    refuse_for_packs(out, dtype, max_shard_size)
-    if out.suffix == ".dpk" and (device is not None or backend != "auto"):
-        raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
+    return _merge(MergeRequest(base, packs, recipe, MergeChoices(prefer, assets, vocab)), Path(out), options, report=report)
+
+
+def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: bool) -> MergeReport:
+    refuse_for_packs(out, options)
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe, prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        plan = plan_merge(stack, request, options.dtype)
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
         notes = plan.notes + _write(plan, out, options)
         jobs = plan.composition.jobs
-        nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
-        rows = list(zip(map(str, packs), shown_weights(plan), strict=True))
+        nbytes = sum(job.nbytes for job in jobs)
+        rows = list(zip(map(str, request.packs), shown_weights(plan), strict=True))
         survey_report = survey(plan, options.workers) if report else None
         warnings = [*warnings_of(plan), *(survey_report.warnings if survey_report is not None else ())]
         return MergeReport(out, len(jobs), nbytes, rows, warnings, notes, survey_report)
 
 
-def refuse_for_packs(out: Path, dtype: str | None, max_shard_size: int | str | None) -> None:
+def refuse_for_packs(out: Path, options: WriteOptions) -> None:
     """Refuse what a merged pack cannot have.
 
     Raises:
-        RecipeError: `out` is a pack, and one of the others is given.
+        RecipeError: `out` is a pack, and an option for checkpoints is given.
     """
-    if out.suffix == ".dpk" and (dtype is not None or max_shard_size is not None):
+    if out.suffix != ".dpk":
+        return
+    if options.dtype is not None or options.max_shard_bytes is not None:
         raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
+    if options.device is not None or options.backend != "auto":
+        raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:

@@ -17,7 +17,7 @@ from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition
-from deltapack.composing.tensor_job import PackTerm, RowSource, Scratch, StoredRows, TensorJob
+from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import LimitError, NonFiniteError
@@ -116,33 +116,33 @@ class MergedPack:
         )
 
     def _entry(self, restored: RestoredTensor) -> Entry:
-        job, base = restored.job, restored.job.base
+        job, source = restored.job, restored.job.source
         entry = Entry(job.name, "stored", job.dtype, job.shape, restored.root)
-        if base is not None:
-            entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root))
-            same = base.shape == job.shape
-            if same and base.dtype == job.dtype and not job.terms:
-                return replace(entry, kind="unchanged")
-            kind = "delta" if same else "grown" if job.numel > base.numel else "shrunk"
-            terms = [term for term in job.terms if isinstance(term, PackTerm)]
-            sums = [term for term in job.terms if isinstance(term, _RecordedTerm)]
-            if sums or len(terms) == len(job.terms):
-                written = (sums[0].close(),) if sums else self._copied(terms)
-                stored = self._rows(job, job.rows) if job.rows is not None else None
-                entry = replace(entry, kind=kind, terms=written, stored=stored)
-                return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
-        if job.whole is not None and isinstance(job.rows, StoredRows):
-            entry = replace(entry, base=job.whole.base, stored=self.writer.copy_blob(job.rows.reader, job.rows.ref))
-            return self.writer.chunk_digests(entry, job.rows.reader.chunk_digests(job.whole)[0], restored.digests)
+        if isinstance(source, FromPack):
+            entry = replace(entry, base=source.entry.base, stored=self.writer.copy_blob(source.rows.reader, source.rows.ref))
+            return self.writer.chunk_digests(entry, source.rows.reader.chunk_digests(source.entry)[0], restored.digests)
+        base = source.base
+        entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root(base)))
+        if base.shape == job.shape and job.is_base:
+            return replace(entry, kind="unchanged")
+        entry = self._changed(entry, job, source)
+        return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
+
+    def _changed(self, entry: Entry, job: TensorJob, source: FromBase) -> Entry:
+        """Return the entry of a tensor that is not the base's any more, with its kind and blobs."""
+        terms = [term for term in source.terms if isinstance(term, PackTerm)]
+        sums = [term for term in source.terms if isinstance(term, _RecordedTerm)]
+        if sums or len(terms) == len(source.terms):
+            kind = "delta" if source.base.shape == job.shape else "grown" if job.numel > source.base.numel else "shrunk"
+            written = (sums[0].close(),) if sums else self._copied(terms)
+            stored = self._rows(job, source.rows) if source.rows is not None else None
+            return replace(entry, kind=kind, terms=written, stored=stored)
         # A tensor that some pack stores whole and that others change: its sum is stored whole.
         layout = stored_layout(job.numel)
         chunked, buffers = self.writer.chunked_blob(layout), Buffers()
         for chunk in range(layout.chunks):
-            elements, _ = restore_chunk(self.base, job, chunk, buffers)
-            if elements is not None:
-                chunked.append(encode_stored_chunk(elements))
-        entry = replace(entry, stored=chunked.close())
-        return self.writer.chunk_digests(entry, restored.base_digests, restored.digests)
+            chunked.append(encode_stored_chunk(restore_chunk(self.base, job, chunk, buffers).elements))
+        return replace(entry, stored=chunked.close())
 
     def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
         """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""
@@ -229,12 +229,12 @@ class _RecordedTerm:
 
 
 def _recorded(job: TensorJob, writer: PackWriter) -> TensorJob:
-    term = blended(job)
-    if term is None:
+    found = blended(job)
+    if found is None:
         return job
-    index, shift = best_index(term.density(job.common))
+    index, shift = best_index(found.term.density(job.common))
     codec = TermCodec(index, "f32", shift)
-    return replace(job, terms=(_RecordedTerm(term, job.name, Layout(job.common, 2, has_counts=True), codec, writer),))
+    return found.with_terms((_RecordedTerm(found.term, job.name, Layout(job.common, 2, has_counts=True), codec, writer),))
 
 
 def _write_recorded(job: TensorJob, chunk: int) -> None:

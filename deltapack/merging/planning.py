@@ -21,6 +21,7 @@ from deltapack.format.reader import PackReader
 from deltapack.merging.blending import blend_with
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
+from deltapack.merging.request import MergeRequest
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
@@ -74,17 +75,7 @@ class MergePlan:
         return self.recipe.to_json([pack.reader.pack_id for pack in self.packs])
 
 
-def plan_merge(
-    stack: ExitStack,
-    base: str | Path,
-    packs: Sequence[str | Path],
-    recipe: MergeRecipe,
-    *,
-    prefer: str | Path | None = None,
-    assets: str | Path | None = None,
-    vocab: str | Path | None = None,
-    dtype: DType | None = None,
-) -> MergePlan:
+def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = None) -> MergePlan:
     """Open base and packs on `stack`, check them against each other and plan every tensor.
 
     Raises:
@@ -94,14 +85,15 @@ def plan_merge(
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide, or vocabularies cannot be united.
         RecipeError: The recipe does not fit the packs.
     """
+    packs, choices = request.packs, request.choices
     if not packs:
         raise RecipeError("nothing to merge", expected="at least one pack")
-    recipe = recipe.for_packs(len(packs))
-    preferred = _position("prefer", prefer, packs)
-    donor = _owner("assets", assets, packs)
-    base_ckpt = stack.enter_context(open_checkpoint(base))
+    recipe = request.recipe.for_packs(len(packs))
+    preferred = _position("prefer", choices.prefer, packs)
+    donor = _owner("assets", choices.assets, packs)
+    base_ckpt = stack.enter_context(open_checkpoint(request.base))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
-    rows = _united(base_ckpt, readers, donor) if vocab == "union" else _owner("vocab", vocab, packs)
+    rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
     return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deltapack.checkpoint.replace import check_output, check_protected
 from deltapack.composing.assets import side_files_bytes
-from deltapack.composing.tensor_job import PackTerm, TensorJob
+from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
@@ -22,6 +22,7 @@ from deltapack.merging.merge import refuse_for_packs
 from deltapack.merging.merged_pack import check_terms
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.reports import PreviewReport
 from deltapack.restoring.applying import WriteOptions
 
@@ -56,9 +57,10 @@ def preview_merge(
         RecipeError: An argument is out of range.
     """
     out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None)
-    refuse_for_packs(out, dtype, max_shard_size)
+    request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab))
+    refuse_for_packs(out, options)
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, assets=assets, vocab=vocab, dtype=options.dtype)
+        plan = plan_merge(stack, request, options.dtype)
         plan = replace(plan, composition=replace(plan.composition, jobs=tuple(map(_foreseen, plan.composition.jobs))))
         _check_output(plan, out, force)
         if out.suffix == ".dpk":
@@ -73,7 +75,7 @@ def preview_merge(
             list(zip(map(str, packs), shown_weights(plan), strict=True)),
             dict(sorted(Counter(map(_fate, jobs)).items())),
             dict(sorted(Counter(job.dtype.name for job in jobs).items())),
-            [(job.name, job.base.shape[0], job.shape[0]) for job in jobs if job.base is not None and _rows_change(job)],
+            [change for job in jobs if (change := _rows_change(job)) is not None],
             None if plan.composition.assets is None else str(plan.composition.assets.path),
             needed,
             shutil.disk_usage(out.parent).free,
@@ -85,11 +87,12 @@ def preview_merge(
 
 def _foreseen(job: TensorJob) -> TensorJob:
     """Return a job as the merge will have it, as far as headers tell: weights may still have to be measured."""
-    job = thin_by_headers(job)
-    term = blended(job)
-    if term is None or not adds_own_terms(term):
+    found = blended(job)
+    if found is None:
         return job
-    return replace(job, terms=tuple(own for share in term.by_pack for own in share))
+    found = thin_by_headers(found)
+    own_terms = tuple(own for share in found.term.by_pack for own in share)
+    return found.with_terms(own_terms) if adds_own_terms(found.term) else found.made()
 
 
 def _check_output(plan: MergePlan, out: Path, force: bool) -> None:
@@ -105,15 +108,18 @@ def _check_output(plan: MergePlan, out: Path, force: bool) -> None:
 def _fate(job: TensorJob) -> str:
     if job.terms:
         return "merged"
-    return "from one pack" if job.rows is not None else "from the base"
+    return "from one pack" if job.source.rows is not None else "from the base"
 
 
-def _rows_change(job: TensorJob) -> bool:
-    return job.base is not None and len(job.shape) > 0 and job.shape != job.base.shape
+def _rows_change(job: TensorJob) -> tuple[str, int, int] | None:
+    """Return name, rows of the base and rows of the result, where they differ."""
+    if not isinstance(job.source, FromBase) or not job.shape or job.shape == job.source.base.shape:
+        return None
+    return job.name, job.source.base.shape[0], job.shape[0]
 
 
 def _checkpoint_bytes(plan: MergePlan) -> int:
-    tensors = sum(job.numel * job.dtype.itemsize for job in plan.composition.jobs)
+    tensors = sum(job.nbytes for job in plan.composition.jobs)
     return tensors + _side_files_bytes(plan)
 
 
@@ -121,13 +127,13 @@ def _pack_bytes(plan: MergePlan) -> int:
     """Return at most how large a merged pack gets: the packs' own terms, or 32-bit sums with their positions."""
     total = 0
     for job in plan.composition.jobs:
-        term = blended(job)
+        found = blended(job)
         total += sum(own.term.blob.length for own in job.terms if isinstance(own, PackTerm))
-        total += job.rows.nbytes if job.rows is not None else 0
-        if term is not None:
-            total += int(job.common * (4 * term.density(job.common) + 1 / 8))
+        total += job.source.rows.nbytes if job.source.rows is not None else 0
+        if found is not None:
+            total += int(job.common * (4 * found.term.density(job.common) + 1 / 8))
         elif any(not isinstance(own, PackTerm) for own in job.terms):
-            total += job.numel * job.dtype.itemsize
+            total += job.nbytes
     return total + _side_files_bytes(plan)
 
 
@@ -138,8 +144,9 @@ def _side_files_bytes(plan: MergePlan) -> int:
 def _buffers(job: TensorJob) -> int:
     """Return about how many bytes a thread needs for a chunk: base, result, positions and values of each pack, their union."""
     size = min(CHUNK, max(job.numel, job.common))
-    out = size * (job.dtype.itemsize + (job.base.dtype.itemsize if job.base is not None else 0))
-    term = blended(job)
+    out = size * (job.dtype.itemsize + (job.source.base.dtype.itemsize if isinstance(job.source, FromBase) else 0))
+    found = blended(job)
+    term = found.term if found is not None else None
     sources = [source for share in term.by_pack for source in share] if term is not None else job.terms
     kept = [source.term.nnz / max(1, job.common) if isinstance(source, PackTerm) else 1.0 for source in sources]
     out += int(size * (5 + 12 * max(kept, default=0.0) + 8 * sum(kept)))

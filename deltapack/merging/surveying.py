@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.composing.tensor_job import TensorJob
 from deltapack.merging.advice import changed_and_alone
 from deltapack.merging.blending import BlendedTerm, blended, drop_rate_by_chance
 from deltapack.merging.measuring import measure
@@ -21,6 +20,7 @@ from deltapack.merging.methods.settings import Parts, Settings, count_signs
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.planning import MergePlan, plan_merge
 from deltapack.merging.recipe import MergeRecipe, layer_number
+from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import LayerRow, SurveyReport
 
@@ -56,7 +56,7 @@ def survey_merge(
         RecipeError: The recipe does not fit the packs.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, base, packs, recipe or MergeRecipe(), prefer=prefer, vocab=vocab)
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
         return survey(plan, resolve_workers(workers))
 
 
@@ -67,12 +67,12 @@ def survey(plan: MergePlan, workers: int) -> SurveyReport:
     composition = measure(plan.base, plan.side_by_side(counting), workers)
     layers: dict[str, _Sums] = {}
     for job in composition.jobs:
-        term = blended(job)
-        if term is None or not job.common or not term.settings.statistic.size:
+        found = blended(job)
+        if found is None or not found.common or not found.term.settings.statistic.size:
             continue
-        number = layer_number(job.base.name if job.base is not None else job.name)
+        number = layer_number(found.source.base.name)
         name = "outside of the layers" if number is None else f"layer {number}"
-        sums = _sums_of(job, term, count)
+        sums = _sums_of(found.term, found.common, count)
         layers[name] = sums if name not in layers else layers[name] + sums
     ordered = sorted(layers.items(), key=lambda item: (not item[0].startswith("layer"), len(item[0]), item[0]))
     rows = tuple(sums.row(name) for name, sums in ordered)
@@ -142,8 +142,8 @@ class _Sums:
         )
 
 
-def _sums_of(job: TensorJob, term: BlendedTerm, packs: int) -> _Sums:
-    """Return the sums of one tensor, with the packs that have it at their places."""
+def _sums_of(term: BlendedTerm, common: int, packs: int) -> _Sums:
+    """Return the sums of one tensor of so many common elements, with the packs that have it at their places."""
     places, count = list(term.packs), len(term.packs)
     changed, shared, conflicts, *rest = term.settings.statistic.tolist()
     kept, gram = np.array(rest[:count]), np.array(rest[count:]).reshape(count, count)
@@ -154,9 +154,9 @@ def _sums_of(job: TensorJob, term: BlendedTerm, packs: int) -> _Sums:
     out.squares[places] = gram.diagonal() * density
     out.weighted[places] = gram.diagonal() * term.settings.weights.astype(np.float64) ** 2
     random = all(rate is not None for rate in chances)
-    some, one = changed_and_alone((kept / job.common).tolist())
-    expected = max(0.0, some - one) * job.common if random else float("nan")
-    return _Sums(job.common, changed, shared, conflicts, expected, out.products, out.squares, out.weighted)
+    some, one = changed_and_alone((kept / common).tolist())
+    expected = max(0.0, some - one) * common if random else float("nan")
+    return _Sums(common, changed, shared, conflicts, expected, out.products, out.squares, out.weighted)
 
 
 def _warnings(total: _Sums) -> list[str]:

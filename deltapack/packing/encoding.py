@@ -17,12 +17,13 @@ from deltapack.format.writer import StoredChunk
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Sparse
 from deltapack.kernels.reference.encoding import same_bits
-from deltapack.packing.planning import PackPlan
+from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
 
 _Elements = NDArray[np.generic]
+_NOTHING = np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,30 @@ def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, chunk:
     Raises:
         NonFiniteError: A difference overflows the value codec that the recipe names.
     """
-    base_elements = _chunk_of(base, plan.base, chunk, buffers, "base") if plan.base is not None else None
+    elements = _chunk_of(base, plan.base, chunk, buffers, "base") if plan.base is not None else _NOTHING
     tuned = _chunk_of(finetuned, plan.tensor, chunk, buffers, "finetuned")
-    base_digest = chunk_digest(base_elements) if base_elements is not None and len(base_elements) else None
-    if plan.route != "delta" or base_elements is None:
-        equal = plan.route == "compare" and base_elements is not None and same_bits(base_elements, tuned)
+    base_digest = chunk_digest(elements) if len(elements) else None
+    if isinstance(plan, WholePlan):
+        equal = plan.twin is not None and same_bits(elements, tuned)
         digest = chunk_digest(tuned) if len(tuned) else None
         whole = encode_stored_chunk(tuned) if len(tuned) else None
         return ChunkOutcome(base_digest, digest, digest, whole=whole, equal=equal, elements=len(tuned))
-    common = min(len(base_elements), len(tuned), max(0, plan.common - chunk * CHUNK))
+    common = min(len(elements), len(tuned), max(0, plan.common - chunk * CHUNK))
     if common == 0:
         digest = chunk_digest(tuned) if len(tuned) else None
         return ChunkOutcome(base_digest, digest, digest, elements=len(tuned))
-    return _encode_delta(plan, chunk, base_elements[:common], tuned, base_digest, buffers)
+    return _encode_delta(plan, chunk, elements[:common], tuned, base_digest, buffers)
 
 
-def encode_tail_chunk(finetuned: Checkpoint, plan: PackPlan, chunk: int) -> StoredChunk:
+def encode_tail_chunk(finetuned: Checkpoint, plan: DeltaPlan, chunk: int) -> StoredChunk:
     """Encode chunk number `chunk` of the elements after the common ones, stored whole."""
     start = plan.common + chunk * CHUNK
     return encode_stored_chunk(finetuned.read(plan.tensor.name, start, min(start + CHUNK, plan.tensor.numel)))
 
 
 def _encode_delta(
-    plan: PackPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
+    plan: DeltaPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
 ) -> ChunkOutcome:
-    assert plan.base is not None
     source, target, common, loops = plan.base.dtype, plan.tensor.dtype, len(base), kernels.active()
     l1, largest, equal = loops.compare(base, source, tuned[:common], target)
     if not np.isfinite(largest):

@@ -13,7 +13,7 @@ from deltapack.format.index import BaseRef, BlobRef, Entry, Stats, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import PackWriter, StoredChunk
 from deltapack.packing.encoding import ChunkOutcome, encode_tail_chunk
-from deltapack.packing.planning import PackPlan
+from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 
 __all__ = ["Digests", "EntryWriter"]
 
@@ -64,23 +64,22 @@ class EntryWriter:
         Raises:
             NonFiniteError: It holds NaN or Inf where it differs from the base, or overflows when rescaled.
         """
-        return self._delta(plan, outcomes) if plan.route == "delta" else self._whole(plan, outcomes)
+        return self._delta(plan, outcomes) if isinstance(plan, DeltaPlan) else self._whole(plan, outcomes)
 
-    def _whole(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
-        start, digests, equal = self.writer.end, Digests(), plan.route == "compare"
+    def _whole(self, plan: WholePlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
+        start, digests, equal, twin = self.writer.end, Digests(), True, plan.twin
         blob = self.writer.chunked_blob(stored_layout(plan.tensor.numel))
         for outcome in outcomes:
             digests.add(outcome)
             equal = equal and outcome.equal
             if outcome.whole is not None:
                 blob.append(outcome.whole)
-        if equal:
+        if equal and twin is not None:
             self.writer.rewind(start)
-            return self._unchanged(plan, digests), digests
+            return _unchanged(plan.tensor, twin, digests), digests
         return self._stored(plan, blob.close(), digests, digests.result), digests
 
-    def _delta(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
-        assert plan.base is not None
+    def _delta(self, plan: DeltaPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         start, digests = self.writer.end, Digests()
         term = Term(plan.codec.index, plan.codec.values, plan.recipe.factor, 0, BlobRef(0, 0, ""))
         blob = self.writer.chunked_blob(Layout(plan.common, len(term.streams), has_counts=True))
@@ -98,7 +97,7 @@ class EntryWriter:
         same_type, same_shape = plan.base.dtype == plan.tensor.dtype, plan.base.shape == plan.tensor.shape
         if equal and same_type and same_shape:
             self.writer.rewind(start)
-            return self._unchanged(plan, digests), digests
+            return _unchanged(plan.tensor, plan.base, digests), digests
         if not finite or (overflow and not equal):
             self._refuse_non_finite(plan, finite)
             return self._store_instead(plan, start, digests), digests
@@ -119,7 +118,7 @@ class EntryWriter:
 
     def _with_base(
         self,
-        plan: PackPlan,
+        plan: DeltaPlan,
         digests: Digests,
         terms: tuple[Term, ...],
         tail: BlobRef | None,
@@ -127,7 +126,6 @@ class EntryWriter:
         stats: Stats,
     ) -> Entry:
         tensor, base = plan.tensor, plan.base
-        assert base is not None
         rows = tensor.numel - base.numel
         entry = Entry(
             tensor.name,
@@ -135,14 +133,14 @@ class EntryWriter:
             tensor.dtype,
             tensor.shape,
             root_digest(tensor.dtype.name, tensor.shape, result),
-            base=self._base(plan, digests),
+            base=_base_ref(base, digests),
             terms=terms,
             stored=tail,
             stats=stats,
         )
         return self.writer.chunk_digests(entry, digests.base, result)
 
-    def _tail(self, plan: PackPlan) -> BlobRef | None:
+    def _tail(self, plan: DeltaPlan) -> BlobRef | None:
         rest = plan.tensor.numel - plan.common
         if rest == 0:
             return None
@@ -150,7 +148,7 @@ class EntryWriter:
         chunks = (encode_tail_chunk(self.finetuned, plan, chunk) for chunk in range(layout.chunks))
         return self._stored_blob(layout, chunks)
 
-    def _store_instead(self, plan: PackPlan, start: int, digests: Digests) -> Entry:
+    def _store_instead(self, plan: DeltaPlan, start: int, digests: Digests) -> Entry:
         """Drop the term written since `start` and store the tensor whole, reading it once more."""
         self.writer.rewind(start)
         tensor, layout = plan.tensor, stored_layout(plan.tensor.numel)
@@ -179,19 +177,11 @@ class EntryWriter:
         if not counted:
             self._count({"stored": blob.length})
         root = root_digest(tensor.dtype.name, tensor.shape, result)
-        entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, self._base(plan, digests), stored=blob)
+        base = None if plan.base is None else _base_ref(plan.base, digests)
+        entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, base, stored=blob)
         return self.writer.chunk_digests(entry, digests.base, result)
 
-    def _unchanged(self, plan: PackPlan, digests: Digests) -> Entry:
-        tensor, base = plan.tensor, self._base(plan, digests)
-        assert base is not None
-        return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, base.digest, base)
-
-    def _base(self, plan: PackPlan, digests: Digests) -> BaseRef | None:
-        base = plan.base
-        return None if base is None else BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))
-
-    def _refuse_non_finite(self, plan: PackPlan, finite: bool) -> None:
+    def _refuse_non_finite(self, plan: DeltaPlan, finite: bool) -> None:
         if self.store_non_finite:
             return
         name, path = plan.tensor.name, self.finetuned.path
@@ -204,3 +194,12 @@ class EntryWriter:
     def _count(self, stored: dict[str, int]) -> None:
         for use, nbytes in stored.items():
             self.split[use] = self.split.get(use, 0) + nbytes
+
+
+def _unchanged(tensor: TensorInfo, base: TensorInfo, digests: Digests) -> Entry:
+    ref = _base_ref(base, digests)
+    return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, ref.digest, ref)
+
+
+def _base_ref(base: TensorInfo, digests: Digests) -> BaseRef:
+    return BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))

@@ -25,41 +25,61 @@ from deltapack.sparsify.kept import Sparsifier
 from deltapack.sparsify.magnitude import Magnitude, count_kept
 from deltapack.sparsify.ranking import Magnitudes, find_cuts, places_in_cut
 
-__all__ = ["PackPlan", "identity_of", "plan_tensor"]
+__all__ = ["DeltaPlan", "PackPlan", "WholePlan", "identity_of", "plan_tensor"]
 
 _AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
 _SAMPLE_TILES = 8
-_NO_CODEC = TermCodec("all", "f32")
 _NOISE_FLOOR = 1e-4
 """Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
 
 @dataclass(frozen=True)
-class PackPlan:
-    """One tensor of the fine-tune.
+class DeltaPlan:
+    """A tensor of the fine-tune that its partner in the base is subtracted from.
 
     Attributes:
         tensor: The tensor.
-        base: Its partner in the base, if any.
-        route: `"delta"` (subtract and drop), `"compare"` (store whole unless equal to the base) or `"store"`.
+        base: Its partner.
         recipe: Its settings.
-        codec: Codecs of its term; only for `"delta"`.
-        key: Mask key; only for `"delta"`.
+        codec: Codecs of its term.
+        key: Mask key.
         sparsifier: What chooses the kept elements by their differences; `None`: `key` alone does.
     """
 
     tensor: TensorInfo
-    base: TensorInfo | None
-    route: str
+    base: TensorInfo
     recipe: TensorRecipe
-    codec: TermCodec = _NO_CODEC
-    key: int = 0
+    codec: TermCodec
+    key: int
     sparsifier: Sparsifier | None = None
 
     @property
     def common(self) -> int:
         """Number of leading elements that base and fine-tune share."""
-        return min(self.tensor.numel, self.base.numel) if self.base is not None and self.route == "delta" else 0
+        return min(self.tensor.numel, self.base.numel)
+
+
+@dataclass(frozen=True)
+class WholePlan:
+    """A tensor of the fine-tune that is stored whole, unless it is that of the base.
+
+    Attributes:
+        tensor: The tensor.
+        base: Its partner in the base, if any.
+    """
+
+    tensor: TensorInfo
+    base: TensorInfo | None
+
+    @property
+    def twin(self) -> TensorInfo | None:
+        """The partner, if it has the same type and shape, so that it may be equal."""
+        base = self.base
+        return base if base is not None and (base.dtype, base.shape) == (self.tensor.dtype, self.tensor.shape) else None
+
+
+PackPlan = DeltaPlan | WholePlan
+"""How one tensor of the fine-tune will be packed."""
 
 
 def identity_of(finetuned: Checkpoint) -> str:
@@ -101,20 +121,18 @@ def plan_tensor(
     settings = recipe.for_tensor(name)
     tensor = finetuned.tensors[name]
     partner = base.tensors[base_name] if base_name is not None else None
-    route = _route(tensor, partner, settings)
-    if route != "delta" or partner is None:
-        return PackPlan(tensor, partner, route, settings)
+    if partner is None or not _can_subtract(tensor, partner, settings):
+        return WholePlan(tensor, partner)
     key = dare.mask_key(recipe.seed, identity, name)
     index = _index_codec(settings)
-    plan = PackPlan(tensor, partner, route, settings, TermCodec(index, "f32"), key)
+    plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
     values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.fidelity)
     index, shift = best_index(settings.keep / ALL_KEPT) if index == "gaps" else (index, 0)
     return replace(plan, codec=TermCodec(index, values, shift), sparsifier=_sparsifier(base, finetuned, plan, workers))
 
 
-def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, workers: int) -> Sparsifier | None:
+def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, workers: int) -> Sparsifier | None:
     """Return what chooses the kept elements by their differences; rankings take streaming passes over both tensors."""
-    assert plan.base is not None
     settings, numel, read = plan.recipe, plan.common, _reader(base, finetuned, plan)
     if settings.sparsify == "dare" or settings.keep == ALL_KEPT:
         return None
@@ -132,12 +150,9 @@ def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, workers
     return Magnitude(cuts[0]) if settings.sparsify == "magnitude" else Breadcrumbs(*cuts)
 
 
-def _reader(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan) -> Callable[[int, int], NDArray[np.float32]]:
+def _reader(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan) -> Callable[[int, int], NDArray[np.float32]]:
     """Return a function that reads differences [start, stop); they are valid until the thread reads again."""
-    source = plan.base
-    assert source is not None
-
-    buffers = Buffers()
+    source, buffers = plan.base, Buffers()
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
         tuned = buffers.take("finetuned", plan.tensor.dtype.storage, stop - start)
@@ -150,15 +165,11 @@ def _reader(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan) -> Callable
     return read
 
 
-def _route(tensor: TensorInfo, partner: TensorInfo | None, recipe: TensorRecipe) -> str:
-    if partner is None:
-        return "store"
+def _can_subtract(tensor: TensorInfo, partner: TensorInfo, recipe: TensorRecipe) -> bool:
     same = tensor.shape == partner.shape
     rows = len(tensor.shape) == len(partner.shape) >= 1 and tensor.shape[1:] == partner.shape[1:]
     floats = tensor.dtype.is_delta and partner.dtype.is_delta
-    if floats and not recipe.whole and (same or (rows and min(tensor.numel, partner.numel) > 0)):
-        return "delta"
-    return "compare" if same and tensor.dtype == partner.dtype else "store"
+    return floats and not recipe.whole and (same or (rows and min(tensor.numel, partner.numel) > 0))
 
 
 def _index_codec(recipe: TensorRecipe) -> str:
@@ -175,7 +186,7 @@ def _index_codec(recipe: TensorRecipe) -> str:
     return "seeded" if index == "auto" else index
 
 
-def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, fidelity: float) -> str:
+def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidelity: float) -> str:
     """Return the smallest value codec whose noise is within `fidelity` times the noise of dropping.
 
     Dropping with rate p and rescaling adds p/(1-p) of the delta's power as noise; coding the kept values with a relative squared
@@ -196,7 +207,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, fideli
 
 
 def _sample(
-    base: Checkpoint, finetuned: Checkpoint, plan: PackPlan
+    base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return kept differences of a few tiles spread over the tensor, and their count in each tile."""
     tiles, read = -(-plan.common // TILE), _reader(base, finetuned, plan)

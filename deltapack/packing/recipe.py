@@ -8,11 +8,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate, rescale_factor
-from deltapack.sparsify.della import epsilon_for
+from deltapack.sparsify.della import USUAL_EPSILON, epsilon_for
 
-__all__ = ["INDEX_CHOICES", "SPARSIFY_CHOICES", "VALUE_CHOICES", "Override", "Recipe", "TensorRecipe", "parse_override"]
+__all__ = [
+    "DENSE",
+    "INDEX_CHOICES",
+    "SETTINGS",
+    "SPARSIFY_CHOICES",
+    "USUAL_EPSILON",
+    "VALUE_CHOICES",
+    "Override",
+    "Recipe",
+    "TensorRecipe",
+    "parse_override",
+]
 
 VALUE_CHOICES = ("auto", "f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")
 SPARSIFY_CHOICES = ("dare", "magnitude", "della", "breadcrumbs")
@@ -67,7 +79,7 @@ class Recipe:
         sparsify: What is dropped: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at random, the smaller the likelier) or
             `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
-        index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 38 % are kept, which
+        index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 21 % are kept, which
             is what gaps in unary are.
         rescale: Factor for the kept values; `None` is what the sparsifier wants: 1 / (1 - drop_rate) for `"dare"`, one over the
             probability of each element for `"della"`, 1 for `"magnitude"` and `"breadcrumbs"`.
@@ -122,7 +134,7 @@ class Recipe:
 
     def for_tensor(self, name: str) -> TensorRecipe:
         """Return the settings for the tensor of this name."""
-        chosen = {key: getattr(self, key) for key in _SETTINGS}
+        chosen = {key: getattr(self, key) for key in SETTINGS}
         for override in self.overrides:
             if re.fullmatch(override.pattern, name):
                 chosen |= _settings(override)
@@ -160,7 +172,10 @@ class Recipe:
 
 
 def parse_override(text: str) -> Override:
-    """Parse `REGEX:drop-rate=0.5,values=bf16`.
+    """Parse an expression and settings.
+
+    >>> parse_override(".*norm.*:drop-rate=0.5,values=bf16")
+    Override(pattern='.*norm.*', drop_rate=0.5, values='bf16', index=None, rescale=None, sparsify=None)
 
     Raises:
         RecipeError: The text is not of this form.
@@ -170,7 +185,7 @@ def parse_override(text: str) -> Override:
     for setting in settings.split(","):
         key, equals, value = setting.partition("=")
         name = key.strip().replace("-", "_")
-        if not colon or not equals or name not in _SETTINGS:
+        if not colon or not equals or name not in SETTINGS:
             expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare"
             raise RecipeError("cannot read an override", expected=expected, found=text)
         try:
@@ -180,12 +195,12 @@ def parse_override(text: str) -> Override:
     return Override(pattern, **found)
 
 
-_SETTINGS = ("drop_rate", "values", "index", "rescale", "sparsify")
+SETTINGS = ("drop_rate", "values", "index", "rescale", "sparsify")
 """What an override may set."""
 
 
 def _settings(override: Override) -> Mapping[str, Any]:
-    pairs = {key: getattr(override, key) for key in _SETTINGS}
+    pairs = {key: getattr(override, key) for key in SETTINGS}
     return {key: value for key, value in pairs.items() if value is not None}
 
 

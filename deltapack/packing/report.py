@@ -58,9 +58,12 @@ def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) 
     if recipe.drop_rate > 0 and recipe.sparsify == "dare" and largest > RISKY_DELTA:
         names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > RISKY_DELTA)
         count = sum(value > RISKY_DELTA for _, value in worst)
-        risk = "DARE does not work near 0.03 and above" if largest >= HOPELESS_DELTA else "dropping 90 % is risky above 0.005"
+        risk = f"dropping 90 % is risky above {RISKY_DELTA:g}"
+        if largest >= HOPELESS_DELTA:
+            risk = f"DARE does not work near {HOPELESS_DELTA:g} and above"
         out.append(
-            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above 0.005, the worst {names}. "
+            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above {RISKY_DELTA:g}, "
+            f"the worst {names}. "
             "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."
         )
     code = [file.name for file in index.files or () if file.name.endswith(".py") and file.blob is not None]

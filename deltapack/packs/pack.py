@@ -14,7 +14,7 @@ from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
-from deltapack.format.index import Entry, Index
+from deltapack.format.index import BlobRef, Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
 from deltapack.limits import DEFAULT_LIMITS, Limits
@@ -207,13 +207,13 @@ class PackEntry:
             FormatError: The pack is damaged.
             RecipeError: The tensor is removed or an alias.
         """
-        if self.kind == "stored":
-            return self._rows().reshape(self.shape)
+        if self.kind == "stored" and self.entry.stored is not None:
+            return self._rows(self.entry.stored).reshape(self.shape)
         positions, values = self.to_sparse()
         dense = np.zeros(self.entry.numel, np.float32)
         dense[positions] = values
         if self.entry.stored is not None:
-            dense[self.entry.common :] = rounding.to_f32(self._rows(), self.entry.dtype)
+            dense[self.entry.common :] = rounding.to_f32(self._rows(self.entry.stored), self.entry.dtype)
         return dense.reshape(self.shape)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
@@ -250,5 +250,5 @@ class PackEntry:
             check_invariants=False,
         )
 
-    def _rows(self) -> NDArray[np.generic]:
-        return decode_stored(stored_chunks(self._reader, self.entry), self.entry.dtype)
+    def _rows(self, stored: BlobRef) -> NDArray[np.generic]:
+        return decode_stored(stored_chunks(self._reader, self.entry, stored), self.entry.dtype)

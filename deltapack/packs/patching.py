@@ -17,7 +17,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_TORCH
 from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
-from deltapack.format.index import Entry, Term
+from deltapack.format.index import BaseRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
@@ -77,11 +77,19 @@ def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob
 
 
 @dataclass(frozen=True)
-class _Patch:
-    """One tensor: its entry, its elements in memory, what to add and the factors of that."""
+class _Held:
+    """A tensor of the state: what the pack says of it, the base tensor that it must be, its elements in memory, flat."""
 
     entry: Entry
+    base: BaseRef
     elements: Elements
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """One tensor that changes: what to add and the factors of that."""
+
+    held: _Held
     terms: Terms
     factors: tuple[np.float32, ...]
 
@@ -95,61 +103,63 @@ def _add_to(
     workers: int | None,
 ) -> None:
     pack, count, buffers = WeightedPack(reader, weight), resolve_workers(workers), Buffers()
-    entries = [entry for entry in reader.index.entries if entry.base is not None]
-    bases = {entry.name: _elements_of(state, entry, weight, reader.path) for entry in entries}
+    tensors = [
+        _Held(entry, entry.base, _elements_of(state, entry, entry.base, weight, reader.path))
+        for entry in reader.index.entries
+        if entry.base is not None
+    ]
     _check_names(state, reader)
     if verify:
-        _check_base(entries, bases, reader.path, count)
+        _check_base(tensors, reader.path, count)
     patches = [
-        _Patch(entry, bases[entry.name], terms[entry.name], tuple(pack.factor(term.factor, weight) for term in entry.terms))
-        for entry in entries
-        if entry.kind == "delta" and entry.terms
+        _Patch(held, terms[held.entry.name], tuple(pack.factor(term.factor, weight) for term in held.entry.terms))
+        for held in tensors
+        if held.entry.kind == "delta" and held.entry.terms
     ]
-    tasks = [(patch, chunk) for patch in patches for chunk in range(chunk_count(patch.entry.numel))]
+    tasks = [(patch, chunk) for patch in patches for chunk in range(chunk_count(patch.held.entry.numel))]
     digests = [b""] * len(tasks) if verify and pack.is_plain else None
 
     def work(number: int) -> None:
         patch, chunk = tasks[number]
-        part = patch.elements[chunk * CHUNK : (chunk + 1) * CHUNK]
+        part = patch.held.elements[chunk * CHUNK : (chunk + 1) * CHUNK]
         _add_chunk(patch, chunk, part, buffers)
         if digests is not None:  # now, while the elements are in the cache
             digests[number] = chunk_digest(part)
 
     for_each(work, range(len(tasks)), count)
     for entry in reader.index.entries:
-        if entry.kind == "stored":
-            state[entry.name] = decode_stored(stored_chunks(reader, entry), entry.dtype).reshape(entry.shape)
+        if entry.kind == "stored" and entry.stored is not None:
+            state[entry.name] = decode_stored(stored_chunks(reader, entry, entry.stored), entry.dtype).reshape(entry.shape)
         elif entry.kind == "removed":
             del state[entry.name]
     if digests is not None:
         hint = "The state is changed and must not be used; the pack was made by a faulty writer or altered."
-        changed = [patch.entry for patch in patches]
-        for entry, found in zip(changed, _roots(changed, digests), strict=True):
-            if found != entry.digest:
-                raise wrong_result(reader.path, entry.name, entry.digest, found, hint)
+        changed = [patch.held for patch in patches]
+        for held, found in zip(changed, _roots(changed, digests), strict=True):
+            if found != held.entry.digest:
+                raise wrong_result(reader.path, held.entry.name, held.entry.digest, found, hint)
 
 
 def _add_chunk(patch: _Patch, chunk: int, elements: Elements, buffers: Buffers) -> None:
     """Add all terms of a tensor to the elements of one of its chunks."""
-    scratch = buffers.scratch(len(elements))
+    dtype, scratch = patch.held.entry.dtype, buffers.scratch(len(elements))
     if len(patch.terms) == 1:
         ((term, chunks),) = patch.terms
-        add_term_chunk(chunks, term, chunk, patch.factors[0], elements, patch.entry.dtype, next(scratch))
+        add_term_chunk(chunks, term, chunk, patch.factors[0], elements, dtype, next(scratch))
         return
     terms = zip(patch.terms, patch.factors, scratch, strict=False)  # scratch has no end
     parts = [decode_term_chunk(chunks, term, chunk, factor, out) for (term, chunks), factor, out in terms]
-    kernels.active().add_in_place(elements, patch.entry.dtype, parts)
+    kernels.active().add_in_place(elements, dtype, parts)
 
 
-def _elements_of(state: MutableMapping[str, Any], entry: Entry, weight: float, path: Path) -> Elements:
+def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, weight: float, path: Path) -> Elements:
     """Return the elements of the base tensor of an entry, flat, in the memory that `state` holds.
 
     Raises:
         BaseMismatchError: There is none, or it has another shape or type.
         RecipeError: It cannot be changed in place.
     """
-    base, name = entry.base, entry.name
-    assert base is not None
+    name = entry.name
     if entry.kind in ("grown", "shrunk") or (entry.kind == "delta" and base.dtype != entry.dtype) or base.name != name:
         what = f"a tensor of kind {entry.kind} changes its shape, type or name and cannot be patched in place"
         raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
@@ -208,8 +218,8 @@ def _check_names(state: MutableMapping[str, Any], reader: PackReader) -> None:
                 raise RecipeError(what, path=reader.path, tensor=name, hint="Remove it from the state, or make it the same array.")
 
 
-def _check_base(entries: Sequence[Entry], bases: Mapping[str, Elements], path: Path, workers: int) -> None:
-    parts = [bases[entry.name][start : start + CHUNK] for entry in entries for start in range(0, len(bases[entry.name]), CHUNK)]
+def _check_base(tensors: Sequence[_Held], path: Path, workers: int) -> None:
+    parts = [held.elements[start : start + CHUNK] for held in tensors for start in range(0, len(held.elements), CHUNK)]
     digests = [b""] * len(parts)
 
     def work(number: int) -> None:
@@ -217,18 +227,16 @@ def _check_base(entries: Sequence[Entry], bases: Mapping[str, Elements], path: P
 
     for_each(work, range(len(parts)), workers)
     hint = "Nothing was changed. A state that was patched already is no longer the base."
-    for entry, found in zip(entries, _roots(entries, digests), strict=True):
-        assert entry.base is not None
-        if found != entry.base.digest:
-            raise wrong_base(path, entry.name, entry.base.digest, found, hint)
+    for held, found in zip(tensors, _roots(tensors, digests), strict=True):
+        if found != held.base.digest:
+            raise wrong_base(path, held.entry.name, held.base.digest, found, hint)
 
 
-def _roots(entries: Sequence[Entry], digests: Sequence[bytes]) -> list[str]:
-    """Return the root digests of the base tensors of entries, or of tensors of their type and shape, from those of all their chunks."""
+def _roots(tensors: Sequence[_Held], digests: Sequence[bytes]) -> list[str]:
+    """Return the root digests of base tensors, or of tensors of their type and shape, from those of all their chunks."""
     roots, start = [], 0
-    for entry in entries:
-        assert entry.base is not None
-        stop = start + chunk_count(entry.base.numel)
-        roots.append(root_digest(entry.base.dtype.name, entry.base.shape, digests[start:stop]))
+    for held in tensors:
+        stop = start + chunk_count(held.base.numel)
+        roots.append(root_digest(held.base.dtype.name, held.base.shape, digests[start:stop]))
         start = stop
     return roots

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
-from deltapack.composing.assets import copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
-from deltapack.composing.tensor_job import TensorJob
+from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import RecipeError
@@ -74,7 +74,7 @@ def apply(
         notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
-        nbytes = sum(job.numel * job.dtype.itemsize for job in jobs)
+        nbytes = sum(job.nbytes for job in jobs)
         return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
 
 
@@ -125,11 +125,12 @@ def write_checkpoint(
 
     `own_files` are written besides the side files, and instead of those of the same names.
     """
+    check_base_files(base, composition.assets)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
-        rename={job.name: job.base.name for job in jobs if job.base is not None},
+        rename={job.name: job.source.base.name for job in jobs if isinstance(job.source, FromBase)},
         max_shard_size=options.max_shard_bytes,
     )
     with open_writer(
@@ -185,7 +186,7 @@ class _Output:
 
     def copy(self, job: TensorJob, start: int, count: int) -> bool:
         """Copy elements of the base."""
-        found = self.base.file_range(job.base.name, start) if job.base is not None else None
+        found = self.base.file_range(job.source.base.name, start) if isinstance(job.source, FromBase) else None
         if found is None:
             return False
         self.writer.copy(job.name, start, count, *found)

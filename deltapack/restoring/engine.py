@@ -6,14 +6,15 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from deltapack import kernels
-from deltapack.checkpoint import Checkpoint
+from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.composing.basecheck import wrong_base, wrong_result
-from deltapack.composing.tensor_job import TensorJob
+from deltapack.composing.tensor_job import FromBase, TensorJob
+from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
@@ -21,10 +22,24 @@ from deltapack.kernels.layout import Elements
 from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
-__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "restore_chunk", "restore_tensors"]
+__all__ = ["BaseElements", "Nowhere", "RestoredChunk", "RestoredTensor", "Sink", "check_digests", "restore_chunk", "restore_tensors"]
 
 _BATCH = 4 * CHUNK
 """Elements that one task restores, at least; no more are in memory at a time than those of one chunk."""
+
+
+class BaseElements(Protocol):
+    """Where elements of the base come from: a checkpoint, or what a live model holds."""
+
+    def read_into(self, name: str, start: int, out: Elements) -> None:
+        """Fill `out` with the elements of a tensor from `start`."""
+
+
+class RestoredChunk(NamedTuple):
+    """Elements of the result, none where it ends before the base; and, if wanted, the digest of the base's chunk where there is one."""
+
+    elements: Elements
+    base_digest: bytes | None
 
 
 @dataclass(frozen=True)
@@ -35,11 +50,9 @@ class RestoredTensor:
     base_digests: tuple[bytes, ...]
     digests: tuple[bytes, ...]
 
-    @property
-    def base_root(self) -> str:
-        """Root digest of the base tensor as it was read."""
-        assert self.job.base is not None
-        return root_digest(self.job.base.dtype.name, self.job.base.shape, self.base_digests)
+    def base_root(self, base: TensorInfo) -> str:
+        """Return the root digest of the base tensor as it was read."""
+        return root_digest(base.dtype.name, base.shape, self.base_digests)
 
     @property
     def root(self) -> str:
@@ -104,11 +117,12 @@ def restore_tensors(
         job, chunk = jobs[task[0]], task[1]
         start, count = chunk * CHUNK, max(0, min(CHUNK, job.numel - chunk * CHUNK))
         done = _Done(task[0], count * job.dtype.itemsize)
-        of_base, of_result = digests or (verify and bool(job.base_digest)), digests or (verify and bool(job.digest))
+        of_result = digests or (verify and bool(job.digest))
+        of_base = digests or (verify and isinstance(job.source, FromBase) and bool(job.source.digest))
         if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
             return done
         elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
-        if elements is None:
+        if not len(elements):
             return replace(done, base_digest=base_digest)
         digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
         if not (job.is_base and sink.copy(job, start, count)):
@@ -119,7 +133,7 @@ def restore_tensors(
         return list(map(restore, batch))
 
     tasks = ((number, chunk) for number, job in enumerate(jobs) for chunk in range(job.chunks))
-    total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
+    total, done = sum(job.nbytes for job in jobs), 0
     joined = batches(tasks, lambda task: min(CHUNK, jobs[task[0]].extent), _BATCH)
     with closing(ordered_map(work, joined, workers)) as results:
         for number, group in groupby(chain.from_iterable(results), key=lambda result: result.number):
@@ -148,44 +162,43 @@ class _Done:
 
 
 def restore_chunk(
-    base: Checkpoint, job: TensorJob, chunk: int, buffers: Buffers, *, base_digest: bool = False
-) -> tuple[Elements | None, bytes | None]:
-    """Return the elements of a chunk of the result and, if wanted, the chunk digest of the base; each if there are any.
+    base: BaseElements, job: TensorJob, chunk: int, buffers: Buffers, *, base_digest: bool = False
+) -> RestoredChunk:
+    """Return the elements of a chunk of the result and, if wanted, the chunk digest of the base.
 
     The elements are valid until the thread restores its next chunk with the same `buffers`.
     """
     start, digest, parts = chunk * CHUNK, None, []
-    if job.base is not None and start < job.base.numel:
-        elements = buffers.take("base", job.base.dtype.storage, min(start + CHUNK, job.base.numel) - start)
-        base.read_into(job.base.name, start, elements)
+    if isinstance(job.source, FromBase) and start < job.source.base.numel:
+        held = job.source.base
+        elements = buffers.take("base", held.dtype.storage, min(start + CHUNK, held.numel) - start)
+        base.read_into(held.name, start, elements)
         # Now, as terms are added in place.
         digest = chunk_digest(elements) if base_digest else None
         common = elements[: max(0, job.common - start)]
         if len(common):
-            parts.append(_combine(job, chunk, common, buffers))
-    stop = min(start + CHUNK, job.numel)
-    if job.rows is not None and stop > max(start, job.rows.start):
-        stored = job.rows.read(max(start, job.rows.start), stop)
-        parts.append(rounding.convert(stored, job.rows.dtype, job.dtype))
+            parts.append(_combine(job.source, job.dtype, chunk, common, buffers))
+    rows, stop = job.source.rows, min(start + CHUNK, job.numel)
+    if rows is not None and stop > max(start, rows.start):
+        parts.append(rounding.convert(rows.read(max(start, rows.start), stop), rows.dtype, job.dtype))
     if not parts:
-        return None, digest
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts)), digest
+        return RestoredChunk(np.zeros(0, job.dtype.storage), digest)
+    return RestoredChunk(np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts)), digest)
 
 
-def _combine(job: TensorJob, chunk: int, base: Elements, buffers: Buffers) -> Elements:
+def _combine(made_of: FromBase, target: DType, chunk: int, base: Elements, buffers: Buffers) -> Elements:
     """Return base plus terms; `base` is overwritten."""
-    assert job.base is not None
-    source, loops = job.base.dtype, kernels.active()
-    if not job.terms:
-        return rounding.convert(base, source, job.dtype)
+    source, terms, loops = made_of.base.dtype, made_of.terms, kernels.active()
+    if not terms:
+        return rounding.convert(base, source, target)
     scratch = buffers.scratch(len(base))
-    if len(job.terms) == 1 and source == job.dtype:
-        job.terms[0].add_to(chunk, base, source, scratch)
+    if len(terms) == 1 and source == target:
+        terms[0].add_to(chunk, base, source, scratch)
         return base
-    terms = [term.chunk(chunk, base, source, scratch) for term in job.terms]
-    if source != job.dtype:
-        return loops.add_sparse(base, source, job.dtype, *loops.sum_terms(len(base), terms))
-    loops.add_in_place(base, source, terms)
+    parts = [term.chunk(chunk, base, source, scratch) for term in terms]
+    if source != target:
+        return loops.add_sparse(base, source, target, *loops.sum_terms(len(base), parts))
+    loops.add_in_place(base, source, parts)
     return base
 
 
@@ -196,8 +209,10 @@ def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:
         BaseMismatchError: The base tensor has another.
         ChecksumError: The result has another.
     """
-    job = restored.job
-    if job.base is not None and job.base_digest and restored.base_root != job.base_digest:
-        raise wrong_base(base.path, job.base.name, job.base_digest, restored.base_root)
+    job, source = restored.job, restored.job.source
+    if isinstance(source, FromBase) and source.digest:
+        found = restored.base_root(source.base)
+        if found != source.digest:
+            raise wrong_base(base.path, source.base.name, source.digest, found)
     if job.digest and restored.root != job.digest:
         raise wrong_result(job.pack, job.name, job.digest, restored.root)

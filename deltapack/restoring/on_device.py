@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from deltapack.checkpoint import Checkpoint
-from deltapack.composing.tensor_job import PackTerm, TensorJob
+from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.device import torch_kernels
 from deltapack.device.backends import choose, resolve_device
 from deltapack.device.regions import Region, read_chunk, region_of, write_chunk
@@ -42,6 +42,15 @@ class _Holds(Protocol):
 
     def region(self, job: TensorJob) -> Region:
         """Return where a tensor of the result is to be made."""
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A job that is its base plus terms of packs, element by element."""
+
+    job: TensorJob
+    base: TensorInfo
+    terms: tuple[PackTerm, ...]
 
 
 @dataclass(frozen=True)
@@ -85,21 +94,22 @@ def restore_on_device(
         ChecksumError: A result has another digest than the pack says.
         FormatError: A pack is damaged.
     """
-    total, done = sum(job.numel * job.dtype.itemsize for job in jobs), 0
-    sums, others = [job for job in jobs if _is_sum(job)], [job for job in jobs if not _is_sum(job)]
+    total, done = sum(job.nbytes for job in jobs), 0
+    found = [_sum_of(job) for job in jobs]
+    sums, others = [one for one in found if one is not None], [job for job, one in zip(jobs, found, strict=True) if one is None]
     restoring = restore_tensors(base, others, sink, verify=verify, workers=workers, progress=lambda part, _: progress(part, total))
     with closing(restoring) as restored:
         for tensor in restored:
-            done += tensor.job.numel * tensor.job.dtype.itemsize
+            done += tensor.job.nbytes
             yield tensor
     run = _Run(base, place, sink, verify, workers, {})
     batch, nbytes = list[_Sent](), 0
-    for number, job in enumerate(sums, 1):
-        batch.append(run.send(job))
-        nbytes += job.numel * job.dtype.itemsize
+    for number, one in enumerate(sums, 1):
+        batch.append(run.send(one))
+        nbytes += one.job.nbytes
         if nbytes >= _BATCH_BYTES or number == len(sums):
             for tensor in run.decode(batch):
-                done += tensor.job.numel * tensor.job.dtype.itemsize
+                done += tensor.job.nbytes
                 progress(done, total)
                 yield tensor
             batch, nbytes = [], 0
@@ -116,10 +126,9 @@ class _Run:
     workers: int
     packs: dict[PackReader, ResidentPack]
 
-    def send(self, job: TensorJob) -> _Sent:
+    def send(self, wanted: _Sum) -> _Sent:
         """Send a base tensor, converted where the result has another type."""
-        held, device = job.base, self.place.device
-        assert held is not None
+        job, held, device = wanted.job, wanted.base, self.place.device
         if isinstance(self.sink, _Holds):
             target = self.sink.region(job)
         else:
@@ -136,11 +145,10 @@ class _Run:
         digests = self._each(copy, chunk_count(held.numel))
         if source is not target:
             target.memory.copy_(torch_kernels.convert(source.memory, held.dtype, job.dtype))
-        terms = [term for term in job.terms if isinstance(term, PackTerm)]
-        for reader in {term.reader: None for term in terms}:
+        for reader in {term.reader: None for term in wanted.terms}:
             if reader not in self.packs:
                 self.packs[reader] = send(reader, device, self.workers)
-        added = tuple((self.packs[term.reader].terms[term.term], float(term.factor)) for term in terms)
+        added = tuple((self.packs[term.reader].terms[term.term], float(term.factor)) for term in wanted.terms)
         return _Sent(job, Work(target, job.dtype, added, None if source is target else (source, held.dtype)), digests)
 
     def decode(self, batch: Sequence[_Sent]) -> Generator[RestoredTensor, None, None]:
@@ -167,7 +175,9 @@ class _Run:
         return tuple(ordered_map(function, range(chunks), max(1, min(self.workers, chunks))))
 
 
-def _is_sum(job: TensorJob) -> bool:
-    """Whether a tensor is its base plus terms of packs, element by element."""
-    same = job.base is not None and job.base.shape == job.shape and job.rows is None
-    return same and bool(job.terms) and all(isinstance(term, PackTerm) for term in job.terms)
+def _sum_of(job: TensorJob) -> _Sum | None:
+    """Return a job as a sum of its base and terms of packs, if it is one."""
+    source, terms = job.source, tuple(term for term in job.terms if isinstance(term, PackTerm))
+    if not isinstance(source, FromBase) or source.base.shape != job.shape or source.rows is not None:
+        return None
+    return _Sum(job, source.base, terms) if terms and len(terms) == len(job.terms) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -12,11 +12,12 @@ import numpy as np
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
-from deltapack.codecs.stored import decode_stored_chunk, stored_chunks
+from deltapack.codecs.stored import stored_chunks
+from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.compose import compose
+from deltapack.composing.tensor_job import FromBase, StoredRows
 from deltapack.composing.weighted import WeightedPack
-from deltapack.dtypes import DType
-from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels.buffers import Buffers
@@ -37,7 +38,7 @@ def verify(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Check every byte of a pack: structure, checksums, every stream decoded, every side file.
+    """Check every byte of a pack: structure, checksums, every stream decoded, every side file, digests of what is stored whole.
 
     With a base, also restore every tensor in memory, chunk by chunk, and compare the digests of base and result.
 
@@ -49,6 +50,7 @@ def verify(
 
     Raises:
         BaseMismatchError: The base is not the pack's.
+        ChecksumError: The pack holds other elements than it promises.
         FormatError: The pack is damaged.
     """
     count, report = resolve_workers(workers), progress or (lambda done, total: None)
@@ -56,6 +58,7 @@ def verify(
         files = [reader.side_file(file) for file in reader.index.files or () if file.blob is not None]
         for entry in reader.index.entries:
             reader.chunk_digests(entry)
+            _check_empty(reader.path, entry)
         chunks = sum(_chunk_count(entry) for entry in reader.index.entries)
         if base is None:
             buffers, joined = Buffers(), batches(_chunk_tasks(reader), lambda task: CHUNK, _BATCH)
@@ -75,7 +78,7 @@ def verify(
                 progress=report,
             )
             with closing(restored):
-                based = sum(tensor.job.base is not None for tensor in restored)
+                based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
         return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), based, True)
 
 
@@ -92,14 +95,49 @@ def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[Buffers], object]]:
             for chunk in range(blob.layout.chunks):
                 yield partial(_decode_term, blob, term, chunk)
         if entry.stored is not None:
-            stored = stored_chunks(reader, entry)
-            for chunk in range(stored.layout.chunks):
-                yield partial(_decode_stored, stored, entry.dtype, chunk)
+            rows = StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
+            digests = reader.chunk_digests(entry)[1]
+            for chunk in range(rows.blob.layout.chunks):
+                yield partial(_check_stored, rows, entry, digests, chunk)
 
 
 def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
     decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
 
 
-def _decode_stored(blob: ChunkedBlob, dtype: DType, chunk: int, buffers: Buffers) -> None:
-    decode_stored_chunk(blob, dtype, chunk)
+def _check_stored(rows: StoredRows, entry: Entry, digests: Sequence[bytes], chunk: int, buffers: Buffers) -> None:
+    """Decode a stored chunk, and compare what ends in it of the result's chunks: those that hold no element of the base.
+
+    Args:
+        rows: What the entry stores.
+        entry: Its entry.
+        digests: Chunk digests of the whole result; none where it has one chunk.
+        chunk: Number of the stored chunk, counted from the first stored element.
+        buffers: Not used.
+
+    Raises:
+        ChecksumError: A chunk of the result has another digest.
+    """
+    begin = entry.common + chunk * CHUNK
+    stop = min(begin + CHUNK, entry.numel)
+    first = max(begin // CHUNK, chunk_count(entry.common))
+    last = chunk_count(entry.numel) if stop == entry.numel else stop // CHUNK
+    start = min(begin, first * CHUNK)
+    elements = rows.read(start, stop)
+    for number in range(first, last):
+        found = chunk_digest(elements[number * CHUNK - start : min((number + 1) * CHUNK, entry.numel) - start])
+        if digests:
+            _compare(rows.reader.path, entry.name, digests[number].hex(), found.hex())
+        else:  # one chunk, none of it from the base
+            _compare(rows.reader.path, entry.name, entry.digest, root_digest(entry.dtype.name, entry.shape, [found]))
+
+
+def _check_empty(path: Path, entry: Entry) -> None:
+    """Check the digest of a tensor without elements, which needs nothing else."""
+    if entry.in_result and entry.numel == 0:
+        _compare(path, entry.name, entry.digest, root_digest(entry.dtype.name, entry.shape, ()))
+
+
+def _compare(path: Path, tensor: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise wrong_result(path, tensor, expected, found)

@@ -24,6 +24,9 @@ ALL_KEPT = 1 << 32
 def keep_of_drop_rate(drop_rate: float) -> int:
     """Return K = density * 2^32, where density = 1 - drop_rate; 2^32 means that nothing is dropped.
 
+    >>> keep_of_drop_rate(0.75) == 1 << 30
+    True
+
     Raises:
         RecipeError: `drop_rate` is not in [0, 1).
     """

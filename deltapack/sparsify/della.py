@@ -23,9 +23,9 @@ from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.kept import Kept, kept_at
 
-__all__ = ["Della", "epsilon_for", "probabilities"]
+__all__ = ["USUAL_EPSILON", "Della", "epsilon_for", "probabilities"]
 
-_USUAL = 0.15
+USUAL_EPSILON = 0.15
 
 
 def epsilon_for(density: float, epsilon: float | None) -> float:
@@ -36,7 +36,7 @@ def epsilon_for(density: float, epsilon: float | None) -> float:
     """
     room = min(density, 1 - density)
     if epsilon is None:
-        return _USUAL if room > _USUAL else room / 2
+        return USUAL_EPSILON if room > USUAL_EPSILON else room / 2
     if not 0 <= epsilon < room:
         hint = "The probability to keep an element is density - epsilon to density + epsilon."
         raise RecipeError("epsilon is out of range", expected=f"0 <= epsilon < {room:g} at this drop rate", found=epsilon, hint=hint)

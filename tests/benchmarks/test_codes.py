@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import codes
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_code_is_below_the_entropy_and_the_one_that_is_taken_is_near() -> None:
     positions, decoding, values = codes.measure(quick=True).tables

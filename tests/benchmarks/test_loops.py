@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import loops
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_stage_gets_a_time() -> None:
     table, merges, choosing = loops.measure(quick=True).tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.fixtures import RawSafetensors
+from support.headers import RawSafetensors
 
 
 @pytest.fixture

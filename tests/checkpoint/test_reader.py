@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.builders import bytes_of
-from support.fixtures import RawSafetensors
+from support.headers import RawSafetensors
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME, BY_TORCH
@@ -36,7 +36,10 @@ def test_every_element_type_is_read_bit_by_bit(dtype: object, tmp_path: Path) ->
     name = dtype.torch  # type: ignore[attr-defined]
     raw = torch.arange(80, 128, dtype=torch.uint8)
     tensor = raw % 2 == 0 if name == "bool" else raw.view(getattr(torch, name))
-    save_file({"w": tensor}, tmp_path / "model.safetensors")
+    try:
+        save_file({"w": tensor}, tmp_path / "model.safetensors")
+    except KeyError:
+        pytest.skip("this version of safetensors cannot write the type")
     with open_checkpoint(tmp_path) as checkpoint:
         info = checkpoint.tensors["w"]
         assert info.dtype is BY_TORCH[name]

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.fixtures import RawSafetensors
+from support.headers import RawSafetensors
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.layout import NewTensor

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from deltapack.checkpoint import (
     Checkpoint,
@@ -66,11 +66,22 @@ def left_over(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
+def library_knows(tensor: torch.Tensor) -> bool:
+    """Older versions of safetensors lack a few types."""
+    try:
+        save({"w": tensor})
+    except KeyError:
+        return False
+    return True
+
+
 def test_every_element_type_comes_back_in_the_library(tmp_path: Path) -> None:
     raw = torch.arange(24, dtype=torch.uint8)
     state = {
         dtype.name: raw.clone().view(getattr(torch, dtype.torch)) for dtype in BY_NAME.values() if dtype.name != "bool"
     }
+    state = {name: tensor for name, tensor in state.items() if library_knows(tensor)}
+    assert {"f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2", "i64", "i32", "i16", "i8", "u8"} <= set(state)
     state |= {"bool": raw % 3 == 0, "scalar": torch.tensor(1.5), "empty": torch.zeros(0, 2), "odd": raw[:3].clone()}
     save_file(state, tmp_path / "in.safetensors")
     with open_checkpoint(tmp_path / "in.safetensors") as source:

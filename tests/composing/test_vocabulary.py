@@ -277,6 +277,17 @@ def test_what_cannot_be_united(tmp_path: Path, case: str) -> None:
         assert not (tmp_path / out).exists() and not leftovers(tmp_path)
 
 
+def test_a_tensor_that_cannot_grow(tmp_path: Path) -> None:
+    """One pack has integers where the other adds rows; preferring it leaves no place for them."""
+    integers = Tensor("u8", np.zeros((ROWS, WIDTH), np.uint8))
+    found = family(tmp_path, ONE, Tuned(tensors={GROWING[0]: integers}))
+    what = r"1\.dpk: tensor 'lm_head.weight': .* others add rows to it: expected 41 rows, found u8 \[40, 32\].*--vocab PACK"
+    with pytest.raises(MergeConflictError, match=what):
+        merge(found, tmp_path / "out", prefer=found.packs[1])
+    merge(found, tmp_path / "out", prefer=found.packs[1], vocab="base")
+    assert read_model(tmp_path / "out")[GROWING[0]] == integers
+
+
 def test_where_nobody_says_what_is_new(tmp_path: Path) -> None:
     found = family(tmp_path, MATH, CODE, Tuned(files=WITHOUT))
     with pytest.raises(MergeConflictError, match=r"would have no tokenizer\.json.*--assets"):

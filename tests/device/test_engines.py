@@ -21,6 +21,8 @@ from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.reader import PackReader
 
+pytestmark = pytest.mark.slow
+
 FLOATS = ["bf16", "f16", "f32", "f8_e4m3fn", "f8_e5m2", "f64"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CODECS = [

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltapack.errors import DeltapackError, FormatError
-from deltapack.format.canonical import dump_canonical, load_canonical
+from deltapack.errors import DeltapackError, FormatError, LimitError
+from deltapack.format import canonical
+from deltapack.format.canonical import dump_canonical, load_canonical, load_index
+from deltapack.limits import DEFAULT_LIMITS
 
 leaves = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(st.characters(codec="utf-8"))
 documents = st.recursive(
@@ -113,3 +117,110 @@ def test_depth() -> None:
 def test_largest_integers() -> None:
     data = f"[{2**53 - 1},{1 - 2**53}]".encode()
     assert load_canonical(data, 8) == [2**53 - 1, 1 - 2**53]
+
+
+def whole_index(data: bytes, **limits: int) -> Any:
+    """Read an index to its end and put it together again."""
+    top, found = load_index(data, replace(DEFAULT_LIMITS, **limits))
+    rows = list(found)
+    if isinstance(top, dict) and "tensors" in top:
+        assert top["tensors"] == []
+        return top | {"tensors": rows}
+    assert not rows
+    return top
+
+
+indices = st.fixed_dictionaries({"recipe": documents, "tensors": st.lists(documents, max_size=6)}, optional={"optional": documents})
+ENTRY_BYTES = [1, 7, 64, 1 << 16]
+
+
+@settings(deadline=None)
+@given(indices, st.sampled_from(ENTRY_BYTES))
+def test_index_in_pieces(index: Any, size: int) -> None:
+    """Wherever the pieces end, in a number, a character of four bytes or an escape, the items are the same; longer ones are refused."""
+    data = dump_canonical(index)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canonical, "_ENTRY_BYTES", size)
+        longest = max((len(dump_canonical(item)) for item in index["tensors"]), default=0)
+        if longest < size:
+            assert json.dumps(whole_index(data, json_depth=64, terms=0)) == json.dumps(json.loads(data))
+        else:
+            with pytest.raises(FormatError) as caught:
+                whole_index(data, json_depth=64, terms=0)
+            assert caught.value.rule == "R4"
+
+
+@settings(deadline=None, max_examples=300)
+@given(indices, st.data())
+def test_damaged_index_is_refused_or_canonical(index: Any, data: st.DataObject) -> None:
+    text = bytearray(dump_canonical(index))
+    at = data.draw(st.integers(0, len(text) - 1))
+    pieces = [b"", b" ", b"]", b"}", b",", b"1", b'"', b"\\", b":", b"{", b"[", b"\xff", b'"tensors":[],', b"[]}"]
+    piece = data.draw(st.sampled_from(pieces))
+    text[at : at + data.draw(st.integers(0, 2))] = piece
+    try:
+        found = whole_index(bytes(text), json_depth=64)
+    except DeltapackError as error:
+        assert error.rule == "R4"
+    else:
+        assert dump_canonical(found) == bytes(text)
+
+
+def test_depth_counts_from_the_outside() -> None:
+    """The list of `tensors` has depth 2 in its document, its items begin there."""
+    for text in (b'{"recipe":%s,"tensors":[]}', b'{"tensors":[1,%s]}'):
+        inner = 7 if b"recipe" in text else 6
+        whole_index(text % (b"[" * inner + b"]" * inner))
+        with pytest.raises(FormatError, match="deep"):
+            whole_index(text % (b"[" * (inner + 1) + b"]" * (inner + 1)))
+
+
+@pytest.mark.parametrize(
+    "free",
+    [b'[1,"a",{"b":null}]', b'[[[]],{},{"tensors":"x"}]', b'["\\"tensors\\":[","\\\\",1,2]'],
+)
+def test_values_outside_tensors_are_counted(free: bytes) -> None:
+    """Containers and scalars count, keys do not, nor what stands in strings; `tensors` is free."""
+
+    def count(value: Any) -> int:
+        return 1 + sum(map(count, value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()))
+
+    data = b'{"recipe":%s,"tensors":[[1,2,3,4,5,6],[7,8,9]]}' % free
+    values = 1 + count(json.loads(free))
+    assert whole_index(data, index_values=values) == json.loads(data)
+    with pytest.raises(LimitError) as caught:
+        whole_index(data, index_values=values - 1)
+    assert caught.value.rule == "R4"
+
+
+def test_text_before_tensors_is_bounded() -> None:
+    data = b'{"created_by":"%s","tensors":[]}' % (b"a" * 100)
+    start = data.index(b"[]")
+    assert whole_index(data, index_head_bytes=start) == json.loads(data)
+    with pytest.raises(LimitError):
+        whole_index(data, index_head_bytes=start - 1)
+
+
+@pytest.mark.parametrize("inner", [b"[]", b'{"":{}}', b"0"])
+@pytest.mark.parametrize(
+    ("around", "error"),
+    [
+        (b'{"recipe":[%s],"tensors":[]}', LimitError),
+        (b'{"recipe":[],"tensors":[[%s]]}', LimitError),
+        (b'{"recipe":[],"tensors":[%s]}', None),
+        (b"[%s]", LimitError),
+    ],
+)
+def test_memory_for_an_index_of_many_values(inner: bytes, around: bytes, error: type[DeltapackError] | None) -> None:
+    """Whatever unfolds to megabytes of values, no more than a piece of it is ever built."""
+    data = around % b",".join([inner] * (5_000_000 // (len(inner) + 1)))
+    tracemalloc.start()
+    try:
+        if error is None:
+            assert next(load_index(data, DEFAULT_LIMITS)[1]) == json.loads(inner)
+        else:
+            with pytest.raises(error):
+                whole_index(data, index_values=2000)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()

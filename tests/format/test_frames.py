@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import xxhash
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,42 @@ def test_frames_over_the_window_keep_within_it(level: int) -> None:
     packed = compress_frame(raw, level)
     assert zstandard.get_frame_parameters(packed).window_size <= 8 << 20
     assert decompress_frame(packed, len(raw)) == raw
+
+
+@pytest.mark.parametrize("level", [-5, 1, 3, 9, 16, 19, 22])
+@pytest.mark.parametrize("size", [1, 255, 256, 1000, (1 << 16) + 255, (1 << 16) + 256, 1 << 17, (1 << 17) + 1, 1 << 18, (1 << 20) + 1])
+def test_frames_of_every_level_keep_the_rules(level: int, size: int) -> None:
+    """What a library writes by itself is valid, so every pack written so far is."""
+    for raw in (bytes(size), (b"deltapack %d " % size) * (size // 8 + 1)):
+        assert decompress_frame(compress_frame(raw[:size], level), size) == raw[:size]
+
+
+@pytest.mark.parametrize("descriptor", range(256))
+def test_every_frame_header_descriptor(descriptor: int) -> None:
+    """With the fields that its flags ask for, a descriptor is valid iff it has no dictionary, no bit without meaning, and a size."""
+    single, size_flag = descriptor >> 5 & 1, descriptor >> 6
+    width = (single, 2, 4, 8)[size_flag]
+    content = b"a" * 300 if size_flag else b"a" * 200
+    fields = b"" if single else b"\x50"
+    fields += bytes((0, 1, 2, 4)[descriptor & 3])
+    fields += (len(content) - (256 if size_flag == 1 else 0)).to_bytes(width, "little") if width else b""
+    block = (1 | 1 << 1 | len(content) << 3).to_bytes(3, "little") + b"a"
+    checksum = xxhash.xxh64_intdigest(content).to_bytes(8, "little")[:4] if descriptor & 4 else b""
+    packed = b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + fields + block + checksum
+    if width and not descriptor & 0b11011:
+        assert decompress_frame(packed, len(content)) == content
+    else:
+        with pytest.raises(FormatError) as caught:
+            decompress_frame(packed, len(content))
+        assert caught.value.rule == "R10"
+
+
+def test_a_block_over_the_window_is_refused_before_the_library_sees_it() -> None:
+    """libzstd 1.5.5 decompresses it, 1.5.7 does not."""
+    raw = b"abcdefgh" * 375
+    single = zstandard.ZstdCompressor(level=1).compress(raw)
+    with pytest.raises(FormatError, match="content 3000, window 1024"):
+        decompress_frame(single[:4] + b"\x40\0" + single[5:], len(raw))
 
 
 @pytest.mark.parametrize(

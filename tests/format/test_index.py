@@ -261,7 +261,7 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (edit("tensors/0/dtype", "i32"), "R6", FormatError),
         (edit("tensors/0/shape", [3]), "R6", FormatError),
         (edit("tensors/0/shape", [-2, -1]), "R6", FormatError),
-        (edit("tensors/0/shape", [True, 2]), "R6", FormatError),
+        (edit("tensors/0/shape", [True, 2]), "R4", FormatError),
         (edit("tensors/0/shape", [1] * 9), "R6", LimitError),
         (edit("tensors/0/shape", [1 << 30, 1 << 30, 1 << 30, 1 << 30]), "R6", LimitError),
         (edit("tensors/0/digest", ""), "R4", FormatError),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from support.interpreting import DEVICE
 import deltapack
 from deltapack.device.model_tensors import Slice
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, FormatError, RecipeError, UnsupportedError
+
+pytestmark = pytest.mark.slow
 
 BACKENDS = ["torch", "triton"] if torch.cuda.is_available() else ["cpu", "torch", "triton"]
 
@@ -452,6 +455,23 @@ def test_packs_are_loaded_once_and_unloaded(family: tuple[Model, list[Path]]) ->
         live.activate({one: 1.0}, prefer=two)
     live.close()
     assert live.resident_bytes == 0
+
+
+def test_bytes_are_counted_while_another_thread_loads_and_unloads(family: tuple[Model, list[Path]]) -> None:
+    base, (one, two, _) = family
+    live = deltapack.attach(state_of(base), backend="torch")
+    live.load(one)
+    path, before = one.resolve(), live.resident_bytes
+
+    class Meanwhile(dict[Any, Any]):
+        def values(self) -> Any:
+            live.load(two)
+            live.unload(one)
+            return super().values()
+
+    live._packs[path] = replace(live._packs[path], resident=Meanwhile(live._packs[path].resident))
+    assert live.resident_bytes == before > 0
+    assert list(live._packs) == [two.resolve()]
 
 
 @pytest.fixture

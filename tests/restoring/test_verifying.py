@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from support.builders import CHUNK, FLOATS, Model, cast, edited, random_tensor, small_model, tuned_model, whole, write_file, write_folder
+from support.fixtures import PackOf
 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, RecipeError
+from deltapack.restoring import verifying
 
 
 def test_what_was_checked(tmp_path: Path) -> None:
@@ -136,3 +138,37 @@ def test_wrong_base(case: str, right_pack: Path, tmp_path: Path) -> None:
 def test_wrong_base_when_nobody_verifies(right_pack: Path, tmp_path: Path) -> None:
     base = write_file(tmp_path / "base.safetensors", flipped("same", 0)(right_base()))
     assert not deltapack.apply(base, right_pack, tmp_path / "out", verify=False).verified
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("width", [CHUNK, CHUNK - 1, CHUNK // 2 + 3])
+def test_stored_rows_are_compared_with_their_digests_without_the_base(
+    rows: int, width: int, pack_of: PackOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not chunks of the rows begin where chunks of the result do, each that holds nothing of the base is compared once."""
+    base = {"w": random_tensor(1, (1, width), "f8_e5m2")}
+    tuned = {"w": random_tensor(1, (1 + rows, width), "f8_e5m2"), "new": random_tensor(2, (CHUNK + 1,), "f16")}
+    compared: list[tuple[str, str]] = []
+    monkeypatch.setattr(verifying, "_compare", lambda path, tensor, expected, found: compared.append((expected, found)))
+    deltapack.verify(pack_of(base, tuned))
+    assert len(compared) == 2 + len([start for start in range(0, (1 + rows) * width, CHUNK) if start >= width])
+    assert all(expected == found for expected, found in compared)
+
+
+def test_a_wrong_base_is_said_to_be_one_before_any_blob_is_read(pack_of: PackOf, tmp_path: Path) -> None:
+    """R11 comes before R8: of a damaged pack and a wrong base, the base is reported."""
+    base = {"w": random_tensor(1, (CHUNK + 5,), "bf16"), "z": random_tensor(2, (9,))}
+    pack = pack_of(base, tuned_model(base))
+    data = bytearray(pack.read_bytes())
+    with deltapack.open_pack(pack) as opened:
+        blobs = [blob for entry in opened.index.entries for blob in entry.blobs]
+    for blob in blobs:
+        data[blob.offset] ^= 1
+    pack.write_bytes(data)
+    other = write_file(tmp_path / "other.safetensors", {"w": base["w"]})
+    with pytest.raises(BaseMismatchError) as caught:
+        deltapack.apply(other, pack, tmp_path / "out")
+    assert caught.value.rule == "R11"
+    with pytest.raises(FormatError) as damaged:
+        deltapack.apply(tmp_path / "base.safetensors", pack, tmp_path / "out")
+    assert damaged.value.rule == "R8"

@@ -1,8 +1,7 @@
-"""What the fixtures `pack_of`, `applied`, `merged` and `raw_safetensors` give: functions of one folder, with types."""
+"""What the fixtures `pack_of`, `applied` and `merged` give: functions of one folder, with types."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +58,3 @@ class Merged:
         out = self.folder / "merged.safetensors"
         deltapack.merge(self.folder / "base.safetensors", packs, out, force=True, **options)
         return read_model(out)
-
-
-@dataclass(frozen=True)
-class RawSafetensors:
-    """Writes a safetensors file from a header (an object or bytes) and data, unchecked."""
-
-    folder: Path
-
-    def __call__(self, header: object, data: bytes = b"", name: str = "model.safetensors") -> Path:
-        text = header if isinstance(header, bytes) else json.dumps(header).encode()
-        path = self.folder / name
-        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-        return path

@@ -6,11 +6,18 @@ import importlib.util
 import os
 from typing import Any
 
-import torch
-
 __all__ = ["DEVICE"]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+def _device() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+DEVICE = _device()
 """Where tests that need a device run."""
 
 

@@ -9,16 +9,19 @@ cost a tenth of the time.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from deltapack.kernels.buffers import Buffers
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["FRESH", "MALLOPT", "malloc_poisoned", "poisoned"]
 
@@ -36,7 +39,10 @@ def poisoned() -> Iterator[None]:
     """Poison buffers and tensors until the end of the context."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Buffers, "take", _poisoning(Buffers.take))
-        patch.setattr(torch, "empty", _nan(torch.empty))
+        if importlib.util.find_spec("torch") is not None:
+            import torch
+
+            patch.setattr(torch, "empty", _nan(torch.empty))
         yield
 
 
@@ -67,7 +73,7 @@ def _nan(empty: Any) -> Any:
         tensor: torch.Tensor = empty(*arguments, **options)
         if not tensor.is_meta:
             storage: Any = tensor.untyped_storage()
-            storage.fill_(1 if tensor.dtype == torch.bool else 0xFF)
+            storage.fill_(1 if str(tensor.dtype) == "torch.bool" else 0xFF)
         return tensor
 
     return empty_poisoned

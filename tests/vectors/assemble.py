@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from vectors import scalar
 from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 SCALED = ("int8", "int4", "int3", "int2", "sign")
+FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
 Json = dict[str, Any]
 
@@ -47,21 +50,38 @@ class Tensor:
     @property
     def digest(self) -> str:
         """The root digest."""
-        text = f"{self.dtype}\0{','.join(map(str, self.shape))}\0".encode()
+        return self.root.hex(self.dtype, self.shape)
+
+    @property
+    def root(self) -> Root:
+        """The root digest, for a type and shape that may still be edited."""
+        return Root(self.chunk_digests)
+
+
+@dataclass
+class Root:
+    """A root digest in the making: the type and shape that the index states in the end go into it."""
+
+    chunk_digests: list[bytes]
+
+    def hex(self, dtype: str, shape: Any) -> str:
+        """The digest that the index states."""
+        text = f"{dtype}\0{','.join(map(str, shape or ()))}\0".encode()
         return xxhash.xxh3_128_hexdigest(text + b"".join(self.chunk_digests))
 
 
 @dataclass
 class Blob:
-    """Bytes and how many of them the hash covers (None: all)."""
+    """Bytes, how many of them the hash covers (None: all), and what is wrong with the hash."""
 
     data: bytes
     hashed: int | None = None
+    flip: int = 0
 
     @property
     def hash(self) -> str:
         """The hash that the index states."""
-        return f"{xxhash.xxh3_64_intdigest(self.data[: self.hashed]):016x}"
+        return f"{xxhash.xxh3_64_intdigest(self.data[: self.hashed]) ^ self.flip:016x}"
 
 
 def zstd(raw: bytes, **options: Any) -> bytes:
@@ -194,16 +214,79 @@ class Term:
         return out
 
 
+@dataclass(frozen=True)
+class Addend:
+    """What a pack adds to a tensor: its terms, or the difference of a tensor that it stores whole; and the weight."""
+
+    terms: list[Term]
+    whole: Tensor | None = None
+    weight: float = 1.0
+
+    def values(self, old: Tensor, common: int) -> list[dict[int, float]]:
+        """Position to value, for each term (sections 6.1 and 9.2)."""
+        out = [term.added(common, self.weight) for term in self.terms]
+        if self.whole is not None:
+            weight = scalar.round_f32(self.weight)
+            out.append({i: scalar.round_f32(self._difference(old, i) * weight) for i in range(common)})
+        return out
+
+    def _difference(self, old: Tensor, i: int) -> float:
+        assert self.whole is not None
+        new, was = (scalar.round_f32(scalar.number(t.dtype, t.bits(i))) for t in (self.whole, old))
+        return scalar.round_f32(new - was)
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """The number of elements."""
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+def add_up(old: Tensor, addends: list[Addend], dtype: str, shape: tuple[int, ...], tail: bytes = b"") -> Tensor:
+    """The common elements of a tensor with all that is added (section 6.2), and the rest as it is."""
+    common, size, out = min(numel(shape), old.numel), ITEMSIZE[dtype], bytearray()
+    added: dict[int, list[float]] = {}
+    for values in (values for addend in addends for values in addend.values(old, common)):
+        for p, value in values.items():
+            added.setdefault(p, []).append(value)
+    if dtype == old.dtype:
+        out += old.data[: common * size]
+    todo = range(common) if dtype != old.dtype else added
+    out += bytes(common * size - len(out))
+    for p in todo:
+        new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
+        out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
+    return Tensor(dtype, shape, bytes(out) + tail)
+
+
+def blends(old: Tensor, new: Tensor) -> bool:
+    """Whether a stored tensor can be seen as a difference (section 9.2)."""
+    return old.shape == new.shape and old.dtype in FLOATS and new.dtype in FLOATS
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a pack says of a base tensor, for those who work out what several packs give."""
+
+    kind: str
+    name: str
+    result: Tensor
+    terms: list[Term] = field(default_factory=list)
+    tail: bytes = b""
+
+
 def stored_blob(data: bytes, size: int, spoil: Callable[[Json], None] | None = None) -> Blob:
     """Elements held whole."""
     table, payloads, step = b"", b"", CHUNK * size
     for i in range(0, len(data), step):
         raw = planes(data[i : i + step], size)
-        chunk = {"streams": [stream(raw)]}
+        chunk: Json = {"streams": [stream(raw)], "flip": 0}
         if spoil:
             spoil(chunk)
         payload, length = chunk["streams"][0]
-        table += struct.pack("<QII", xxhash.xxh3_64_intdigest(payload), len(payload), length)
+        table += struct.pack("<QII", xxhash.xxh3_64_intdigest(payload) ^ chunk["flip"], len(payload), length)
         payloads += payload
     return Blob(table + payloads, len(table))
 
@@ -215,9 +298,11 @@ class Pack:
         self.base: dict[str, Tensor] = {}
         self.result: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}  # the result with `weight`, where that is not 1
-        self.weight = 1.0
+        self.weight = "1.0"
+        self.said: dict[str, Said] = {}  # by the base tensor's name
         self.entries: list[Json] = []
         self.files: list[Json] | None = None
+        self.contents: dict[str, bytes] = {}  # of the side files
         self.extra: Json = {}
         self.minor = 0
 
@@ -225,43 +310,29 @@ class Pack:
         """Add a tensor of kind delta, grown or shrunk; options: dtype, shape, tail, base_name, spoil_tail."""
         dtype, shape = options.get("dtype", old.dtype), options.get("shape", old.shape)
         tail, base_name = options.get("tail", b""), options.get("base_name", name)
-        count = 1
-        for dim in shape:
-            count *= dim
+        count = numel(shape)
         common = min(count, old.numel)
-
-        def restored(weight: float) -> Tensor:
-            size, out = ITEMSIZE[dtype], bytearray()
-            added: dict[int, list[float]] = {}
-            for term in terms:
-                for p, value in term.added(common, weight).items():
-                    added.setdefault(p, []).append(value)
-            if dtype == old.dtype:
-                out += old.data[: common * size]
-            todo = range(common) if dtype != old.dtype else added
-            out += bytes(common * size - len(out))
-            for p in todo:
-                new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
-                out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
-            return Tensor(dtype, shape, bytes(out) + tail)
-
-        new = restored(1.0)
+        new = add_up(old, [Addend(terms)], dtype, shape, tail)
         kind = "delta" if shape == old.shape else "grown" if count > old.numel or tail else "shrunk"
-        base: Json = {"digest": old.digest}
+        base: Json = {"digest": old.root}
         base |= {"name": base_name} if base_name != name else {}
         base |= {"dtype": old.dtype} if dtype != old.dtype else {}
         base |= {"shape": list(old.shape)} if shape != old.shape else {}
-        entry: Json = {"name": name, "kind": kind, "dtype": dtype, "shape": list(shape), "digest": new.digest}
+        entry: Json = {"name": name, "kind": kind, "dtype": dtype, "shape": list(shape), "digest": new.root}
         entry |= {"base": base, "terms": [term.entry(common) for term in terms]}
         if kind == "grown":
             entry["stored"] = stored_blob(tail, ITEMSIZE[dtype], options.get("spoil_tail"))
         if max(old.numel, new.numel) > CHUNK:
             entry["digests"] = Blob(b"".join(old.chunk_digests + new.chunk_digests))
         self.base[base_name], self.result[name] = old, new
-        if self.weight != 1.0:
-            self.weighted[name] = restored(self.weight)
+        self.said[base_name] = Said(kind, name, new, terms, tail)
+        self._weigh(name, add_up(old, [Addend(terms, weight=float(self.weight))], dtype, shape, tail))
         self.entries.append(entry)
         return self
+
+    def _weigh(self, name: str, tensor: Tensor) -> None:
+        if float(self.weight) != 1:
+            self.weighted[name] = tensor
 
     def stored(
         self,
@@ -269,40 +340,52 @@ class Pack:
         new: Tensor,
         spoil: Callable[[Json], None] | None = None,
         replaces: tuple[str, Tensor] | None = None,
+        over: Tensor | None = None,
     ) -> Pack:
-        """Add a stored tensor, and say which tensor of the base it replaces."""
+        """Add a stored tensor, and say which tensor of the base it replaces; `over` is one of its name that it does not speak of."""
         entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
-        entry |= {"digest": new.digest, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
+        entry |= {"digest": new.root, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
         digests, old_numel = list(new.chunk_digests), 0
         if replaces is not None:
             old_name, old = replaces
             differ = (("name", old_name, name), ("dtype", old.dtype, new.dtype), ("shape", list(old.shape), list(new.shape)))
-            entry["base"] = {"digest": old.digest} | {key: was for key, was, now in differ if was != now}
-            self.base[old_name], old_numel = old, old.numel
+            entry["base"] = {"digest": old.root} | {key: was for key, was, now in differ if was != now}
+            old_numel = old.numel
             digests = [*old.chunk_digests, *digests]
         if max(new.numel, old_numel) > CHUNK:
             entry["digests"] = Blob(b"".join(digests))
         self.result[name] = new
+        was = replaces if replaces is not None else (name, over) if over is not None else None
+        if was is not None:
+            self.base[was[0]], self.said[was[0]] = was[1], Said("stored", name, new)
+        can_blend = was is not None and blends(was[1], new)
+        addend = Addend([], new, float(self.weight))
+        self._weigh(name, add_up(was[1], [addend], new.dtype, new.shape) if was is not None and can_blend else new)
         self.entries.append(entry)
         return self
 
     def unchanged(self, name: str, old: Tensor, base_name: str | None = None) -> Pack:
         """Add an unchanged tensor."""
-        base = {"digest": old.digest} | ({"name": base_name} if base_name else {})
+        base = {"digest": old.root} | ({"name": base_name} if base_name else {})
         entry = {"name": name, "kind": "unchanged", "dtype": old.dtype, "shape": list(old.shape)}
-        self.entries.append(entry | {"digest": old.digest, "base": base})
+        self.entries.append(entry | {"digest": old.root, "base": base})
         self.base[base_name or name] = self.result[name] = old
+        self.said[base_name or name] = Said("unchanged", name, old)
+        self._weigh(name, old)
         return self
 
     def removed(self, name: str, old: Tensor) -> Pack:
         """Add a removed tensor."""
-        base = {"digest": old.digest, "dtype": old.dtype, "shape": list(old.shape)}
+        base = {"digest": old.root, "dtype": old.dtype, "shape": list(old.shape)}
         self.entries.append({"name": name, "kind": "removed", "base": base})
         self.base[name] = old
+        self.said[name] = Said("removed", name, old)
         return self
 
-    def alias(self, name: str, of: str) -> Pack:
-        """Add an alias."""
+    def alias(self, name: str, of: str, over: Tensor | None = None) -> Pack:
+        """Add an alias; `over` is the tensor of its name in the base."""
+        if over is not None:
+            self.base[name], self.said[name] = over, Said("alias", name, over)
         self.entries.append({"name": name, "kind": "alias", "of": of})
         return self
 
@@ -312,48 +395,89 @@ class Pack:
         if inside:
             frame = zstd(content)
             entry["blob"] = blob or Blob(frame if len(frame) < len(content) else content)
+        self.contents[name] = content
         self.files = [*(self.files or []), entry]
         return self
+
+    def index_base(self) -> Json:
+        """The `base` of the index."""
+        return {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}
 
     def build(self, edit: Callable[[Json], None] | None = None, **options: Any) -> bytes:
         """Return the file.
 
+        What follows from something else is worked out after `edit`: root digests, places and hashes of blobs, `result`, the prologue.
+        So an edit is the only fault of a pack. An edit that replaces such a value (a `Root`, a `Blob`, `None` in `result`) makes it
+        the fault.
+
         Args:
-            edit: Changes the finished index, before it is written.
-            options: `text` changes the JSON text, `frame` the index as stored, `blobs` the blob region, `fields`
-                overrides prologue fields; checksums are made to fit each of them.
+            edit: Changes the index before what follows from it is worked out.
+            options: `place` says where blob number n starts after one that ends at some offset; `late` changes the index thereafter;
+                `text` changes the JSON text, `frame` the index as stored, `blobs` the blob region, `fields` overrides prologue
+                fields; checksums are made to fit each of them.
         """
         entries = sorted(self.entries, key=lambda entry: entry["name"].encode())
         files = self.files and sorted(self.files, key=lambda file: file["name"].encode())
         index: Json = {"format": "dpk", "required": [], "created_by": "make_vectors 1", "recipe": {}}
-        index |= {"base": {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}}
-        index |= {"result": result_of(self.result), "tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
+        index |= {"base": self.index_base()}
+        index |= {"result": {"fingerprint": None, "tensors": None, "bytes": None}}
+        index |= {"tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
         index |= self.extra
-        region = bytearray()
-
-        def place(holder: Json, key: str) -> None:
-            blob = holder[key]
-            region.extend(bytes(-len(region) % 8))
-            holder[key] = [64 + len(region), len(blob.data), blob.hash]
-            region.extend(blob.data)
-
-        for entry in index["tensors"]:
-            for term in entry.get("terms", []):
-                place(term, "blob")
-            for key in ("stored", "digests"):
-                if key in entry:
-                    place(entry, key)
-        for file in index["files"] or []:
-            if "blob" in file:
-                place(file, "blob")
-        region.extend(bytes(-len(region) % 8))
         if edit:
             edit(index)
+        region = settle(index, options.get("place", lambda n, end: round_up(end)))
+        if "late" in options:
+            options["late"](index)
         raw = dump(index)
         raw = options["text"](raw) if "text" in options else raw
-        region = bytearray(options["blobs"](bytes(region))) if "blobs" in options else region
+        region = options["blobs"](region) if "blobs" in options else region
         frame = options["frame"](raw) if "frame" in options else zstd(raw)
         return prologue(frame, len(raw), 64 + len(region), self.minor, options.get("fields", {})) + region + frame
+
+
+def round_up(offset: int) -> int:
+    """The next multiple of 8."""
+    return -(-offset // 8) * 8
+
+
+def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
+    """Put what follows from the rest in the place of each `Root`, each `Blob` and of None in `result`; return the blobs."""
+    region, numbers = bytearray(), itertools.count()
+
+    def place(holder: Json, key: str) -> None:
+        blob = holder.get(key)
+        if isinstance(blob, Blob):
+            start = start_of(next(numbers), 64 + len(region))
+            region.extend(bytes(max(start - 64 - len(region), 0)))
+            holder[key] = [start, len(blob.data), blob.hash]
+            region[start - 64 :] = blob.data
+
+    rows, size = [], 0
+    entries = index["tensors"] if type(index.get("tensors")) is list else []
+    for entry in (entry for entry in entries if type(entry) is dict):
+        base = entry["base"] if type(entry.get("base")) is dict else {}
+        for holder, dtype, shape in (
+            (entry, entry.get("dtype"), entry.get("shape")),
+            (base, base.get("dtype", entry.get("dtype")), base.get("shape", entry.get("shape"))),
+        ):
+            if isinstance(holder.get("digest"), Root):
+                holder["digest"] = holder["digest"].hex(dtype, shape)
+        if entry.get("kind") not in ("removed", "alias") and type(entry.get("shape")) is list:
+            rows.append(tuple(entry.get(key, "") for key in ("name", "dtype", "shape", "digest")))
+            size += math.prod(map(int, entry["shape"])) * ITEMSIZE.get(str(entry.get("dtype")), 0)
+        for term in entry.get("terms") or []:
+            if type(term) is dict:
+                place(term, "blob")
+        place(entry, "stored")
+        place(entry, "digests")
+    for file in index["files"] if type(index.get("files")) is list else []:
+        if type(file) is dict:
+            place(file, "blob")
+    region.extend(bytes(-len(region) % 8))
+    result = {"fingerprint": fingerprint_of(rows), "tensors": len(rows), "bytes": size}
+    if type(index.get("result")) is dict:
+        index["result"] |= {key: value for key, value in result.items() if index["result"].get(key, "") is None}
+    return bytes(region)
 
 
 def dump(index: Any) -> bytes:
@@ -372,21 +496,15 @@ def prologue(frame: bytes, raw_length: int, offset: int, minor: int, fields: Jso
     return head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head) ^ values.get("spoil", 0))
 
 
-def rows_of(tensors: dict[str, Tensor]) -> str:
-    """The text whose SHA-256 is the fingerprint."""
-    text = ""
-    for name in sorted(tensors, key=str.encode):
-        t = tensors[name]
-        text += f"{name}\0{t.dtype}\0{','.join(map(str, t.shape))}\0{t.digest}\n"
-    return text
+def fingerprint_of(rows: list[tuple[Any, ...]]) -> str:
+    """The fingerprint of a checkpoint, from name, dtype, shape and root digest of each tensor."""
+    lines = [
+        f"{name}\0{dtype}\0{','.join(map(str, shape))}\0{digest}\n"
+        for name, dtype, shape, digest in sorted(rows, key=lambda row: str(row[0]).encode())
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """The fingerprint of a checkpoint."""
-    return hashlib.sha256(rows_of(tensors).encode()).hexdigest()
-
-
-def result_of(tensors: dict[str, Tensor]) -> Json:
-    """The `result` of the index."""
-    size = sum(len(t.data) for t in tensors.values())
-    return {"fingerprint": fingerprint(tensors), "tensors": len(tensors), "bytes": size}
+    return fingerprint_of([(name, t.dtype, t.shape, t.digest) for name, t in tensors.items()])

@@ -3,7 +3,11 @@
 It uses neither the package nor the reference decoder, so that the three can be held against each other.
 
     v1-ok-<feature>.dpk          a valid pack
-    v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]
+    v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]; `files` (where they matter): the side
+                                 files in hex, if the base has the file LICENSE with the content "from the base"
+    v1-several-<group>.json      cases on one base: `packs` with `weights` and the number of the one to `prefer` (if any, from 0), and
+                                 `result`, `aliases`, `files` (where they matter; the base has the file LICENSE) or `error` (the class)
+    v1-several-<group>-*.dpk     their packs, each a valid one
     v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
                                  (the .json file that holds a base to restore it with, or null)
 """
@@ -21,7 +25,10 @@ sys.path.insert(0, str(FOLDER.parent))
 from vectors.assemble import Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
 from vectors.scalar import ITEMSIZE  # noqa: E402
+from vectors.several import Case, several_packs  # noqa: E402
 from vectors.valid import valid_packs  # noqa: E402
+from vectors.valid_bounds import bounds  # noqa: E402
+from vectors.weighted import weighted_packs  # noqa: E402
 
 
 def runs(tensor: Tensor) -> list[list[Any]]:
@@ -63,17 +70,35 @@ def write_json(path: Path, document: Any) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
+def case_json(case: Case, group: str) -> dict[str, Any]:
+    """A case as the companion files spell it; what does not matter is left out."""
+    out: dict[str, Any] = {"packs": [f"v1-several-{group}-{name}.dpk" for name in case.packs], "weights": list(case.weights)}
+    result = None if case.result is None else tensors_json(case.result)
+    aliases = None if result is None else case.aliases
+    rest = {"prefer": case.prefer, "error": case.error, "result": result, "aliases": aliases, "files": case.files}
+    return out | {key: value for key, value in rest.items() if value is not None}
+
+
 def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in valid_packs():
+    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds()):
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
         if pack.weighted:
-            document |= {"weight": str(pack.weight), "weighted": tensors_json(pack.weighted)}
+            document |= {"weight": pack.weight, "weighted": tensors_json(pack.weighted)}
+        if name.startswith("files"):  # the base has the file LICENSE
+            files = {"LICENSE": b"from the base"} if pack.files is None else pack.contents
+            document |= {"files": {file: content.hex() for file, content in files.items()}}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
+    for group, several in several_packs():
+        for name, pack in several.packs.items():
+            (FOLDER / f"v1-several-{group}-{name}.dpk").write_bytes(pack.build(several.edits.get(name)))
+        cases = {name: case_json(case, group) for name, case in several.cases.items()}
+        document = {"about": several.about, "base": tensors_json(several.base), "cases": cases}
+        write_json(FOLDER / f"v1-several-{group}.json", document)
     expected = {}
     for rule, what, error, base, data in invalid_packs():
         name = f"v1-bad-{rule}-{what}.dpk"

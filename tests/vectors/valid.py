@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from vectors import scalar
-from vectors.assemble import Pack, Tensor, Term
+from vectors.assemble import Pack, Tensor, Term, zstd
 from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 ONE = 0x3F80  # 1.0 as bf16
@@ -170,7 +170,7 @@ def arithmetic() -> Iterator[tuple[str, str, Pack]]:
     yield "terms-none", "no terms: bits of the base", Pack().patched("w", floats("bf16", (9,)), [])
     yield "terms-none-convert", "no terms, other type", Pack().patched("w", special("f32"), [], dtype="bf16")
     pack = Pack()
-    pack.weight = 0.3
+    pack.weight = "0.3"
     t = term("all", "int4", every(1, 20))
     t.factor = 0x41200000
     pack.patched("a", floats("bf16", (20,)), [t])
@@ -198,8 +198,7 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
         pack.stored(f"t{i:02}", Tensor(dtype, (2, 2), bytes((i + j) & 1 for j in range(4 * size))))
     yield "kind-stored", "every type", pack
     yield "kind-stored-zstd", "a frame and byte planes", Pack().stored("w", tensor("i32", (200,), list(range(200))))
-    pack = Pack().stored("w", tensor("i32", (2,), [1, 2]))
-    pack.base["w"] = old
+    pack = Pack().stored("w", tensor("i32", (2,), [1, 2]), over=old)
     yield "kind-stored-over", "the base has a tensor of that name, and the entry does not say so", pack
     fresh = tensor("i32", (2,), [1, 2])
     yield "kind-stored-replaces", "a tensor of that name", Pack().stored("w", fresh, replaces=("w", old))
@@ -260,7 +259,8 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     )
     pack = Pack()
     pack.files = []
-    yield "files-none", "an empty list of files", pack
+    yield "files-none", "an empty list of files: the result has none", pack
+    yield "files-null", "null: the result has the files of the base", Pack().unchanged("w", old)
     pack = Pack().patched("w", old, grow, shape=(6, 3), tail=new)
     pack.entries[0]["stats"] = {"l1": "0.125", "max_abs": "1e-3"}
     yield "stats", "", pack
@@ -340,7 +340,51 @@ def large() -> Iterator[tuple[str, str, Pack]]:
     )
 
 
+def frames() -> Iterator[tuple[str, str, Pack]]:
+    """zstd frames that are not what a library writes by itself, all allowed."""
+    magic = b"\x28\xb5\x2f\xfd"
+
+    def run(size: int, last: bool = True) -> bytes:
+        return (int(last) | 1 << 1 | size << 3).to_bytes(3, "little") + b"a"
+
+    def header(descriptor: int, size: int, width: int, window: int | None = None) -> bytes:
+        return magic + bytes([descriptor, *([] if window is None else [window])]) + size.to_bytes(width, "little")
+
+    many = b"".join(run(1 << 17, last=False) for _ in range(7))
+    spellings = {
+        "size-1": (header(0x20, 200, 1) + run(200), 200),
+        "size-2": (header(0x60, 744, 2) + run(1000), 1000),
+        "size-4": (header(0xA0, 1000, 4) + run(1000), 1000),
+        "size-8": (header(0xE0, 1000, 8) + run(1000), 1000),
+        "window-128k": (header(0x80, (7 << 17) + 5, 4, 7 << 3) + many + run(5), (7 << 17) + 5),
+        "window-8m": (header(0x40, 744, 2, 13 << 3) + run(1000), 1000),
+        "window-content": (header(0x40, 1536 - 256, 2, 4) + run(1536), 1536),
+        "last-empty": (header(0xA0, 7 << 17, 4) + many + run(0), 7 << 17),
+        "empty-blocks": (header(0x60, 744, 2) + (run(0, last=False) + b"\0\0\0") * 2 + run(1000), 1000),
+        "checksum": (zstd(b"a" * 1000, write_checksum=True), 1000),
+    }
+    pack = Pack()
+    for name, (stored, raw) in sorted(spellings.items()):
+        pack.stored(name, tensor("u8", (raw,), 97), lambda chunk, stream=(stored, raw): chunk.update(streams=[stream]))  # type: ignore[misc]
+    yield "frames", "content size in 1, 2, 4 and 8 bytes; windows of 128 KiB, of 8 MiB and of the content; empty blocks; a checksum", pack
+
+
+def free_values() -> Iterator[tuple[str, str, Pack]]:
+    """As much as the limits allow of what the format leaves free."""
+    pack = Pack().stored("w", tensor("u8", (2,), 7))
+    # Outside `tensors` stand the index, base 3, created_by, files, format, recipe, required, result 4 and optional with its two lists.
+    pack.extra = {"optional": {"a": ["tensors", {"tensors": [1]}], "b": [0] * (65_536 - 13 - 6 - 1)}}
+    yield "limit-values", "65,536 JSON values outside `tensors`, keys of that name among them", pack
+    pack = Pack().stored("w", tensor("u8", (2,), 7))
+    pack.extra = {"created_by": "\\" * 100}
+    texts: list[bytes] = []
+    pack.build(text=lambda raw: texts.append(raw) or raw)  # type: ignore[func-returns-value]
+    head = texts[0].index(b'"tensors":[') + len(b'"tensors":')
+    pack.extra = {"created_by": "\\" * 100 + "a" * ((4 << 20) - head)}
+    yield "limit-head", "4 MiB before the list of `tensors`", pack
+
+
 def valid_packs() -> Iterator[tuple[str, str, Pack]]:
     """Name, description and pack of each valid vector."""
-    for group in (codecs, arithmetic, kinds, invalid_base, large):
+    for group in (codecs, arithmetic, kinds, invalid_base, large, frames, free_values):
         yield from group()

@@ -20,7 +20,16 @@ from deltapack.cli.render import (
     print_table,
     show_progress,
 )
-from deltapack.packing.recipe import INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe, parse_override
+from deltapack.packing.recipe import (
+    DENSE,
+    INDEX_CHOICES,
+    SETTINGS,
+    SPARSIFY_CHOICES,
+    USUAL_EPSILON,
+    VALUE_CHOICES,
+    Recipe,
+    parse_override,
+)
 
 if TYPE_CHECKING:
     from deltapack.reports import CompressReport
@@ -52,35 +61,37 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
 @options.base_argument
 @options.finetuned_argument
 @options.out_option("The pack to write.")
-@click.option("--drop-rate", type=float, default=0.9, show_default=True, help="Share of the difference to drop.")
+@click.option("--drop-rate", type=float, default=Recipe.drop_rate, show_default=True, help="Share of the difference to drop.")
 @click.option(
     "--sparsify",
     type=click.Choice(SPARSIFY_CHOICES),
-    default="dare",
+    default=Recipe.sparsify,
     show_default=True,
     help="What to drop: dare at random; magnitude the smallest; della at random, the smaller the likelier; breadcrumbs the "
     "smallest and the very largest. All but dare store their positions.",
 )
-@click.option("--epsilon", type=float, metavar="E", help="For della: keep with density - E to density + E; 0.15 if that fits.")
-@click.option("--gamma", type=float, default=0.01, show_default=True, metavar="G", help="For breadcrumbs: share of outliers.")
+@click.option(
+    "--epsilon", type=float, metavar="E", help=f"For della: keep with density - E to density + E; {USUAL_EPSILON:g} if that fits."
+)
+@click.option("--gamma", type=float, default=Recipe.gamma, show_default=True, metavar="G", help="For breadcrumbs: share of outliers.")
 @click.option(
     "--values",
     type=click.Choice(VALUE_CHOICES),
-    default="auto",
+    default=Recipe.values,
     show_default=True,
     help="How kept values are stored; auto takes the smallest that --fidelity allows.",
 )
 @click.option(
     "--index",
     type=click.Choice(INDEX_CHOICES),
-    default="auto",
+    default=Recipe.index,
     show_default=True,
-    help="How kept positions are stored; auto takes the smallest. gaps is a bitmap where over 38 % are kept.",
+    help=f"How kept positions are stored; auto takes the smallest. gaps is a bitmap where over {100 * DENSE:.0f} % are kept.",
 )
 @click.option(
     "--rescale", type=float, metavar="FACTOR", help="Factor for kept values; 1 / (1 - rate) for dare unless given, 1 for others."
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another seed drops other elements.")
+@click.option("--seed", type=int, default=Recipe.seed, show_default=True, metavar="N", help="Another seed drops other elements.")
 @click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")
 @click.option("--exclude", metavar="REGEX", help="Store tensors whose name has a match whole.")
 @click.option(
@@ -89,7 +100,7 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
     multiple=True,
     metavar="REGEX:KEY=VALUE,...",
     help="Other settings for tensors whose whole name matches, such as '.*norm.*:drop-rate=0.5,values=bf16'. "
-    "Keys: drop-rate, values, index, rescale, sparsify. Repeatable; the last that matches wins.",
+    f"Keys: {', '.join(SETTINGS).replace('_', '-')}. Repeatable; the last that matches wins.",
 )
 @click.option(
     "--map",
@@ -103,7 +114,7 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
 @click.option(
     "--fidelity",
     type=float,
-    default=0.05,
+    default=Recipe.fidelity,
     show_default=True,
     metavar="SHARE",
     help="Noise that --values auto may add, as a share of the noise of dropping.",
@@ -111,7 +122,7 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
 @click.option(
     "--non-finite",
     type=click.Choice(["error", "store"]),
-    default="error",
+    default=Recipe.non_finite,
     show_default=True,
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )

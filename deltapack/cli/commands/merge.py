@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,24 +43,52 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     Where OUT ends in .dpk the result is a merged pack: applying it to the base gives the same bits as merging
     into a folder.
     """
-    choices = {name: given.pop(name) for name in _CHOICES}
-    path, folder = given.pop("recipe_file"), given.pop("pack_folder")
-    asked = _from_file(path, folder, packs, choices) if path is not None else _from_options(packs, choices)
-    owners = {what: _owner(what, given[what], asked) for what in ("assets", "vocab")}
-    call = _Call(base, asked, given | owners, quiet=quiet, as_json=as_json)
-    if given["explain"] is not None:
-        call.explain(given["explain"])
+    typed = _Typed(**given)
+    asked = _from_options(packs, typed) if typed.recipe_file is None else _from_file(typed.recipe_file, packs, typed)
+    asked = replace(
+        asked,
+        dtype=typed.dtype or asked.dtype,
+        assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
+        vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
+    )
+    call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
+    if typed.explain is not None:
+        call.explain(typed.explain)
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
-    if given["dry_run"]:
+    if typed.dry_run:
         call.preview(out)
     else:
         call.merge(out)
 
 
-_CHOICES = ("method", "weights", "densities", "scale", "normalize", "semantics", "parameters")
-"""Options that make the recipe."""
+@dataclass(frozen=True)
+class _Typed:
+    """What a person types besides arguments and output: first the recipe, or where it is, then who decides, then how it is done."""
+
+    method: str | None
+    weights: tuple[str, ...]
+    densities: tuple[str, ...]
+    scale: float | None
+    normalize: bool | None
+    semantics: str | None
+    parameters: tuple[str, ...]
+    recipe_file: Path | None
+    pack_folder: Path | None
+    prefer: Path | None
+    assets: str | None
+    vocab: str | None
+    dry_run: bool
+    report: bool
+    explain: str | None
+    dtype: str | None
+    max_shard_size: str | None
+    no_verify: bool
+    force: bool
+    workers: int | None
+    device: str | None
+    backend: str
 
 
 @dataclass(frozen=True)
@@ -71,46 +99,55 @@ class _Asked:
     packs: Sequence[Path]
     dtype: str | None = None
     assets: Path | str | None = None
-    vocab: str | None = None
+    vocab: Path | str | None = None
     notes: Sequence[str] = ()
 
 
-def _from_options(packs: tuple[Path, ...], choices: dict[str, Any]) -> _Asked:
+def _from_options(packs: tuple[Path, ...], typed: _Typed) -> _Asked:
     from deltapack.merging.arguments import parse_parameter, recipe_from_texts
 
     if not packs:
         raise click.UsageError("Missing argument 'PACKS...' (or --recipe FILE).")
-    parameters = dict(parse_parameter(text) for text in choices["parameters"])
-    for name, value in (("lambda", choices["scale"]), ("normalize", choices["normalize"])):
+    parameters = dict(parse_parameter(text) for text in typed.parameters)
+    for name, value in (("lambda", typed.scale), ("normalize", typed.normalize)):
         if value is not None:
             parameters[name] = float(value)
     recipe = recipe_from_texts(
         packs,
-        method=choices["method"] or "linear",
-        semantics=choices["semantics"],
-        weights=choices["weights"],
-        densities=choices["densities"],
+        method=typed.method or "linear",
+        semantics=typed.semantics,
+        weights=typed.weights,
+        densities=typed.densities,
         parameters=parameters,
     )
     return _Asked(recipe, packs)
 
 
-def _from_file(path: Path, folder: Path | None, packs: tuple[Path, ...], choices: dict[str, Any]) -> _Asked:
-    given = [f"--{name}" for name, value in choices.items() if value not in (None, ())] + (["PACKS"] if packs else [])
+def _from_file(path: Path, packs: tuple[Path, ...], typed: _Typed) -> _Asked:
+    said = {
+        "--method": typed.method,
+        "--weight": typed.weights,
+        "--density": typed.densities,
+        "--lambda": typed.scale,
+        "--normalize": typed.normalize,
+        "--semantics": typed.semantics,
+        "--param": typed.parameters,
+        "PACKS": packs,
+    }
+    given = [name for name, value in said.items() if value not in (None, ())]
     if given:
-        names = {"--weights": "--weight", "--densities": "--density", "--parameters": "--param", "--scale": "--lambda"}
-        raise click.UsageError(f"--recipe says it all; {', '.join(names.get(name, name) for name in given)} cannot be given, too.")
-    found = deltapack.read_merge_file(path, folder)
+        raise click.UsageError(f"--recipe says it all; {', '.join(given)} cannot be given, too.")
+    found = deltapack.read_merge_file(path, typed.pack_folder)
     return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes)
 
 
-def _owner(what: str, text: str | None, asked: _Asked) -> Path | str | None:
-    """Return the pack that an option names, else what the recipe file says; or `"base"`, and `"union"` of vocabularies."""
+def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> Path | str | None:
+    """Return the pack that an option names, or one of the words that it may say instead."""
     from deltapack.merging.arguments import find_pack
 
     if text is None:
-        return asked.assets if what == "assets" else asked.vocab
-    name, words = text.removeprefix("from="), ("base", "union") if what == "vocab" else ("base",)
+        return None
+    name = text.removeprefix("from=")
     return name if name in words else asked.packs[find_pack(what, name, asked.packs, words)]
 
 
@@ -120,14 +157,17 @@ class _Call:
 
     base: Path
     asked: _Asked
-    given: dict[str, Any]
+    typed: _Typed
     quiet: bool
     as_json: bool
 
     def explain(self, tensor: str) -> None:
         """Print the formula with the numbers of a tensor."""
         name = None if tensor == "auto" else tensor
-        report = deltapack.explain_merge(self.base, self.asked.packs, name, **self._questions())
+        asked, typed = self.asked, self.typed
+        report = deltapack.explain_merge(
+            self.base, asked.packs, name, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+        )
         if self.as_json:
             print_json(report.to_json())
         else:
@@ -135,10 +175,25 @@ class _Call:
 
     def preview(self, out: Path) -> None:
         """Print what would be done."""
-        report = deltapack.preview_merge(self.base, self.asked.packs, out, **self._settings())
+        asked, typed = self.asked, self.typed
+        report = deltapack.preview_merge(
+            self.base,
+            asked.packs,
+            out,
+            recipe=asked.recipe,
+            prefer=typed.prefer,
+            assets=asked.assets,
+            vocab=asked.vocab,
+            dtype=asked.dtype,
+            max_shard_size=typed.max_shard_size,
+            force=typed.force,
+            workers=typed.workers,
+        )
         survey = None
-        if self.given["report"]:
-            survey = deltapack.survey_merge(self.base, self.asked.packs, **self._questions())
+        if typed.report:
+            survey = deltapack.survey_merge(
+                self.base, asked.packs, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+            )
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
             return
@@ -148,17 +203,25 @@ class _Call:
 
     def merge(self, out: Path) -> None:
         """Merge and print what was done."""
+        asked, typed = self.asked, self.typed
         with show_progress("merging", quiet=self.quiet) as progress:
             report = deltapack.merge(
                 self.base,
-                self.asked.packs,
+                asked.packs,
                 out,
-                verify=not self.given["no_verify"],
-                report=self.given["report"],
-                device=self.given["device"],
-                backend=self.given["backend"],
+                recipe=asked.recipe,
+                prefer=typed.prefer,
+                assets=asked.assets,
+                vocab=asked.vocab,
+                dtype=asked.dtype,
+                max_shard_size=typed.max_shard_size,
+                verify=not typed.no_verify,
+                force=typed.force,
+                workers=typed.workers,
+                device=typed.device,
+                backend=typed.backend,
                 progress=progress,
-                **self._settings(),
+                report=typed.report,
             )
         if self.as_json:
             print_json(report.to_json())
@@ -166,15 +229,6 @@ class _Call:
         if not self.quiet:
             print_merge(report, self.asked.recipe.method)
         self._finish(report.survey, report.notes, report.warnings)
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the arguments that a merge and its preview share."""
-        own = {key: self.given[key] for key in ("assets", "max_shard_size", "force")}
-        return self._questions() | own | {"dtype": self.given["dtype"] or self.asked.dtype}
-
-    def _questions(self) -> dict[str, Any]:
-        """Return the arguments that all uses of a merge share, also those that write nothing."""
-        return {key: self.given[key] for key in ("prefer", "vocab", "workers")} | {"recipe": self.asked.recipe}
 
     def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:
         if survey is not None and not self.quiet:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,4 +67,5 @@ def sum_of_squares(values: Values) -> float:
     """Return the sum of squares of `[n] f32` in f64: eight sums, each of every eighth square in order, then added in order."""
     rows = np.zeros((-(-len(values) // LANES) + 1, LANES))
     rows.reshape(-1)[: len(values)] = np.square(values, dtype=np.float64)
-    return float(sum(np.add.accumulate(rows)[-1].tolist()))
+    lanes: list[float] = np.add.accumulate(rows)[-1].tolist()
+    return reduce(add, lanes, 0.0)  # not `sum`, which corrects its rounding from Python 3.12 on

@@ -10,6 +10,8 @@ all weights equal to 1 / packs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 from deltapack import kernels
 from deltapack.kernels.formulas import WeightedSum
@@ -34,6 +36,6 @@ def weighted_sum(settings: Settings) -> WeightedSum:
 
 def effective_weights(weights: Sequence[float], *, normalize: bool, scale: float) -> list[float]:
     """Return `scale * weight`, divided by the sum of the weights if they are to be normalized."""
-    total = sum(weights)
+    total = reduce(add, weights, 0.0)  # not `sum`, which corrects its rounding from Python 3.12 on
     divisor = total if normalize and abs(total) >= _NEGLIGIBLE else 1.0
     return [scale * weight / divisor for weight in weights]

@@ -1,0 +1,44 @@
+"""What a merge is asked for: base, packs, recipe, and which pack decides on what cannot be added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltapack.merging.recipe import MergeRecipe
+
+__all__ = ["MergeChoices", "MergeRequest"]
+
+
+@dataclass(frozen=True)
+class MergeChoices:
+    """Which pack decides on what cannot be added; each of them is one of the packs that are merged.
+
+    Attributes:
+        prefer: The pack that decides on tensors that cannot be added, and on side files.
+        assets: The pack that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
+        vocab: The pack whose rows tensors have that packs grew, or `"base"`, or `"union"` for the new tokens of all packs; the only
+            pack that grew them unless given.
+    """
+
+    prefer: str | Path | None = None
+    assets: str | Path | None = None
+    vocab: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """A merge, wherever its result goes; the arguments that `merge`, `preview_merge`, `explain_merge` and `survey_merge` share.
+
+    Attributes:
+        base: The base.
+        packs: The packs, in order of addition.
+        recipe: How to merge.
+        choices: Which pack decides.
+    """
+
+    base: str | Path
+    packs: Sequence[str | Path]
+    recipe: MergeRecipe
+    choices: MergeChoices = field(default_factory=MergeChoices)

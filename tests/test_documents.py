@@ -1,0 +1,159 @@
+"""What README, docs and docstrings show works: snippets and commands run in a folder that has what they name, options and files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+import deltapack
+from deltapack.cli.main import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in PAGES}
+SNIPPETS = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)]
+RECIPES = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)]
+COMMANDS = [(name, line.strip()) for name, text in TEXTS.items() for line in re.findall(r"^    (deltapack .*)$", text, re.M)]
+TENSOR = "model.layers.0.mlp.up_proj.weight"
+FOREIGN = {"--patch-from", "--find-links"}
+"""Options of other programs."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a fine-tune and packs under the names that the documents give them."""
+    folder, random = tmp_path_factory.mktemp("documents"), np.random.default_rng(0)
+    base = {TENSOR: random.standard_normal((40, 50), np.float32), "model.norm.weight": np.ones(50, np.float32)}
+    for number, name in enumerate(("base", "finetuned", "code", "chat")):
+        (folder / name).mkdir()
+        tensors = {key: value + np.float32(1e-3 * number) * random.standard_normal(value.shape, np.float32) for key, value in base.items()}
+        save_file(tensors if number else base, folder / name / "model.safetensors", {"format": "pt"})
+        (folder / name / "config.json").write_text("{}")
+    (folder / "packs").mkdir()
+    for name, tuned in {"math": "finetuned", "code": "code", "chat": "chat"}.items():
+        deltapack.compress(folder / "base", folder / tuned, folder / f"{name}.dpk")
+        for copy in (f"{name}.dpk", f"{name}-7b.dpk"):
+            shutil.copy(folder / f"{name}.dpk", folder / "packs" / copy)
+    models = "models: [{model: org/math}, {model: org/code}]\n"
+    for name in ("merge.yml", "mergekit.yml"):
+        (folder / name).write_text(f"merge_method: linear\nbase_model: org/base\n{models}parameters: {{weight: 0.5}}\n")
+    return folder
+
+
+@pytest.fixture
+def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def remove_outputs(folder: Path, *, packs: bool) -> None:
+    for name in ("restored", "merged"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("merged.dpk", *(["math.dpk"] if packs else [])):
+        (folder / name).unlink(missing_ok=True)
+
+
+def a_model(folder: Path) -> Any:
+    """A module with the base's tensors under their names, that "generates" something."""
+    torch = pytest.importorskip("torch")
+    root = torch.nn.Module()
+    for name, value in load_file(folder / "base" / "model.safetensors").items():
+        *path, leaf = name.split(".")
+        module = root
+        for part in path:
+            if not hasattr(module, part):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        module.register_parameter(leaf, torch.nn.Parameter(torch.from_numpy(value)))
+    root.generate = lambda *arguments: None
+    return root
+
+
+@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(SNIPPETS)])
+def test_a_snippet_runs(page: str, code: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remove_outputs(here, packs="deltapack.compress(" in code)
+    names: dict[str, Any] = {"deltapack": deltapack, "state_dict": load_file("base/model.safetensors")}
+    if "model" in compile(code, page, "exec").co_names:
+        names["model"] = a_model(here)
+    exec(compile(code, page, "exec"), names)
+    restored = load_file("restored/model.safetensors")[TENSOR] if Path("restored").exists() else None
+    if "add_to" in code:
+        assert restored is not None and np.array_equal(names["state_dict"][TENSOR].view(np.uint32), restored.view(np.uint32))
+    if "attach" in code:
+        base = load_file("base/model.safetensors")[TENSOR]
+        assert np.array_equal(names["model"].state_dict()[TENSOR].numpy().view(np.uint32), base.view(np.uint32))
+
+
+def test_the_docstring_of_the_package_runs(here: Path) -> None:
+    code = "\n".join(line[4:] for line in (deltapack.__doc__ or "").splitlines() if line.startswith("    "))
+    remove_outputs(here, packs=True)
+    names: dict[str, Any] = {}
+    exec(compile(code, "deltapack", "exec"), names)
+    assert names["delta"].shape == (40, 50) and Path("merged/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(COMMANDS)])
+def test_a_command_runs(page: str, line: str, here: Path) -> None:
+    remove_outputs(here, packs=" compress " in line)
+    done = CliRunner().invoke(cli, shlex.split(line, comments=True)[1:], prog_name="deltapack")
+    assert done.exit_code == 0, (page, done.output)
+
+
+@pytest.mark.parametrize(("page", "code"), RECIPES, ids=[name for name, _ in RECIPES])
+def test_a_recipe_is_read(page: str, code: str, here: Path) -> None:
+    Path("shown.yml").write_text(code)
+    found = deltapack.read_merge_file("shown.yml", "packs/")
+    assert [path.name for path in found.packs] == re.findall(r"model: org/(\S+)", code) or len(found.packs) == code.count("- model:")
+
+
+def options_of(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        yield from (*parameter.opts, *parameter.secondary_opts)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from options_of(found)
+
+
+def test_options_exist() -> None:
+    known = set(options_of(cli)) | FOREIGN
+    measuring = "\n".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").rglob("*.py"))
+    for page, text in TEXTS.items():
+        for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)):
+            assert option in known or f'"{option.replace("--no-", "--")}"' in measuring, (page, option)
+
+
+def test_public_names_exist() -> None:
+    for page, text in TEXTS.items():
+        for name in set(re.findall(r"\bdeltapack\.([a-zA-Z]\w*)", text)):
+            module = ROOT / "deltapack" / name
+            assert name in deltapack.__all__ or module.is_dir() or module.with_suffix(".py").exists(), (page, name)
+
+
+def test_files_exist() -> None:
+    """Paths in backticks and links, from the page, the root, the package or one of its rooms."""
+    folders = [ROOT, ROOT / "deltapack", *(path for path in (ROOT / "deltapack").iterdir() if path.is_dir()), ROOT / "examples"]
+    for page, text in TEXTS.items():
+        links = [target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target]
+        assert [target for target in links if not (ROOT / page).parent.joinpath(target).exists()] == [], page
+        named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", text)) - {"base/", "merged/"}
+        assert [target for target in named if not any((folder / target).exists() for folder in folders)] == [], page
+
+
+def test_the_patterns_find_something() -> None:
+    assert len(SNIPPETS) >= 3 and len(COMMANDS) >= 9 and RECIPES
