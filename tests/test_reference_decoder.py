@@ -168,7 +168,7 @@ def test_side_files(tmp_path: Path) -> None:
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Any bits in base and fine-tune, NaN and infinities included, any recipe: same bits, or an error that says so."""

@@ -196,7 +196,7 @@ def test_a_frame_of_another_size_than_the_table_says(tmp_path: Path) -> None:
 streams = st.builds(stream, st.binary(max_size=12)) | st.tuples(st.binary(max_size=6), st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(CODECS), st.integers(0, 20), st.lists(streams, min_size=3, max_size=3))
 def test_any_chunk_is_refused_or_decoded(tmp_path: Path, codec: TermCodec, count: int, found: list[tuple[bytes, int]]) -> None:
     count = 20 if codec.index == "all" else count

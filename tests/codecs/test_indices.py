@@ -66,7 +66,7 @@ def test_gaps_of_edge_masks(length: int, shift: int) -> None:
         check_round_trip(positions, length, shift)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(LENGTHS[:-2]), st.integers(0, 15), st.data())
 def test_gaps_of_any_mask(length: int, shift: int, data: st.DataObject) -> None:
     chosen = data.draw(st.sets(st.integers(0, length - 1), max_size=60))
@@ -98,7 +98,7 @@ def test_bytes_are_those_of_the_specification() -> None:
     assert encode_bitmap(np.array([0, 9], np.uint32), 10) == bytes([1, 2])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.binary(max_size=40),
     st.integers(0, 15),
@@ -120,7 +120,7 @@ def test_any_gap_stream_is_refused_or_stays_in_its_tiles(raw: bytes, shift: int,
     assert encode_gaps(positions, counts, shift) == raw
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(min_size=1, max_size=9), st.integers(0, 7), st.integers(-1, 1))
 def test_any_bitmap_is_refused_or_right(raw: bytes, unused: int, wrong: int) -> None:
     length = 8 * len(raw) - unused
@@ -189,7 +189,6 @@ def test_stored_indices_are_within_two_percent_of_the_entropy(density: float) ->
     assert stored <= 1.02 * entropy
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_best_index_is_one_that_the_format_knows(density: float) -> None:
     index, shift = best_index(density)

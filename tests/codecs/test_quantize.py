@@ -141,7 +141,7 @@ def test_single_values_are_close(codec: str, value: float) -> None:
     assert abs(coded(codec, values)[0] - values[0]) <= abs(value) / 16
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(RANGE)),
     st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=150),

@@ -63,7 +63,6 @@ def test_extreme_codes(codec: str) -> None:
     assert found.tolist() == [low, high, low]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(RANGE)), st.lists(st.integers(0, 300), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
 def test_scales_belong_to_groups_of_one_tile(codec: str, kept: list[int], seed: int) -> None:
     """Value = f32(code) * (f32(scale) * factor), groups of 128 afresh in each tile."""
@@ -136,7 +135,7 @@ def test_unused_bits_must_be_zero(codec: str) -> None:
             assert caught.value.rule == "R9"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(VALUE_CODECS)), st.integers(0, 40), st.data())
 def test_any_bytes_are_refused_or_decoded(codec: str, count: int, data: st.DataObject) -> None:
     counts = np.array([count], np.int64)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import TORCH, mean, random_tensor
 
@@ -31,7 +31,6 @@ class Stored:
         return self.elements[start - self.start : stop - self.start]
 
 
-@settings(deadline=None)
 @given(data=st.data(), width=st.integers(1, 20), count=st.integers(1, 12), dtype=st.sampled_from(sorted(TORCH)))
 def test_rows_of_several_packs(data: st.DataObject, width: int, count: int, dtype: str) -> None:
     """A row is its owner's to the bit, or the mean; however the range is cut, and in whatever order a pack has the rows."""

@@ -57,7 +57,7 @@ JSON = st.recursive(
 KEYS = ("added_tokens", "model", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "vocab_size", "text_config")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(content=st.dictionaries(st.sampled_from(KEYS), JSON), name=st.sampled_from(["tokenizer.json", "config.json", "all"]))
 def test_no_file_does_anything_but_be_read_or_refused(content: dict[str, Any], name: str) -> None:
     added = {40: AddedToken("<x>", False, False, False, False, True)}

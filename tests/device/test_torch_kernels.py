@@ -81,7 +81,7 @@ def test_too_few_samples_are_drawn_again() -> None:
     assert torch.equal(few[:, :width], many[:, :width])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(0.0005, 1), st.integers(0, 2**32 - 1), st.integers(0, 3 * TILE))
 def test_stored_positions(density: float, seed: int, length: int) -> None:
     lengths = np.array(tile_lengths(length), np.int64)

@@ -22,7 +22,6 @@ documents = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(documents)
 def test_round_trip(document: Any) -> None:
     data = dump_canonical(document)
@@ -31,7 +30,6 @@ def test_round_trip(document: Any) -> None:
     assert json.dumps(loaded) == json.dumps(json.loads(data))
 
 
-@settings(deadline=None)
 @given(documents)
 def test_other_spellings_are_refused(document: Any) -> None:
     canonical = dump_canonical(document)
@@ -41,7 +39,6 @@ def test_other_spellings_are_refused(document: Any) -> None:
                 load_canonical(text.encode(), 64)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_refused_or_canonical(data: bytes) -> None:
     try:
@@ -134,7 +131,6 @@ indices = st.fixed_dictionaries({"recipe": documents, "tensors": st.lists(docume
 ENTRY_BYTES = [1, 7, 64, 1 << 16]
 
 
-@settings(deadline=None)
 @given(indices, st.sampled_from(ENTRY_BYTES))
 def test_index_in_pieces(index: Any, size: int) -> None:
     """Wherever the pieces end, in a number, a character of four bytes or an escape, the items are the same; longer ones are refused."""
@@ -150,7 +146,7 @@ def test_index_in_pieces(index: Any, size: int) -> None:
             assert caught.value.rule == "R4"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(indices, st.data())
 def test_damaged_index_is_refused_or_canonical(index: Any, data: st.DataObject) -> None:
     text = bytearray(dump_canonical(index))

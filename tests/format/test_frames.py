@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import xxhash
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.errors import DeltapackError, FormatError
@@ -34,7 +34,6 @@ def skippable(raw: bytes) -> bytes:
     return struct.pack("<II", 0x184D2A50, len(raw)) + raw
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 4))
 def test_stream_round_trip(raw: bytes, repeats: int) -> None:
     stored = pack_stream(raw * repeats)
@@ -138,7 +137,6 @@ def test_empty_content_has_no_frame() -> None:
         decompress_frame(frame(b""), 0)
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(FRAME) - 1), st.integers(1, 255))
 def test_damaged_frames_are_refused_or_have_the_right_size(at: int, flip: int) -> None:
     damaged = bytearray(FRAME)

@@ -142,7 +142,7 @@ def indices(draw: Callable[[Any], Any]) -> tuple[Index, int]:
     return index, blobs.index_offset
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(indices())
 def test_round_trip(generated: tuple[Index, int]) -> None:
     index, offset = generated
@@ -160,7 +160,7 @@ junk: st.SearchStrategy[Any] = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(indices(), st.data())
 def test_any_edit_is_refused_or_parsed_to_the_same_document(generated: tuple[Index, int], data: st.DataObject) -> None:
     index, offset = generated
@@ -384,7 +384,6 @@ def test_control_characters_are_those_of_unicode() -> None:
     assert found == {*range(0x20), *range(0x7F, 0xA0)}
 
 
-@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False))
 def test_f32_bits_round_trip(value: float) -> None:
     assert bits_of_f32(f32_of_bits(bits_of_f32(value))) == bits_of_f32(value)

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, LimitError, UnsupportedError
@@ -71,7 +71,6 @@ def test_broken_prologues(data: bytes, rule: str, error: type[DeltapackError], t
     assert caught.value.path == HERE
 
 
-@settings(deadline=None)
 @given(st.integers(0, 63), st.integers(1, 255))
 def test_every_flipped_byte_is_noticed(at: int, flip: int) -> None:
     data = bytearray(GOOD.encode())
@@ -84,7 +83,6 @@ NUMBERS = struct.unpack("<HHIQQQQQ", GOOD.encode()[8:56])
 LIMITS = [(1 << 8 * size) - 1 for size in (2, 2, 4, 8, 8, 8, 8, 8)]
 
 
-@settings(deadline=None)
 @given(st.data(), st.lists(st.integers(0, 7), max_size=3))
 def test_any_sealed_prologue_is_refused_or_in_range(data: st.DataObject, changed: list[int]) -> None:
     numbers = list(NUMBERS)

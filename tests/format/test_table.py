@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.errors import DeltapackError, FormatError
@@ -25,7 +25,6 @@ def test_tiles_and_chunks_cover_the_tensor(numel: int) -> None:
     assert layout.table_bytes == sum(8 + 8 + 4 * len(lengths) for lengths in tiles)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SIZES), st.integers(1, 3), st.booleans(), st.data())
 def test_round_trip(numel: int, streams: int, has_counts: bool, data: st.DataObject) -> None:
     layout = Layout(numel, streams, has_counts)
@@ -47,7 +46,6 @@ def test_round_trip(numel: int, streams: int, has_counts: bool, data: st.DataObj
             layout.decode(table, payload, nnz + 1)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=28, max_size=28), st.integers(0, 100), st.integers(0, 100))
 def test_any_bytes_are_refused_or_consistent(table: bytes, payload: int, nnz: int) -> None:
     layout = Layout(TILE + 1, 1, has_counts=True)

@@ -23,7 +23,7 @@ sparse = st.dictionaries(st.integers(0, 11), numbers, max_size=12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(sparse, min_size=1, max_size=4))
 def test_sum_of_terms_by_plain_scalars(backend: str, terms: list[dict[int, float]]) -> None:
     expected: dict[int, np.float32] = {}

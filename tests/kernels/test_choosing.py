@@ -30,7 +30,7 @@ def plain_bits(values: np.ndarray) -> list[int]:
     return [int(bits) & 0x7FFFFFFF for bits in values.view(np.uint32)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(VALUES)
 def test_histograms_by_plain_counting(values: np.ndarray) -> None:
     bits = plain_bits(values)
@@ -45,7 +45,7 @@ def test_histograms_by_plain_counting(values: np.ndarray) -> None:
             assert {place: count for place, count in enumerate(low.tolist()) if count} == Counter(places)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(VALUES, st.data())
 def test_what_is_between_two_cuts(values: np.ndarray, data: st.DataObject) -> None:
     bits = plain_bits(values)

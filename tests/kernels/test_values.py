@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.dtypes import BY_NAME
@@ -14,7 +14,6 @@ from deltapack.kernels import Backend, reference
 ONE_SCALE = np.array([0x3F80], np.uint16)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 600), max_size=8))
 def test_group_counts(kept: list[int]) -> None:
     expected = [min(128, count - start) for count in kept for start in range(0, count, 128)]

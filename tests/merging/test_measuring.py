@@ -17,7 +17,7 @@ from deltapack.errors import RecipeError
 from deltapack.merging.methods.table import METHODS, REFUSED, SEMANTICS, find_method
 
 WEIGHTS = st.floats(-2, 2, width=32)
-laws = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SINGLE = [(name, tool) for name, variants in METHODS.items() for tool in variants if name not in ("ram", "ramplus_tl", "model_stock")]
 """Methods whose merge of one pack is that pack: RAM drops what is below epsilon, model stock needs two."""
 

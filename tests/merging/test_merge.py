@@ -87,7 +87,7 @@ def apply(folder: Path, pack: Path, **options: float) -> Model:
     return read_model(out)
 
 
-laws = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @laws

@@ -28,7 +28,7 @@ def taken(parts: list[np.ndarray], *cuts: Cut) -> np.ndarray:
     return np.concatenate(masks)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     values=arrays(np.float32, st.integers(1, 60), elements=VALUES),
     chunks=st.integers(1, 4),
