@@ -60,10 +60,10 @@ def tailed(count: int, seed: int, times: int = 16) -> Values:
     return values
 
 
-def clipped(count: int, seed: int) -> Values:
+def clipped(count: int, seed: int, step: float, codes: tuple[int, int], extreme: float) -> Values:
     """Two codes of a grid so fine that the extreme of each group is far out of its reach: late candidates for the scale win."""
-    values = np.where(integers(count, seed) % 2 == 0, np.float32(-2 * 0.59375), np.float32(4 * 0.59375))
-    values[::128] = -7.5
+    values = np.where(integers(count, seed) % 2 == 0, np.float32(codes[0] * step), np.float32(codes[1] * step))
+    values[::128] = extreme
     return values
 
 
@@ -72,7 +72,8 @@ LAWS: dict[str, Callable[[int, int], Values]] = {
     "tailed": tailed,
     "tailed 3": partial(tailed, times=3),
     "tailed 6": partial(tailed, times=6),
-    "clipped": clipped,
+    "clipped": partial(clipped, step=0.59375, codes=(-2, 4), extreme=-7.5),
+    "clipped 3": partial(clipped, step=0.3125, codes=(-4, -1), extreme=-3.5),
 }
 
 
@@ -84,31 +85,39 @@ STREAMS: dict[tuple[str, str], tuple[str, ...]] = {
     ("int8", "bell"): ("159ee6623cbab42b", "0c6729e486ffb47c"),
     ("int8", "tailed"): ("8aa122b6cf896d99", "13a96214a27e8ed9"),
     ("int8", "clipped"): ("a3775ae206cc0a01", "382f56f1cb0d868c"),
+    ("int8", "clipped 3"): ("a29c016d93233409", "0629d0aba3294e6a"),
     ("int4", "bell"): ("a3aadd841c35bd7d", "60d38c66afa9e77b"),
     ("int4", "tailed"): ("f24aa4bea5d4688c", "b0fd69f430b7d157"),
     ("int4", "clipped"): ("488908c1787da4d7", "e8700abfd5b1529f"),
+    ("int4", "clipped 3"): ("6ba498c2fe5ae1e3", "d0d2af5274d7e6bb"),
     ("int3", "bell"): ("32537ab8fd982f93", "8353f7843fc193d4"),
     ("int3", "tailed"): ("fcc9a44433c97503", "94c3f9e4665e3cea"),
     ("int3", "clipped"): ("1320a63534ffb0c3", "e9b4d5a6ddd82cfc"),
+    ("int3", "clipped 3"): ("9ec7e8e67a5c8619", "da5bc46810b051aa"),
     ("int2", "bell"): ("e269a1a00a8ee9f6", "d3a00b204823dff1"),
     ("int2", "tailed"): ("139a217faef4753e", "cc59521fd68acae9"),
     ("int2", "clipped"): ("5c56d63dc164285a", "5f25f025dd40e4e9"),
+    ("int2", "clipped 3"): ("bf46092430520916", "e1775a348241b2cd"),
     ("sign", "bell"): ("bd98a1150bf933ca", "3a86920f3a979f83"),
     ("sign", "tailed"): ("bd98a1150bf933ca", "4945428be951c0c7"),
     ("sign", "clipped"): ("6382225407954548", "096608d86ef81b41"),
+    ("sign", "clipped 3"): ("1c3fe6e482343086", "53feaed14a1b1cc2"),
     ("bf16", "bell"): ("c3e1999b6b7fa5b2",),
     ("bf16", "tailed"): ("13115630578f9588",),
     ("bf16", "clipped"): ("bb4ac4bba648563f",),
+    ("bf16", "clipped 3"): ("a1c681e2879710da",),
     ("f16", "bell"): ("7726a0ef607b13b3",),
     ("f16", "tailed"): ("11422f0150de8cd1",),
     ("f16", "clipped"): ("52e1738e5373b7d3",),
+    ("f16", "clipped 3"): ("6e8e7bd09dad3998",),
     ("f32", "bell"): ("8af8cf7e1801fa7b",),
     ("f32", "tailed"): ("ecb6afadc7a793af",),
     ("f32", "clipped"): ("dfc0860faac24351",),
+    ("f32", "clipped 3"): ("7ffa5196f2b7177d",),
 }
 
 
-@pytest.mark.parametrize("law", ["bell", "tailed", "clipped"])
+@pytest.mark.parametrize("law", ["bell", "tailed", "clipped", "clipped 3"])
 @pytest.mark.parametrize("values", ["int8", "int4", "int3", "int2", "sign", "bf16", "f16", "f32"])
 def test_codes_and_scales(loops: Backend, values: str, law: str) -> None:
     counts = np.array([1000, 0, 129, 3000, 127, 1], np.int64)
