@@ -18,6 +18,7 @@ from deltapack.codecs.planes import split_planes
 from deltapack.codecs.quantize import quantize
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.frames import pack_stream
 from deltapack.format.index import Entry, Term
@@ -104,18 +105,10 @@ def encode_term_chunk(
         NonFiniteError: A difference overflows a float codec.
     """
     codes, scales = quantize(codec.values, differences, counts)
-    raw = []
-    if codec.index == "gaps":
-        raw.append(indices.encode_gaps(positions, counts, codec.shift))
-    elif codec.index == "bitmap":
-        raw.append(indices.encode_bitmap(positions, length))
-    raw.append(values.pack_codes(codec.values, codes))
-    if not values.is_float(codec.values):
-        raw.append(split_planes(scales))
-    streams = tuple(map(pack_stream, raw))
-    chunk = StoredChunk(streams, tuple(map(len, raw)), tuple(map(int, counts)))
-    scale_bytes = b"" if values.is_float(codec.values) else raw[-1]
-    code_bytes = raw[-1] if values.is_float(codec.values) else raw[-2]
+    index_bytes = indices.encode_positions(codec.index, codec.shift, positions, counts, length)
+    code_bytes, scale_bytes = values.pack_codes(codec.values, codes), split_planes(scales)
+    raw = [*([] if index_bytes is None else [index_bytes]), code_bytes, *([scale_bytes] if VALUE_CODECS[codec.values].scaled else [])]
+    chunk = StoredChunk(tuple(map(pack_stream, raw)), tuple(map(len, raw)), tuple(map(int, counts)))
     seen = values.decode_values(codec.values, code_bytes, scale_bytes, counts, factor)
     return chunk, seen
 
@@ -174,7 +167,7 @@ def _encoded(blob: TermChunks, term: Term, chunk: int, factor: np.float32) -> En
     counts, lengths = tiles_of(blob, chunk)
     streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
     raw = [np.frombuffer(streams.get(name, b""), np.uint8) for name in ("index", "codes", "scales")]
-    bits = 0 if values.is_float(term.values) else values.BITS[term.values]
+    bits = term.value_codec.bits if term.value_codec.scaled else 0
     first = chunk * TILES_PER_CHUNK
     return Encoded(term.index, term.shift, term.key, term.keep, first, raw[0], bits, raw[1], raw[2], factor, counts, lengths)
 

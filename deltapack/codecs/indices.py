@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,19 @@ from deltapack import kernels
 from deltapack.errors import FormatError
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.index import Term
-from deltapack.kernels.layout import ESCAPE, Counts, Positions
+from deltapack.kernels.layout import ESCAPE, Bytes, Counts, Positions
 from deltapack.kernels.reference.positions import gaps_of
 
-__all__ = ["best_index", "decode_positions", "encode_bitmap", "encode_gaps", "index_raw_bounds"]
+__all__ = [
+    "STORED",
+    "StoredIndex",
+    "best_index",
+    "decode_positions",
+    "encode_bitmap",
+    "encode_gaps",
+    "encode_positions",
+    "index_raw_bounds",
+]
 
 SPARSE = 0.02
 DENSE = 0.21
@@ -40,6 +51,12 @@ def best_index(density: float) -> tuple[str, int]:
         return "gaps", 0
     missing = math.log1p(-max(density, 1e-9))
     return "gaps", min(range(1, 16), key=lambda shift: shift + 1 / -math.expm1(missing * 2**shift))
+
+
+def encode_positions(codec: str, shift: int, positions: Positions, counts: Counts, length: int) -> bytes | None:
+    """Return the `index` stream of a chunk of `length` elements; none for codecs that store none."""
+    stored = STORED.get(codec)
+    return None if stored is None else stored.encode(positions, counts, length, shift)
 
 
 def encode_gaps(positions: Positions, counts: Counts, shift: int) -> bytes:
@@ -70,15 +87,10 @@ def decode_positions(
     Raises:
         FormatError: The positions are not exactly those that the table counts, or one leaves its tile (rule R9).
     """
-    loops, stream = kernels.active(), np.frombuffer(raw, np.uint8)
-    if term.index == "gaps" and term.shift == 0:
-        return loops.byte_gap_positions(stream, counts, lengths, out)
-    if term.index == "gaps":
-        return loops.rice_gap_positions(stream, term.shift, counts, lengths, out)
-    if term.index == "bitmap":
-        return loops.bitmap_positions(stream, counts, lengths, out)
-    if term.index == "seeded":
-        positions, found = loops.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, out)
+    if term.index in STORED:
+        return STORED[term.index].decode(np.frombuffer(raw, np.uint8), counts, lengths, term.shift, out)
+    if term.index_codec.kept == "random":
+        positions, found = kernels.active().sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, out)
     else:
         positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
     if not np.array_equal(found, counts):
@@ -88,13 +100,29 @@ def decode_positions(
 
 def index_raw_bounds(codec: str, shift: int, counts: Counts, lengths: Counts) -> tuple[int, int]:
     """Return the smallest and largest raw length that an index stream may have (rule R8)."""
-    nnz, length = int(counts.sum()), int(lengths.sum())
-    if codec == "bitmap":
-        return -(-length // 8), -(-length // 8)
+    return STORED[codec].bounds(counts, lengths, shift)
+
+
+def _decode_gaps(stream: Bytes, counts: Counts, lengths: Counts, shift: int, out: Positions | None) -> Positions:
+    if shift == 0:
+        return kernels.active().byte_gap_positions(stream, counts, lengths, out)
+    return kernels.active().rice_gap_positions(stream, shift, counts, lengths, out)
+
+
+def _gaps_bounds(counts: Counts, lengths: Counts, shift: int) -> tuple[int, int]:
+    nnz = int(counts.sum())
     if shift == 0:
         return nnz, nnz + int((lengths // ESCAPE).sum())
     low = -(-nnz * shift // 8)
     return low + -(-nnz // 8), low + -(-(nnz + int((lengths >> shift).sum())) // 8)
+
+
+def _decode_bitmap(stream: Bytes, counts: Counts, lengths: Counts, shift: int, out: Positions | None) -> Positions:
+    return kernels.active().bitmap_positions(stream, counts, lengths, out)
+
+
+def _bitmap_bounds(counts: Counts, lengths: Counts, shift: int) -> tuple[int, int]:
+    return (-(-int(lengths.sum()) // 8),) * 2
 
 
 def _encode_rice(gaps: NDArray[np.int64], shift: int) -> bytes:
@@ -104,3 +132,25 @@ def _encode_rice(gaps: NDArray[np.int64], shift: int) -> bytes:
     unary[ends] = 1
     parts = (low.astype(np.uint8).reshape(-1), unary)
     return b"".join(np.packbits(part, bitorder="little").tobytes() for part in parts)
+
+
+@dataclass(frozen=True)
+class StoredIndex:
+    """What the stream of an index codec means.
+
+    Attributes:
+        encode: From positions, counts, the chunk's length and `shift` to the stream.
+        decode: From the stream, counts, lengths, `shift` and room to positions; raises `FormatError`, rule R9.
+        bounds: From counts, lengths and `shift` to the smallest and largest raw length.
+    """
+
+    encode: Callable[[Positions, Counts, int, int], bytes]
+    decode: Callable[[Bytes, Counts, Counts, int, Positions | None], Positions]
+    bounds: Callable[[Counts, Counts, int], tuple[int, int]]
+
+
+STORED: Mapping[str, StoredIndex] = {
+    "gaps": StoredIndex(lambda positions, counts, length, shift: encode_gaps(positions, counts, shift), _decode_gaps, _gaps_bounds),
+    "bitmap": StoredIndex(lambda positions, counts, length, shift: encode_bitmap(positions, length), _decode_bitmap, _bitmap_bounds),
+}
+"""The index codecs of `deltapack.format.codecs` whose positions are stored."""

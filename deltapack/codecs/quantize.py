@@ -1,4 +1,4 @@
-"""How differences become codes: the settings of each low-bit value codec.
+"""How differences become codes, by the row of their codec.
 
 Scales minimise the squared error of their group over a few candidates. Candidates have few mantissa bits: the error barely moves
 (0.1 dB), while the scales then cost 5 bits instead of 10 after zstd.
@@ -6,34 +6,15 @@ Scales minimise the squared error of their group over a few candidates. Candidat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
-from deltapack.dtypes import BY_NAME
 from deltapack.errors import NonFiniteError
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.kernels import rounding
 
 __all__ = ["quantize"]
-
-
-@dataclass(frozen=True)
-class _Search:
-    """Codes in [-top, top - 1]; `candidates` scales downwards in steps of `mantissa_bits`."""
-
-    top: int
-    mantissa_bits: int
-    candidates: int
-
-
-_SEARCH = {
-    "int8": _Search(128, 7, 1),
-    "int4": _Search(8, 4, 16),
-    "int3": _Search(4, 3, 12),
-    "int2": _Search(2, 3, 16),
-}
 
 
 def quantize(
@@ -46,12 +27,12 @@ def quantize(
     Raises:
         NonFiniteError: A value overflows a float codec.
     """
-    if codec in _SEARCH:
-        search = _SEARCH[codec]
-        return kernels.active().quantize_groups(values, counts, search.top, search.mantissa_bits, search.candidates)
-    if codec == "sign":
+    row = VALUE_CODECS[codec]
+    if row.search is not None:
+        return kernels.active().quantize_groups(values, counts, row.search.top, row.search.mantissa_bits, row.search.candidates)
+    if row.dtype is None:
         return kernels.active().sign_groups(values, counts)
-    codes = rounding.from_f32(values, BY_NAME[codec])
-    if not np.isfinite(rounding.to_f32(codes, BY_NAME[codec])).all():
+    codes = rounding.from_f32(values, row.dtype)
+    if not np.isfinite(rounding.to_f32(codes, row.dtype)).all():
         raise NonFiniteError(f"a difference is too large for values={codec}", hint="Use --values f32.")
     return codes, np.zeros(0, np.uint16)

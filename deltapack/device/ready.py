@@ -1,7 +1,7 @@
 """The decode-ready form of a term: what a device reads to decode it, checked on the host, in a few large buffers.
 
 The zstd stage is undone and nothing else: codes stay packed, scales stay bf16, a seeded mask stays its key. Stored positions become
-one of two gap streams, whichever is smaller, so that a device meets three ways to say which elements are kept:
+one of two gap streams, whichever is smaller, whatever codec stored them, so that a device meets three ways to say which elements are kept:
 
 * **samples** of Philox, which become gaps through a table (`seeded`),
 * **gaps**, one u8 each with escapes (spec/codecs/index.md, shift 0), or one u16 each without,
@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.codecs import indices, values
+from deltapack.codecs import indices
 from deltapack.codecs.chunk import stream_bounds, term_chunks, tiles_of
 from deltapack.codecs.planes import join_planes
-from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
+from deltapack.format.codecs import ValueCodec
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
 from deltapack.kernels.layout import ESCAPE, GROUP, Bytes, Counts
@@ -141,7 +141,7 @@ def lay_out(reader: PackReader, entries: Iterable[Entry], segments: Segments, wo
     tables: dict[int, tuple[int, int]] = {}
     try:
         for (entry, term), blob in zip(terms, blobs, strict=True):
-            if term.index == "seeded" and term.keep not in tables:
+            if term.index_codec.kept == "random" and term.keep not in tables:
                 thresholds = (gap_thresholds(term.keep) - np.uint64(1)).astype(np.uint32)
                 segments.reserve(thresholds.nbytes)
                 tables[term.keep] = (segments.number, segments.put(thresholds.view(np.uint8)))
@@ -183,7 +183,7 @@ def _ready_chunk(blob: ChunkedBlob, term: Term, chunk: int) -> _ReadyChunk:
     streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
     try:
         kind, index, items, index_at = _ready_index(term, streams.get("index", b""), chunk, counts, lengths)
-        codes = _ready_codes(term.values, streams["codes"], int(counts.sum()))
+        codes = _ready_codes(term.value_codec, streams["codes"], int(counts.sum()))
         scales = _finite(join_planes(streams.get("scales", b""), "<u2"), "bf16", "scale")
     except FormatError as error:
         blob.locate(error)
@@ -194,10 +194,10 @@ def _ready_chunk(blob: ChunkedBlob, term: Term, chunk: int) -> _ReadyChunk:
 
 def _ready_index(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts) -> tuple[int, Bytes, Counts, Counts]:
     """Return kind, stream, and for each tile its items and the byte where they start."""
-    none = np.zeros(0, np.uint8)
-    if term.index == "seeded":
+    none, kept = np.zeros(0, np.uint8), term.index_codec.kept
+    if kept == "random":
         return KINDS["seeded"], none, np.full_like(lengths, UNBOUNDED), np.zeros_like(lengths)
-    if term.index == "all":
+    if kept == "all":
         return KINDS["all"], none, lengths, np.zeros_like(lengths)
     positions = indices.decode_positions(term, raw, chunk, counts, lengths)
     if term.index == "bitmap":
@@ -217,12 +217,12 @@ def _narrow_gaps(stream: Bytes, counts: Counts) -> tuple[int, Bytes, Counts, Cou
     return KINDS["gaps"], stream, np.diff(starts, append=len(stream)), starts
 
 
-def _ready_codes(codec: str, raw: bytes, nnz: int) -> Bytes:
+def _ready_codes(codec: ValueCodec, raw: bytes, nnz: int) -> Bytes:
     """Return packed codes as they are, float codes joined from their byte planes; both checked (rule R9)."""
-    if values.is_float(codec):
-        return _finite(join_planes(raw, f"<u{BY_NAME[codec].itemsize}"), codec, "code")
+    if codec.dtype is not None:
+        return _finite(join_planes(raw, f"<u{codec.dtype.itemsize}"), codec.dtype.name, "code")
     codes = np.frombuffer(raw, np.uint8)
-    used = nnz * values.BITS[codec] % 8
+    used = nnz * codec.bits % 8
     if used and codes[-1] >> used:
         raise FormatError("unused bits of the codes are set", rule="R9")
     return codes

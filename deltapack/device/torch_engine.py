@@ -110,7 +110,7 @@ def decode_chunk(resident: ResidentTerm, chunk: int, factor: float) -> tuple[Ten
         gaps = gaps.view(torch.int16).to(torch.int32) & 0xFFFF if wide else gaps
         positions = torch_kernels.positions_from_gaps(gaps, torch.from_numpy(items.copy()).to(segment.device), escapes=not wide)
     packed = segment[codes : codes + values.codes_raw_length(term.values, nnz)]
-    scale_bytes = 0 if values.is_float(term.values) else values.scales_raw_length(kept)
+    scale_bytes = values.scales_raw_length(kept) if term.value_codec.scaled else 0
     return positions, torch_kernels.decode_values(term.values, packed, segment[scales : scales + scale_bytes], counts, nnz, factor)
 
 

@@ -6,11 +6,12 @@ nothing can be fused. Elements travel as integers of their width (`BITS`); `torc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from deltapack.dtypes import DType
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.kernels.layout import ESCAPE, GROUP, TILE
 from deltapack.kernels.reference.positions import gap_thresholds
 
@@ -131,24 +132,27 @@ def decode_values(codec: str, codes: Tensor, scales: Tensor, counts: Tensor, nnz
         nnz: Their sum.
         factor: What is multiplied with, an f32 held in a Python float.
     """
-    scalar = torch.tensor(factor, dtype=torch.float32, device=codes.device)
-    if codec == "f32":
-        return codes.view(torch.float32)[:nnz] * scalar
-    if codec == "f16":
-        return codes.view(torch.float16)[:nnz].to(torch.float32) * scalar
-    if codec == "bf16":
-        return _wide_bf16(codes.view(torch.int16)[:nnz]) * scalar
+    row, scalar = VALUE_CODECS[codec], torch.tensor(factor, dtype=torch.float32, device=codes.device)
+    if not row.scaled:
+        return _FLOAT_CODES[row.form](codes)[:nnz] * scalar
     steps = _wide_bf16(scales.view(torch.int16)) * scalar
-    return _unpack(codec, codes, nnz).to(torch.float32) * steps[_groups(counts, nnz)]
+    return _unpack(row.form, row.bits, codes, nnz).to(torch.float32) * steps[_groups(counts, nnz)]
 
 
-def _unpack(codec: str, codes: Tensor, nnz: int) -> Tensor:
+_FLOAT_CODES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "f32": lambda codes: codes.view(torch.float32),
+    "f16": lambda codes: codes.view(torch.float16).to(torch.float32),
+    "bf16": lambda codes: _wide_bf16(codes.view(torch.int16)),
+}
+"""Ways to read a code that is a float, `deltapack.format.codecs.ValueCodec.form`."""
+
+
+def _unpack(form: str, bits: int, codes: Tensor, nnz: int) -> Tensor:
     """Return codes `[nnz] int32`."""
-    bits = {"int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}[codec]
     shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=codes.device)
     fields = ((codes.to(torch.int32)[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:nnz]
     half = 1 << bits - 1
-    return 1 - 2 * fields if codec == "sign" else (fields ^ half) - half
+    return 1 - 2 * fields if form == "sign" else (fields ^ half) - half
 
 
 def _groups(counts: Tensor, nnz: int) -> Tensor:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltapack.codecs.values import BITS
 from deltapack.device import triton_kernels
 from deltapack.device.ready import ALIGNMENT
 from deltapack.device.regions import Region
@@ -247,10 +246,9 @@ def _parts(term: ResidentTerm, tiles: NDArray[np.int64], number: int, log: torch
 
 
 def _term(term: ResidentTerm, factor: float) -> list[int]:
-    ready = term.ready.term
-    codec = ready.values if ready.values in triton_kernels.VALUES else "int"
+    ready, codec = term.ready.term, term.ready.term.value_codec
     bits = int(np.float32(factor).view(np.uint32))
-    return [triton_kernels.VALUES[codec], BITS[ready.values], ready.key & 0xFFFFFFFF, ready.key >> 32, term.thresholds, bits]
+    return [triton_kernels.VALUES[codec.form], codec.bits, ready.key & 0xFFFFFFFF, ready.key >> 32, term.thresholds, bits]
 
 
 def _region(task: _Task) -> list[int]:

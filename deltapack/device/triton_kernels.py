@@ -32,8 +32,9 @@ PARTS = ("term", "kind", "count", "items", "index", "codes", "first", "scales", 
 """Columns of the table of parts, the terms of tiles: see `deltapack.device.ready.COLUMNS`, with addresses in place of offsets. `log` is
 the address of the replaced elements, in the order of the kept ones; 0 where there is none."""
 TERMS = ("values", "bits", "key low", "key high", "thresholds", "factor")
-"""Columns of the table of terms: value codec, bits of a code, the mask key, the address of the gap table, the bits of the factor."""
+"""Columns of the table of terms: how codes are read, bits of a code, the mask key, the address of the gap table, the bits of the factor."""
 VALUES = {"int": 0, "sign": 1, "f32": 2, "bf16": 3, "f16": 4}
+"""Ways to read a code, `deltapack.format.codecs.ValueCodec.form`, as the kernel knows them."""
 
 
 def options(*, alike: bool, heavy: bool) -> dict[str, Any]:
@@ -55,7 +56,7 @@ _TILE = tl.constexpr(65536)
 _GROUP = tl.constexpr(128)
 _UNTOUCHED = tl.constexpr(-1)
 """Scratch where no term kept an element: a NaN that arithmetic on finite numbers does not give."""
-_INT, _SIGN, _V32, _VBF16, _VF16 = (tl.constexpr(codec) for codec in range(5))
+_INT, _SIGN, _V32, _VBF16, _VF16 = (tl.constexpr(form) for form in VALUES.values())
 
 
 @triton.jit

@@ -12,17 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
 __all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
 
-INDEX_CODECS: Mapping[str, tuple[str, ...]] = {"all": (), "bitmap": (), "gaps": ("shift",), "seeded": ("keep", "key")}
-"""Index codecs and their parameters."""
-INDEX_STREAM = frozenset({"bitmap", "gaps"})
-"""Index codecs that store a stream."""
-VALUE_CODECS = frozenset({"bf16", "f16", "f32", "int2", "int3", "int4", "int8", "sign"})
-SCALED_CODECS = frozenset({"int2", "int3", "int4", "int8", "sign"})
-"""Value codecs that store group scales."""
 KINDS = frozenset({"alias", "delta", "grown", "removed", "shrunk", "stored", "unchanged"})
 
 
@@ -80,22 +74,31 @@ class Term:
     shift: int = 0
 
     @property
+    def index_codec(self) -> IndexCodec:
+        """The row of its index codec."""
+        return INDEX_CODECS[self.index]
+
+    @property
+    def value_codec(self) -> ValueCodec:
+        """The row of its value codec."""
+        return VALUE_CODECS[self.values]
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """Names of its stored streams, in order."""
-        index = ("index",) if self.index in INDEX_STREAM else ()
-        scales = ("scales",) if self.values in SCALED_CODECS else ()
+        index = ("index",) if self.index_codec.kept == "stored" else ()
+        scales = ("scales",) if self.value_codec.scaled else ()
         return (*index, "codes", *scales)
 
     def to_json(self) -> dict[str, Any]:
         """Return the term as the index spells it."""
-        parameters: dict[str, Any] = {"keep": self.keep, "key": f"{self.key:016x}", "shift": self.shift}
         return {
             "index": self.index,
             "values": self.values,
             "factor": bits_of_f32(self.factor),
             "nnz": self.nnz,
             "blob": self.blob.to_json(),
-            **{name: parameters[name] for name in INDEX_CODECS[self.index]},
+            **{row.name: row.spelled(getattr(self, row.name)) for row in self.index_codec.parameters},
         }
 
 

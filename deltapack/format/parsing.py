@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import load_index
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     CONTROL,
@@ -25,9 +26,7 @@ from deltapack.format.fields import (
     typed,
 )
 from deltapack.format.index import (
-    INDEX_CODECS,
     KINDS,
-    VALUE_CODECS,
     BaseRef,
     BlobRef,
     Entry,
@@ -166,7 +165,7 @@ def _check_kind(entry: Entry) -> None:
             what = "is said unchanged but differs from its base"
         elif entry.kind in ("delta", "grown", "shrunk") and not (base.dtype.is_delta and entry.dtype.is_delta):
             what = "has a dtype that cannot be subtracted"
-    if any(term.nnz > entry.common or (term.index == "all" and term.nnz != entry.common) for term in entry.terms):
+    if any(term.nnz > entry.common or (term.index_codec.kept == "all" and term.nnz != entry.common) for term in entry.terms):
         what = "has an impossible number of kept elements"
     if what is None and (entry.digests is not None) != entry.needs_digests:
         what = "has chunk digests where it must not, or none where it must"
@@ -201,16 +200,21 @@ def _term(row: Any) -> Term:
     for codec, known in ((index, INDEX_CODECS), (values, VALUE_CODECS)):
         if codec not in known:
             raise UnsupportedError("unknown codec", rule="R5", found=codec, hint="Update deltapack.")
-    check_keys(row, "a term", required={"index", "values", "factor", "nnz", "blob", *INDEX_CODECS[index]})
+    parameters = INDEX_CODECS[index].parameters
+    check_keys(row, "a term", required={"index", "values", "factor", "nnz", "blob", *(one.name for one in parameters)})
     factor = f32_of_bits(hexadecimal(row, "factor", 8))
-    keep = count(row, "keep") if "keep" in row else 0
-    shift = count(row, "shift") if "shift" in row else 0
     if not math.isfinite(factor):
         raise FormatError("the factor of a term is not finite", rule="R6", found=factor)
-    if ("keep" in row and not 1 <= keep < 1 << 32) or shift > 15:
-        raise FormatError("a codec parameter is out of range", rule="R6", found=f"keep {keep}, shift {shift}")
-    key = int(hexadecimal(row, "key", 16), 16) if "key" in row else 0
-    return Term(index, values, factor, count(row, "nnz"), blob_ref(row, "blob"), keep, key, shift)
+    given = {one.name: _parameter(row, one) for one in parameters}
+    return Term(index, values, factor, count(row, "nnz"), blob_ref(row, "blob"), **given)
+
+
+def _parameter(row: Any, one: Parameter) -> int:
+    value = int(hexadecimal(row, one.name, one.digits), 16) if one.digits else count(row, one.name)
+    if not one.least <= value <= one.most:
+        expected = f"{one.least} to {one.most}"
+        raise FormatError(f"the parameter {one.name!r} is out of range", rule="R6", expected=expected, found=value)
+    return value
 
 
 def _stats(row: Any) -> Stats:

@@ -8,13 +8,12 @@ from math import prod
 
 from deltapack.format.reader import PackReader
 from deltapack.merging.planning import MergePlan
+from deltapack.sparsify.table import method_of
 
 __all__ = ["changed_and_alone", "shown_weights", "warnings_of"]
 
 LARGEST_SUM_OF_WEIGHTS = 1.2
 """Above this sum merges are known to degrade (advice of mergekit's maintainers: 0 to 1.2)."""
-_RESCALED = ("dare", "della")
-"""Sparsifiers that make what they keep larger."""
 MOSTLY = 0.5
 """Share of the changed elements whose weight `normalize` cancels, above which a warning is due."""
 
@@ -60,7 +59,8 @@ def _divisor_warning(readers: Sequence[PackReader], method: str, *, normalized: 
             f"normalize divides by the weights of the packs that agree, and {found}: there its weight has no effect. "
             "Without normalize (--no-normalize) weights mean what they say"
         ]
-    if not any(reader.index.recipe.get("method") in _RESCALED for reader in readers):
+    made_with = [method_of(reader.index.recipe) for reader in readers]
+    if not any(method is not None and method.rescale != "none" for method in made_with):
         return []  # what is kept is as large as it was
     return [
         f"{method} divides by the packs that agree, and {found}: the result is about the plain sum of their rescaled differences. "

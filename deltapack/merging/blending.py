@@ -27,6 +27,7 @@ from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.ranking import Cut, places_in_cut
+from deltapack.sparsify.table import method_of
 
 __all__ = [
     "Blended",
@@ -203,19 +204,19 @@ def drop_rate_by_chance(terms: Sequence[OwnTerm]) -> float | None:
     """Return the rate at which a pack dropped from a tensor at random; `None` where its mask depends on the data."""
     out = 0.0
     for term in terms:
-        if not isinstance(term, PackTerm) or term.term.index == "all":
+        if not isinstance(term, PackTerm) or term.term.index_codec.kept == "all":
             continue
         if len(terms) > 1 or not _drops_at_random(term):
             return None
-        out = 1 - (term.term.keep / ALL_KEPT if term.term.index == "seeded" else term.term.nnz / term.blob.layout.numel)
+        out = 1 - (term.term.keep / ALL_KEPT if term.term.index_codec.kept == "random" else term.term.nnz / term.blob.layout.numel)
     return out
 
 
 def _drops_at_random(term: PackTerm) -> bool:
-    recipe = term.reader.index.recipe
+    recipe, method = term.reader.index.recipe, method_of(term.reader.index.recipe)
     overrides = recipe.get("overrides", [])
     plain = isinstance(overrides, list) and not any(isinstance(override, dict) and "sparsify" in override for override in overrides)
-    return term.term.index == "seeded" or (recipe.get("method") == "dare" and plain)
+    return term.term.index_codec.kept == "random" or (method is not None and method.random and plain)
 
 
 @dataclass(frozen=True)

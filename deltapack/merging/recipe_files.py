@@ -12,6 +12,7 @@ from deltapack.format.reader import PackReader
 from deltapack.merging.methods.table import MergeMethod, find_method
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 from deltapack.merging.strict_yaml import Node, read_yaml
+from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["MergeFile", "read_merge_file"]
 
@@ -144,8 +145,8 @@ class _Reader:
 
     def _check_sparsifiers(self) -> None:
         """Check what mergekit would do to whole models and packs have behind them: it must be what was done."""
-        rescale = self.shared.get("rescale")
-        if rescale is not None and not rescale.flag() and self.method.made_by in ("dare", "della"):
+        rescale, made_by = self.shared.get("rescale"), self.method.made_by
+        if rescale is not None and not rescale.flag() and made_by is not None and SPARSIFIERS[made_by].rescale != "none":
             raise rescale.error("packs are rescaled when they are compressed", hint="Use packs that were made with --rescale 1.")
         for number, own in enumerate(self.own):
             for name in ("density", "gamma", "epsilon"):

@@ -14,20 +14,21 @@ from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.errors import RecipeError
-from deltapack.format.digest import CHUNK, TILE, chunk_count
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.format.digest import TILE
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
-from deltapack.sparsify.breadcrumbs import Breadcrumbs, count_outliers
 from deltapack.sparsify.dare import ALL_KEPT
-from deltapack.sparsify.della import Della
-from deltapack.sparsify.kept import Sparsifier
-from deltapack.sparsify.magnitude import Magnitude, count_kept
-from deltapack.sparsify.ranking import Magnitudes, find_cuts, places_in_cut
+from deltapack.sparsify.kept import Sparsifier, TensorDelta
+from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["DeltaPlan", "PackPlan", "WholePlan", "identity_of", "plan_tensor"]
 
-_AUTO_ORDER = ("int2", "int3", "int4", "int8", "bf16")
+Read = Callable[[int, int], NDArray[np.float32]]
+"""Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
+
+_AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.auto]
 _SAMPLE_TILES = 8
 _NOISE_FLOOR = 1e-4
 """Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
@@ -127,30 +128,20 @@ def plan_tensor(
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
     values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.fidelity)
-    index, shift = best_index(settings.keep / ALL_KEPT) if index == "gaps" else (index, 0)
-    return replace(plan, codec=TermCodec(index, values, shift), sparsifier=_sparsifier(base, finetuned, plan, workers))
+    index, shift = best_index(settings.density) if index == "gaps" else (index, 0)
+    plan = replace(plan, codec=TermCodec(index, values, shift))
+    if settings.method.plan is None or settings.keep == ALL_KEPT:
+        return plan
+    row = tensor.shape[-1] if len(tensor.shape) > 1 else plan.common
+    return replace(plan, sparsifier=settings.method.plan(_delta(_reader(base, finetuned, plan), plan.common, row, plan, workers)))
 
 
-def _sparsifier(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, workers: int) -> Sparsifier | None:
-    """Return what chooses the kept elements by their differences; rankings take streaming passes over both tensors."""
-    settings, numel, read = plan.recipe, plan.common, _reader(base, finetuned, plan)
-    if settings.sparsify == "dare" or settings.keep == ALL_KEPT:
-        return None
-    density = settings.keep / ALL_KEPT
-    if settings.sparsify == "della":
-        row = plan.tensor.shape[-1] if len(plan.tensor.shape) > 1 else numel
-        return Della(density, settings.epsilon, plan.key, row, numel, read, settings.unbiased)
-    count = count_kept(density, numel)
-    outliers = count_outliers(settings.gamma, count, numel) if settings.sparsify == "breadcrumbs" else 0
-    ranks = [count] if settings.sparsify == "magnitude" else [count + outliers, outliers]
-    chunks = Magnitudes(
-        chunk_count(numel), lambda chunk: read(chunk * CHUNK, min((chunk + 1) * CHUNK, numel)), lambda nonzero: ranks
-    )
-    (cuts,) = find_cuts([chunks], workers)
-    return Magnitude(cuts[0]) if settings.sparsify == "magnitude" else Breadcrumbs(*cuts)
+def _delta(read: Read, numel: int, row: int, plan: DeltaPlan, workers: int) -> TensorDelta:
+    recipe = plan.recipe
+    return TensorDelta(read, numel, row, recipe.density, plan.key, recipe.parameters, recipe.unbiased, workers)
 
 
-def _reader(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan) -> Callable[[int, int], NDArray[np.float32]]:
+def _reader(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan) -> Read:
     """Return a function that reads differences [start, stop); they are valid until the thread reads again."""
     source, buffers = plan.base, Buffers()
 
@@ -173,17 +164,18 @@ def _can_subtract(tensor: TensorInfo, partner: TensorInfo, recipe: TensorRecipe)
 
 
 def _index_codec(recipe: TensorRecipe) -> str:
+    drawn = recipe.index in INDEX_CODECS and INDEX_CODECS[recipe.index].kept == "random"
     if recipe.keep == ALL_KEPT:
-        if recipe.index == "seeded":
-            raise RecipeError("index=seeded needs a drop rate above 0", hint="Use --index auto.")
+        if drawn:
+            raise RecipeError(f"index={recipe.index} needs a drop rate above 0", hint="Use --index auto.")
         return "all"
-    index = recipe.index
-    if recipe.sparsify != "dare":
-        if index == "seeded":
-            hint = f"Positions that {recipe.sparsify} chooses are stored: use --index auto."
-            raise RecipeError("index=seeded is for masks at random", expected="sparsify=dare", found=recipe.sparsify, hint=hint)
-        index = "gaps" if index == "auto" else index
-    return "seeded" if index == "auto" else index
+    if drawn and not recipe.method.random:
+        expected = "sparsify=" + " or ".join(row.name for row in SPARSIFIERS.values() if row.random)
+        hint = f"Positions that {recipe.sparsify} chooses are stored: use --index auto."
+        raise RecipeError(f"index={recipe.index} is for masks at random", expected=expected, found=recipe.sparsify, hint=hint)
+    if recipe.index == "auto":
+        return "seeded" if recipe.method.random else "gaps"
+    return recipe.index
 
 
 def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidelity: float) -> str:
@@ -196,7 +188,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
     power = float(np.square(kept, dtype=np.float64).sum())
     if power == 0 or not np.isfinite(power):
         return _AUTO_ORDER[0] if power == 0 else "f32"
-    drop_rate = 1 - plan.recipe.keep / ALL_KEPT
+    drop_rate = 1 - plan.recipe.density
     allowed = max(fidelity * drop_rate, _NOISE_FLOOR)
     for values in _AUTO_ORDER[:-1]:
         _, seen = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
@@ -214,17 +206,16 @@ def _sample(
     chosen = np.unique(np.linspace(0, tiles - 1, min(tiles, _SAMPLE_TILES)).astype(int))
     parts = [np.zeros(0, np.float32)]
     for tile in map(int, chosen):
-        parts.append(_typical(read(tile * TILE, min((tile + 1) * TILE, plan.common)), plan.recipe))
+        parts.append(_typical(read(tile * TILE, min((tile + 1) * TILE, plan.common)), plan))
     kept = [part for part in parts if len(part)]
     return np.concatenate(parts), np.array([len(part) for part in kept], np.int64)
 
 
-def _typical(delta: NDArray[np.float32], recipe: TensorRecipe) -> NDArray[np.float32]:
+def _typical(delta: NDArray[np.float32], plan: DeltaPlan) -> NDArray[np.float32]:
     """Return differences like those that would be kept of a tile, as a new array."""
-    if recipe.sparsify in ("dare", "della") or recipe.keep == ALL_KEPT:
+    recipe, method = plan.recipe, plan.recipe.method
+    if method.plan is None or method.by_chance or recipe.keep == ALL_KEPT:
         # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
         return delta[:: max(1, min(ALL_KEPT // recipe.keep, len(delta)))].copy()
-    count = count_kept(recipe.keep / ALL_KEPT, len(delta))
-    outliers = count_outliers(recipe.gamma, count, len(delta)) if recipe.sparsify == "breadcrumbs" else 0
-    (cuts,) = find_cuts([Magnitudes(1, lambda chunk: delta, lambda nonzero: [count + outliers, outliers])], 1)
-    return delta[places_in_cut(0, delta, *cuts)]
+    tile = _delta(lambda start, stop: delta[start:stop], len(delta), len(delta), plan, workers=1)
+    return method.plan(tile).select(0, delta).values

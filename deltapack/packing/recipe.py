@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError
-from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate, rescale_factor
-from deltapack.sparsify.della import USUAL_EPSILON, epsilon_for
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
+from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
 
 __all__ = [
     "DENSE",
     "INDEX_CHOICES",
     "SETTINGS",
     "SPARSIFY_CHOICES",
-    "USUAL_EPSILON",
     "VALUE_CHOICES",
     "Override",
     "Recipe",
@@ -26,9 +26,9 @@ __all__ = [
     "parse_override",
 ]
 
-VALUE_CHOICES = ("auto", "f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")
-SPARSIFY_CHOICES = ("dare", "magnitude", "della", "breadcrumbs")
-INDEX_CHOICES = ("auto", "seeded", "gaps", "bitmap")
+VALUE_CHOICES = ("auto", *VALUE_CODECS)
+SPARSIFY_CHOICES: Mapping[str, SparsifyMethod] = SPARSIFIERS
+INDEX_CHOICES = ("auto", *(name for name, row in INDEX_CODECS.items() if row.kept != "all"))
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class TensorRecipe:
         index: Index codec or `"auto"`.
         whole: Whether the tensor is stored whole instead, bit for bit.
         sparsify: Sparsifier.
-        epsilon: Half-width of DELLA's range of probabilities.
-        gamma: Share of the largest elements that breadcrumbs drops.
-        unbiased: Whether DELLA divides what it keeps by its probability.
+        parameters: The sparsifier's own, by name.
+        unbiased: Whether no factor was named, so that the sparsifier may divide what it keeps by its probability.
     """
 
     keep: int
@@ -53,9 +52,18 @@ class TensorRecipe:
     index: str
     whole: bool = False
     sparsify: str = "dare"
-    epsilon: float = 0.0
-    gamma: float = 0.0
+    parameters: Mapping[str, float] = field(default_factory=dict)
     unbiased: bool = False
+
+    @property
+    def method(self) -> SparsifyMethod:
+        """The row of its sparsifier."""
+        return SPARSIFIERS[self.sparsify]
+
+    @property
+    def density(self) -> float:
+        """Share of the elements to keep."""
+        return self.keep / ALL_KEPT
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,8 @@ class Recipe:
 
     Attributes:
         drop_rate: Fraction of the delta to drop, in [0, 1).
-        sparsify: What is dropped: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at random, the smaller the likelier) or
-            `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
+        sparsify: What is dropped, a name of `deltapack.sparsify.table`: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at
+            random, the smaller the likelier), `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
         index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 21 % are kept, which
             is what gaps in unary are.
@@ -122,10 +130,10 @@ class Recipe:
             raise RecipeError("seed is out of range", expected="an integer below 2^63", found=self.seed)
         if not (math.isfinite(self.fidelity) and self.fidelity > 0):
             raise RecipeError("fidelity is out of range", expected="above 0", found=self.fidelity)
-        if not 0 <= self.gamma < 1:
-            raise RecipeError("gamma is out of range", expected="0 <= gamma < 1", found=self.gamma)
-        if self.sparsify == "della" and self.drop_rate > 0:
-            epsilon_for(1 - self.drop_rate, self.epsilon)
+        for option in (option for row in SPARSIFIERS.values() for option in row.options):
+            if option.check is not None and getattr(self, option.name) is not None:
+                option.check(getattr(self, option.name))
+        self._settled(self.sparsify, 1 - self.drop_rate)
         for pattern in (self.include, self.exclude, *(override.pattern for override in self.overrides)):
             _regex(pattern)
         for override in self.overrides:
@@ -139,15 +147,12 @@ class Recipe:
             if re.fullmatch(override.pattern, name):
                 chosen |= _settings(override)
         keep, sparsify, rescale = keep_of_drop_rate(chosen["drop_rate"]), chosen["sparsify"], chosen["rescale"]
-        epsilon = epsilon_for(keep / ALL_KEPT, self.epsilon) if sparsify == "della" and keep != ALL_KEPT else 0.0
-        usual = rescale_factor(keep) if sparsify == "dare" else 1.0
-        factor = usual if rescale is None else rescale
+        factor = SPARSIFIERS[sparsify].factor(keep) if rescale is None else rescale
         skipped = self.include is not None and not re.search(self.include, name)
         excluded = self.exclude is not None and bool(re.search(self.exclude, name))
         whole = skipped or excluded
-        return TensorRecipe(
-            keep, factor, chosen["values"], chosen["index"], whole, sparsify, epsilon, self.gamma, unbiased=rescale is None
-        )
+        parameters = self._settled(sparsify, keep / ALL_KEPT)
+        return TensorRecipe(keep, factor, chosen["values"], chosen["index"], whole, sparsify, parameters, unbiased=rescale is None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a pack states it: strings and integers only."""
@@ -161,14 +166,17 @@ class Recipe:
             "include": self.include,
             "exclude": self.exclude,
             "fidelity": repr(float(self.fidelity)),
-            "epsilon": repr(epsilon_for(1 - self.drop_rate, self.epsilon)) if self.sparsify == "della" and self.drop_rate else None,
-            "gamma": repr(float(self.gamma)) if self.sparsify == "breadcrumbs" else None,
+            **{name: repr(float(value)) for name, value in self._settled(self.sparsify, 1 - self.drop_rate).items()},
             "overrides": [
                 {"pattern": override.pattern} | {key: str(value) for key, value in _settings(override).items()}
                 for override in self.overrides
             ],
         }
         return {key: value for key, value in out.items() if value not in (None, [])}
+
+    def _settled(self, sparsify: str, density: float) -> dict[str, float]:
+        method = SPARSIFIERS[sparsify]
+        return method.settled(density, {option.name: getattr(self, option.name) for option in method.options})
 
 
 def parse_override(text: str) -> Override:
@@ -204,7 +212,7 @@ def _settings(override: Override) -> Mapping[str, Any]:
     return {key: value for key, value in pairs.items() if value is not None}
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value)
 

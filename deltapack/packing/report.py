@@ -9,12 +9,9 @@ from pathlib import Path
 from deltapack.format.index import Index
 from deltapack.packing.recipe import Recipe
 from deltapack.reports import CompressReport
+from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["compress_report"]
-
-RISKY_DELTA = 0.005
-HOPELESS_DELTA = 0.03
-"""Ranges of |delta| from the DARE paper: within 0.005 a rate of 0.9 is safe, near 0.03 DARE fails."""
 
 
 def compress_report(
@@ -53,17 +50,15 @@ def compress_report(
 
 
 def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) -> list[str]:
-    out = []
-    largest = worst[0][1] if worst else 0.0
-    if recipe.drop_rate > 0 and recipe.sparsify == "dare" and largest > RISKY_DELTA:
-        names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > RISKY_DELTA)
-        count = sum(value > RISKY_DELTA for _, value in worst)
-        risk = f"dropping 90 % is risky above {RISKY_DELTA:g}"
-        if largest >= HOPELESS_DELTA:
-            risk = f"DARE does not work near {HOPELESS_DELTA:g} and above"
+    out, method = [], SPARSIFIERS[recipe.sparsify]
+    largest, risky = worst[0][1] if worst else 0.0, method.risky
+    if recipe.drop_rate > 0 and largest > risky:
+        names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > risky)
+        count = sum(value > risky for _, value in worst)
+        fails = f"{method.name.upper()} does not work near {method.hopeless:g} and above"
+        risk = fails if largest >= method.hopeless else f"dropping 90 % is risky above {risky:g}"
         out.append(
-            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above {RISKY_DELTA:g}, "
-            f"the worst {names}. "
+            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above {risky:g}, the worst {names}. "
             "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."
         )
     code = [file.name for file in index.files or () if file.name.endswith(".py") and file.blob is not None]

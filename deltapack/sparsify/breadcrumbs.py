@@ -13,15 +13,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.sparsify.kept import Kept, kept_at
-from deltapack.sparsify.ranking import Cut, places_in_cut
+from deltapack.errors import RecipeError
+from deltapack.sparsify.kept import Kept, TensorDelta, kept_at
+from deltapack.sparsify.magnitude import count_kept
+from deltapack.sparsify.ranking import Cut, cuts_of, places_in_cut
 
-__all__ = ["Breadcrumbs", "count_outliers"]
+__all__ = ["Breadcrumbs", "check_gamma", "count_outliers", "plan"]
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuse what is no share of the elements.
+
+    Raises:
+        RecipeError: `gamma` is not in [0, 1).
+    """
+    if not 0 <= gamma < 1:
+        raise RecipeError("gamma is out of range", expected="0 <= gamma < 1", found=gamma)
 
 
 def count_outliers(gamma: float, kept: int, numel: int) -> int:
     """Return how many of the largest of `numel` elements to drop where `kept` are to be kept."""
     return min(round(gamma * numel), numel - kept)
+
+
+def plan(delta: TensorDelta) -> Breadcrumbs:
+    """Rank the elements of a tensor; takes two or three passes over it."""
+    kept = count_kept(delta.density, delta.numel)
+    outliers = count_outliers(delta.parameters["gamma"], kept, delta.numel)
+    return Breadcrumbs(*cuts_of(delta, kept + outliers, outliers))
 
 
 @dataclass(frozen=True)

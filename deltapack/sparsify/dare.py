@@ -16,9 +16,12 @@ from deltapack.errors import RecipeError
 from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
 
-__all__ = ["ALL_KEPT", "keep_of_drop_rate", "mask_key", "rescale_factor", "select"]
+__all__ = ["ALL_KEPT", "HOPELESS", "RISKY", "keep_of_drop_rate", "mask_key", "rescale_factor", "select"]
 
 ALL_KEPT = 1 << 32
+RISKY = 0.005
+HOPELESS = 0.03
+"""Magnitudes of differences, from the paper: within 0.005 a rate of 0.9 is safe, near 0.03 DARE fails."""
 
 
 def keep_of_drop_rate(drop_rate: float) -> int:

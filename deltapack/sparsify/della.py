@@ -21,9 +21,9 @@ from deltapack import kernels
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.sparsify.dare import ALL_KEPT
-from deltapack.sparsify.kept import Kept, kept_at
+from deltapack.sparsify.kept import Kept, TensorDelta, kept_at
 
-__all__ = ["USUAL_EPSILON", "Della", "epsilon_for", "probabilities"]
+__all__ = ["USUAL_EPSILON", "Della", "epsilon_for", "plan", "probabilities"]
 
 USUAL_EPSILON = 0.15
 
@@ -54,6 +54,12 @@ def _by_rank(length: int, density: float, epsilon: float) -> tuple[NDArray[np.ui
     """Return, by rank, the number below which a sample keeps an element, and what the kept value is multiplied with."""
     chances = probabilities(length, density, epsilon)
     return np.rint(chances * ALL_KEPT).astype(np.uint64), (1 / chances).astype(np.float32)
+
+
+def plan(delta: TensorDelta) -> Della:
+    """Return what keeps elements of a tensor; nothing has to be read before."""
+    epsilon = delta.parameters["epsilon"]
+    return Della(delta.density, epsilon, delta.key, delta.row, delta.numel, delta.read, delta.unbiased)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What every sparsifier gives: the kept elements of a chunk."""
+"""What every sparsifier is given, the difference of a tensor, and what it gives, the kept elements of a chunk."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,32 @@ from numpy.typing import NDArray
 
 from deltapack.kernels.reference.positions import tile_counts
 
-__all__ = ["Kept", "Sparsifier", "kept_at"]
+__all__ = ["Kept", "Sparsifier", "TensorDelta", "kept_at"]
+
+
+@dataclass(frozen=True)
+class TensorDelta:
+    """The difference of a tensor, to be read piece by piece, and what is asked of the sparsifier.
+
+    Attributes:
+        read: Returns differences [start, stop) in row-major order, `f32`; they are valid until the thread reads again.
+        numel: Number of elements.
+        row: Elements of a row, the last dimension; all elements, if there is but one.
+        density: Share of the elements to keep, in (0, 1).
+        key: 64 bits for random numbers; differ between tensors and fine-tunes.
+        parameters: The sparsifier's own, by name.
+        unbiased: Whether kept values are divided by the probability to be kept; false where the user named a factor.
+        workers: Threads for passes over the tensor.
+    """
+
+    read: Callable[[int, int], NDArray[np.float32]]
+    numel: int
+    row: int
+    density: float
+    key: int
+    parameters: Mapping[str, float]
+    unbiased: bool
+    workers: int
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.sparsify.kept import Kept, kept_at
-from deltapack.sparsify.ranking import Cut, places_in_cut
+from deltapack.sparsify.kept import Kept, TensorDelta, kept_at
+from deltapack.sparsify.ranking import Cut, cuts_of, places_in_cut
 
-__all__ = ["Magnitude", "count_kept"]
+__all__ = ["Magnitude", "count_kept", "plan"]
 
 
 def count_kept(density: float, numel: int) -> int:
     """Return how many of `numel` elements to keep."""
     return max(1, round(density * numel))
+
+
+def plan(delta: TensorDelta) -> Magnitude:
+    """Rank the elements of a tensor; takes two or three passes over it."""
+    return Magnitude(*cuts_of(delta, count_kept(delta.density, delta.numel)))
 
 
 @dataclass(frozen=True)

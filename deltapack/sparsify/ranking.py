@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.kernels.reference.choosing import HIGH, LOW, MAGNITUDE
 from deltapack.parallel import ordered_map
+from deltapack.sparsify.kept import TensorDelta
 
-__all__ = ["Cut", "Magnitudes", "find_cuts", "places_in_cut"]
+__all__ = ["Cut", "Magnitudes", "cuts_of", "find_cuts", "places_in_cut"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ def places_in_cut(chunk: int, elements: NDArray[np.float32], cut: Cut, outliers:
     """
     ties = [found.ties[chunk] if found.ties else 0 for found in (cut, outliers)]
     return kernels.active().places_between(elements, cut.bits, ties[0], outliers.bits, ties[1])
+
+
+def cuts_of(delta: TensorDelta, *ranks: int) -> tuple[Cut, ...]:
+    """Return the cuts of one difference of a tensor, one for each rank."""
+    tensor = Magnitudes(
+        chunk_count(delta.numel), lambda chunk: delta.read(chunk * CHUNK, min((chunk + 1) * CHUNK, delta.numel)), lambda nonzero: ranks
+    )
+    return find_cuts([tensor], delta.workers)[0]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,7 +25,6 @@ from deltapack.packing.recipe import (
     INDEX_CHOICES,
     SETTINGS,
     SPARSIFY_CHOICES,
-    USUAL_EPSILON,
     VALUE_CHOICES,
     Recipe,
     parse_override,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 PARTS = {
     "index": "index (positions)",
     "codes": "values",
@@ -57,6 +57,25 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
     return pairs
 
 
+def _sparsify_options(command: Command) -> Command:
+    """Add an option for each number that a sparsifier takes."""
+    for name, option in reversed([(row.name, option) for row in SPARSIFY_CHOICES.values() for option in row.options]):
+        command = click.option(
+            f"--{option.name.replace('_', '-')}",
+            type=float,
+            default=option.default,
+            show_default=option.default is not None,
+            metavar=option.metavar,
+            help=f"For {name}: {option.text}",
+        )(command)
+    return command
+
+
+_DROPS = "; ".join(f"{row.name} {row.text}" for row in SPARSIFY_CHOICES.values())
+_RANDOM = " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.random)
+_BY_RATE = " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.rescale == "rate")
+
+
 @click.command(short_help="Pack the difference between a fine-tune and its base.")
 @options.base_argument
 @options.finetuned_argument
@@ -64,16 +83,12 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
 @click.option("--drop-rate", type=float, default=Recipe.drop_rate, show_default=True, help="Share of the difference to drop.")
 @click.option(
     "--sparsify",
-    type=click.Choice(SPARSIFY_CHOICES),
+    type=click.Choice(list(SPARSIFY_CHOICES)),
     default=Recipe.sparsify,
     show_default=True,
-    help="What to drop: dare at random; magnitude the smallest; della at random, the smaller the likelier; breadcrumbs the "
-    "smallest and the very largest. All but dare store their positions.",
+    help=f"What to drop: {_DROPS}. All but {_RANDOM} store their positions.",
 )
-@click.option(
-    "--epsilon", type=float, metavar="E", help=f"For della: keep with density - E to density + E; {USUAL_EPSILON:g} if that fits."
-)
-@click.option("--gamma", type=float, default=Recipe.gamma, show_default=True, metavar="G", help="For breadcrumbs: share of outliers.")
+@_sparsify_options
 @click.option(
     "--values",
     type=click.Choice(VALUE_CHOICES),
@@ -89,7 +104,7 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
     help=f"How kept positions are stored; auto takes the smallest. gaps is a bitmap where over {100 * DENSE:.0f} % are kept.",
 )
 @click.option(
-    "--rescale", type=float, metavar="FACTOR", help="Factor for kept values; 1 / (1 - rate) for dare unless given, 1 for others."
+    "--rescale", type=float, metavar="FACTOR", help=f"Factor for kept values; 1 / (1 - rate) for {_BY_RATE} unless given, 1 for others."
 )
 @click.option("--seed", type=int, default=Recipe.seed, show_default=True, metavar="N", help="Another seed drops other elements.")
 @click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")
@@ -135,8 +150,6 @@ def command(
     out: Path,
     drop_rate: float,
     sparsify: str,
-    epsilon: float | None,
-    gamma: float,
     values: str,
     index: str,
     rescale: float | None,
@@ -152,6 +165,7 @@ def command(
     force: bool,
     quiet: bool,
     as_json: bool,
+    **of_sparsifiers: Any,
 ) -> None:
     """Pack the difference between FINETUNED and BASE.
 
@@ -161,8 +175,6 @@ def command(
     recipe = Recipe(
         drop_rate=drop_rate,
         sparsify=sparsify,
-        epsilon=epsilon,
-        gamma=gamma,
         values=values,
         index=index,
         rescale=rescale,
@@ -172,6 +184,7 @@ def command(
         overrides=tuple(map(parse_override, overrides)),
         fidelity=fidelity,
         non_finite=non_finite,
+        **of_sparsifiers,
     )
     with show_progress("compressing", quiet=quiet) as progress:
         report = deltapack.compress(

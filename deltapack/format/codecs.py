@@ -1,0 +1,139 @@
+"""The codecs as data, one row each: what the index may name, and what reading and writing a term needs to know of it.
+
+Everything that lists codecs takes its list from here: parsing, recipes, the command line, the engines of every device, tests. What the
+streams mean is in `spec/codecs/` and `deltapack.codecs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from deltapack.dtypes import BY_NAME, DType
+
+__all__ = ["INDEX_CODECS", "VALUE_CODECS", "IndexCodec", "Parameter", "ScaleSearch", "ValueCodec"]
+
+FIELDS = (1, 2, 4, 8)
+"""Bits that a code with a scale may take: those that fill a byte."""
+
+
+@dataclass(frozen=True)
+class ScaleSearch:
+    """How a writer chooses the scales of a low-bit codec; readers do not need it.
+
+    Attributes:
+        top: Codes are in [-top, top - 1].
+        mantissa_bits: Candidates for a scale have so many bits of mantissa, which makes scales small after zstd.
+        candidates: How many to try, downwards from the one that reaches the largest magnitude.
+    """
+
+    top: int
+    mantissa_bits: int
+    candidates: int
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.top <= 128 and 1 <= self.mantissa_bits <= 7 and self.candidates >= 1):
+            raise ValueError(f"no such search: {self}")
+
+
+@dataclass(frozen=True)
+class ValueCodec:
+    """One way to store the values of kept elements: as floats, as integers with scales, or as signs with scales.
+
+    Attributes:
+        name: Its name in the index.
+        bits: Bits of a stored code, before the zstd stage.
+        dtype: Type of the codes where they are floats, which have no scales.
+        search: How scales are chosen where codes are integers, in two's complement; codes of floats and signs need none.
+        auto: Whether `values="auto"` may take it where its noise is small enough.
+    """
+
+    name: str
+    bits: int
+    dtype: DType | None = None
+    search: ScaleSearch | None = None
+    auto: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None:
+            fits = self.bits == 8 * self.dtype.itemsize and self.search is None
+        elif self.search is not None:
+            fits = self.bits in FIELDS and self.search.top <= 1 << self.bits - 1
+        else:
+            fits = self.bits == 1
+        if not fits:
+            raise ValueError(f"no such value codec: {self}")
+
+    @property
+    def scaled(self) -> bool:
+        """Whether groups of codes have scales."""
+        return self.dtype is None
+
+    @property
+    def form(self) -> str:
+        """How a code is read: `"int"`, `"sign"`, or the name of a float type. An engine serves forms, whatever codec has them."""
+        return self.dtype.name if self.dtype is not None else "sign" if self.search is None else "int"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a term says beside its codec; a field of `deltapack.format.index.Term`.
+
+    Attributes:
+        name: Its key.
+        least: Smallest value.
+        most: Largest value.
+        digits: Hexadecimal digits that it is spelled in; 0: a JSON integer.
+    """
+
+    name: str
+    least: int
+    most: int
+    digits: int = 0
+
+    def spelled(self, value: int) -> int | str:
+        """Return a value as the index spells it."""
+        return f"{value:0{self.digits}x}" if self.digits else value
+
+
+@dataclass(frozen=True)
+class IndexCodec:
+    """One way to say which elements are kept.
+
+    Attributes:
+        name: Its name in the index.
+        kept: Whether positions are `"stored"` in a stream, drawn at `"random"` from a key, or are `"all"`.
+        parameters: What it says in the index.
+    """
+
+    name: str
+    kept: Literal["stored", "random", "all"]
+    parameters: tuple[Parameter, ...] = ()
+
+
+VALUE_CODECS: Mapping[str, ValueCodec] = {
+    row.name: row
+    for row in (
+        ValueCodec("f32", 32, BY_NAME["f32"]),
+        ValueCodec("bf16", 16, BY_NAME["bf16"], auto=True),
+        ValueCodec("f16", 16, BY_NAME["f16"]),
+        ValueCodec("int8", 8, search=ScaleSearch(128, 7, 1), auto=True),
+        ValueCodec("int4", 4, search=ScaleSearch(8, 4, 16), auto=True),
+        ValueCodec("int3", 4, search=ScaleSearch(4, 3, 12), auto=True),
+        ValueCodec("int2", 2, search=ScaleSearch(2, 3, 16), auto=True),
+        ValueCodec("sign", 1),
+    )
+}
+"""Value codecs by name, from the largest in a pack to the smallest: `auto` tries them from the end."""
+
+INDEX_CODECS: Mapping[str, IndexCodec] = {
+    row.name: row
+    for row in (
+        IndexCodec("seeded", "random", (Parameter("keep", 1, (1 << 32) - 1), Parameter("key", 0, (1 << 64) - 1, 16))),
+        IndexCodec("gaps", "stored", (Parameter("shift", 0, 15),)),
+        IndexCodec("bitmap", "stored"),
+        IndexCodec("all", "all"),
+    )
+}
+"""Index codecs by name."""
