@@ -13,16 +13,17 @@ import numpy as np
 
 from benchmarks.command import main
 from benchmarks.results import Cell, Section, Table, median_seconds
-from deltapack.codecs.indices import best_index, decode_positions, encode_bitmap, encode_gaps
+from deltapack.codecs.indices import best_index, decode_positions, encode_bitmap, encode_gaps, encode_positions
 from deltapack.codecs.quantize import quantize
 from deltapack.codecs.values import pack_codes
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.frames import pack_stream, unpack_stream
 from deltapack.format.index import BlobRef, Term
 from deltapack.format.table import tile_lengths
 
 DENSITIES = (0.001, 0.003, 0.01, 0.02, 0.05, 0.12, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
-CODECS = ("int8", "int4", "int3", "int2")
+CODECS = tuple(row.name for row in VALUE_CODECS.values() if row.search is not None)
 INDEX_HEADERS = ("density", "entropy b/w", "bytes over %", "Rice, shift", "Rice over %", "bitmap over %")
 DECODE_HEADERS = ("density", "bytes, ms", "Rice: x bytes", "bitmap: x bytes")
 VALUE_HEADERS = ("codec", "entropy, bits a code", "packed over %", "a code a byte over %")
@@ -71,7 +72,7 @@ def _decode_row(density: float, repeats: int) -> tuple[Cell, ...]:
     rice = best_index(density)[1] or max(1, round(math.log2(0.7 / density)))
 
     def seconds(index: str, shift: int) -> float:
-        raw = encode_bitmap(positions, CHUNK) if index == "bitmap" else encode_gaps(positions, counts, shift)
+        raw = encode_positions(index, shift, positions, counts, CHUNK) or b""
         term, stored = Term(index, "f32", 1.0, 0, BlobRef(0, 0, ""), shift=shift), pack_stream(raw)
         return median_seconds(lambda: decode_positions(term, unpack_stream(stored, len(raw)), 0, counts, lengths, room), repeats)
 

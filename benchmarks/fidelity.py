@@ -17,10 +17,11 @@ from benchmarks.pairs import Pair, real_pairs, synthetic_pair
 from benchmarks.results import Cell, Section, Table, progress
 from benchmarks.sentences import SENTENCES
 from deltapack.checkpoint import open_checkpoint
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.kernels.reference import difference
 
-CODECS = ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")
-LOSSY = ("auto", "int8", "int4", "int3", "int2", "sign")
+CODECS = tuple(VALUE_CODECS)
+LOSSY = ("auto", *(row.name for row in VALUE_CODECS.values() if row.scaled))
 DROP_RATES = (0.5, 0.9, 0.99)
 ERROR_HEADERS = ("pair", "drop", "values", "rel. squared error", "SNR dB", "of DARE's own noise %", "bits/weight")
 AUTO_HEADERS = ("pair", "drop", "tensors by codec", "elements by codec %", "rel. squared error", "bits/weight")

@@ -35,6 +35,8 @@ from support.fixtures import Applied, PackOf
 import deltapack
 from deltapack import Override, Recipe
 from deltapack.errors import MergeConflictError, RecipeError
+from deltapack.format.codecs import VALUE_CODECS
+from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES
 
 
 def everything() -> tuple[Model, Model, tuple[Override, ...]]:
@@ -42,12 +44,13 @@ def everything() -> tuple[Model, Model, tuple[Override, ...]]:
     base: Model = {}
     tuned: Model = {}
     overrides = []
+    indexes = [index for index in INDEX_CHOICES if index != "auto"]
     for number, dtype in enumerate(FLOATS):
-        for values in ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign"):
+        for place, values in enumerate(VALUE_CODECS):
             name = f"{dtype}.{values}"
             base[name] = random_tensor(number, (50, 41), dtype)
             tuned[name] = moved(base[name], number + 50, 0.05)
-            index = ("seeded", "gaps", "bitmap")[(number + len(values)) % 3]
+            index = indexes[(number + place) % len(indexes)]
             overrides.append(Override(name.replace(".", r"\."), values=values, index=index))
     base |= {"grown": random_tensor(1, (50, 40), "bf16"), "shrunk": random_tensor(2, (50, 40)), "gone": random_tensor(3, (9,))}
     tuned |= {"grown": random_tensor(1, (60, 40), "bf16"), "shrunk": random_tensor(9, (40, 40)), "new": whole("bool", [1, 0])}
@@ -190,8 +193,8 @@ def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory)
                 model[name] = edited(tensor, place, np.frombuffer(bits, tensor.bits.dtype)[0])
     recipe = Recipe(
         drop_rate=data.draw(st.sampled_from([0.0, 0.1, 0.9, 0.99])),
-        values=data.draw(st.sampled_from(["auto", "f32", "int4", "int8", "sign"])),
-        index=data.draw(st.sampled_from(["auto", "gaps", "bitmap"])),
+        values=data.draw(st.sampled_from(VALUE_CHOICES)),
+        index=data.draw(st.sampled_from([index for index in INDEX_CHOICES if index != "seeded"])),  # not where nothing is dropped
         seed=data.draw(st.integers(-9, 9)),
         non_finite="store",
     )

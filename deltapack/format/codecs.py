@@ -12,7 +12,7 @@ from typing import Literal
 
 from deltapack.dtypes import BY_NAME, DType
 
-__all__ = ["INDEX_CODECS", "VALUE_CODECS", "IndexCodec", "Parameter", "ScaleSearch", "ValueCodec"]
+__all__ = ["FIELDS", "INDEX_CODECS", "VALUE_CODECS", "IndexCodec", "Parameter", "ScaleSearch", "ValueCodec"]
 
 FIELDS = (1, 2, 4, 8)
 """Bits that a code with a scale may take: those that fill a byte."""

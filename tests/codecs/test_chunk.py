@@ -16,6 +16,7 @@ from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chu
 from deltapack.codecs.stored import decode_stored_chunk, encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import ChecksumError, DeltapackError, FormatError
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE, TILES_PER_CHUNK
 from deltapack.format.frames import compress_frame, pack_stream
 from deltapack.format.index import BaseRef, BlobRef, Entry, Term
@@ -28,10 +29,9 @@ F32 = BY_NAME["f32"]
 TWO = np.float32(2)
 LENGTHS = [1, 2, 63, 64, 65, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK + 1]
 ALL_CODECS = [
-    *(TermCodec("bitmap", values) for values in ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")),
-    *(TermCodec("gaps", "int4", shift) for shift in (0, 1, 4, 15)),
-    TermCodec("seeded", "int2"),
-    TermCodec("all", "bf16"),
+    *(TermCodec("bitmap", values) for values in VALUE_CODECS),
+    *(TermCodec("gaps", "int4", shift) for shift in (1, 4, 15)),
+    *(TermCodec(index, values) for index in INDEX_CODECS for values in ("int2", "bf16")),
 ]
 
 
@@ -48,10 +48,10 @@ def finish(writer: PackWriter, entry: Entry) -> None:
 
 def mask(codec: TermCodec, chunk: int, length: int, density: float) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     lengths = np.array(tile_lengths(length), np.int64)
-    if codec.index == "seeded":
+    if INDEX_CODECS[codec.index].kept == "random":
         return reference.sample_positions(KEY, KEEP, chunk * TILES_PER_CHUNK, lengths)
     kept = np.random.default_rng(chunk).random(length) < density
-    kept |= codec.index == "all"
+    kept |= INDEX_CODECS[codec.index].kept == "all"
     positions = np.flatnonzero(kept).astype(np.uint32)
     return positions, np.bincount(positions // TILE, minlength=len(lengths)).astype(np.int64)
 

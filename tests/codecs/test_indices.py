@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deltapack.codecs.indices import best_index, decode_positions, encode_bitmap, encode_gaps, index_raw_bounds
+from deltapack.codecs.indices import (
+    STORED,
+    best_index,
+    decode_positions,
+    encode_bitmap,
+    encode_gaps,
+    encode_positions,
+    index_raw_bounds,
+)
 from deltapack.errors import FormatError
+from deltapack.format.codecs import INDEX_CODECS
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.frames import pack_stream
 from deltapack.format.index import BlobRef, Term
@@ -88,6 +97,30 @@ def test_bitmap_round_trip(length: int, density: float) -> None:
     raw = encode_bitmap(positions, length)
     assert index_raw_bounds("bitmap", 0, counts_of(positions, length), lengths_of(length)) == (len(raw), len(raw))
     assert np.array_equal(decode("bitmap", raw, counts_of(positions, length), lengths_of(length)), positions)
+
+
+def test_what_streams_mean_is_known_of_every_codec_that_stores_one() -> None:
+    assert set(STORED) == {row.name for row in INDEX_CODECS.values() if row.kept == "stored"}
+    for row in INDEX_CODECS.values():
+        raw = encode_positions(row.name, 0, np.array([1], np.uint32), np.array([1], np.int64), 9)
+        assert (raw is None) == (row.kept != "stored")
+
+
+@pytest.mark.parametrize("index", STORED)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.3, 1.0])
+def test_every_stored_index_round_trips(index: str, length: int, density: float) -> None:
+    positions = np.flatnonzero(np.random.default_rng(length).random(length) < density).astype(np.uint32)
+    counts, lengths = counts_of(positions, length), lengths_of(length)
+    raw = encode_positions(index, 0, positions, counts, length)
+    assert raw is not None
+    least, most = index_raw_bounds(index, 0, counts, lengths)
+    assert least <= len(raw) <= most
+    assert np.array_equal(decode(index, raw, counts, lengths), positions)
+    if length > 1 and 0 < len(positions) < length:
+        with pytest.raises(FormatError) as caught:
+            decode(index, raw, counts + np.eye(len(counts), dtype=np.int64)[0] * (1 if counts[0] < lengths[0] else -1), lengths)
+        assert caught.value.rule == "R9"
 
 
 def test_bytes_are_those_of_the_specification() -> None:
@@ -183,7 +216,8 @@ def test_stored_indices_are_within_two_percent_of_the_entropy(density: float) ->
     (index, shift), rng, stored, entropy = best_index(density), np.random.default_rng(7), 0, 0.0
     for _ in range(4):
         positions = np.flatnonzero(rng.random(CHUNK, np.float32) < density).astype(np.uint32)
-        raw = encode_bitmap(positions, CHUNK) if index == "bitmap" else encode_gaps(positions, counts_of(positions, CHUNK), shift)
+        raw = encode_positions(index, shift, positions, counts_of(positions, CHUNK), CHUNK)
+        assert raw is not None
         stored += len(pack_stream(raw))
         entropy += entropy_bytes(density, len(positions), CHUNK)
     assert stored <= 1.02 * entropy
@@ -192,4 +226,5 @@ def test_stored_indices_are_within_two_percent_of_the_entropy(density: float) ->
 @given(st.floats(0, 1))
 def test_best_index_is_one_that_the_format_knows(density: float) -> None:
     index, shift = best_index(density)
-    assert (index, shift) == ("bitmap", 0) or (index == "gaps" and 0 <= shift <= 15)
+    assert INDEX_CODECS[index].kept == "stored"
+    assert all(parameter.least <= shift <= parameter.most for parameter in INDEX_CODECS[index].parameters)

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.codecs import FLOAT_CODES, SCALED, SEARCHES, is_sign, written_range
 
 from deltapack.codecs.quantize import quantize
 from deltapack.errors import NonFiniteError
 from deltapack.kernels import reference
 
-RANGE = {"int8": (-128, 127), "int4": (-8, 7), "int3": (-4, 3), "int2": (-2, 1), "sign": (-1, 1)}
+SEARCHING = [codec for codec, search in SEARCHES.items() if search.candidates > 1]
 Floats = NDArray[np.float32]
 ONE = np.float32(1)
 
@@ -59,26 +60,26 @@ def best_errors(values: Floats, low: int, high: int) -> NDArray[np.float64]:
     return found
 
 
-@pytest.mark.parametrize("codec", sorted(RANGE))
+@pytest.mark.parametrize("codec", SCALED)
 @pytest.mark.parametrize("kept", [[0], [1], [127, 0, 128], [129, 1], [300, 300]])
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-30, 1e-3, 1.0, 1e30, 1e38])
 def test_codes_and_scales_are_in_range(codec: str, kept: list[int], scale: float) -> None:
     counts = np.array(kept, np.int64)
     values = (np.random.default_rng(3).uniform(-1, 1, counts.sum()) * scale).astype(np.float32)
     codes, scales = quantize(codec, values, counts)
-    low, high = RANGE[codec]
+    low, high = written_range(codec)
     assert codes.dtype == np.int8
     assert len(codes) == counts.sum()
     assert len(scales) == len(reference.group_counts(counts))
     assert not len(codes) or (low <= codes.min() and codes.max() <= high)
-    assert codec != "sign" or codes.all()
+    assert not is_sign(codec) or codes.all()
     assert np.isfinite((scales.astype(np.uint32) << 16).view(np.float32)).all()
     # No decoded value is much larger than what went in. The largest step is that of int2: largest / 1.5, rounded up.
     seen = decoded(codes, scales, counts)
     assert not len(seen) or np.abs(seen).max() <= 1.5 * np.float64(np.abs(values).max())
 
 
-@pytest.mark.parametrize("codec", sorted(RANGE))
+@pytest.mark.parametrize("codec", SCALED)
 def test_zeros_stay_zero(codec: str) -> None:
     values = np.zeros(200, np.float32)
     values[128:] = 1
@@ -87,23 +88,23 @@ def test_zeros_stay_zero(codec: str) -> None:
     assert not coded(codec, np.float32(2.0**-101) * values).any()
 
 
-@pytest.mark.parametrize("codec", ["int4", "int3", "int2"])
+@pytest.mark.parametrize("codec", SEARCHING)
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "student"])
 def test_error_is_within_two_percent_of_the_best_scale(codec: str, law: str) -> None:
     values = groups_of(law)
-    found, best = squared_errors(values, coded(codec, values)), best_errors(values, *RANGE[codec])
+    found, best = squared_errors(values, coded(codec, values)), best_errors(values, *written_range(codec))
     assert found.sum() <= 1.02 * best.sum()
 
 
-@pytest.mark.parametrize("codec", ["int4", "int3", "int2"])
+@pytest.mark.parametrize("codec", SEARCHING)
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "student"])
 def test_error_of_no_group_is_above_that_of_the_largest_magnitude(codec: str, law: str) -> None:
     """Against the usual symmetric scale, largest / (2^(bits-1) - 1), which is not rounded to few bits as ours is."""
-    values, (low, high) = groups_of(law), RANGE[codec]
+    values, (low, high) = groups_of(law), written_range(codec)
     found = squared_errors(values, coded(codec, values))
     usual = errors_of_scale(values, np.abs(values).max(axis=1).astype(np.float64) / high, low, high)
     assert np.all(found <= 1.01 * usual)
-    assert found.sum() < 0.75 * usual.sum()
+    assert found.sum() < (0.75 if high < 8 else 1) * usual.sum()
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "student", "uniform"])
@@ -133,7 +134,7 @@ def test_sign_scale_is_the_mean_magnitude(law: str) -> None:
     assert squared_errors(values, seen).sum() <= 1.01 * best.sum()
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "int3", "int2"])
+@pytest.mark.parametrize("codec", SEARCHES)
 @pytest.mark.parametrize("value", [0.37, -0.37])
 def test_single_values_are_close(codec: str, value: float) -> None:
     """A group of one: the scale alone carries the value, to its few bits of mantissa."""
@@ -143,13 +144,13 @@ def test_single_values_are_close(codec: str, value: float) -> None:
 
 @settings(max_examples=100)
 @given(
-    st.sampled_from(sorted(RANGE)),
+    st.sampled_from(SCALED),
     st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=150),
 )
 def test_any_group(codec: str, numbers: list[float]) -> None:
     values = np.array(numbers, np.float32)
     codes, _ = quantize(codec, values, np.array([len(values)], np.int64))
-    low, high = RANGE[codec]
+    low, high = written_range(codec)
     assert low <= codes.min()
     assert codes.max() <= high
     seen = coded(codec, values)
@@ -158,7 +159,7 @@ def test_any_group(codec: str, numbers: list[float]) -> None:
     assert squared_errors(values, seen) <= squared_errors(values, np.zeros_like(values)) * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("codec", sorted(RANGE))
+@pytest.mark.parametrize("codec", SCALED)
 def test_groups_do_not_touch_each_other(codec: str) -> None:
     values = groups_of("gaussian", 5)
     alone = [coded(codec, group) for group in values]
@@ -167,7 +168,7 @@ def test_groups_do_not_touch_each_other(codec: str) -> None:
     assert coded(codec, values.reshape(-1), counts).tobytes() == np.stack(alone).tobytes()
 
 
-@pytest.mark.parametrize("codec", sorted(RANGE))
+@pytest.mark.parametrize("codec", SCALED)
 def test_negated_values_give_negated_results(codec: str) -> None:
     values = groups_of("laplace", 20)
     assert np.array_equal(coded(codec, -values), -coded(codec, values))
@@ -176,9 +177,9 @@ def test_negated_values_give_negated_results(codec: str) -> None:
 def test_float_codecs_round_and_have_no_scales() -> None:
     values = groups_of("gaussian", 2).reshape(-1)
     counts = np.array([256], np.int64)
-    for codec, size in (("f32", 4), ("bf16", 2), ("f16", 2)):
+    for codec, dtype in FLOAT_CODES.items():
         codes, scales = quantize(codec, values, counts)
-        assert codes.dtype.itemsize == size
+        assert codes.dtype.itemsize == dtype.itemsize
         assert len(scales) == 0
     assert quantize("f32", values, counts)[0].tobytes() == values.tobytes()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import device_packs as packs
+from support.codecs import completed
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.device.backends import choose
@@ -18,6 +19,7 @@ from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Engine, Saved, UndoMode, Work
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import FormatError
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.reader import PackReader
 
@@ -25,14 +27,16 @@ pytestmark = pytest.mark.slow
 
 FLOATS = ["bf16", "f16", "f32", "f8_e4m3fn", "f8_e5m2", "f64"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CODECS = [
-    *(TermCodec("seeded", values) for values in ("int4", "int8", "int3", "int2", "sign", "f32", "bf16", "f16")),
-    *(TermCodec("gaps", "int4", shift) for shift in (0, 1, 5, 9, 15)),
-    TermCodec("bitmap", "int2"),
-    TermCodec("bitmap", "f16"),
-    TermCodec("all", "int8"),
-    TermCodec("all", "bf16"),
-]
+CODECS = completed(
+    [
+        *(TermCodec("seeded", values) for values in VALUE_CODECS),
+        *(TermCodec("gaps", "int4", shift) for shift in (0, 1, 5, 9, 15)),
+        TermCodec("bitmap", "int2"),
+        TermCodec("bitmap", "f16"),
+        TermCodec("all", "int8"),
+        TermCodec("all", "bf16"),
+    ]
+)
 MIXED = [
     TermCodec("seeded", "int4"),
     TermCodec("gaps", "bf16"),
@@ -93,6 +97,13 @@ def test_every_codec(engine: Engine, make: Make, codec: TermCodec) -> None:
     density = {0: 0.1, 1: 0.4, 5: 0.02, 9: 0.001, 15: 0.0001}[codec.shift]
     for numel in (TILE + 1000, 700):
         check(engine, make(numel, [codec], density), BY_NAME["bf16"])
+
+
+def test_the_kernel_knows_every_form_of_code() -> None:
+    pytest.importorskip("triton")
+    from deltapack.device import triton_kernels
+
+    assert triton_kernels.VALUES.keys() == {row.form for row in VALUE_CODECS.values()}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -14,6 +14,7 @@ from support import device_packs as packs
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
 from deltapack.device.ready import ALIGNMENT, COLUMNS, KINDS, ReadyTerm, Segments, lay_out
 from deltapack.errors import ChecksumError, FormatError
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.index import BaseRef, BlobRef, Entry, Index, Term
 from deltapack.format.reader import PackReader
@@ -28,6 +29,7 @@ CASES = [
     (TermCodec("gaps", "int2", 9), 0.001, "wide gaps"),
     (TermCodec("bitmap", "sign"), 0.3, "bitmap"),
     (TermCodec("all", "f16"), 1, "all"),
+    *((TermCodec("seeded", values), 0.1, "seeded") for values in VALUE_CODECS if values not in ("int4", "int8", "int2", "sign", "f16")),
 ]
 
 
@@ -75,7 +77,7 @@ def test_rows_point_at_the_streams(codec: TermCodec, density: float, kind: str, 
                 within = positions[positions >> 16 == tile % 16] & (TILE - 1)
                 assert (row["count"], row["before"], row["kind"]) == (len(within), before, KINDS[kind])
                 before += len(within)
-                if codec.index in ("gaps", "bitmap"):
+                if INDEX_CODECS[codec.index].kept == "stored":
                     assert gaps_of_row(row, sent) == within.tolist()
                 assert row["codes"] % ALIGNMENT == 0
             if codec.index == "seeded":

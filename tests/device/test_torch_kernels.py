@@ -14,6 +14,7 @@ from support import device_packs as packs
 from deltapack.codecs import indices, values
 from deltapack.device import torch_kernels
 from deltapack.dtypes import BY_NAME
+from deltapack.format.codecs import VALUE_CODECS
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import reference, rounding
 from deltapack.kernels.layout import TILE, Sparse
@@ -98,13 +99,13 @@ def test_stored_positions(density: float, seed: int, length: int) -> None:
     assert np.array_equal(torch_kernels.positions_from_bits(to_device(bits.copy()), length).cpu().numpy(), positions)
 
 
-@pytest.mark.parametrize("codec", sorted(values.BITS))
+@pytest.mark.parametrize("codec", VALUE_CODECS)
 @pytest.mark.parametrize("counts", [[1], [127, 0, 128, 129], [0], [300, 1, 0, 77]])
 def test_values(codec: str, counts: list[int]) -> None:
     rng, nnz = np.random.default_rng(1), sum(counts)
     raw = rng.integers(0, 256, 4 * nnz, np.uint8)
-    if values.is_float(codec):
-        dtype = BY_NAME[codec]
+    dtype = VALUE_CODECS[codec].dtype
+    if dtype is not None:
         floats = rounding.from_f32(rng.normal(0, 1, nnz).astype(np.float32), dtype).view(np.uint8)
         from deltapack.codecs.planes import split_planes
 
@@ -112,12 +113,12 @@ def test_values(codec: str, counts: list[int]) -> None:
         ready = floats
     else:
         ready = raw[: values.codes_raw_length(codec, nnz)]
-        spare = nnz * values.BITS[codec] % 8
+        spare = nnz * VALUE_CODECS[codec].bits % 8
         ready[-1:] &= (1 << spare) - 1 if spare else 255
         scales = rounding.from_f32(rng.normal(0, 1, values.scales_raw_length(np.array(counts)) // 2).astype(np.float32), BY_NAME["bf16"])
         streams = ready.tobytes(), split_scales(scales)
     wanted = values.decode_values(codec, *streams, np.array(counts, np.int64), np.float32(1 / 0.3))
-    held = np.zeros(0, np.uint8) if values.is_float(codec) else np.ascontiguousarray(scales).view(np.uint8)
+    held = np.zeros(0, np.uint8) if dtype is not None else np.ascontiguousarray(scales).view(np.uint8)
     factor = float(np.float32(1 / 0.3))
     found = torch_kernels.decode_values(codec, to_device(ready), to_device(held), to_device(np.array(counts)), nnz, factor)
     assert found.cpu().numpy().tobytes() == wanted.tobytes()

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import DeltapackError, FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import dump_canonical
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.format.digest import CHUNK, chunk_count, fingerprint
 from deltapack.format.fields import CONTROL
 from deltapack.format.index import (
-    INDEX_CODECS,
     KINDS,
-    VALUE_CODECS,
     BaseRef,
     BlobRef,
     Entry,
@@ -58,16 +57,14 @@ class Blobs:
 
 
 def draw_term(draw: Callable[[Any], Any], common: int, blobs: Blobs) -> Term:
-    index = draw(st.sampled_from(sorted(INDEX_CODECS)))
+    index = INDEX_CODECS[draw(st.sampled_from(sorted(INDEX_CODECS)))]
     return Term(
-        index,
+        index.name,
         draw(st.sampled_from(sorted(VALUE_CODECS))),
         draw(st.floats(width=32, allow_nan=False, allow_infinity=False)),
-        common if index == "all" else draw(st.integers(0, common)),
+        common if index.kept == "all" else draw(st.integers(0, common)),
         blobs(),
-        keep=draw(st.integers(1, 2**32 - 1)) if index == "seeded" else 0,
-        key=draw(st.integers(0, 2**64 - 1)) if index == "seeded" else 0,
-        shift=draw(st.integers(0, 15)) if index == "gaps" else 0,
+        **{parameter.name: draw(st.integers(parameter.least, parameter.most)) for parameter in index.parameters},
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support import codecs
 from support.backends import BACKENDS, load
 
 from deltapack.dtypes import BY_NAME
@@ -14,7 +15,7 @@ from deltapack.kernels import Backend
 from deltapack.kernels.reference.encoding import LANES, same_bits
 from deltapack.kernels.rounding import convert, from_f32, to_f32
 
-SEARCHES = {"int8": (128, 7, 1), "int4": (8, 4, 16), "int3": (4, 3, 12), "int2": (2, 3, 16)}
+SEARCHES = {name: (search.top, search.mantissa_bits, search.candidates) for name, search in codecs.SEARCHES.items()}
 
 
 def pair_of(source: str, target: str, length: int) -> tuple[NDArray[Any], NDArray[Any]]:

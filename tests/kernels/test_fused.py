@@ -11,11 +11,11 @@ from support.backends import load
 
 from deltapack.codecs.indices import encode_gaps
 from deltapack.dtypes import BY_NAME
+from deltapack.format.codecs import FIELDS
 from deltapack.format.table import tile_lengths
 from deltapack.kernels import Encoded, reference
 from deltapack.kernels.layout import SPARE, TILE, Sparse
 
-BITS = {"int8": 8, "int4": 4, "int2": 2, "sign": 1}
 INDEXES = [("seeded", 0), ("gaps", 0), ("gaps", 3), ("gaps", 15)]
 
 
@@ -42,7 +42,7 @@ def arrays_for(length: int) -> Sparse:
 
 
 @pytest.mark.parametrize("length", [300, TILE - 1, TILE + 1, 5 * TILE + 77])
-@pytest.mark.parametrize("bits", BITS.values())
+@pytest.mark.parametrize("bits", FIELDS)
 @pytest.mark.parametrize(("index", "shift"), INDEXES)
 def test_fused_calls_give_the_bits_of_the_steps(index: str, shift: int, bits: int, length: int) -> None:
     loops = load("cpu")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.codecs import FLOAT_CODES
 
-from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
+from deltapack.format.codecs import FIELDS
 from deltapack.kernels import Backend, reference
 
 ONE_SCALE = np.array([0x3F80], np.uint16)
@@ -20,7 +21,7 @@ def test_group_counts(kept: list[int]) -> None:
     assert reference.group_counts(np.array(kept, np.int64)).tolist() == expected
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", FIELDS)
 def test_every_byte_of_codes(loops: Backend, bits: int) -> None:
     raw = np.arange(256, dtype=np.uint8)
     counts = np.full(256 * 8 // bits // 128, 128, np.int64)
@@ -36,7 +37,7 @@ def test_every_byte_of_codes(loops: Backend, bits: int) -> None:
     assert np.array_equal(loops.pack_codes(found.astype(np.int8), bits), raw)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", FIELDS)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 7, 9, 127])
 def test_codes_that_do_not_fill_their_last_byte(loops: Backend, bits: int, count: int) -> None:
     rng, low = np.random.default_rng(count), -(1 << bits - 1)
@@ -67,9 +68,9 @@ def test_scales_that_are_not_finite(loops: Backend, scale: int) -> None:
         loops.code_values(np.ones(1, np.uint8), 8, np.array([scale], np.uint16), np.array([1]), np.float32(1))
 
 
-@pytest.mark.parametrize("codec", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("codec", FLOAT_CODES)
 def test_float_codes_of_any_bits(loops: Backend, codec: str) -> None:
-    dtype = BY_NAME[codec]
+    dtype = FLOAT_CODES[codec]
     raw = np.random.default_rng(2).integers(0, 256, (dtype.itemsize, 1000), np.uint8)
     raw[-1] &= 0xBF  # no exponent of ones only
     found = loops.plane_values(raw.reshape(-1), dtype, np.float32(1 / 0.3), np.empty(1256, np.float32))

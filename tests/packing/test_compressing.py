@@ -29,6 +29,7 @@ from support.fixtures import Applied, PackOf
 import deltapack
 from deltapack import Override, Recipe
 from deltapack.errors import CheckpointError, NonFiniteError, OutputError, RecipeError
+from deltapack.packing.recipe import INDEX_CHOICES
 
 
 def positions(pack: Path, name: str) -> list[int]:
@@ -93,7 +94,7 @@ def test_seeded_gaps_and_bitmap_of_one_seed_give_the_same_model(pack_of: PackOf,
     for rate in (0.3, 0.9, 0.99):
         results = [
             applied(pack_of(base, tuned, index, index=index, drop_rate=rate, values="int4", force=True))
-            for index in ("seeded", "gaps", "bitmap", "auto")
+            for index in INDEX_CHOICES
         ]
         assert all(result == results[0] for result in results)
 

@@ -16,17 +16,20 @@ from deltapack.format.prologue import Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, StoredChunk, open_pack_writer
 from deltapack.kernels import reference
+from support.codecs import completed
 
 KEEP, KEY = 1 << 30, 0x0123456789ABCDEF
-CODECS = (
-    TermCodec("seeded", "int4"),
-    TermCodec("gaps", "bf16", 3),
-    TermCodec("gaps", "int3"),
-    TermCodec("gaps", "f16", 15),
-    TermCodec("bitmap", "sign"),
-    TermCodec("all", "f32"),
-    TermCodec("bitmap", "int2"),
-    TermCodec("gaps", "int8", 1),
+CODECS = completed(
+    (
+        TermCodec("seeded", "int4"),
+        TermCodec("gaps", "bf16", 3),
+        TermCodec("gaps", "int3"),
+        TermCodec("gaps", "f16", 15),
+        TermCodec("bitmap", "sign"),
+        TermCodec("all", "f32"),
+        TermCodec("bitmap", "int2"),
+        TermCodec("gaps", "int8", 1),
+    )
 )
 
 
