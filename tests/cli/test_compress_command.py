@@ -10,7 +10,9 @@ import pytest
 from support.commands import Pair, Run, StandIn
 
 from deltapack import Override, Recipe
+from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES
 from deltapack.reports import CompressReport
+from deltapack.sparsify.table import SPARSIFIERS
 
 
 def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
@@ -55,6 +57,25 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "force": True,
         "progress": None,
     }
+
+
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
+def test_sparsifiers_and_their_options_reach_the_library(run: Run, pair, stand_in, tmp_path: Path, sparsify: str) -> None:
+    use_case = stand_in("compress", pair.report)
+    given = {option.name: 0.0625 + number / 1024 for number, option in enumerate(SPARSIFIERS[sparsify].options)}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--sparsify", sparsify, *options)
+    assert result.exit_code == 0, result.stderr
+    assert use_case.kwargs["recipe"] == Recipe(sparsify=sparsify, **given)
+
+
+def test_help_tells_of_every_sparsifier_and_codec(run: Run) -> None:
+    text = " ".join(run("compress", "--help").stdout.split())
+    for row in SPARSIFIERS.values():
+        assert f"{row.name} {row.text}" in text
+        for option in row.options:
+            assert f"For {row.name}: {option.text.rstrip('.')}" in text
+    assert "|".join(VALUE_CHOICES) in text and "|".join(INDEX_CHOICES) in text and "|".join(SPARSIFIERS) in text
 
 
 @pytest.mark.parametrize(

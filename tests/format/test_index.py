@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import DeltapackError, FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import dump_canonical
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, ScaleSearch, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count, fingerprint
 from deltapack.format.fields import CONTROL
 from deltapack.format.index import (
@@ -66,6 +67,33 @@ def draw_term(draw: Callable[[Any], Any], common: int, blobs: Blobs) -> Term:
         blobs(),
         **{parameter.name: draw(st.integers(parameter.least, parameter.most)) for parameter in index.parameters},
     )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"bits": 3, "search": ScaleSearch(4, 3, 2)},
+        {"bits": 4, "search": ScaleSearch(16, 3, 2)},
+        {"bits": 8},
+        {"bits": 16, "dtype": BY_NAME["f32"]},
+        {"bits": 32, "dtype": BY_NAME["f32"], "search": ScaleSearch(4, 3, 2)},
+    ],
+)
+def test_value_codecs_that_cannot_be(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        ValueCodec("odd", **row)
+
+
+@pytest.mark.parametrize("search", [(1, 3, 2), (129, 3, 2), (4, 0, 2), (4, 8, 2), (4, 3, 0)])
+def test_searches_that_cannot_be(search: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError):
+        ScaleSearch(*search)
+
+
+def test_every_parameter_of_an_index_codec_is_a_field_of_a_term() -> None:
+    fields = {field.name for field in dataclasses.fields(Term)}
+    assert {parameter.name for row in INDEX_CODECS.values() for parameter in row.parameters} <= fields
+    assert all(name == row.name for table in (INDEX_CODECS, VALUE_CODECS) for name, row in table.items())
 
 
 def draw_shapes(draw: Callable[[Any], Any], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -15,6 +15,7 @@ import deltapack
 from deltapack import Recipe
 from deltapack.errors import RecipeError
 from deltapack.merging.methods.table import METHODS, REFUSED, SEMANTICS, find_method
+from deltapack.sparsify.table import SPARSIFIERS
 
 WEIGHTS = st.floats(-2, 2, width=32)
 laws = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,6 +135,7 @@ def test_every_method_says_what_it_computes() -> None:
     for variants in METHODS.values():
         for tool, method in variants.items():
             assert tool in SEMANTICS and method.text.startswith("base + ")
+            assert method.made_by is None or method.made_by in SPARSIFIERS
 
 
 @pytest.mark.parametrize("options", [{"method": "model_stock"}, {"method": "dare_linear", "density": 0.95}])

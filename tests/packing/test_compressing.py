@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.builders import (
     ROOT,
     TILE,
     Model,
+    Tensor,
     cast,
     edited,
     leftovers,
@@ -30,6 +32,7 @@ import deltapack
 from deltapack import Override, Recipe
 from deltapack.errors import CheckpointError, NonFiniteError, OutputError, RecipeError
 from deltapack.packing.recipe import INDEX_CHOICES
+from deltapack.sparsify.table import SPARSIFIERS
 
 
 def positions(pack: Path, name: str) -> list[int]:
@@ -118,6 +121,17 @@ def test_sizes_add_up_and_are_near_the_limit(pack_of: PackOf, tmp_path: Path) ->
         assert report.split["index"] == 0
         assert report.delta_bits_per_weight == 8 * (report.pack_bytes - report.split["stored"]) / (2 * CHUNK)
         assert report.delta_bits_per_weight <= limit
+
+
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
+def test_warnings_come_at_what_the_row_calls_risky(pack_of: PackOf, tmp_path: Path, sparsify: str) -> None:
+    row, base = SPARSIFIERS[sparsify], {"w": Tensor("f32", np.zeros(300, np.float32))}
+    cases = [(0.99 * row.risky, None), (1.01 * row.risky, f"risky above {row.risky:g}"), (1.01 * row.hopeless, f"near {row.hopeless:g}")]
+    for size, expected in cases if math.isfinite(row.risky) else [(1.0, None)]:
+        pack_of(base, {"w": Tensor("f32", np.full(300, size, np.float32))}, force=True)
+        paths = tmp_path / "base.safetensors", tmp_path / "pack.safetensors", tmp_path / "pack.dpk"
+        (*found,) = deltapack.compress(*paths, recipe=Recipe(sparsify=sparsify), force=True).warnings
+        assert [expected is not None and expected in warning for warning in found] == ([True] if expected else [])
 
 
 def test_the_report_counts_kinds_and_warns_of_large_deltas(pack_of: PackOf, tmp_path: Path) -> None:

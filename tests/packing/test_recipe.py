@@ -10,6 +10,8 @@ import pytest
 
 from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.packing.planning import _AUTO_ORDER
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Override, Recipe, parse_override
 
 
@@ -63,6 +65,15 @@ def test_settings_out_of_range(options: dict[str, Any]) -> None:
 def test_choices(values: str, index: str) -> None:
     settings = Recipe(values=values, index=index).for_tensor("a")
     assert (settings.values, settings.index) == (values, index)
+
+
+def test_every_value_codec_can_be_asked_for_and_auto_takes_the_smallest_first() -> None:
+    assert ("auto", *VALUE_CODECS) == VALUE_CHOICES and {*INDEX_CHOICES, "all"} == {"auto", *INDEX_CODECS}
+    assert sorted(_AUTO_ORDER) == sorted(row.name for row in VALUE_CODECS.values() if row.auto)
+    places = [list(VALUE_CODECS).index(name) for name in _AUTO_ORDER]
+    assert places == sorted(places, reverse=True)
+    sizes = [row.bits for row in VALUE_CODECS.values()]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_the_last_override_that_matches_wins_setting_by_setting() -> None:

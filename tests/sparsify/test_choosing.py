@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import deltapack
 from deltapack import Recipe
 from deltapack.errors import RecipeError
 from deltapack.sparsify.della import Della, epsilon_for, probabilities
+from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod, method_of
 
+STORED = [row.name for row in SPARSIFIERS.values() if not row.random]
 BASE = {"long": random_tensor(1, (3, 400_007)), "wide": random_tensor(2, (40, 55), "bf16"), "flat": random_tensor(3, (900,))}
 
 
@@ -110,21 +113,48 @@ def test_della_ranks_very_long_rows_in_pieces() -> None:
     assert 20 < len(kept.positions) < 80
 
 
-@pytest.mark.parametrize("sparsify", ["magnitude", "della", "breadcrumbs"])
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
+@pytest.mark.parametrize("drop_rate", [0.5, 0.9])
+def test_every_sparsifier_keeps_its_share_of_what_was_there(pack_of: PackOf, tuned: Model, sparsify: str, drop_rate: float) -> None:
+    for name, tensor in BASE.items():
+        pack = pack_of(BASE, tuned, sparsify=sparsify, drop_rate=drop_rate, rescale=1, values="f32", index="gaps", force=True)
+        positions, values = kept_of(pack, name)
+        assert np.array_equal(values, difference(BASE, tuned, name)[positions])  # a factor was named, so nothing else changes them
+        spread = (tensor.bits.size * drop_rate * (1 - drop_rate)) ** 0.5
+        assert abs(len(positions) - (1 - drop_rate) * tensor.bits.size) < 5 * spread
+
+
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
+def test_every_sparsifier_rescales_as_its_row_says(pack_of: PackOf, tuned: Model, sparsify: str) -> None:
+    pack = pack_of(BASE, tuned, sparsify=sparsify, drop_rate=0.75, values="f32")
+    (positions, values), row = kept_of(pack, "long"), SPARSIFIERS[sparsify]
+    delta = difference(BASE, tuned, "long")[positions]
+    ratios = values[delta != 0] / delta[delta != 0]
+    expected = {"rate": 4.0, "none": 1.0}.get(row.rescale)
+    if expected is None:  # each by its own probability
+        assert ratios.min() < 4 < ratios.max() and row.factor(1 << 30) == 1
+    else:
+        assert np.allclose(ratios, expected, rtol=1e-6, atol=0) and row.factor(1 << 30) == expected
+
+
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
 @pytest.mark.parametrize("values", ["auto", "int4"])
 def test_packs_do_not_depend_on_workers(pack_of: PackOf, tuned: Model, sparsify: str, values: str) -> None:
     packs = [pack_of(BASE, tuned, f"{n}", sparsify=sparsify, values=values, workers=n).read_bytes() for n in (1, 4)]
     assert packs[0] == packs[1]
 
 
-@pytest.mark.parametrize("sparsify", ["magnitude", "della", "breadcrumbs"])
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
 def test_the_pack_says_how_it_was_made(pack_of: PackOf, tuned: Model, sparsify: str) -> None:
     with deltapack.open_pack(pack_of(BASE, tuned, sparsify=sparsify, drop_rate=0.8)) as pack:
-        recipe = pack.index.recipe
-        assert recipe["method"] == sparsify
+        recipe, row = pack.index.recipe, SPARSIFIERS[sparsify]
+        assert recipe["method"] == sparsify and method_of(recipe) is row
+        every = {option.name for method in SPARSIFIERS.values() for option in method.options}
+        assert every & recipe.keys() == {option.name for option in row.options}
         assert recipe.get("epsilon") == ("0.15" if sparsify == "della" else None)
         assert recipe.get("gamma") == ("0.01" if sparsify == "breadcrumbs" else None)
-        assert {term.index for entry in pack.index.entries for term in entry.terms} <= {"gaps", "bitmap"}
+        kinds = {term.index_codec.kept for entry in pack.index.entries for term in entry.terms}
+        assert kinds == {"random" if row.random else "stored"}
 
 
 def test_a_tensor_may_have_its_own_sparsifier(pack_of: PackOf, tuned: Model) -> None:
@@ -134,7 +164,7 @@ def test_a_tensor_may_have_its_own_sparsifier(pack_of: PackOf, tuned: Model) -> 
         assert [term.index for term in pack["long"].entry.terms] == ["seeded"]
 
 
-@pytest.mark.parametrize("sparsify", ["magnitude", "breadcrumbs", "della"])
+@pytest.mark.parametrize("sparsify", SPARSIFIERS)
 def test_nothing_dropped_is_everything_kept(pack_of: PackOf, applied: Applied, sparsify: str) -> None:
     base = {"x": random_tensor(1, (300,), "bf16")}
     tuned = {"x": moved(base["x"], 2)}
@@ -162,7 +192,28 @@ def test_bad_settings(settings: dict[str, Any]) -> None:
         Recipe(**settings)
 
 
-def test_seeded_is_for_dare(tmp_path: Path) -> None:
+def test_options_are_fields_of_the_recipe_with_the_same_default() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    options = [option for row in SPARSIFIERS.values() for option in row.options]
+    assert len({option.name for option in options}) == len(options) >= 2
+    for option in options:
+        assert fields[option.name] == option.default
+
+
+def test_rows_that_cannot_be() -> None:
+    with pytest.raises(ValueError):
+        SparsifyMethod("drawn", "but not by chance")
+    with pytest.raises(ValueError):
+        SparsifyMethod("odd", "hopeless before it is risky", by_chance=True, risky=2, hopeless=1)
+
+
+@pytest.mark.parametrize("stated", [{}, {"method": "linear"}, {"method": ["dare"]}, {"method": None}, {"method": {}}])
+def test_packs_that_name_no_sparsifier(stated: dict[str, Any]) -> None:
+    assert method_of(stated) is None
+
+
+@pytest.mark.parametrize("sparsify", STORED)
+def test_seeded_is_for_masks_at_random(tmp_path: Path, sparsify: str) -> None:
     write_file(tmp_path / "a.safetensors", {"x": random_tensor(1, (300,))})
     write_file(tmp_path / "b.safetensors", {"x": random_tensor(2, (300,))})
     with pytest.raises(RecipeError, match="seeded"):
@@ -170,7 +221,7 @@ def test_seeded_is_for_dare(tmp_path: Path) -> None:
             tmp_path / "a.safetensors",
             tmp_path / "b.safetensors",
             tmp_path / "c.dpk",
-            recipe=Recipe(sparsify="magnitude", index="seeded"),
+            recipe=Recipe(sparsify=sparsify, index="seeded"),
         )
     assert not (tmp_path / "c.dpk").exists()
 
