@@ -30,13 +30,14 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.codecs import SCALED
 from support.fixtures import Applied, PackOf
 
 import deltapack
 from deltapack import Override, Recipe
 from deltapack.errors import MergeConflictError, RecipeError
 from deltapack.format.codecs import VALUE_CODECS
-from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES
+from deltapack.packing.recipe import INDEX_CHOICES
 
 
 def everything() -> tuple[Model, Model, tuple[Override, ...]]:
@@ -193,7 +194,7 @@ def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory)
                 model[name] = edited(tensor, place, np.frombuffer(bits, tensor.bits.dtype)[0])
     recipe = Recipe(
         drop_rate=data.draw(st.sampled_from([0.0, 0.1, 0.9, 0.99])),
-        values=data.draw(st.sampled_from(VALUE_CHOICES)),
+        values=data.draw(st.sampled_from(["auto", "f32", *SCALED])),  # the numbers are too large for the other floats
         index=data.draw(st.sampled_from([index for index in INDEX_CHOICES if index != "seeded"])),  # not where nothing is dropped
         seed=data.draw(st.integers(-9, 9)),
         non_finite="store",
