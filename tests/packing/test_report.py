@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from support.builders import Tensor, write_file
 
 import deltapack
-from deltapack.packing.report import HOPELESS_DELTA, RISKY_DELTA
+from deltapack.sparsify.table import SPARSIFIERS
 
 
 def report_of(folder: Path, deltas: dict[str, float], **recipe: object) -> deltapack.CompressReport:
@@ -23,7 +24,7 @@ def report_of(folder: Path, deltas: dict[str, float], **recipe: object) -> delta
 
 
 def test_the_thresholds_are_those_of_the_paper() -> None:
-    assert (RISKY_DELTA, HOPELESS_DELTA) == (0.005, 0.03)
+    assert (SPARSIFIERS["dare"].risky, SPARSIFIERS["dare"].hopeless) == (0.005, 0.03)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_the_worst_are_named_and_counted(tmp_path: Path) -> None:
     assert "the worst b (0.02), e (0.009), c (0.008)." in warning
 
 
-@pytest.mark.parametrize("recipe", [{"drop_rate": 0.0}, {"sparsify": "magnitude"}, {"sparsify": "breadcrumbs"}])
+@pytest.mark.parametrize("recipe", [{"drop_rate": 0.0}, *({"sparsify": row.name} for row in SPARSIFIERS.values() if math.isinf(row.risky))])
 def test_only_dropping_at_random_is_risky(recipe: dict[str, object], tmp_path: Path) -> None:
     assert not report_of(tmp_path, {"w": 1.0}, **recipe).warnings
 
