@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError
 from deltapack.limits import Limits
 
 __all__ = ["Location", "locate"]
 
-_TORCH = (".bin", ".pt", ".pth")
 _ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
 _MERGE_LORA = (
@@ -31,6 +31,7 @@ class Location:
     Attributes:
         folder: Where they are.
         files: Their names, in shard order.
+        format: What reads them.
         weight_map: From tensor name to file name, where there is an index.
         index: Name of that index.
         notes: What the user should be told about the choice.
@@ -38,6 +39,7 @@ class Location:
 
     folder: Path
     files: tuple[str, ...]
+    format: WeightFormat
     weight_map: Mapping[str, str] | None = None
     index: str | None = None
     notes: tuple[str, ...] = ()
@@ -67,12 +69,13 @@ def locate(path: Path, limits: Limits) -> Location:
         )
     if name.endswith(".index.json"):
         raise CheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
-    if path.suffix.lower() not in (".safetensors", *_TORCH):
+    row = format_of(name)
+    if row is None:
         gguf = path.suffix.lower() == ".gguf"
         hint = "Use the safetensors checkpoint that it was made from." if gguf else None
-        expected = "a folder, .safetensors, .bin, .pt or .pth"
+        expected = _either(["a folder", *(suffix for row in FORMATS for suffix in row.suffixes)])
         raise CheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
-    return Location(path.parent, (name,))
+    return Location(path.parent, (name,), row)
 
 
 def _locate_in_folder(folder: Path, limits: Limits) -> Location:
@@ -80,39 +83,40 @@ def _locate_in_folder(folder: Path, limits: Limits) -> Location:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise CheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
-    present = set(names)
-    index_names = [name for name in names if name.endswith(".safetensors.index.json")]
-    loose = [
-        name
-        for name in names
-        if name.endswith(".safetensors") and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")
-    ]
-    if "model.safetensors" in present:
-        both = "model.safetensors.index.json" in present
-        notes = ("model.safetensors was read; the folder also has an index of shards",) if both else ()
-        return Location(folder, ("model.safetensors",), notes=notes)
-    if "model.safetensors.index.json" in present:
-        return _from_index(folder, "model.safetensors.index.json", (".safetensors",), limits)
-    if len(index_names) == 1:
-        return _from_index(folder, index_names[0], (".safetensors",), limits)
-    if len(loose) == 1 and not index_names and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
-        return Location(folder, tuple(loose))
-    if loose or index_names:
-        raise CheckpointError(
-            "the weights are not unique",
-            path=folder,
-            expected="model.safetensors or model.safetensors.index.json",
-            found=", ".join([*index_names, *loose][:4]),
-            hint="If these are shards, their index is missing; if not, name one file.",
-        )
-    if "pytorch_model.bin" in present:
-        return Location(folder, ("pytorch_model.bin",))
-    if "pytorch_model.bin.index.json" in present:
-        return _from_index(folder, "pytorch_model.bin.index.json", _TORCH, limits)
+    for row in FORMATS:
+        found = _of_format(folder, names, row, limits)
+        if found is not None:
+            return found
     raise _nothing_found(folder, names)
 
 
-def _from_index(folder: Path, name: str, suffixes: tuple[str, ...], limits: Limits) -> Location:
+def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits) -> Location | None:
+    """Find the weights of one format; none where the folder has none."""
+    if row.whole in names:
+        notes = (f"{row.whole} was read; the folder also has an index of shards",) if row.index in names else ()
+        return Location(folder, (row.whole,), row, notes=notes)
+    if row.index in names:
+        return _from_index(folder, row.index, row, limits)
+    if not row.any_name:
+        return None
+    indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
+    loose = [name for name in names if name.endswith(row.suffixes) and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
+    if len(indices) == 1:
+        return _from_index(folder, indices[0], row, limits)
+    if len(loose) == 1 and not indices and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
+        return Location(folder, tuple(loose), row)
+    if not loose and not indices:
+        return None
+    raise CheckpointError(
+        "the weights are not unique",
+        path=folder,
+        expected=f"{row.whole} or {row.index}",
+        found=", ".join([*indices, *loose][:4]),
+        hint="If these are shards, their index is missing; if not, name one file.",
+    )
+
+
+def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
     """Read an index; a shard must be a plain name, so that no index reaches out of its folder."""
     path = folder / name
     file = ReadFile(path)
@@ -129,15 +133,15 @@ def _from_index(folder: Path, name: str, suffixes: tuple[str, ...], limits: Limi
         raise CheckpointError("the index has no weight_map", path=path, found=type(weight_map).__name__)
     for tensor, shard in weight_map.items():
         plain = isinstance(shard, str) and re.fullmatch(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*", shard)
-        if not plain or not shard.endswith(suffixes):
+        if not plain or not shard.endswith(row.suffixes):
             raise CheckpointError(
                 "the index names a file that cannot be a shard",
                 path=path,
                 tensor=tensor,
-                expected=f"a plain name ending in {' or '.join(suffixes)}",
+                expected=f"a plain name ending in {' or '.join(row.suffixes)}",
                 found=repr(shard),
             )
-    return Location(folder, tuple(sorted(set(weight_map.values()))), weight_map, name)
+    return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name)
 
 
 def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
@@ -153,8 +157,11 @@ def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
         "no weights in the folder",
         path=folder,
-        expected="model.safetensors, model.safetensors.index.json, one other .safetensors, pytorch_model.bin or "
-        "pytorch_model.bin.index.json",
+        expected=_either([name for row in FORMATS for name in row.names]),
         found=", ".join(names[:8]) or "an empty folder",
         hint=hint,
     )
+
+
+def _either(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

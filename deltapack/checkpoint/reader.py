@@ -12,10 +12,8 @@ import numpy.typing as npt
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
-from deltapack.checkpoint.safetensors import parse_safetensors
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
-from deltapack.checkpoint.torchfile import parse_torch_file
 from deltapack.errors import CheckpointError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
@@ -171,9 +169,7 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
         for name in location.files:
             handle = ReadFile(location.folder / name)
             stack.callback(handle.close)
-            files.append(
-                parse_safetensors(handle, limits) if name.endswith(".safetensors") else parse_torch_file(handle, limits)
-            )
+            files.append(location.format.parse(handle, limits))
         checkpoint = Checkpoint(path, location, files, limits)
         stack.pop_all()
     return checkpoint

@@ -302,7 +302,7 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (edit("tensors/0/base", {}), "R4", FormatError),
         (edit("tensors/0/terms", [1]), "R4", FormatError),
         (edit("tensors/0/terms/0/index", "tree"), "R5", UnsupportedError),
-        (edit("tensors/0/terms/0/values", "int5"), "R5", UnsupportedError),
+        (edit("tensors/0/terms/0/values", "int0"), "R5", UnsupportedError),
         (edit("tensors/0/terms/0/values", ["f32"]), "R4", FormatError),
         (edit("tensors/0/terms/0/factor", "7f800000"), "R6", FormatError),
         (edit("tensors/0/terms/0/factor", "ffc00000"), "R6", FormatError),

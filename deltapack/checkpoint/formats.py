@@ -1,0 +1,59 @@
+"""The kinds of files that hold tensors, as data: how they are called and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.safetensors import parse_safetensors
+from deltapack.checkpoint.tensors import ParsedFile
+from deltapack.checkpoint.torchfile import parse_torch_file
+from deltapack.limits import Limits
+
+__all__ = ["FORMATS", "WeightFormat", "format_of"]
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """One kind of file.
+
+    Attributes:
+        suffixes: How its files end, in lower case; the first is the usual one.
+        parse: Reads what a file holds, without its elements; raises `CheckpointError`, `LimitError` or `UnsupportedError`.
+        whole: Name of the file that holds the whole model of a folder; with `.index.json`, of the index of shards.
+        any_name: Whether the only file of a folder, or the only index, may have another name.
+    """
+
+    suffixes: tuple[str, ...]
+    parse: Callable[[ReadFile, Limits], ParsedFile]
+    whole: str
+    any_name: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.suffixes or not self.whole.endswith(self.suffixes) or any(suffix != suffix.lower() for suffix in self.suffixes):
+            raise ValueError(f"no such format: {self}")
+
+    @property
+    def index(self) -> str:
+        """Name of the index of shards."""
+        return f"{self.whole}.index.json"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a folder may hold, in words."""
+        return (self.whole, self.index, *([f"one other {self.suffixes[0]}"] if self.any_name else []))
+
+
+FORMATS: tuple[WeightFormat, ...] = (
+    WeightFormat((".safetensors",), parse_safetensors, "model.safetensors", any_name=True),
+    WeightFormat((".bin", ".pt", ".pth"), parse_torch_file, "pytorch_model.bin"),
+)
+"""Formats in the order in which a folder is searched for them."""
+
+
+def format_of(name: str) -> WeightFormat | None:
+    """Return the format of a file by its name; none where no format has its suffix."""
+    suffix = PurePath(name).suffix.lower()
+    return next((row for row in FORMATS if suffix in row.suffixes), None)
