@@ -10,7 +10,6 @@ import pytest
 from support.builders import reference_decoder
 
 from deltapack.dtypes import BY_NAME
-
 from deltapack.format import codecs
 
 ROOT = Path(__file__).resolve().parent.parent

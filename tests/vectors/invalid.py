@@ -177,7 +177,7 @@ def index_cases() -> Iterator[Case]:
         ("R5", "feature", UNSUPPORTED, put("required", ["x.future"])),
         ("R5", "kind", UNSUPPORTED, put(*A, "kind", "rotated")),
         ("R5", "index-codec", UNSUPPORTED, put(*TERM, "index", "csr")),
-        ("R5", "value-codec", UNSUPPORTED, put(*TERM, "values", "int5")),
+        ("R5", "value-codec", UNSUPPORTED, put(*TERM, "values", "int0")),
         ("R5", "dtype", UNSUPPORTED, put("tensors", 1, "dtype", "u12")),
         ("R5", "base-dtype", UNSUPPORTED, put("tensors", 2, "base", "dtype", "u12")),
         *(("R6", f"name-{what}", FORMAT, _renamed(name)) for what, name in NAMES.items()),
