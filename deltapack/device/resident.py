@@ -36,7 +36,7 @@ class ResidentTerm:
     def thresholds(self) -> int:
         """Address of its gap table; 0 without one."""
         segment, offset = self.ready.thresholds
-        return self.segments[segment].data_ptr() + offset if self.ready.term.index == "seeded" else 0
+        return self.segments[segment].data_ptr() + offset if self.ready.term.index_codec.kept == "random" else 0
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class TritonEngine:
         found = int(violation.item())
         if found != _NO_VIOLATION:
             region = int(plan.tiles[found, 0])
-            raise wrong_count(next(term for term, _ in tasks[region].add if term.ready.term.index == "seeded"))
+            raise wrong_count(next(term for term, _ in tasks[region].add if term.ready.term.index_codec.kept == "random"))
 
 
 @dataclass(frozen=True)

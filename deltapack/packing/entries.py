@@ -109,8 +109,7 @@ class EntryWriter:
             self._count(split | {"tables": ref.length - sum(split.values())})
         else:
             self.writer.rewind(start)
-        keep = plan.recipe.keep if term.index == "seeded" else 0
-        key = plan.key if term.index == "seeded" else 0
+        keep, key = (plan.recipe.keep, plan.key) if term.index_codec.kept == "random" else (0, 0)
         terms = () if ref is None else (replace(term, nnz=nnz, blob=ref, keep=keep, key=key, shift=plan.codec.shift),)
         result = digests.tuned if equal else digests.result
         stats = Stats(f"{l1:.7g}", f"{largest:.7g}")
