@@ -10,6 +10,8 @@ import pytest
 from test_vectors import INVALID, ROOT, VALID, VECTORS, Tensors, companion, reference, tensors
 from vectors import scalar
 
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+
 
 def chunk_page() -> dict[str, Any]:
     """The functions of codecs/chunk.md, and what the page takes as given, from plain scalars."""
@@ -25,7 +27,7 @@ def chunk_page() -> dict[str, Any]:
         **{"bits": bits, "must": must, "f32": scalar.round_f32, "number": scalar.number, "convert": scalar.element},
         **{"philox": scalar.philox, "ceil_div": lambda a, b: -(-a // b), "isfinite": math.isfinite},
         **{"TILE": reference.TILE, "CHUNK": reference.CHUNK, "SCALED": reference.SCALED},
-        "BITS": {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1},
+        "BITS": {row.name: row.bits for row in VALUE_CODECS.values()},
     }
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "spec" / "codecs" / "chunk.md").read_text("utf-8"), re.S):
         exec(code, given)
@@ -67,8 +69,8 @@ def has_terms(name: str) -> bool:
 
 def test_vectors_are_found() -> None:
     """Every codec is among the vectors below."""
-    assert {f"v1-ok-index-{codec}" for codec in ("seeded", "gaps", "bitmap", "all")} <= set(WITH_TERMS)
-    assert {f"v1-ok-values-{codec}" for codec in ("f32", "bf16", "f16", "int8", "int4", "int3", "int2", "sign")} <= set(WITH_TERMS)
+    assert {f"v1-ok-index-{codec}" for codec in INDEX_CODECS} <= set(WITH_TERMS)
+    assert {f"v1-ok-values-{codec}" for codec in VALUE_CODECS} <= set(WITH_TERMS)
 
 
 WITH_TERMS = [name for name in VALID if has_terms(name)]

@@ -17,7 +17,7 @@ from deltapack.limits import DEFAULT_LIMITS, MIB
 from deltapack.merging.advice import LARGEST_SUM_OF_WEIGHTS
 from deltapack.merging.methods.table import ALIASES, METHODS
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.report import HOPELESS_DELTA, RISKY_DELTA
+from deltapack.sparsify.dare import HOPELESS, RISKY
 from deltapack.sparsify.della import USUAL_EPSILON
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (CODE, rf"Between densities of {NUMBER} and {NUMBER}, gaps", (SPARSE, DENSE)),
     (CODE, rf"(?:epsilon;|probabilities:) {NUMBER} unless given", (USUAL_EPSILON,)),
     (CODE, rf"Rows longer than {NUMBER} elements", (CHUNK,)),
-    (CODE, rf"within {NUMBER} a rate of 0.9 is safe, near {NUMBER} DARE fails", (RISKY_DELTA, HOPELESS_DELTA)),
+    (CODE, rf"within {NUMBER} a rate of 0.9 is safe, near {NUMBER} DARE fails", (RISKY, HOPELESS)),
     (CODE, rf"The first {NUMBER} bytes of a pack", (PROLOGUE_BYTES,)),
     (DOCS, rf"writes `bitmap` above a density of {NUMBER}", (DENSE,)),
     (DOCS, rf"[Bb]etween 0.12 and {NUMBER} Rice codes", (DENSE,)),
@@ -45,7 +45,7 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (DOCS, rf"in chunks of {NUMBER} elements, each made of {NUMBER} tiles of {NUMBER}", (CHUNK, TILES_PER_CHUNK, TILE)),
     (DOCS, rf"noise is at most {NUMBER} % of the noise that dropping", (100 * Recipe.fidelity,)),
     (DOCS, rf"the rule is e <= {NUMBER} p", (Recipe.fidelity,)),
-    (DOCS, rf"above {NUMBER} it gets risky at a drop rate of 0.9, near {NUMBER} it does not work", (RISKY_DELTA, HOPELESS_DELTA)),
+    (DOCS, rf"above {NUMBER} it gets risky at a drop rate of 0.9, near {NUMBER} it does not work", (RISKY, HOPELESS)),
     (DOCS, rf"a sum of weights above {NUMBER}", (LARGEST_SUM_OF_WEIGHTS,)),
     (DOCS, rf"whole blocks of at least {NUMBER} KB", (files._LONG / 1024,)),
     (DOCS, rf"and {NUMBER} bytes tell a reader where everything is", (PROLOGUE_BYTES,)),
