@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import Pair, Run, StandIn
@@ -60,9 +61,9 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
 
 
 @pytest.mark.parametrize("sparsify", SPARSIFIERS)
-def test_sparsifiers_and_their_options_reach_the_library(run: Run, pair, stand_in, tmp_path: Path, sparsify: str) -> None:
+def test_sparsifiers_and_their_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path, sparsify: str) -> None:
     use_case = stand_in("compress", pair.report)
-    given = {option.name: 0.0625 + number / 1024 for number, option in enumerate(SPARSIFIERS[sparsify].options)}
+    given: dict[str, Any] = {option.name: 0.0625 + number / 1024 for number, option in enumerate(SPARSIFIERS[sparsify].options)}
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--sparsify", sparsify, *options)
     assert result.exit_code == 0, result.stderr

@@ -144,7 +144,7 @@ def test_the_best_codec_depends_on_what_dropping_costs(pack_of: PackOf) -> None:
         with deltapack.open_pack(pack_of(base, tuned, force=True, **recipe)) as pack:
             return pack.index.entries[0].terms[0].values
 
-    smallest_first = list(reversed(VALUE_CODECS))
+    smallest_first = list(VALUE_CODECS)[::-1]
     picked = [chosen(drop_rate=0.9, fidelity=fidelity) for fidelity in (0.9, 0.05, 0.005, 1e-9)]
     assert picked == sorted(picked, key=smallest_first.index) and picked[0] == "int2" and picked[-1] == "int8"
     assert chosen(drop_rate=0, fidelity=0.05) == "int8"

@@ -35,7 +35,6 @@ from deltapack.format.codecs import VALUE_CODECS
 from deltapack.packing.recipe import INDEX_CHOICES
 
 
-
 def by_hand(base: Mapping[str, Tensor], pack_path: Path, scale: float = 1.0) -> Model:
     """Every delta of a pack added by numpy, the rest as the pack or the base has it."""
     out = {}
