@@ -23,6 +23,7 @@ __all__ = [
 Progress = Callable[[int, int], None]
 """Called with work done and work in all, in bytes."""
 
+
 class _Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""

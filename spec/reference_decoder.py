@@ -100,9 +100,7 @@ def spans(numel: int, size: int) -> list[tuple[int, int]]:
 def read_prologue(data: bytes) -> tuple[bytes, int]:
     """R1 to R3: return the index as stored and its raw length."""
     need(len(data) >= 64 and data[:8] == MAGIC, "R1", "not a pack")
-    major, _minor, flags, file_length, offset, length, raw_length, index_hash, own_hash = struct.unpack_from(
-        "<HHIQQQQQQ", data, 8
-    )
+    major, _minor, flags, file_length, offset, length, raw_length, index_hash, own_hash = struct.unpack_from("<HHIQQQQQQ", data, 8)
     need(xxh3(data[:56]) == own_hash, "R1", "the prologue is damaged")
     need(flags == 0, "R1", "reserved flags are set")
     need(major == 1, "R2", f"major version {major}")
@@ -863,9 +861,7 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
                 where = positions(term, chunk) + chunk["start"]
                 acc[where] += term_values(term, chunk, own)
                 kept[where] = True
-    return b"".join(
-        add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK)
-    )
+    return b"".join(add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 
 def chunk_page() -> dict[str, Any]:
     """The functions of codecs/chunk.md, and what the page takes as given, from plain scalars."""
+
     def bits(raw: bytes, at: int, width: int) -> int:
         part = raw[at // 8 : (at + width) // 8 + 1]
         return int.from_bytes(part, "little") >> at % 8 & (1 << width) - 1

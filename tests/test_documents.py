@@ -147,7 +147,12 @@ def test_public_names_exist() -> None:
 
 def test_files_exist() -> None:
     """Paths in backticks and links, from the page, the root, the package or one of its rooms."""
-    folders = [ROOT, ROOT / "deltapack", *(path for path in (ROOT / "deltapack").iterdir() if path.is_dir()), *(ROOT / name for name in ("examples", "tests/support", "tests/vectors"))]
+    folders = [
+        ROOT,
+        ROOT / "deltapack",
+        *(path for path in (ROOT / "deltapack").iterdir() if path.is_dir()),
+        *(ROOT / name for name in ("examples", "tests/support", "tests/vectors")),
+    ]
     for page, text in TEXTS.items():
         links = [target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target]
         assert [target for target in links if not (ROOT / page).parent.joinpath(target).exists()] == [], page

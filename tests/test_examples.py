@@ -34,9 +34,7 @@ def run(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def test_compress_restore(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compress_restore(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run("compress_restore.py", *models[:2], tmp_path, monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert "verified: True" in out
@@ -68,9 +66,7 @@ def test_merge_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len((tmp_path / "out" / "merge_study.csv").read_text().splitlines()) == len(rows) + 1
 
 
-def test_merge_and_open(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merge_and_open(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import deltapack
 
     packs = []

@@ -99,9 +99,7 @@ def test_only_known_rules_are_named() -> None:
     """No page, vector or line of the reference decoder names a rule that does not exist."""
     texts = [path.read_text("utf-8") for path in [*SPEC.rglob("*.md"), SPEC / "reference_decoder.py"]]
     expected = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
-    named = {rule for text in texts for rule in re.findall(r"\bR\d+\b", text)} | {
-        row["rule"] for row in expected.values()
-    }
+    named = {rule for text in texts for rule in re.findall(r"\bR\d+\b", text)} | {row["rule"] for row in expected.values()}
     assert named <= set(RULES)
 
 

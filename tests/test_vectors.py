@@ -126,8 +126,7 @@ class Package:
             deltapack.apply(self._base(Path(folder), base), pack, out, weight=weight)
             with open_checkpoint(out) as checkpoint:
                 return {
-                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes())
-                    for name, tensor in checkpoint.tensors.items()
+                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes()) for name, tensor in checkpoint.tensors.items()
                 }
 
     def restore_several(self, case: Case, base: Tensors) -> Restored:
@@ -148,8 +147,7 @@ class Package:
                 return type(error).__name__
             with open_checkpoint(folder / "out") as checkpoint:
                 result = {
-                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes())
-                    for name, tensor in checkpoint.tensors.items()
+                    name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes()) for name, tensor in checkpoint.tensors.items()
                 }
                 made = ("model.safetensors", "README.md")
                 files = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name not in made}

@@ -19,8 +19,7 @@ __all__ = ["Location", "locate"]
 _ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
 _MERGE_LORA = (
-    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) "
-    "and save the whole model."
+    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) and save the whole model."
 )
 
 
@@ -64,9 +63,7 @@ def locate(path: Path, limits: Limits) -> Location:
     if _ADAPTER.fullmatch(name):
         raise CheckpointError("this is an adapter, not a checkpoint", path=path, hint=_MERGE_LORA)
     if _META.fullmatch(name):
-        raise CheckpointError(
-            "this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder."
-        )
+        raise CheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
     if name.endswith(".index.json"):
         raise CheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
     row = format_of(name)
@@ -122,9 +119,7 @@ def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> L
     file = ReadFile(path)
     try:
         if file.size > limits.header_bytes:
-            raise LimitError(
-                "the index is too long", path=path, expected=f"at most {limits.header_bytes}", found=file.size
-            )
+            raise LimitError("the index is too long", path=path, expected=f"at most {limits.header_bytes}", found=file.size)
         document = load_json(file.read(0, file.size), path)
     finally:
         file.close()

@@ -107,9 +107,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise RecipeError(f"not a valid regular expression: {error}", found=repr(pattern)) from error
 
 
-def _apply_maps(
-    base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], maps: Sequence[tuple[str, str]]
-) -> dict[str, str]:
+def _apply_maps(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], maps: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return the base name that a map gives for each name that one matches."""
     wanted: dict[str, str] = {}
     for pattern, replacement in maps:
@@ -122,9 +120,7 @@ def _apply_maps(
             example = next(iter(mapped.items()), None)
             raise RecipeError(
                 f"the map {pattern!r} matches nothing",
-                found="no name of the fine-tune"
-                if example is None
-                else f"{example[0]!r} -> {example[1]!r}, not in the base",
+                found="no name of the fine-tune" if example is None else f"{example[0]!r} -> {example[1]!r}, not in the base",
             )
         wanted = {**mapped, **wanted}
     return wanted
@@ -155,9 +151,7 @@ def _fits(one: TensorInfo, other: TensorInfo) -> bool:
     return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
 
 
-def _by_prefix(
-    base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo]
-) -> tuple[dict[str, str], tuple[str, ...]]:
+def _by_prefix(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Match what remains by the one prefix that fits, and say so."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for side, long, short in (("fine-tune", finetuned, base), ("base", base, finetuned)):
@@ -174,7 +168,5 @@ def _by_prefix(
         return {}, (f"names were not matched, as more than one prefix could be removed: {some}; use --map",)
     ((side, prefix), pairs) = next(iter(found.items()))
     elements = sum(math.prod(finetuned[name].shape) for name in pairs)
-    note = (
-        f"{len(pairs)} names ({elements:,} elements) were matched after removing the prefix {prefix!r} from the {side}"
-    )
+    note = f"{len(pairs)} names ({elements:,} elements) were matched after removing the prefix {prefix!r} from the {side}"
     return pairs, (note,)

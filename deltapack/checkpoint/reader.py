@@ -40,9 +40,7 @@ class Checkpoint:
         self._limits = limits
         self._handles = [handle for file in files for handle in file.handles]
         self._sources: dict[str, Source] = {}
-        self._shards = [
-            (name, [info.name for info, _ in file.tensors]) for name, file in zip(location.files, files, strict=True)
-        ]
+        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(location.files, files, strict=True)]
         tensors: dict[str, TensorInfo] = {}
         for file in files:
             for info, source in file.tensors:
@@ -75,9 +73,7 @@ class Checkpoint:
         stop = info.numel if stop is None else stop
         if not 0 <= start <= stop <= info.numel:
             found = f"[{start}, {stop})"
-            raise CheckpointError(
-                "no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found
-            )
+            raise CheckpointError("no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found)
         out: npt.NDArray[np.generic] = np.empty(stop - start, info.dtype.storage)
         self.read_into(name, start, out)
         return out
@@ -91,9 +87,7 @@ class Checkpoint:
         info = self._find(name)
         if not 0 <= start <= start + len(out) <= info.numel or out.dtype.itemsize != info.dtype.itemsize:
             found = f"[{start}, {start + len(out)}) {out.dtype}"
-            raise CheckpointError(
-                "no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found
-            )
+            raise CheckpointError("no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found)
         if not self._handles:
             raise CheckpointError("the checkpoint is closed", path=self.path)
         if len(out):
@@ -144,9 +138,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 
@@ -188,9 +180,7 @@ def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFi
     return dict(sorted(aliases.items()))
 
 
-def _check_index(
-    path: Path, location: Location, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]
-) -> tuple[str, ...]:
+def _check_index(path: Path, location: Location, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]) -> tuple[str, ...]:
     """Check the index against the headers; return notes on tensors that it forgot, which are read."""
     if location.weight_map is None:
         return ()

@@ -18,9 +18,7 @@ from deltapack.format.atomic import fsync_folder, temporary_sibling
 __all__ = ["check_output", "check_protected", "swap_in"]
 
 _OWN_WEIGHTS = re.compile(r".+\.safetensors|pytorch_model.*\.bin|(.+\.safetensors|pytorch_model.*\.bin)\.index\.json")
-_MODEL_CODE = re.compile(
-    r"(modeling|modelling|configuration|tokenization|processing|image_processing)_\w+\.py|__init__\.py"
-)
+_MODEL_CODE = re.compile(r"(modeling|modelling|configuration|tokenization|processing|image_processing)_\w+\.py|__init__\.py")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 

@@ -37,9 +37,7 @@ def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> Parsed
         UnsupportedError: An element type is not known.
     """
     if file.size < 8:
-        raise CheckpointError(
-            "too short for a safetensors file", path=file.path, expected="8 bytes or more", found=file.size
-        )
+        raise CheckpointError("too short for a safetensors file", path=file.path, expected="8 bytes or more", found=file.size)
     prefix = file.read(0, 8)
     length = int.from_bytes(prefix, "little")
     if length > file.size - 8:
@@ -52,9 +50,7 @@ def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> Parsed
             hint=hint,
         )
     if length > limits.header_bytes:
-        raise LimitError(
-            "the header is too long", path=file.path, expected=f"at most {limits.header_bytes} bytes", found=length
-        )
+        raise LimitError("the header is too long", path=file.path, expected=f"at most {limits.header_bytes} bytes", found=length)
     raw = file.read(8, length)
     if not raw.startswith(b"{"):
         raise CheckpointError("the header is not a JSON object", path=file.path, hint=_what_it_is(prefix, file.path))
@@ -143,9 +139,7 @@ def _parse_entry(name: str, entry: object, path: Path, limits: Limits) -> tuple[
         raise UnsupportedError(what, path=path, tensor=name, expected=f"one of {known}", found=entry["dtype"])
     info = TensorInfo(name, dtype, tuple(shape), path.name)
     if offsets[1] - offsets[0] != info.nbytes:
-        raise wrong(
-            "the data offsets do not fit the shape", f"{info.nbytes} bytes for {shape}", offsets[1] - offsets[0]
-        )
+        raise wrong("the data offsets do not fit the shape", f"{info.nbytes} bytes for {shape}", offsets[1] - offsets[0])
     return info, offsets[0], offsets[1]
 
 
@@ -159,9 +153,7 @@ def _check_tiling(rows: Sequence[tuple[TensorInfo, int, int]], path: Path, data_
     for info, begin, end in rows:
         if begin != position:
             what = "a hole before the tensor's data" if begin > position else "two tensors share bytes"
-            raise CheckpointError(
-                what, path=path, tensor=info.name, expected=f"data from {position}", found=begin, hint=_DAMAGED
-            )
+            raise CheckpointError(what, path=path, tensor=info.name, expected=f"data from {position}", found=begin, hint=_DAMAGED)
         position = end
     if position != data_size:
         cut = "The file is cut: download or copy it again." if position > data_size else _DAMAGED

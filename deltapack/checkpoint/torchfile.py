@@ -128,9 +128,7 @@ def _records(file: ReadFile, limits: Limits) -> tuple[bytes, dict[str, tuple[int
         ValueError,
         struct.error,
     ) as error:
-        raise CheckpointError(
-            f"not a readable zip archive: {error}", path=file.path, hint="It is cut or damaged."
-        ) from error
+        raise CheckpointError(f"not a readable zip archive: {error}", path=file.path, hint="It is cut or damaged.") from error
 
 
 def _data_span(file: ReadFile, entry: zipfile.ZipInfo) -> tuple[int, int]:
@@ -253,9 +251,7 @@ def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, 
     first = tensor.storage_offset() * itemsize
     reach = sum((dimension - 1) * stride for dimension, stride in zip(info.shape, strides, strict=True))
     if info.numel and first + (reach + 1) * itemsize > size:
-        raise CheckpointError(
-            "the tensor reaches beyond its record", path=file.path, tensor=info.name, expected=size, found=first + reach
-        )
+        raise CheckpointError("the tensor reaches beyond its record", path=file.path, tensor=info.name, expected=size, found=first + reach)
     if not info.numel or tensor.is_contiguous():
         return FileSource(file, begin + first)
     mapped = mmap.mmap(file.fd, 0, access=mmap.ACCESS_READ)

@@ -33,9 +33,7 @@ class _Writer:
         out: The final name.
     """
 
-    def __init__(
-        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], force: bool, extra_bytes: int
-    ) -> None:
+    def __init__(self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], force: bool, extra_bytes: int) -> None:
         self.out = out
         self._shards = shards
         self._aliases = aliases
@@ -118,9 +116,7 @@ class _Writer:
         self._open = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open = False
         self._places, places = {}, self._places
         try:
@@ -138,9 +134,7 @@ class _Writer:
         for name, (tensor, _, _) in places.items():
             if self._covered[name].count != tensor.numel:
                 found = f"{self._covered[name].count} elements"
-                raise OutputError(
-                    "not completely written", path=self.out, tensor=name, expected=tensor.numel, found=found
-                )
+                raise OutputError("not completely written", path=self.out, tensor=name, expected=tensor.numel, found=found)
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}

@@ -99,8 +99,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if place < left else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         click.echo("  " + "  ".join(cells).rstrip())
 

@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 
-
 Bounds = tuple[tuple[int, int], ...]
 
 

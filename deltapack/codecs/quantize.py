@@ -17,9 +17,7 @@ from deltapack.kernels import rounding
 __all__ = ["quantize"]
 
 
-def quantize(
-    codec: str, values: NDArray[np.float32], counts: NDArray[np.int64]
-) -> tuple[NDArray[np.generic], NDArray[np.uint16]]:
+def quantize(codec: str, values: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[NDArray[np.generic], NDArray[np.uint16]]:
     """Return the codes `[nnz]` and bf16 scales `[groups]` that stand for `values` `[nnz] f32`.
 
     Float codecs return the rounded values in their storage type and no scales.

@@ -31,9 +31,7 @@ def pack_codes(codec: str, codes: NDArray[np.generic]) -> bytes:
     return kernels.active().pack_codes(codes.astype(np.int8, copy=False), row.bits).tobytes() if row.scaled else split_planes(codes)
 
 
-def decode_values(
-    codec: str, codes: Raw, scales: Raw, counts: Counts, factor: np.float32, out: Values | None = None
-) -> Values:
+def decode_values(codec: str, codes: Raw, scales: Raw, counts: Counts, factor: np.float32, out: Values | None = None) -> Values:
     """Return the values `[nnz] f32` of a chunk.
 
     Args:

@@ -16,6 +16,7 @@ from deltapack.format.reader import PackReader
 
 __all__ = ["check_base_files", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
 
+
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
     """Return the size of the side files of the result."""
     if pack is not None and pack.index.files is not None:
@@ -30,8 +31,7 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
     if prefer is not None or len(readers) == 1:
         return readers[prefer or 0], ()
     contents = {
-        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files)
-        for reader in readers
+        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files) for reader in readers
     }
     if len(contents) == 1:
         return readers[0], ()

@@ -155,9 +155,7 @@ class _Chooser:
         )
 
 
-def _group(
-    base: BaseTensors, packs: Sequence[WeightedPack]
-) -> tuple[dict[str, list[_Part]], dict[str, list[_Part]]]:
+def _group(base: BaseTensors, packs: Sequence[WeightedPack]) -> tuple[dict[str, list[_Part]], dict[str, list[_Part]]]:
     """Return the parts of each base tensor, and of each new tensor by name, in pack order."""
     by_base: dict[str, list[_Part]] = {}
     new: dict[str, list[_Part]] = {}
@@ -208,9 +206,7 @@ class _JobMaker:
         whole = _whole_job(part) if as_is or not _adds(part, tensor) else None
         return None if whole is None else replace(whole, name=name)
 
-    def _structural_job(
-        self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]
-    ) -> TensorJob:
+    def _structural_job(self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]) -> TensorJob:
         """Plan a tensor whose shape or rows one pack decides; what the others add to the common rows is added."""
         part = self.chooser.one(structural)
         entry = part.entry
@@ -221,11 +217,7 @@ class _JobMaker:
             if whole is not None:
                 return whole
             entry, parts = part.entry, [part]
-        adding = [
-            other
-            for other in parts
-            if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)
-        ]
+        adding = [other for other in parts if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)]
         source = FromBase(tensor, digest, self._added(tensor, adding), _rows(part) if entry.kind == "grown" else None)
         return TensorJob(name, entry.dtype, entry.shape, source, self._promised(part), part.pack.reader.path)
 

@@ -223,9 +223,7 @@ def _ids(said: Sequence[Mapping[int, AddedToken]], start: int | None, paths: Seq
     return ids | new
 
 
-def _notes(
-    growth: Growth, places: Mapping[int, Sequence[int]], new: int, paths: Sequence[Path], unlike: Sequence[str]
-) -> tuple[str, ...]:
+def _notes(growth: Growth, places: Mapping[int, Sequence[int]], new: int, paths: Sequence[Path], unlike: Sequence[str]) -> tuple[str, ...]:
     notes = []
     if new and growth.rows is not None:
         counts = ", ".join(f"{sum(place >= 0 for place in own):,} of {paths[number].name}" for number, own in places.items())
@@ -240,7 +238,5 @@ def _notes(
     return tuple(notes)
 
 
-def _conflict(
-    what: str, path: Path, *, tensor: str | None = None, expected: object = None, found: object = None
-) -> MergeConflictError:
+def _conflict(what: str, path: Path, *, tensor: str | None = None, expected: object = None, found: object = None) -> MergeConflictError:
     return MergeConflictError(what, path=path, tensor=tensor, expected=expected, found=found, hint=_WAY_OUT)

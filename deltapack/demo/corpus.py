@@ -126,9 +126,7 @@ def _rank(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _documents(
-    folder: Path, size: int, *, part: Part = "code", packages: frozenset[str] | None = None
-) -> Iterator[tuple[str, str, str]]:
+def _documents(folder: Path, size: int, *, part: Part = "code", packages: frozenset[str] | None = None) -> Iterator[tuple[str, str, str]]:
     """Yield (name, code without docstrings, docstrings) of source files until `part` adds up to `size` characters.
 
     With `packages`, only files in these folders of `folder`.
@@ -204,9 +202,7 @@ def _join(documents: Iterable[tuple[str, str]]) -> bytes:
 def _split(documents: list[tuple[str, str]], size: int, part: Part, folder: Path) -> Text:
     held_out = documents[2::_HELD_OUT_ONE_IN]  # the order is a mixed one already
     train = [document for rank, document in enumerate(documents) if rank % _HELD_OUT_ONE_IN != 2]
-    return Text(
-        _enough(_join(train), size, part, folder), _enough(_join(held_out), 4 * _MIN_HELD_OUT_BYTES, part, folder)
-    )
+    return Text(_enough(_join(train), size, part, folder), _enough(_join(held_out), 4 * _MIN_HELD_OUT_BYTES, part, folder))
 
 
 def _enough(text: bytes, size: int, part: Part, folder: Path) -> bytes:

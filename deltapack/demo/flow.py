@@ -154,9 +154,7 @@ def _prepare(out: Path, force: bool) -> None:
 class _Demo:
     """One run: the stages in order, and the clock of each kind of work."""
 
-    def __init__(
-        self, out: Path, size: DemoSize, workers: int, echo: Callable[[str], None], progress: Progress | None
-    ) -> None:
+    def __init__(self, out: Path, size: DemoSize, workers: int, echo: Callable[[str], None], progress: Progress | None) -> None:
         self.out, self.size, self.workers, self.echo, self.progress = out, size, workers, echo, progress
         self.seconds = {"train": 0.0, "pack": 0.0, "measure": 0.0}
         self.held_out: dict[str, bytes] = {}
@@ -240,9 +238,7 @@ class _Demo:
     def _measure(self, name: str, domains: tuple[str, ...]) -> dict[str, float]:
         start = time.perf_counter()
         parameters, shape = load_model(self.out / name)
-        loss = {
-            domain: bits_per_byte(parameters, shape, self.held_out[domain], self.size.windows) for domain in domains
-        }
+        loss = {domain: bits_per_byte(parameters, shape, self.held_out[domain], self.size.windows) for domain in domains}
         self.seconds["measure"] += time.perf_counter() - start
         return loss
 

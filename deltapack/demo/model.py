@@ -87,9 +87,7 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, _NORM_EPSILON)
 
 
-def _attention(
-    parameters: Mapping[str, Tensor], prefix: str, size: ModelSize, x: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor:
+def _attention(parameters: Mapping[str, Tensor], prefix: str, size: ModelSize, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return causal self-attention over `x` [B, T, width]."""
     batch, length, width = x.shape
 

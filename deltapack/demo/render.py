@@ -63,10 +63,7 @@ def commands(report: DemoReport) -> Iterator[str]:
     yield f"deltapack verify {path(pack)} --base {path('base')}"
     yield f"deltapack compress {path('base')} {path('code-finetuned')} -o {path('my.dpk')} --drop-rate 0.8"
     yield f"deltapack apply {path('base')} {path('my.dpk')} -o {path('my-restored')}"
-    yield (
-        f"deltapack merge {path('base')} {path(pack)} {path(other)} -o {path('my-merged')} "
-        f"--weight {weight} --weight {weight}"
-    )
+    yield (f"deltapack merge {path('base')} {path(pack)} {path(other)} -o {path('my-merged')} --weight {weight} --weight {weight}")
 
 
 def _group(row: Row) -> str:

@@ -105,9 +105,7 @@ def bits_per_byte(parameters: Mapping[str, Tensor], size: ModelSize, text: bytes
     starts = [rank * (source.numel() - length) // max(1, count - 1) for rank in range(count)]
     batch = torch.stack([source[start : start + length] for start in starts])
     with torch.inference_mode():
-        total = sum(
-            float(_loss(parameters, size, part)) * part.shape[0] for part in torch.split(batch, _EVALUATION_BATCH)
-        )
+        total = sum(float(_loss(parameters, size, part)) * part.shape[0] for part in torch.split(batch, _EVALUATION_BATCH))
     return total / count / math.log(2)
 
 
@@ -124,9 +122,7 @@ def _run(
     sources = [_tokens(text) for text in texts]
     shares = [len(range(rank, schedule.batch, len(sources))) for rank in range(len(sources))]
     for step in range(schedule.steps):
-        draws = [
-            _draw(source, size.context + 1, count, generator) for source, count in zip(sources, shares, strict=True)
-        ]
+        draws = [_draw(source, size.context + 1, count, generator) for source, count in zip(sources, shares, strict=True)]
         torch.autograd.backward(_loss(weights, size, torch.cat(draws)))
         update(schedule.share(step))
         if progress is not None:

@@ -19,7 +19,6 @@ from deltapack.kernels.layout import Elements
 __all__ = ["Region", "Typed", "dtype_of", "read_chunk", "region_of", "write_chunk"]
 
 
-
 @dataclass(frozen=True)
 class Region:
     """Rows and columns of a pack's tensor, seen as a matrix, and the memory that holds them.

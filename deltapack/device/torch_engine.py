@@ -122,5 +122,3 @@ def wrong_count(resident: ResidentTerm) -> FormatError:
         tensor=resident.ready.entry.name,
         rule="R9",
     )
-
-

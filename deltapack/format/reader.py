@@ -184,9 +184,7 @@ class PackReader:
 class ChunkedBlob:
     """The chunks of one blob, each checked when it is read."""
 
-    def __init__(
-        self, reader: PackReader, start: int, layout: Layout, records: tuple[ChunkRecord, ...], tensor: str
-    ) -> None:
+    def __init__(self, reader: PackReader, start: int, layout: Layout, records: tuple[ChunkRecord, ...], tensor: str) -> None:
         self._reader = reader
         self.layout: Layout = layout
         self.records: tuple[ChunkRecord, ...] = records

@@ -156,5 +156,3 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = ()) ->
         raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
     with atomic_file(path, force=force) as file:
         yield PackWriter(file)
-
-

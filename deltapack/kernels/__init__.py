@@ -34,9 +34,7 @@ class Backend(Protocol):
     def byte_gap_positions(self, raw: Bytes, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
         """Decode gaps of one byte."""
 
-    def rice_gap_positions(
-        self, raw: Bytes, shift: int, counts: Counts, lengths: Counts, out: Positions | None = None
-    ) -> Positions:
+    def rice_gap_positions(self, raw: Bytes, shift: int, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
         """Decode gaps in Rice codes."""
 
     def bitmap_positions(self, raw: Bytes, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
@@ -116,9 +114,7 @@ class Backend(Protocol):
     def difference(self, base: Elements, source: DType, tuned: Elements, target: DType, out: Values | None = None) -> Values:
         """Return fine-tuned minus base."""
 
-    def kept_differences(
-        self, base: Elements, source: DType, tuned: Elements, target: DType, positions: Positions
-    ) -> Values:
+    def kept_differences(self, base: Elements, source: DType, tuned: Elements, target: DType, positions: Positions) -> Values:
         """Return fine-tuned minus base at the kept positions."""
 
     def quantize_groups(self, values: Values, counts: Counts, top: int, mantissa_bits: int, candidates: int) -> _Groups:

@@ -215,9 +215,7 @@ def _side_files(
     return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
 
 
-def _index(
-    entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[FileEntry, ...] | None, recipe: Recipe
-) -> Index:
+def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[FileEntry, ...] | None, recipe: Recipe) -> Index:
     result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
     return Index(
         base_fingerprint=fingerprint(base_rows),

@@ -169,9 +169,7 @@ class EntryWriter:
         self._count({"stored": ref.length})
         return ref
 
-    def _stored(
-        self, plan: PackPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False
-    ) -> Entry:
+    def _stored(self, plan: PackPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False) -> Entry:
         tensor = plan.tensor
         if not counted:
             self._count({"stored": blob.length})

@@ -198,9 +198,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
     return _AUTO_ORDER[-1]
 
 
-def _sample(
-    base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _sample(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return kept differences of a few tiles spread over the tensor, and their count in each tile."""
     tiles, read = -(-plan.common // TILE), _reader(base, finetuned, plan)
     chosen = np.unique(np.linspace(0, tiles - 1, min(tiles, _SAMPLE_TILES)).astype(int))

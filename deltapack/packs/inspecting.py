@@ -164,9 +164,7 @@ def inspect_pack(path: str | Path) -> PackSummary:
         index_codecs=_count(codec for tensor in tensors for codec in tensor.index_codecs),
         value_codecs=_count(codec for tensor in tensors for codec in tensor.value_codecs),
         max_abs_delta=max(deltas, default=None),
-        files=tuple(
-            FileSummary(file.name, file.size, file.blob.length if file.blob else None) for file in index.files or ()
-        ),
+        files=tuple(FileSummary(file.name, file.size, file.blob.length if file.blob else None) for file in index.files or ()),
         tensors=tensors,
     )
 

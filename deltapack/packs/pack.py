@@ -74,17 +74,13 @@ class Pack(Mapping[str, "PackEntry"]):
     def __enter__(self) -> Pack:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return f"<Pack {self.path} with {len(self)} tensors>"
 
-    def add_to(
-        self, state: MutableMapping[str, Any], *, weight: float = 1.0, verify: bool = True, workers: int | None = None
-    ) -> None:
+    def add_to(self, state: MutableMapping[str, Any], *, weight: float = 1.0, verify: bool = True, workers: int | None = None) -> None:
         """Turn the base's tensors into the fine-tune's, in the memory where they are.
 
         Args:

@@ -56,16 +56,12 @@ class LoadedPack:
         nbytes = sum(chunks.nbytes for terms in loaded.values() for _, chunks in terms)
         return cls(reader, loaded, nbytes)
 
-    def add_to(
-        self, state: MutableMapping[str, Any], *, weight: float = 1.0, verify: bool = True, workers: int | None = None
-    ) -> None:
+    def add_to(self, state: MutableMapping[str, Any], *, weight: float = 1.0, verify: bool = True, workers: int | None = None) -> None:
         """Turn the base's tensors into the fine-tune's; see `deltapack.packs.pack.Pack.add_to`."""
         _add_to(self.reader, self.terms, state, weight, verify, workers)
 
 
-def add_to(
-    reader: PackReader, state: MutableMapping[str, Any], *, weight: float, verify: bool, workers: int | None
-) -> None:
+def add_to(reader: PackReader, state: MutableMapping[str, Any], *, weight: float, verify: bool, workers: int | None) -> None:
     """Turn the base's tensors into the fine-tune's; see `deltapack.packs.pack.Pack.add_to`."""
     terms = {entry.name: tuple(_terms(reader, entry)) for entry in reader.index.entries}
     _add_to(reader, terms, state, weight, verify, workers)

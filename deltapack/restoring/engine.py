@@ -161,9 +161,7 @@ class _Done:
     digest: bytes | None = None
 
 
-def restore_chunk(
-    base: BaseElements, job: TensorJob, chunk: int, buffers: Buffers, *, base_digest: bool = False
-) -> RestoredChunk:
+def restore_chunk(base: BaseElements, job: TensorJob, chunk: int, buffers: Buffers, *, base_digest: bool = False) -> RestoredChunk:
     """Return the elements of a chunk of the result and, if wanted, the chunk digest of the base.
 
     The elements are valid until the thread restores its next chunk with the same `buffers`.

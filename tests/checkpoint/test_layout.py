@@ -84,9 +84,7 @@ def test_empty_files_are_dropped_and_the_rest_renumbered() -> None:
     ],
 )
 def test_file_names_are_those_that_loaders_look_for(names: list[str], files: list[str] | None) -> None:
-    shards = plan_shards(
-        tensors("ab"[: len(names)]), like=[(name, [key]) for name, key in zip(names, "ab", strict=False)]
-    )
+    shards = plan_shards(tensors("ab"[: len(names)]), like=[(name, [key]) for name, key in zip(names, "ab", strict=False)])
     assert [shard.file for shard in shards] == (files or names)
 
 

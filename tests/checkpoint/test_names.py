@@ -10,10 +10,7 @@ from deltapack.errors import RecipeError
 
 
 def infos(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
-    return {
-        name.replace("__", "."): TensorInfo(name.replace("__", "."), BY_NAME["f32"], shape, "x")
-        for name, shape in shapes.items()
-    }
+    return {name.replace("__", "."): TensorInfo(name.replace("__", "."), BY_NAME["f32"], shape, "x") for name, shape in shapes.items()}
 
 
 def test_equal_names_match_whatever_their_shape() -> None:
@@ -80,9 +77,7 @@ def test_a_wrong_map_is_an_error(maps: list[tuple[str, str]]) -> None:
         match_names(infos(a=(2,)), infos(a=(2,), b=(2,)), maps)
 
 
-@pytest.mark.parametrize(
-    ("text", "pair"), [(r"bert\.(.*)=\1", (r"bert\.(.*)", r"\1")), ("(?=a).*=b", ("(?=a).*", "b")), ("a=", ("a", ""))]
-)
+@pytest.mark.parametrize(("text", "pair"), [(r"bert\.(.*)=\1", (r"bert\.(.*)", r"\1")), ("(?=a).*=b", ("(?=a).*", "b")), ("a=", ("a", ""))])
 def test_a_map_is_split_at_its_last_equals_sign(text: str, pair: tuple[str, str]) -> None:
     assert parse_map(text) == pair
 

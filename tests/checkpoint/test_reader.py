@@ -159,9 +159,7 @@ def test_a_tensor_that_the_index_forgot_is_read_and_told(tmp_path: Path) -> None
 def test_a_tensor_that_is_in_two_shards(tmp_path: Path) -> None:
     folder = shards(tmp_path / "m", {ONE: {"a": torch.ones(2)}, TWO: {"a": torch.ones(2)}}, b=ONE)
     with pytest.raises(CheckpointError, match="two shards"):
-        open_checkpoint(
-            shards(folder, {ONE: {"a": torch.ones(2)}, TWO: {"b": torch.ones(2), "a": torch.ones(2)}}, a=ONE)
-        )
+        open_checkpoint(shards(folder, {ONE: {"a": torch.ones(2)}, TWO: {"b": torch.ones(2), "a": torch.ones(2)}}, a=ONE))
 
 
 @pytest.mark.parametrize("changes", [{"c": ONE}, {"a": TWO}, {"d": "model-00003-of-00002.safetensors"}])
@@ -187,9 +185,7 @@ def test_an_index_that_reaches_out_of_its_folder(name: object, tmp_path: Path) -
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map":{"a":"x","a":"y"}}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map":{"a":"x","a":"y"}}'])
 def test_a_malformed_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError):
@@ -259,9 +255,7 @@ def test_a_weight_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
 
 def test_a_declared_tie_is_an_alias(raw_safetensors: RawSafetensors) -> None:
     metadata = {"format": "pt", "head": "embed", "note": "text", "gone": "missing"}
-    path = raw_safetensors(
-        {"__metadata__": metadata, "embed": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3"
-    )
+    path = raw_safetensors({"__metadata__": metadata, "embed": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3")
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.aliases == {"head": "embed"}
         assert checkpoint.read("head", 1, 3).tolist() == [2, 3]

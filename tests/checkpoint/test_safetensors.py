@@ -162,9 +162,7 @@ def test_a_written_header_is_read_by_the_library(tmp_path: Path) -> None:
     wanted = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.array([1, 2], "<i8"), "c": np.array(7, "|u1")}
     order = ["b", "a", "c"]
     kinds = {"a": "f32", "b": "i64", "c": "u8"}
-    header = header_bytes(
-        [NewTensor(name, BY_NAME[kinds[name]], wanted[name].shape) for name in order], {"format": "pt"}
-    )
+    header = header_bytes([NewTensor(name, BY_NAME[kinds[name]], wanted[name].shape) for name in order], {"format": "pt"})
     (tmp_path / "x.safetensors").write_bytes(header + b"".join(wanted[name].tobytes() for name in order))
     found = safetensors.numpy.load_file(tmp_path / "x.safetensors")
     assert {name: (array.shape, array.tobytes()) for name, array in found.items()} == {

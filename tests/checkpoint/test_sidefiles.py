@@ -117,9 +117,7 @@ def test_a_file_that_changes_its_size_is_an_error(tmp_path: Path) -> None:
         file.read()
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "1_Pooling/config.json", "modeling_x.py", "LICENSE", "é.txt", "a..b.txt"]
-)
+@pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json", "modeling_x.py", "LICENSE", "é.txt", "a..b.txt"])
 def test_safe_names(name: str) -> None:
     check_side_name(name)
 

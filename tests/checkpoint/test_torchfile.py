@@ -91,9 +91,7 @@ def test_repacked_archives_are_read_from_the_right_record(tmp_path: Path) -> Non
             for name in sorted(old.namelist(), reverse=True):
                 new.writestr(name, old.read(name))
         with open_checkpoint(out) as checkpoint:
-            assert {name: checkpoint.read(name).tolist() for name in tensors} == {
-                name: tensor.tolist() for name, tensor in tensors.items()
-            }
+            assert {name: checkpoint.read(name).tolist() for name in tensors} == {name: tensor.tolist() for name, tensor in tensors.items()}
             assert bool(checkpoint.notes) == (method == zipfile.ZIP_DEFLATED)
 
 
@@ -136,18 +134,14 @@ def test_what_is_no_state_dict_of_tensors_is_refused(document: object, modern: b
     assert "w.pt" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "tensor", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex128)], ids=["sparse", "c128"]
-)
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex128)], ids=["sparse", "c128"])
 def test_other_tensors_are_unsupported(tensor: torch.Tensor, tmp_path: Path) -> None:
     torch.save({"w": tensor}, tmp_path / "w.pt")
     with pytest.raises((UnsupportedError, CheckpointError)):
         open_checkpoint(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK", b"PK\x03\x04", b"\x80\x02}q\x00.", b"garbage" * 99, b"\x80\x04\x95" + b"\xff" * 8]
-)
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04", b"\x80\x02}q\x00.", b"garbage" * 99, b"\x80\x04\x95" + b"\xff" * 8])
 def test_garbage(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(CheckpointError):

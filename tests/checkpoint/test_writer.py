@@ -77,9 +77,7 @@ def library_knows(tensor: torch.Tensor) -> bool:
 
 def test_every_element_type_comes_back_in_the_library(tmp_path: Path) -> None:
     raw = torch.arange(24, dtype=torch.uint8)
-    state = {
-        dtype.name: raw.clone().view(getattr(torch, dtype.torch)) for dtype in BY_NAME.values() if dtype.name != "bool"
-    }
+    state = {dtype.name: raw.clone().view(getattr(torch, dtype.torch)) for dtype in BY_NAME.values() if dtype.name != "bool"}
     state = {name: tensor for name, tensor in state.items() if library_knows(tensor)}
     assert {"f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2", "i64", "i32", "i16", "i8", "u8"} <= set(state)
     state |= {"bool": raw % 3 == 0, "scalar": torch.tensor(1.5), "empty": torch.zeros(0, 2), "odd": raw[:3].clone()}
@@ -269,9 +267,7 @@ def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_replaced_checkpoint_leaves_no_stale_file(
-    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_checkpoint_leaves_no_stale_file(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not exchange:
         monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
     out = tmp_path / "out"

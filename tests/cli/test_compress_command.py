@@ -103,9 +103,7 @@ def test_wrong_options_exit_2(options: list[str], run: Run, pair: Pair, tmp_path
 
 
 def test_report_as_text(run: Run, pair: Pair, tmp_path: Path) -> None:
-    result = run(
-        "compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--drop-rate", "0.5", "--values", "int8"
-    )
+    result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--drop-rate", "0.5", "--values", "int8")
     assert (result.exit_code, result.stderr) == (0, "")
     report = pair.report
     assert f"({report.pack_bytes:,} bytes), {report.ratio:.1f} times smaller" in result.stdout
@@ -118,9 +116,7 @@ def test_report_as_text(run: Run, pair: Pair, tmp_path: Path) -> None:
         ("stored", "stored tensors"),
         ("files", "side files"),
     ):
-        assert f"{report.split[part]:,}" in next(
-            line for line in result.stdout.splitlines() if line.startswith(f"  {name} ")
-        )
+        assert f"{report.split[part]:,}" in next(line for line in result.stdout.splitlines() if line.startswith(f"  {name} "))
 
 
 def test_report_as_json(run: Run, pair: Pair, tmp_path: Path) -> None:
@@ -134,9 +130,7 @@ def test_report_as_json(run: Run, pair: Pair, tmp_path: Path) -> None:
 
 def test_quiet_leaves_warnings(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     split = {"index": 1, "codes": 1}
-    report = CompressReport(
-        Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"]
-    )
+    report = CompressReport(Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"])
     stand_in("compress", report)
     call = ["compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk"]
     loud, quiet, as_json = run(*call), run(*call, "--quiet"), run(*call, "--json")

@@ -71,9 +71,7 @@ def test_runs_as_a_module() -> None:
     assert (done.returncode, done.stdout) == (0, f"deltapack {deltapack.__version__}\n")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["inspect"], ["inspect", "/no/such.dpk"], ["verify", "--nonsense"], ["merge", "/"]]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["inspect"], ["inspect", "/no/such.dpk"], ["verify", "--nonsense"], ["merge", "/"]])
 def test_usage_errors_exit_2(arguments: list[str], run: Run) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
@@ -85,9 +83,7 @@ def test_usage_errors_exit_2(arguments: list[str], run: Run) -> None:
     "kind",
     [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.DeltapackError)],
 )
-def test_errors_become_a_paragraph_and_an_exit_code(
-    kind: type[errors.DeltapackError], run: Run, pair: Pair, stand_in: StandIn
-) -> None:
+def test_errors_become_a_paragraph_and_an_exit_code(kind: type[errors.DeltapackError], run: Run, pair: Pair, stand_in: StandIn) -> None:
     stand_in("verify", kind("it is wrong", path="x.dpk", hint="Mend it."))
     result = run("verify", pair.pack)
     assert result.exit_code == kind.exit_code
@@ -156,9 +152,7 @@ def test_a_closed_pipe_is_quiet(pair: Pair) -> None:
 def test_a_full_disk_under_stdout(arguments: list[str], pair: Pair) -> None:
     command = [str(pair.pack) if argument == "PACK" else argument for argument in arguments]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "deltapack", *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", "deltapack", *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
 
 

@@ -52,9 +52,7 @@ def test_restored_models_are_whole(report: DemoReport) -> None:
     for folder in [report.folder / "merged", *(report.folder / "restored").iterdir()]:
         restored, restored_size = load_model(folder)
         assert restored_size == size
-        assert {name: tensor.shape for name, tensor in restored.items()} == {
-            name: tensor.shape for name, tensor in base.items()
-        }
+        assert {name: tensor.shape for name, tensor in restored.items()} == {name: tensor.shape for name, tensor in base.items()}
         assert json.loads((folder / "config.json").read_text("utf-8"))["architectures"] == ["LlamaForCausalLM"]
 
 

@@ -50,9 +50,7 @@ def test_transformers_reads_the_folder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="only to compare with")
     parameters = random_parameters()
     save_model(tmp_path, parameters, SIZE)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float32, output_loading_info=True
-    )
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "def f(x):\n    é"

@@ -16,9 +16,7 @@ def test_sizes() -> None:
     assert TILE * TILES_PER_CHUNK == CHUNK
 
 
-@pytest.mark.parametrize(
-    ("numel", "chunks"), [(0, 0), (1, 1), (CHUNK - 1, 1), (CHUNK, 1), (CHUNK + 1, 2), (1 << 48, 1 << 28)]
-)
+@pytest.mark.parametrize(("numel", "chunks"), [(0, 0), (1, 1), (CHUNK - 1, 1), (CHUNK, 1), (CHUNK + 1, 2), (1 << 48, 1 << 28)])
 def test_chunk_count(numel: int, chunks: int) -> None:
     assert chunk_count(numel) == chunks
 

@@ -141,16 +141,12 @@ def indices(draw: Callable[[Any], Any]) -> tuple[Index, int]:
     kinds = [draw(st.sampled_from(sorted(KINDS))) for _ in found]
     held = [name for name, kind in zip(found, kinds, strict=True) if kind not in ("alias", "removed")]
     kinds = [kind if held or kind != "alias" else "removed" for kind in kinds]
-    entries = tuple(
-        draw_entry(draw, name, kind, held[0] if held else "", blobs) for name, kind in zip(found, kinds, strict=True)
-    )
+    entries = tuple(draw_entry(draw, name, kind, held[0] if held else "", blobs) for name, kind in zip(found, kinds, strict=True))
     files = None
     if draw(st.booleans()):
         plain = st.text("abcdefgh_-é", min_size=1, max_size=5)
         chosen = sorted(draw(st.lists(plain, max_size=3, unique=True)), key=str.encode)
-        files = tuple(
-            FileEntry(name, draw(lengths), draw(hexes[64]), blobs() if draw(st.booleans()) else None) for name in chosen
-        )
+        files = tuple(FileEntry(name, draw(lengths), draw(hexes[64]), blobs() if draw(st.booleans()) else None) for name in chosen)
     result = [entry for entry in entries if entry.in_result]
     index = Index(
         base_fingerprint=draw(hexes[64]),

@@ -59,9 +59,7 @@ def test_any_bytes_are_refused_or_consistent(table: bytes, payload: int, nnz: in
         assert sum(record.counts) == nnz
 
 
-@pytest.mark.parametrize(
-    ("stored", "raw", "count"), [(5, 4, 1), (4, 4, 2), (2**32 - 1, 4, 1), (4, 4, 2**32 - 1), (3, 4, 1), (4, 4, 0)]
-)
+@pytest.mark.parametrize(("stored", "raw", "count"), [(5, 4, 1), (4, 4, 2), (2**32 - 1, 4, 1), (4, 4, 2**32 - 1), (3, 4, 1), (4, 4, 0)])
 def test_impossible_tables(stored: int, raw: int, count: int) -> None:
     table = struct.pack("<QIII", 0, stored, raw, count)
     with pytest.raises(FormatError) as caught:

@@ -31,9 +31,7 @@ def test_sum_of_terms_by_plain_scalars(backend: str, terms: list[dict[int, float
         for term in terms:
             for position, value in term.items():
                 expected[position] = expected.get(position, np.float32(0)) + np.float32(value)
-    arrays = [
-        Sparse(np.array(sorted(term), np.uint32), np.array([term[at] for at in sorted(term)], np.float32)) for term in terms
-    ]
+    arrays = [Sparse(np.array(sorted(term), np.uint32), np.array([term[at] for at in sorted(term)], np.float32)) for term in terms]
     before = [(positions.tobytes(), values.tobytes()) for positions, values in arrays]
     positions, values = load(backend).sum_terms(12, arrays)
     assert positions.dtype == np.uint32
@@ -67,9 +65,7 @@ def test_add_sparse_by_plain_scalars(loops: Backend, source: str, target: str) -
     total[::17], total[1::17], total[2::17] = 1e-40, 3e38, np.inf
     found = loops.add_sparse(base, BY_NAME[source], BY_NAME[target], positions, total)
     values = dict(zip(positions.tolist(), total.tolist(), strict=True))
-    expected = [
-        scalar.patch(source, element, target, [values[at]] if at in values else []) for at, element in enumerate(bits.tolist())
-    ]
+    expected = [scalar.patch(source, element, target, [values[at]] if at in values else []) for at, element in enumerate(bits.tolist())]
     assert found.dtype == np.dtype(BY_NAME[target].storage)
     assert unsigned(found).tolist() == expected
     assert unsigned(base).tobytes() == bits.tobytes()
@@ -88,9 +84,7 @@ def test_add_in_place_by_plain_scalars(loops: Backend, name: str, terms: int) ->
         parts.append(Sparse(positions, mixed))
     kept = [dict(zip(positions.tolist(), values.tolist(), strict=True)) for positions, values in parts]
     loops.add_in_place(elements, BY_NAME[name], parts)
-    expected = [
-        scalar.patch(name, element, name, [part[at] for part in kept if at in part]) for at, element in enumerate(bits.tolist())
-    ]
+    expected = [scalar.patch(name, element, name, [part[at] for part in kept if at in part]) for at, element in enumerate(bits.tolist())]
     assert unsigned(elements).tolist() == expected
 
 

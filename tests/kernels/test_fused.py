@@ -31,9 +31,7 @@ def chunk_of(index: str, shift: int, bits: int, length: int) -> tuple[Encoded, N
     planes = scales.view(np.uint8).reshape(-1, 2).T.reshape(-1).copy()
     factor = np.float32(1 / 0.3)
     packed = reference.pack_codes(codes, bits)
-    encoded = Encoded(
-        index, shift, key, keep, 16, np.frombuffer(stream, np.uint8), bits, packed, planes, factor, counts, lengths
-    )
+    encoded = Encoded(index, shift, key, keep, 16, np.frombuffer(stream, np.uint8), bits, packed, planes, factor, counts, lengths)
     return encoded, positions, reference.code_values(packed, bits, scales, counts, factor)
 
 

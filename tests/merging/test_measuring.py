@@ -61,9 +61,7 @@ def apply(folder: Path, pack: Path) -> Model:
 
 @pytest.mark.parametrize(("method", "semantics"), SINGLE)
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_one_pack_with_weight_one_is_applying_it(
-    family: tuple[Path, list[Path]], method: str, semantics: str, number: int
-) -> None:
+def test_one_pack_with_weight_one_is_applying_it(family: tuple[Path, list[Path]], method: str, semantics: str, number: int) -> None:
     folder, packs = family
     assert merge(folder, [packs[number]], method=method, semantics=semantics) == apply(folder, packs[number])
 
@@ -78,9 +76,7 @@ def test_two_packs_in_any_order(family: tuple[Path, list[Path]], method: str) ->
 
 @laws
 @given(weights=st.lists(WEIGHTS, min_size=3, max_size=3), normalize=st.booleans(), density=st.sampled_from([None, 0.3, 0.05]))
-def test_a_merged_pack_is_the_merge(
-    family: tuple[Path, list[Path]], weights: list[float], normalize: bool, density: float | None
-) -> None:
+def test_a_merged_pack_is_the_merge(family: tuple[Path, list[Path]], weights: list[float], normalize: bool, density: float | None) -> None:
     folder, packs = family
     options = {"method": "ties", "weights": weights, "density": density, "parameters": {"normalize": normalize}}
     merged = folder / "merged.dpk"
@@ -206,9 +202,7 @@ def test_a_merged_pack_is_not_thinned_out_at_random(family: tuple[Path, list[Pat
         ({"method": "ties", "parameters": {"density": 0.5}}, "density is of each pack"),
     ],
 )
-def test_a_parameter_that_a_method_does_not_know_is_an_error(
-    family: tuple[Path, list[Path]], options: dict[str, Any], what: str
-) -> None:
+def test_a_parameter_that_a_method_does_not_know_is_an_error(family: tuple[Path, list[Path]], options: dict[str, Any], what: str) -> None:
     folder, packs = family
     with pytest.raises(RecipeError, match=what):
         merge(folder, packs[:1], **options)

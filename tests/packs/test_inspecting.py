@@ -22,9 +22,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> deltapack.CompressReport
     for name, tensors in (("a", base), ("b", tuned | {"same": base["same"], "new": np.zeros(4)})):
         arrays = {key: array.astype(np.float32) for key, array in tensors.items()}
         save_file(arrays, folder / f"{name}.safetensors")
-    recipe = deltapack.Recipe(
-        drop_rate=0.8, values="int8", index="gaps", overrides=(deltapack.Override("v", drop_rate=0),)
-    )
+    recipe = deltapack.Recipe(drop_rate=0.8, values="int8", index="gaps", overrides=(deltapack.Override("v", drop_rate=0),))
     return deltapack.compress(folder / "a.safetensors", folder / "b.safetensors", folder / "x.dpk", recipe=recipe)
 
 

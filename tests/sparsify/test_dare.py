@@ -209,4 +209,4 @@ def test_mask_keys_differ_by_everything() -> None:
     assert len(keys) == 6
     assert all(0 <= key < 1 << 64 for key in keys)
     # Packs carry their keys, but the same call must still give the same pack in every version.
-    assert [mask_key(0, "a", "b"), mask_key(-1, "model.layers.0.w", "ä")] == [0x52c060a876ca661e, 0x95f152bf41ca373d]
+    assert [mask_key(0, "a", "b"), mask_key(-1, "model.layers.0.w", "ä")] == [0x52C060A876CA661E, 0x95F152BF41CA373D]

@@ -93,9 +93,7 @@ def write_small_pack(path: Path) -> Path:
         both = (write_term(writer, CODECS[0], 18, 8), write_term(writer, CODECS[2], 18, 9))
         rows = writer.chunked_blob(stored_layout(9))
         rows.append(encode_stored_chunk(np.arange(9, dtype=np.float32)))
-        entries.append(
-            Entry("b", "grown", f32, (3, 9), digest_of("b"), base=base, terms=both, stored=rows.close())
-        )
+        entries.append(Entry("b", "grown", f32, (3, 9), digest_of("b"), base=base, terms=both, stored=rows.close()))
         whole = writer.chunked_blob(stored_layout(40))
         whole.append(encode_stored_chunk(np.zeros(40, np.int16)))
         entries.append(Entry("c", "stored", i16, (40,), digest_of("c"), stored=whole.close()))
@@ -132,5 +130,3 @@ def seal(blobs: bytes, stored_index: bytes, raw_length: int) -> bytes:
     offset = 64 + len(blobs)
     prologue = Prologue(offset + len(stored_index), offset, len(stored_index), raw_length, hash64(stored_index))
     return prologue.encode() + blobs + stored_index
-
-

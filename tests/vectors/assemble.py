@@ -201,8 +201,7 @@ class Term:
         factor = scalar.round_f32(scalar.number("f32", self.factor) * scalar.round_f32(weight))
         if self.values not in SCALED:
             return {
-                p: scalar.round_f32(scalar.number(self.values, code) * factor)
-                for p, code in zip(self.positions, self.codes, strict=True)
+                p: scalar.round_f32(scalar.number(self.values, code) * factor) for p, code in zip(self.positions, self.codes, strict=True)
             }
         out, scale, codes = {}, iter(self.scales), iter(self.codes)
         for start, stop in chunks_of(common):

@@ -50,9 +50,7 @@ def prologue_cases() -> Iterator[Case]:
     yield case("R1", "empty", b"")
     yield case("R1", "63-bytes", good[:63])
     for i in (0, 1, 4, 7):
-        yield case(
-            "R1", f"magic-{i}", with_fields(magic=bytes(b ^ 0x80 if j == i else b for j, b in enumerate(good[:8])))
-        )
+        yield case("R1", f"magic-{i}", with_fields(magic=bytes(b ^ 0x80 if j == i else b for j, b in enumerate(good[:8]))))
     yield case("R1", "crlf", good.replace(b"\r\n", b"\n"))
     yield case("R1", "unfinished", bytes(64) + good[64:])
     yield case("R1", "safetensors", b"\x02\0\0\0\0\0\0\0{}" + bytes(60))
@@ -402,11 +400,7 @@ def chunk_cases() -> Iterator[Case]:
         return small(spoil=spoil).build()
 
     def streams(i: int, stored: bytes, raw: int | None = None) -> bytes:
-        return spoiled(
-            streams=lambda old: [
-                (stored, len(stored) if raw is None else raw) if j == i else s for j, s in enumerate(old)
-            ]
-        )
+        return spoiled(streams=lambda old: [(stored, len(stored) if raw is None else raw) if j == i else s for j, s in enumerate(old)])
 
     def flip(data: bytes, at: int) -> bytes:
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]

@@ -328,5 +328,3 @@ def several_packs() -> Iterator[tuple[str, Group]]:
     """Name and group."""
     for make in (pairs, names, sums, example, bases, files):
         yield make.__name__, make()
-
-

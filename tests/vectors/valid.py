@@ -91,9 +91,7 @@ def codecs() -> Iterator[tuple[str, str, Pack]]:
     yield (
         "index-seeded-sparse",
         "density 1/1024: gaps of 255 and more",
-        Pack().patched(
-            "w", tensor("f16", (3000,), 0x2E66), [term("seeded", "f16", seeded, keep=1 << 22, key=f"{key:016x}")]
-        ),
+        Pack().patched("w", tensor("f16", (3000,), 0x2E66), [term("seeded", "f16", seeded, keep=1 << 22, key=f"{key:016x}")]),
     )
     seeded = scalar.seeded_positions(2**32 - 1, key, 0, 40)
     yield (
@@ -306,22 +304,14 @@ def large() -> Iterator[tuple[str, str, Pack]]:
     base = tensor("f8_e4m3fn", (count,), 0x30)
     at = [3, CHUNK - 1, CHUNK, CHUNK + TILE, count - 1]
     keep = 2**32 // 20000
-    places = [
-        a + p
-        for a in range(0, count, TILE)
-        for p in scalar.seeded_positions(keep, key, a // TILE, min(TILE, count - a))
-    ]
+    places = [a + p for a in range(0, count, TILE) for p in scalar.seeded_positions(keep, key, a // TILE, min(TILE, count - a))]
     groups = len({p // TILE for p in places})
     seeded_term = Term("seeded", "int2", places, codes_for("int2", len(places))[0], [ONE] * groups)
     seeded_term.params = {"keep": keep, "key": f"{key:016x}"}
     yield (
         "chunks-delta",
         "two chunks, two terms, chunk digests",
-        (
-            Pack().patched(
-                "w", base, [Term("gaps", "f16", at, codes_for("f16", 5)[0], params={"shift": 13}), seeded_term]
-            )
-        ),
+        (Pack().patched("w", base, [Term("gaps", "f16", at, codes_for("f16", 5)[0], params={"shift": 13}), seeded_term])),
     )
     old = tensor("i8", (CHUNK + 2,), 5)
     yield "chunks-stored", "two chunks, chunk digests", Pack().stored("w", old)

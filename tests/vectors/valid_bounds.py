@@ -20,8 +20,10 @@ def bounds() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack().unchanged("w", tensor("u8", (1,), [1]))
     pack.extra = {"recipe": {"deep": [[[[[[1]]]]]], "empty": [[[[[[]]]]]], "least": -(2**53) + 1}}
     yield "bounds-json", "depth 8, the least integer", pack
-    yield "bounds-keep", "keep = 1: of 300 elements none", Pack().patched(
-        "w", floats("bf16", (300,)), [term("seeded", "bf16", [], keep=1, key="f" * 16)]
+    yield (
+        "bounds-keep",
+        "keep = 1: of 300 elements none",
+        Pack().patched("w", floats("bf16", (300,)), [term("seeded", "bf16", [], keep=1, key="f" * 16)]),
     )
     full = Term("gaps", "sign", list(range(300)), [1, -1] * 150, [0x3A80, 0x3B80, 0x3C80], params={"shift": 0})
     yield "bounds-nnz", "gaps keep every element; groups of 128, 128 and 44", Pack().patched("w", floats("bf16", (300,)), [full])

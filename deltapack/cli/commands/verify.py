@@ -15,9 +15,7 @@ __all__ = ["command"]
 
 @click.command(short_help="Check a pack for damage, and whether a base fits it.")
 @options.pack_argument
-@click.option(
-    "--base", type=options.checkpoint_path, metavar="BASE", help="Check, too, that this is the base of the pack."
-)
+@click.option("--base", type=options.checkpoint_path, metavar="BASE", help="Check, too, that this is the base of the pack.")
 @options.workers_option
 @options.output_options
 def command(pack: Path, base: Path | None, workers: int | None, quiet: bool, as_json: bool) -> None:

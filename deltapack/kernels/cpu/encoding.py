@@ -65,9 +65,7 @@ def _subtract_all(base: NDArray[np.uint16], tuned: NDArray[np.uint16], out: Valu
         out[i] = widen(tuned[i]) - widen(base[i])
 
 
-def kept_differences(
-    base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]
-) -> Values:
+def kept_differences(base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]) -> Values:
     """See the reference."""
     one, other = loops_on(base, source), loops_on(tuned, target)
     if one is None or other is None:
@@ -78,9 +76,7 @@ def kept_differences(
 
 
 @compiled
-def _subtract(
-    base: NDArray[np.uint16], tuned: NDArray[np.uint16], positions: NDArray[np.uint32], out: Values
-) -> None:
+def _subtract(base: NDArray[np.uint16], tuned: NDArray[np.uint16], positions: NDArray[np.uint32], out: Values) -> None:
     for i in range(np.uint64(len(positions))):
         position = np.uint64(positions[i])
         out[i] = widen(tuned[position]) - widen(base[position])
@@ -123,9 +119,7 @@ def _quantize(
 
 
 @compiled
-def _best_step(
-    values: Values, top: np.float32, reach: np.float32, unit: np.uint32, offsets: NDArray[np.uint32], exact: Values
-) -> Any:
+def _best_step(values: Values, top: np.float32, reach: np.float32, unit: np.uint32, offsets: NDArray[np.uint32], exact: Values) -> Any:
     """Return the scale of a group; `exact` is room for 128 values."""
     magnitude = np.uint32(0)  # as integers, as a loop over floats would have to keep their order
     for i in range(np.uint64(len(values))):

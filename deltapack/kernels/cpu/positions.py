@@ -37,9 +37,7 @@ def _gap_table(keep: int) -> tuple[NDArray[np.uint64], NDArray[np.uint16]]:
     return thresholds, np.where(least == most, least, least + _UNSURE).astype(np.uint16)
 
 
-def sample_positions(
-    key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None
-) -> tuple[Positions, Counts]:
+def sample_positions(key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None) -> tuple[Positions, Counts]:
     """See the reference."""
     thresholds, table = _gap_table(keep)
     counts = np.zeros(len(lengths), np.int64)
@@ -165,9 +163,7 @@ def _encode_byte_gaps(positions: Positions, counts: Counts, out: NDArray[np.uint
     return at
 
 
-def rice_gap_positions(
-    raw: NDArray[np.uint8], shift: int, counts: Counts, lengths: Counts, out: Positions | None = None
-) -> Positions:
+def rice_gap_positions(raw: NDArray[np.uint8], shift: int, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
     """See the reference."""
     nnz = int(counts.sum())
     split = -(-nnz * shift // 8)
@@ -243,9 +239,7 @@ def _bit_tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 @compiled
-def _bitmap(
-    raw: NDArray[np.uint8], places: NDArray[np.uint8], ones: NDArray[np.uint8], positions: Positions, counts: Counts
-) -> np.uint64:
+def _bitmap(raw: NDArray[np.uint8], places: NDArray[np.uint8], ones: NDArray[np.uint8], positions: Positions, counts: Counts) -> np.uint64:
     kept = np.uint64(0)
     for at in range(len(raw)):
         byte = raw[at]

@@ -78,9 +78,7 @@ def _scale(values: Values, scales: NDArray[np.uint16], factor: np.float32, count
     return finite
 
 
-def plane_values(
-    raw: NDArray[np.uint8], dtype: DType, factor: np.float32, out: Values | None = None
-) -> Values:
+def plane_values(raw: NDArray[np.uint8], dtype: DType, factor: np.float32, out: Values | None = None) -> Values:
     """See the reference."""
     if dtype.name not in ("bf16", "f32"):
         return reference.plane_values(raw, dtype, factor, out)

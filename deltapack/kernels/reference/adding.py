@@ -54,9 +54,7 @@ def are_finite(elements: Elements, dtype: DType, positions: Positions) -> bool:
     return bool(np.isfinite(rounding.to_f64(elements[positions], dtype)).all())
 
 
-def add_sparse(
-    base: Elements, source: DType, target: DType, positions: Positions, total: Values
-) -> Elements:
+def add_sparse(base: Elements, source: DType, target: DType, positions: Positions, total: Values) -> Elements:
     """Return base plus a sparse sum, rounded once.
 
     Args:

@@ -33,9 +33,7 @@ def difference(base: Elements, source: DType, tuned: Elements, target: DType, ou
         return rounding.to_f32(tuned, target) - rounding.to_f32(base, source)
 
 
-def kept_differences(
-    base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]
-) -> Values:
+def kept_differences(base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]) -> Values:
     """Return fine-tuned minus base at `positions`, `[nnz] f32`, rounded once."""
     return difference(base[positions], source, tuned[positions], target)
 

@@ -79,9 +79,7 @@ def philox(key: int, tile: NDArray[np.uint64], block: NDArray[np.uint64]) -> NDA
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def sample_positions(
-    key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None
-) -> tuple[Positions, Counts]:
+def sample_positions(key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None) -> tuple[Positions, Counts]:
     """Regenerate the seeded mask of a chunk.
 
     Args:
@@ -110,9 +108,7 @@ def sample_positions(
     return _into(np.concatenate(parts) if parts else np.zeros(0, np.uint32), out), counts
 
 
-def _walk(
-    key: int, keep: int, tile: int, tiles: int, blocks: int, extent: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _walk(key: int, keep: int, tile: int, tiles: int, blocks: int, extent: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the cursor after each sample and whether the sample kept an element, `[tiles, samples]`; all pass `extent`."""
     numbers = np.arange(tile, tile + tiles, dtype=np.uint64)[:, None]
     while True:
@@ -125,9 +121,7 @@ def _walk(
         blocks *= 2
 
 
-def byte_gap_positions(
-    raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None
-) -> Positions:
+def byte_gap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
     """Decode one byte per gap, 255 meaning "skip 255, nothing kept here".
 
     Raises:
@@ -139,9 +133,7 @@ def byte_gap_positions(
     return _into(_positions_from_gaps(gaps, counts, lengths), out)
 
 
-def rice_gap_positions(
-    raw: NDArray[np.uint8], shift: int, counts: Counts, lengths: Counts, out: Positions | None = None
-) -> Positions:
+def rice_gap_positions(raw: NDArray[np.uint8], shift: int, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
     """Decode Rice codes: the low `shift` bits of all gaps, then the rest of each gap in unary.
 
     Raises:
@@ -181,9 +173,7 @@ def _positions_from_gaps(gaps: NDArray[np.int64], counts: Counts, lengths: Count
     return positions
 
 
-def bitmap_positions(
-    raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None
-) -> Positions:
+def bitmap_positions(raw: NDArray[np.uint8], counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
     """Decode one bit per element, lowest bit first.
 
     Raises:

@@ -73,9 +73,7 @@ def group_counts(counts: Counts) -> NDArray[np.int64]:
     return sizes
 
 
-def plane_values(
-    raw: NDArray[np.uint8], dtype: DType, factor: np.float32, out: Values | None = None
-) -> Values:
+def plane_values(raw: NDArray[np.uint8], dtype: DType, factor: np.float32, out: Values | None = None) -> Values:
     """Return the values `[nnz] f32` of float codes in byte planes (spec/02-container.md section 2.5).
 
     Args:

@@ -45,9 +45,11 @@ def _pieces(length: int, parts: Parts) -> Iterator[tuple[int, int, Parts]]:
     bounds = [np.searchsorted(positions, np.append(starts, length)) for positions, _ in parts]
     for piece, start in enumerate(starts.tolist()):
         inside = [slice(*bound[piece : piece + 2]) for bound in bounds]
-        yield start, min(_PIECE, length - start), [
-            Sparse(positions[kept] - np.uint32(start), values[kept]) for (positions, values), kept in zip(parts, inside, strict=True)
-        ]
+        yield (
+            start,
+            min(_PIECE, length - start),
+            [Sparse(positions[kept] - np.uint32(start), values[kept]) for (positions, values), kept in zip(parts, inside, strict=True)],
+        )
 
 
 def energies(length: int, parts: Parts, settings: Settings) -> NDArray[np.float64]:
