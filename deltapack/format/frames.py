@@ -8,6 +8,7 @@ before the stated size was compared with the one the index promises.
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 
 import zstandard
 
@@ -57,6 +58,9 @@ def decompress_frame(frame: bytes, raw_length: int) -> bytes:
 
 def _check_header(frame: bytes, raw_length: int) -> tuple[int, int]:
     """Return where the first block begins and how long a block may be."""
+    usual = _usual_header(raw_length)
+    if usual is not None and frame.startswith(usual):  # a chunk has two or three frames, and this is a fifth of the time of what follows
+        return len(usual), min(raw_length, _BLOCK_BYTES)
     if frame[:4] != _MAGIC:
         raise FormatError("not a zstd frame", rule="R10", expected=_MAGIC.hex(), found=bytes(frame[:4]).hex())
     descriptor = frame[4] if len(frame) > 4 else 0
@@ -76,6 +80,15 @@ def _check_header(frame: bytes, raw_length: int) -> tuple[int, int]:
     if size == 0 or not min(size, _BLOCK_BYTES) <= window <= DEFAULT_LIMITS.window_bytes:
         raise FormatError("zstd frame of this size is not allowed", rule="R10", found=f"content {size}, window {window}")
     return start, min(window, _BLOCK_BYTES)
+
+
+@lru_cache(maxsize=1 << 12)
+def _usual_header(size: int) -> bytes | None:
+    """Return what `_check_header` would find right of a frame of one segment without a checksum, as libzstd writes for small contents."""
+    if not 0 < size <= DEFAULT_LIMITS.window_bytes:
+        return None
+    flag, number, width = (0, size, 1) if size < 256 else (1, size - 256, 2) if size < 65_792 else (2, size, 4)
+    return _MAGIC + bytes([flag << 6 | _SINGLE_SEGMENT]) + number.to_bytes(width, "little")
 
 
 def _check_blocks(frame: bytes, at: int, most: int) -> None:

@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
@@ -73,17 +74,17 @@ class Term:
     key: int = 0
     shift: int = 0
 
-    @property
+    @cached_property
     def index_codec(self) -> IndexCodec:
         """The row of its index codec."""
         return INDEX_CODECS[self.index]
 
-    @property
+    @cached_property
     def value_codec(self) -> ValueCodec:
         """The row of its value codec."""
         return VALUE_CODECS[self.values]
 
-    @property
+    @cached_property
     def streams(self) -> tuple[str, ...]:
         """Names of its stored streams, in order."""
         index = ("index",) if self.index_codec.kept == "stored" else ()
