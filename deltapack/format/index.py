@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
@@ -74,22 +74,20 @@ class Term:
     key: int = 0
     shift: int = 0
 
-    @cached_property
+    @property
     def index_codec(self) -> IndexCodec:
         """The row of its index codec."""
         return INDEX_CODECS[self.index]
 
-    @cached_property
+    @property
     def value_codec(self) -> ValueCodec:
         """The row of its value codec."""
         return VALUE_CODECS[self.values]
 
-    @cached_property
+    @property
     def streams(self) -> tuple[str, ...]:
         """Names of its stored streams, in order."""
-        index = ("index",) if self.index_codec.kept == "stored" else ()
-        scales = ("scales",) if self.value_codec.scaled else ()
-        return (*index, "codes", *scales)
+        return _streams(self.index, self.values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the term as the index spells it."""
@@ -101,6 +99,14 @@ class Term:
             "blob": self.blob.to_json(),
             **{row.name: row.spelled(getattr(self, row.name)) for row in self.index_codec.parameters},
         }
+
+
+@cache
+def _streams(index: str, values: str) -> tuple[str, ...]:
+    """Return the stored streams of a pair of codecs; both are known, so there are few."""
+    positions = ("index",) if INDEX_CODECS[index].kept == "stored" else ()
+    scales = ("scales",) if VALUE_CODECS[values].scaled else ()
+    return (*positions, "codes", *scales)
 
 
 @dataclass(frozen=True)
