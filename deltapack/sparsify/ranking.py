@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,15 +108,16 @@ def find_cuts(tensors: Sequence[Magnitudes], workers: int) -> list[tuple[Cut, ..
 def _counted(
     tensors: Sequence[Magnitudes], count: Callable[[int, NDArray[np.float32]], NDArray[np.int64]], workers: int
 ) -> Iterator[Iterator[NDArray[np.int64]]]:
-    """Yield, for each tensor, what `count` says of each of its chunks, in order."""
+    """Yield, for each tensor, what `count` says of each of its chunks, in order; take all of one before the next."""
 
-    def work(task: tuple[int, int]) -> tuple[int, NDArray[np.int64]]:
-        return task[0], count(task[0], tensors[task[0]].read(task[1]))
+    def work(task: tuple[Magnitudes, int, int]) -> NDArray[np.int64]:
+        tensor, number, chunk = task
+        return count(number, tensor.read(chunk))
 
-    tasks = ((number, chunk) for number, tensor in enumerate(tensors) for chunk in range(tensor.chunks))
+    tasks = ((tensor, number, chunk) for number, tensor in enumerate(tensors) for chunk in range(tensor.chunks))
     with closing(ordered_map(work, tasks, workers)) as results:
-        for _, group in groupby(results, key=lambda result: result[0]):
-            yield (counts for _, counts in group)
+        for tensor in tensors:  # also where it has no elements, so no chunks
+            yield islice(results, tensor.chunks)
 
 
 def _descend_high(counts: NDArray[np.int64], rank: int) -> _Search | Cut:
