@@ -25,7 +25,7 @@ SNIPPETS = [(name, code) for name, text in TEXTS.items() for code in re.findall(
 RECIPES = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)]
 COMMANDS = [(name, line.strip()) for name, text in TEXTS.items() for line in re.findall(r"^    (deltapack .*)$", text, re.M)]
 TENSOR = "model.layers.0.mlp.up_proj.weight"
-FOREIGN = {"--patch-from", "--find-links"}
+FOREIGN = {"--check", "--patch-from", "--find-links"}
 """Options of other programs."""
 
 
