@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
-from deltapack.checkpoint.names import NameMatch, match_names, parse_map
+from deltapack.checkpoint.names import NameMatch, match_names
 from deltapack.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, check_side_name, list_side_files
 from deltapack.checkpoint.writer import FileWriter, FolderWriter, open_writer
@@ -22,7 +22,6 @@ __all__ = [
     "match_names",
     "open_checkpoint",
     "open_writer",
-    "parse_map",
     "parse_size",
     "plan_shards",
 ]

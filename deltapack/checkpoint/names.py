@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.errors import RecipeError
 
-__all__ = ["NameMatch", "match_names", "parse_map"]
+__all__ = ["NameMatch", "match_names"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,6 @@ class NameMatch:
     only_finetuned: tuple[str, ...]
     only_base: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-
-def parse_map(text: str) -> tuple[str, str]:
-    r"""Split `REGEX=REPLACEMENT` (at the last `=`), such as `bert\.(.*)=\1`.
-
-    Raises:
-        RecipeError: There is no `=`, or the expression is not valid.
-    """
-    pattern, equals, replacement = text.rpartition("=")
-    if not equals or not pattern:
-        raise RecipeError("not a name map", expected=r"REGEX=REPLACEMENT, such as 'bert\.(.*)=\1'", found=repr(text))
-    _compile(pattern)
-    return pattern, replacement
 
 
 def match_names(

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from deltapack.device.triton_rounding import add_rounded, element_pointer, pointer
+from deltapack.kernels.layout import GROUP, TILE
 
 __all__ = ["BLOCK", "PARTS", "REGIONS", "TERMS", "TILES", "VALUES", "options", "switch_tiles"]
 
@@ -52,8 +53,8 @@ def options(*, alike: bool, heavy: bool) -> dict[str, Any]:
 
 _UNDO, _APPLY, _COLLECT = (tl.constexpr(mode) for mode in range(3))
 _SEEDED, _GAPS, _WIDE, _BITMAP = (tl.constexpr(kind) for kind in range(4))
-_TILE = tl.constexpr(65536)
-_GROUP = tl.constexpr(128)
+_TILE = tl.constexpr(TILE)
+_GROUP = tl.constexpr(GROUP)
 _UNTOUCHED = tl.constexpr(-1)
 """Scratch where no term kept an element: a NaN that arithmetic on finite numbers does not give."""
 _INT, _SIGN, _V32, _VBF16, _VF16 = (tl.constexpr(form) for form in VALUES.values())

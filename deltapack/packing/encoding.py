@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
@@ -15,14 +14,13 @@ from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels.buffers import Buffers
-from deltapack.kernels.layout import Sparse
+from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.encoding import same_bits
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
 
-_Elements = NDArray[np.generic]
 _NOTHING = np.zeros(0, np.uint8)
 
 
@@ -85,7 +83,7 @@ def encode_tail_chunk(finetuned: Checkpoint, plan: DeltaPlan, chunk: int) -> Sto
 
 
 def _encode_delta(
-    plan: DeltaPlan, chunk: int, base: _Elements, tuned: _Elements, base_digest: bytes | None, buffers: Buffers
+    plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, base_digest: bytes | None, buffers: Buffers
 ) -> ChunkOutcome:
     source, target, common, loops = plan.base.dtype, plan.tensor.dtype, len(base), kernels.active()
     l1, largest, equal = loops.compare(base, source, tuned[:common], target)
@@ -124,7 +122,7 @@ def _encode_delta(
     )
 
 
-def _chunk_of(checkpoint: Checkpoint, tensor: TensorInfo, chunk: int, buffers: Buffers, name: str) -> _Elements:
+def _chunk_of(checkpoint: Checkpoint, tensor: TensorInfo, chunk: int, buffers: Buffers, name: str) -> Elements:
     start = min(chunk * CHUNK, tensor.numel)
     elements = buffers.take(name, tensor.dtype.storage, min(start + CHUNK, tensor.numel) - start)
     checkpoint.read_into(tensor.name, start, elements)

@@ -61,8 +61,8 @@ def verify(
             _check_empty(reader.path, entry)
         chunks = sum(_chunk_count(entry) for entry in reader.index.entries)
         if base is None:
-            buffers, joined = Buffers(), batches(_chunk_tasks(reader), lambda task: CHUNK, _BATCH)
-            with closing(ordered_map(lambda batch: [task(buffers) for task in batch], joined, count)) as checked:
+            joined = batches(_chunk_tasks(reader, Buffers()), lambda task: CHUNK, _BATCH)
+            with closing(ordered_map(lambda batch: [task() for task in batch], joined, count)) as checked:
                 for done, _ in enumerate(chain.from_iterable(checked), 1):
                     report(done, chunks)
             return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
@@ -87,13 +87,13 @@ def _chunk_count(entry: Entry) -> int:
     return len(entry.terms) * chunk_count(entry.common) + stored
 
 
-def _chunk_tasks(reader: PackReader) -> Iterator[Callable[[Buffers], object]]:
+def _chunk_tasks(reader: PackReader, buffers: Buffers) -> Iterator[Callable[[], object]]:
     """Yield one decoding of each chunk of each blob; tables are checked on the way."""
     for entry in reader.index.entries:
         for term in entry.terms:
             blob = term_chunks(reader, entry, term)
             for chunk in range(blob.layout.chunks):
-                yield partial(_decode_term, blob, term, chunk)
+                yield partial(_decode_term, blob, term, chunk, buffers)
         if entry.stored is not None:
             rows = StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
             digests = reader.chunk_digests(entry)[1]
@@ -105,7 +105,7 @@ def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) ->
     decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
 
 
-def _check_stored(rows: StoredRows, entry: Entry, digests: Sequence[bytes], chunk: int, buffers: Buffers) -> None:
+def _check_stored(rows: StoredRows, entry: Entry, digests: Sequence[bytes], chunk: int) -> None:
     """Decode a stored chunk, and compare what ends in it of the result's chunks: those that hold no element of the base.
 
     Args:
@@ -113,7 +113,6 @@ def _check_stored(rows: StoredRows, entry: Entry, digests: Sequence[bytes], chun
         entry: Its entry.
         digests: Chunk digests of the whole result; none where it has one chunk.
         chunk: Number of the stored chunk, counted from the first stored element.
-        buffers: Not used.
 
     Raises:
         ChecksumError: A chunk of the result has another digest.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltapack.checkpoint import TensorInfo, match_names, parse_map
+from deltapack.checkpoint import TensorInfo, match_names
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import RecipeError
 
@@ -56,7 +56,7 @@ def test_a_map_comes_before_equal_names() -> None:
 
 def test_the_first_map_that_matches_counts() -> None:
     base, finetuned = infos(x=(1,), y=(1,)), infos(m__x=(1,), n__y=(1,))
-    match = match_names(base, finetuned, [parse_map(r"m\.(.*)=\1"), parse_map(r".\.(y)=\1")])
+    match = match_names(base, finetuned, [(r"m\.(.*)", r"\1"), (r".\.(y)", r"\1")])
     assert match.base_of == {"m.x": "x", "n.y": "y"}
 
 
@@ -75,17 +75,6 @@ def test_the_first_map_that_matches_counts() -> None:
 def test_a_wrong_map_is_an_error(maps: list[tuple[str, str]]) -> None:
     with pytest.raises(RecipeError):
         match_names(infos(a=(2,)), infos(a=(2,), b=(2,)), maps)
-
-
-@pytest.mark.parametrize(("text", "pair"), [(r"bert\.(.*)=\1", (r"bert\.(.*)", r"\1")), ("(?=a).*=b", ("(?=a).*", "b")), ("a=", ("a", ""))])
-def test_a_map_is_split_at_its_last_equals_sign(text: str, pair: tuple[str, str]) -> None:
-    assert parse_map(text) == pair
-
-
-@pytest.mark.parametrize("text", ["", "a", "=b", "(=b", "a{99999999999}=b"])
-def test_a_text_that_is_no_map_is_an_error(text: str) -> None:
-    with pytest.raises(RecipeError):
-        parse_map(text)
 
 
 def test_ties_that_kept_different_names_match() -> None:

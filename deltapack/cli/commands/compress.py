@@ -73,7 +73,11 @@ def _sparsify_options(command: Command) -> Command:
 
 _DROPS = "; ".join(f"{row.name} {row.text}" for row in SPARSIFY_CHOICES.values())
 _RANDOM = " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.random)
-_BY_RATE = " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.rescale == "rate")
+
+
+def _rescaled(how: str) -> str:
+    """The sparsifiers that make up for what they drop in this way."""
+    return " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.rescale == how)
 
 
 @click.command(short_help="Pack the difference between a fine-tune and its base.")
@@ -104,7 +108,11 @@ _BY_RATE = " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.res
     help=f"How kept positions are stored; auto takes the smallest. gaps is a bitmap where over {100 * DENSE:.0f} % are kept.",
 )
 @click.option(
-    "--rescale", type=float, metavar="FACTOR", help=f"Factor for kept values; 1 / (1 - rate) for {_BY_RATE} unless given, 1 for others."
+    "--rescale",
+    type=float,
+    metavar="FACTOR",
+    help=f"Factor for kept values; unless given, 1 / (1 - rate) for {_rescaled('rate')}, one over the probability of each element for "
+    f"{_rescaled('element')}, 1 for others.",
 )
 @click.option("--seed", type=int, default=Recipe.seed, show_default=True, metavar="N", help="Another seed drops other elements.")
 @click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")

@@ -75,8 +75,8 @@ def _arguments(encoded: Encoded, out: Sparse) -> tuple[Any, ...] | None:
         encoded.factor,
         encoded.counts,
         encoded.lengths,
-        out_array(int(encoded.lengths.sum()), out[0]),
-        out[1][:nnz],
+        out_array(int(encoded.lengths.sum()), out.positions),
+        out.values[:nnz],
     )
 
 
