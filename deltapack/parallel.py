@@ -71,23 +71,25 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
     todo: SimpleQueue[Any] = SimpleQueue()
     done: SimpleQueue[Any] = SimpleQueue()
     early: dict[int, Any] = {}
-    ended: list[None] = []
-    started = sent = taken = 0
+    begun, ended = list[None](), list[None]()
+    sent = taken = 0
     try:
-        for _ in range(workers):
-            _thread.start_new_thread(_work, (function, todo, done, ended))
-            started += 1
-        for task in tasks:
-            todo.put((sent, task))
-            sent += 1
-            if sent - taken > workers + 1:
+        try:
+            for _ in range(workers):
+                _thread.start_new_thread(_work, (function, todo, done, begun, ended))
+            for task in tasks:
+                todo.put((sent, task))
+                sent += 1
+                if sent - taken > workers + 1:
+                    yield _take(taken, done, early)
+                    taken += 1
+            while taken < sent:
                 yield _take(taken, done, early)
                 taken += 1
-        while taken < sent:
-            yield _take(taken, done, early)
-            taken += 1
-    finally:
-        _stop(started, todo, done, ended)
+        finally:
+            _stop(workers, todo, done, begun, ended)
+    finally:  # again, for an interrupt that came before the first line of `_stop`
+        _stop(workers, todo, done, begun, ended)
 
 
 def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:
@@ -95,7 +97,9 @@ def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) 
 
     An exception ends the rest and is raised; of several, the one that came first. No task runs any more when this returns.
     """
-    todo, errors, ended = SimpleQueue[T](), list[BaseException](), SimpleQueue[None]()
+    todo: SimpleQueue[Any] = SimpleQueue()
+    awake: SimpleQueue[Any] = SimpleQueue()
+    errors, begun, ended = list[BaseException](), list[None](), list[None]()
     for task in tasks:  # before there are threads: an iterator that several of them share may hand out an item twice without a GIL
         todo.put(task)
 
@@ -111,29 +115,27 @@ def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) 
             errors.append(error)
 
     def helper() -> None:
+        begun.append(None)
         work()
-        ended.put(None)
+        ended.append(None)
+        awake.put(None)
 
-    waiting = 0
     try:
-        for _ in range(min(workers, len(tasks)) - 1):
-            _thread.start_new_thread(helper, ())
-            waiting += 1
-    except BaseException as error:  # raised again below, when those that did start have ended
-        errors.append(error)
-    work()
-    while waiting:
         try:
-            ended.get()
-            waiting -= 1
-        except KeyboardInterrupt as error:
-            errors.append(error)
+            for _ in range(min(workers, len(tasks)) - 1):
+                _thread.start_new_thread(helper, ())
+            work()
+        finally:
+            _stop(0, todo, awake, begun, ended)
+    finally:  # as above
+        _stop(0, todo, awake, begun, ended)
     if errors:
         raise errors[0]
 
 
-def _work(function: Callable[[T], R], todo: SimpleQueue[Any], done: SimpleQueue[Any], ended: list[None]) -> None:
+def _work(function: Callable[[T], R], todo: SimpleQueue[Any], done: SimpleQueue[Any], begun: list[None], ended: list[None]) -> None:
     """Run tasks until told to stop; a result is (number, result, exception)."""
+    begun.append(None)
     while (item := todo.get()) is not None:
         number, task = item
         try:
@@ -159,18 +161,29 @@ def _take(number: int, done: SimpleQueue[Any], early: dict[int, Any]) -> Any:
     return result
 
 
-def _stop(started: int, todo: SimpleQueue[Any], done: SimpleQueue[Any], ended: list[None]) -> None:
-    """Drop what has not begun and wait for the rest, however often the user presses Ctrl-C."""
+def _stop(sleepers: int, todo: SimpleQueue[Any], awake: SimpleQueue[Any], begun: list[None], ended: list[None]) -> None:
+    """Drop what has not begun and wait for the rest, however often the user presses Ctrl-C.
+
+    Threads say themselves that they have begun, before they take a task, and that they have ended: a count that the starting thread keeps
+    is wrong after an interrupt between a start and the next line. One that begins later than this finds nothing to do.
+
+    Args:
+        sleepers: How many threads may wait for a task.
+        todo: What has not begun.
+        awake: Gets an item from a thread after it has ended.
+        begun: As long as the number of threads that have begun.
+        ended: As long as the number of those that have ended.
+    """
     interrupt = None
     while True:
         try:
             with suppress(Empty):
                 while True:
                     todo.get_nowait()
-            for _ in range(started):
+            for _ in range(sleepers):
                 todo.put(None)
-            while len(ended) < started:
-                done.get()
+            while len(ended) < len(begun):
+                awake.get()
             break
         except KeyboardInterrupt as error:
             interrupt = error
