@@ -138,8 +138,9 @@ class Package:
             for own, pack in zip(packs, case.packs, strict=True):
                 own.write_bytes(pack.read_bytes())
             prefer = None if case.prefer is None else packs[case.prefer]
+            source = self._base(folder, base)
             try:
-                deltapack.merge(self._base(folder, base), packs, folder / "out", weights=case.weights, prefer=prefer)
+                deltapack.merge(source, packs, folder / "out", weights=case.weights, prefer=prefer)
             except deltapack.DeltapackError as error:
                 assert not (folder / "out").exists()
                 assert error.tensor is not None or error.path in packs
@@ -149,9 +150,21 @@ class Package:
                 result = {
                     name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes()) for name, tensor in checkpoint.tensors.items()
                 }
+                self._check_merged_pack(source, packs, case.weights, prefer)
                 made = ("model.safetensors", "README.md")
                 files = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name not in made}
                 return result, dict(checkpoint.aliases), files
+
+    def _check_merged_pack(self, base: Path, packs: list[Path], weights: list[float], prefer: Path | None) -> None:
+        """A merged pack restores what the merged folder beside it holds, and covers its base."""
+        folder = base.parent
+        try:
+            deltapack.merge(base, packs, folder / "merged.dpk", weights=weights, prefer=prefer)
+        except deltapack.DeltapackError as error:
+            assert error.rule == "R6" and "factor" in str(error), error  # a product of weights that no factor can hold
+            return
+        deltapack.apply(base, folder / "merged.dpk", folder / "again")
+        assert (folder / "again" / "model.safetensors").read_bytes() == (folder / "out" / "model.safetensors").read_bytes()
 
     def check_alone(self, pack: Path) -> None:
         """Check a pack without its base."""

@@ -127,4 +127,4 @@ def _place(frame: FrameType) -> tuple[str, int]:
     at: FrameType | None = frame
     while at is not None and not at.f_code.co_filename.endswith(".py"):
         at = at.f_back
-    return (at.f_code.co_filename, at.f_lineno) if at is not None else ("?", 0)
+    return (at.f_code.co_filename, at.f_lineno or 0) if at is not None else ("?", 0)  # between lines it may have none

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack._version import __version__
-from deltapack.checkpoint import Checkpoint
+from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
@@ -21,7 +21,7 @@ from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSour
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import LimitError, NonFiniteError
-from deltapack.format.digest import CHUNK, fingerprint
+from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
@@ -96,10 +96,7 @@ class MergedPack:
         with closing(restored):
             entries = [self._entry(tensor) for tensor in restored]
         entries += [Entry(name, "alias", of=of) for name, of in self.composition.aliases.items()]
-        used = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
-        for entry in self.packs[0].reader.index.entries:
-            if entry.kind == "removed" and entry.base is not None and entry.base.name not in used:
-                entries.append(entry)
+        entries += self._removed(entries)
         entries.sort(key=lambda entry: entry.name.encode())
         first = self.packs[0].reader.index
         result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
@@ -114,6 +111,24 @@ class MergedPack:
             files=self._files(),
             created_by=f"deltapack {__version__}",
         )
+
+    def _removed(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return an entry for each tensor of the base that the result has no use for, as a pack must cover all of them."""
+        first = self.base.aliases
+        known = {first.get(entry.base.name, entry.base.name) for entry in entries if entry.base is not None}
+        known |= {entry.name for entry in entries}
+        stated = [entry.base for pack in self.packs for entry in pack.reader.index.entries if entry.base is not None]
+        digests = {first.get(base.name, base.name): base.digest for base in stated}
+        return [
+            Entry(name, "removed", base=BaseRef(name, info.dtype, info.shape, digests.get(name) or self._digest(info)))
+            for name, info in self.base.tensors.items()
+            if name not in known
+        ]
+
+    def _digest(self, info: TensorInfo) -> str:
+        """Return the root digest of a tensor of the base."""
+        spans = ((start, min(start + CHUNK, info.numel)) for start in range(0, info.numel, CHUNK))
+        return root_digest(info.dtype.name, info.shape, (chunk_digest(self.base.read(info.name, *span)) for span in spans))
 
     def _entry(self, restored: RestoredTensor) -> Entry:
         job, source = restored.job, restored.job.source
