@@ -281,6 +281,7 @@ SCALED = ("int8", "int4", "int3", "int2", "sign")
 FEATURES: tuple[str, ...] = ()  # version 1.0 defines none
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 64 * MIB, 256 * MIB, 1000
+MAX_STATS = 64
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
 PATCHED = f"{COMMON} base:object terms:list"
@@ -405,6 +406,7 @@ def check_entry(entry: Any) -> None:
         check_fields(entry["stats"], f"{where} stats", "l1:string max_abs:string")
         decimal = r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
         need(all(re.fullmatch(decimal, value) for value in entry["stats"].values()), "R6", f"{where}: stats")
+        need(all(len(value) <= MAX_STATS for value in entry["stats"].values()), "R6", f"{where}: stats are too long")
 
 
 def check_term(term: Any, where: str, common: int) -> None:
