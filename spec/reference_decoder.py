@@ -281,6 +281,7 @@ SCALED = ("int8", "int4", "int3", "int2", "sign")
 FEATURES: tuple[str, ...] = ()  # version 1.0 defines none
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 64 * MIB, 256 * MIB, 1000
+MAX_STATS = 64
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
 PATCHED = f"{COMMON} base:object terms:list"
@@ -405,6 +406,7 @@ def check_entry(entry: Any) -> None:
         check_fields(entry["stats"], f"{where} stats", "l1:string max_abs:string")
         decimal = r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
         need(all(re.fullmatch(decimal, value) for value in entry["stats"].values()), "R6", f"{where}: stats")
+        need(all(len(value) <= MAX_STATS for value in entry["stats"].values()), "R6", f"{where}: stats are too long")
 
 
 def check_term(term: Any, where: str, common: int) -> None:
@@ -832,9 +834,9 @@ def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     return b"".join(out)
 
 
-def check_base_digest(entry: Json, base: Tensor) -> None:
-    """R12 on the base tensor of an entry."""
-    need(tensor_digest(*base) == entry["base"]["digest"], "R12", f"base of {entry['name']!r} differs")
+def check_base_digest(name: str, digest: str, base: Tensor) -> None:
+    """R12 on the base tensor of an entry of this name."""
+    need(tensor_digest(*base) == digest, "R12", f"the base of {name!r} differs")
 
 
 def term_chunks(data: bytes, term: Json, common: int) -> Iterator[Json]:
@@ -850,8 +852,8 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
     acc, kept = np.zeros(common, np.float32), np.zeros(common, bool)
     for part in parts:
         if part.entry["kind"] == "stored":
-            if "base" in part.entry:
-                check_base_digest(part.entry, base)
+            if part.base_digest is not None:
+                check_base_digest(part.entry["name"], part.base_digest, base)
             stored = nearest_f32(part.entry["dtype"], restore_stored(part.data, part.entry, 0))
             acc += (stored - nearest_f32(old, raw)) * np.float32(part.weight)
             kept[:] = True
@@ -876,6 +878,7 @@ class Part(NamedTuple):
     data: bytes
     entry: Json
     weight: float
+    base_digest: str | None  # of the base tensor, where any pack states one
 
 
 def common_of(part: Part) -> int:
@@ -895,17 +898,21 @@ def check_weight(weight: float) -> float:
     return weight
 
 
-def grouped(packs: Sequence[Json], weights: Sequence[float], base: Mapping[str, Tensor]) -> list[dict[str, list[Part]]]:
-    """Section 9.3: the parts of each base tensor, and of each new tensor, by name."""
+def grouped(
+    packs: Sequence[Json], weights: Sequence[float], base: Mapping[str, Tensor], digests: Mapping[str, str]
+) -> list[dict[str, list[Part]]]:
+    """Section 9.3: the parts of each base tensor, and of each new tensor, by name; `digests` are those of base tensors."""
     of_base: dict[str, list[Part]] = {}
     of_new: dict[str, list[Part]] = {}
     for number, (pack, weight) in enumerate(zip(packs, weights, strict=True)):
         entries = pack["index"]["tensors"]
         used = {base_of(entry)[0] for entry in entries if "base" in entry}
         for entry in entries:
-            name, part = entry["name"], Part(number, pack["data"], entry, weight)
+            name = entry["name"]
+            base_name = base_of(entry)[0] if "base" in entry else name
+            part = Part(number, pack["data"], entry, weight, digests.get(base_name))
             if "base" in entry:
-                of_base.setdefault(base_of(entry)[0], []).append(part)
+                of_base.setdefault(base_name, []).append(part)
             elif name in base and name not in used:
                 of_base.setdefault(name, []).append(part)
             elif entry["kind"] == "stored":
@@ -986,8 +993,9 @@ def second_names(packs: Sequence[Json], names: Iterable[str], prefer: int | None
     return out
 
 
-def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> None:
-    """R11 and R12 on the base of all packs, and the chunk digests that the packs hold."""
+def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, str]:
+    """R11 and R12 on the base of all packs, and the chunk digests that they hold; the digests that they state of base tensors."""
+    digests: dict[str, str] = {}
     for pack in packs:
         index = pack["index"]
         check_base(index, base)
@@ -997,7 +1005,11 @@ def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> None:
                 check_digests_blob(pack["data"], entry)
             # The result does not depend on what is removed, nor on what is replaced, unless a weight blends it.
             if "base" in entry and entry["kind"] not in ("removed", "stored"):
-                check_base_digest(entry, base[base_of(entry)[0]])
+                check_base_digest(entry["name"], entry["base"]["digest"], base[base_of(entry)[0]])
+        for entry in (entry for entry in index["tensors"] if "base" in entry):
+            stated = digests.setdefault(base_of(entry)[0], entry["base"]["digest"])
+            need(stated == entry["base"]["digest"], "R12", f"the packs state different digests of {base_of(entry)[0]!r}")
+    return digests
 
 
 def restore_several(
@@ -1029,8 +1041,8 @@ def restore_several(
     packs = [read_pack(path) for path in pack_paths]
     weights = [check_weight(weight) for weight in ([1.0] * len(packs) if weights is None else weights)]
     check_weight(0.0 if factor is None else factor)
-    check_bases(packs, base_tensors)
-    of_base, of_new = grouped(packs, weights, base_tensors)
+    digests = check_bases(packs, base_tensors)
+    of_base, of_new = grouped(packs, weights, base_tensors, digests)
     found: list[tuple[str, Tensor, list[Part]]] = []
     with np.errstate(all="ignore"):
         for name, base in base_tensors.items():

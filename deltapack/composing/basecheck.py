@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from deltapack.checkpoint import TensorInfo
 from deltapack.errors import BaseMismatchError, ChecksumError
-from deltapack.format.index import BaseRef
 from deltapack.format.reader import PackReader
 
-__all__ = ["BaseTensors", "agreed_digest", "check_base", "wrong_base", "wrong_result"]
+__all__ = ["BaseTensors", "check_base", "wrong_base", "wrong_result"]
 
 
 class BaseTensors(Protocol):
@@ -30,8 +29,11 @@ class BaseTensors(Protocol):
         """From the second name of a tied tensor to the name in `tensors`."""
 
 
-def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
-    """Compare the headers of a base with what packs say of it.
+def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]:
+    """Compare the headers of a base with what packs say of it, and what they say with each other.
+
+    Returns:
+        The root digests that packs state of base tensors, by name. A tensor of which no pack states one is not among them.
 
     Raises:
         BaseMismatchError: The base lacks a tensor, has one more, or one of another shape or dtype, or the packs have different bases.
@@ -65,9 +67,11 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> None:
                     hint="`deltapack inspect` tells which base a pack needs.",
                 )
         _check_covered(base, pack)
+    digests = _agreed_digests(base, packs)
     for pack in packs:  # after R11: a wrong base is said to be one before any blob is read
         for entry in pack.index.entries:
             pack.chunk_digests(entry)
+    return digests
 
 
 def _check_covered(base: BaseTensors, reader: PackReader) -> None:
@@ -88,23 +92,21 @@ def _check_covered(base: BaseTensors, reader: PackReader) -> None:
         )
 
 
-def agreed_digest(tensor: str, known: Iterable[tuple[BaseRef | None, Path]]) -> str:
-    """Return the digest that packs know of a base tensor; empty where none does.
-
-    Args:
-        tensor: Its name.
-        known: What each pack says of it, and the pack's path.
+def _agreed_digests(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]:
+    """Return the digest that packs state of each base tensor, also of one that they remove or replace.
 
     Raises:
-        BaseMismatchError: Packs know different ones, so that no base is that of all.
+        BaseMismatchError: Packs state different ones, so that no base is that of all.
     """
-    digest = ""
-    for ref, path in known:
-        if ref is not None and digest not in ("", ref.digest):
-            hint = "Packs can be merged only if they were compressed against the same base."
-            raise wrong_base(path, tensor, digest, f"digest {ref.digest}", hint)
-        digest = digest or (ref.digest if ref is not None else "")
-    return digest
+    digests: dict[str, str] = {}
+    for pack in packs:
+        for said in (entry.base for entry in pack.index.entries if entry.base is not None):
+            name = base.aliases.get(said.name, said.name)
+            known = digests.setdefault(name, said.digest)
+            if known != said.digest:
+                hint = "Packs can be merged only if they were compressed against the same base."
+                raise wrong_base(pack.path, name, known, f"digest {said.digest}", hint)
+    return digests
 
 
 def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "") -> BaseMismatchError:

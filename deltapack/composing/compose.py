@@ -12,7 +12,7 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
-from deltapack.composing.basecheck import BaseTensors, agreed_digest, check_base
+from deltapack.composing.basecheck import BaseTensors, check_base
 from deltapack.composing.tensor_job import FromBase, FromPack, OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
 from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
@@ -84,13 +84,13 @@ def compose(
         BaseMismatchError: The base lacks a tensor, or one has another shape or dtype, or packs have different bases.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
     """
-    check_base(base, [pack.reader for pack in packs])
+    digests = check_base(base, [pack.reader for pack in packs])
     by_base, new = _group(base, packs)
     grown = _grown_rows(by_base) if isinstance(vocab, Vocabulary) else {}
     if vocab is not None:
         by_base = {name: [_with_rows_of(part, base.tensors[name], vocab) for part in parts] for name, parts in by_base.items()}
     chooser = _Chooser(packs[prefer] if prefer is not None else None)
-    maker = _JobMaker(packs, chooser, blend)
+    maker = _JobMaker(packs, digests, chooser, blend)
     jobs = []
     for name, tensor in base.tensors.items():
         parts = by_base.get(name, [])
@@ -178,12 +178,13 @@ class _JobMaker:
     """Plans tensors that the base has."""
 
     packs: Sequence[WeightedPack]
+    digests: Mapping[str, str]
     chooser: _Chooser
     blend: Blend | None
 
     def based_job(self, tensor: TensorInfo, parts: Sequence[_Part]) -> TensorJob:
         """Plan one tensor from what the packs that keep it say of it."""
-        digest = agreed_digest(tensor.name, [(part.entry.base, part.pack.reader.path) for part in parts])
+        digest = self.digests.get(tensor.name, "")
         name = _name_of(tensor.name, parts, self.chooser)
         changing = [part for part in parts if part.entry.kind != "unchanged"]
         if not changing:

@@ -37,7 +37,7 @@ class WeightedPack:
     @property
     def is_plain(self) -> bool:
         """Whether the pack's own digests describe the result."""
-        return self.weight == 1 and self.rescale is None and not self.by_tensor
+        return self.rescale is None and self.weight == 1 and all(weight == 1 for weight in self.by_tensor.values())
 
     def weight_of(self, tensor: str) -> float:
         """Return the weight for a base tensor."""

@@ -43,7 +43,7 @@ __all__ = ["check_side_file_name", "parse_index"]
 
 T = TypeVar("T")
 KNOWN_FEATURES: frozenset[str] = frozenset()
-_FLOAT = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
+_FLOAT, _FLOAT_CHARS = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"), 64
 
 
 def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
@@ -221,8 +221,10 @@ def _stats(row: Any) -> Stats:
     stats = typed(row, "stats", dict)
     check_keys(stats, "stats", required={"l1", "max_abs"})
     values = [typed(stats, key, str) for key in ("l1", "max_abs")]
-    if not all(_FLOAT.fullmatch(value) for value in values):
-        raise FormatError("stats are not decimal numbers", rule="R6", found=values)
+    for value in values:
+        if len(value) > _FLOAT_CHARS or not _FLOAT.fullmatch(value):
+            expected = f"at most {_FLOAT_CHARS} characters, such as 1.5e-3"
+            raise FormatError("stats are not decimal numbers", rule="R6", expected=expected, found=value[: _FLOAT_CHARS + 1])
     return Stats(*values)
 
 

@@ -211,6 +211,7 @@ def index_cases() -> Iterator[Case]:
             for what, key, text in (
                 *(("infinite", "l1", "inf"), ("max-nan", "max_abs", "nan"), ("negative", "l1", "-1"), ("empty", "l1", "")),
                 *(("point-first", "max_abs", ".5"), ("space", "l1", "1 "), ("exponent-empty", "l1", "1e")),
+                *(("l1-65", "l1", "0." + "1" * 63), ("max-65", "max_abs", "7" * 65)),
             )
         ),
         ("R6", "file-size-negative", FORMAT, lambda index: _file_of_base(index, -1)),

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vectors.assemble import Addend, Pack, Said, Tensor, Term, add_up, blends
+from vectors.assemble import Addend, Blob, Pack, Said, Tensor, Term, add_up, blends
+from vectors.scalar import CHUNK
 from vectors.valid import floats, tensor, term
 
 Json = dict[str, Any]
-CONFLICT, WRONG_BASE = "MergeConflictError", "BaseMismatchError"
+CONFLICT, WRONG_BASE, FORMAT = "MergeConflictError", "BaseMismatchError", "FormatError"
 KINDS = ("unchanged", "delta", "blend", "grown", "shrunk", "whole", "removed", "alias")
 TABLE = """
               unchanged delta    blend    grown    shrunk   whole    removed  alias
@@ -273,6 +274,10 @@ def bases() -> Group:
     one, two = [term("all", "int4", [0, 1, 2])], [term("bitmap", "f32", [1])]
     packs = {name: Pack().patched("w", was, what) for name, was, what in (("one", old, one), ("two", old, two), ("other", other, two))}
     packs |= {"says-other": Pack().patched("w", old, two), "says-the-same": Pack().patched("w", other, two)}
+    new = floats("f32", (3,), 5)
+    packs |= {"unchanged": Pack().unchanged("w", old), "unsaid": Pack().stored("w", new, over=old)}
+    packs |= {"removed": Pack().removed("w", old), "removed-other": Pack().removed("w", other)}
+    packs |= {"stored": Pack().stored("w", new, replaces=("w", old)), "stored-other": Pack().stored("w", new, replaces=("w", other))}
 
     def says_other(index: Json) -> None:
         index["base"]["fingerprint"] = "0" * 64
@@ -283,8 +288,44 @@ def bases() -> Group:
     two_parts = [(packs["one"].said["w"], "1"), (packs["two"].said["w"], "1")]
     cases = {"same": Case(("one", "two"), ("1", "1"), result={"w": summed(old, two_parts)})}
     cases |= {name: Case(("one", name), ("1", "1"), error=WRONG_BASE) for name in ("other", "says-other", "says-the-same")}
-    edits: dict[str, Callable[[Json], None]] = {"says-other": says_other, "says-the-same": says_the_same}
+    half = {"w": summed(old, [(packs["unsaid"].said["w"], "0.5")])}
+    for first, second, result in (
+        ("one", "removed", {"w": packs["one"].result["w"]}),
+        ("removed", "removed", {}),
+        ("unchanged", "stored", {"w": new}),
+        ("unsaid", "removed", half),
+    ):
+        # Also what drops or replaces the tensor has to name the digest that the others name, or that the base has.
+        weights = ("0.5", "1") if first == "unsaid" else ("1", "1")
+        cases[f"{first}-{second}"] = Case((first, second), weights, result=result)
+        cases[f"{first}-{second}-other"] = Case((first, f"{second}-other"), weights, error=WRONG_BASE)
+        cases[f"{second}-other-{first}"] = Case((f"{second}-other", first), weights[::-1], error=WRONG_BASE)
+    edits: dict[str, Callable[[Json], None]] = {"says-other": says_other}
+    edits |= dict.fromkeys(("says-the-same", "removed-other", "stored-other"), says_the_same)
     return Group("the packs must have one base", {"w": old}, packs, cases, edits)
+
+
+def digests() -> Group:
+    """Chunk digests of packs that are not the first."""
+    old = tensor("f16", (CHUNK + 1,), 0x3C00)
+    first, last = (
+        [Term("gaps", "f32", [0], [0x3F800000], params={"shift": 8})],
+        [Term("gaps", "f32", [CHUNK], [0x3F800000], params={"shift": 8})],
+    )
+    packs = {"one": Pack().patched("w", old, first)}
+    packs |= {name: Pack().patched("w", old, last) for name in ("two", "base-root", "result-root")}
+    for name, at in (("base-root", 0), ("result-root", 32)):
+        blob = bytearray(packs[name].entries[0]["digests"].data)
+        blob[at] ^= 1
+        packs[name].entries[0]["digests"] = Blob(bytes(blob))
+    parts = [(packs[name].said["w"], "1") for name in ("one", "two")]
+    cases = {"both": Case(("one", "two"), ("1", "1"), result={"w": summed(old, parts)})}
+    for name in ("base-root", "result-root"):
+        cases |= {
+            f"{name}-{place}": Case(chosen, ("1", "1"), error=FORMAT)
+            for place, chosen in (("first", (name, "one")), ("last", ("one", name)))
+        }
+    return Group("chunk digests that do not have their root (R9), whichever pack holds them", {"w": old}, packs, cases)
 
 
 def files() -> Group:
@@ -326,5 +367,5 @@ def files() -> Group:
 
 def several_packs() -> Iterator[tuple[str, Group]]:
     """Name and group."""
-    for make in (pairs, names, sums, example, bases, files):
+    for make in (pairs, names, sums, example, bases, digests, files):
         yield make.__name__, make()

@@ -39,6 +39,9 @@ def bounds() -> Iterator[tuple[str, str, Pack]]:
     for entry in pack.entries:
         entry["stats"] = {"l1": "0", "max_abs": "12.5e+10"}
     yield "stats-delta-shrunk", "", pack
+    pack = Pack().patched("w", rows, [])
+    pack.entries[0]["stats"] = {"l1": "0." + "1" * 62, "max_abs": "7" * 64}
+    yield "stats-64-characters", "the longest strings", pack
     yield "chunks-unchanged", "two chunks: no chunk digests", Pack().unchanged("w", tensor("u8", (CHUNK + 1,), 7))
     yield "chunks-exactly-one", "a chunk to the last element: no chunk digests", Pack().stored("w", tensor("u8", (CHUNK,), 1))
     yield "chunks-exactly-two", "two chunks to the last element", Pack().stored("w", tensor("u8", (2 * CHUNK,), 1))
