@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "Command",
     "base_argument",
     "checkpoint_options",
     "checkpoint_path",
@@ -23,6 +24,20 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command that refuses an option of one value given twice: which of the two was meant?"""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse, and count what was typed."""
+        _, _, typed = self.make_parser(context).parse_args(list(args))
+        for parameter in {id(one): one for one in typed}.values():
+            single = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag or parameter.count)
+            if single and sum(one is parameter for one in typed) > 1:
+                raise click.UsageError(f"Option {max(parameter.opts, key=len)!r} takes one value and is given twice.", context)
+        return super().parse_args(context, args)
+
 
 checkpoint_path = click.Path(exists=True, path_type=Path)
 pack_path = click.Path(exists=True, dir_okay=False, path_type=Path)

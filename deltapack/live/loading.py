@@ -19,7 +19,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
 from deltapack.dtypes import BY_NAME, BY_TORCH, DType
-from deltapack.errors import RecipeError
+from deltapack.errors import BackendError, RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
@@ -99,10 +99,10 @@ def load_model(
 
     Raises:
         DeltapackError: As in `load_state_dict`.
+        BackendError: transformers is not installed.
         RecipeError: There is no config.json, or the model needs code of its own.
     """
-    import transformers
-
+    transformers = _transformers()
     auto = model_class or transformers.AutoModelForCausalLM
     with ExitStack() as stack:
         loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers)
@@ -207,6 +207,20 @@ class _Tensors:
 
     def region(self, job: TensorJob) -> Region:
         return self.regions[job.name]
+
+
+def _transformers() -> Any:
+    """Import transformers, which only `load_model` needs.
+
+    Raises:
+        BackendError: It is not there.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        hint = "pip install 'transformers>=4.56', or use load_state_dict."
+        raise BackendError("load_model needs transformers", found=str(error), hint=hint) from error
+    return transformers
 
 
 def _silent(done: int, total: int) -> None:

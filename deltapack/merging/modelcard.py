@@ -7,6 +7,7 @@ from typing import Any
 
 from deltapack._version import __version__
 from deltapack.composing.vocabulary import Vocabulary
+from deltapack.dtypes import DType
 from deltapack.merging.planning import MergePlan
 from deltapack.merging.recipe import MergeRecipe, Schedule
 
@@ -15,18 +16,22 @@ __all__ = ["card_of", "recipe_yaml"]
 CARD = "README.md"
 
 
-def card_of(plan: MergePlan) -> Mapping[str, bytes]:
+def card_of(plan: MergePlan, dtype: DType | None = None) -> Mapping[str, bytes]:
     """Return the card as a side file, by its name; nothing where the result has no side files.
 
     It names base and packs by their file names only, so it does not depend on where they are.
+
+    Args:
+        plan: The merge.
+        dtype: The type that the result is cast to, if it is.
     """
     assets = plan.composition.assets
     has_files = plan.base.is_folder if assets is None else assets.index.files is not None
-    return {CARD: _card(plan).encode()} if has_files else {}
+    return {CARD: _card(plan, dtype).encode()} if has_files else {}
 
 
-def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe, *, union: bool = False) -> str:
-    """Return a recipe as `read_merge_file` reads it; `union`: whether it unites vocabularies."""
+def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe, *, union: bool = False, dtype: DType | None = None) -> str:
+    """Return a recipe as `read_merge_file` reads it; `union`: whether it unites vocabularies; `dtype`: what it casts to."""
     models: list[dict[str, Any]] = []
     for number, pack in enumerate(packs):
         own = {}
@@ -41,6 +46,8 @@ def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe, *, union: bool
         }
     if recipe.semantics is not None:
         document["semantics"] = recipe.semantics
+    if dtype is not None:
+        document["dtype"] = dtype.torch
     if union:
         document["tokenizer_source"] = "union"
     return _dump(document)
@@ -73,7 +80,7 @@ def _value(values: tuple[float, ...]) -> float | list[float]:
     return float(values[0]) if len(values) == 1 else list(map(float, values))
 
 
-def _card(plan: MergePlan) -> str:
+def _card(plan: MergePlan, dtype: DType | None) -> str:
     method, recipe = plan.recipe.formula, plan.recipe
     base, packs = plan.base.path.resolve().name, [path.name for path in plan.paths]
     fingerprint = plan.packs[0].reader.index.base_fingerprint[:16]
@@ -101,7 +108,7 @@ All sums are f32, in the order of the packs, and rounded once.
 The recipe, for `deltapack merge BASE --recipe FILE --packs DIR`:
 
 ```yaml
-{recipe_yaml(base, packs, recipe, union=union)}```
+{recipe_yaml(base, packs, recipe, union=union, dtype=dtype)}```
 """
 
 

@@ -234,7 +234,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 
 def _check_option(name: str, value: object) -> None:
-    low, high = _RANGES[name]
+    low, high = _RANGES.get(name, (-3e38, 3e38))
     if not isinstance(value, (int, float)) or not low <= value <= high:  # also NaN, infinities, integers beyond f64
         raise RecipeError(f"{name} is out of range", expected=f"a number from {low:g} to {high:g}", found=value)
     if name == "normalize" and value not in (0, 1):
@@ -246,4 +246,4 @@ def _spread(what: str, schedules: tuple[Schedule, ...], count: int) -> tuple[Sch
         return schedules
     if len(schedules) == 1:
         return schedules * count
-    raise RecipeError(f"the number of {what} is wrong", expected=f"1 or {count}", found=len(schedules))
+    raise RecipeError(f"the number of {what} is wrong", expected=f"1 or {count}" if count > 1 else 1, found=len(schedules))

@@ -222,8 +222,11 @@ def _model_name(node: Node) -> str:
 
 
 def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
-    """Return the pack of a model: a path relative to the recipe, or the file of its last name in the folder of packs."""
-    found = beside / name if name.endswith(".dpk") else folder / (re.split(r"[/\\]", name.partition("@")[0].rstrip("/\\"))[-1] + ".dpk")
+    """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name in that folder."""
+    if name.endswith(".dpk"):
+        found = next((place / name for place in (folder, beside) if (place / name).is_file()), folder / name)
+    else:
+        found = folder / (re.split(r"[/\\]", name.partition("@")[0].rstrip("/\\"))[-1] + ".dpk")
     if not found.is_file():
         hint = "Say with --packs where the packs are; org/name is name.dpk there."
         raise RecipeError(f"{node.key}: this model has no pack", path=node.path, expected=str(found), found="no such file", hint=hint)

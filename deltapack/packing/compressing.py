@@ -11,6 +11,7 @@ from pathlib import Path
 from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
 from deltapack.dtypes import BY_NAME
+from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.writer import PackWriter, open_pack_writer
@@ -66,6 +67,8 @@ def compress(
     recipe, out, count = recipe or Recipe(), Path(out), resolve_workers(workers)
     with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
         inputs = (*base_ckpt.weight_paths(), *tuned_ckpt.weight_paths())
+        for checkpoint in (base_ckpt, tuned_ckpt):
+            _protect(checkpoint, out)
         match = match_names(
             base_ckpt.tensors,
             tuned_ckpt.tensors,
@@ -85,6 +88,16 @@ def compress(
         notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out]
         checkpoint_bytes = sum(tensor.nbytes for tensor in tuned_ckpt.tensors.values())
     return compress_report(out, index, size, checkpoint_bytes, split, notes, recipe)
+
+
+def _protect(checkpoint: Checkpoint, out: Path) -> None:
+    """Refuse to write over a file of an input's folder; an earlier pack there may be replaced.
+
+    Raises:
+        OutputError: It would.
+    """
+    if checkpoint.is_folder and out.exists() and out.suffix != ".dpk" and out.resolve().is_relative_to(checkpoint.path.resolve()):
+        raise OutputError("the output is a file of an input", path=out, hint="Choose another name.")
 
 
 BaseRow = tuple[str, str, tuple[int, ...], str]

@@ -25,8 +25,9 @@ def compress_report(
 ) -> CompressReport:
     """Sum up a finished compression."""
     files = sum(file.blob.length for file in index.files or () if file.blob is not None)
-    rest = pack_bytes - sum(split.values()) - files
-    parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0} | dict(split) | {"files": files, "header": rest}
+    parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0} | dict(split)
+    parts["tables"] += sum(entry.digests.length for entry in index.entries if entry.digests is not None)
+    parts |= {"files": files, "header": pack_bytes - sum(parts.values()) - files}
     changed = [entry for entry in index.entries if entry.terms]
     elements = sum(entry.common for entry in changed)
     counted = pack_bytes - parts["stored"] - files

@@ -146,10 +146,10 @@ def test_a_row_in_memory_has_a_profile(bench: Bench) -> None:
         ("deltapack/checkpoint/files.py", "os.preadv(self._file, [view], offset)", "read"),
         ("deltapack/checkpoint/files.py", "os.pwrite(self._file, view, offset)", "write"),
         ("deltapack/checkpoint/files.py", "os.fsync(self._file)", "sync"),
-        ("deltapack/encoding.py", "kernels.active().add_sparse(base)", "kernels"),
-        ("deltapack/kernels/cpu.py", "return _walk(key)", "kernels"),
+        ("deltapack/packing/encoding.py", "kernels.active().add_sparse(base)", "kernels"),
+        ("deltapack/kernels/cpu/positions.py", "return _walk(key)", "kernels"),
         ("deltapack/parallel.py", "item = done.get()", "waiting"),
-        ("deltapack/planning.py", "return plan", profile.OTHER),
+        ("deltapack/packing/planning.py", "return plan", profile.OTHER),
     ],
 )
 def test_stages(path: str, line: str, stage: str) -> None:

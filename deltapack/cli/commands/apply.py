@@ -13,7 +13,7 @@ from deltapack.cli.render import count_of, human_bytes, print_fields, print_json
 __all__ = ["command"]
 
 
-@click.command(short_help="Restore a fine-tune from its base and a pack.")
+@click.command(cls=options.Command, short_help="Restore a fine-tune from its base and a pack.")
 @options.base_argument
 @options.pack_argument
 @options.out_option("The folder to write, or a file if it ends in .safetensors.")

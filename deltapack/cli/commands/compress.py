@@ -80,7 +80,7 @@ def _rescaled(how: str) -> str:
     return " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.rescale == how)
 
 
-@click.command(short_help="Pack the difference between a fine-tune and its base.")
+@click.command(cls=options.Command, short_help="Pack the difference between a fine-tune and its base.")
 @options.base_argument
 @options.finetuned_argument
 @options.out_option("The pack to write.")

@@ -14,7 +14,7 @@ from deltapack.cli.render import escaped, print_json, show_progress
 __all__ = ["command"]
 
 
-@click.command(short_help="Train a small model and two fine-tunes, then pack, restore and merge them.")
+@click.command(cls=options.Command, short_help="Train a small model and two fine-tunes, then pack, restore and merge them.")
 @click.option(
     "-o",
     "--out",

@@ -24,7 +24,7 @@ PARTS = {
 COLUMNS = ("tensor", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
 
 
-@click.command(short_help="Show what a pack holds.")
+@click.command(cls=options.Command, short_help="Show what a pack holds.")
 @options.pack_argument
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @options.output_options

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command(short_help="Merge packs onto their common base.")
+@click.command(cls=options.Command, short_help="Merge packs onto their common base.")
 @options.base_argument
 @click.argument("packs", type=options.pack_path, nargs=-1)
 @click.option(

@@ -13,7 +13,7 @@ from deltapack.cli.render import count_of, human_bytes, print_fields, print_json
 __all__ = ["command"]
 
 
-@click.command(short_help="Check a pack for damage, and whether a base fits it.")
+@click.command(cls=options.Command, short_help="Check a pack for damage, and whether a base fits it.")
 @options.pack_argument
 @click.option("--base", type=options.checkpoint_path, metavar="BASE", help="Check, too, that this is the base of the pack.")
 @options.workers_option
