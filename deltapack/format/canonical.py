@@ -19,10 +19,10 @@ __all__ = ["dump_canonical", "load_canonical", "load_index"]
 
 _MAX_INT = 1 << 53
 _ENTRY_BYTES, _TERM_BYTES = 1 << 16, 1 << 9
-"""No entry that keeps the rules is longer than this and so much for each term that the limits allow: a name has 512 bytes and takes twice as
-many where all are escaped, an entry has at most two (the other in `base`, or `of`), `stats` are of 64 characters each, shapes of 8 numbers,
-and the rest is of fixed length. Pieces of this size are read at a time: with larger ones the garbage collector takes longer than the
-parser."""
+"""No entry that keeps the rules is longer than this and so much for each term that the limits allow: a name has 512 bytes and takes twice
+as many where all are escaped, an entry has at most two (the other in `base`, or `of`), `stats` are of 64 characters each, shapes of 8
+numbers, and the rest is of fixed length. Pieces of this size are read at a time: with larger ones the garbage collector takes longer than
+the parser."""
 _TOKEN = re.compile(rb'["\[\]{}]|[^"\[\]{},:]+')
 _IN_STRING = re.compile(rb'\\.|"', re.DOTALL)
 
