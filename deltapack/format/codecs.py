@@ -12,7 +12,7 @@ from typing import Literal
 
 from deltapack.dtypes import BY_NAME, DType
 
-__all__ = ["FIELDS", "INDEX_CODECS", "VALUE_CODECS", "IndexCodec", "Parameter", "ScaleSearch", "ValueCodec"]
+__all__ = ["FIELDS", "INDEX_CODECS", "VALUE_CODECS", "IndexCodec", "Parameter", "ScaleSearch", "ValueCodec", "known_features"]
 
 FIELDS = (1, 2, 4, 8)
 """Bits that a code with a scale may take: those that fill a byte."""
@@ -47,6 +47,7 @@ class ValueCodec:
         dtype: Type of the codes where they are floats, which have no scales.
         search: How scales are chosen where codes are integers, in two's complement; codes of floats and signs need none.
         auto: Whether `values="auto"` may take it where its noise is small enough.
+        feature: The required feature that a pack with such a term names; empty for the codecs of version 1.0, which need none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ValueCodec:
     dtype: DType | None = None
     search: ScaleSearch | None = None
     auto: bool = False
+    feature: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype is not None:
@@ -105,11 +107,13 @@ class IndexCodec:
         name: Its name in the index.
         kept: Whether positions are `"stored"` in a stream, drawn at `"random"` from a key, or are `"all"`.
         parameters: What it says in the index.
+        feature: As that of a value codec.
     """
 
     name: str
     kept: Literal["stored", "random", "all"]
     parameters: tuple[Parameter, ...] = ()
+    feature: str = ""
 
 
 VALUE_CODECS: Mapping[str, ValueCodec] = {
@@ -137,3 +141,9 @@ INDEX_CODECS: Mapping[str, IndexCodec] = {
     )
 }
 """Index codecs by name."""
+
+
+def known_features() -> frozenset[str]:
+    """Return the required features that this version reads (spec/05-versioning.md)."""
+    rows: tuple[ValueCodec | IndexCodec, ...] = (*VALUE_CODECS.values(), *INDEX_CODECS.values())
+    return frozenset(row.feature for row in rows if row.feature)

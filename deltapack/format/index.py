@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from deltapack.dtypes import BY_NAME, DType
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
-__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
+__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits", "features_of"]
 
 KINDS = frozenset({"alias", "delta", "grown", "removed", "shrunk", "stored", "unchanged"})
 
@@ -232,6 +232,12 @@ class FileEntry:
         """Return the entry as the index spells it."""
         out: dict[str, Any] = {"name": self.name, "size": self.size, "sha256": self.sha256}
         return out if self.blob is None else out | {"blob": self.blob.to_json()}
+
+
+def features_of(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Return the required features of a pack with these entries: those of the codecs that it uses, and no other."""
+    terms = (term for entry in entries for term in entry.terms)
+    return tuple(sorted({row.feature for term in terms for row in (term.index_codec, term.value_codec)} - {""}))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import load_index
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     CONTROL,
@@ -42,7 +42,6 @@ from deltapack.limits import Limits
 __all__ = ["check_side_file_name", "parse_index"]
 
 T = TypeVar("T")
-KNOWN_FEATURES: frozenset[str] = frozenset()
 _FLOAT, _FLOAT_CHARS = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"), 64
 
 
@@ -59,7 +58,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
-    unknown = [name for name in required if name not in KNOWN_FEATURES]
+    unknown = sorted(set(required) - known_features())
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
     check_keys(top, "the index", required=_TOP, optional={"optional"})

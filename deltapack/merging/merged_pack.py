@@ -22,7 +22,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import LimitError, NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
-from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
+from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term, features_of
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
 from deltapack.kernels.buffers import Buffers
@@ -110,6 +110,7 @@ class MergedPack:
             entries=tuple(entries),
             files=self._files(),
             created_by=f"deltapack {__version__}",
+            required=features_of(entries),
         )
 
     def _removed(self, entries: Sequence[Entry]) -> list[Entry]:

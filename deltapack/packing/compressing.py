@@ -13,7 +13,7 @@ from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkp
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
-from deltapack.format.index import BaseRef, Entry, FileEntry, Index
+from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
@@ -240,4 +240,5 @@ def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[
         entries=tuple(entries),
         files=files,
         created_by=f"deltapack {__version__}",
+        required=features_of(entries),
     )
