@@ -187,7 +187,8 @@ def merge_planes(planes: bytes, itemsize: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:]|[^"\[\]{}:,]+', re.DOTALL)
+# A string that is cut ends with the text: looking for its end from each of its quotes would take for ever.
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}:]|[^"\[\]{}:,]+', re.DOTALL)
 
 
 def check_head(raw: bytes) -> None:

@@ -42,6 +42,8 @@ def preview_merge(
     max_shard_size: int | str | None = None,
     force: bool = False,
     workers: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
 ) -> PreviewReport:
     """Check a merge without reading a tensor: names, shapes, types, vocabulary, method, disk, memory.
 
@@ -56,7 +58,7 @@ def preview_merge(
         OutputError: `out` exists, or the disk is too small.
         RecipeError: An argument is out of range.
     """
-    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None)
+    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None, device, backend)
     request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab))
     refuse_for_packs(out, options)
     with ExitStack() as stack:

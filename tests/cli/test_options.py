@@ -171,7 +171,9 @@ def test_an_option_changes_what_it_names(command: str, option: str, ask: Any) ->
     assert before.keys() == after.keys()
 
 
-@pytest.mark.parametrize("option", ["dtype", "max_shard_size", "force", "workers", "method", "weights", "prefer", "assets", "vocab"])
+@pytest.mark.parametrize(
+    "option", ["dtype", "max_shard_size", "force", "workers", "device", "backend", "method", "weights", "prefer", "assets", "vocab"]
+)
 def test_a_dry_run_is_told_the_same(option: str, ask: Any) -> None:
     typed, expected = OPTIONS["merge"][option]
     before, after = ask("merge", ["--dry-run"], "preview_merge"), ask("merge", ["--dry-run", *typed], "preview_merge")

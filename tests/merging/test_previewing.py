@@ -101,6 +101,7 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
         ({"out": tmp_path / "base.safetensors", "force": True}, OutputError, "the output is an input"),
         ({"out": one[0], "force": True}, OutputError, "the output is one of the inputs"),
         ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError, "dtype and max_shard_size are for checkpoints"),
+        ({"out": tmp_path / "out.dpk", "device": "cpu"}, RecipeError, "device and backend are for checkpoints"),
         ({"out": tmp_path / "no" / "out"}, OutputError, "the folder of the output does not exist"),
         ({"dtype": "i8"}, RecipeError, "dtype is not a float type"),
         ({"packs": [merged], "recipe": thin}, RecipeError, "cannot be thinned out at random"),

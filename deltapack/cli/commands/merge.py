@@ -188,6 +188,8 @@ class _Call:
             max_shard_size=typed.max_shard_size,
             force=typed.force,
             workers=typed.workers,
+            device=typed.device,
+            backend=typed.backend,
         )
         survey = None
         if typed.report:
