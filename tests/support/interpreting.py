@@ -29,12 +29,14 @@ def patch_language_once() -> None:
     from triton import language
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang
+    patch, scope = interpreter._patch_lang, getattr(interpreter, "_LangPatchScope", None)
+    if scope is None:  # older versions of Triton have no such scopes
+        return
 
     def patch_unless_patched(function: Any) -> Any:
         seen = [module for module in function.__globals__.values() if module is language or module is language.core]
         fresh = any(language.core.is_builtin(module.load) for module in seen)
-        return patch(function) if fresh else interpreter._LangPatchScope()
+        return patch(function) if fresh else scope()
 
     interpreter._patch_lang = patch_unless_patched
 
