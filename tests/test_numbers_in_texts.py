@@ -62,6 +62,11 @@ def test_a_number_is_that_of_the_code(text: str, pattern: str, expected: tuple[f
         assert [float(number.replace(",", "")) for number in numbers] == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_readme_counts_the_test_packs() -> None:
+    (promised,) = re.findall(r"restores or refuses over (\d+) test packs alike", (ROOT / "README.md").read_text("utf-8"))
+    assert int(promised) <= len(list((ROOT / "tests" / "vectors").glob("*.dpk"))) < int(promised) + 100
+
+
 def test_numbers_of_compiled_loops() -> None:
     pytest.importorskip("numba")
     from deltapack.kernels.cpu import adding, blending, positions

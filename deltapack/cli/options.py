@@ -31,7 +31,7 @@ class Command(click.Command):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse, and count what was typed."""
-        _, _, typed = self.make_parser(context).parse_args(list(args))
+        _, _, typed = self.make_parser(context).parse_args(list(args)) if not context.resilient_parsing else ({}, [], [])
         for parameter in {id(one): one for one in typed}.values():
             single = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag or parameter.count)
             if single and sum(one is parameter for one in typed) > 1:
@@ -119,7 +119,7 @@ def merge_options(function: F) -> F:
             "pack_folder",
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             metavar="DIR",
-            help="Where the packs of the recipe's models are: org/name is DIR/name.dpk.",
+            help="Where the packs of the recipe's models are: org/name is DIR/name.dpk, and paths of packs are looked for there first.",
         ),
         click.option(
             "--prefer",

@@ -58,7 +58,8 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
 
     Args:
         path: The file.
-        packs: Folder of the packs; `org/math-7b` is its `math-7b.dpk`. The recipe's own folder unless given.
+        packs: Folder of the packs: `org/math-7b` is its `math-7b.dpk`, and a path that ends in `.dpk` is looked for there, then beside the
+            recipe. The recipe's own folder unless given.
 
     Raises:
         RecipeError: The file is not a recipe, uses what packs cannot do, or a pack is missing; it names file and key.
