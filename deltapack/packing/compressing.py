@@ -80,7 +80,7 @@ def compress(
         with open_pack_writer(out, force=force, inputs=inputs) as writer:
             report = progress or (lambda done, total: None)
             run = _Run(base_ckpt, tuned_ckpt, recipe, match, count, report, Buffers())
-            entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
+            entry_writer = EntryWriter(writer, base_ckpt, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
             files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, include_code)
             index = _index(entries, base_rows, files, recipe)
