@@ -19,7 +19,7 @@ import pytest
 import deltapack
 from deltapack import kernels
 from deltapack.checkpoint import open_checkpoint
-from deltapack.dtypes import BY_NAME
+from deltapack.dtypes import named
 from deltapack.errors import ChecksumError
 from deltapack.kernels import reference as kernels_in_numpy
 from deltapack.merging.arguments import parse_schedules
@@ -119,6 +119,13 @@ class ReferenceDecoder:
         return str(caught.value.rule), None
 
 
+def _in_header(dtype: str) -> str:
+    """The name in safetensors of a type."""
+    found = named(dtype)
+    assert found is not None
+    return found.safetensors
+
+
 class Package:
     """deltapack itself."""
 
@@ -197,7 +204,7 @@ class Package:
         header, data = {}, b""
         for name, (dtype, shape, raw) in base.items():
             offsets = [len(data), len(data) + len(raw)]
-            header[name] = {"dtype": BY_NAME[dtype].safetensors, "shape": list(shape), "data_offsets": offsets}
+            header[name] = {"dtype": _in_header(dtype), "shape": list(shape), "data_offsets": offsets}
             data += raw
         text = json.dumps(header).encode()
         (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)

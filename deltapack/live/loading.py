@@ -19,7 +19,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
 from deltapack.dtypes import BY_NAME, BY_TORCH, DType
-from deltapack.errors import BackendError, RecipeError
+from deltapack.errors import BackendError, RecipeError, UnsupportedError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
@@ -180,8 +180,8 @@ class _Loader:
     def load(self) -> dict[str, torch.Tensor]:
         """Restore all tensors."""
         jobs = self.composition.jobs
-        state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
-        sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
+        state = {job.name: _room_for(job, self.device) for job in jobs}
+        sink = _Tensors({job.name: region_of(state[job.name], job.dtype.torch_shape(job.shape)) for job in jobs})
         if self.choice.engine is None:
             restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=_silent)
         else:
@@ -207,6 +207,19 @@ class _Tensors:
 
     def region(self, job: TensorJob) -> Region:
         return self.regions[job.name]
+
+
+def _room_for(job: TensorJob, device: torch.device) -> torch.Tensor:
+    """Return memory for a tensor.
+
+    Raises:
+        UnsupportedError: torch has no such type.
+    """
+    dtype = getattr(torch, job.dtype.torch, None) if job.dtype.torch else None
+    if dtype is None:
+        hint = "Use deltapack.apply: in a checkpoint it travels as bytes."
+        raise UnsupportedError("this torch has no such element type", tensor=job.name, found=job.dtype.safetensors, hint=hint)
+    return torch.empty(job.dtype.torch_shape(job.shape), dtype=dtype, device=device)
 
 
 def _transformers() -> Any:

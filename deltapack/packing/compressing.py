@@ -10,7 +10,6 @@ from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
-from deltapack.dtypes import BY_NAME
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
@@ -150,7 +149,7 @@ class _Run:
                 if base is not None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
         entries += [Entry(name, "alias", of=of) for name, of in self.finetuned.aliases.items()]
-        entries += _removed(base_rows, entries)
+        entries += _removed(self.base, base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
 
     def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
@@ -202,12 +201,12 @@ class _Run:
                 del partners[name]
 
 
-def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
+def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
     """Return an entry for each base tensor that no entry uses or, under its name, replaces."""
     known = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
     return [
-        Entry(name, "removed", base=BaseRef(name, BY_NAME[dtype], shape, digest))
-        for name, dtype, shape, digest in base_rows
+        Entry(name, "removed", base=BaseRef(name, base.tensors[name].dtype, shape, digest))
+        for name, _, shape, digest in base_rows
         if name not in known
     ]
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 from vectors.assemble import Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
-from vectors.scalar import ITEMSIZE  # noqa: E402
+from vectors.scalar import itemsize  # noqa: E402
 from vectors.several import Case, several_packs  # noqa: E402
 from vectors.valid import valid_packs  # noqa: E402
 from vectors.valid_bounds import bounds  # noqa: E402
@@ -33,7 +33,7 @@ from vectors.weighted import weighted_packs  # noqa: E402
 
 def runs(tensor: Tensor) -> list[list[Any]]:
     """The elements as [hex, repeat], with neighbours that stand once joined."""
-    size = ITEMSIZE[tensor.dtype]
+    size = itemsize(tensor.dtype)
     out: list[list[Any]] = []
     start, data = 0, tensor.data
     while start < len(data):
