@@ -337,11 +337,21 @@ def check_index(index: Any) -> None:
     check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
     check_fields(index["result"], "result", "fingerprint:hex64 tensors:int bytes:int")
     need("files" in index, "R4", "no `files`")
+    check_metadata(index.get("optional", {}).get("dpk.metadata", {}))
     need(len(index["tensors"]) <= MAX_TENSORS, "R6", "too many tensors")
     for entry in index["tensors"]:
         check_entry(entry)
     check_together(index)
     check_files(index["files"])
+
+
+def check_metadata(folders: Any) -> None:
+    """R4 on what the index says of the headers of weight files (section 3.9)."""
+    check_type(folders, "object", "dpk.metadata")
+    for folder, metadata in folders.items():
+        check_type(metadata, "object", f"dpk.metadata {folder!r}")
+        for key, text in metadata.items():
+            check_type(text, "string", f"dpk.metadata {key!r}")
 
 
 def is_clean(name: str) -> bool:
@@ -1200,10 +1210,17 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def metadata_of(pack_path: str | Path) -> Mapping[str, str]:
+    """What a pack says of the headers of the weight files it restores (section 3.9)."""
+    index = read_pack(pack_path)["index"]
+    found: Mapping[str, str] = index.get("optional", {}).get("dpk.metadata", {}).get("", {})
+    return found or {"format": "pt"}
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write one file."""
     names = {ours: theirs for theirs, ours in SAFETENSORS.items()}
-    header: Json = {"__metadata__": {"format": "pt"}}
+    header: Json = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     order = sorted(tensors, key=lambda name: (-itemsize(tensors[name][0]), name))  # so that each is aligned
     for name in order:
@@ -1244,7 +1261,9 @@ def main() -> int:
     except (Invalid, Conflict) as error:
         print(f"{' '.join(map(str, args.pack))}: {error}", file=sys.stderr)
         return 3 if isinstance(error, Invalid) else 1
-    save_safetensors(args.out, result)
+    stated = [metadata_of(pack) for pack in args.pack]
+    same = all(other == stated[0] for other in stated)
+    save_safetensors(args.out, result, stated[prefer or 0] if same or prefer is not None else {"format": "pt"})
     return 0
 
 

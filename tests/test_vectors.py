@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -257,6 +258,19 @@ def test_valid_vector_restores_side_files(decoder: Any, name: str) -> None:
     document = companion(f"{name}.json")
     found = decoder.restore_files(VECTORS / f"{name}.dpk", tensors(document["base"]))
     assert found == {file: bytes.fromhex(content) for file, content in document["files"].items()}
+
+
+@pytest.mark.parametrize("name", [name for name in VALID if "metadata" in companion(f"{name}.json")])
+def test_valid_vector_restores_metadata(name: str, tmp_path: Path) -> None:
+    """Free strings stand in the header of the restored file, of both decoders; without any, what readers write anyway."""
+    document, pack = companion(f"{name}.json"), VECTORS / f"{name}.dpk"
+    base, outs = Package()._base(tmp_path, tensors(document["base"])), (tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+    deltapack.apply(base, pack, outs[0])
+    subprocess.run([sys.executable, ROOT / "spec" / "reference_decoder.py", base, pack, outs[1]], check=True)
+    for out in outs:
+        data = out.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        assert header["__metadata__"] == document["metadata"]
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in companion(group)["cases"]])

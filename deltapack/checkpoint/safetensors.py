@@ -115,8 +115,14 @@ def load_json(raw: bytes, path: Path) -> dict[str, object]:
 
 
 def _parse_metadata(value: object, path: Path) -> dict[str, str]:
+    if value is None:  # as safetensors reads it
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise CheckpointError(f"{_METADATA} is not an object of strings", path=path, hint=_DAMAGED)
+    try:
+        "".join((*value, *value.values())).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{_METADATA} is not valid Unicode", path=path, hint=_DAMAGED) from error
     return value
 
 

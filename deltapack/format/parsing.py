@@ -27,6 +27,7 @@ from deltapack.format.fields import (
     typed,
 )
 from deltapack.format.index import KINDS, BaseRef, BlobRef, Entry, FileEntry, Index, Stats, Term, f32_of_bits
+from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import Limits
 
@@ -70,6 +71,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         required=tuple(required),
         optional=typed(top, "optional", dict) if "optional" in top else {},
     )
+    check_metadata(index.optional)
     _check_entries(index)
     _check_files(index.files or (), limits)
     _check_blobs(index.blobs, index_offset)

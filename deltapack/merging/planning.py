@@ -91,7 +91,7 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     recipe = request.recipe.for_packs(len(packs))
     preferred = _position("prefer", choices.prefer, packs)
     donor = _owner("assets", choices.assets, packs)
-    base_ckpt = stack.enter_context(open_checkpoint(request.base))
+    base_ckpt = stack.enter_context(open_checkpoint(request.base, weights=request.weight_files))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)

@@ -36,9 +36,11 @@ class MergeRequest:
         packs: The packs, in order of addition.
         recipe: How to merge.
         choices: Which pack decides.
+        weight_files: Which weights of the base count where its folder has one file and an index of shards that differ.
     """
 
     base: str | Path
     packs: Sequence[str | Path]
     recipe: MergeRecipe
     choices: MergeChoices = field(default_factory=MergeChoices)
+    weight_files: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkp
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
+from deltapack.format.metadata import optional_metadata
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter
+from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report
@@ -34,6 +36,7 @@ def compress(
     recipe: Recipe | None = None,
     name_map: Sequence[tuple[str, str]] = (),
     include_code: bool = False,
+    weight_files: str | None = None,
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -50,6 +53,7 @@ def compress(
         recipe: How to compress; `Recipe()` drops 90 %.
         name_map: Pairs of regular expression and replacement that turn names of the fine-tune into names of the base.
         include_code: Whether Python files of the fine-tune travel inside.
+        weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -64,7 +68,7 @@ def compress(
         RecipeError: A setting is out of range.
     """
     recipe, out, count = recipe or Recipe(), Path(out), resolve_workers(workers)
-    with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
+    with open_checkpoint(base, weights=weight_files) as base_ckpt, open_checkpoint(finetuned, weights=weight_files) as tuned_ckpt:
         inputs = (*base_ckpt.weight_paths(), *tuned_ckpt.weight_paths())
         for checkpoint in (base_ckpt, tuned_ckpt):
             _protect(checkpoint, out)
@@ -82,9 +86,10 @@ def compress(
             entry_writer = EntryWriter(writer, base_ckpt, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
             files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, include_code)
-            index = _index(entries, base_rows, files, recipe)
+            metadata, too_long = carried_metadata(tuned_ckpt.metadata)
+            index = replace(_index(entries, base_rows, files, recipe), optional=optional_metadata(metadata))
             size = writer.finish(index)
-        notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out]
+        notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out, *too_long]
         checkpoint_bytes = sum(tensor.nbytes for tensor in tuned_ckpt.tensors.values())
     return compress_report(out, index, size, checkpoint_bytes, split, notes, recipe)
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_NAME, DType
@@ -31,6 +32,7 @@ def apply(
     *,
     weight: float = 1.0,
     rescale: float | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -51,6 +53,7 @@ def apply(
         out: Folder to write, or a file if it ends in `.safetensors`.
         weight: Factor for the whole difference; 0 gives the base.
         rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
         verify: Whether digests are compared.
@@ -68,7 +71,7 @@ def apply(
         RecipeError: An argument is out of range.
     """
     options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
-    with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
+    with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
         notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
@@ -139,6 +142,7 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
+        metadata=result_metadata(base, composition.metadata),
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)

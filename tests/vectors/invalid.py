@@ -789,6 +789,19 @@ class Liar(Tensor):
         return self.stated
 
 
+def metadata_cases() -> Iterator[Case]:
+    """R4 on the metadata of weight files."""
+    for what, found in {
+        "list": [],
+        "strings": {"": "x"},
+        "number": {"": {"x": 1}},
+        "null": {"": {"x": None}},
+        "folder": {"": {}, "a": []},
+    }.items():
+        data = small().build(lambda index, found=found: index.update(optional={"dpk.metadata": found}))  # type: ignore[misc]
+        yield "R4", f"metadata-{what}", FORMAT, "invalid-base", data
+
+
 def raw_cases() -> Iterator[Case]:
     """R5 and R6 on element types that 3.6 does not list."""
     unknown = {"known": "raw16:BF16", "other-width": "raw8:F4", "lower-case": "raw8:f4", "no-width": "raw0:X", "leading-zero": "raw08:X"}
@@ -816,7 +829,18 @@ def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in valid_packs()}
     groups = (
-        *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases, raw_cases),
+        *(
+            prologue_cases,
+            json_cases,
+            index_cases,
+            chunk_cases,
+            base_cases,
+            header_cases,
+            node_cases,
+            file_cases,
+            raw_cases,
+            metadata_cases,
+        ),
         *(field_cases, blob_cases),
     )
     for group in groups:

@@ -258,6 +258,13 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     }
     yield "optional", "unknown optional features, escapes", pack
     pack = Pack().unchanged("w", old)
+    strings = {"format": "mlx", "modelspec.title": 'q"\\\n\u0001\u00fc', "ss_tag": "w", "": "\U0001f600"}
+    pack.extra = {"optional": {"dpk.metadata": {"": strings, "unet": {"format": "pt"}}}}
+    yield "metadata", "free strings for the headers of weight files", pack
+    pack = Pack().unchanged("w", old)
+    pack.extra = {"optional": {"dpk.metadata": {}}}
+    yield "metadata-none", "no folder, which is as if nothing were said", pack
+    pack = Pack().unchanged("w", old)
     pack.minor = 1
     yield "minor", "minor version 1", pack
     yield (

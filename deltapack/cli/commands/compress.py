@@ -149,6 +149,7 @@ def _rescaled(how: str) -> str:
     show_default=True,
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )
+@options.weights_option
 @options.workers_option
 @options.force_option
 @options.output_options
@@ -169,6 +170,7 @@ def command(
     include_code: bool,
     fidelity: float,
     non_finite: str,
+    weight_files: str | None,
     workers: int | None,
     force: bool,
     quiet: bool,
@@ -202,6 +204,7 @@ def command(
             recipe=recipe,
             name_map=name_map,
             include_code=include_code,
+            weight_files=weight_files,
             workers=workers,
             force=force,
             progress=progress,
