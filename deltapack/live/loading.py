@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.composing.assets import copy_side_files
+from deltapack.composing.assets import copy_side_files, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.heads import CONFIG, fit_head
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
@@ -136,6 +137,8 @@ class _Loader:
     dtype: DType | None
     verify: bool
     workers: int
+    config: bytes | None = None
+    """config.json, where it is not that of the pack or base whose side files the result has."""
 
     @classmethod
     def open(
@@ -165,15 +168,16 @@ class _Loader:
         readers = [stack.enter_context(PackReader(path)) for path in weights]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
-        composition = compose(checkpoint, weighted, prefer=number, dtype=target)
-        return cls(checkpoint, composition, place, choice, target, verify, threads)
+        composition, config = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
+        return cls(checkpoint, composition, place, choice, target, verify, threads, config)
 
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""
 
         def write(name: str, data: bytes) -> None:
-            if name in ("config.json", "generation_config.json"):
-                (folder / name).write_bytes(data)
+            if name in (CONFIG, "generation_config.json"):
+                own = with_dtype(CONFIG, self.config, self.dtype) if name == CONFIG and self.config is not None else data
+                (folder / name).write_bytes(own)
 
         copy_side_files(self.base, self.composition.assets, write, verify=self.verify, dtype=self.dtype)
 
