@@ -59,7 +59,8 @@ def read_raw(path: Path) -> Raw:
 
 
 def floats(seed: int) -> tuple[str, tuple[int, ...], bytes]:
-    return "F32", (64, 64), np.random.default_rng(seed).normal(0, 0.02, (64, 64)).astype("<f4").tobytes()
+    base, noise = (np.random.default_rng(number).normal(0, 0.02, (64, 64)) for number in (0, seed))
+    return "F32", (64, 64), (base + 0.1 * noise).astype("<f4").tobytes()
 
 
 def changed(row: tuple[str, tuple[int, ...], bytes]) -> tuple[str, tuple[int, ...], bytes]:
