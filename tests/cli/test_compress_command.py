@@ -36,9 +36,9 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
     use_case = stand_in("compress", pair.report)
     options = shlex.split(
         "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
-        "--non-finite store --include-code --keep-base k --allow-unrelated --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
+        "--non-finite store --include-code --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
-    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p="]
+    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated"]
     result = run("compress", pair.base, pair.finetuned, "--out", tmp_path / "x.dpk", *options, *maps)
     assert result.exit_code == 0, result.stderr
     assert use_case.kwargs == {
