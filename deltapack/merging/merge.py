@@ -18,7 +18,7 @@ from deltapack.merging.recipe import MergeRecipe, recipe_of
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
-from deltapack.restoring.applying import WriteOptions, write_checkpoint
+from deltapack.restoring.applying import WriteOptions, refuse_for_file, write_checkpoint
 
 __all__ = ["merge", "refuse_for_packs"]
 
@@ -108,11 +108,12 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
 
 
 def refuse_for_packs(out: Path, options: WriteOptions) -> None:
-    """Refuse what a merged pack cannot have.
+    """Refuse what a merged pack, or a single file, cannot have.
 
     Raises:
-        RecipeError: `out` is a pack, and an option for checkpoints is given.
+        RecipeError: `out` is a pack, and an option for checkpoints is given; or a file, and one for folders is.
     """
+    refuse_for_file(out, options)
     if out.suffix != ".dpk":
         return
     if options.dtype is not None or options.max_shard_bytes is not None:

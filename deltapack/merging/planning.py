@@ -22,6 +22,7 @@ from deltapack.merging.blending import blend_with
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.merging.request import MergeRequest
+from deltapack.merging.unused import refuse_unused_rules
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
@@ -149,6 +150,7 @@ def compose_recipe(
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         RecipeError: The recipe does not fit the packs.
     """
+    refuse_unused_rules(recipe, base)
     layers = Layers.of(base.tensors)
     is_sum = recipe.formula.is_linear and not recipe.densities
     weighted = _weighted(readers, recipe, layers, base) if is_sum else [WeightedPack(reader) for reader in readers]

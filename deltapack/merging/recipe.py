@@ -81,9 +81,11 @@ class Schedule:
 
     @property
     def single(self) -> float | None:
-        """The value, if it is the same for all tensors."""
-        rule = self.rules[0] if len(self.rules) == 1 else None
-        return rule.values[0] if rule is not None and rule.pattern is None and len(set(rule.values)) == 1 else None
+        """The value, if it is the same for all tensors: 1 where no rule says another."""
+        if not self.rules:
+            return 1.0
+        last = self.rules[-1]
+        return last.values[0] if last.pattern is None and len(set(last.values)) == 1 else None
 
     def to_json(self) -> Any:
         """Return the schedule as a pack states it: strings only."""
@@ -161,10 +163,14 @@ class MergeRecipe:
         densities = _spread("densities", self.densities, count) or ()
         return MergeRecipe(self.method, weights, self.semantics, densities, self.parameters)
 
+    def given_weights_at(self, name: str, depth: float, count: int) -> list[float]:
+        """Return the weights of all packs for a tensor, as they were given; 1 where they were not."""
+        found = [schedule.at(name, depth) for schedule in self.weights] or [None] * count
+        return [1.0 if weight is None else weight for weight in found]
+
     def weights_at(self, name: str, depth: float, count: int) -> list[float]:
         """Return the weights of all packs for a tensor; of a linear method, with its divisor and lambda in them."""
-        found = [schedule.at(name, depth) for schedule in self.weights] or [None] * count
-        weights = [1.0 if weight is None else weight for weight in found]
+        weights = self.given_weights_at(name, depth, count)
         if not self.formula.is_linear:
             return weights
         options = self.options

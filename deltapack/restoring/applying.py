@@ -21,7 +21,7 @@ from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
 
-__all__ = ["WriteOptions", "apply", "write_checkpoint"]
+__all__ = ["WriteOptions", "apply", "refuse_for_file", "write_checkpoint"]
 
 
 def apply(
@@ -125,6 +125,7 @@ def write_checkpoint(
 
     `own_files` are written besides the side files, and instead of those of the same names.
     """
+    refuse_for_file(out, options)
     check_base_files(base, composition.assets)
     jobs = composition.jobs
     shards = plan_shards(
@@ -154,6 +155,16 @@ def write_checkpoint(
 
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
+
+
+def refuse_for_file(out: Path, options: WriteOptions) -> None:
+    """Refuse what a single file cannot have.
+
+    Raises:
+        RecipeError: `out` is one file, and a size of shards is given.
+    """
+    if out.suffix == ".safetensors" and options.max_shard_bytes is not None:
+        raise RecipeError("max_shard_size is for folders: the output is one file", path=out)
 
 
 def _restoring(

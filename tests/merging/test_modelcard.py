@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.builders import read_folder, read_model, small_model, tuned_model, write_folder
+from support.builders import random_tensor, read_folder, read_model, small_model, tuned_model, write_folder
 
 import deltapack
 from deltapack.errors import RecipeError
@@ -26,7 +26,7 @@ RECIPES = (
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
-    base = small_model()
+    base = small_model() | {f"h.{number}.weight": random_tensor(number, (30, 40)) for number in range(3)}
     write_folder(tmp_path / "base", base, {"tokenizer.json": "0", "README.md": "the base's card"})
     for number, name in enumerate(("math", "code")):
         files = {"tokenizer.json": name, "chat_template.jinja": name, "README.md": f"{name}'s card"}
