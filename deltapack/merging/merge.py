@@ -123,7 +123,7 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
-    own = {**plan.files, **card_of(plan, options.dtype)}
+    own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
         return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own)
     with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:

@@ -51,6 +51,7 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
         dtype=typed.dtype or asked.dtype,
         assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
         vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
+        prefer=typed.prefer or asked.prefer,
     )
     call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
     if typed.explain is not None:
@@ -119,6 +120,7 @@ class _Asked:
     assets: Path | str | None = None
     vocab: Path | str | None = None
     notes: Sequence[str] = ()
+    prefer: Path | None = None
 
 
 def _from_options(packs: tuple[Path, ...], typed: _Typed) -> _Asked:
@@ -158,7 +160,7 @@ def _from_file(path: Path, packs: tuple[Path, ...], typed: _Typed) -> _Asked:
     if given:
         raise click.UsageError(f"--recipe says it all; {', '.join(given)} cannot be given, too.")
     found = deltapack.read_merge_file(path, typed.pack_folder)
-    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes)
+    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes, found.prefer)
 
 
 def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> Path | str | None:
@@ -186,7 +188,7 @@ class _Call:
         name = None if tensor == "auto" else tensor
         asked, typed = self.asked, self.typed
         report = deltapack.explain_merge(
-            self.base, asked.packs, name, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+            self.base, asked.packs, name, recipe=asked.recipe, prefer=asked.prefer, vocab=asked.vocab, workers=typed.workers
         )
         if self.as_json:
             print_json(report.to_json())
@@ -201,7 +203,7 @@ class _Call:
             asked.packs,
             out,
             recipe=asked.recipe,
-            prefer=typed.prefer,
+            prefer=asked.prefer,
             assets=asked.assets,
             vocab=asked.vocab,
             dtype=asked.dtype,
@@ -214,7 +216,7 @@ class _Call:
         survey = None
         if typed.report:
             survey = deltapack.survey_merge(
-                self.base, asked.packs, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+                self.base, asked.packs, recipe=asked.recipe, prefer=asked.prefer, vocab=asked.vocab, workers=typed.workers
             )
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
@@ -232,7 +234,7 @@ class _Call:
                 asked.packs,
                 out,
                 recipe=asked.recipe,
-                prefer=typed.prefer,
+                prefer=asked.prefer,
                 assets=asked.assets,
                 vocab=asked.vocab,
                 dtype=asked.dtype,
