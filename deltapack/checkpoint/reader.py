@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checking import as_path
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
@@ -152,9 +153,10 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
     Raises:
         CheckpointError: Nothing to read was found, or it is malformed.
         LimitError: It exceeds `limits`.
+        RecipeError: `path` is no path.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
-    path = Path(path)
+    path = as_path("the checkpoint", path)
     location = locate(path, limits)
     with contextlib.ExitStack() as stack:
         files: list[ParsedFile] = []

@@ -1,18 +1,55 @@
-"""From what a person types after `deltapack merge` to a merge recipe."""
+"""From what a person types after `deltapack merge`, or passes to `deltapack.merge`, to a merge recipe."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from deltapack.checking import as_number
 from deltapack.errors import RecipeError
-from deltapack.merging.recipe import MergeRecipe, Rule, Schedule
+from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 
-__all__ = ["find_pack", "parse_parameter", "parse_schedules", "recipe_from_texts"]
+__all__ = ["Numbers", "find_pack", "parse_parameter", "parse_schedules", "recipe_from_texts", "recipe_of"]
+
+Numbers = float | Sequence[float] | Mapping[str, float]
+"""A number for each pack, one for all, or by the names of packs."""
 
 _NUMBERS = re.compile(r"[-+.\deE]+(,[-+.\deE]+)*")
 _EVERY = "*"
+
+
+def recipe_of(
+    packs: Sequence[Path],
+    weights: Numbers | None,
+    method: str,
+    semantics: str | None,
+    density: Numbers | None,
+    parameters: Mapping[str, float] | None,
+) -> MergeRecipe:
+    """Return the recipe that these plain arguments mean, as `merge` takes them.
+
+    Raises:
+        RecipeError: One is no number, or out of range, or names no pack.
+    """
+    schedules = _constants("weights", weights, packs), _constants("density", density, packs)
+    return MergeRecipe(method, schedules[0], semantics, schedules[1], {} if parameters is None else parameters)
+
+
+def _constants(what: str, given: Numbers | None, packs: Sequence[Path]) -> tuple[Schedule, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, Mapping):
+        named: dict[int, float] = {}
+        for name, value in given.items():
+            number = find_pack(what, str(name), packs)
+            if number in named:
+                raise RecipeError(f"{what} name one pack twice", found=name)
+            named[number] = as_number(what, value)
+        return tuple(constant(named[number]) if number in named else Schedule(()) for number in range(len(packs)))
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        return tuple(constant(as_number(what, value)) for value in given)
+    return (constant(as_number(what, given)),)
 
 
 def recipe_from_texts(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltapack.checking import as_path
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
@@ -68,7 +69,7 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
     Raises:
         RecipeError: The file is not a recipe, uses what packs cannot do, or a pack is missing; it names file and key.
     """
-    path = Path(path)
+    path = as_path("the recipe", path)
     top = read_yaml(path).mapping(_TOP, _REFUSED_TOP)
     for key in ("merge_method", "models"):
         if key not in top:
@@ -76,7 +77,7 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
     method = _method(top)
     base = _model_name(top["base_model"]) if "base_model" in top else None
     shared = top["parameters"].mapping(_PARAMETERS) if "parameters" in top else {}
-    folder = Path(packs) if packs is not None else path.parent
+    folder = as_path("the folder of packs", packs) if packs is not None else path.parent
     models: dict[str, Path] = {}
     own: list[dict[str, Node]] = []
     for item in top["models"].items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
@@ -67,15 +68,15 @@ def apply(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
+        notes = write_checkpoint(base_ckpt, composition, out, [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class WriteOptions:
             RecipeError: One is out of range.
         """
         limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        if limit is not None:
+            as_count("max_shard_size", limit, 'a whole number of bytes, or text such as "5GB"')
         report = progress or (lambda done, total: None)
         return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
 
@@ -212,7 +215,7 @@ def _float_dtype(name: str | None) -> DType | None:
     """
     if name is None:
         return None
-    dtype = BY_NAME.get(name)
+    dtype = BY_NAME.get(name) if isinstance(name, str) else None
     if dtype is None or not dtype.is_delta:
         choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
         raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)

@@ -116,7 +116,7 @@ OWNERS = [
 def test_who_decides(owners: Mapping[str, Any], as_pack: bool, tmp_path: Path) -> None:
     made = family(tmp_path / "family", Tuned({40: "<x>", 41: "<y>"}), Tuned({40: "<z>"}))
     (tmp_path / "packs").mkdir()
-    packs = [shutil.copy(pack, tmp_path / "packs" / pack.name) for pack in made.packs]
+    packs = [Path(shutil.copy(pack, tmp_path / "packs" / pack.name)) for pack in made.packs]
     options: dict[str, Any] = {key: packs[value] if isinstance(value, int) else value for key, value in owners.items()}
     if not as_pack:
         check_again(tmp_path, packs, base=made.base, weights=[0.5], **options)

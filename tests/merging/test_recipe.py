@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.errors import RecipeError
-from deltapack.merging.arguments import find_pack, parse_parameter, parse_schedules
-from deltapack.merging.recipe import Layers, MergeRecipe, Rule, Schedule, constant, recipe_of
+from deltapack.merging.arguments import find_pack, parse_parameter, parse_schedules, recipe_of
+from deltapack.merging.recipe import Layers, MergeRecipe, Rule, Schedule, constant
 
 PACKS = [Path("a/math.dpk"), Path("b/code.dpk"), Path("b/chat:v2.dpk")]
 NAMES = ["model.embed_tokens.weight", *(f"model.layers.{n}.mlp.up_proj.weight" for n in range(5)), "lm_head.weight"]
@@ -115,16 +115,16 @@ def test_what_a_pack_states() -> None:
     }
 
 
-@pytest.mark.parametrize("weights", ["x", [None], ["x"], [10**400], [object()], [float("nan")]])
+@pytest.mark.parametrize("weights", ["x", "0.5", [None], ["x"], ["0.5"], [10**400], [object()], [float("nan")], {"math": "0.5"}, True])
 def test_refuses_weights_that_are_no_numbers(weights: Any) -> None:
     with pytest.raises(RecipeError):
-        recipe_of(weights, "linear", None, None, None)
+        recipe_of(PACKS, weights, "linear", None, None, None)
     with pytest.raises(RecipeError):
-        recipe_of(None, "ties", None, weights, None)
+        recipe_of(PACKS, None, "ties", None, weights, None)
 
 
 def test_one_number_is_for_all_packs() -> None:
-    recipe = recipe_of(0.5, "ties", None, 0.25, None).for_packs(3)
+    recipe = recipe_of(PACKS, 0.5, "ties", None, 0.25, None).for_packs(3)
     assert recipe.weights_at("x", 0, 3) == [0.5] * 3
     assert [schedule.at("x", 0) for schedule in recipe.densities] == [0.25] * 3
 
