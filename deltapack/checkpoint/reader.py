@@ -13,6 +13,7 @@ import numpy.typing as npt
 from deltapack.checking import as_path
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
+from deltapack.checkpoint.safetensors import OWN_METADATA
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError
@@ -173,7 +174,8 @@ def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFi
     """Join the aliases of all files with those that safetensors headers declare as {dropped: kept}."""
     aliases: dict[str, str] = {}
     for file in files:
-        declared = {name: kept for name, kept in file.metadata.items() if name not in tensors and kept in tensors}
+        said = {name: kept for name, kept in file.metadata.items() if not name.startswith(OWN_METADATA)}
+        declared = {name: kept for name, kept in said.items() if name not in tensors and kept in tensors}
         for name, kept in {**declared, **file.aliases}.items():
             if name in tensors or aliases.get(name, kept) != kept:
                 raise CheckpointError("the tensor is in two shards", path=path, tensor=name)

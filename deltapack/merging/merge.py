@@ -21,6 +21,7 @@ from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
 from deltapack.restoring.applying import WriteOptions, refuse_for_file, write_checkpoint
+from deltapack.restoring.provenance import merged
 
 __all__ = ["merge", "refuse_for_packs"]
 
@@ -131,7 +132,7 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
     own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
-        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own)
+        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own, metadata=merged(plan.packs))
     with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:
         writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
     return []

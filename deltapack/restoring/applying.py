@@ -21,6 +21,7 @@ from deltapack.kernels.layout import Elements
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.provenance import restored
 
 __all__ = ["WriteOptions", "apply", "refuse_for_file", "write_checkpoint"]
 
@@ -72,7 +73,9 @@ def apply(
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, out, [reader.path], options)
+        notes = write_checkpoint(
+            base_ckpt, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify)
+        )
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
@@ -123,10 +126,11 @@ def write_checkpoint(
     protect: list[Path],
     options: WriteOptions,
     own_files: Mapping[str, bytes] = MappingProxyType({}),
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
-    `own_files` are written besides the side files, and instead of those of the same names.
+    `own_files` are written besides the side files, and instead of those of the same names; `metadata` is what the files of tensors say.
     """
     refuse_for_file(out, options)
     check_base_files(base, composition.assets)
@@ -143,11 +147,12 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
+        metadata=metadata,
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
-        with closing(restoring) as restored:
-            for _ in restored:
+        with closing(restoring) as tensors:
+            for _ in tensors:
                 pass
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
