@@ -135,7 +135,9 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Return what has no effect here, in words."""
-        return ["int8_mask has no effect: it only saves mergekit memory"] if "int8_mask" in self.shared else []
+        out = ["int8_mask has no effect: it only saves mergekit memory"] if "int8_mask" in self.shared else []
+        overruled = [name for name in _PER_MODEL if name in self.shared and all(name in own for own in self.own)]
+        return out + [f"{self.shared[name].key} has no effect: each model has its own" for name in overruled]
 
     def _schedules(self, name: str) -> tuple[Schedule, ...]:
         """Return a schedule for each pack; a model's own setting stands before the shared one."""
@@ -185,7 +187,11 @@ def _schedule(node: Node) -> Schedule:
     if not isinstance(node.value, list):
         return Schedule((Rule((node.number(),)),))
     if any(isinstance(item, dict) for item in node.value):
-        return Schedule(tuple(_rule(item) for item in reversed(list(node.items()))))
+        rules = [_rule(item) for item in node.items()]
+        for place, item in enumerate(node.items()):
+            if any(earlier.pattern in (None, rules[place].pattern) for earlier in rules[:place]):
+                raise item.error("has no effect: one before it applies to all of its tensors", hint="The first that fits wins.")
+        return Schedule(tuple(reversed(rules)))
     return Schedule((Rule(_gradient(node)),))
 
 

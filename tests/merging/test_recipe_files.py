@@ -116,6 +116,12 @@ def test_whose_tokens(folder: Path, text: str, vocab: str | None, assets: str | 
     assert (found.vocab, found.assets, found.prefer) == (*wanted, None)
 
 
+def test_what_each_model_has_of_its_own_is_not_shared(folder: Path) -> None:
+    shared = "merge_method: linear\nparameters: {weight: 2}\nmodels: [{model: math-7b, parameters: {weight: 1}}, {model: code-7b"
+    assert read(folder, shared + ", parameters: {weight: 3}}]\n").notes == ("parameters.weight has no effect: each model has its own",)
+    assert read(folder, shared + "}]\n").notes == ()
+
+
 def test_who_decides(folder: Path) -> None:
     assert read(folder, "merge_method: linear\nprefer: math-7b\nmodels: [{model: math-7b}]\n").prefer == folder / "math-7b.dpk"
 
@@ -151,6 +157,10 @@ def test_what_a_sparsifier_did_must_be_what_the_file_says(folder: Path) -> None:
         read(folder, text % (0.5, 0.1))
 
 
+def filtered(items: str) -> str:
+    return "merge_method: linear\nmodels: [{model: math-7b, parameters: {weight: [" + items + "]}}]\n"
+
+
 ONE = "models: [{model: math-7b}]\n"
 
 
@@ -177,6 +187,9 @@ ONE = "models: [{model: math-7b}]\n"
         ("merge_method: linear\nmodels: [{model: math-7b, parameters: {weight: [1, x]}}]\n", r"weight\[1\]: is not a number"),
         ("merge_method: linear\nmodels: [{model: math-7b, parameters: {weight: .nan}}]\n", "finite"),
         ("merge_method: linear\nmodels: [{model: math-7b, parameters: {density: 0.5}}]\n", "density"),
+        (filtered("{value: 1}, {filter: a, value: 2}"), r"weight\[1\]: has no effect: one before it applies to all"),
+        (filtered("{filter: a, value: 1}, {filter: a, value: 2}"), r"weight\[1\]: has no effect"),
+        (filtered("{filter: '*', value: 1}, {value: 2}"), r"weight\[1\]: has no effect"),
         ("merge_method: ram\nmodels: [{model: math-7b, parameters: {weight: 0.5}}]\n", "no weight"),
         ("merge_method: linear\nslices: []\n" + ONE, "slices is not supported"),
         ("merge_method: linear\nmodules: {}\n" + ONE, "modules is not supported"),
