@@ -256,7 +256,7 @@ def _numbers(recipe: Recipe) -> None:
     """Require that numbers are numbers and overrides are overrides."""
     for name in ("drop_rate", "fidelity", "gamma", "rescale", "epsilon"):
         value = getattr(recipe, name)
-        if value is not None or name in ("drop_rate", "fidelity", "gamma"):
+        if value is not None or name == "drop_rate":
             as_number(name, value)
     found: object = recipe.overrides
     if not isinstance(found, (tuple, list)) or not all(isinstance(override, Override) for override in found):

@@ -61,7 +61,6 @@ def test_defaults() -> None:
         {"rescale": "2"},
         {"epsilon": "0.1"},
         {"gamma": "0.1"},
-        {"gamma": None},
         {"seed": "1"},
         {"values": 4},
         {"values": ["int4"]},
