@@ -162,7 +162,7 @@ def find_pack(what: str, name: str, packs: Sequence[Path], words: Sequence[str] 
     paths = list(dict.fromkeys(str(packs[number]) for number in found))
     if len(paths) == len(found):
         raise RecipeError(f"{what} names several packs", expected=f"one of {', '.join(paths)}", found=name, hint="Give the whole path.")
-    apart = f"one --{what} for each pack, in their order" if not words else "a copy of it under another name"
+    apart = "one number for each pack, in their order" if not words else "a copy of it under another name"
     raise RecipeError(f"{what} names a pack that is given {len(found)} times", found=name, hint=f"To tell them apart, give {apart}.")
 
 

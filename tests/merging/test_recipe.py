@@ -167,7 +167,7 @@ def test_packs_of_one_name() -> None:
     with pytest.raises(RecipeError, match=r"several packs: expected one of a/x\.dpk, b/x\.dpk, found x\.dpk\. Give the whole path"):
         parse_schedules("weight", ["x.dpk=1"], apart)
     assert [schedule.single for schedule in parse_schedules("weight", ["b/x.dpk=0.5"], apart)] == [1, 0.5]
-    with pytest.raises(RecipeError, match=r"given 2 times: found x\. To tell them apart, give one --weight for each pack, in their order"):
+    with pytest.raises(RecipeError, match=r"given 2 times: found x\. To tell them apart, give one number for each pack, in their order"):
         parse_schedules("weight", ["x=1"], twice)
     with pytest.raises(RecipeError, match="give a copy of it under another name"):
         find_pack("assets", "x", twice, ("base",))
