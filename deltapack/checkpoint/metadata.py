@@ -13,13 +13,13 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
-__all__ = ["OWN", "TIED", "declared_ties", "free_strings", "of_file"]
+from deltapack.checkpoint.safetensors import OWN_METADATA
 
-OWN = "deltapack."
-"""How keys begin that deltapack writes; they speak of one file, so they do not travel."""
-TIED = f"{OWN}tied"
+__all__ = ["TIED", "declared_ties", "free_strings", "of_file"]
+
+TIED = f"{OWN_METADATA}tied"
 """The key of a JSON list: the second names among the keys that do not meet the convention of other writers."""
-_NOT_NAMES = ("modelspec.", "ss_", "sshs_", OWN)
+_NOT_NAMES = ("modelspec.", "ss_", "sshs_", OWN_METADATA)
 """How keys begin that well-known standards of metadata have for free strings."""
 
 
@@ -54,7 +54,7 @@ def free_strings(files: Sequence[Mapping[str, str]], aliases: Mapping[str, str])
     differ: dict[str, None] = {}
     for metadata in files:
         for key, text in metadata.items():
-            if key.startswith(OWN) or aliases.get(key) == text:
+            if key.startswith(OWN_METADATA) or aliases.get(key) == text:
                 continue
             if joined.setdefault(key, text) != text:
                 differ[key] = None

@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checking import as_path
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
 from deltapack.checkpoint.metadata import declared_ties, free_strings
@@ -159,10 +160,10 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: 
     Raises:
         CheckpointError: Nothing to read was found, it is malformed, or a folder has two models.
         LimitError: It exceeds `limits`.
-        RecipeError: There is no such choice of weights.
+        RecipeError: `path` is no path, or there is no such choice of weights.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
-    path = Path(path)
+    path = as_path("the checkpoint", path)
     location = locate(path, limits, weights)
     checkpoint = _open(path, location, limits)
     if location.rival is not None:

@@ -35,13 +35,7 @@ class _Writer:
     """
 
     def __init__(
-        self,
-        out: Path,
-        shards: Sequence[Shard],
-        aliases: Mapping[str, str],
-        metadata: Mapping[str, str],
-        force: bool,
-        extra_bytes: int,
+        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Mapping[str, str], force: bool, extra_bytes: int
     ) -> None:
         self.out = out
         self._shards = shards

@@ -16,6 +16,7 @@ from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.metadata import declared_ties, of_file
 from deltapack.errors import CheckpointError
 from deltapack.packing import metadata as travelling
+from deltapack.restoring.provenance import KEYS
 
 W: Model = {"w": random_tensor(1, (64, 64))}
 PLAIN = {"format": "pt"}
@@ -24,6 +25,15 @@ PLAIN = {"format": "pt"}
 def header_of(path: Path) -> Any:
     data = path.read_bytes()
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+ORIGIN = tuple(f"deltapack.{key}" for key in KEYS)
+"""What files say of their origin, which is tested elsewhere."""
+
+
+def strings_of(path: Path) -> Any:
+    """The metadata of a file, without what it says of its origin."""
+    return {key: text for key, text in header_of(path)["__metadata__"].items() if key not in ORIGIN}
 
 
 def with_metadata(path: Path, tensors: Model, metadata: object) -> Path:
@@ -48,7 +58,7 @@ def travelled(tmp_path: Path, tensors: Model, metadata: object) -> dict[str, str
     base, tuned = folder(tmp_path / "base", W), folder(tmp_path / "tuned", tensors, metadata)
     deltapack.compress(base, tuned, tmp_path / "x.dpk")
     deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out")
-    found: dict[str, str] = header_of(tmp_path / "out" / "model.safetensors")["__metadata__"]
+    found: dict[str, str] = strings_of(tmp_path / "out" / "model.safetensors")
     return found
 
 
@@ -77,7 +87,7 @@ def test_null_is_read_and_files_that_say_nothing_say_what_loaders_want(tmp_path:
     base, tuned = folder(tmp_path / "base", W, metadata), folder(tmp_path / "tuned", TUNED, metadata)
     deltapack.compress(base, tuned, tmp_path / "x.dpk")
     deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out")
-    assert header_of(tmp_path / "out" / "model.safetensors")["__metadata__"] == PLAIN
+    assert strings_of(tmp_path / "out" / "model.safetensors") == PLAIN
     with deltapack.open_pack(tmp_path / "x.dpk") as pack:
         assert not pack._reader.index.optional
 
@@ -103,7 +113,7 @@ def test_what_save_model_writes_is_a_tie(tmp_path: Path) -> None:
         assert checkpoint.metadata == {"format": "pt", "note": "embed.weight"}
     deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "x.dpk")
     deltapack.apply(tmp_path / "base.safetensors", tmp_path / "x.dpk", tmp_path / "out.safetensors")
-    assert header_of(tmp_path / "out.safetensors")["__metadata__"] == header_of(tmp_path / "tuned.safetensors")["__metadata__"]
+    assert strings_of(tmp_path / "out.safetensors") == strings_of(tmp_path / "tuned.safetensors")
 
 
 @pytest.mark.parametrize("size", ["1KB", "1GB"])
@@ -157,7 +167,7 @@ def test_ties_of_a_torch_file_survive_being_restored_twice(tmp_path: Path) -> No
     deltapack.apply(tmp_path / "base.bin", tmp_path / "x.dpk", tmp_path / "one.safetensors")
     deltapack.compress(tmp_path / "base.bin", tmp_path / "one.safetensors", tmp_path / "y.dpk")
     deltapack.apply(tmp_path / "base.bin", tmp_path / "y.dpk", tmp_path / "two.safetensors")
-    assert header_of(tmp_path / "one.safetensors") == header_of(tmp_path / "two.safetensors")
+    assert strings_of(tmp_path / "one.safetensors") == strings_of(tmp_path / "two.safetensors")
     with open_checkpoint(tmp_path / "two.safetensors") as checkpoint:
         assert checkpoint.aliases == {"lm_head": "embed"}
 
@@ -180,7 +190,7 @@ def test_shards_share_their_strings(tmp_path: Path) -> None:
     deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out", max_shard_size=300)
     restored = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(restored) == 3
-    assert all(header_of(file)["__metadata__"] == {"format": "pt", "run": "7", "shard": "0"} for file in restored)
+    assert all(strings_of(file) == {"format": "pt", "run": "7", "shard": "0"} for file in restored)
 
 
 def test_metadata_without_end_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +199,7 @@ def test_metadata_without_end_are_left_out_and_named(tmp_path: Path, monkeypatch
     report = deltapack.compress(base, tuned, tmp_path / "x.dpk")
     assert any("'image' (2,000,013 bytes)" in note for note in report.notes)
     deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out")
-    assert header_of(tmp_path / "out" / "model.safetensors")["__metadata__"] == {"format": "pt", "note": "short"}
+    assert strings_of(tmp_path / "out" / "model.safetensors") == {"format": "pt", "note": "short"}
     monkeypatch.setattr(travelling, "MAX_KEYS", 2)
     kept, told = travelling.carried_metadata({"a": "", "b": "22", "c": "333"})
     assert kept == {"a": "", "b": "22"} and "'c'" in told[0]
@@ -220,7 +230,7 @@ def test_merges(tmp_path: Path, given: list[dict[str, str]], options: dict[str, 
     base, packs = packs_with(tmp_path, *given)
     options = {key: value if value == "base" else packs[value] for key, value in options.items()}
     deltapack.merge(base, packs, tmp_path / "out", **options)
-    assert header_of(tmp_path / "out" / "model.safetensors")["__metadata__"] == wanted
+    assert strings_of(tmp_path / "out" / "model.safetensors") == wanted
     deltapack.merge(base, packs, tmp_path / "merged.dpk", **options)
     deltapack.apply(base, tmp_path / "merged.dpk", tmp_path / "again")
     assert read_folder(tmp_path / "again")["model.safetensors"] == read_folder(tmp_path / "out")["model.safetensors"]
