@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -14,8 +14,8 @@ from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
-from deltapack.errors import CheckpointError
-from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.errors import CheckpointError, RecipeError
+from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -105,20 +105,30 @@ class Checkpoint:
             raise CheckpointError("no such tensor", path=self.path, tensor=name)
         return info
 
-    def list_side_files(self, include_code: bool = False) -> tuple[list[SideFile], list[LeftOut]]:
+    def list_side_files(
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+    ) -> tuple[list[SideFile], list[LeftOut]]:
         """List what travels beside the weights, and everything that does not; both empty for a bare file.
 
+        Args:
+            include_code: Whether `.py` files travel.
+            limits: Bounds on size and number; those that the checkpoint was opened with unless given.
+            leave_out: Shell patterns of names that stay behind.
+
         Raises:
-            LimitError: The files together exceed the limits.
+            LimitError: A file, or the files together, exceed the limits.
+            RecipeError: A pattern fits no file.
         """
         if not self.is_folder:
+            if leave_out:
+                raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
         own = {*self._location.files, self._location.index or ""}
-        return list_side_files(self.path, include_code, limits=self._limits, weights=own)
+        return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
 
-    def side_files(self, include_code: bool = False) -> list[SideFile]:
-        """List what travels beside the weights, sorted by name."""
-        return self.list_side_files(include_code)[0]
+    def side_files(self) -> list[SideFile]:
+        """List the side files of a folder that is only read, sorted by name, code and files of any size among them."""
+        return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
 
     def weight_shards(self) -> list[tuple[str, list[str]]]:
         """Return the weight files in shard order, each with its tensors in the order of the file."""

@@ -21,7 +21,7 @@ def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
     """Return the size of the side files of the result."""
     if pack is not None and pack.index.files is not None:
         return sum(file.size for file in pack.index.files)
-    return sum(file.size for file in base.list_side_files(include_code=True)[0]) if base.is_folder else 0
+    return sum(file.size for file in base.side_files())
 
 
 def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
@@ -105,7 +105,7 @@ def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> byte
 
 
 def _files_of(base: Checkpoint) -> dict[str, SideFile]:
-    return {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
+    return {file.name: file for file in base.side_files()}
 
 
 def _content(base: Checkpoint, at_base: SideFile | None, pack: PackReader, entry: FileEntry, verify: bool) -> bytes:

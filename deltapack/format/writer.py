@@ -24,8 +24,8 @@ from deltapack.limits import DEFAULT_LIMITS
 __all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer"]
 
 INDEX_LEVEL = 9
-_SIDE_FILE_LEVEL = 19
-"""Side files are small and written once."""
+_SIDE_FILE_LEVEL, _LARGE_LEVEL, _LARGE = 19, 9, 48 << 20
+"""Side files are written once; of those above so many bytes the highest level would make people wait for half a minute and more."""
 _COPY_BYTES = 1 << 22
 
 
@@ -76,7 +76,7 @@ class PackWriter:
 
     def side_file(self, name: str, data: bytes, *, carry: bool) -> FileEntry:
         """Describe a side file and, where the pack has to `carry` it, append its content."""
-        blob = self.plain_blob(pack_stream(data, _SIDE_FILE_LEVEL)) if carry else None
+        blob = self.plain_blob(pack_stream(data, _SIDE_FILE_LEVEL if len(data) <= _LARGE else _LARGE_LEVEL)) if carry else None
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), blob)
 
     def chunk_digests(self, entry: Entry, base: Sequence[bytes], result: Sequence[bytes]) -> Entry:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, open_checkpoint, parse_size
 from deltapack.dtypes import BY_NAME
-from deltapack.errors import OutputError
+from deltapack.errors import OutputError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
+from deltapack.limits import DEFAULT_LIMITS, Limits
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
@@ -35,6 +36,8 @@ def compress(
     recipe: Recipe | None = None,
     name_map: Sequence[tuple[str, str]] = (),
     include_code: bool = False,
+    max_side_file: int | str | None = None,
+    leave_out: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -51,6 +54,8 @@ def compress(
         recipe: How to compress; `Recipe()` drops 90 %.
         name_map: Pairs of regular expression and replacement that turn names of the fine-tune into names of the base.
         include_code: Whether Python files of the fine-tune travel inside.
+        max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
+        leave_out: Shell patterns of side files that stay behind.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -60,6 +65,7 @@ def compress(
 
     Raises:
         CheckpointError: An input is damaged or not a checkpoint.
+        LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
         RecipeError: A setting is out of range.
@@ -76,13 +82,14 @@ def compress(
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
         )
+        sides = tuned_ckpt.list_side_files(include_code, limits=_side_limits(max_side_file), leave_out=leave_out)
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=inputs) as writer:
             report = progress or (lambda done, total: None)
             run = _Run(base_ckpt, tuned_ckpt, recipe, match, count, report, Buffers())
             entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
-            files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, include_code)
+            files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, *sides)
             index = _index(entries, base_rows, files, recipe)
             size = writer.finish(index)
         notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out]
@@ -212,14 +219,27 @@ def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Ent
     ]
 
 
+def _side_limits(max_side_file: int | str | None) -> Limits:
+    """Return the limits on side files that a user asks for.
+
+    Raises:
+        RecipeError: It is no size.
+    """
+    if max_side_file is None:
+        return DEFAULT_LIMITS
+    size = parse_size(max_side_file) if isinstance(max_side_file, str) else max_side_file
+    if size < 0:
+        raise RecipeError("max_side_file is out of range", expected="at least 0 bytes", found=size)
+    return replace(DEFAULT_LIMITS, packed_file_bytes=size)
+
+
 def _side_files(
-    writer: PackWriter, base: Checkpoint, finetuned: Checkpoint, include_code: bool
+    writer: PackWriter, base: Checkpoint, finetuned: Checkpoint, files: Sequence[SideFile], left_out: Sequence[LeftOut]
 ) -> tuple[tuple[FileEntry, ...] | None, list[str]]:
     """Write the side files that differ from the base's; return all of them, and what was left out, in words."""
     if not finetuned.is_folder:
         return None, []
-    files, left_out = finetuned.list_side_files(include_code)
-    at_base = {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
+    at_base = {file.name: file for file in base.side_files()}
     entries = []
     for file in sorted(files, key=lambda file: file.name.encode()):
         data = file.read()

@@ -43,6 +43,8 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "overrides": (["--set", "c:sparsify=della"], {"recipe.overrides": (dataclasses.asdict(Override("c", sparsify="della")),)}),
         "name_map": (["--map", "x=y"], {"name_map": [("x", "y")]}),
         "include_code": (["--include-code"], {"include_code": True}),
+        "max_side_file": (["--max-side-file", "9MB"], {"max_side_file": "9MB"}),
+        "leave_out": (["--leave-out", "*.md"], {"leave_out": ("*.md",)}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
         "workers": (["--workers", "3"], {"workers": 3}),

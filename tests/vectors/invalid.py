@@ -85,7 +85,7 @@ def _room(index: Json) -> int:
     """The length of a text in `recipe` with which the index has a byte more than the limit of 64 MiB."""
     twin = copy.deepcopy(index)
     settle(twin, lambda n, end: round_up(end))
-    return (64 << 20) + 1 - len(dump(twin)) - len('"x":""')
+    return (256 << 20) + 1 - len(dump(twin)) - len('"x":""')
 
 
 def raw_frame(raw: bytes) -> bytes:
@@ -215,7 +215,7 @@ def index_cases() -> Iterator[Case]:
             )
         ),
         ("R6", "file-size-negative", FORMAT, lambda index: _file_of_base(index, -1)),
-        ("R6", "file-size-limit", LIMIT, lambda index: _file_of_base(index, (64 << 20) + 1)),
+        ("R6", "file-size-limit", LIMIT, lambda index: _file_of_base(index, (256 << 20) + 1)),
     ]
     late: list[tuple[str, str, str, Callable[[Json], None]]] = [
         ("R7", "past-index", FORMAT, put("files", 0, "blob", 1, 1 << 20)),
@@ -264,7 +264,7 @@ def index_cases() -> Iterator[Case]:
     many.files = [{"name": f"f{i:04}", "size": 0, "sha256": "0" * 64} for i in range(1001)]
     yield "R6", "files-1001", LIMIT, None, many.build()
     big = small()
-    big.files = [{"name": f"f{i}", "size": 64 << 20, "sha256": "0" * 64} for i in range(5)]
+    big.files = [{"name": f"f{i}", "size": 256 << 20, "sha256": "0" * 64} for i in range(5)]
     yield "R6", "files-bytes", LIMIT, None, big.build()
     rows = bytes(2 * 3)
     for what, kind, old_shape, shape, tail in (

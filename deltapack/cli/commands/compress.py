@@ -135,6 +135,12 @@ def _rescaled(how: str) -> str:
 )
 @click.option("--include-code", is_flag=True, help="Let Python files of the fine-tune travel in the pack.")
 @click.option(
+    "--max-side-file", metavar="SIZE", help="Pack side files (tokenizer, config) up to this size, such as 200MB; 128 MiB unless given."
+)
+@click.option(
+    "--leave-out", multiple=True, metavar="GLOB", help="Leave side files of such names behind, such as '*.jsonl' or 'logs/*'. Repeatable."
+)
+@click.option(
     "--fidelity",
     type=float,
     default=Recipe.fidelity,
@@ -167,6 +173,8 @@ def command(
     overrides: Sequence[str],
     name_map: list[tuple[str, str]],
     include_code: bool,
+    max_side_file: str | None,
+    leave_out: Sequence[str],
     fidelity: float,
     non_finite: str,
     workers: int | None,
@@ -202,6 +210,8 @@ def command(
             recipe=recipe,
             name_map=name_map,
             include_code=include_code,
+            max_side_file=max_side_file,
+            leave_out=leave_out,
             workers=workers,
             force=force,
             progress=progress,
