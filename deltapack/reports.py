@@ -199,7 +199,7 @@ class ExplainReport(_Report):
 
 @dataclass(frozen=True)
 class VerifyReport(_Report):
-    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given."""
+    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that."""
 
     pack: Path
     pack_bytes: int
@@ -207,3 +207,4 @@ class VerifyReport(_Report):
     side_files: int
     base_tensors: int
     result_digests: bool
+    notes: Sequence[str] = field(default_factory=list)

@@ -14,7 +14,7 @@ from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError
 from deltapack.limits import Limits
 
-__all__ = ["Location", "locate"]
+__all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_folder"]
 
 _ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
@@ -34,6 +34,7 @@ class Location:
         weight_map: From tensor name to file name, where there is an index.
         index: Name of that index.
         notes: What the user should be told about the choice.
+        prefix: The sub-folder that the files are in, with a `/` at its end; the names of files and tensors begin with it.
     """
 
     folder: Path
@@ -42,17 +43,15 @@ class Location:
     weight_map: Mapping[str, str] | None = None
     index: str | None = None
     notes: tuple[str, ...] = ()
+    prefix: str = ""
 
 
-def locate(path: Path, limits: Limits) -> Location:
-    """Find the weights of a checkpoint.
+def locate(path: Path) -> Location:
+    """Find the weights of a checkpoint that is one file.
 
     Raises:
-        CheckpointError: There are none, the choice is not unique, or the index is malformed.
-        LimitError: The index exceeds `limits`.
+        CheckpointError: There is no such file, or it is no checkpoint.
     """
-    if path.is_dir():
-        return _locate_in_folder(path, limits)
     if not os.path.lexists(path):
         raise CheckpointError(
             "no such file or folder",
@@ -70,12 +69,18 @@ def locate(path: Path, limits: Limits) -> Location:
     if row is None:
         gguf = path.suffix.lower() == ".gguf"
         hint = "Use the safetensors checkpoint that it was made from." if gguf else None
-        expected = _either(["a folder", *(suffix for row in FORMATS for suffix in row.suffixes)])
+        expected = _either(["a folder", *dict.fromkeys(suffix for row in FORMATS for suffix in row.suffixes)])
         raise CheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
     return Location(path.parent, (name,), row)
 
 
-def _locate_in_folder(folder: Path, limits: Limits) -> Location:
+def search_folder(folder: Path, limits: Limits) -> tuple[Location | None, list[str]]:
+    """Find the weights that a folder itself holds, if any; return also the names of what is in it.
+
+    Raises:
+        CheckpointError: The choice is not unique, or the index is malformed.
+        LimitError: The index exceeds `limits`.
+    """
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
@@ -83,8 +88,8 @@ def _locate_in_folder(folder: Path, limits: Limits) -> Location:
     for row in FORMATS:
         found = _of_format(folder, names, row, limits)
         if found is not None:
-            return found
-    raise _nothing_found(folder, names)
+            return found, names
+    return None, names
 
 
 def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits) -> Location | None:
@@ -93,13 +98,13 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
         notes = (f"{row.whole} was read; the folder also has an index of shards",) if row.index in names else ()
         return Location(folder, (row.whole,), row, notes=notes)
     if row.index in names:
-        return _from_index(folder, row.index, row, limits)
+        return location_of_index(folder, row.index, row, limits)
     if not row.any_name:
         return None
     indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
     loose = [name for name in names if name.endswith(row.suffixes) and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
     if len(indices) == 1:
-        return _from_index(folder, indices[0], row, limits)
+        return location_of_index(folder, indices[0], row, limits)
     if len(loose) == 1 and not indices and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
         return Location(folder, tuple(loose), row)
     if not loose and not indices:
@@ -113,8 +118,13 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     )
 
 
-def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
-    """Read an index; a shard must be a plain name, so that no index reaches out of its folder."""
+def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
+    """Read an index; a shard must be a plain name, so that no index reaches out of its folder.
+
+    Raises:
+        CheckpointError: It is malformed.
+        LimitError: It exceeds `limits`.
+    """
     path = folder / name
     file = ReadFile(path)
     try:
@@ -139,7 +149,8 @@ def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> L
     return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name)
 
 
-def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
+def nothing_found(folder: Path, names: list[str], inner: list[str]) -> CheckpointError:
+    """Return the error for a folder without weights; `inner` are sub-folders that have some, but are not known to be parts of one model."""
     hint = None
     if any(map(_ADAPTER.fullmatch, names)):
         hint = f"This folder holds an adapter. {_MERGE_LORA}"
@@ -149,6 +160,8 @@ def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
         hint = "This folder is in the vendor's own format; convert it to a Hugging Face folder."
     elif "snapshots" in names:
         hint = "This is a cache folder of the hub; name the folder below snapshots/."
+    elif inner:
+        hint = f"Weights are in {', '.join(inner[:4])}; name that folder."
     return CheckpointError(
         "no weights in the folder",
         path=folder,

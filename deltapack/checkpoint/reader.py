@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.locate import Location, locate
+from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
+from deltapack.checkpoint.locate import Location
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError, RecipeError
@@ -30,17 +31,21 @@ class Checkpoint:
         is_folder: Whether it is a folder.
         tensors: From name to tensor, sorted by name; of tied tensors only the first.
         aliases: From the second name of a tied tensor to the name in `tensors`.
+        folders: Sub-folders with weights, whose tensors' names begin with their path and `/`, with the name of the weight file there
+            (without suffix and shard numbers).
+        unread: Errors for weights of the folder that were not read; a fine-tune with some is not packed.
         notes: What the user should be told about how it was read.
     """
 
-    def __init__(self, path: Path, location: Location, files: list[ParsedFile], limits: Limits) -> None:
+    def __init__(self, path: Path, located: Located, parsed: Sequence[Sequence[ParsedFile]], limits: Limits) -> None:
         self.path = path
         self.is_folder = path.is_dir()
-        self._location = location
+        self._places, self.folders, self.unread = located.places, located.stems, located.unread
         self._limits = limits
+        files = [file for own in parsed for file in own]
         self._handles = [handle for file in files for handle in file.handles]
         self._sources: dict[str, Source] = {}
-        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(location.files, files, strict=True)]
+        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(self._files(), files, strict=True)]
         tensors: dict[str, TensorInfo] = {}
         for file in files:
             for info, source in file.tensors:
@@ -50,10 +55,13 @@ class Checkpoint:
                 tensors[info.name] = info
                 self._sources[info.name] = source
         check_count(path, len(tensors), limits)
+        for place, own in zip(self._places, parsed, strict=True):
+            check_folders(path, place.prefix, [info.name for file in own for info, _ in file.tensors], self.folders)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
         self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, tensors, files))
-        unlisted = _check_index(path, location, tensors, self.aliases)
-        self.notes: tuple[str, ...] = (*location.notes, *unlisted, *(note for file in files for note in file.notes))
+        unlisted = [note for place in self._places for note in _check_index(path, place, tensors, self.aliases)]
+        chosen = [note for place in self._places for note in place.notes]
+        self.notes: tuple[str, ...] = (*chosen, *unlisted, *(note for file in files for note in file.notes))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
         """Return the elements [start, stop) of a tensor, flattened in row-major order.
@@ -123,12 +131,20 @@ class Checkpoint:
             if leave_out:
                 raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
-        own = {*self._location.files, self._location.index or ""}
+        own = {*self._files(), *(place.index or "" for place in self._places)}
         return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
 
     def side_files(self) -> list[SideFile]:
         """List the side files of a folder that is only read, sorted by name, code and files of any size among them."""
         return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
+
+    def side_file(self, name: str) -> SideFile | None:
+        """Return the file of this safe relative name, whatever its kind; none where there is none."""
+        path = self.path / name
+        try:
+            return SideFile(name, path.stat().st_size, path) if self.is_folder and path.is_file() else None
+        except OSError:
+            return None
 
     def weight_shards(self) -> list[tuple[str, list[str]]]:
         """Return the weight files in shard order, each with its tensors in the order of the file."""
@@ -136,7 +152,11 @@ class Checkpoint:
 
     def weight_paths(self) -> list[Path]:
         """Return the paths of the weight files, in shard order."""
-        return [self._location.folder / name for name in self._location.files]
+        return [place.folder / name for place in self._places for name in place.files]
+
+    def _files(self) -> list[str]:
+        """Return the names of the weight files, in shard order."""
+        return [name for place in self._places for name in place.files]
 
     def close(self) -> None:
         """Close the files; reads fail from now on."""
@@ -165,14 +185,16 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
     path = Path(path)
-    location = locate(path, limits)
+    located = locate_all(path, limits)
     with contextlib.ExitStack() as stack:
-        files: list[ParsedFile] = []
-        for name in location.files:
-            handle = ReadFile(location.folder / name)
-            stack.callback(handle.close)
-            files.append(location.format.parse(handle, limits))
-        checkpoint = Checkpoint(path, location, files, limits)
+        parsed: list[list[ParsedFile]] = []
+        for place in located.places:
+            parsed.append([])
+            for name in place.files:
+                handle = ReadFile(place.folder / name)
+                stack.callback(handle.close)
+                parsed[-1].append(prefixed(place.format.parse(handle, limits), place.prefix, path, limits))
+        checkpoint = Checkpoint(path, located, parsed, limits)
         stack.pop_all()
     return checkpoint
 
@@ -181,11 +203,12 @@ def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFi
     """Join the aliases of all files with those that safetensors headers declare as {dropped: kept}."""
     aliases: dict[str, str] = {}
     for file in files:
-        declared = {name: kept for name, kept in file.metadata.items() if name not in tensors and kept in tensors}
+        pairs = {file.prefix + name: file.prefix + kept for name, kept in file.metadata.items()}
+        declared = {name: kept for name, kept in pairs.items() if name not in tensors and kept in tensors}
         for name, kept in {**declared, **file.aliases}.items():
             if name in tensors or aliases.get(name, kept) != kept:
                 raise CheckpointError("the tensor is in two shards", path=path, tensor=name)
-            if name != "format":
+            if name != file.prefix + "format":
                 aliases[name] = kept
     return dict(sorted(aliases.items()))
 
@@ -205,7 +228,8 @@ def _check_index(path: Path, location: Location, tensors: Mapping[str, TensorInf
                 found="no such tensor" if info is None else info.shard,
                 hint="The shards are of different versions: download the checkpoint again.",
             )
-    unlisted = [name for name in tensors if name not in location.weight_map]
+    own = frozenset(location.files)
+    unlisted = [name for name, info in tensors.items() if info.shard in own and name not in location.weight_map]
     if not unlisted:
         return ()
     return (f"{len(unlisted)} tensors are in the shards but not in the index, such as {unlisted[0]!r}; they were read",)

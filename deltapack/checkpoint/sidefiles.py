@@ -14,12 +14,22 @@ from deltapack.checkpoint.files import ReadFile
 from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["LeftOut", "SideFile", "check_side_name", "is_side_file", "is_weight_file", "list_side_files"]
+__all__ = [
+    "LeftOut",
+    "SideFile",
+    "check_side_name",
+    "is_side_file",
+    "is_training_state",
+    "is_weight_file",
+    "list_side_files",
+    "reason_to_skip_folder",
+]
 
 _MAX_DEPTH = 4
 _SIDE = re.compile(r"\.(jsonl?|txt|model|jinja|md|ya?ml|vocab|merges|tiktoken|bpe|spm|spiece|codes)")
 _TOKENIZER = re.compile(r"(?i).*(tokenizer|tokeniser|tekken|spiece|sentencepiece|vocab|merges).*")
 """Vendors give their tokenizers names such as `tokenizer.model.v3`, `mistral_instruct_tokenizer_240216.model.v2`, `vocab.src`."""
+_TRAINING_FOLDER = re.compile(r"(tmp-)?checkpoint-\d+|global_step\d+|(epoch|step)[-_]?\d+|runs|wandb|optim(izer)?s?([-_].*)?|.*_fsdp_\d+")
 _LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([.\-_ ].*)?", re.IGNORECASE)
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|gguf|ggml|onnx|onnx_data|h5|msgpack|ot|ckpt|npz|npy|pkl|pickle|joblib|dpk|tflite|pb|nemo"
@@ -126,7 +136,7 @@ def list_side_files(
             if name in weights:
                 continue
             if entry.is_dir():
-                reason = _reason_to_skip_folder(entry, name)
+                reason = reason_to_skip_folder(entry, name)
                 if reason is None:
                     pending.append((Path(entry.path), name + "/"))
                 else:
@@ -202,12 +212,18 @@ def check_side_name(name: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
         raise FormatError(f"the side file name {name!r} has {problem}", hint="The pack may be hostile.")
 
 
-def _reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
+def is_training_state(name: str) -> bool:
+    """Whether a file of this name is of use to a trainer alone."""
+    return bool(_TRAINING.fullmatch(name))
+
+
+def reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
+    """Return why nothing in a sub-folder is part of the model, or None where it may be; `name` is its path in the checkpoint."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_symlink():
         return "a link to a folder"
-    if entry.name == "__pycache__" or re.fullmatch(r"checkpoint-\d+|global_step\d+|runs|wandb", entry.name):
+    if entry.name == "__pycache__" or _TRAINING_FOLDER.fullmatch(entry.name):
         return "cache or training state"
     return "nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name)
 
@@ -230,7 +246,7 @@ def _reason_to_leave(name: str, include_code: bool) -> str | None:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return "hidden"
-    if _TRAINING.fullmatch(name):
+    if is_training_state(name):
         return "training state"
     if is_weight_file(name):
         return "weights that the checkpoint does not use"

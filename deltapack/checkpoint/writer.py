@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +22,7 @@ from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shard
 from deltapack.checkpoint.replace import check_output, check_protected, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
-from deltapack.errors import OutputError
+from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
@@ -138,8 +140,10 @@ class _Writer:
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}
-        tied = {name: kept for name, kept in sorted(self._aliases.items()) if kept in own}
-        header = header_bytes(shard.tensors, {**tied, "format": "pt"})
+        start = len(shard.prefix)
+        tied = {name[start:]: kept[start:] for name, kept in sorted(self._aliases.items()) if kept in own}
+        inside = [replace(tensor, name=tensor.name[start:]) for tensor in shard.tensors] if start else shard.tensors
+        header = header_bytes(inside, {**tied, "format": "pt"})
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
@@ -189,14 +193,22 @@ class FolderWriter(_Writer):
     def _create(self) -> None:
         os.mkdir(self._temporary)
         for shard in self._shards:
-            self._create_shard(self._temporary / shard.file, shard)
-        if len(self._shards) > 1:
-            weight_map = {tensor.name: shard.file for shard in self._shards for tensor in shard.tensors}
-            total = sum(shard.nbytes for shard in self._shards)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            stem = self._shards[0].file.partition("-")[0].removesuffix(".safetensors")
-            self._write_small(f"{stem}.safetensors.index.json", text.encode())
+            path = self._temporary / shard.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._create_shard(path, shard)
+        for prefix in dict.fromkeys(shard.prefix for shard in self._shards):
+            shards = [shard for shard in self._shards if shard.prefix == prefix]
+            if len(shards) > 1:
+                self._write_index(prefix, shards)
+
+    def _write_index(self, prefix: str, shards: Sequence[Shard]) -> None:
+        """Write the index of the shards of a folder."""
+        start = len(prefix)
+        weight_map = {tensor.name[start:]: shard.file[start:] for shard in shards for tensor in shard.tensors}
+        index = {"metadata": {"total_size": sum(shard.nbytes for shard in shards)}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0].file)
+        self._write_small(f"{stem}.safetensors.index.json", text.encode())
 
     def _commit(self) -> None:
         check_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
@@ -250,6 +262,7 @@ def open_writer(
 
     Raises:
         OutputError: The output exists, the disk is too small, or the system refuses to write.
+        RecipeError: A file output for tensors of sub-folders.
     """
     out = Path(out)
     single = out.suffix == ".safetensors"
@@ -257,6 +270,10 @@ def open_writer(
     check_output(out, folder=not single, force=force)
     tied = dict(aliases or {})
     if single:
+        folders = sorted({shard.prefix for shard in shards} - {""})
+        if folders:
+            hint = "Name a folder, without .safetensors."
+            raise RecipeError("one file cannot hold weights of sub-folders", path=out, found=", ".join(folders), hint=hint)
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
         writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, force, 0)
     else:

@@ -15,7 +15,7 @@ from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
-from deltapack.composing.assets import copy_side_files
+from deltapack.composing.assets import check_base_files, copy_side_files
 from deltapack.composing.compose import Composition
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
 from deltapack.composing.weighted import WeightedPack
@@ -83,6 +83,7 @@ class MergedPack:
             LimitError: A tensor has too many terms.
         """
         check_terms(self.composition.jobs)
+        check_base_files(self.base, self.composition.assets, verify=self.options.verify)
         restored = restore_tensors(
             self.base,
             [_recorded(job, self.writer) for job in self.composition.jobs],
@@ -100,6 +101,7 @@ class MergedPack:
         entries.sort(key=lambda entry: entry.name.encode())
         first = self.packs[0].reader.index
         result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
+        files = self._files()
         return Index(
             base_fingerprint=first.base_fingerprint,
             base_tensors=first.base_tensors,
@@ -108,9 +110,10 @@ class MergedPack:
             result_bytes=sum(entry.nbytes for entry in entries),
             recipe=self.recipe,
             entries=tuple(entries),
-            files=self._files(),
+            files=files,
             created_by=f"deltapack {__version__}",
-            required=features_of(entries),
+            required=features_of(entries, files, self.composition.folders),
+            folders=self.composition.folders,
         )
 
     def _removed(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -191,7 +194,9 @@ class MergedPack:
         copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
         contents.update(self.own_files)
         for name in sorted(contents, key=str.encode):
-            entries.append(self.writer.side_file(name, contents[name], carry=name in carried))
+            twin = self.base.side_file(name) if name in carried else None
+            before = twin.read() if twin is not None and twin.size <= DEFAULT_LIMITS.side_file_bytes else None
+            entries.append(self.writer.side_file(name, contents[name], carry=name in carried, before=before))
         return tuple(entries)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -69,6 +69,7 @@ def compress(
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
         RecipeError: A setting is out of range.
+        UnsupportedError: The fine-tune's folder has weights that are not read, such as a variant in a second precision.
     """
     recipe, out, count = recipe or Recipe(), Path(out), resolve_workers(workers)
     with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
@@ -82,6 +83,8 @@ def compress(
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
         )
+        for error in tuned_ckpt.unread:  # weights never stay behind in silence
+            raise error
         sides = tuned_ckpt.list_side_files(include_code, limits=_side_limits(max_side_file), leave_out=leave_out)
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=inputs) as writer:
@@ -90,7 +93,7 @@ def compress(
             entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
             files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, *sides)
-            index = _index(entries, base_rows, files, recipe)
+            index = _index(entries, base_rows, files, tuned_ckpt.folders, recipe)
             size = writer.finish(index)
         notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out]
         checkpoint_bytes = sum(tensor.nbytes for tensor in tuned_ckpt.tensors.values())
@@ -244,11 +247,18 @@ def _side_files(
     for file in sorted(files, key=lambda file: file.name.encode()):
         data = file.read()
         twin = at_base.get(file.name)
-        entries.append(writer.side_file(file.name, data, carry=twin is None or twin.read() != data))
+        before = twin.read() if twin is not None and twin.size <= DEFAULT_LIMITS.side_file_bytes else None
+        entries.append(writer.side_file(file.name, data, carry=before != data, before=before))
     return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
 
 
-def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[FileEntry, ...] | None, recipe: Recipe) -> Index:
+def _index(
+    entries: Sequence[Entry],
+    base_rows: Sequence[BaseRow],
+    files: tuple[FileEntry, ...] | None,
+    folders: Mapping[str, str],
+    recipe: Recipe,
+) -> Index:
     result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
     return Index(
         base_fingerprint=fingerprint(base_rows),
@@ -260,5 +270,6 @@ def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[
         entries=tuple(entries),
         files=files,
         created_by=f"deltapack {__version__}",
-        required=features_of(entries),
+        required=features_of(entries, files, folders),
+        folders=folders,
     )

@@ -125,13 +125,14 @@ def write_checkpoint(
 
     `own_files` are written besides the side files, and instead of those of the same names.
     """
-    check_base_files(base, composition.assets)
+    check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
         rename={job.name: job.source.base.name for job in jobs if isinstance(job.source, FromBase)},
         max_shard_size=options.max_shard_bytes,
+        folders=composition.folders,
     )
     with open_writer(
         out,

@@ -51,6 +51,6 @@ def test_settings_of_side_files_that_do_nothing_are_refused(tmp_path: Path) -> N
     base, tuned = folders(tmp_path, {}, {})
     for options in ({"leave_out": ["*.model"]}, {"max_side_file": "much"}, {"max_side_file": -1}):
         with pytest.raises(RecipeError):
-            deltapack.compress(base, tuned, tmp_path / "pack.dpk", **options)  # type: ignore[arg-type]
+            deltapack.compress(base, tuned, tmp_path / "pack.dpk", **options)
     with pytest.raises(RecipeError, match="bare file"):
         deltapack.compress(base, tuned / "model.safetensors", tmp_path / "pack.dpk", leave_out=["*.json"])

@@ -4,10 +4,11 @@ It uses neither the package nor the reference decoder, so that the three can be 
 
     v1-ok-<feature>.dpk          a valid pack
     v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]; `files` (where they matter): the side
-                                 files in hex, if the base has the file LICENSE with the content "from the base"
+                                 files in hex, if the base has the files of base_files.json
     v1-several-<group>.json      cases on one base: `packs` with `weights` and the number of the one to `prefer` (if any, from 0), and
-                                 `result`, `aliases`, `files` (where they matter; the base has the file LICENSE) or `error` (the class)
+                                 `result`, `aliases`, `files` (where they matter; the base has these files) or `error` (the class)
     v1-several-<group>-*.dpk     their packs, each a valid one
+    base_files.json              the side files of every base, in hex
     v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
                                  (the .json file that holds a base to restore it with, or null)
 """
@@ -22,7 +23,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from vectors.assemble import Tensor  # noqa: E402
+from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
 from vectors.scalar import ITEMSIZE  # noqa: E402
 from vectors.several import Case, several_packs  # noqa: E402
@@ -89,8 +90,8 @@ def main() -> None:
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
         if pack.weighted:
             document |= {"weight": pack.weight, "weighted": tensors_json(pack.weighted)}
-        if name.startswith("files"):  # the base has the file LICENSE
-            files = {"LICENSE": b"from the base"} if pack.files is None else pack.contents
+        if name.startswith("files"):
+            files = BASE_FILES if pack.files is None else pack.contents
             document |= {"files": {file: content.hex() for file, content in files.items()}}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
     for group, several in several_packs():
@@ -105,6 +106,7 @@ def main() -> None:
         assert name not in expected, name
         (FOLDER / name).write_bytes(data)
         expected[name] = {"rule": rule, "error": error, "base": base and f"v1-ok-{base}.json"}
+    write_json(FOLDER / "base_files.json", {"files": {name: content.hex() for name, content in BASE_FILES.items()}})
     write_json(FOLDER / "invalid.json", {"vectors": expected})
 
 
