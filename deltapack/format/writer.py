@@ -22,7 +22,7 @@ from deltapack.format.reader import PackReader
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer"]
+__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer", "stored_side_file"]
 
 INDEX_LEVEL = 9
 _SIDE_FILE_LEVEL, _LARGE_LEVEL, _LARGE = 19, 9, 48 << 20
@@ -32,8 +32,21 @@ _REFERENCE, _FAR_SMALLER = 128, 50
 _COPY_BYTES = 1 << 22
 
 
-def _level_for(data: bytes) -> int:
-    return _SIDE_FILE_LEVEL if len(data) <= _LARGE else _LARGE_LEVEL
+def stored_side_file(name: str, data: bytes, before: bytes | None) -> tuple[bytes, str]:
+    """Return what a pack holds of a side file, and the SHA-256 of the form of the base's file that it refers to; empty where to none.
+
+    Args:
+        name: Its name.
+        data: Its content.
+        before: The base's file of this name, if there is one.
+    """
+    level = _SIDE_FILE_LEVEL if len(data) <= _LARGE else _LARGE_LEVEL
+    if before and data and not is_descriptive(name):  # a text for people stays whole: it need not keep a base from moving on
+        form = like(name, before, data)
+        frame = compress_after(form, data)
+        if len(frame) < len(data) // _FAR_SMALLER or len(frame) + _REFERENCE < len(pack_stream(data, level)):
+            return frame, hashlib.sha256(form).hexdigest()
+    return pack_stream(data, level), ""
 
 
 @dataclass(frozen=True)
@@ -91,13 +104,10 @@ class PackWriter:
             before: The base's, which the content may refer to where that makes it much smaller.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        if carry and before and data and not is_descriptive(name):  # a text for people stays whole: it need not keep a base from moving on
-            form = like(name, before, data)
-            frame = compress_after(form, data)
-            if len(frame) < len(data) // _FAR_SMALLER or len(frame) + _REFERENCE < len(pack_stream(data, _level_for(data))):
-                return FileEntry(name, len(data), sha256, self.plain_blob(frame), hashlib.sha256(form).hexdigest())
-        blob = self.plain_blob(pack_stream(data, _level_for(data))) if carry else None
-        return FileEntry(name, len(data), sha256, blob)
+        if not carry:
+            return FileEntry(name, len(data), sha256)
+        stored, base = stored_side_file(name, data, before)
+        return FileEntry(name, len(data), sha256, self.plain_blob(stored), base)
 
     def chunk_digests(self, entry: Entry, base: Sequence[bytes], result: Sequence[bytes]) -> Entry:
         """Append the chunk digests of base and result where the format wants them; return the entry with them."""

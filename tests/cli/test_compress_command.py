@@ -24,6 +24,8 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "recipe": Recipe(),
         "name_map": [],
         "include_code": False,
+        "keep_base": None,
+        "allow_unrelated": False,
         "max_side_file": None,
         "leave_out": (),
         "workers": None,
@@ -57,6 +59,8 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         ),
         "name_map": [("(?=x)(.*)", r"y.\1"), ("p", "")],
         "include_code": True,
+        "keep_base": None,
+        "allow_unrelated": False,
         "max_side_file": "200MB",
         "leave_out": ("*.md", "logs/*"),
         "workers": 2,
@@ -135,7 +139,9 @@ def test_report_as_json(run: Run, pair: Pair, tmp_path: Path) -> None:
 
 def test_quiet_leaves_warnings(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     split = {"index": 1, "codes": 1}
-    report = CompressReport(Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"])
+    report = CompressReport(
+        Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, {"weight": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"]
+    )
     stand_in("compress", report)
     call = ["compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk"]
     loud, quiet, as_json = run(*call), run(*call, "--quiet"), run(*call, "--json")
