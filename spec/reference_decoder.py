@@ -1145,16 +1145,59 @@ def base_file(name: str, sha256: str, base_files: Mapping[str, bytes]) -> bytes:
     """R11 and R12: the base's file of this name, with the line ends that give this digest."""
     need(name in base_files, "R11", f"the base has no file {name!r}")
     content = base_files.get(name, b"")
-    form = with_digest(content, sha256)
+    form = with_digest(name, content, sha256)
     need(form is not None or name not in base_files, "R12", f"the base has another file {name!r}")
     return content if form is None else form
 
 
-def with_digest(content: bytes, sha256: str) -> bytes | None:
-    """A file of the base as it is, with LF or with CRLF at the end of each line: whichever has the digest."""
+def with_digest(name: str, content: bytes, sha256: str) -> bytes | None:
+    """The form of a file of the base that has the digest."""
+    return next((form for form in forms_of(name, content) if hashlib.sha256(form).hexdigest() == sha256), None)
+
+
+def forms_of(name: str, content: bytes) -> Iterator[bytes]:
+    """Section 3.7: the forms of a file, in their order."""
     unix = content.replace(b"\r\n", b"\n")
-    forms = (content, unix, unix.replace(b"\n", b"\r\n"))
-    return next((form for form in forms if hashlib.sha256(form).hexdigest() == sha256), None)
+    yield from (content, unix, unix.replace(b"\n", b"\r\n"))
+    if name.endswith(".json"):
+        tokens = tokens_of(content)
+        for form in (spread(tokens), b"".join(tokens)):
+            if form is not None:
+                yield from (form, form + b"\n")
+
+
+def tokens_of(content: bytes) -> list[bytes]:
+    """The tokens of JSON, or of what is called so."""
+    tokens, at = [], 0
+    while at < len(content):
+        start, at = at, at + 1
+        if content[start] == ord('"'):
+            while at < len(content) and content[at] != ord('"'):
+                at += 2 if content[at] == ord("\\") else 1
+            at += 1
+        elif content[start] not in b"{}[]:, \t\n\r":
+            while at < len(content) and content[at] not in b'{}[]:, \t\n\r"':
+                at += 1
+        if content[start] not in b" \t\n\r":
+            tokens.append(content[start:at])
+    return tokens
+
+
+def spread(tokens: Sequence[bytes]) -> bytes | None:
+    """One item a line, two spaces a level; none above 64 levels."""
+    out, level, last = b"", 0, b""
+    for token in tokens:
+        closes, opened = token in (b"}", b"]"), last in (b"{", b"[")
+        level = max(level - closes, 0)
+        if closes != opened:
+            out += b"\n" + b"  " * level
+        out += token
+        level += token in (b"{", b"[")
+        if level > 64:
+            return None
+        out += b"\n" + b"  " * level if token == b"," else b" " if token == b":" else b""
+        last = token
+    return out
 
 
 DESCRIPTIVE = re.compile(
@@ -1183,7 +1226,7 @@ def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dic
             continue
         if is_descriptive(name):
             if name in base_files:
-                form = with_digest(base_files[name], file["sha256"])
+                form = with_digest(name, base_files[name], file["sha256"])
                 out[name] = base_files[name] if form is None else form
             continue
         out[name] = base_file(name, file["sha256"], base_files)

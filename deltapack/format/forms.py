@@ -38,6 +38,7 @@ def _forms(name: str, data: bytes) -> Iterator[bytes]:
         form = make(data)
         if form is not None:
             yield form
+            yield form + b"\n"
 
 
 def like(name: str, data: bytes, model: bytes) -> bytes:

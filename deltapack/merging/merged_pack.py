@@ -117,8 +117,10 @@ class MergedPack:
         )
 
     def _removed(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return an entry for each tensor of the base that the result has no use for, as a pack must cover all of them."""
+        """Return an entry for each tensor of the base that the packs know and the result does not use: a pack must cover all of them."""
         first = self.base.aliases
+        said = {entry.base.name if entry.base is not None else entry.name for pack in self.packs for entry in pack.reader.index.entries}
+        packed = {first.get(name, name) for name in said}
         known = {first.get(entry.base.name, entry.base.name) for entry in entries if entry.base is not None}
         known |= {entry.name for entry in entries}
         stated = [entry.base for pack in self.packs for entry in pack.reader.index.entries if entry.base is not None]
@@ -126,7 +128,7 @@ class MergedPack:
         return [
             Entry(name, "removed", base=BaseRef(name, info.dtype, info.shape, digests.get(name) or self._digest(info)))
             for name, info in self.base.tensors.items()
-            if name not in known
+            if name not in known and name in packed
         ]
 
     def _digest(self, info: TensorInfo) -> str:

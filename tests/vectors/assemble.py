@@ -17,10 +17,13 @@ import zstandard
 from vectors import scalar
 from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
+ODD = b'{"a" :[ 1,{ },[\t],"x\\\\","\\"]"], "b":\r\n"{,", "c": 1e5 2}]] ,"cut\\"'
+"""Not quite JSON: what is spread and joined are tokens."""
 BASE_FILES = {
     "LICENSE": b"from the base",
     "vocab.txt": b"".join(b"token %d\n" % (7 * i % 61) for i in range(60)),
     "merges.txt": b"a b\r\nc d\r\n",
+    "odd.json": ODD,
 }
 """The side files of every base."""
 SCALED = ("int8", "int4", "int3", "int2", "sign")

@@ -811,10 +811,10 @@ def referring_cases() -> Iterator[Case]:
     yield "R8", "file-base-sha256", CHECKSUM, base, pack().build(put("files", 1, "sha256", "0" * 64))
     yield "R8", "file-base-as-it-is", FORMAT, base, pack(content).build()
     yield "R10", "file-base-window", FORMAT, base, pack(frame[:4] + b"\x40\x50" + single[5:] + blocks).build()
-    yield "R10", "file-base-bomb", FORMAT, base, pack(frame[:4] + b"\xa0" + (1 << 28).to_bytes(4, "little") + blocks).build()
+    yield "R10", "file-base-states-256m", FORMAT, base, pack(frame[:4] + b"\xa0" + (1 << 28).to_bytes(4, "little") + blocks).build()
     yield "R10", "file-base-dictionary-0", FORMAT, base, pack(frame[:4] + b"\x61\0" + single[5:] + blocks).build()
-    yield "R10", "file-base-cut", FORMAT, base, pack(frame[:-1]).build()
-    yield "R10", "file-base-trailing", FORMAT, base, pack(frame + b"\0").build()
+    yield "R10", "file-base-last-byte-gone", FORMAT, base, pack(frame[:-1]).build()
+    yield "R10", "file-base-byte-more", FORMAT, base, pack(frame + b"\0").build()
     far = (
         Pack()
         .referring("vocab.txt", b"x" * 7 + vocab * 9, to=vocab + b"x" * 300)

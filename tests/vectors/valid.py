@@ -268,6 +268,12 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     pack.file("config.json", b"{}")
     pack.contents = {"LICENSE": BASE_FILES["LICENSE"], "config.json": b"{}"}
     yield "files-descriptive", "files for people: the base's of today, or none", pack
+    odd = b'{"a":[1,{},[],"x\\\\","\\"]"],"b":"{,","c":1e52}]],"cut\\"'
+    lines = b'{\n  "a": [\n    1,\n    {},\n    [],\n    "x\\\\",\n    "\\"]"\n  ],\n  "b": "{,",\n  "c": 1e52\n}\n]\n],\n"cut\\"'
+    for what, form in (("joined", odd), ("joined-lf", odd + b"\n"), ("spread", lines), ("spread-lf", lines + b"\n")):
+        yield f"files-{what}", "JSON of the base, laid out otherwise", Pack().file("odd.json", form, inside=False)
+    pack = Pack().referring("odd.json", lines * 9, to=lines)
+    yield "files-base-spread", "one that refers to the base's JSON, laid out otherwise", pack
     pack = Pack().referring("vocab.txt", vocab[:200] + b"new token\n" + vocab[200:])
     yield "files-base", "a file that refers to the base's", pack.file("config.json", b"{}")
     pack = (
