@@ -25,7 +25,7 @@ __all__ = [
     "reason_to_skip_folder",
 ]
 
-_MAX_DEPTH = 4
+_MAX_DEPTH, _PART_BYTES = 4, 255
 _SIDE = re.compile(r"\.(jsonl?|txt|model|jinja|md|ya?ml|vocab|merges|tiktoken|bpe|spm|spiece|codes)")
 _TOKENIZER = re.compile(r"(?i).*(tokenizer|tokeniser|tekken|spiece|sentencepiece|vocab|merges).*")
 """Vendors give their tokenizers names such as `tokenizer.model.v3`, `mistral_instruct_tokenizer_240216.model.v2`, `vocab.src`."""
@@ -206,7 +206,9 @@ def check_side_name(name: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
         problem = "a hidden part"
     elif len(parts) > _MAX_DEPTH + 1 or len(name.encode()) > limits.name_bytes:
         problem = "too many parts or bytes"
-    elif is_weight_file(parts[-1]):
+    elif any(len(part.encode()) > _PART_BYTES for part in parts):
+        problem = "a part that no file system takes"
+    elif is_weight_file(parts[-1]) or any(part.lower().endswith((".safetensors", ".safetensors.index.json")) for part in parts):
         problem = "an ending of weights or pickles"
     if problem is not None:
         raise FormatError(f"the side file name {name!r} has {problem}", hint="The pack may be hostile.")

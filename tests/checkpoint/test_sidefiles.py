@@ -176,6 +176,8 @@ def test_safe_names(name: str) -> None:
             "model.safetensors.index.json",
             "pytorch_model.bin.index.json",
             "x.pkl",
+            "model.safetensors/x",
+            "n" * 256,
         ],
     ],
 )

@@ -121,7 +121,7 @@ def test_files_of_torch_in_a_sub_folder(name: str, tmp_path: Path) -> None:
     for folder in ("base", "ft"):
         paths.append(write(tmp_path / folder, {"model.safetensors": model(1, "w")}, {"2_Dense/config.json": "{}"}))
         torch.save({"linear": torch.ones(3, 4) * len(folder)}, paths[-1] / "2_Dense" / name)
-    deltapack.compress(*paths, tmp_path / "pack.dpk", allow_unrelated=True)
+    deltapack.compress(paths[0], paths[1], tmp_path / "pack.dpk", allow_unrelated=True)
     deltapack.apply(paths[0], tmp_path / "pack.dpk", tmp_path / "out")
     stem = name.removesuffix(".bin") if name.startswith("diff") else "model"
     assert weights(tmp_path / "out").keys() == {"model.safetensors", f"2_Dense/{stem}.safetensors"}
