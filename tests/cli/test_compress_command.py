@@ -41,7 +41,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "--non-finite store --include-code --max-side-file 200MB "
         "--leave-out '*.md' --leave-out 'logs/*' --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
-    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p="]
+    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated"]
     result = run("compress", pair.base, pair.finetuned, "--out", tmp_path / "x.dpk", *options, *maps)
     assert result.exit_code == 0, result.stderr
     assert use_case.kwargs == {
@@ -59,8 +59,8 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         ),
         "name_map": [("(?=x)(.*)", r"y.\1"), ("p", "")],
         "include_code": True,
-        "keep_base": None,
-        "allow_unrelated": False,
+        "keep_base": "k",
+        "allow_unrelated": True,
         "max_side_file": "200MB",
         "leave_out": ("*.md", "logs/*"),
         "workers": 2,
