@@ -79,7 +79,8 @@ class Inputs:
 
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
-        return [*self.base.notes, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
+        unread = [f"not read in the base: {error}" for error in self.base.unread]
+        return [*self.base.notes, *unread, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
 
 
 @contextlib.contextmanager

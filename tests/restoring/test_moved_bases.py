@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.builders import edited, random_tensor, read_file, read_folder, tuned_model, write_file, write_folder
+from support.small_packs import index_of
 
 import deltapack
-from deltapack.errors import BaseMismatchError, DeltapackError
+from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, UnsupportedError
+from deltapack.format.writer import open_pack_writer
 
 MODEL = {"w": random_tensor(1, (40, 40)), "v": random_tensor(2, (50,)), "gone": random_tensor(3, (5,))}
 WORDS = "".join(f'  "word {7 * number % 301}": {number},\n' for number in range(300))
@@ -93,12 +95,12 @@ def test_what_the_result_needs_is_fetched_or_refused(made: tuple[Path, Path, Pat
 
 
 def test_a_file_that_is_no_side_file_can_be_left_to_the_base(tmp_path: Path) -> None:
-    base = write_folder(tmp_path / "base", MODEL, {"odd.weird": "x", "modeling_a.py": "1"})
-    tuned = write_folder(tmp_path / "tuned", tuned_model(MODEL), {"modeling_a.py": "1"})
-    deltapack.compress(base, tuned, tmp_path / "pack.dpk", include_code=True)
-    (tmp_path / "pack.dpk").rename(tmp_path / "code.dpk")
-    deltapack.apply(base, tmp_path / "code.dpk", tmp_path / "out")
-    assert (tmp_path / "out" / "modeling_a.py").read_text() == "1"
+    base = write_folder(tmp_path / "base", {}, {"odd.weird": "x"})
+    with open_pack_writer(tmp_path / "pack.dpk", force=False) as writer:
+        writer.finish(index_of([], (writer.side_file("odd.weird", b"x", carry=False),)))
+    assert deltapack.verify(tmp_path / "pack.dpk", base).notes == []
+    deltapack.apply(base, tmp_path / "pack.dpk", tmp_path / "out")
+    assert (tmp_path / "out" / "odd.weird").read_text() == "x"
 
 
 def test_more_tensors_are_said_and_are_not_in_the_result(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -167,3 +169,33 @@ def test_verify_and_apply_agree(
     assert said == done
     assert (folder / "out").exists() == (done[0] == "fits")
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a/x.pkl", "a/b/c/d/e/f.json"])
+def test_files_that_nobody_should_create(name: str, tmp_path: Path) -> None:
+    """The format lets these names pass; both commands refuse them, without a base, too."""
+    write_folder(tmp_path / "base", {})
+    with open_pack_writer(tmp_path / "pack.dpk", force=False) as writer:
+        writer.finish(index_of([], (writer.side_file(name, b"x", carry=True),)))
+    for act in (
+        lambda: deltapack.verify(tmp_path / "pack.dpk"),
+        lambda: deltapack.verify(tmp_path / "pack.dpk", tmp_path / "base"),
+        lambda: deltapack.apply(tmp_path / "base", tmp_path / "pack.dpk", tmp_path / "out"),
+    ):
+        with pytest.raises(FormatError, match=name):
+            act()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors/x", "n" * 300])
+def test_names_that_no_disk_takes_are_the_packs_fault(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="plain path") as caught, open_pack_writer(tmp_path / "pack.dpk", force=False) as writer:
+        writer.finish(index_of([], (writer.side_file(name, b"x", carry=True),)))
+    assert caught.value.rule == "R13"
+
+
+def test_a_pack_that_refers_says_so_to_older_readers(made: tuple[Path, Path, Path]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deltapack.format.parsing.known_features", frozenset)
+        with pytest.raises(UnsupportedError, match=r"unknown feature: found files\.base"):
+            deltapack.verify(made[2])
