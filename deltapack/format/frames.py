@@ -27,8 +27,8 @@ __all__ = [
 
 _local = threading.local()
 _WINDOW_LOG = DEFAULT_LIMITS.window_bytes.bit_length() - 1
-_SMALL = 1 << 20
-"""Content that the highest level compresses in a second or two."""
+_QUICK, _BEST, _SMALL, _FAR_SMALLER = 12, 19, 1 << 20, 50
+"""Levels for a frame that refers to what stands before it; the second is slow: it is tried on little that the first did not do away with."""
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _DICTIONARY, _CHECKSUM, _RESERVED, _UNUSED, _SINGLE_SEGMENT = 0b11, 0b100, 0b1000, 0b10000, 0b100000
 """Bits of the frame header descriptor (RFC 8878, 3.1.1.1.1); the two above them say how many bytes the content size takes."""
@@ -50,11 +50,18 @@ def compress_frame(data: bytes, level: int) -> bytes:
 
 def compress_after(before: bytes, data: bytes) -> bytes:
     """Compress into one frame whose matches may begin in `before`, all of which stays in reach. Same bytes for the same zstd version."""
+    frame = _compress_after(before, data, _QUICK)
+    if len(data) > _SMALL or len(frame) < len(data) // _FAR_SMALLER:
+        return frame
+    return min(frame, _compress_after(before, data, _BEST), key=len)
+
+
+def _compress_after(before: bytes, data: bytes, level: int) -> bytes:
     window = min(max((len(before) + len(data)).bit_length(), 10), 31)
     options = {"source_size": len(data), "dict_size": len(before), "window_log": window}
-    if len(data) > _SMALL:  # higher levels take minutes for 30 MB; with tables as large as what stands before, this one finds as much
+    if level == _QUICK:  # with tables as large as what stands before, it finds as much in 30 MB as levels that take minutes for them
         options |= dict.fromkeys(("hash_log", "chain_log"), min(max(len(before).bit_length(), 17), 26))
-    params = zstandard.ZstdCompressionParameters.from_level(19 if len(data) <= _SMALL else 12, **options)
+    params = zstandard.ZstdCompressionParameters.from_level(level, **options)
     frame: bytes = zstandard.ZstdCompressor(compression_params=params, dict_data=_as_prefix(before)).compress(data)
     return frame
 
