@@ -51,11 +51,22 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
                 found=index.base_fingerprint,
                 hint=hint,
             )
+        used: dict[str, str] = {}
         for entry in index.entries:
             wanted = entry.base
             if wanted is None:
                 continue
-            found = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
+            name = base.aliases.get(wanted.name, wanted.name)
+            found = base.tensors.get(name)
+            if used.setdefault(name, wanted.name) != wanted.name:  # the differences of both would be added to the one
+                raise BaseMismatchError(
+                    "the base ties tensors that were two when the pack was made",
+                    path=base.path,
+                    tensor=wanted.name,
+                    expected="a tensor of its own",
+                    found=f"a second name of what is also {used[name]!r}",
+                    rule="R11",
+                )
             if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
                 raise BaseMismatchError(
                     "this is not the base that the pack was made from",

@@ -28,7 +28,7 @@ __all__ = [
 _local = threading.local()
 _WINDOW_LOG = DEFAULT_LIMITS.window_bytes.bit_length() - 1
 _QUICK, _BEST, _SMALL, _FAR_SMALLER = 12, 19, 1 << 20, 50
-"""Levels for a frame that refers to what stands before it; the second is slow: it is tried on little that the first did not do away with."""
+"""Levels for a frame that refers to what stands before it; the second, slow one is for little that the first did not do away with."""
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _DICTIONARY, _CHECKSUM, _RESERVED, _UNUSED, _SINGLE_SEGMENT = 0b11, 0b100, 0b1000, 0b10000, 0b100000
 """Bits of the frame header descriptor (RFC 8878, 3.1.1.1.1); the two above them say how many bytes the content size takes."""
