@@ -248,7 +248,7 @@ class ExplainReport(_Report):
 
 @dataclass(frozen=True)
 class VerifyReport(_Report):
-    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given."""
+    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that."""
 
     pack: Path
     pack_bytes: int
@@ -256,3 +256,4 @@ class VerifyReport(_Report):
     side_files: int
     base_tensors: int
     result_digests: bool
+    notes: Sequence[str] = field(default_factory=list)

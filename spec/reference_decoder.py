@@ -113,18 +113,19 @@ def read_prologue(data: bytes) -> tuple[bytes, int]:
     return index, raw_length
 
 
-def unzstd(frame: bytes, raw_length: int) -> bytes:
-    """R10: the content of exactly one zstd frame of exactly `raw_length` bytes."""
-    check_frame(frame, raw_length)
+def unzstd(frame: bytes, raw_length: int, before: bytes | None = None) -> bytes:
+    """R10: the content of exactly one zstd frame of exactly `raw_length` bytes; matches may begin in `before`, if that is given."""
+    check_frame(frame, raw_length, refers=before is not None)
+    prefix = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
     try:
-        content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        content = zstandard.ZstdDecompressor(dict_data=prefix).decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Invalid("R10", str(error)) from error
     need(len(content) == raw_length, "R10", "the frame holds another size")
     return content
 
 
-def check_frame(frame: bytes, raw_length: int) -> None:
+def check_frame(frame: bytes, raw_length: int, refers: bool = False) -> None:
     """R10: the frame header and the block headers, whatever the zstd library would let pass."""
 
     def take(count: int) -> int:
@@ -147,7 +148,9 @@ def check_frame(frame: bytes, raw_length: int) -> None:
     need(raw_length > 0 and size == raw_length, "R10", "the frame states another size")
     if single_segment:
         window = size
-    need(min(size, MAX_BLOCK) <= window <= MAX_WINDOW, "R10", "the window is too small or too large")
+    need(single_segment or not refers, "R10", "the window is not the content")
+    most = MAX_FILE if refers else MAX_WINDOW
+    need(min(size, MAX_BLOCK) <= window <= most, "R10", "the window is too small or too large")
     is_last = 0
     while not is_last:
         header = take(3)
@@ -279,11 +282,11 @@ ITEMSIZE = {
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES = ("raw-types",)
+FEATURES = ("files.base", "folders", "raw-types")
 RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
 RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
-MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 64 * MIB, 256 * MIB, 1000
+MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_STATS = 64
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
@@ -333,6 +336,7 @@ def check_index(index: Any) -> None:
     for feature in index["required"]:
         need(feature in FEATURES, "R5", f"unknown feature {feature!r}")
     top = "format:string required:list created_by:string base:object result:object recipe:object tensors:list"
+    top += " folders:object" if "folders" in index["required"] else ""
     check_fields({k: v for k, v in index.items() if k != "files"}, "index", top, "optional:object")
     check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
     check_fields(index["result"], "result", "fingerprint:hex64 tensors:int bytes:int")
@@ -342,7 +346,9 @@ def check_index(index: Any) -> None:
     for entry in index["tensors"]:
         check_entry(entry)
     check_together(index)
-    check_files(index["files"])
+    if "folders" in index["required"]:
+        check_folders(index["folders"], index["tensors"])
+    check_files(index["files"], "files.base" in index["required"], index.get("folders", {}))
 
 
 def check_metadata(folders: Any) -> None:
@@ -469,25 +475,56 @@ def check_together(index: Json) -> None:
     need(index["result"]["fingerprint"] == fingerprint(rows), "R6", "result.fingerprint is wrong")
 
 
-def check_files(files: Any) -> None:
+def check_path(name: str) -> None:
+    """R13: a path that stays below the output folder and stands in for no tensors."""
+    check_name(name, "R13")
+    need(not set(name) & set("\\:"), "R13", f"path {name!r}")
+    parts = name.split("/")
+    need(all(part and part[0] != "." for part in parts), "R13", f"part of path {name!r}")
+    need(all(len(part.encode()) <= 255 for part in parts), "R13", f"a part of path {name!r:.40} is too long")
+    weights = (".safetensors", ".safetensors.index.json")
+    need(not any(part.lower().endswith(weights) for part in parts), "R13", f"{name!r} would stand in for restored tensors")
+
+
+def folder_of(name: str, folders: Iterable[str]) -> str:
+    """Section 3.9: the sub-folder that a tensor is in; empty for the top."""
+    return max((folder for folder in folders if name.startswith(folder + "/")), key=len, default="")
+
+
+def check_folders(folders: Json, entries: Sequence[Json]) -> None:
+    """R4, R6 and R13 on the sub-folders with tensors."""
+    need(folders, "R6", "no folders")
+    for folder, stem in folders.items():
+        check_type(stem, "string", f"folder {folder!r}")
+        check_path(folder)
+        check_path(stem)
+        need("/" not in stem, "R13", f"weight file {stem!r} of a folder")
+        need(len(stem.encode()) <= 191, "R13", f"weight file {stem!r:.40} of a folder is too long")
+    staying = [entry for entry in entries if entry["kind"] != "removed"]
+    held = {entry["name"]: folder_of(entry["name"], folders) for entry in staying}
+    need(set(folders) <= set(held.values()), "R6", "a folder without tensors")
+    need(not any(folder + "/" in held for folder in folders), "R6", "a tensor of a folder without a name of its own")
+    ties = [(held[entry["name"]], folder_of(entry["of"], folders)) for entry in staying if entry["kind"] == "alias"]
+    need(all(own == other for own, other in ties), "R6", "an alias of a tensor in another folder")
+
+
+def check_files(files: Any, may_refer: bool, folders: Iterable[str]) -> None:
     """R4 and R6 on the side files; R13: they stay in their folder."""
     if files is None:
         return
     check_type(files, "list", "files")
     need(len(files) <= MAX_FILES, "R6", "too many files")
     for file in files:
-        check_fields(file, "file", "name:string size:int sha256:hex64", "blob:blob")
+        check_fields(file, "file", "name:string size:int sha256:hex64", "blob:blob" + " base:hex64" * may_refer)
+        need("blob" in file or "base" not in file, "R4", "`base` of a file without `blob`")
         name = file["name"]
-        check_name(name, "R13")
-        need(not set(name) & set("\\:"), "R13", f"file name {name!r}")
-        need(all(part and part[0] != "." for part in name.split("/")), "R13", f"part of file name {name!r}")
-        weights = (".safetensors", ".safetensors.index.json")
-        need(not name.lower().endswith(weights), "R13", f"file {name!r} would stand in for restored tensors")
+        check_path(name)
         need(0 <= file["size"] <= MAX_FILE, "R6", f"file {name!r} is too large")
     names = [file["name"].encode() for file in files]
     need(all(a < b for a, b in itertools.pairwise(names)), "R6", "file names are not unique and sorted")
-    folders = {b"/".join(name.split(b"/")[:i]) for name in names for i in range(1, name.count(b"/") + 1)}
-    need(not folders & set(names), "R13", "a file is also a folder")
+    paths = [*names, *(folder.encode() + b"/" for folder in folders)]
+    above = {b"/".join(path.split(b"/")[:i]) for path in paths for i in range(1, path.count(b"/") + 1)}
+    need(not above & set(names), "R13", "a file is also a folder")
     need(sum(file["size"] for file in files) <= MAX_FILES_BYTES, "R6", "the files are too large together")
 
 
@@ -837,18 +874,13 @@ def check_digests_blob(data: bytes, entry: Json) -> None:
 
 
 def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
-    """R11: the base has the tensors that the index names, and no other."""
-    used = set()
+    """R11: the base has the tensors that the index names."""
     for entry in index["tensors"]:
         if "base" in entry:
             name, dtype, shape = base_of(entry)
-            used.add(name)
             need(name in base, "R11", f"the base has no tensor {name!r}")
             need((dtype, tuple(shape)) == (base[name][0], tuple(base[name][1])), "R11", f"type or shape of {name!r}")
             need(len(base[name][2]) == numel(dtype, shape) * itemsize(dtype), "R11", f"size of {name!r}")
-    covered = used | {entry["name"] for entry in index["tensors"] if entry["kind"] in ("stored", "alias")}
-    need(base.keys() <= covered, "R11", f"the pack does not know {sorted(base.keys() - covered)}")
-    need(len(base) == index["base"]["tensors"], "R11", "number of tensors in the base")
 
 
 def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
@@ -1073,7 +1105,7 @@ def restore_several(
     found: list[tuple[str, Tensor, list[Part]]] = []
     with np.errstate(all="ignore"):
         for name, base in base_tensors.items():
-            staying = [part for part in of_base[name] if part.entry["kind"] not in ("removed", "alias")]
+            staying = [part for part in of_base.get(name, []) if part.entry["kind"] not in ("removed", "alias")]
             if staying:
                 tensor = combine(staying, base, prefer, factor)
                 found.append((name_of(name, staying, prefer), tensor, staying))
@@ -1109,19 +1141,99 @@ def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None =
     return None if donor is None or known[donor] is None else side_files(pack_paths[donor])
 
 
-def side_files(pack_path: str | Path) -> dict[str, bytes | None] | None:
-    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base."""
+def side_files(pack_path: str | Path, base_files: Mapping[str, bytes] | None = None) -> dict[str, bytes | None] | None:
+    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base.
+
+    A file that refers to the base's is None, too, unless the files of the base are given.
+    """
     pack = read_pack(pack_path)
     if pack["index"]["files"] is None:
         return None
     out: dict[str, bytes | None] = {}
     for file in pack["index"]["files"]:
-        out[file["name"]] = None
+        content = None
         if "blob" in file:
-            content = unstream(plain_blob(pack["data"], file["blob"]), file["size"])
+            stored = plain_blob(pack["data"], file["blob"])
+            if "base" not in file:
+                content = unstream(stored, file["size"])
+            else:
+                need(len(stored) < file["size"], "R8", "a file that refers to the base's is stored as it is, or longer")
+                check_frame(stored, file["size"], refers=True)
+                if base_files is not None:
+                    content = unzstd(stored, file["size"], base_file(file["name"], file["base"], base_files))
+        if content is not None:
             need(hashlib.sha256(content).hexdigest() == file["sha256"], "R8", f"file {file['name']!r} differs")
-            out[file["name"]] = content
+        out[file["name"]] = content
     return out
+
+
+def base_file(name: str, sha256: str, base_files: Mapping[str, bytes]) -> bytes:
+    """R11 and R12: the base's file of this name, with the line ends that give this digest."""
+    need(name in base_files, "R11", f"the base has no file {name!r}")
+    content = base_files.get(name, b"")
+    form = with_digest(name, content, sha256)
+    need(form is not None or name not in base_files, "R12", f"the base has another file {name!r}")
+    return content if form is None else form
+
+
+def with_digest(name: str, content: bytes, sha256: str) -> bytes | None:
+    """The form of a file of the base that has the digest."""
+    return next((form for form in forms_of(name, content) if hashlib.sha256(form).hexdigest() == sha256), None)
+
+
+def forms_of(name: str, content: bytes) -> Iterator[bytes]:
+    """Section 3.7: the forms of a file, in their order."""
+    unix = content.replace(b"\r\n", b"\n")
+    yield from (content, unix, unix.replace(b"\n", b"\r\n"))
+    if name.endswith(".json"):
+        tokens = tokens_of(content)
+        for form in (spread(tokens), b"".join(tokens)):
+            if form is not None:
+                yield from (form, form + b"\n")
+
+
+def tokens_of(content: bytes) -> list[bytes]:
+    """The tokens of JSON, or of what is called so."""
+    tokens, at = [], 0
+    while at < len(content):
+        start, at = at, at + 1
+        if content[start] == ord('"'):
+            while at < len(content) and content[at] != ord('"'):
+                at += 2 if content[at] == ord("\\") else 1
+            at += 1
+        elif content[start] not in b"{}[]:, \t\n\r":
+            while at < len(content) and content[at] not in b'{}[]:, \t\n\r"':
+                at += 1
+        if content[start] not in b" \t\n\r":
+            tokens.append(content[start:at])
+    return tokens
+
+
+def spread(tokens: Sequence[bytes]) -> bytes | None:
+    """One item a line, two spaces a level; none above 64 levels."""
+    out, level, last = b"", 0, b""
+    for token in tokens:
+        closes, opened = token in (b"}", b"]"), last in (b"{", b"[")
+        level = max(level - closes, 0)
+        if closes != opened:
+            out += b"\n" + b"  " * level
+        out += token
+        level += token in (b"{", b"[")
+        if level > 64:
+            return None
+        out += b"\n" + b"  " * level if token == b"," else b" " if token == b":" else b""
+        last = token
+    return out
+
+
+DESCRIPTIVE = re.compile(
+    r"(readme|licen[cs]e|notice|copying|use_policy|citation|changelog|authors|contributing|requirements)([-._ ].*)?|.*\.(md|rst)"
+)
+
+
+def is_descriptive(name: str) -> bool:
+    """Section 3.7: whether a file is for people, so that the result may have the base's of today."""
+    return DESCRIPTIVE.fullmatch("".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name.split("/")[-1])) is not None
 
 
 def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -1130,16 +1242,22 @@ def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dic
     Raises:
         Invalid: R11 or R12 where the base lacks a file that the pack leaves to it, or has another one; else R8 or R10.
     """
-    files = side_files(pack_path)
+    files = side_files(pack_path, base_files)
     if files is None:
         return dict(base_files)
+    out = {name: content for name, content in files.items() if content is not None}
     for file in read_pack(pack_path)["index"]["files"]:
-        if "blob" not in file:
-            need(file["name"] in base_files, "R11", f"the base has no file {file['name']!r}")
-            content = base_files[file["name"]]
-            same = len(content) == file["size"] and hashlib.sha256(content).hexdigest() == file["sha256"]
-            need(same, "R12", f"the base has another file {file['name']!r}")
-    return {name: base_files[name] if content is None else content for name, content in files.items()}
+        name = file["name"]
+        if "blob" in file:
+            continue
+        if is_descriptive(name):
+            if name in base_files:
+                form = with_digest(name, base_files[name], file["sha256"])
+                out[name] = base_files[name] if form is None else form
+            continue
+        out[name] = base_file(name, file["sha256"], base_files)
+        need(len(out[name]) == file["size"] or name not in base_files, "R12", f"{name!r} of the base has another size")
+    return out
 
 
 def check_alone(pack_path: str | Path) -> None:
@@ -1195,15 +1313,17 @@ def dtype_of_header(info: Json, size: int) -> str:
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, or of all *.safetensors files of a folder."""
+    """Read the tensors of a file, or of all *.safetensors files of a folder and, as section 3.9 names them, of its sub-folders."""
+    tensors: dict[str, Tensor] = {}
     if path.is_dir():
-        files = [load_safetensors(file) for file in sorted(path.glob("*.safetensors"))]
-        return {name: tensor for file in files for name, tensor in file.items()}
+        for file in sorted(path.rglob("*.safetensors")):
+            folder = "".join(f"{part}/" for part in file.relative_to(path).parts[:-1])
+            tensors |= {folder + name: tensor for name, tensor in load_safetensors(file).items()}
+        return tensors
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    tensors = {}
     for name, info in header.items():
         begin, end = info["data_offsets"]
         tensors[name] = (dtype_of_header(info, end - begin), tuple(info["shape"]), data[start + begin : start + end])

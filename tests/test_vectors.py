@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
 VALID = sorted(path.stem for path in VECTORS.glob("v1-ok-*.dpk"))
 INVALID: dict[str, dict[str, Any]] = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
+BASE_FILES = {name: bytes.fromhex(text) for name, text in json.loads((VECTORS / "base_files.json").read_text("utf-8"))["files"].items()}
 GROUPS = sorted(path.name for path in VECTORS.glob("v1-several-*.json"))
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
@@ -98,8 +99,8 @@ class ReferenceDecoder:
             return {"R9": "FormatError", "R11": "BaseMismatchError", "R12": "BaseMismatchError"}.get(error.rule, str(error))
         packs = [reference.read_pack(pack) for pack in case.packs]
         files = reference.side_files_of_several(case.packs, case.prefer)
-        files = {"LICENSE": None} if files is None else files
-        contents = {name: b"from the base" if content is None else content for name, content in files.items()}
+        files = dict.fromkeys(BASE_FILES) if files is None else files
+        contents = {name: BASE_FILES[name] if content is None else content for name, content in files.items()}
         return result, reference.second_names(packs, result, case.prefer), contents
 
     def check_alone(self, pack: Path) -> None:
@@ -108,7 +109,7 @@ class ReferenceDecoder:
 
     def restore_files(self, pack: Path, base: Tensors) -> dict[str, bytes]:
         """Return the restored side files."""
-        files: dict[str, bytes] = reference.restore_files(pack, {"LICENSE": b"from the base"})
+        files: dict[str, bytes] = reference.restore_files(pack, BASE_FILES)
         return files
 
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str | None]:
@@ -133,8 +134,11 @@ class Package:
     def restore(self, pack: Path, base: Tensors, weight: float = 1.0) -> Tensors:
         """Return the restored tensors, through files."""
         with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out.safetensors"
+            with deltapack.open_pack(pack) as opened:  # one file cannot hold tensors of sub-folders
+                out = Path(folder) / ("out" if opened.index.folders else "out.safetensors")
             deltapack.apply(self._base(Path(folder), base), pack, out, weight=weight)
+            if out.is_dir():
+                (out / "model_index.json").write_text("{}")  # or else sub-folders alone are no checkpoint
             with open_checkpoint(out) as checkpoint:
                 return {
                     name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes()) for name, tensor in checkpoint.tensors.items()
@@ -199,7 +203,7 @@ class Package:
         return str(caught.value.rule), type(caught.value).__name__
 
     def _base(self, folder: Path, base: Tensors) -> Path:
-        """Write a base, with the one side file that a vector takes from it."""
+        """Write a base, with the side files that vectors take from it."""
         path = folder / "base"
         path.mkdir()
         header, data = {}, b""
@@ -209,7 +213,8 @@ class Package:
             data += raw
         text = json.dumps(header).encode()
         (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-        (path / "LICENSE").write_bytes(b"from the base")
+        for name, content in BASE_FILES.items():
+            (path / name).write_bytes(content)
         return path
 
 
@@ -347,7 +352,7 @@ def test_reference_restores_side_files() -> None:
 def test_vectors_are_small_and_complete() -> None:
     """The folder stays light, and each invalid file is listed."""
     files = [path for path in VECTORS.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 900_000  # one small file for each field and check
+    assert sum(path.stat().st_size for path in files) < 950_000  # one small file for each field and check
     assert {path.name for path in VECTORS.glob("v1-bad-*.dpk")} == set(INVALID)
     named = {pack for group in GROUPS for case in companion(group)["cases"].values() for pack in case["packs"]}
     assert {path.name for path in VECTORS.glob("v1-several-*.dpk")} == named

@@ -49,6 +49,7 @@ class WeightFormat:
 FORMATS: tuple[WeightFormat, ...] = (
     WeightFormat((".safetensors",), parse_safetensors, "model.safetensors", any_name=True),
     WeightFormat((".bin", ".pt", ".pth"), parse_torch_file, "pytorch_model.bin"),
+    WeightFormat((".bin",), parse_torch_file, "diffusion_pytorch_model.bin"),
 )
 """Formats in the order in which a folder is searched for them."""
 

@@ -14,7 +14,7 @@ from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, RecipeError
 from deltapack.limits import Limits
 
-__all__ = ["Location", "locate"]
+__all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_folder"]
 
 CHOICES = ("index", "single")
 """What counts where a folder has one file and an index of shards: the shards, or the file."""
@@ -39,6 +39,7 @@ class Location:
         notes: What the user should be told about the choice.
         metadata: Strings that the index says besides.
         rival: The shards of an index, where one file and an index are there and nobody said which counts.
+        prefix: The sub-folder that the files are in, with a `/` at its end; the names of files and tensors begin with it.
     """
 
     folder: Path
@@ -49,25 +50,15 @@ class Location:
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     rival: Location | None = None
+    prefix: str = ""
 
 
-def locate(path: Path, limits: Limits, choice: str | None = None) -> Location:
-    """Find the weights of a checkpoint.
-
-    Args:
-        path: The folder or file.
-        limits: Bounds on the index.
-        choice: What counts where a folder has one file and an index of shards, too.
+def locate(path: Path) -> Location:
+    """Find the weights of a checkpoint that is one file.
 
     Raises:
-        CheckpointError: There are none, the choice is not unique, or the index is malformed.
-        LimitError: The index exceeds `limits`.
-        RecipeError: There is no such choice.
+        CheckpointError: There is no such file, or it is no checkpoint.
     """
-    if choice not in (None, *CHOICES):
-        raise RecipeError("the choice of weights is unknown", expected="index or single", found=choice)
-    if path.is_dir():
-        return _locate_in_folder(path, limits, choice)
     if not os.path.lexists(path):
         raise CheckpointError(
             "no such file or folder",
@@ -85,12 +76,26 @@ def locate(path: Path, limits: Limits, choice: str | None = None) -> Location:
     if row is None:
         gguf = path.suffix.lower() == ".gguf"
         hint = "Use the safetensors checkpoint that it was made from." if gguf else None
-        expected = _either(["a folder", *(suffix for row in FORMATS for suffix in row.suffixes)])
+        expected = _either(["a folder", *dict.fromkeys(suffix for row in FORMATS for suffix in row.suffixes)])
         raise CheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
     return Location(path.parent, (name,), row)
 
 
-def _locate_in_folder(folder: Path, limits: Limits, choice: str | None) -> Location:
+def search_folder(folder: Path, limits: Limits, choice: str | None = None) -> tuple[Location | None, list[str]]:
+    """Find the weights that a folder itself holds, if any; return also the names of what is in it.
+
+    Args:
+        folder: The folder.
+        limits: Bounds on the index.
+        choice: What counts where it has one file and an index of shards, too: `"single"` or `"index"`.
+
+    Raises:
+        CheckpointError: The choice is not unique, or the index is malformed.
+        LimitError: The index exceeds `limits`.
+        RecipeError: There is no such choice.
+    """
+    if choice not in (None, *CHOICES):
+        raise RecipeError("the choice of weights is unknown", expected="index or single", found=choice)
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
@@ -98,8 +103,8 @@ def _locate_in_folder(folder: Path, limits: Limits, choice: str | None) -> Locat
     for row in FORMATS:
         found = _of_format(folder, names, row, limits, choice)
         if found is not None:
-            return found
-    raise _nothing_found(folder, names)
+            return found, names
+    return None, names
 
 
 def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits, choice: str | None) -> Location | None:
@@ -108,7 +113,7 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
         single = Location(folder, (row.whole,), row)
         return _one_of_two(single, row.index, names, limits, choice) if row.index in names else single
     if row.index in names:
-        return _from_index(folder, row.index, row, limits)
+        return location_of_index(folder, row.index, row, limits)
     if not row.any_name:
         return None
     indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
@@ -117,7 +122,7 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
         whole = indices[0].removesuffix(".index.json")
         if whole in names:
             return _one_of_two(Location(folder, (whole,), row), indices[0], names, limits, choice)
-        return _from_index(folder, indices[0], row, limits)
+        return location_of_index(folder, indices[0], row, limits)
     if len(loose) == 1 and not indices and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
         return Location(folder, tuple(loose), row)
     if not loose and not indices:
@@ -135,17 +140,22 @@ def _one_of_two(single: Location, index: str, names: list[str], limits: Limits, 
     """Choose between a file and an index beside it: as the user says, else the file, as loaders do, with the shards as its rival."""
     whole = single.files[0]
     if choice == "index":
-        return replace(_from_index(single.folder, index, single.format, limits), notes=(f"{index} was read, not {whole}",))
+        return replace(location_of_index(single.folder, index, single.format, limits), notes=(f"{index} was read, not {whole}",))
     if choice == "single":
         return replace(single, notes=(f"{whole} was read, not {index}",))
-    shards = _from_index(single.folder, index, single.format, limits)
+    shards = location_of_index(single.folder, index, single.format, limits)
     own, there = shards.files == (whole,), any(name in names for name in shards.files)
     why = "has the same weights" if there else "names shards that are not there"
     return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None)
 
 
-def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
-    """Read an index; a shard must be a plain name, so that no index reaches out of its folder."""
+def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
+    """Read an index; a shard must be a plain name, so that no index reaches out of its folder.
+
+    Raises:
+        CheckpointError: It is malformed.
+        LimitError: It exceeds `limits`.
+    """
     path = folder / name
     file = ReadFile(path)
     try:
@@ -172,7 +182,8 @@ def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> L
     return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name, metadata=metadata)
 
 
-def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
+def nothing_found(folder: Path, names: list[str], inner: list[str]) -> CheckpointError:
+    """Return the error for a folder without weights; `inner` are sub-folders that have some, but are not known to be parts of one model."""
     hint = None
     if any(map(_ADAPTER.fullmatch, names)):
         hint = f"This folder holds an adapter. {_MERGE_LORA}"
@@ -182,6 +193,8 @@ def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
         hint = "This folder is in the vendor's own format; convert it to a Hugging Face folder."
     elif "snapshots" in names:
         hint = "This is a cache folder of the hub; name the folder below snapshots/."
+    elif inner:
+        hint = f"Weights are in {', '.join(inner[:4])}; name that folder."
     return CheckpointError(
         "no weights in the folder",
         path=folder,

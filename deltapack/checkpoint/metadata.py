@@ -15,7 +15,13 @@ from contextlib import suppress
 
 from deltapack.checkpoint.safetensors import OWN_METADATA
 
-__all__ = ["TIED", "declared_ties", "free_strings", "of_file"]
+__all__ = ["PLAIN", "TIED", "Strings", "declared_ties", "free_strings", "of_file"]
+
+Strings = Mapping[str, Mapping[str, str]]
+"""Free strings of weight files, by folder: its path in the checkpoint, `""` for the checkpoint's own."""
+
+PLAIN: Mapping[str, str] = {"format": "pt"}
+"""What nearly all files say, and what loaders want where nobody says anything."""
 
 TIED = f"{OWN_METADATA}tied"
 """The key of a JSON list: the second names among the keys that do not meet the convention of other writers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 from deltapack.checking import as_path
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.locate import Location, locate
-from deltapack.checkpoint.metadata import declared_ties, free_strings
+from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
+from deltapack.checkpoint.joining import aliases_of, check_index, strings_of
+from deltapack.checkpoint.locate import Location
 from deltapack.checkpoint.rivals import first_difference
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
-from deltapack.errors import CheckpointError
-from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.errors import CheckpointError, RecipeError
+from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -33,18 +34,23 @@ class Checkpoint:
         is_folder: Whether it is a folder.
         tensors: From name to tensor, sorted by name; of tied tensors only the first.
         aliases: From the second name of a tied tensor to the name in `tensors`.
-        metadata: Free strings of the safetensors headers, without ties: those of all files together.
+        metadata: Free strings of the safetensors headers, without ties: for each folder with weights (`""`: the checkpoint's own) those of
+            its files together.
+        folders: Sub-folders with weights, whose tensors' names begin with their path and `/`, with the name of the weight file there
+            (without suffix and shard numbers).
+        unread: Errors for weights of the folder that were not read; a fine-tune with some is not packed.
         notes: What the user should be told about how it was read.
     """
 
-    def __init__(self, path: Path, location: Location, files: list[ParsedFile], limits: Limits) -> None:
+    def __init__(self, path: Path, located: Located, parsed: Sequence[Sequence[ParsedFile]], limits: Limits) -> None:
         self.path = path
         self.is_folder = path.is_dir()
-        self._location = location
+        self._places, self.folders, self.unread = located.places, located.stems, located.unread
         self._limits = limits
+        files = [file for own in parsed for file in own]
         self._handles = [handle for file in files for handle in file.handles]
         self._sources: dict[str, Source] = {}
-        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(location.files, files, strict=True)]
+        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(self._files(), files, strict=True)]
         tensors: dict[str, TensorInfo] = {}
         for file in files:
             for info, source in file.tensors:
@@ -54,13 +60,15 @@ class Checkpoint:
                 tensors[info.name] = info
                 self._sources[info.name] = source
         check_count(path, len(tensors), limits)
+        for place, own in zip(self._places, parsed, strict=True):
+            check_folders(path, place.prefix, [info.name for file in own for info, _ in file.tensors], self.folders)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
-        self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, location, tensors, files))
-        strings, differ = free_strings([file.metadata for file in files], self.aliases)
-        self.metadata: Mapping[str, str] = MappingProxyType(strings)
-        unlisted = _check_index(path, location, tensors, self.aliases)
-        told = [f"the files have different metadata {key!r}; that of the first one counts" for key in differ]
-        self.notes: tuple[str, ...] = (*location.notes, *unlisted, *told, *(note for file in files for note in file.notes))
+        self.aliases: Mapping[str, str] = MappingProxyType(aliases_of(path, self._places, tensors, files))
+        self.metadata: Mapping[str, Mapping[str, str]]
+        self.metadata, told = strings_of(self._places, parsed, self.aliases)
+        unlisted = [note for place in self._places for note in check_index(path, place, tensors, self.aliases)]
+        chosen = [note for place in self._places for note in place.notes]
+        self.notes: tuple[str, ...] = (*chosen, *unlisted, *told, *(note for file in files for note in file.notes))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
         """Return the elements [start, stop) of a tensor, flattened in row-major order.
@@ -112,20 +120,38 @@ class Checkpoint:
             raise CheckpointError("no such tensor", path=self.path, tensor=name)
         return info
 
-    def list_side_files(self, include_code: bool = False) -> tuple[list[SideFile], list[LeftOut]]:
+    def list_side_files(
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+    ) -> tuple[list[SideFile], list[LeftOut]]:
         """List what travels beside the weights, and everything that does not; both empty for a bare file.
 
+        Args:
+            include_code: Whether `.py` files travel.
+            limits: Bounds on size and number; those that the checkpoint was opened with unless given.
+            leave_out: Shell patterns of names that stay behind.
+
         Raises:
-            LimitError: The files together exceed the limits.
+            LimitError: A file, or the files together, exceed the limits.
+            RecipeError: A pattern fits no file.
         """
         if not self.is_folder:
+            if leave_out:
+                raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
-        own = {*self._location.files, self._location.index or ""}
-        return list_side_files(self.path, include_code, limits=self._limits, weights=own)
+        own = {*self._files(), *(place.index or "" for place in self._places)}
+        return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
 
-    def side_files(self, include_code: bool = False) -> list[SideFile]:
-        """List what travels beside the weights, sorted by name."""
-        return self.list_side_files(include_code)[0]
+    def side_files(self) -> list[SideFile]:
+        """List the side files of a folder that is only read, sorted by name, code and files of any size among them."""
+        return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
+
+    def side_file(self, name: str) -> SideFile | None:
+        """Return the file of this safe relative name, whatever its kind; none where there is none."""
+        path = self.path / name
+        try:
+            return SideFile(name, path.stat().st_size, path) if self.is_folder and path.is_file() else None
+        except OSError:
+            return None
 
     def weight_shards(self) -> list[tuple[str, list[str]]]:
         """Return the weight files in shard order, each with its tensors in the order of the file."""
@@ -133,7 +159,11 @@ class Checkpoint:
 
     def weight_paths(self) -> list[Path]:
         """Return the paths of the weight files, in shard order."""
-        return [self._location.folder / name for name in self._location.files]
+        return [place.folder / name for place in self._places for name in place.files]
+
+    def _files(self) -> list[str]:
+        """Return the names of the weight files, in shard order."""
+        return [name for place in self._places for name in place.files]
 
     def close(self) -> None:
         """Close the files; reads fail from now on."""
@@ -158,38 +188,40 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: 
         weights: What counts where a folder has `model.safetensors` and an index of shards, too; unless given they have to be the same.
 
     Raises:
-        CheckpointError: Nothing to read was found, it is malformed, or a folder has two models.
+        CheckpointError: Nothing to read was found, or it is malformed.
         LimitError: It exceeds `limits`.
-        RecipeError: `path` is no path, or there is no such choice of weights.
+        RecipeError: `path` is no path, there is no such choice of weights, or a folder has two models and nobody chose.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
     path = as_path("the checkpoint", path)
-    location = locate(path, limits, weights)
-    checkpoint = _open(path, location, limits)
-    if location.rival is not None:
-        try:
-            with _open(path, location.rival, limits) as other:
-                _check_rival(checkpoint, location.files[0], other, location.rival)
-        except BaseException:
-            checkpoint.close()
-            raise
+    located = locate_all(path, limits, weights)
+    checkpoint = _open(path, located, limits)
+    rivals = [(place, place.rival) for place in located.places if place.rival is not None]
+    try:
+        for place, rival in rivals:
+            with _open(path, Located((rival,)), limits) as other:
+                _check_rival(checkpoint, place, other, rival)
+    except BaseException:
+        checkpoint.close()
+        raise
     return checkpoint
 
 
-def _check_rival(checkpoint: Checkpoint, file: str, other: Checkpoint, rival: Location) -> None:
+def _check_rival(checkpoint: Checkpoint, place: Location, other: Checkpoint, rival: Location) -> None:
     """Require that shards beside a file hold the same tensors.
 
     Raises:
-        CheckpointError: They do not.
+        RecipeError: They do not: somebody has to choose.
     """
-    name = first_difference(checkpoint, other)
+    own = {name: info for name, info in checkpoint.tensors.items() if info.shard == place.files[0]}
+    name = first_difference(own, checkpoint, other)
     if name is not None:
-        raise CheckpointError(
+        raise RecipeError(
             "the folder holds two models: a file, and shards that differ from it",
             path=checkpoint.path,
             tensor=name,
-            expected=f"the same in {file} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
-            found=_both(checkpoint.tensors.get(name), other.tensors.get(name)),
+            expected=f"the same in {place.files[0]} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
+            found=_both(own.get(name), other.tensors.get(name)),
             hint="Delete one of them, or choose: --weights single reads the file, --weights index the shards (weight_files= in Python).",
         )
 
@@ -201,46 +233,16 @@ def _both(one: TensorInfo | None, other: TensorInfo | None) -> str:
     return "other elements" if kinds[0] == kinds[1] else " and ".join(kinds)
 
 
-def _open(path: Path, location: Location, limits: Limits) -> Checkpoint:
+def _open(path: Path, located: Located, limits: Limits) -> Checkpoint:
     """Open the files of a checkpoint."""
     with contextlib.ExitStack() as stack:
-        files: list[ParsedFile] = []
-        for name in location.files:
-            handle = ReadFile(location.folder / name)
-            stack.callback(handle.close)
-            files.append(location.format.parse(handle, limits))
-        checkpoint = Checkpoint(path, location, files, limits)
+        parsed: list[list[ParsedFile]] = []
+        for place in located.places:
+            parsed.append([])
+            for name in place.files:
+                handle = ReadFile(place.folder / name)
+                stack.callback(handle.close)
+                parsed[-1].append(prefixed(place.format.parse(handle, limits), place.prefix, path, limits))
+        checkpoint = Checkpoint(path, located, parsed, limits)
         stack.pop_all()
     return checkpoint
-
-
-def _aliases(path: Path, location: Location, tensors: Mapping[str, TensorInfo], files: list[ParsedFile]) -> dict[str, str]:
-    """Join the aliases of all files with those that safetensors headers, or the index, declare as {dropped: kept}."""
-    aliases = declared_ties(location.metadata, tensors, tensors)
-    for file in files:
-        declared = declared_ties(file.metadata, {info.name for info, _ in file.tensors}, tensors) if file.metadata else {}
-        for name, kept in {**declared, **file.aliases}.items():
-            if name in tensors or aliases.setdefault(name, kept) != kept:
-                raise CheckpointError("the tensor is in two shards", path=path, tensor=name)
-    return dict(sorted(aliases.items()))
-
-
-def _check_index(path: Path, location: Location, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]) -> tuple[str, ...]:
-    """Check the index against the headers; return notes on tensors that it forgot, which are read."""
-    if location.weight_map is None:
-        return ()
-    for name, shard in location.weight_map.items():
-        info = tensors.get(aliases.get(name, name))
-        if info is None or (info.shard != shard and name in tensors):
-            raise CheckpointError(
-                "the index and the shards disagree",
-                path=path,
-                tensor=name,
-                expected=f"the tensor in {shard}",
-                found="no such tensor" if info is None else info.shard,
-                hint="The shards are of different versions: download the checkpoint again.",
-            )
-    unlisted = [name for name in tensors if name not in location.weight_map]
-    if not unlisted:
-        return ()
-    return (f"{len(unlisted)} tensors are in the shards but not in the index, such as {unlisted[0]!r}; they were read",)

@@ -126,7 +126,7 @@ def _check_replaceable(folder: Path) -> None:
             found=foreign,
             hint="Only a checkpoint is replaced, as its whole folder is removed; choose another output.",
         )
-    if not any(_OWN_WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir()):
+    if not any(_OWN_WEIGHTS.fullmatch(entry.name) for entry in folder.rglob("*")):
         hint = "Only a checkpoint is replaced; choose another output."
         raise OutputError("the output folder holds no checkpoint", path=folder, hint=hint)
 
@@ -140,9 +140,8 @@ def _first_foreign(folder: Path) -> str | None:
             if name.startswith((".", "__")) or os.path.islink(os.path.join(where, name)):
                 return os.path.relpath(os.path.join(where, name), folder) + "/"
         for name in sorted(files):
-            known = is_side_file(name) or bool(_MODEL_CODE.fullmatch(name))
-            if top:
-                known = known or name == ".gitattributes" or bool(_OWN_WEIGHTS.fullmatch(name))
+            known = is_side_file(name) or bool(_MODEL_CODE.fullmatch(name) or _OWN_WEIGHTS.fullmatch(name))
+            known = known or (top and name == ".gitattributes")
             path = os.path.join(where, name)
             if not known or not os.path.isfile(path):
                 return os.path.relpath(path, folder)

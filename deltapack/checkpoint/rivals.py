@@ -24,17 +24,22 @@ class _Weights(Protocol):
         """Return elements of a tensor."""
 
 
-def first_difference(one: _Weights, other: _Weights) -> str | None:
+def first_difference(own: Mapping[str, TensorInfo], one: _Weights, other: _Weights) -> str | None:
     """Return the first tensor that two sets of weights do not share, or not with the same type, shape and bytes; none where there is none.
+
+    Args:
+        own: The tensors of `one` to compare.
+        one: The one set.
+        other: The other, all of which is compared.
 
     Headers come first, then the first elements of each tensor, for weights that differ mostly do so at once; then all.
     """
-    for name in sorted(one.tensors.keys() | other.tensors.keys()):
-        ours, theirs = one.tensors.get(name), other.tensors.get(name)
+    for name in sorted(own.keys() | other.tensors.keys()):
+        ours, theirs = own.get(name), other.tensors.get(name)
         if ours is None or theirs is None or (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
             return name
     for first in (True, False):
-        for name, info in one.tensors.items():
+        for name, info in own.items():
             for start in range(0, min(1, info.numel) if first else info.numel, _STEP):
                 stop = min(start + (1024 if first else _STEP), info.numel)
                 if one.read(name, start, stop).tobytes() != other.read(name, start, stop).tobytes():

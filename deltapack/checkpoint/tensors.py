@@ -108,6 +108,7 @@ class ParsedFile:
         metadata: Free strings of a safetensors header.
         notes: What the user should be told about reading it.
         handles: Files to close in the end.
+        prefix: What the names of tensors begin with for the sub-folder that the file is in; not those in `metadata`.
     """
 
     tensors: Sequence[tuple[TensorInfo, Source]]
@@ -115,6 +116,7 @@ class ParsedFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     handles: Sequence[ReadFile] = ()
+    prefix: str = ""
 
 
 def check_count(path: Path, count: int, limits: Limits) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -17,11 +19,11 @@ import numpy.typing as npt
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
-from deltapack.checkpoint.metadata import of_file
+from deltapack.checkpoint.metadata import PLAIN, Strings, of_file
 from deltapack.checkpoint.replace import check_output, check_protected, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
-from deltapack.errors import OutputError
+from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
@@ -35,7 +37,7 @@ class _Writer:
     """
 
     def __init__(
-        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Mapping[str, str], force: bool, extra_bytes: int
+        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Strings, force: bool, extra_bytes: int
     ) -> None:
         self.out = out
         self._shards = shards
@@ -142,8 +144,10 @@ class _Writer:
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}
-        tied = {name: kept for name, kept in self._aliases.items() if kept in own}
-        header = header_bytes(shard.tensors, of_file(self._metadata, tied))
+        start = len(shard.prefix)
+        tied = {name[start:]: kept[start:] for name, kept in self._aliases.items() if kept in own}
+        inside = [replace(tensor, name=tensor.name[start:]) for tensor in shard.tensors] if start else shard.tensors
+        header = header_bytes(inside, of_file(self._metadata.get(shard.prefix[:-1], PLAIN), tied))
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
@@ -193,14 +197,22 @@ class FolderWriter(_Writer):
     def _create(self) -> None:
         os.mkdir(self._temporary)
         for shard in self._shards:
-            self._create_shard(self._temporary / shard.file, shard)
-        if len(self._shards) > 1:
-            weight_map = {tensor.name: shard.file for shard in self._shards for tensor in shard.tensors}
-            total = sum(shard.nbytes for shard in self._shards)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            stem = self._shards[0].file.partition("-")[0].removesuffix(".safetensors")
-            self._write_small(f"{stem}.safetensors.index.json", text.encode())
+            path = self._temporary / shard.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._create_shard(path, shard)
+        for prefix in dict.fromkeys(shard.prefix for shard in self._shards):
+            shards = [shard for shard in self._shards if shard.prefix == prefix]
+            if len(shards) > 1:
+                self._write_index(prefix, shards)
+
+    def _write_index(self, prefix: str, shards: Sequence[Shard]) -> None:
+        """Write the index of the shards of a folder."""
+        start = len(prefix)
+        weight_map = {tensor.name[start:]: shard.file[start:] for shard in shards for tensor in shard.tensors}
+        index = {"metadata": {"total_size": sum(shard.nbytes for shard in shards)}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0].file)
+        self._write_small(f"{stem}.safetensors.index.json", text.encode())
 
     def _commit(self) -> None:
         check_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
@@ -238,7 +250,7 @@ def open_writer(
     force: bool = False,
     protect: Sequence[Path] = (),
     aliases: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
+    metadata: Strings = MappingProxyType({}),
     side_bytes: int = 0,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
@@ -251,11 +263,12 @@ def open_writer(
         force: Whether an existing checkpoint may be replaced.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
-        metadata: Free strings for the header of each file.
+        metadata: Free strings for the headers, by folder (`""`: the output itself); `{"format": "pt"}` where there are none for one.
         side_bytes: Expected size of the side files, for the check of free space.
 
     Raises:
         OutputError: The output exists, the disk is too small, or the system refuses to write.
+        RecipeError: A file output for tensors of sub-folders.
     """
     out = Path(out)
     single = out.suffix == ".safetensors"
@@ -263,6 +276,10 @@ def open_writer(
     check_output(out, folder=not single, force=force)
     tied = dict(aliases or {})
     if single:
+        folders = sorted({shard.prefix for shard in shards} - {""})
+        if folders:
+            hint = "Name a folder, without .safetensors."
+            raise RecipeError("one file cannot hold weights of sub-folders", path=out, found=", ".join(folders), hint=hint)
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
         writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, metadata, force, 0)
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from deltapack.dtypes import DType, named
@@ -20,6 +22,7 @@ __all__ = [
     "dtype_of",
     "hexadecimal",
     "shape_of",
+    "sorted_unique",
     "strings",
     "tensor_name",
     "typed",
@@ -160,3 +163,14 @@ def blob_ref(row: Any, key: str) -> BlobRef:
     if types != [int, int, str] or value[0] < 0 or value[1] < 0 or not _HEX[16].fullmatch(value[2]):
         raise FormatError(f"{key!r} is not a blob reference", rule="R4", found=value)
     return BlobRef(*value)
+
+
+def sorted_unique(names: Sequence[str], what: str) -> None:
+    """Require that names increase strictly by their UTF-8 bytes.
+
+    Raises:
+        FormatError: Rule R6 is broken.
+    """
+    encoded = [name.encode() for name in names]
+    if any(left >= right for left, right in pairwise(encoded)):
+        raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
-from deltapack.format.codecs import INDEX_CODECS, RAW_TYPES, VALUE_CODECS, IndexCodec, ValueCodec
+from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
-__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits", "features_of"]
+__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
 
 KINDS = frozenset({"alias", "delta", "grown", "removed", "shrunk", "stored", "unchanged"})
 
@@ -220,32 +220,31 @@ class Entry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A side file; `blob` is `None` where the base has the same file."""
+    """A side file; `blob` is `None` where the base has the same file.
+
+    `base` is the SHA-256 of the base's file of that name, which `blob` refers to; empty where it stands for itself.
+    """
 
     name: str
     size: int
     sha256: str
     blob: BlobRef | None = None
+    base: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as the index spells it."""
         out: dict[str, Any] = {"name": self.name, "size": self.size, "sha256": self.sha256}
-        return out if self.blob is None else out | {"blob": self.blob.to_json()}
-
-
-def features_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Return the required features of a pack with these entries: those of the codecs and types that it uses, and no other."""
-    found = set()
-    for entry in entries:
-        found |= {row.feature for term in entry.terms for row in (term.index_codec, term.value_codec)}
-        if entry.dtype.raw_bits or (entry.base is not None and entry.base.dtype.raw_bits):
-            found.add(RAW_TYPES)
-    return tuple(sorted(found - {""}))
+        out |= {} if self.blob is None else {"blob": self.blob.to_json()}
+        return out | ({"base": self.base} if self.base else {})
 
 
 @dataclass(frozen=True)
 class Index:
-    """Everything a pack says about itself. `files` is `None` where the fine-tune was a bare file."""
+    """Everything a pack says about itself.
+
+    `files` is `None` where the fine-tune was a bare file. `folders` has its sub-folders with weights, and the name of the weight file
+    in each, without suffix.
+    """
 
     base_fingerprint: str
     base_tensors: int
@@ -258,6 +257,7 @@ class Index:
     created_by: str = ""
     required: tuple[str, ...] = ()
     optional: Mapping[str, Any] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
@@ -281,4 +281,5 @@ class Index:
             "tensors": [entry.to_json() for entry in self.entries],
             "files": None if self.files is None else [file.to_json() for file in self.files],
         }
+        out |= {"folders": dict(self.folders)} if self.folders else {}
         return out | ({"optional": dict(self.optional)} if self.optional else {})

@@ -1,4 +1,4 @@
-"""What a pack says of the headers of the weight files it restores. Implements spec/03-index.md section 3.9."""
+"""What a pack says of the headers of the weight files it restores. Implements spec/03-index.md section 3.10."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def check_metadata(optional: Mapping[str, Any]) -> None:
             raise FormatError("the metadata of weight files are not an object of strings", rule="R4", found=folder)
 
 
-def metadata_of(index: Index) -> Mapping[str, str] | None:
-    """Return the free strings for the headers of the weight files beside the configuration; none where the pack says nothing of them."""
-    found: Mapping[str, str] | None = index.optional.get(METADATA, {}).get("")
+def metadata_of(index: Index) -> Mapping[str, Mapping[str, str]]:
+    """Return the free strings for the headers of the weight files, by folder; a folder of which the pack says nothing is not there."""
+    found: Mapping[str, Mapping[str, str]] = index.optional.get(METADATA, {})
     return found
 
 
-def optional_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `optional` says of metadata: nothing where there are none, or what a reader writes anyway."""
-    return {METADATA: {"": dict(metadata)}} if metadata and metadata != {"format": "pt"} else {}
+def optional_metadata(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return what `optional` says of metadata by folder: nothing where there are none, or what a reader writes anyway."""
+    said = {folder: dict(strings) for folder, strings in sorted(metadata.items()) if strings and strings != {"format": "pt"}}
+    return {METADATA: said} if said else {}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import load_index
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter, known_features
+from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
-    CONTROL,
     blob_ref,
     check_bytes,
     check_keys,
@@ -22,16 +20,18 @@ from deltapack.format.fields import (
     dtype_of,
     hexadecimal,
     shape_of,
+    sorted_unique,
     strings,
     tensor_name,
     typed,
 )
-from deltapack.format.index import KINDS, BaseRef, BlobRef, Entry, FileEntry, Index, Stats, Term, f32_of_bits
+from deltapack.format.fileparsing import check_files, check_in_folders, parse_file, parse_folders
+from deltapack.format.index import KINDS, BaseRef, BlobRef, Entry, Index, Stats, Term, f32_of_bits
 from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import Limits
 
-__all__ = ["check_side_file_name", "parse_index"]
+__all__ = ["parse_index"]
 
 T = TypeVar("T")
 _FLOAT, _FLOAT_CHARS = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"), 64
@@ -53,11 +53,11 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
     unknown = sorted(set(required) - known_features())
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
-    check_keys(top, "the index", required=_TOP, optional={"optional"})
+    check_keys(top, "the index", required=_TOP | ({"folders"} if FOLDERS in required else set()), optional={"optional"})
     base, result = typed(top, "base", dict), typed(top, "result", dict)
     check_keys(base, "base", required={"fingerprint", "tensors"})
     check_keys(result, "result", required={"fingerprint", "tensors", "bytes"})
-    files = top["files"]
+    files, folders = top["files"], parse_folders(top, limits) if "folders" in top else {}
     index = Index(
         base_fingerprint=hexadecimal(base, "fingerprint", 64),
         base_tensors=count(base, "tensors"),
@@ -66,14 +66,16 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         result_bytes=count(result, "bytes"),
         recipe=typed(top, "recipe", dict),
         entries=tuple(_entries(rows, limits)),
-        files=None if files is None else tuple(_file(row, limits) for row in typed(top, "files", list)),
+        files=None if files is None else tuple(parse_file(row, limits, FILE_BASE in required) for row in typed(top, "files", list)),
         created_by=typed(top, "created_by", str),
         required=tuple(required),
         optional=typed(top, "optional", dict) if "optional" in top else {},
+        folders=folders,
     )
     check_metadata(index.optional)
     _check_entries(index)
-    _check_files(index.files or (), limits)
+    check_in_folders(index.entries, folders)
+    check_files(index.files or (), folders, limits)
     _check_blobs(index.blobs, index_offset)
     return index
 
@@ -222,30 +224,9 @@ def _stats(row: Any) -> Stats:
     return Stats(*values)
 
 
-def _file(row: Any, limits: Limits) -> FileEntry:
-    check_keys(row, "a file entry", required={"name", "size", "sha256"}, optional={"blob"})
-    name = typed(row, "name", str)
-    check_side_file_name(name, limits)
-    blob = blob_ref(row, "blob") if "blob" in row else None
-    return FileEntry(name, count(row, "size"), hexadecimal(row, "sha256", 64), blob)
-
-
-def check_side_file_name(name: str, limits: Limits) -> None:
-    """Refuse a name that could leave the output folder, hide in it, confuse a file system or replace the tensors.
-
-    Raises:
-        FormatError: Rule R13 is broken.
-    """
-    plain = all(part[:1] not in ("", ".") for part in name.split("/")) and not set("\\:") & set(name)
-    weights = name.lower().endswith((".safetensors", ".safetensors.index.json"))
-    if not plain or weights or CONTROL.search(name) or len(name.encode()) > limits.name_bytes:
-        hint = "Do not trust this pack."
-        raise FormatError("a side file has a name that is not a plain path", rule="R13", found=name, hint=hint)
-
-
 def _check_entries(index: Index) -> None:
     names = [entry.name for entry in index.entries]
-    _sorted_unique(names, "tensors")
+    sorted_unique(names, "tensors")
     held = {entry.name for entry in index.entries if entry.in_result}
     bases = [entry.base.name for entry in index.entries if entry.base is not None]
     for entry in index.entries:
@@ -263,20 +244,6 @@ def _check_entries(index: Index) -> None:
         raise FormatError("the result has another fingerprint", rule="R6", expected=found, found=index.result_fingerprint)
 
 
-def _check_files(files: Iterable[FileEntry], limits: Limits) -> None:
-    files = tuple(files)
-    names = [file.name for file in files]
-    _sorted_unique(names, "files")
-    folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
-    if not folders.isdisjoint(names):
-        raise FormatError("a side file is also a folder", rule="R13", found=min(folders.intersection(names)))
-    total = sum(file.size for file in files)
-    largest = max((file.size for file in files), default=0)
-    if largest > limits.side_file_bytes or total > limits.side_files_bytes or len(files) > limits.side_files:
-        found = f"{len(files)} files, {total} bytes, the largest {largest}"
-        raise LimitError("too many or too large side files", rule="R6", found=found)
-
-
 def _check_blobs(blobs: Iterable[BlobRef], index_offset: int) -> None:
     end = PROLOGUE_BYTES
     for blob in blobs:
@@ -286,9 +253,3 @@ def _check_blobs(blobs: Iterable[BlobRef], index_offset: int) -> None:
         end = blob.end
     if -(-end // ALIGNMENT) * ALIGNMENT != index_offset:
         raise FormatError("blobs do not end at the index", rule="R7", expected=index_offset, found=end)
-
-
-def _sorted_unique(names: list[str], what: str) -> None:
-    encoded = [name.encode() for name in names]
-    if any(left >= right for left, right in pairwise(encoded)):
-        raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")

@@ -15,7 +15,7 @@ from types import TracebackType
 from deltapack.checking import as_path
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, RecipeError
 from deltapack.format.digest import chunk_count, hash64, root_digest
-from deltapack.format.frames import decompress_frame, unpack_stream
+from deltapack.format.frames import check_frame_after, decompress_after, decompress_frame, unpack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
@@ -137,18 +137,44 @@ class PackReader:
                 raise FormatError(what, path=self.path, tensor=entry.name, rule="R9", expected=expected, found=found)
         return of_base, of_result
 
-    def side_file(self, entry: FileEntry) -> bytes:
-        """Return the content of a side file that the pack carries.
+    def check_side_file(self, entry: FileEntry) -> None:
+        """Check a side file that the pack carries, as far as that can be without the base.
 
         Raises:
             FormatError: The content is not what the index says.
         """
+        if not entry.base:
+            self.side_file(entry)
+            return
+        try:
+            check_frame_after(self._stored_file(entry), entry.size)
+        except FormatError as error:
+            error.path = self.path
+            raise
+
+    def _stored_file(self, entry: FileEntry) -> bytes:
+        """Return a side file as it is stored."""
         assert entry.blob is not None
         stored = self.plain_blob(entry.blob)
+        most = entry.size - 1 if entry.base else entry.size
+        if len(stored) > most:
+            what = "a side file is stored larger than it is"
+            raise FormatError(what, path=self.path, rule="R8", expected=f"at most {most}", found=len(stored))
+        return stored
+
+    def side_file(self, entry: FileEntry, before: bytes = b"") -> bytes:
+        """Return the content of a side file that the pack carries.
+
+        Args:
+            entry: The file.
+            before: What it refers to, in the form whose digest is `entry.base`.
+
+        Raises:
+            FormatError: The content is not what the index says.
+        """
+        stored = self._stored_file(entry)
         try:
-            if len(stored) > entry.size:
-                raise FormatError("a side file is stored larger than it is", rule="R8", expected=entry.size, found=len(stored))
-            data = unpack_stream(stored, entry.size)
+            data = decompress_after(before, stored, entry.size) if entry.base else unpack_stream(stored, entry.size)
         except FormatError as error:
             error.path = self.path
             raise

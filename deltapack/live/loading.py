@@ -102,11 +102,18 @@ def load_model(
         DeltapackError: As in `load_state_dict`.
         BackendError: transformers is not installed.
         RecipeError: There is no config.json, it names no class of transformers, or the model needs code of its own.
+        UnsupportedError: The result has weights in sub-folders, as pipelines of diffusers and sentence-transformers have.
     """
     transformers = _transformers()
     with ExitStack() as stack:
         loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if loader.composition.folders:
+            found = ", ".join(loader.composition.folders)
+            hint = (
+                "Restore a folder with `deltapack apply`, and load that with the library that it is for; load_state_dict gives all tensors."
+            )
+            raise UnsupportedError("load_model does not build a model of several folders", path=base, found=found, hint=hint)
         loader.write_configuration(folder)
         if not (folder / "config.json").exists():
             raise RecipeError("there is no config.json, which load_model needs", path=base, hint="Use load_state_dict.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -12,9 +12,10 @@ from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
-from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
+from deltapack.format.features import features_of
+from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.metadata import optional_metadata
-from deltapack.format.writer import PackWriter, open_pack_writer
+from deltapack.format.writer import open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
@@ -23,6 +24,7 @@ from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report
+from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
 
@@ -40,6 +42,8 @@ def compress(
     keep_base: str | None = None,
     allow_unrelated: bool = False,
     weight_files: str | None = None,
+    max_side_file: int | str | None = None,
+    leave_out: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -59,6 +63,8 @@ def compress(
         keep_base: Regular expression (search); tensors that only the base has and that match are in the result, too.
         allow_unrelated: Whether to go on where most of the fine-tune has nothing to do with the base.
         weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
+        max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
+        leave_out: Shell patterns of side files that stay behind.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -69,12 +75,14 @@ def compress(
     Raises:
         BaseMismatchError: Most of the fine-tune has nothing to do with the base.
         CheckpointError: An input is damaged or not a checkpoint.
+        LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
         RecipeError: A setting is out of range, or would do nothing.
-        UnsupportedError: Quantised codes would be paired with weights.
+        UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read, such as a
+            variant in a second precision.
     """
-    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files)
+    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
     out, count = Path(out), resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
@@ -85,12 +93,12 @@ def compress(
             run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
             entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
-            files, left_out = _side_files(writer, inputs.base, inputs.finetuned, include_code)
+            files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
             metadata, too_long = carried_metadata(inputs.finetuned.metadata)
-            index = replace(_index(entries, base_rows, files, asked.recipe), optional=optional_metadata(metadata))
-            size = writer.finish(index)
+            index = _index(entries, base_rows, files, inputs.finetuned.folders, asked.recipe)
+            size = writer.finish(replace(index, optional=optional_metadata(metadata)))
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-        notes = [*inputs.notes(), *left_out, *too_long]
+        notes = [*inputs.notes(), *(f"left out {item.name}: {item.reason}" for item in inputs.left_out), *too_long]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
 
 
@@ -197,23 +205,13 @@ def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[E
     ]
 
 
-def _side_files(
-    writer: PackWriter, base: Checkpoint, finetuned: Checkpoint, include_code: bool
-) -> tuple[tuple[FileEntry, ...] | None, list[str]]:
-    """Write the side files that differ from the base's; return all of them, and what was left out, in words."""
-    if not finetuned.is_folder:
-        return None, []
-    files, left_out = finetuned.list_side_files(include_code)
-    at_base = {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
-    entries = []
-    for file in sorted(files, key=lambda file: file.name.encode()):
-        data = file.read()
-        twin = at_base.get(file.name)
-        entries.append(writer.side_file(file.name, data, carry=twin is None or twin.read() != data))
-    return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
-
-
-def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[FileEntry, ...] | None, recipe: Recipe) -> Index:
+def _index(
+    entries: Sequence[Entry],
+    base_rows: Sequence[BaseRow],
+    files: tuple[FileEntry, ...] | None,
+    folders: Mapping[str, str],
+    recipe: Recipe,
+) -> Index:
     result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
     return Index(
         base_fingerprint=fingerprint(base_rows),
@@ -225,5 +223,6 @@ def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[
         entries=tuple(entries),
         files=files,
         created_by=f"deltapack {__version__}",
-        required=features_of(entries),
+        required=features_of(entries, files, folders),
+        folders=folders,
     )

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, model_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.recipe import Recipe
+from deltapack.packing.sides import list_sides
 from deltapack.packing.surveying import Survey, survey_inputs
 
 __all__ = ["Asked", "Inputs", "open_inputs"]
@@ -25,6 +26,8 @@ class Asked:
     keep_base: str | None = None
     allow_unrelated: bool = False
     weight_files: str | None = None
+    max_side_file: int | str | None = None
+    leave_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Inputs:
         asked: What is to be done with them.
         match: Which name of the one belongs to which of the other.
         survey: Roles, warnings and notes.
+        files: Side files of the fine-tune that travel.
+        left_out: Its files that do not.
     """
 
     base: Checkpoint
@@ -44,6 +49,8 @@ class Inputs:
     asked: Asked
     match: NameMatch
     survey: Survey
+    files: Sequence[SideFile] = ()
+    left_out: Sequence[LeftOut] = ()
 
     def plans(self, workers: int) -> Iterator[PackPlan]:
         """Plan the tensors of the fine-tune, one after the other, in the order of a pack."""
@@ -73,7 +80,8 @@ class Inputs:
 
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
-        return [*self.base.notes, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
+        unread = [f"not read in the base: {error}" for error in self.base.unread]
+        return [*self.base.notes, *unread, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
 
 
 @contextlib.contextmanager
@@ -83,11 +91,13 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
     Raises:
         BaseMismatchError: Most of the fine-tune has nothing to do with the base.
         CheckpointError: One is damaged or not a checkpoint.
+        LimitError: A side file is too large.
         RecipeError: A setting does nothing.
-        UnsupportedError: Quantised codes would be paired with weights.
+        UnsupportedError: Quantised codes would be paired with weights, or the fine-tune has weights that are not read.
     """
     choice = asked.weight_files
     with open_checkpoint(base, weights=choice) as base_ckpt, open_checkpoint(finetuned, weights=choice) as tuned_ckpt:
+        files, left_out = list_sides(tuned_ckpt, asked.include_code, asked.max_side_file, asked.leave_out)
         match = match_names(
             base_ckpt.tensors,
             tuned_ckpt.tensors,
@@ -97,4 +107,4 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
             models=(*model_names(base_ckpt.path), *model_names(tuned_ckpt.path)),
         )
         survey = survey_inputs(base_ckpt, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
-        yield Inputs(base_ckpt, tuned_ckpt, asked, match, survey)
+        yield Inputs(base_ckpt, tuned_ckpt, asked, match, survey, files, left_out)

@@ -137,13 +137,14 @@ def write_checkpoint(
     tensors besides those that `result_metadata` composes.
     """
     refuse_for_file(out, options)
-    check_base_files(base, composition.assets)
+    check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
         rename={job.name: job.source.base.name for job in jobs if isinstance(job.source, FromBase)},
         max_shard_size=options.max_shard_bytes,
+        folders=composition.folders,
     )
     with open_writer(
         out,
@@ -151,7 +152,7 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
-        metadata={**result_metadata(base, composition.metadata), **metadata},
+        metadata=result_metadata(base, composition.metadata, composition.folders, metadata),
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)

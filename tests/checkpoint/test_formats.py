@@ -30,7 +30,8 @@ def write(path: Path, row: WeightFormat, state: dict[str, torch.Tensor]) -> Path
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.whole)
 def test_every_format_is_found_in_a_folder_and_as_a_file(row: WeightFormat, tmp_path: Path) -> None:
     for suffix in (*row.suffixes, *(suffix.upper() for suffix in row.suffixes)):
-        assert format_of(f"a.b{suffix}") is row and is_weight_file(f"model{suffix.lower()}")
+        found = format_of(f"a.b{suffix}")
+        assert found is not None and found.parse is row.parse and is_weight_file(f"model{suffix.lower()}")
         with open_checkpoint(write(tmp_path / f"file{suffix}", row, STATE)) as checkpoint:
             assert checkpoint.read("w").tolist() == list(range(6))
     folder = tmp_path / "folder"

@@ -14,7 +14,7 @@ from support.builders import Model, moved, random_tensor, read_folder, read_mode
 import deltapack
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.metadata import declared_ties, of_file
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, RecipeError
 from deltapack.packing import metadata as travelling
 from deltapack.restoring.provenance import KEYS
 
@@ -79,7 +79,7 @@ def test_strings_tie_nothing_and_come_back(tmp_path: Path, metadata: dict[str, s
     with deltapack.open_pack(tmp_path / "x.dpk") as pack:
         assert {name: pack[name].kind for name in pack} == {"w": "delta"}
     with open_checkpoint(tmp_path / "out") as checkpoint:
-        assert not checkpoint.aliases and checkpoint.metadata == metadata
+        assert not checkpoint.aliases and checkpoint.metadata == {"": metadata}
 
 
 @pytest.mark.parametrize("metadata", [None, {}, PLAIN])
@@ -110,7 +110,7 @@ def test_what_save_model_writes_is_a_tie(tmp_path: Path) -> None:
         save_model(Tied(), str(tmp_path / f"{name}.safetensors"), metadata={"format": "pt", "note": "embed.weight"})
     with open_checkpoint(tmp_path / "tuned.safetensors") as checkpoint:
         assert checkpoint.aliases == {"head.weight": "embed.weight"}
-        assert checkpoint.metadata == {"format": "pt", "note": "embed.weight"}
+        assert checkpoint.metadata == {"": {"format": "pt", "note": "embed.weight"}}
     deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "x.dpk")
     deltapack.apply(tmp_path / "base.safetensors", tmp_path / "x.dpk", tmp_path / "out.safetensors")
     assert strings_of(tmp_path / "out.safetensors") == strings_of(tmp_path / "tuned.safetensors")
@@ -201,8 +201,8 @@ def test_metadata_without_end_are_left_out_and_named(tmp_path: Path, monkeypatch
     deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out")
     assert strings_of(tmp_path / "out" / "model.safetensors") == {"format": "pt", "note": "short"}
     monkeypatch.setattr(travelling, "MAX_KEYS", 2)
-    kept, told = travelling.carried_metadata({"a": "", "b": "22", "c": "333"})
-    assert kept == {"a": "", "b": "22"} and "'c'" in told[0]
+    kept, told = travelling.carried_metadata({"": {"a": "", "c": "333"}, "unet": {"b": "22"}})
+    assert kept == {"": {"a": ""}, "unet": {"b": "22"}} and "'c'" in told[0]
 
 
 def packs_with(tmp_path: Path, *metadata: dict[str, str]) -> tuple[Path, list[Path]]:
@@ -245,7 +245,7 @@ def test_a_stray_file_is_chosen_for_all_commands(tmp_path: Path) -> None:
         write_file(place / "model-00001-of-00001.safetensors", tensors)
         (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-00001-of-00001.safetensors"}}))
     pack = tmp_path / "x.dpk"
-    with pytest.raises(CheckpointError, match="two models"):
+    with pytest.raises(RecipeError, match="two models"):
         deltapack.compress(base, tuned, pack)
     deltapack.compress(base, tuned, pack, weight_files="index")
     for call in (
@@ -256,7 +256,7 @@ def test_a_stray_file_is_chosen_for_all_commands(tmp_path: Path) -> None:
         lambda **more: deltapack.explain_merge(base, [pack], **more),
         lambda **more: deltapack.survey_merge(base, [pack], **more),
     ):
-        with pytest.raises(CheckpointError, match="two models"):
+        with pytest.raises(RecipeError, match="two models"):
             call()
         call(weight_files="index")
     assert read_model(tmp_path / "out") == read_model(tmp_path / "merged")

@@ -209,7 +209,7 @@ def test_a_single_file_beside_shards_that_differ(
     folder = shards(tmp_path / "m", {ONE: {"a": torch.ones(2)}})
     (folder / "model.safetensors.index.json").rename(folder / f"{family}.safetensors.index.json")
     save_file(other, folder / f"{family}.safetensors")
-    with pytest.raises(CheckpointError, match="--weights") as error:
+    with pytest.raises(RecipeError, match="--weights") as error:
         open_checkpoint(folder)
     assert error.value.tensor == name and found in str(error.value)
     assert (
@@ -230,7 +230,7 @@ def test_a_difference_at_the_very_end_is_seen(tmp_path: Path) -> None:
         assert [path.name for path in checkpoint.weight_paths()] == ["model.safetensors"]
     one[-1] = 0
     save_file({"a": one}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="two models"):
+    with pytest.raises(RecipeError, match="two models"):
         open_checkpoint(folder)
 
 

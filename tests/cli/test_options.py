@@ -46,6 +46,8 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "keep_base": (["--keep-base", "d"], {"keep_base": "d"}),
         "allow_unrelated": (["--allow-unrelated"], {"allow_unrelated": True}),
         "include_code": (["--include-code"], {"include_code": True}),
+        "max_side_file": (["--max-side-file", "9MB"], {"max_side_file": "9MB"}),
+        "leave_out": (["--leave-out", "*.md"], {"leave_out": ("*.md",)}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
         "workers": (["--workers", "3"], {"workers": 3}),

@@ -295,6 +295,11 @@ def test_where_nobody_says_what_is_new(tmp_path: Path) -> None:
     with pytest.raises(MergeConflictError, match=r"would have no tokenizer\.json.*--assets"):
         merge(found, tmp_path / "out", assets=found.packs[2])
     (found.base / "tokenizer.json").unlink()
+    with pytest.raises(BaseMismatchError, match=r"tokenizer\.json.*no such file"):  # the packs' own refer to it
+        merge(found, tmp_path / "out")
+    for number in range(3):  # a base that never had one
+        tuned = tmp_path / f"{number}"
+        deltapack.compress(found.base, tuned, found.packs[number], force=True, allow_unrelated=True)
     with pytest.raises(MergeConflictError, match=r"the base has no tokenizer\.json"):
         merge(found, tmp_path / "out")
 

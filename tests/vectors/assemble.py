@@ -16,6 +16,15 @@ import zstandard
 from vectors import scalar
 from vectors.scalar import CHUNK, ITEMSIZE, TILE, itemsize, size_of
 
+ODD = b'{"a" :[ 1,{ },[\t],"x\\\\","\\"]"], "b":\r\n"{,", "c": 1e5 2}]] ,"cut\\"'
+"""Not quite JSON: what is spread and joined are tokens."""
+BASE_FILES = {
+    "LICENSE": b"from the base",
+    "vocab.txt": b"".join(b"token %d\n" % (7 * i % 61) for i in range(60)),
+    "merges.txt": b"a b\r\nc d\r\n",
+    "odd.json": ODD,
+}
+"""The side files of every base."""
 SCALED = ("int8", "int4", "int3", "int2", "sign")
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
@@ -89,6 +98,12 @@ def zstd(raw: bytes, **options: Any) -> bytes:
         params = zstandard.ZstdCompressionParameters.from_level(1, **options)
         return zstandard.ZstdCompressor(compression_params=params).compress(raw)
     return zstandard.ZstdCompressor(level=1).compress(raw)
+
+
+def zstd_after(before: bytes, raw: bytes) -> bytes:
+    """One frame whose matches may begin in what stands before its content."""
+    prefix = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdCompressor(level=19, dict_data=prefix).compress(raw)
 
 
 def stream(raw: bytes) -> tuple[bytes, int]:
@@ -385,6 +400,15 @@ class Pack:
         if over is not None:
             self.base[name], self.said[name] = over, Said("alias", name, over)
         self.entries.append({"name": name, "kind": "alias", "of": of})
+        return self
+
+    def referring(self, name: str, content: bytes, blob: Blob | None = None, to: bytes | None = None) -> Pack:
+        """Add a side file that refers to the base's (or, for a fault, to another)."""
+        before = BASE_FILES[name] if to is None else to
+        self.file(name, content, blob=blob or Blob(zstd_after(before, content)))
+        assert self.files is not None
+        self.files[-1]["base"] = hashlib.sha256(before).hexdigest()
+        self.extra["required"] = ["files.base"]
         return self
 
     def file(self, name: str, content: bytes, inside: bool = True, blob: Blob | None = None) -> Pack:

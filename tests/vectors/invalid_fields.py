@@ -80,7 +80,8 @@ result fingerprint hex|result tensors int|result bytes int|delta kind string|del
 delta shape ints|delta digest hex|delta base object|delta terms list|grown stored blob|grown stats object|alias of string
 source digest hex|source name string|source dtype string|source shape ints|stats l1 string|stats max_abs string
 term-all index string|term-all values string|term-all factor hex|term-all nnz int|term-all blob blob|term-seeded keep int
-term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|digests digests blob
+term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|referring base hex
+digests digests blob
 """
 
 
@@ -140,6 +141,8 @@ def type_cases(packs: dict[str, Pack]) -> Iterator[Case]:
 
 def _place(what: str) -> tuple[str, tuple[Any, ...]]:
     """A valid vector and the path to the object in it."""
+    if what == "referring":
+        return "files-base", ("files", 1)
     if what == "digests":
         return "chunks-stored", ("tensors", 0)
     if what in KINDS:

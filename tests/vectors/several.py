@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vectors.assemble import Addend, Blob, Pack, Said, Tensor, Term, add_up, blends
+from vectors.assemble import BASE_FILES, Addend, Blob, Pack, Said, Tensor, Term, add_up, blends
 from vectors.scalar import CHUNK
 from vectors.valid import floats, tensor, term
 
@@ -329,7 +329,7 @@ def digests() -> Group:
 
 
 def files() -> Group:
-    """Whose side files the result has; the base has the file LICENSE."""
+    """Whose side files the result has; the base has some of its own."""
     old, names = floats("bf16", (2, 2)), ("config.json", "LICENSE")
 
     def pack(config: str | None, *, shapes: bool = False) -> Pack:
@@ -342,7 +342,7 @@ def files() -> Group:
     packs = {"a": pack('{"a":1}'), "a-too": pack('{"a":1}'), "b": pack('{"b":1}'), "none": pack(None), "empty": pack(None)}
     packs |= {"c-shapes": pack('{"c":1}', shapes=True), "d-shapes": pack('{"d":1}', shapes=True), "none-shapes": pack(None, shapes=True)}
     packs["empty"].files = []
-    license_of_base = {"LICENSE": "from the base"}
+    of_base, license_of_base = {name: text.decode() for name, text in BASE_FILES.items()}, {"LICENSE": "from the base"}
     cases = {}
     for chosen, prefer, config in (
         (("a", "a-too"), None, '{"a":1}'),
@@ -358,10 +358,10 @@ def files() -> Group:
         (("a", "none-shapes"), None, None),
         (("a", "b", "c-shapes"), None, '{"c":1}'),
     ):
-        case = Case(chosen, ("1",) * len(chosen), prefer, files=license_of_base | ({"config.json": config} if config else {}))
+        case = Case(chosen, ("1",) * len(chosen), prefer, files=license_of_base | {"config.json": config} if config else of_base)
         cases["-".join(chosen) + (f"-prefer-{prefer}" if prefer is not None else "")] = case
     cases["empty-a-prefer-0"] = Case(("empty", "a"), ("1", "1"), 0, files={})
-    assert all(set(case.files or {}) <= set(names) for case in cases.values())
+    assert all(set(case.files or {}) <= {*names, *BASE_FILES} for case in cases.values())
     return Group("side files", {"w": old}, packs, cases)
 
 

@@ -141,6 +141,12 @@ def _rescaled(how: str) -> str:
 @click.option("--allow-unrelated", is_flag=True, help="Go on where most of FINETUNED has nothing to do with BASE.")
 @click.option("--include-code", is_flag=True, help="Let Python files of the fine-tune travel in the pack.")
 @click.option(
+    "--max-side-file", metavar="SIZE", help="Pack side files (tokenizer, config) up to this size, such as 200MB; 128 MiB unless given."
+)
+@click.option(
+    "--leave-out", multiple=True, metavar="GLOB", help="Leave side files of such names behind, such as '*.jsonl' or 'logs/*'. Repeatable."
+)
+@click.option(
     "--fidelity",
     type=float,
     metavar="SHARE",
@@ -175,6 +181,8 @@ def command(
     keep_base: str | None,
     allow_unrelated: bool,
     include_code: bool,
+    max_side_file: str | None,
+    leave_out: Sequence[str],
     fidelity: float | None,
     non_finite: str,
     dry_run: bool,
@@ -211,6 +219,8 @@ def command(
         "keep_base": keep_base,
         "allow_unrelated": allow_unrelated,
         "weight_files": weight_files,
+        "max_side_file": max_side_file,
+        "leave_out": leave_out,
         "workers": workers,
     }
     if dry_run:

@@ -8,7 +8,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, show_progress
+from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
 
 __all__ = ["command"]
 
@@ -34,3 +34,4 @@ def command(pack: Path, base: Path | None, weight_files: str | None, workers: in
         if report.result_digests:
             fields.append(("result", "every restored tensor would match its digest"))
         print_fields(fields)
+        print_notes(report.notes, [])
