@@ -102,17 +102,17 @@ def test_layout_of_folders_that_only_one_side_has(tmp_path: Path) -> None:
 
 
 def test_shards_and_ties_of_a_sub_folder(tmp_path: Path) -> None:
-    base = write(tmp_path / "base", {"model.safetensors": model(1, "w"), "d/model.safetensors": model(2, "a", "b")})
+    base = write(tmp_path / "base", {"model.safetensors": model(1, "w"), "d/model.safetensors": model(2, "a.weight", "b.weight")})
     ft = write(tmp_path / "ft", {"model.safetensors": model(1, "w")})
     (ft / "d").mkdir()
-    write_file(ft / "d" / "model.safetensors", tuned_model(model(2, "a", "b")), {"tied": "a"})
+    write_file(ft / "d" / "model.safetensors", tuned_model(model(2, "a.weight", "b.weight")), {"tied.weight": "a.weight"})
     deltapack.compress(base, ft, tmp_path / "pack.dpk")
     deltapack.apply(base, tmp_path / "pack.dpk", tmp_path / "out", max_shard_size=16 * 24 * 4)
     index = json.loads((tmp_path / "out" / "d" / "model.safetensors.index.json").read_text())
-    assert index["weight_map"] == {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    assert index["weight_map"] == {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
     with open_checkpoint(tmp_path / "out") as checkpoint:
-        assert dict(checkpoint.aliases) == {"d/tied": "d/a"}
-        assert list(checkpoint.tensors) == ["d/a", "d/b", "w"]
+        assert dict(checkpoint.aliases) == {"d/tied.weight": "d/a.weight"}
+        assert list(checkpoint.tensors) == ["d/a.weight", "d/b.weight", "w"]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.bin"])

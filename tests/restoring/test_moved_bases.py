@@ -202,11 +202,11 @@ def test_a_pack_that_refers_says_so_to_older_readers(made: tuple[Path, Path, Pat
 
 
 def test_a_base_that_ties_what_were_two_tensors_is_another(tmp_path: Path) -> None:
-    twins = {"a": MODEL["w"], "b": MODEL["w"]}
+    twins = {"a.weight": MODEL["w"], "b.weight": MODEL["w"]}
     base, pack = write_file(tmp_path / "base.safetensors", twins), tmp_path / "pack.dpk"
     deltapack.compress(base, write_file(tmp_path / "tuned.safetensors", tuned_model(twins)), pack)
-    tied = write_file(tmp_path / "tied.safetensors", {"a": MODEL["w"]}, {"b": "a"})
+    tied = write_file(tmp_path / "tied.safetensors", {"a.weight": MODEL["w"]}, {"b.weight": "a.weight"})
     for act in (lambda: deltapack.verify(pack, tied), lambda: deltapack.apply(tied, pack, tmp_path / "out")):
         with pytest.raises(BaseMismatchError, match="ties tensors that were two") as caught:
             act()
-        assert (caught.value.tensor, caught.value.rule) == ("b", "R11")
+        assert (caught.value.tensor, caught.value.rule) == ("b.weight", "R11")
