@@ -376,7 +376,7 @@ def fail_at(patch: pytest.MonkeyPatch, backend: str, call: int) -> None:
     if backend == "triton":
         from deltapack.device import triton_engine
 
-        target, name = triton_engine._Plan, "of"
+        target, name = triton_engine, "launch_of"
     else:
         target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_kernels, "add_sparse")
     original, calls = getattr(target, name), []
