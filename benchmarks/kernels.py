@@ -60,7 +60,7 @@ def compile_variant(name: str, architecture: int) -> Compiled:
     given = dict(VARIANTS[name])
     target = given.pop("dtype", "bf16")
     source = given.pop("source", target)
-    blocks = {"BLOCK": triton_kernels.BLOCK, "WINDOW": min(triton_kernels.PROGRAMS)}
+    blocks = {"BLOCK": triton_kernels.BLOCK, "WINDOW": triton_kernels.WINDOW}
     constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, **blocks}
     pointers = {"tasks": "*i64", "terms": "*i64", "owners": "*i64", "scratch": "*i32", "states": "*i32", "violation": "*i64"}
     signature = pointers | {"count": "i32", "most": "i32"}

@@ -10,7 +10,7 @@ from operator import or_
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.device.ready import ALIGNMENT, COLUMNS, KINDS
+from deltapack.device.ready import ALIGNMENT, COLUMNS
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
 from deltapack.dtypes import DType
@@ -75,8 +75,9 @@ def rows_of(region: Region, dtype: DType, terms: Sequence[tuple[ResidentTerm, fl
     tiles = range(region.tiles.start, max(region.tiles.start, min(region.tiles.stop, -(-common // TILE))))
     task = np.array([_origin(region), _origin(base), *_bounds(region), tiles.start, common, 0, 0, 0, 0, 0], np.int64)
     tables = [term.ready.table[tiles.start : tiles.stop] for term, _ in terms]
-    counts = np.array([int(table[:, _COUNT].sum()) for table in tables], np.int64)
     before = np.array([int(table[0, _BEFORE]) if len(table) else 0 for table in tables], np.int64)
+    after = np.array([int(table[-1, _BEFORE] + table[-1, _COUNT]) if len(table) else 0 for table in tables], np.int64)
+    counts = after - before
     rows = np.array([_term(term, factor) for term, factor in terms], np.int64)
     return WorkRows(
         task,
@@ -85,7 +86,7 @@ def rows_of(region: Region, dtype: DType, terms: Sequence[tuple[ResidentTerm, fl
         np.cumsum(counts) - counts - before,
         int(counts.sum()),
         (base_type.name, dtype.name),
-        _bits({kind for kind in KINDS.values() for table in tables if bool((table[:, _KIND] == kind).any())}),
+        _bits({kind for table in tables for kind in np.flatnonzero(np.bincount(table[:, _KIND])).tolist()}),
         _bits(set(rows[:, 0].tolist())),
         region.sliced or base.sliced,
         bool((task[:2] % ALIGNMENT == 0).all()),
@@ -143,7 +144,6 @@ class Launch:
         tasks: `[tasks, 16]`, see `TASKS`.
         terms: `[terms, 8]`, see `TERMS`.
         most: The most terms that a task adds.
-        kept: Elements that a term to add keeps in a tile, on average.
         kinds: As in `WorkRows`, of all works.
         values: As in `WorkRows`, of all works.
         sliced: Whether any region is more than a range of consecutive elements.
@@ -154,7 +154,6 @@ class Launch:
     tasks: Table
     terms: Table
     most: int
-    kept: float
     kinds: int
     values: int
     sliced: bool
@@ -186,7 +185,6 @@ def launch_of(todo: Sequence[Todo], itemsize: int) -> Launch:
         tasks,
         terms,
         int(lengths[:half].max()),
-        sum(rows.logged for rows in adds if rows is not None) / max(1, int((lengths[:half] * counts).sum())),
         reduce(or_, (rows.kinds for rows in every)),
         reduce(or_, (rows.values for rows in every)),
         any(rows.sliced for rows in every),

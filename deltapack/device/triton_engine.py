@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,10 +98,11 @@ class TritonEngine:
 
     def __init__(self, device: torch.device, block: int | None = None, window: int | None = None) -> None:
         self._device = device
-        self._on_gpu = device.type == "cuda"
-        self._block = block or (triton_kernels.BLOCK if self._on_gpu else _INTERPRETED_BLOCK)
-        self._window = window or (None if self._on_gpu else TILE)
-        self._processors = torch.cuda.get_device_properties(device).multi_processor_count if self._on_gpu else 1
+        on_gpu = device.type == "cuda"
+        self._block = block or (triton_kernels.BLOCK if on_gpu else _INTERPRETED_BLOCK)
+        self._window = window or (triton_kernels.WINDOW if on_gpu else TILE)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
+        self._programs = triton_kernels.PROGRAMS * processors
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
 
     def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
@@ -118,10 +120,6 @@ class TritonEngine:
                         saved.put_back()
             for types in sorted(tasks):
                 self._launch(tasks[types], done)
-
-    def _programs(self, window: int) -> int:
-        """Return how many programs collect sums at a time."""
-        return self._processors * triton_kernels.PROGRAMS[window] if self._on_gpu else 2
 
     def _task(self, work: Work, earlier: Sequence[Saved], mode: UndoMode) -> _Task:
         log = None
@@ -162,19 +160,17 @@ class TritonEngine:
     def _run(self, tasks: Sequence[_Task], launch: Launch) -> int:
         """Launch; return the number of the first tile where a term keeps another number of elements than its table says."""
         collect, (source, target) = launch.most > 1, tasks[0].rows.types
-        window, programs = TILE, len(launch.owners)
-        if collect:
-            window = self._window or triton_kernels.window_of(launch.kept)
-            programs = min(programs, self._programs(window))
-            if len(self._scratch) < programs * window:
-                self._scratch = torch.full((programs * window,), -1, dtype=torch.int32, device=self._device)
+        programs = min(len(launch.owners), self._programs) if collect else len(launch.owners)
+        if collect and len(self._scratch) < programs * self._window:
+            self._scratch = torch.full((programs * self._window,), -1, dtype=torch.int32, device=self._device)
         states = torch.empty(programs * launch.most * triton_kernels.STATE if collect else 0, dtype=torch.int32, device=self._device)
         violation = torch.full((1,), _NO_VIOLATION, dtype=torch.int64, device=self._device)
         ends = launch.tasks.size, launch.tasks.size + launch.terms.size
         tables = np.concatenate([table.reshape(-1) for table in (launch.tasks, launch.terms, launch.owners)])
         sent = torch.from_numpy(tables).to(self._device)
-        # The interpreter computes with numpy, which warns of infinities.
-        with np.errstate(over="ignore", invalid="ignore"):
+        # The interpreter computes with numpy, which warns of infinities. Triton launches on the current device.
+        on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        with np.errstate(over="ignore", invalid="ignore"), on_device:
             triton_kernels.switch_tiles[(programs,)](
                 sent,
                 sent[ends[0] :],
@@ -194,7 +190,7 @@ class TritonEngine:
                 SLICED=launch.sliced,
                 ALIGNED=launch.aligned,
                 BLOCK=self._block,
-                WINDOW=window,
+                WINDOW=self._window,
                 **triton_kernels.options(alike=launch.alike, heavy=collect or "f64" in (source, target)),
             )
         return int(violation.item())

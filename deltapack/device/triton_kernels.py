@@ -18,25 +18,20 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from deltapack.device.tables import VALUES
+from deltapack.device.triton_decoding import halves, pair, steps, values_of
 from deltapack.device.triton_rounding import add_rounded, element_pointer, pointer
-from deltapack.kernels.layout import GROUP, TILE
+from deltapack.kernels.layout import TILE
 
-__all__ = ["BLOCK", "PROGRAMS", "STATE", "options", "switch_tiles", "window_of"]
+__all__ = ["BLOCK", "PROGRAMS", "STATE", "WINDOW", "options", "switch_tiles"]
 
-BLOCK = 1024
-WARPS = 4
+BLOCK = 256
+WARPS = 2
+WINDOW = 4096
+PROGRAMS = 7
+"""Programs for each processor that collect sums, as many as run at a time. Together their windows take 15 MB; with twice that the L2 cache
+of an H100 no longer holds them, and all takes twice as long."""
 STATE = 3
 """Numbers of where a term goes on: item, position and number of kept elements."""
-PROGRAMS = {8192: 4, TILE: 2}
-"""Elements of a window of sums, and programs for each processor, so that all windows together stay in the L2 cache."""
-_DENSE = 2048
-"""Kept elements of a tile from which several windows pay."""
-
-
-def window_of(kept: float) -> int:
-    """Return how many elements' sums are collected at once, where a term keeps so many elements of a tile."""
-    return min(PROGRAMS) if kept >= _DENSE else TILE
 
 
 def options(*, alike: bool, heavy: bool) -> dict[str, Any]:
@@ -48,89 +43,15 @@ def options(*, alike: bool, heavy: bool) -> dict[str, Any]:
         alike: Whether all terms have the same codecs, so that the code of one only is compiled.
         heavy: Whether sums of several terms or f64 occur.
     """
-    registers = (168 if heavy else 128) if alike else 255
+    registers = (144 if heavy else 128) if alike else 255
     return {"num_warps": WARPS, "enable_fp_fusion": False, "maxnreg": registers}
 
 
 _UNDO, _APPLY, _COLLECT = (tl.constexpr(mode) for mode in range(3))
-_SEEDED, _GAPS, _WIDE, _BITMAP = (tl.constexpr(kind) for kind in range(4))
 _TILE = tl.constexpr(TILE)
-_GROUP = tl.constexpr(GROUP)
 _STATE = tl.constexpr(STATE)
 _UNTOUCHED = tl.constexpr(-1)
 """Scratch where no term kept an element: a NaN that arithmetic on finite numbers does not give."""
-_INT, _SIGN, _V32, _VBF16, _VF16 = (tl.constexpr(form) for form in VALUES.values())
-
-
-@triton.jit
-def _gaps_of(samples, thresholds):
-    """Return how many of the 255 thresholds are below each sample, by bisection."""
-    gap = tl.zeros_like(samples).to(tl.int32)
-    for level in tl.static_range(8):
-        half = 128 >> level
-        gap += tl.where(tl.load(thresholds + (gap + half - 1)) < samples, half, 0)
-    return gap
-
-
-@triton.jit
-def _steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return by how much each of the items [at, at + BLOCK) moves the cursor, and whether it keeps an element."""
-    item = at + tl.arange(0, BLOCK)
-    there = item < items
-    step = tl.where(there, 1, 0)
-    kept = there
-    if KINDS & 1:
-        if kind == _SEEDED:
-            block = (at // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-            none = tl.zeros_like(block)
-            k0 = none + low
-            k1 = none + high
-            a, b, c, d = tl.philox_impl(block, none + tile.to(tl.uint32), none, none, k0, k1, 10)
-            samples = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
-            gap = _gaps_of(samples, pointer(thresholds, tl.uint32))
-            kept = gap < 255
-            step = gap + kept.to(tl.int32)
-    if KINDS & 2:
-        if kind == _GAPS:
-            gap = tl.load(pointer(index, tl.uint8) + item, mask=there, other=255).to(tl.int32)
-            kept = gap < 255
-            step = tl.where(there, gap + kept.to(tl.int32), 0)
-    if KINDS & 4:
-        if kind == _WIDE:
-            gap = tl.load(pointer(index, tl.uint16) + item, mask=there, other=0).to(tl.int32)
-            step = tl.where(there, gap + 1, 0)
-    if KINDS & 8:
-        if kind == _BITMAP:
-            byte = tl.load(pointer(index, tl.uint8) + item // 8, mask=there, other=0).to(tl.int32)
-            kept = ((byte >> (item & 7)) & 1) == 1
-    return step, kept
-
-
-@triton.jit
-def _values(values, bits, codes, first, scales, order, mask, factor, VALUES: tl.constexpr):
-    """Return the values of kept elements: code times scale times factor (spec/06-arithmetic.md section 6.1)."""
-    at = first + order.to(tl.int64)
-    value = tl.zeros(order.shape, tl.float32)
-    if VALUES & 3:
-        if values <= _SIGN:
-            place = at * bits
-            byte = tl.load(pointer(codes, tl.uint8) + (place >> 3), mask=mask, other=0).to(tl.int32)
-            field = (byte >> (place & 7).to(tl.int32)) & ((1 << bits) - 1)
-            half = 1 << (bits - 1)
-            code = tl.where(values == _SIGN, 1 - 2 * field, (field ^ half) - half)
-            scale = tl.load(pointer(scales, tl.uint16) + order // _GROUP, mask=mask, other=0).to(tl.uint32) << 16
-            value = code.to(tl.float32) * (scale.to(tl.float32, bitcast=True) * factor)
-    if VALUES & 4:
-        if values == _V32:
-            value = tl.load(pointer(codes, tl.float32) + at, mask=mask, other=0.0) * factor
-    if VALUES & 8:
-        if values == _VBF16:
-            wide = tl.load(pointer(codes, tl.uint16) + at, mask=mask, other=0).to(tl.uint32) << 16
-            value = wide.to(tl.float32, bitcast=True) * factor
-    if VALUES & 16:
-        if values == _VF16:
-            value = tl.load(pointer(codes, tl.float16) + at, mask=mask, other=0.0).to(tl.float32) * factor
-    return value
 
 
 @triton.jit
@@ -175,10 +96,10 @@ def _walk(
     target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
     going = (at < items) & (cursor < stop)
     while going:
-        step, kept = _steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
-        position = cursor + tl.cumsum(step, 0) - 1
+        step, kept = steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
+        moves, numbers = halves(tl.cumsum(pair(step, kept, BLOCK), 0), BLOCK)
+        position, order = cursor + moves - 1, rank + numbers - 1
         kept = kept & (position < length)
-        order = rank + tl.cumsum(kept.to(tl.int32), 0) - 1
         place, inside = _places(bounds, tile, position, SLICED)
         mask = kept & inside & (order < count)
         if MODE == _COLLECT:
@@ -187,7 +108,7 @@ def _walk(
             old = tl.load(element_pointer(log, TARGET) + (before + order), mask=mask)
             tl.store(element_pointer(target, TARGET) + place, old, mask=mask)
         else:
-            value = _values(values, bits, codes, first, scales, order, mask, factor, VALUES)
+            value = values_of(values, bits, codes, first, scales, order, mask, factor, VALUES)
             if LOG or MODE == _APPLY:
                 raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
             if LOG:
@@ -199,19 +120,13 @@ def _walk(
                 so_far = tl.load(scratch + (position - start), mask=mask, other=0)
                 total = tl.where(so_far == _UNTOUCHED, 0.0, so_far.to(tl.float32, bitcast=True)) + value
                 tl.store(scratch + (position - start), total.to(tl.int32, bitcast=True), mask=mask)
-        reach = cursor + tl.sum(step, 0)
-        if MODE == _COLLECT:
-            # A block that crosses the border of the window is visited again from the next one.
-            passed = (reach <= stop) | (stop == length)
-            rank = tl.where(passed, rank + tl.sum(kept.to(tl.int32), 0), rank)
-            cursor = tl.where(passed, reach, cursor)
-            at = tl.where(passed, at + BLOCK, at)
-            going = passed & (at < items) & (cursor < stop)
-        else:
-            rank += tl.sum(kept.to(tl.int32), 0)
-            cursor = reach
-            at += BLOCK
-            going = (at < items) & (cursor < stop)
+        moved, found = halves(tl.sum(pair(step, kept, BLOCK), 0), BLOCK)
+        # A block that crosses the border of a window is visited again from the next one.
+        passed = (cursor + moved <= stop) | (stop == length)
+        cursor += tl.where(passed, moved, 0)
+        rank += tl.where(passed, found, 0)
+        at += tl.where(passed, BLOCK, 0)
+        going = passed & (at < items) & (cursor < stop)
     return at, cursor, rank
 
 
@@ -229,8 +144,8 @@ def _sum(
 ):  # fmt: skip
     """Add several terms to a tile; return whether each keeps as many elements as its table says."""
     good = part == part
-    start = tl.zeros([], tl.int32)
-    while start < length:
+    for window in tl.range(0, tl.cdiv(length, WINDOW)):
+        start = window * WINDOW
         stop = tl.minimum(start + WINDOW, length)
         number = part
         while number < end:
@@ -251,31 +166,54 @@ def _sum(
             good &= (stop < length) | (rank == _kept(term, tile))
             number += 1
         tl.debug_barrier()
-        _add_collected(task, tile, start, stop, scratch, SOURCE, TARGET, SLICED, ALIGNED, BLOCK)
+        _add_collected(task, tile, start, stop, scratch, SOURCE, TARGET, SLICED, ALIGNED, BLOCK, WINDOW)
         tl.debug_barrier()
-        start += WINDOW
     return good
+
+
+@triton.jit
+def _taken(places):
+    """Return what the scratch window holds, and clear it; the thread that clears an element need not be the one that reads it."""
+    total = tl.load(places)
+    tl.debug_barrier()
+    tl.store(places, tl.full(places.shape, _UNTOUCHED, tl.int32))
+    return total
 
 
 @triton.jit
 def _add_collected(
     task, tile, start, stop, scratch,
-    SOURCE: tl.constexpr, TARGET: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    SOURCE: tl.constexpr, TARGET: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Add what the scratch window holds of the elements [start, stop) of a tile, and clear it."""
     target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
-    if ALIGNED:
-        source, target = tl.multiple_of(source, 16), tl.multiple_of(target, 16)
-    for at in tl.range(0, stop - start, BLOCK):
-        offset = at + tl.arange(0, BLOCK)
-        position = start + offset
-        there = position < stop
-        total = tl.load(scratch + offset, mask=there, other=_UNTOUCHED)
-        place, inside = _places(bounds, tile, position, SLICED)
-        raw = tl.load(element_pointer(source, SOURCE) + place, mask=inside & there)
-        result = add_rounded(raw, total.to(tl.float32, bitcast=True), SOURCE, TARGET)
-        tl.store(element_pointer(target, TARGET) + place, result, mask=inside & (total != _UNTOUCHED))
-        tl.store(scratch + offset, tl.full([BLOCK], _UNTOUCHED, tl.int32), mask=there)
+    left, right = bounds[2][0], bounds[2][1]
+    first = tile * _TILE + start
+    whole = (first >= left) & (first + WINDOW <= right) & (stop == start + WINDOW)
+    # More elements at once than are decoded at once: their loads have nothing to wait for.
+    ADDED: tl.constexpr = min(WINDOW, 4 * BLOCK)
+    for at in tl.range(0, WINDOW, ADDED):
+        offset = at + tl.arange(0, ADDED)
+        place, inside = _places(bounds, tile, start + offset, SLICED)
+        into, of = element_pointer(target, TARGET) + place, element_pointer(source, SOURCE) + place
+        if ALIGNED and not SLICED:
+            into, of = tl.multiple_of(into, 16), tl.multiple_of(of, 16)
+        if whole and not SLICED:
+            # Without a mask, 16 bytes are moved at once; what no term keeps gets the bits that it has.
+            raw = tl.load(of)
+            total = _taken(scratch + offset)
+            touched = total != _UNTOUCHED
+            result = add_rounded(raw, total.to(tl.float32, bitcast=True), SOURCE, TARGET)
+            if SOURCE == TARGET:
+                tl.store(into, tl.where(touched, result, raw))
+            else:
+                tl.store(into, result, mask=touched)
+        else:
+            total = _taken(scratch + offset)
+            mask = inside & (total != _UNTOUCHED)
+            raw = tl.load(of, mask=mask)
+            result = add_rounded(raw, total.to(tl.float32, bitcast=True), SOURCE, TARGET)
+            tl.store(into, result, mask=mask)
 
 
 @triton.jit(do_not_specialize=["count", "most"])
