@@ -66,7 +66,9 @@ def compile_variant(name: str, architecture: int) -> Compiled:
     signature = pointers | {"count": "i32", "most": "i32"}
     aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(pointers))}
     text = ASTSource(triton_kernels.switch_tiles, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
-    options = triton_kernels.options(alike=given["KINDS"] != EVERYTHING["KINDS"], heavy=given["COLLECT"] or "f64" in (source, target))
+    options = triton_kernels.options(
+        alike=given["KINDS"] != EVERYTHING["KINDS"], heavy="f64" in (source, target) or (given["COLLECT"] and source != target)
+    )
     kernel = triton.compile(text, target=GPUTarget("cuda", architecture, 32), options=options)
     ptx = kernel.asm["ptx"]
     registers, stack = resources(kernel.asm["cubin"])

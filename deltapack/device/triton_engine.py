@@ -191,6 +191,6 @@ class TritonEngine:
                 ALIGNED=launch.aligned,
                 BLOCK=self._block,
                 WINDOW=self._window,
-                **triton_kernels.options(alike=launch.alike, heavy=collect or "f64" in (source, target)),
+                **triton_kernels.options(alike=launch.alike, heavy="f64" in (source, target) or (collect and source != target)),
             )
         return int(violation.item())
