@@ -50,7 +50,7 @@ LAZY = {
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
     "torch": {"demo", "device", "live", "restoring.on_device"},
-    "triton": {"device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
+    "triton": {"device.triton_decoding", "device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""
 

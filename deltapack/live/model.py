@@ -18,7 +18,7 @@ from deltapack.composing.compose import Composition
 from deltapack.device.backends import Choice, choose
 from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
 from deltapack.device.resident import send
-from deltapack.device.work import Saved, UndoMode, key
+from deltapack.device.work import Saved, UndoMode
 from deltapack.errors import RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
@@ -278,14 +278,14 @@ class LiveModel:
         self._saved, self._active = done, wanted
 
     def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
-        on_host = {key(work.region) for work in plan.host}
+        on_host = {work.region.key for work in plan.host}
         undo: dict[torch.device, list[Saved]] = {}
         for saved in before:
-            if key(saved.region) not in on_host:
+            if saved.region.key not in on_host:
                 undo.setdefault(saved.region.memory.device, []).append(saved)
         for device in sorted({*undo, *plan.works}, key=str):
             engine = self._choices[device].engine
             if engine is not None:
                 engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
         rest = [saved for part in undo.values() for saved in part]
-        self._host.switch([*rest, *(saved for saved in before if key(saved.region) in on_host)], plan.host, self._undo, done)
+        self._host.switch([*rest, *(saved for saved in before if saved.region.key in on_host)], plan.host, self._undo, done)

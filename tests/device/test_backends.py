@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.interpreting import DEVICE
 
 from deltapack.device import backends
 from deltapack.device.backends import choose, resolve_device
@@ -18,11 +19,11 @@ def test_auto_takes_numba_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "triton"])
-def test_an_explicit_choice_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_choice_is_kept(name: str) -> None:
+    """On the device of the tests: kernels stay interpreted, or compiled, as they were when they were first imported."""
     if name == "triton":
         pytest.importorskip("triton")
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    engine = choose(name, CPU).engine
+    engine = choose(name, resolve_device(DEVICE)).engine
     assert engine is not None and engine.name == name
 
 

@@ -53,7 +53,7 @@ def test_many_batches_and_chunks(pack_of: PackOf, merged: Merged, backend: str, 
     monkeypatch.setattr(on_device, "_BATCH_BYTES", 10_000)
     base = {"long": random_tensor(1, (CHUNK + 5,), "bf16")} | {f"{number}": random_tensor(number, (77, 9), "bf16") for number in range(9)}
     pack = pack_of(base, tuned_model(base), drop_rate=0.95)
-    assert same(deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend), merged([pack]))
+    assert same(deltapack.load_state_dict(pack.parent / "base.safetensors", pack, device=DEVICE, backend=backend), merged([pack]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,16 +63,16 @@ def test_what_is_wrong_is_refused(base: Model, pack_of: PackOf, backend: str) ->
     pack = pack_of(base, tuned_model(base), drop_rate=0.5)
     where = write_file(pack.parent / "other.safetensors", base | {"a": edited(base["a"], 7, 0)})
     with pytest.raises(BaseMismatchError, match="other content") as caught:
-        deltapack.load_state_dict(where, pack, backend=backend)
+        deltapack.load_state_dict(where, pack, device=DEVICE, backend=backend)
     assert (caught.value.tensor, caught.value.rule) == ("a", "R12")
-    assert len(deltapack.load_state_dict(where, pack, backend=backend, verify=False)) == len(base)
+    assert len(deltapack.load_state_dict(where, pack, device=DEVICE, backend=backend, verify=False)) == len(base)
     with deltapack.open_pack(pack) as opened:
         end = opened["b"].entry.terms[0].blob.end
     data = bytearray(pack.read_bytes())
     data[end - 1] ^= 1
     pack.write_bytes(data)
     with pytest.raises(ChecksumError):
-        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend)
+        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, device=DEVICE, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -85,7 +85,7 @@ def test_the_result_is_checked_on_the_device(base: Model, pack_of: PackOf, backe
     for engine in (TorchEngine, TritonEngine):
         monkeypatch.setattr(engine, "switch", lambda *arguments: None)
     with pytest.raises(ChecksumError, match="the restored tensor is not what the pack promises"):
-        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend)
+        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, device=DEVICE, backend=backend)
 
 
 def test_arguments(base: Model, pack_of: PackOf) -> None:

@@ -191,7 +191,7 @@ class Tied(torch.nn.Module):
         self.turned = torch.nn.Parameter(base["turned"].T.contiguous().T)
         self.register_buffer("scale", torch.stack([base["scale"], base["scale"]])[1])
         self.register_buffer("cache", torch.zeros(3), persistent=False)
-        self.spread = torch.nn.Parameter(torch.zeros(33, 22, dtype=base["spread"].dtype)[1:31:2, 2:])
+        self.spread = torch.nn.Parameter(torch.zeros(33, 22, dtype=base["spread"].dtype, device=base["spread"].device)[1:31:2, 2:])
         with torch.no_grad():
             self.spread.copy_(base["spread"])
 
@@ -377,7 +377,7 @@ def fail_at(patch: pytest.MonkeyPatch, backend: str, call: int) -> None:
     if backend == "triton":
         from deltapack.device import triton_engine
 
-        target, name = triton_engine._Plan, "of"
+        target, name = triton_engine, "launch_of"
     else:
         target, name = (cpu_engine, "restore_chunk") if backend == "cpu" else (torch_kernels, "add_sparse")
     original, calls = getattr(target, name), []
