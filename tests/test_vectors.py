@@ -19,6 +19,7 @@ import pytest
 import deltapack
 from deltapack import kernels
 from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import ChecksumError
 from deltapack.kernels import reference as kernels_in_numpy
@@ -154,7 +155,7 @@ class Package:
                     name: (tensor.dtype.name, tensor.shape, checkpoint.read(name).tobytes()) for name, tensor in checkpoint.tensors.items()
                 }
                 self._check_merged_pack(source, packs, case.weights, prefer)
-                made = ("model.safetensors", "README.md")
+                made = ("model.safetensors", "README.md", MANIFEST)
                 files = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name not in made}
                 return result, dict(checkpoint.aliases), files
 
@@ -179,7 +180,7 @@ class Package:
             out = Path(folder) / "out"
             deltapack.apply(self._base(Path(folder), base), pack, out)
             files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-            return {name: path.read_bytes() for name, path in files.items() if name != "model.safetensors"}
+            return {name: path.read_bytes() for name, path in files.items() if name not in ("model.safetensors", MANIFEST)}
 
     def rule_broken(self, pack: Path, base: Tensors | None) -> tuple[str, str]:
         """Return the rule and the error class that verifying and applying run into."""

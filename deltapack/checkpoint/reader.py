@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
+from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError
@@ -113,7 +114,7 @@ class Checkpoint:
         """
         if not self.is_folder:
             return [], []
-        own = {*self._location.files, self._location.index or ""}
+        own = {*self._location.files, self._location.index or "", MANIFEST}
         return list_side_files(self.path, include_code, limits=self._limits, weights=own)
 
     def side_files(self, include_code: bool = False) -> list[SideFile]:

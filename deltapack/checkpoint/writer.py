@@ -17,7 +17,8 @@ import numpy.typing as npt
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
-from deltapack.checkpoint.replace import check_output, check_protected, swap_in
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of
+from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
@@ -43,6 +44,7 @@ class _Writer:
         self._places: dict[str, tuple[NewTensor, WriteFile, int]] = {}
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
+        self._heads: dict[str, int] = {}
         self._lock = threading.Lock()
         self._open = False
 
@@ -123,6 +125,7 @@ class _Writer:
             if kind is None:
                 self._check_complete(places)
                 with writing(self.out):
+                    self._seal()
                     for file in self._files:
                         file.sync()
                     self._close()
@@ -143,7 +146,7 @@ class _Writer:
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
-        position = len(header)
+        position = self._heads[shard.file] = len(header)
         for tensor in shard.tensors:
             self._places[tensor.name] = (tensor, file, position)
             self._covered[tensor.name] = Coverage()
@@ -152,6 +155,9 @@ class _Writer:
     def _close(self) -> None:
         for file in self._files:
             file.close()
+
+    def _seal(self) -> None:
+        """Write what comes last; a single file has nothing of the kind."""
 
     def _create(self) -> None:
         raise NotImplementedError
@@ -197,9 +203,14 @@ class FolderWriter(_Writer):
             text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             stem = self._shards[0].file.partition("-")[0].removesuffix(".safetensors")
             self._write_small(f"{stem}.safetensors.index.json", text.encode())
+        check_unlisted(self.out, self._temporary, self._heads)  # before the work, as far as one can know
+
+    def _seal(self) -> None:
+        self._write_small(MANIFEST, manifest_of(self._temporary, "checkpoint"))
 
     def _commit(self) -> None:
-        check_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
+        check_output(self.out, folder=True, force=self._force, unlisted=True)  # hours may have passed: look again
+        check_unlisted(self.out, self._temporary)
         for where, _, _ in os.walk(self._temporary, topdown=False):
             fsync_folder(Path(where))
         swap_in(self._temporary, self.out)
@@ -243,7 +254,7 @@ def open_writer(
     Args:
         out: The output.
         shards: What to write, from `plan_shards`; a file output joins them.
-        force: Whether an existing checkpoint may be replaced.
+        force: Whether an existing checkpoint may be replaced; of a folder only what this program wrote, else nothing.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
         side_bytes: Expected size of the side files, for the check of free space.
@@ -254,7 +265,7 @@ def open_writer(
     out = Path(out)
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
-    check_output(out, folder=not single, force=force)
+    check_output(out, folder=not single, force=force, unlisted=True)
     tied = dict(aliases or {})
     if single:
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]

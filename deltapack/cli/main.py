@@ -53,8 +53,7 @@ COMMANDS: Mapping[str, _Command] = {
     "merge": _Command("Merge packs onto their common base."),
     "inspect": _Command("Show what a pack holds.", writes=False),
     "verify": _Command("Check a pack for damage, and whether a base fits it.", writes=False),
-    # The demo leaves a folder of finished files, whenever it is stopped.
-    "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them.", writes=False),
+    "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 
 
@@ -81,7 +80,7 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            left = "; nothing was left under the final name" if command is not None and command.writes else ""
+            left = "; nothing was changed under the final name" if command is not None and command.writes else ""
             print_paragraph("", f"Interrupted{left}.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:

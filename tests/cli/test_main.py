@@ -93,7 +93,7 @@ def test_errors_become_a_paragraph_and_an_exit_code(kind: type[errors.DeltapackE
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "Interrupted; nothing was left under the final name.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted; nothing was changed under the final name.\n"),
         (MemoryError(), 1, "Error: out of memory. Fewer --workers need less.\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "Error: /x: Permission denied\n"),
         (OSError("odd"), 1, "Error: odd\n"),
@@ -134,7 +134,7 @@ main()
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.wait() == 130
-        assert process.stderr.read() == "Interrupted; nothing was left under the final name.\n"
+        assert process.stderr.read() == "Interrupted; nothing was changed under the final name.\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,7 +24,7 @@ __all__ = ["command"]
     metavar="OUT",
     help="The folder to fill.",
 )
-@click.option("--force", is_flag=True, help="Replace the files of an earlier demo in that folder.")
+@click.option("--force", is_flag=True, help="Replace an earlier demo in that folder, if it is as the demo left it.")
 @options.workers_option
 @options.output_options
 def command(out: Path, force: bool, workers: int | None, quiet: bool, as_json: bool) -> None:
@@ -32,7 +32,7 @@ def command(out: Path, force: bool, workers: int | None, quiet: bool, as_json: b
 
     Trains a model and two fine-tunes of it on text that Python and its packages bring along, in about a minute
     and without a network, packs them at several drop rates, restores and merges them, and measures all. Leaves
-    the files in OUT to go on with.
+    the files in OUT to go on with, when all is done.
     """
     from deltapack.demo.flow import run_demo
 
