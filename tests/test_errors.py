@@ -16,6 +16,8 @@ EXIT_CODES = {
     "NonFiniteError": 1,
     "MergeConflictError": 1,
     "CheckpointError": 3,
+    "NotACheckpointError": 5,
+    "NotAPackError": 5,
     "FormatError": 3,
     "ChecksumError": 3,
     "BaseMismatchError": 4,

@@ -21,7 +21,7 @@ from deltapack import kernels
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.dtypes import BY_NAME
-from deltapack.errors import ChecksumError
+from deltapack.errors import ChecksumError, FormatError, NotAPackError
 from deltapack.kernels import reference as kernels_in_numpy
 from deltapack.merging.arguments import parse_schedules
 from deltapack.merging.recipe import MergeRecipe
@@ -189,7 +189,9 @@ class Package:
             self.restore(pack, base or {})
             self.restore_files(pack, base or {})
         assert str(pack) in str(caught.value) or caught.value.exit_code == 4
-        return str(caught.value.rule), type(caught.value).__name__
+        # What is plainly another kind of file has a class of its own, below the one that the specification knows.
+        found = FormatError if isinstance(caught.value, NotAPackError) else type(caught.value)
+        return str(caught.value.rule), found.__name__
 
     def _base(self, folder: Path, base: Tensors) -> Path:
         """Write a base, with the one side file that a vector takes from it."""

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.formats import WeightFormat
 from deltapack.checkpoint.locate import Location, locate
 from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, NotACheckpointError
+from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -151,7 +153,8 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
         limits: Bounds on headers, names, shapes and side files.
 
     Raises:
-        CheckpointError: Nothing to read was found, or it is malformed.
+        CheckpointError: It is malformed or damaged.
+        NotACheckpointError: This is something else, such as an adapter, a pack or a GGUF file, or nothing to read was found.
         LimitError: It exceeds `limits`.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
@@ -162,10 +165,21 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
         for name in location.files:
             handle = ReadFile(location.folder / name)
             stack.callback(handle.close)
+            _check_kind(handle, location.format)
             files.append(location.format.parse(handle, limits))
         checkpoint = Checkpoint(path, location, files, limits)
+        if are_lora(checkpoint.tensors):
+            raise NotACheckpointError("these are the tensors of an adapter (LoRA), not of a whole model", path=path, hint=MERGE_LORA)
         stack.pop_all()
     return checkpoint
+
+
+def _check_kind(file: ReadFile, row: WeightFormat) -> None:
+    """Refuse a file that by its first bytes is of another kind than its name says."""
+    kind = kind_of(file.read(0, min(HEAD_BYTES, file.size)), "")
+    if kind is not None and kind.name not in row.kinds:
+        what = f"this is {kind.text}, not what its name says"
+        raise NotACheckpointError(what, path=file.path, expected=row.suffixes[0], hint=kind.as_checkpoint)
 
 
 def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFile]) -> dict[str, str]:
