@@ -20,6 +20,8 @@ The number is the exit code of the command line.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
@@ -37,7 +39,19 @@ __all__ = [
     "OutputError",
     "RecipeError",
     "UnsupportedError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(word: object, choices: Iterable[str]) -> str | None:
+    """Return a sentence that names the choice that is spelled most like `word`; none where none is near.
+
+    >>> did_you_mean("tie", ["ties", "linear"]), did_you_mean("drop_rat", ["drop-rate"]), did_you_mean("x", ["ties"])
+    ('Did you mean ties?', 'Did you mean drop-rate?', None)
+    """
+    by_spelling = {choice.lower().replace("_", "-"): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).lower().replace("_", "-"), by_spelling, n=1)
+    return f"Did you mean {by_spelling[near[0]]}?" if near else None
 
 
 class DeltapackError(Exception):

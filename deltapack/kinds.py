@@ -8,10 +8,33 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-__all__ = ["HEAD_BYTES", "MERGE_LORA", "NO_PACK", "PACK_MAGIC", "Kind", "are_lora", "hub_hint", "kind_of", "kind_of_folder", "kind_of_path"]
+from deltapack.errors import RecipeError
+
+__all__ = [
+    "CHECKPOINT",
+    "EITHER",
+    "HEAD_BYTES",
+    "MERGE_LORA",
+    "NO_PACK",
+    "PACK_FILE",
+    "PACK_MAGIC",
+    "Kind",
+    "are_lora",
+    "check_output_name",
+    "hub_hint",
+    "kind_of",
+    "kind_of_folder",
+    "kind_of_path",
+]
 
 HEAD_BYTES = 16
 """As many first bytes as `kind_of` wants to see."""
+CHECKPOINT, PACK_FILE, EITHER = (
+    "a checkpoint: a folder, or a .safetensors file",
+    "a pack: a .dpk file",
+    "a folder, a .safetensors file, or a .dpk pack",
+)
+"""What an output may be, for `check_output_name`."""
 PACK_MAGIC = b"\x89DPK\r\n\x1a\n"
 NO_PACK = "A pack is a .dpk file that `deltapack compress` has written."
 MERGE_LORA = (
@@ -19,6 +42,9 @@ MERGE_LORA = (
 )
 _SAVE = "Save the model with save_pretrained, or torch.save(model.state_dict(), 'model.pt')."
 _AGAIN = "The download failed: fetch the file again."
+_WEIGHTS = frozenset(
+    (".dpk", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".pkl", ".zip")
+)
 _LORA = re.compile(
     r"(^|[._])(lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)|hada_w[12]|lokr_w[12])(?![a-z])|\.(alpha|dora_scale)$"
 )
@@ -86,6 +112,28 @@ _BY_SUFFIX: Mapping[str, Kind] = {
     ".ckpt": _CKPT,
 }
 """Kinds that no first bytes tell, or that say more than a zip archive does."""
+
+
+def check_output_name(out: str | Path, what: str) -> None:
+    """Refuse the name of an output that says something else than what will be written there.
+
+    Args:
+        out: The output.
+        what: `CHECKPOINT`, `PACK_FILE` or `EITHER`.
+
+    Raises:
+        RecipeError: It does, or it is `-`: nothing is written to standard output.
+    """
+    text, suffix = str(out), PurePath(out).suffix.lower()
+    ours = {CHECKPOINT: (".safetensors",), PACK_FILE: (".dpk",), EITHER: (".safetensors", ".dpk")}[what]
+    if text == "-":
+        raise RecipeError("nothing is written to standard output", expected=what, found="-", hint="Give a name.")
+    if suffix in ours and PurePath(out).suffix != suffix:
+        raise RecipeError("the ending is in capitals", path=out, expected=suffix, found=PurePath(out).suffix)
+    if suffix in _WEIGHTS and suffix not in ours:
+        hints = {".dpk": "Compress base and fine-tune to get a pack, or merge into one.", ".safetensors": "Restore the pack with `apply`."}
+        hint = hints.get(suffix, "Files of that kind are not written; take one of these.")
+        raise RecipeError(f"the output cannot be a {suffix} file", path=out, expected=what, hint=hint)
 
 
 def kind_of(head: bytes, name: str) -> Kind | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule
 
 __all__ = ["find_pack", "parse_parameter", "parse_schedules", "recipe_from_texts"]
@@ -90,12 +91,22 @@ def find_pack(what: str, name: str, packs: Sequence[Path], words: Sequence[str] 
         return found[0]
     problem = "names no pack" if not found else "names several packs"
     known = ", ".join([*words, *(path.name for path in packs)])
-    raise RecipeError(f"{what} {problem}", expected=f"one of {known}", found=name, hint="Give the whole path.")
+    near = did_you_mean(name, [*words, *(path.name for path in packs), *(path.stem for path in packs)]) if not found else None
+    hint = near or "Give the whole path."
+    raise RecipeError(f"{what} {problem}", expected=f"one of {known}", found=name, hint=hint)
 
 
 def _named(name: str, packs: Sequence[Path]) -> list[int]:
-    exact = [number for number, path in enumerate(packs) if str(path) == name]
+    exact = [number for number, path in enumerate(packs) if str(path) == name or _is_file(name, path)]
     return exact or [number for number, path in enumerate(packs) if name in (path.name, path.stem)]
+
+
+def _is_file(name: str, path: Path) -> bool:
+    """Whether a name is another way to write the path of a pack."""
+    try:
+        return ("/" in name or os.sep in name) and path.samefile(name)
+    except (OSError, ValueError):
+        return False
 
 
 def _numbers(what: str, text: str) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
+from deltapack.kinds import EITHER, check_output_name
 from deltapack.merging.advice import shown_weights, warnings_of
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.merged_pack import MergedPack
@@ -108,11 +109,12 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
 
 
 def refuse_for_packs(out: Path, options: WriteOptions) -> None:
-    """Refuse what a merged pack cannot have.
+    """Refuse a name that no output has, and what a merged pack cannot have.
 
     Raises:
-        RecipeError: `out` is a pack, and an option for checkpoints is given.
+        RecipeError: `out` is called as another kind of file, or is a pack, and an option for checkpoints is given.
     """
+    check_output_name(out, EITHER)
     if out.suffix != ".dpk":
         return
     if options.dtype is not None or options.max_shard_bytes is not None:

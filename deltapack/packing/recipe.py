@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltapack.codecs.indices import DENSE
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
 from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
@@ -193,7 +193,11 @@ def parse_override(text: str) -> Override:
     for setting in settings.split(","):
         key, equals, value = setting.partition("=")
         name = key.strip().replace("-", "_")
-        if not colon or not equals or name not in SETTINGS:
+        if colon and equals and name not in SETTINGS:
+            known = [setting.replace("_", "-") for setting in SETTINGS]
+            hint = did_you_mean(name, known)
+            raise RecipeError("an override has no such setting", expected=f"one of {', '.join(known)}", found=key.strip(), hint=hint)
+        if not colon or not equals:
             expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare"
             raise RecipeError("cannot read an override", expected=expected, found=text)
         try:
@@ -214,7 +218,7 @@ def _settings(override: Override) -> Mapping[str, Any]:
 
 def _choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value)
+        raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value, hint=did_you_mean(value, choices))
 
 
 def _finite(name: str, value: float | None) -> None:

@@ -13,10 +13,10 @@ from deltapack.composing.assets import check_base_files, copy_side_files, side_f
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
-from deltapack.dtypes import BY_NAME, DType
-from deltapack.errors import RecipeError
+from deltapack.dtypes import DType, float_dtype
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
+from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
@@ -68,6 +68,7 @@ def apply(
         RecipeError: An argument is out of range.
     """
     options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    check_output_name(out, CHECKPOINT)
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
@@ -110,7 +111,7 @@ class WriteOptions:
         """
         limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
         report = progress or (lambda done, total: None)
-        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
+        return cls(None if dtype is None else float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
 
 
 def write_checkpoint(
@@ -191,18 +192,3 @@ class _Output:
             return False
         self.writer.copy(job.name, start, count, *found)
         return True
-
-
-def _float_dtype(name: str | None) -> DType | None:
-    """Return the float type of this name.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if name is None:
-        return None
-    dtype = BY_NAME.get(name)
-    if dtype is None or not dtype.is_delta:
-        choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
-        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)
-    return dtype

@@ -10,6 +10,8 @@ import click
 
 from deltapack.cli import options
 from deltapack.cli.render import escaped, print_json, show_progress
+from deltapack.cli.types import OutPath
+from deltapack.kinds import CHECKPOINT
 
 __all__ = ["command"]
 
@@ -18,7 +20,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=OutPath(CHECKPOINT),
     default=Path("deltapack-demo"),
     show_default="./deltapack-demo",
     metavar="OUT",

@@ -13,6 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
 from deltapack.cli.render import print_json, print_notes, show_progress
+from deltapack.kinds import EITHER
 
 if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
@@ -24,12 +25,10 @@ __all__ = ["command"]
 @click.command(cls=options.Command, short_help="Merge packs onto their common base.")
 @options.base_argument
 @click.argument("packs", type=options.pack_path, nargs=-1)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="OUT",
-    help="The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --explain.",
+@options.out_option(
+    EITHER,
+    "The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --report and --explain.",
+    required=False,
 )
 @options.merge_options
 @click.option("--dry-run", is_flag=True, help="Check everything that headers tell, and stop: names, types, disk, memory.")
@@ -44,6 +43,8 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     into a folder.
     """
     typed = _Typed(**given)
+    if out is None and not typed.report and typed.explain is None:
+        raise click.UsageError("Missing option '-o' / '--out' (only --report and --explain can do without).")
     asked = _from_options(packs, typed) if typed.recipe_file is None else _from_file(typed.recipe_file, packs, typed)
     asked = replace(
         asked,
@@ -51,13 +52,14 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
         assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
         vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
     )
-    call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
+    prefer = _owner("prefer", typed.prefer, asked, ())
+    call = _Call(base, asked, typed, None if prefer is None else Path(prefer), quiet=quiet, as_json=as_json)
     if typed.explain is not None:
         call.explain(typed.explain)
         return
     if out is None:
-        raise click.UsageError("Missing option '-o' / '--out'.")
-    if typed.dry_run:
+        call.compare()
+    elif typed.dry_run:
         call.preview(out)
     else:
         call.merge(out)
@@ -76,7 +78,7 @@ class _Typed:
     parameters: tuple[str, ...]
     recipe_file: Path | None
     pack_folder: Path | None
-    prefer: Path | None
+    prefer: str | None
     assets: str | None
     vocab: str | None
     dry_run: bool
@@ -148,6 +150,8 @@ def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> 
     if text is None:
         return None
     name = text.removeprefix("from=")
+    if Path(name) in asked.packs:
+        return Path(name)
     return name if name in words else asked.packs[find_pack(what, name, asked.packs, words)]
 
 
@@ -158,6 +162,7 @@ class _Call:
     base: Path
     asked: _Asked
     typed: _Typed
+    prefer: Path | None
     quiet: bool
     as_json: bool
 
@@ -166,7 +171,7 @@ class _Call:
         name = None if tensor == "auto" else tensor
         asked, typed = self.asked, self.typed
         report = deltapack.explain_merge(
-            self.base, asked.packs, name, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+            self.base, asked.packs, name, recipe=asked.recipe, prefer=self.prefer, vocab=asked.vocab, workers=typed.workers
         )
         if self.as_json:
             print_json(report.to_json())
@@ -181,7 +186,7 @@ class _Call:
             asked.packs,
             out,
             recipe=asked.recipe,
-            prefer=typed.prefer,
+            prefer=self.prefer,
             assets=asked.assets,
             vocab=asked.vocab,
             dtype=asked.dtype,
@@ -191,17 +196,27 @@ class _Call:
             device=typed.device,
             backend=typed.backend,
         )
-        survey = None
-        if typed.report:
-            survey = deltapack.survey_merge(
-                self.base, asked.packs, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
-            )
+        survey = self._survey() if typed.report else None
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
             return
         if not self.quiet:
             print_preview(report)
         self._finish(survey, report.notes, [*report.warnings, *(survey.warnings if survey is not None else ())])
+
+    def compare(self) -> None:
+        """Print how the packs relate."""
+        survey = self._survey()
+        if self.as_json:
+            print_json(survey.to_json())
+        else:
+            self._finish(survey, [], survey.warnings)
+
+    def _survey(self) -> SurveyReport:
+        asked, typed = self.asked, self.typed
+        return deltapack.survey_merge(
+            self.base, asked.packs, recipe=asked.recipe, prefer=self.prefer, vocab=asked.vocab, workers=typed.workers
+        )
 
     def merge(self, out: Path) -> None:
         """Merge and print what was done."""
@@ -212,7 +227,7 @@ class _Call:
                 asked.packs,
                 out,
                 recipe=asked.recipe,
-                prefer=typed.prefer,
+                prefer=self.prefer,
                 assets=asked.assets,
                 vocab=asked.vocab,
                 dtype=asked.dtype,
