@@ -16,11 +16,12 @@ from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprin
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.configs import compare_configs, config_of
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.report import compress_report
+from deltapack.packing.report import compress_report, left_out_notes
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
 
@@ -86,8 +87,9 @@ def compress(
             index = _index(entries, base_rows, files, recipe)
             size = writer.finish(index)
         notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out]
+        differences = compare_configs(config_of(base_ckpt), config_of(tuned_ckpt))
         checkpoint_bytes = sum(tensor.nbytes for tensor in tuned_ckpt.tensors.values())
-    return compress_report(out, index, size, checkpoint_bytes, split, notes, recipe)
+    return compress_report(out, index, size, checkpoint_bytes, split, notes, recipe, differences)
 
 
 def _protect(checkpoint: Checkpoint, out: Path) -> None:
@@ -225,7 +227,7 @@ def _side_files(
         data = file.read()
         twin = at_base.get(file.name)
         entries.append(writer.side_file(file.name, data, carry=twin is None or twin.read() != data))
-    return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
+    return tuple(entries), left_out_notes(left_out)
 
 
 def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[FileEntry, ...] | None, recipe: Recipe) -> Index:

@@ -153,8 +153,20 @@ def write_checkpoint(
             if name not in own_files:
                 writer.write_side_file(name, data)
 
+        if isinstance(writer, FileWriter):
+            notes = [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
+
+
+def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:
+    """Say so where a result of one file leaves out what a folder would have beside the weights."""
+    assets = composition.assets
+    names = sorted({*(() if assets is None else (file.name for file in assets.index.files or ())), *own_files})
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return [f"{shown} not written: the output is one file; name a folder to have them, too"]
 
 
 def _restoring(
