@@ -9,14 +9,15 @@ from pathlib import Path
 
 from deltapack.checkpoint.sidefiles import LeftOut
 from deltapack.format.index import Index
+from deltapack.packing.kinship import shortened
 from deltapack.packing.recipe import Recipe
+from deltapack.packing.surveying import Survey
 from deltapack.reports import CompressReport
-from deltapack.sparsify.table import SPARSIFIERS
+from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["compress_report", "left_out_notes"]
 
 _HOUSEKEEPING = re.compile(r"(.*/)?(\.gitattributes|\.gitignore|\.DS_Store|\.git/|\.cache/|__pycache__/)")
-_SHOWN = 5
 
 
 def compress_report(
@@ -25,11 +26,11 @@ def compress_report(
     pack_bytes: int,
     checkpoint_bytes: int,
     split: Mapping[str, int],
+    survey: Survey,
     notes: Sequence[str],
     recipe: Recipe,
-    differences: Sequence[str] = (),
 ) -> CompressReport:
-    """Sum up a finished compression; `differences` are warnings of base and fine-tune as such, which come first."""
+    """Sum up a finished compression."""
     files = sum(file.blob.length for file in index.files or () if file.blob is not None)
     parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0} | dict(split)
     parts["tables"] += sum(entry.digests.length for entry in index.entries if entry.digests is not None)
@@ -49,43 +50,42 @@ def compress_report(
         8 * counted / elements if elements else 0.0,
         parts,
         dict(sorted(Counter(entry.kind for entry in index.entries).items())),
+        dict(sorted(Counter(recipe.for_tensor(name, role).role for name, role in survey.roles.items()).items())),
         worst[0][1] if worst else 0.0,
         worst[:5],
-        [*differences, *_warnings(worst, recipe, index)],
+        [*survey.warnings, *_warnings(worst, recipe, survey, index)],
         list(notes),
     )
 
 
-def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
+def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out") -> list[str]:
     """Return which files of the fine-tune's folder do not travel, one sentence for each reason; housekeeping is not worth one."""
     by_reason: dict[str, list[str]] = {}
     for item in left_out:
         if not _HOUSEKEEPING.fullmatch(item.name):
             by_reason.setdefault(item.reason, []).append(item.name)
-    return [f"left out {_some(names)}: {reason}" for reason, names in by_reason.items()]
+    return [f"{verb} {shortened(names)}: {reason}" for reason, names in by_reason.items()]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) -> list[str]:
-    out, method = list[str](), SPARSIFIERS[recipe.sparsify]
+def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, survey: Survey, index: Index) -> list[str]:
+    out = list[str]()
     if all(entry.kind in ("unchanged", "alias") for entry in index.entries):
         files = sum(file.blob is not None for file in index.files or ())
         also = f" Only {files} side file{'s' if files > 1 else ''} differ{'' if files > 1 else 's'}." if files else ""
         out.append(
             f"base and fine-tune are equal: every tensor has the same bits, so there is no difference to pack.{also} Are the paths right?"
         )
-    largest, risky = worst[0][1] if worst else 0.0, method.risky
-    if recipe.drop_rate > 0 and largest > risky:
-        names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > risky)
-        count = sum(value > risky for _, value in worst)
+    settings = {name: recipe.for_tensor(name, survey.roles[name]) for name, _ in worst}
+    dropped = [(name, value, settings[name]) for name, value in worst if settings[name].keep < ALL_KEPT]
+    risky = [(name, value, how) for name, value, how in dropped if value > how.method.risky]
+    if risky:
+        method, largest = risky[0][2].method, risky[0][1]
+        names = ", ".join(f"{name} ({value:.3g}, {100 * (1 - how.density):.4g} % dropped)" for name, value, how in risky[:3])
         fails = f"{method.name.upper()} does not work near {method.hopeless:g} and above"
-        risk = fails if largest >= method.hopeless else f"dropping 90 % is risky above {risky:g}"
+        risk = fails if largest >= method.hopeless else f"dropping 90 % is known to be safe up to {method.risky:g} only"
         out.append(
-            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above {risky:g}, the worst {names}. "
+            f"max |delta| is {largest:.3g} and {risk}: {len(risky)} of {len(dropped)} tensors that were dropped from are above "
+            f"{method.risky:g}, the worst {names}. "
             "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."
         )
     code = [file.name for file in index.files or () if file.name.endswith(".py") and file.blob is not None]

@@ -68,7 +68,7 @@ def test_what_is_left_out_is_told_by_reason() -> None:
     left = [LeftOut(f"{number}.png", "no use") for number in range(8)] + [LeftOut("x.bin", "weights"), LeftOut(".gitattributes", "hidden")]
     left += [LeftOut(".cache/", "hidden"), LeftOut(".env", "hidden")]
     assert left_out_notes(left) == [
-        "left out 0.png, 1.png, 2.png, 3.png, 4.png and 3 more: no use",
+        "left out 0.png, 1.png, 2.png, 3.png and 4 more: no use",
         "left out x.bin: weights",
         "left out .env: hidden",
     ]
