@@ -91,5 +91,5 @@ def _kept(pattern: str | None, match: NameMatch, finetuned: Checkpoint) -> tuple
         raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error
     if not found:
         said = shortened(match.only_base) or "none"
-        raise RecipeError("--keep-base matches no tensor", expected=f"one that only the base has: {said}", found=repr(pattern))
+        raise RecipeError("--keep-base matches no tensor", expected=f"one that only the base has: {said}", found=f"'{pattern}'")
     return found

@@ -141,6 +141,13 @@ def test_an_expression_is_shown_as_it_was_typed(run: Run, pair: Pair, tmp_path: 
     refused(
         run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--map", r"model\.(.*)"), r"'model\.(.*)' is not of the form"
     )
+    for option, typed, words in [
+        ("--map", r"no\.such=x", r"the map 'no\.such' matches nothing"),
+        ("--map", r"a\.(=x", r"found 'a\.('"),
+        ("--include", r"no\.such", r"found 'no\.such'"),
+        ("--keep-base", r"no\.such", r"found 'no\.such'"),
+    ]:
+        refused(run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", option, typed), words)
 
 
 @pytest.mark.parametrize(
