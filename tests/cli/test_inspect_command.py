@@ -27,8 +27,8 @@ def test_tensors(run: Run, pair: Pair) -> None:
     lines = run("inspect", pair.pack, "--tensors").stdout.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[-4:]}
     assert list(rows) == ["a.weight", "head", "old", "same"]
-    assert rows["a.weight"][:6] == ["delta", "f32", "[40,", "50]", "seeded", "int8"]
-    assert rows["head"][:2] == ["stored", "f32"]
+    assert rows["a.weight"][:7] == ["weight", "delta", "f32", "[40,", "50]", "seeded", "int8"]
+    assert rows["head"][:3] == ["vector", "stored", "f32"] and rows["same"][:2] == ["integer", "unchanged"]
     assert rows["old"] == ["removed", "0"]
 
 
