@@ -45,6 +45,7 @@ LAZY = {
     "torch": {"checkpoint.torchfile", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
+    "transformers": {"checkpoint.conversions", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {

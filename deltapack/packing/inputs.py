@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, NameMatch, match_names, model_names, open_checkpoint
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.surveying import Survey, survey_inputs
@@ -92,6 +92,7 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
             asked.name_map,
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
+            models=(*model_names(base_ckpt.path), *model_names(tuned_ckpt.path)),
         )
         survey = survey_inputs(base_ckpt, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
         yield Inputs(base_ckpt, tuned_ckpt, asked, match, survey)

@@ -169,7 +169,8 @@ class Recipe:
                 named |= settings_of(override)
         skipped = self.include is not None and not re.search(self.include, name)
         excluded = self.exclude is not None and bool(re.search(self.exclude, name))
-        role = "exact" if skipped or excluded else named.pop("role", role)
+        asked = "exact" if skipped or excluded else named.pop("role", role)
+        role = role if role == "integer" and asked != "exact" else asked
         route = ROLES[role].route
         usual = {key: getattr(self, key) for key in _OF_WEIGHTS}
         if route != "drop":
