@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of
+from deltapack.checkpoint.metadata import of_file
 from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
@@ -34,10 +35,13 @@ class _Writer:
         out: The final name.
     """
 
-    def __init__(self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], force: bool, extra_bytes: int) -> None:
+    def __init__(
+        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Mapping[str, str], force: bool, extra_bytes: int
+    ) -> None:
         self.out = out
         self._shards = shards
         self._aliases = aliases
+        self._metadata = metadata
         self._force = force
         self._extra_bytes = extra_bytes
         self._temporary = temporary_sibling(out)
@@ -141,8 +145,8 @@ class _Writer:
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}
-        tied = {name: kept for name, kept in sorted(self._aliases.items()) if kept in own}
-        header = header_bytes(shard.tensors, {**tied, "format": "pt"})
+        tied = {name: kept for name, kept in self._aliases.items() if kept in own}
+        header = header_bytes(shard.tensors, of_file(self._metadata, tied))
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
@@ -245,6 +249,7 @@ def open_writer(
     force: bool = False,
     protect: Sequence[Path] = (),
     aliases: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
     side_bytes: int = 0,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
@@ -257,6 +262,7 @@ def open_writer(
         force: Whether an existing checkpoint may be replaced; of a folder only what this program wrote, else nothing.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
+        metadata: Free strings for the header of each file.
         side_bytes: Expected size of the side files, for the check of free space.
 
     Raises:
@@ -269,8 +275,8 @@ def open_writer(
     tied = dict(aliases or {})
     if single:
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
-        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, force, 0)
+        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, metadata, force, 0)
     else:
-        writer = FolderWriter(out, shards, tied, force, side_bytes)
+        writer = FolderWriter(out, shards, tied, metadata, force, side_bytes)
     with writer:
         yield writer

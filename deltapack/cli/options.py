@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from deltapack.cli.types import CheckpointPath, Choice, OutPath, PackPath, Suggested
 from deltapack.merging.choices import METHOD_NAMES, SEMANTICS_NAMES
@@ -23,6 +24,8 @@ __all__ = [
     "output_options",
     "pack_argument",
     "pack_path",
+    "typed_options",
+    "weights_option",
     "workers_option",
 ]
 
@@ -43,6 +46,14 @@ class Command(click.Command):
         return super().parse_args(context, args)
 
 
+def typed_options(names: Collection[str]) -> list[str]:
+    """Return those of these parameters of the command in hand that were typed, as they are spelt on the command line."""
+    context = click.get_current_context()
+    found = [parameter for parameter in context.command.params if parameter.name in names]
+    typed = [one for one in found if context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE]
+    return [max(one.opts, key=len) for one in typed]
+
+
 checkpoint_path = CheckpointPath()
 pack_path = PackPath()
 
@@ -51,6 +62,12 @@ base_argument = click.argument("base", type=checkpoint_path, is_eager=True)
 finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
 
+weights_option = click.option(
+    "--weights",
+    "weight_files",
+    type=click.Choice(["index", "single"]),
+    help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 

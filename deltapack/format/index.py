@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
+from deltapack.format.codecs import INDEX_CODECS, RAW_TYPES, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
 __all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits", "features_of"]
@@ -120,8 +119,8 @@ class BaseRef:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,8 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Number of elements of the result."""
-        return math.prod(self.shape)
+        """Number of elements of the result; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -235,9 +234,13 @@ class FileEntry:
 
 
 def features_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Return the required features of a pack with these entries: those of the codecs that it uses, and no other."""
-    terms = (term for entry in entries for term in entry.terms)
-    return tuple(sorted({row.feature for term in terms for row in (term.index_codec, term.value_codec)} - {""}))
+    """Return the required features of a pack with these entries: those of the codecs and types that it uses, and no other."""
+    found = set()
+    for entry in entries:
+        found |= {row.feature for term in entry.terms for row in (term.index_codec, term.value_codec)}
+        if entry.dtype.raw_bits or (entry.base is not None and entry.base.dtype.raw_bits):
+            found.add(RAW_TYPES)
+    return tuple(sorted(found - {""}))
 
 
 @dataclass(frozen=True)

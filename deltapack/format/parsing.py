@@ -16,6 +16,7 @@ from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     CONTROL,
     blob_ref,
+    check_bytes,
     check_keys,
     count,
     dtype_of,
@@ -25,17 +26,8 @@ from deltapack.format.fields import (
     tensor_name,
     typed,
 )
-from deltapack.format.index import (
-    KINDS,
-    BaseRef,
-    BlobRef,
-    Entry,
-    FileEntry,
-    Index,
-    Stats,
-    Term,
-    f32_of_bits,
-)
+from deltapack.format.index import KINDS, BaseRef, BlobRef, Entry, FileEntry, Index, Stats, Term, f32_of_bits
+from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import Limits
 
@@ -79,6 +71,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         required=tuple(required),
         optional=typed(top, "optional", dict) if "optional" in top else {},
     )
+    check_metadata(index.optional)
     _check_entries(index)
     _check_files(index.files or (), limits)
     _check_blobs(index.blobs, index_offset)
@@ -130,6 +123,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
     if kind == "removed":
         return Entry(name, kind, base=_base(row, name, None, None, limits))
     dtype, shape = dtype_of(row), shape_of(row, limits)
+    check_bytes(dtype, shape, limits)
     terms = typed(row, "terms", list) if "terms" in row else []
     if len(terms) > limits.terms:
         raise LimitError("too many terms", rule="R6", expected=f"at most {limits.terms}", found=len(terms))
@@ -186,6 +180,7 @@ def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | Non
         shape=shape_of(base, limits) if "shape" in base else shape or (),
         digest=hexadecimal(base, "digest", 32),
     )
+    check_bytes(found.dtype, found.shape, limits)
     repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
     if repeats or (shape is not None and "shape" in base and found.shape == shape):
         raise FormatError("the base repeats what the entry says", rule="R6")

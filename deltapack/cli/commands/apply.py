@@ -20,6 +20,7 @@ __all__ = ["command"]
 @options.out_option(CHECKPOINT, "The folder to write, or a file if it ends in .safetensors.")
 @click.option("--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference.")
 @click.option("--rescale", type=float, metavar="F", help="Factor for kept values instead of the pack's own.")
+@options.weights_option
 @options.checkpoint_options
 @options.output_options
 def command(
@@ -28,6 +29,7 @@ def command(
     out: Path,
     weight: float,
     rescale: float | None,
+    weight_files: str | None,
     dtype: str | None,
     max_shard_size: str | None,
     no_verify: bool,
@@ -50,6 +52,7 @@ def command(
             out,
             weight=weight,
             rescale=rescale,
+            weight_files=weight_files,
             dtype=dtype,
             max_shard_size=max_shard_size,
             verify=not no_verify,
