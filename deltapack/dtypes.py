@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-__all__ = ["BY_NAME", "BY_SAFETENSORS", "BY_TORCH", "MAX_RAW_BITS", "SAFETENSORS_NAME", "DType", "named", "raw_type"]
+from deltapack.errors import RecipeError, did_you_mean
+
+__all__ = ["BY_NAME", "BY_SAFETENSORS", "BY_TORCH", "MAX_RAW_BITS", "SAFETENSORS_NAME", "DType", "float_dtype", "named", "raw_type"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ _TABLE = (
     DType("bool", "BOOL", "bool", 1, "|u1", False),
 )
 
+_OTHER_NAMES = {"half": "f16", "fp16": "f16", "float": "f32", "fp32": "f32", "double": "f64", "fp64": "f64"}
+"""What people call types elsewhere, besides the names of torch."""
+
 _RAW = (
     ("F4", 4, "float4_e2m1fn_x2", 2),
     ("F6_E2M3", 6, "", 1),
@@ -128,3 +133,21 @@ def named(name: str) -> DType | None:
     found = raw_type(int(match[1]), match[2])
     # A type of the table has one name; of a known raw type so has its width.
     return found if known is None or known == found else None
+
+
+def float_dtype(name: object) -> DType:
+    """Return the float type that `name` means: a name of ours, of torch (a `torch.dtype`, too), or one that people use, such as fp16.
+
+    >>> [float_dtype(name).name for name in ("bf16", "bfloat16", "torch.float16", "half", "FP32")]
+    ['bf16', 'bf16', 'f16', 'f16', 'f32']
+
+    Raises:
+        RecipeError: There is no such type, or it is no float.
+    """
+    text = str(name).strip().lower().removeprefix("torch.")
+    found = BY_NAME.get(_OTHER_NAMES.get(text, text)) or BY_TORCH.get(text)
+    if found is None or not found.is_delta:
+        choices = [dtype.name for dtype in _TABLE if dtype.is_delta]
+        hint = did_you_mean(text, choices) if found is None else None
+        raise RecipeError("dtype is not a float type", expected=f"one of {', '.join(choices)}", found=name, hint=hint)
+    return found

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "checking", "dtypes", "errors", "limits", "parallel", "reports"),
+    ("_version", "checking", "dtypes", "errors", "kinds", "limits", "parallel", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
@@ -32,7 +32,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
     "kernels": {"dtypes", "errors", "format.digest"},
-    "checkpoint": {"checking", "dtypes", "errors", "limits", "format.atomic", "format.digest", "format.folders"},
+    "checkpoint": {"checking", "dtypes", "errors", "kinds", "limits", "format.atomic", "format.digest", "format.folders"},
     "merging.methods": {"errors", "kernels"},
     "merging.recipe": {"checking", "errors", "merging.methods"},
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
-from deltapack.errors import CheckpointError, LimitError, RecipeError
+from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
+from deltapack.kinds import MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
 from deltapack.limits import Limits
 
 __all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_folder"]
@@ -21,9 +22,7 @@ CHOICES = ("index", "single")
 
 _ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
-_MERGE_LORA = (
-    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) and save the whole model."
-)
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 @dataclass(frozen=True)
@@ -57,27 +56,25 @@ def locate(path: Path) -> Location:
     """Find the weights of a checkpoint that is one file.
 
     Raises:
-        CheckpointError: There is no such file, or it is no checkpoint.
+        CheckpointError: There is no such file.
+        NotACheckpointError: It is no checkpoint.
     """
     if not os.path.lexists(path):
-        raise CheckpointError(
-            "no such file or folder",
-            path=path,
-            hint="A model on the Hugging Face hub must be downloaded first: hf download",
-        )
+        raise NotACheckpointError("no such file or folder", path=path, hint=hub_hint(path))
     name = path.name
     if _ADAPTER.fullmatch(name):
-        raise CheckpointError("this is an adapter, not a checkpoint", path=path, hint=_MERGE_LORA)
+        raise NotACheckpointError("this is an adapter, not a checkpoint", path=path, hint=MERGE_LORA)
     if _META.fullmatch(name):
-        raise CheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
+        raise NotACheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
     if name.endswith(".index.json"):
-        raise CheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
+        raise NotACheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
     row = format_of(name)
     if row is None:
-        gguf = path.suffix.lower() == ".gguf"
-        hint = "Use the safetensors checkpoint that it was made from." if gguf else None
+        kind = kind_of_path(path)
+        if kind is not None:
+            raise NotACheckpointError(f"this is {kind.text}, not a checkpoint", path=path, hint=kind.as_checkpoint)
         expected = _either(["a folder", *dict.fromkeys(suffix for row in FORMATS for suffix in row.suffixes)])
-        raise CheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
+        raise NotACheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name)
     return Location(path.parent, (name,), row)
 
 
@@ -99,7 +96,7 @@ def search_folder(folder: Path, limits: Limits, choice: str | None = None) -> tu
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        raise CheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
+        raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
     for row in FORMATS:
         found = _of_format(folder, names, row, limits, choice)
         if found is not None:
@@ -127,12 +124,13 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
         return Location(folder, tuple(loose), row)
     if not loose and not indices:
         return None
-    raise CheckpointError(
-        "the weights are not unique",
+    shards = not indices and all(map(_SHARD.search, loose))
+    raise (CheckpointError if shards else NotACheckpointError)(
+        "the index of the shards is missing" if shards else "the weights are not unique",
         path=folder,
         expected=f"{row.whole} or {row.index}",
         found=", ".join([*indices, *loose][:4]),
-        hint="If these are shards, their index is missing; if not, name one file.",
+        hint="Was the download complete?" if shards else "Name one file.",
     )
 
 
@@ -182,26 +180,14 @@ def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits
     return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name, metadata=metadata)
 
 
-def nothing_found(folder: Path, names: list[str], inner: list[str]) -> CheckpointError:
+def nothing_found(folder: Path, names: list[str], inner: list[str]) -> NotACheckpointError:
     """Return the error for a folder without weights; `inner` are sub-folders that have some, but are not known to be parts of one model."""
-    hint = None
-    if any(map(_ADAPTER.fullmatch, names)):
-        hint = f"This folder holds an adapter. {_MERGE_LORA}"
-    elif any(name.endswith(".gguf") for name in names):
-        hint = "This folder holds GGUF files; use the safetensors checkpoint that they were made from."
-    elif any(name.startswith("consolidated") for name in names):
-        hint = "This folder is in the vendor's own format; convert it to a Hugging Face folder."
-    elif "snapshots" in names:
-        hint = "This is a cache folder of the hub; name the folder below snapshots/."
-    elif inner:
+    found = kind_of_folder(folder, names)
+    what, hint = found if found is not None else ("no weights in the folder", None)
+    if found is None and inner:
         hint = f"Weights are in {', '.join(inner[:4])}; name that folder."
-    return CheckpointError(
-        "no weights in the folder",
-        path=folder,
-        expected=_either([name for row in FORMATS for name in row.names]),
-        found=", ".join(names[:8]) or "an empty folder",
-        hint=hint,
-    )
+    expected = _either([name for row in FORMATS for name in row.names])
+    return NotACheckpointError(what, path=folder, expected=expected, found=", ".join(names[:8]) or "nothing", hint=hint)
 
 
 def _either(words: list[str]) -> str:

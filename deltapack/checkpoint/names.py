@@ -94,7 +94,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise RecipeError(f"not a valid regular expression: {error}", found=repr(pattern)) from error
+        raise RecipeError(f"not a valid regular expression: {error}", found=f"'{pattern}'") from error
 
 
 def _apply_maps(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], maps: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -105,11 +105,11 @@ def _apply_maps(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorIn
         try:
             mapped = {name: match.expand(replacement) for name in finetuned if (match := compiled.fullmatch(name))}
         except (re.error, LookupError) as error:
-            raise RecipeError(f"not a valid replacement: {error}", found=repr(replacement)) from error
+            raise RecipeError(f"not a valid replacement: {error}", found=f"'{replacement}'") from error
         if not any(target in base for target in mapped.values()):
             example = next(iter(mapped.items()), None)
             raise RecipeError(
-                f"the map {pattern!r} matches nothing",
+                f"the map '{pattern}' matches nothing",
                 found="no name of the fine-tune" if example is None else f"{example[0]!r} -> {example[1]!r}, not in the base",
             )
         wanted = {**mapped, **wanted}

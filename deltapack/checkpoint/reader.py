@@ -13,12 +13,15 @@ import numpy.typing as npt
 from deltapack.checking import as_path
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
+from deltapack.checkpoint.formats import WeightFormat
 from deltapack.checkpoint.joining import aliases_of, check_index, strings_of
 from deltapack.checkpoint.locate import Location
+from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.rivals import first_difference
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
-from deltapack.errors import CheckpointError, RecipeError
+from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
+from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -138,7 +141,7 @@ class Checkpoint:
             if leave_out:
                 raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
-        own = {*self._files(), *(place.index or "" for place in self._places)}
+        own = {*self._files(), *(place.index or "" for place in self._places), MANIFEST}
         return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
 
     def side_files(self) -> list[SideFile]:
@@ -188,7 +191,8 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: 
         weights: What counts where a folder has `model.safetensors` and an index of shards, too; unless given they have to be the same.
 
     Raises:
-        CheckpointError: Nothing to read was found, or it is malformed.
+        CheckpointError: It is malformed or damaged.
+        NotACheckpointError: This is something else, such as an adapter, a pack or a GGUF file, or nothing to read was found.
         LimitError: It exceeds `limits`.
         RecipeError: `path` is no path, there is no such choice of weights, or a folder has two models and nobody chose.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
@@ -242,7 +246,18 @@ def _open(path: Path, located: Located, limits: Limits) -> Checkpoint:
             for name in place.files:
                 handle = ReadFile(place.folder / name)
                 stack.callback(handle.close)
+                _check_kind(handle, place.format)
                 parsed[-1].append(prefixed(place.format.parse(handle, limits), place.prefix, path, limits))
         checkpoint = Checkpoint(path, located, parsed, limits)
+        if are_lora(checkpoint.tensors):
+            raise NotACheckpointError("these are the tensors of an adapter (LoRA), not of a whole model", path=path, hint=MERGE_LORA)
         stack.pop_all()
     return checkpoint
+
+
+def _check_kind(file: ReadFile, row: WeightFormat) -> None:
+    """Refuse a file that by its first bytes is of another kind than its name says."""
+    kind = kind_of(file.read(0, min(HEAD_BYTES, file.size)), "")
+    if kind is not None and kind.name not in row.kinds:
+        what = f"this is {kind.text}, not what its name says"
+        raise NotACheckpointError(what, path=file.path, expected=row.suffixes[0], hint=kind.as_checkpoint)

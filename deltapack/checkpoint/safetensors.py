@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,19 +44,13 @@ def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> Parsed
     prefix = file.read(0, 8)
     length = int.from_bytes(prefix, "little")
     if length > file.size - 8:
-        hint = _what_it_is(prefix, file.path)
-        raise CheckpointError(
-            "the header is longer than the file",
-            path=file.path,
-            expected=f"at most {file.size - 8} bytes",
-            found=length,
-            hint=hint,
-        )
+        expected = f"at most {file.size - 8} bytes"
+        raise CheckpointError("the header is longer than the file", path=file.path, expected=expected, found=length, hint=_DAMAGED)
     if length > limits.header_bytes:
         raise LimitError("the header is too long", path=file.path, expected=f"at most {limits.header_bytes} bytes", found=length)
     raw = file.read(8, length)
     if not raw.startswith(b"{"):
-        raise CheckpointError("the header is not a JSON object", path=file.path, hint=_what_it_is(prefix, file.path))
+        raise CheckpointError("the header is not a JSON object", path=file.path, hint=_DAMAGED)
     header = load_json(raw, file.path)
     metadata = _parse_metadata(header.pop(_METADATA, {}), file.path)
     check_count(file.path, len(header), limits)
@@ -200,18 +193,3 @@ def _check_tiling(rows: Sequence[tuple[TensorInfo, int, int]], path: Path, data_
             found=data_size,
             hint=cut,
         )
-
-
-def _what_it_is(prefix: bytes, path: Path) -> str:
-    """Guess from the first 8 bytes what was named instead of a safetensors file."""
-    known = {
-        b"version ": "This is a git-lfs pointer, not the weights: run 'git lfs pull' or download the file again.",
-        b"<!DOCTYP": "This is a web page, not the weights: the download failed.",
-    }
-    if prefix in known:
-        return known[prefix]
-    if prefix.startswith(b"PK\x03\x04"):
-        return f"This is a PyTorch file: rename it from {path.name} to .bin."
-    if prefix.startswith(b"GGUF"):
-        return "This is a GGUF file; use the safetensors checkpoint that it was made from."
-    return _DAMAGED if os.path.getsize(path) else "The file is empty."

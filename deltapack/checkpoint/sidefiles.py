@@ -253,7 +253,7 @@ def _reason_to_leave(name: str, include_code: bool) -> str | None:
     if is_weight_file(name):
         return "weights that the checkpoint does not use"
     if suffix == ".py":
-        return None if include_code else "code, left out unless asked for"
+        return None if include_code else "Python code, which travels only with --include-code"
     if _SIDE.fullmatch(suffix) or _LICENCE.fullmatch(name) or (_TOKENIZER.fullmatch(name) and not _SCRAP.fullmatch(suffix)):
         return None
     return "not a kind of file that a model needs"

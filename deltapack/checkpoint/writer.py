@@ -19,8 +19,9 @@ import numpy.typing as npt
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of
 from deltapack.checkpoint.metadata import PLAIN, Strings, of_file
-from deltapack.checkpoint.replace import check_output, check_protected, swap_in
+from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError, RecipeError
@@ -49,6 +50,7 @@ class _Writer:
         self._places: dict[str, tuple[NewTensor, WriteFile, int]] = {}
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
+        self._heads: dict[str, int] = {}
         self._lock = threading.Lock()
         self._open = False
 
@@ -129,6 +131,7 @@ class _Writer:
             if kind is None:
                 self._check_complete(places)
                 with writing(self.out):
+                    self._seal()
                     for file in self._files:
                         file.sync()
                     self._close()
@@ -151,7 +154,7 @@ class _Writer:
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
-        position = len(header)
+        position = self._heads[shard.file] = len(header)
         for tensor in shard.tensors:
             self._places[tensor.name] = (tensor, file, position)
             self._covered[tensor.name] = Coverage()
@@ -160,6 +163,9 @@ class _Writer:
     def _close(self) -> None:
         for file in self._files:
             file.close()
+
+    def _seal(self) -> None:
+        """Write what comes last; a single file has nothing of the kind."""
 
     def _create(self) -> None:
         raise NotImplementedError
@@ -204,6 +210,7 @@ class FolderWriter(_Writer):
             shards = [shard for shard in self._shards if shard.prefix == prefix]
             if len(shards) > 1:
                 self._write_index(prefix, shards)
+        check_unlisted(self.out, self._temporary, self._heads)  # before the work, as far as one can know
 
     def _write_index(self, prefix: str, shards: Sequence[Shard]) -> None:
         """Write the index of the shards of a folder."""
@@ -214,8 +221,12 @@ class FolderWriter(_Writer):
         stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0].file)
         self._write_small(f"{stem}.safetensors.index.json", text.encode())
 
+    def _seal(self) -> None:
+        self._write_small(MANIFEST, manifest_of(self._temporary, "checkpoint"))
+
     def _commit(self) -> None:
-        check_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
+        check_output(self.out, folder=True, force=self._force, unlisted=True)  # hours may have passed: look again
+        check_unlisted(self.out, self._temporary)
         for where, _, _ in os.walk(self._temporary, topdown=False):
             fsync_folder(Path(where))
         swap_in(self._temporary, self.out)
@@ -260,7 +271,7 @@ def open_writer(
     Args:
         out: The output.
         shards: What to write, from `plan_shards`; a file output joins them.
-        force: Whether an existing checkpoint may be replaced.
+        force: Whether an existing checkpoint may be replaced; of a folder only what this program wrote, else nothing.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
         metadata: Free strings for the headers, by folder (`""`: the output itself); `{"format": "pt"}` where there are none for one.
@@ -273,7 +284,7 @@ def open_writer(
     out = Path(out)
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
-    check_output(out, folder=not single, force=force)
+    check_output(out, folder=not single, force=force, unlisted=True)
     tied = dict(aliases or {})
     if single:
         folders = sorted({shard.prefix for shard in shards} - {""})

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from deltapack.checking import as_path
-from deltapack.errors import ChecksumError, DeltapackError, FormatError, RecipeError
+from deltapack.errors import ChecksumError, DeltapackError, FormatError, NotAPackError, RecipeError
 from deltapack.format.digest import chunk_count, hash64, root_digest
 from deltapack.format.frames import check_frame_after, decompress_after, decompress_frame, unpack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
@@ -34,6 +35,7 @@ class PackReader:
 
     Raises:
         FormatError: Rules R1 to R7 are broken, or the file cannot be read.
+        NotAPackError: There is no such file, or it is a checkpoint or something else that is no pack.
         ChecksumError: The prologue or the index is damaged.
         UnsupportedError: A newer version or an unknown feature.
         LimitError: The index is over a limit.
@@ -46,8 +48,12 @@ class PackReader:
             # Without O_NONBLOCK a named pipe would hang here; regular files do not know the difference.
             self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
-            raise FormatError(f"cannot open: {error.strerror}", path=self.path) from error
+            what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot open: {error.strerror}"
+            raise NotAPackError(what, path=self.path) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                what = "this is a folder, not a pack" if self.path.is_dir() else "not a regular file"
+                raise NotAPackError(what, hint="A pack is a .dpk file; where a base is given, too, it comes before the pack.")
             self.index, self.pack_id, self.index_stored_bytes = self._read_index(limits)
         except DeltapackError as error:
             os.close(self._file)

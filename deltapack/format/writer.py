@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import LimitError, OutputError
-from deltapack.format.atomic import atomic_file
+from deltapack.format.atomic import atomic_file, check_new_file, writing
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
 from deltapack.format.forms import is_descriptive, like
 from deltapack.format.frames import compress_after, compress_frame, pack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
-from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES, Prologue
+from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer", "stored_side_file"]
+__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "check_pack_output", "open_pack_writer", "stored_side_file"]
 
 INDEX_LEVEL = 9
 _SIDE_FILE_LEVEL, _LARGE_LEVEL, _LARGE = 19, 9, 48 << 20
@@ -180,9 +180,25 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = ()) ->
     """Write a pack that appears under `path` only when it is complete.
 
     Raises:
-        OutputError: `path` is one of the `inputs`, exists and `force` is false, or cannot be written.
+        OutputError: `path` is one of the `inputs`, exists and `force` is false or it is no pack, or cannot be written.
     """
     if path.exists() and any(path.samefile(source) for source in inputs):
         raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
+    check_pack_output(path, force=force)
     with atomic_file(path, force=force) as file:
         yield PackWriter(file)
+
+
+def check_pack_output(path: Path, *, force: bool) -> None:
+    """Refuse a pack that cannot be created, or that would take the place of a file that is no pack, not even an unfinished one.
+
+    Raises:
+        OutputError: It exists and `force` is false or it is something else, or its folder is missing.
+    """
+    check_new_file(path, force=force)
+    if not path.is_file():
+        return
+    with writing(path), open(path, "rb") as file:
+        head = file.read(len(MAGIC))
+    if head != MAGIC and any(head):
+        raise OutputError("the output exists and is no pack", path=path, hint="Remove it yourself, or choose another name.")

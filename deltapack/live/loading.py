@@ -19,7 +19,7 @@ from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
-from deltapack.dtypes import BY_NAME, BY_TORCH, DType
+from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import BackendError, RecipeError, UnsupportedError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
@@ -166,7 +166,7 @@ class _Loader:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         place = resolve_device(device)
         choice = choose(backend, place) if backend != "cpu" else choose(backend, torch.device("cpu"))
-        target, threads = _float_dtype(dtype), resolve_workers(workers)
+        target, threads = None if dtype is None else float_dtype(dtype), resolve_workers(workers)
         checkpoint = stack.enter_context(open_checkpoint(base))
         readers = [stack.enter_context(PackReader(path)) for path in weights]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
@@ -263,18 +263,3 @@ def _class_of(transformers: Any, config: Any, wanted: Any, base: str | Path) -> 
 
 def _silent(done: int, total: int) -> None:
     pass
-
-
-def _float_dtype(dtype: str | torch.dtype | None) -> DType | None:
-    """Return the float type that is meant.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if dtype is None:
-        return None
-    found = BY_TORCH.get(str(dtype).removeprefix("torch.")) or BY_NAME.get(str(dtype))
-    if found is None or not found.is_delta:
-        choices = ", ".join(known.name for known in BY_NAME.values() if known.is_delta)
-        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=dtype)
-    return found

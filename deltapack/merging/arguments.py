@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checking import as_number
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 
 __all__ = ["Numbers", "find_pack", "parse_parameter", "parse_schedules", "recipe_from_texts", "recipe_of"]
@@ -157,18 +158,28 @@ def find_pack(what: str, name: str, packs: Sequence[Path], words: Sequence[str] 
     if len(found) == 1:
         return found[0]
     if not found:
-        known = ", ".join([*words, *dict.fromkeys(path.name for path in packs)])
-        raise RecipeError(f"{what} names no pack", expected=f"one of {known}", found=name)
+        known = [*words, *dict.fromkeys(path.name for path in packs)]
+        hint = did_you_mean(name, [*known, *(path.stem for path in packs)])
+        raise RecipeError(f"{what} names no pack", expected=f"one of {', '.join(known)}", found=name, hint=hint)
     paths = list(dict.fromkeys(str(packs[number]) for number in found))
     if len(paths) == len(found):
         raise RecipeError(f"{what} names several packs", expected=f"one of {', '.join(paths)}", found=name, hint="Give the whole path.")
-    apart = "one number for each pack, in their order" if not words else "a copy of it under another name"
+    numbers = what in ("weight", "density")
+    apart = "one number for each pack, in their order" if numbers else "a copy of it under another name"
     raise RecipeError(f"{what} names a pack that is given {len(found)} times", found=name, hint=f"To tell them apart, give {apart}.")
 
 
 def _named(name: str, packs: Sequence[Path]) -> list[int]:
-    exact = [number for number, path in enumerate(packs) if str(path) == name]
+    exact = [number for number, path in enumerate(packs) if str(path) == name or _is_file(name, path)]
     return exact or [number for number, path in enumerate(packs) if name in (path.name, path.stem)]
+
+
+def _is_file(name: str, path: Path) -> bool:
+    """Whether a name is another way to write the path of a pack."""
+    try:
+        return ("/" in name or os.sep in name) and path.samefile(name)
+    except (OSError, ValueError):
+        return False
 
 
 def _numbers(what: str, text: str) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from deltapack.checking import as_path, as_paths
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
+from deltapack.kinds import EITHER, check_output_name
 from deltapack.merging.advice import shown_weights, warnings_of
 from deltapack.merging.arguments import Numbers, recipe_of
 from deltapack.merging.measuring import as_sums, measure
@@ -119,11 +120,13 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
 
 
 def refuse_for_packs(out: Path, options: WriteOptions) -> None:
-    """Refuse what a merged pack, or a single file, cannot have.
+    """Refuse a name that no output has, and what a merged pack, or a single file, cannot have.
 
     Raises:
-        RecipeError: `out` is a pack, and an option for checkpoints is given; or a file, and one for folders is.
+        RecipeError: `out` is called as another kind of file, or is a pack, and an option for checkpoints is given; or a file, and one for
+            folders is.
     """
+    check_output_name(out, EITHER)
     refuse_for_file(out, options)
     if out.suffix != ".dpk":
         return

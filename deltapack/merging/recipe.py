@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltapack.checking import as_number
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.merging.methods.linear import effective_weights
 from deltapack.merging.methods.table import MergeMethod, find_method
 
@@ -138,8 +138,8 @@ class MergeRecipe:
         for name in given:
             if name not in method.parameters:
                 known = ", ".join(method.parameters) or "none"
-                hint = _HINTS.get(name, "")
-                raise RecipeError(f"{method.name} has no parameter {name}", expected=f"one of: {known}", found=name, hint=hint or None)
+                hint = _HINTS.get(name) or did_you_mean(name, method.parameters)
+                raise RecipeError(f"{method.name} has no parameter {name}", expected=f"one of: {known}", found=name, hint=hint)
         for name, value in self.parameters.items():
             if name not in method.defaults:
                 raise RecipeError(f"{name} is of each pack, not of the method", found=name, hint=f"Give it with --{name}.")

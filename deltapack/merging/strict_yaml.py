@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 
 __all__ = ["Node", "parse_yaml", "read_yaml"]
 
@@ -46,7 +46,9 @@ class Node:
             if key in (refused or {}):
                 raise RecipeError(f"{node.key} is not supported: {(refused or {})[key]}", path=self.path)
             if key not in known:
-                raise RecipeError(f"{node.key} is unknown", path=self.path, expected="one of " + ", ".join(known))
+                raise RecipeError(
+                    f"{node.key} is unknown", path=self.path, expected="one of " + ", ".join(known), hint=did_you_mean(key, known)
+                )
             out[key] = node
         return out
 

@@ -23,7 +23,7 @@ from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.report import compress_report
+from deltapack.packing.report import compress_report, left_out_notes
 from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
@@ -98,7 +98,7 @@ def compress(
             index = _index(entries, base_rows, files, inputs.finetuned.folders, asked.recipe)
             size = writer.finish(replace(index, optional=optional_metadata(metadata)))
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-        notes = [*inputs.notes(), *(f"left out {item.name}: {item.reason}" for item in inputs.left_out), *too_long]
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
 
 

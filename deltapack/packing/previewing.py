@@ -16,6 +16,7 @@ from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.packing.recipe import Recipe
+from deltapack.packing.report import left_out_notes
 from deltapack.packing.sides import sides_with_base
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import CompressPreview, PreviewRow, Progress
@@ -62,7 +63,7 @@ def preview_compress(
     with open_inputs(base, finetuned, asked) as inputs:
         rows = _rows(inputs, count, progress or (lambda done, total: None))
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
-        notes = [*inputs.notes(), *(f"would leave out {item.name}: {item.reason}" for item in inputs.left_out)]
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out")]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + side
     kinds = dict(sorted(Counter(row.kind for row in rows).items()))

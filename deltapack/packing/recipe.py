@@ -9,7 +9,7 @@ from typing import Any
 
 from deltapack.checking import as_number
 from deltapack.codecs.indices import DENSE
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
@@ -225,7 +225,11 @@ def parse_override(text: str) -> Override:
     for setting in settings.split(","):
         key, equals, value = setting.partition("=")
         name = key.strip().replace("-", "_")
-        if not colon or not equals or name not in SETTINGS:
+        if colon and equals and name not in SETTINGS:
+            known = [setting.replace("_", "-") for setting in SETTINGS]
+            hint = did_you_mean(name, known)
+            raise RecipeError("an override has no such setting", expected=f"one of {', '.join(known)}", found=key.strip(), hint=hint)
+        if not colon or not equals:
             expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare,role=weight"
             raise RecipeError("cannot read an override", expected=expected, found=text)
         try:
@@ -267,7 +271,7 @@ def _numbers(recipe: Recipe) -> None:
 
 def _choice(name: str, value: str, choices: Collection[str]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value)
+        raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value, hint=did_you_mean(value, choices))
 
 
 def _regex(pattern: str | None) -> None:

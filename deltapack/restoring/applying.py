@@ -15,10 +15,11 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
-from deltapack.dtypes import BY_NAME, DType
+from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
+from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
@@ -73,6 +74,7 @@ def apply(
         RecipeError: An argument is out of range.
     """
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    check_output_name(out, CHECKPOINT)
     with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
         weighted = WeightedPack(reader, weight, rescale)
         composition = compose(base_ckpt, [weighted], dtype=options.dtype)
@@ -119,7 +121,7 @@ class WriteOptions:
         if limit is not None:
             as_count("max_shard_size", limit, 'a whole number of bytes, or text such as "5GB"')
         report = progress or (lambda done, total: None)
-        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
+        return cls(None if dtype is None else float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
 
 
 def write_checkpoint(
@@ -166,8 +168,20 @@ def write_checkpoint(
             if name not in own_files:
                 writer.write_side_file(name, data)
 
+        if isinstance(writer, FileWriter):
+            notes = [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
+
+
+def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:
+    """Say so where a result of one file leaves out what a folder would have beside the weights."""
+    assets = composition.assets
+    names = sorted({*(() if assets is None else (file.name for file in assets.index.files or ())), *own_files})
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return [f"{shown} not written: the output is one file; name a folder to have them, too"]
 
 
 def refuse_for_file(out: Path, options: WriteOptions) -> None:
@@ -215,18 +229,3 @@ class _Output:
             return False
         self.writer.copy(job.name, start, count, *found)
         return True
-
-
-def _float_dtype(name: str | None) -> DType | None:
-    """Return the float type of this name.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if name is None:
-        return None
-    dtype = BY_NAME.get(name) if isinstance(name, str) else None
-    if dtype is None or not dtype.is_delta:
-        choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
-        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)
-    return dtype

@@ -63,8 +63,8 @@ def test_the_first_format_wins(tmp_path: Path) -> None:
 
 
 def test_errors_name_every_format(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").touch()
-    for path in (tmp_path, tmp_path / "x.gguf"):
+    (tmp_path / "x.odd").touch()
+    for path in (tmp_path, tmp_path / "x.odd"):
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(path)
         expected = str(caught.value.expected)

@@ -16,7 +16,8 @@ from support.headers import RawSafetensors
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME, BY_TORCH
-from deltapack.errors import CheckpointError, RecipeError
+from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
+from deltapack.kinds import PACK_MAGIC, hub_hint
 
 
 def shards(folder: Path, groups: dict[str, dict[str, torch.Tensor]], **changes: str) -> Path:
@@ -255,28 +256,53 @@ def test_one_other_file_is_enough(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        ([], "an empty folder"),
+        ([], "the folder is empty"),
         (["config.json"], "config.json"),
         (["adapter_model.safetensors", "adapter_config.json"], "Merge the LoRA"),
         (["model.Q4_K.gguf"], "GGUF"),
         (["consolidated.00.pth", "params.json"], "convert"),
-        (["refs", "snapshots"], "snapshots"),
         (["a.safetensors", "b.safetensors"], "not unique"),
-        (["model-00001-of-00002.safetensors"], "index is missing"),
+        (["model-00001-of-00002.safetensors"], "the index of the shards is missing"),
+        (["tf_model.h5", "config.json"], "TensorFlow or Keras"),
+        (["flax_model.msgpack", "config.json"], "Flax"),
+        (["model.onnx"], "ONNX"),
+        (["math.dpk"], "holds packs, such as math.dpk"),
+        (["tokenizer.json", "config.json"], "holds config and tokenizer and no weights"),
+        (["tokenizer.model", "tokenizer_config.json"], "holds a tokenizer and no weights"),
+        (["__0_0.distcp", ".metadata"], "dcp_to_torch_save"),
+        (["zero_to_fp32.py", "latest"], "with zero_to_fp32.py"),
+        (["first/model.safetensors", "second/model.safetensors"], "Name the folder of one model, such as {folder}/first."),
+        (["blobs/x", "refs/main", "snapshots/abc/model.safetensors"], "such as {folder}/snapshots/abc."),
+        (["models--org--name/snapshots/abc/model.safetensors"], "{folder}/models--org--name/snapshots/*"),
     ],
 )
 def test_a_folder_without_weights_says_what_it_is(names: list[str], text: str, tmp_path: Path) -> None:
     for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path)
-    assert text in str(caught.value)
+    assert text.format(folder=tmp_path) in str(caught.value)
+    assert caught.value.exit_code == (3 if "shards is missing" in text else 5)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("missing", "no such"),
+        ("some/model", "no such file or folder. Is the path right?"),
+        ("math.dpk", "this is a deltapack pack, not a checkpoint. Restore it first"),
+        ("model.onnx", "this is an ONNX model"),
+        ("tf_model.h5", "this is an HDF5 file"),
+        ("flax_model.msgpack", "this is a Flax checkpoint"),
+        ("weights.npz", "this is a NumPy file"),
+        ("last.ckpt", "ending .pt"),
+        ("notes.md", "not a checkpoint: expected a folder, .safetensors"),
+        ("no-suffix-st", "this is a safetensors checkpoint, not a checkpoint. Give its name the ending .safetensors."),
+        ("really-a-pack.safetensors", "this is a deltapack pack, not what its name says: expected .safetensors"),
+        ("really-a-pack.bin", "this is a deltapack pack"),
+        ("really-gguf.pt", "this is a GGUF file"),
+        ("lfs.bin", "git lfs pull"),
         ("adapter_model.safetensors", "Merge the LoRA"),
         ("model.gguf", "safetensors checkpoint"),
         ("consolidated.00.pth", "slice"),
@@ -285,11 +311,61 @@ def test_a_folder_without_weights_says_what_it_is(names: list[str], text: str, t
     ],
 )
 def test_a_file_that_is_no_checkpoint_says_what_it_is(name: str, text: str, tmp_path: Path) -> None:
-    if name != "missing":
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(CheckpointError) as caught:
+    heads = {
+        "a-pack": PACK_MAGIC,
+        ".dpk": PACK_MAGIC,
+        "-st": b"\x08" + bytes(7) + b"{}      ",
+        "gguf.": b"GGUF",
+        "lfs": b"version https://git-lfs",
+    }
+    if name not in ("missing", "some/model"):
+        (tmp_path / name).write_bytes(next((head for word, head in heads.items() if word in name), b""))
+    with pytest.raises(NotACheckpointError) as caught:
         open_checkpoint(tmp_path / name)
-    assert text in str(caught.value)
+    assert text in str(caught.value) and caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("meta-llama/Llama-3-8B", "meta-llama/Llama-3-8B"),
+        ("gpt2", "gpt2"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
+        ("hf://org/name", "org/name"),
+        ("./base", None),
+        ("/data/base", None),
+        ("a/b/c", None),
+    ],
+)
+def test_a_name_of_the_hub_is_not_a_path(text: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hint = hub_hint(text)
+    if name is None:
+        assert hint.startswith("Is the path right?") and "hf download ORG/NAME" in hint
+    else:
+        assert f"hf download {name} --local-dir {name.rpartition('/')[2]}" in hint and f"snapshot_download('{name}')" in hint
+        with pytest.raises(NotACheckpointError, match=f"hf download {name}" if "://" not in text else "no such"):
+            open_checkpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "adapter"),
+    [
+        (["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"], True),
+        (["unet.down.lora_up.weight", "unet.down.lora_down.weight", "unet.down.alpha"], True),
+        (["lora_unet_mid.hada_w1_a", "lora_unet_mid.hada_w2_b", "lora_unet_mid.alpha"], True),
+        (["q.lora_A.weight", "q.weight"], False),
+        (["scale.alpha"], False),
+        (["explora_A.weight"], False),
+    ],
+)
+def test_an_adapter_is_known_by_its_tensors(names: list[str], adapter: bool, tmp_path: Path) -> None:
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
+    if not adapter:
+        open_checkpoint(tmp_path).close()
+        return
+    with pytest.raises(NotACheckpointError, match=r"adapter \(LoRA\).*Merge the LoRA"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_weight_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:

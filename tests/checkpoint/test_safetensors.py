@@ -94,7 +94,7 @@ def test_an_unknown_element_type_is_unsupported(dtype: object, raw_safetensors: 
         ((1 << 63).to_bytes(8, "little") + b"{}", "damaged"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs"),
         (b"<!DOCTYPE html><html></html>", "web page"),
-        (b"PK\x03\x04" + bytes(30), ".bin"),
+        (b"PK\x03\x04" + bytes(30), ".pt"),
         (b"GGUF" + bytes([3, 0, 0, 0, 0, 0, 0, 0]), "GGUF"),
     ],
 )

@@ -8,7 +8,7 @@ from support.interpreting import DEVICE
 
 from deltapack.device import backends
 from deltapack.device.backends import choose, resolve_device
-from deltapack.errors import BackendError
+from deltapack.errors import BackendError, RecipeError
 
 CPU = torch.device("cpu")
 
@@ -60,8 +60,11 @@ def test_an_unknown_backend() -> None:
 
 def test_devices() -> None:
     assert resolve_device(None) == resolve_device("cpu") == CPU
-    for name in ("nonsense", "cuda:99", "xpu"):
-        with pytest.raises(BackendError, match="this device cannot be used"):
+    for name in ("cuda:99", "xpu"):
+        with pytest.raises(BackendError, match=r"this device cannot be used: (this torch|torch (sees|has)|the GPUs here)"):
+            resolve_device(name)
+    for name in ("nonsense", "", "cuda:x", "cuda:-1"):
+        with pytest.raises(RecipeError, match=f"not the name of a device: expected cpu, cuda, cuda:N or another of torch, found '{name}'"):
             resolve_device(name)
 
 

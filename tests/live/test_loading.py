@@ -14,7 +14,7 @@ from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
 import deltapack
-from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
+from deltapack.errors import BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
 
 BACKENDS = ["cpu", "torch", "triton"]
 
@@ -99,7 +99,7 @@ def test_arguments(base: Model, pack_of: PackOf) -> None:
             deltapack.load_state_dict(where, packs, **options)
     with pytest.raises(RecipeError, match="nothing to load"):
         deltapack.load_state_dict(where, [])
-    with pytest.raises(BackendError):
+    with pytest.raises(RecipeError, match="not the name of a device"):
         deltapack.load_state_dict(where, packs[0], device="nonsense")
     with pytest.raises(RecipeError, match=r"no config.json"):
         deltapack.load_model(where, packs[0])

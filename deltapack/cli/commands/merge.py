@@ -13,6 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
 from deltapack.cli.render import print_json, print_notes, show_progress
+from deltapack.kinds import EITHER
 
 if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
@@ -24,12 +25,10 @@ __all__ = ["command"]
 @click.command(cls=options.Command, short_help="Merge packs onto their common base.")
 @options.base_argument
 @click.argument("packs", type=options.pack_path, nargs=-1)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="OUT",
-    help="The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --explain.",
+@options.out_option(
+    EITHER,
+    "The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --report and --explain.",
+    required=False,
 )
 @options.merge_options
 @click.option("--dry-run", is_flag=True, help="Check everything that headers tell, and stop: names, types, disk, memory.")
@@ -45,22 +44,25 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     into a folder.
     """
     typed = _Typed(**given)
+    if out is None and not typed.report and typed.explain is None:
+        raise click.UsageError("Missing option '-o' / '--out' (only --report and --explain can do without).")
     _refuse_what_has_no_effect(typed)
     asked = _from_options(packs, typed) if typed.recipe_file is None else _from_file(typed.recipe_file, packs, typed)
+    prefer = _owner("prefer", typed.prefer, asked, ())
     asked = replace(
         asked,
         dtype=typed.dtype or asked.dtype,
         assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
         vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
-        prefer=typed.prefer or asked.prefer,
+        prefer=asked.prefer if prefer is None else Path(prefer),
     )
     call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
     if typed.explain is not None:
         call.explain(typed.explain)
         return
     if out is None:
-        raise click.UsageError("Missing option '-o' / '--out'.")
-    if typed.dry_run:
+        call.compare()
+    elif typed.dry_run:
         call.preview(out)
     else:
         call.merge(out)
@@ -79,7 +81,7 @@ class _Typed:
     parameters: tuple[str, ...]
     recipe_file: Path | None
     pack_folder: Path | None
-    prefer: Path | None
+    prefer: str | None
     assets: str | None
     vocab: str | None
     dry_run: bool
@@ -172,6 +174,8 @@ def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> 
     if text is None:
         return None
     name = text.removeprefix("from=")
+    if Path(name) in asked.packs:
+        return Path(name)
     return name if name in words else asked.packs[find_pack(what, name, asked.packs, words)]
 
 
@@ -223,23 +227,33 @@ class _Call:
             device=typed.device,
             backend=typed.backend,
         )
-        survey = None
-        if typed.report:
-            survey = deltapack.survey_merge(
-                self.base,
-                asked.packs,
-                recipe=asked.recipe,
-                prefer=asked.prefer,
-                vocab=asked.vocab,
-                weight_files=typed.weight_files,
-                workers=typed.workers,
-            )
+        survey = self._survey() if typed.report else None
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
             return
         if not self.quiet:
             print_preview(report, weighted=asked.recipe.formula.weighted)
         self._finish(survey, report.notes, [*report.warnings, *(survey.warnings if survey is not None else ())])
+
+    def compare(self) -> None:
+        """Print how the packs relate."""
+        survey = self._survey()
+        if self.as_json:
+            print_json(survey.to_json())
+        else:
+            self._finish(survey, [], survey.warnings)
+
+    def _survey(self) -> SurveyReport:
+        asked, typed = self.asked, self.typed
+        return deltapack.survey_merge(
+            self.base,
+            asked.packs,
+            recipe=asked.recipe,
+            prefer=asked.prefer,
+            vocab=asked.vocab,
+            weight_files=typed.weight_files,
+            workers=typed.workers,
+        )
 
     def merge(self, out: Path) -> None:
         """Merge and print what was done."""
