@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -10,11 +11,13 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError
+from deltapack.format.arrangement import Arrangement
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -31,6 +34,7 @@ class Checkpoint:
         tensors: From name to tensor, sorted by name; of tied tensors only the first.
         aliases: From the second name of a tied tensor to the name in `tensors`.
         notes: What the user should be told about how it was read.
+        files: The checkpoint as its files hold it: itself, but for one that `with_arranged` returned.
     """
 
     def __init__(self, path: Path, location: Location, files: list[ParsedFile], limits: Limits) -> None:
@@ -52,6 +56,7 @@ class Checkpoint:
         check_count(path, len(tensors), limits)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
         self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, tensors, files))
+        self.files = self
         unlisted = _check_index(path, location, tensors, self.aliases)
         self.notes: tuple[str, ...] = (*location.notes, *unlisted, *(note for file in files for note in file.notes))
 
@@ -99,6 +104,29 @@ class Checkpoint:
         source = self._sources.get(info.name)
         return (source.file, source.offset + start * info.dtype.itemsize) if isinstance(source, FileSource) else None
 
+    def with_arranged(self, arrangements: Mapping[str, Arrangement]) -> Checkpoint:
+        """Return the checkpoint as one that also holds tensors made of its own, by name; each hides one of its own of that name.
+
+        Both are closed together. Each piece must be a box of a tensor here, and all of one arrangement of one type.
+        """
+        view, tiles = copy.copy(self), Tiles()
+        tensors, sources = dict(self.tensors), dict(self._sources)
+        for name, arrangement in arrangements.items():
+            made_of = {piece: self._find(piece) for piece in arrangement.names}
+            first = made_of[arrangement.names[0]]
+            tensors[name] = TensorInfo(name, first.dtype, arrangement.shape, first.shard, arrangement)
+            shapes = {piece: info.shape for piece, info in made_of.items()}
+            sources[name] = ArrangedSource.of(arrangement, shapes, self.read_into, tiles)
+        view.tensors = MappingProxyType(dict(sorted(tensors.items())))
+        view.aliases = MappingProxyType({name: kept for name, kept in self.aliases.items() if name not in arrangements})
+        view._sources = sources
+        return view
+
+    def home_of(self, name: str) -> str:
+        """Return the tensor of the files that a tensor is, or that its first element lies in."""
+        arranged = self.tensors[name].arranged
+        return name if arranged is None else arranged.names[0]
+
     def _find(self, name: str) -> TensorInfo:
         info = self.tensors.get(self.aliases.get(name, name))
         if info is None:
@@ -132,7 +160,7 @@ class Checkpoint:
         """Close the files; reads fail from now on."""
         for handle in self._handles:
             handle.close()
-        self._handles = []
+        self._handles.clear()
         self._sources = {}
 
     def __enter__(self) -> Checkpoint:

@@ -51,12 +51,15 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
                 found=index.base_fingerprint,
                 hint=hint,
             )
+        pieces = _pieces(pack)
         for entry in index.entries:
             wanted = entry.base
             if wanted is None:
                 continue
             found = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
-            if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+            if found is None and wanted.name in pieces:
+                continue  # a model in memory may hold what is made of it instead
+            if found is None or (found.shape, found.dtype, found.arranged) != (wanted.shape, wanted.dtype, wanted.arranged):
                 raise BaseMismatchError(
                     "this is not the base that the pack was made from",
                     path=base.path,
@@ -76,11 +79,12 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
 
 def _check_covered(base: BaseTensors, reader: PackReader) -> None:
     """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
-    entries = reader.index.entries
+    entries, pieces = reader.index.entries, _pieces(reader)
     known = {entry.base.name for entry in entries if entry.base is not None}
     known |= {entry.name for entry in entries if entry.kind in ("stored", "alias")}
     unknown = sorted(set(base.tensors) - {base.aliases.get(name, name) for name in known})
-    if unknown or len(base.tensors) != reader.index.base_tensors:
+    held = {name for name, info in base.tensors.items() if info.arranged is None} - pieces
+    if unknown or len(held) + len(pieces) != reader.index.base_tensors:
         raise BaseMismatchError(
             "this is not the base that the pack was made from",
             path=base.path,
@@ -90,6 +94,12 @@ def _check_covered(base: BaseTensors, reader: PackReader) -> None:
             rule="R11",
             hint="`deltapack inspect` tells which base a pack needs.",
         )
+
+
+def _pieces(reader: PackReader) -> set[str]:
+    """Return the names of tensors of the base that a pack makes others of."""
+    bases = (entry.base for entry in reader.index.entries if entry.base is not None)
+    return {name for base in bases if base.arranged is not None for name in base.arranged.names}
 
 
 def _agreed_digests(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
+from deltapack.format.arrangement import FEATURE, Arrangement
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
@@ -111,17 +112,31 @@ def _streams(index: str, values: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class BaseRef:
-    """The tensor of the base that an entry starts from."""
+    """The tensor of the base that an entry starts from.
+
+    Attributes:
+        name: Its name; where it is arranged, the entry's own.
+        dtype: Its element type.
+        shape: Its dimensions.
+        digest: Its root digest.
+        arranged: What it is made of, where no base holds it as one tensor.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     digest: str
+    arranged: Arrangement | None = None
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the tensors that a base must hold for it."""
+        return (self.name,) if self.arranged is None else self.arranged.names
 
 
 @dataclass(frozen=True)
@@ -216,7 +231,7 @@ class Entry:
             out["dtype"] = base.dtype.name
         if removed or base.shape != self.shape:
             out["shape"] = list(base.shape)
-        return out
+        return out if base.arranged is None else out | base.arranged.to_json()
 
 
 @dataclass(frozen=True)
@@ -235,9 +250,11 @@ class FileEntry:
 
 
 def features_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Return the required features of a pack with these entries: those of the codecs that it uses, and no other."""
+    """Return the required features of a pack with these entries: those of what it uses, and no other."""
+    entries = tuple(entries)
     terms = (term for entry in entries for term in entry.terms)
-    return tuple(sorted({row.feature for term in terms for row in (term.index_codec, term.value_codec)} - {""}))
+    arranged = {FEATURE for entry in entries if entry.base is not None and entry.base.arranged is not None}
+    return tuple(sorted(arranged | {row.feature for term in terms for row in (term.index_codec, term.value_codec)} - {""}))
 
 
 @dataclass(frozen=True)

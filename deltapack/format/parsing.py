@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
+from deltapack.format.arrangement import FEATURE
+from deltapack.format.arrangement_fields import parse_arrangement
 from deltapack.format.canonical import load_index
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
@@ -58,7 +60,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
-    unknown = sorted(set(required) - known_features())
+    unknown = sorted(set(required) - known_features() - {FEATURE})
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
     check_keys(top, "the index", required=_TOP, optional={"optional"})
@@ -177,7 +179,7 @@ def _check_kind(entry: Entry) -> None:
 def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
     base = typed(row, "base", dict)
     removed = {"dtype", "shape"} if dtype is None else set()
-    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
+    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape", "grid", "pieces"})
     if removed and "name" in base:
         raise FormatError("a removed tensor has a second name", rule="R6", found=base["name"])
     found = BaseRef(
@@ -185,6 +187,7 @@ def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | Non
         dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
         shape=shape_of(base, limits) if "shape" in base else shape or (),
         digest=hexadecimal(base, "digest", 32),
+        arranged=parse_arrangement(base, shape, limits),
     )
     repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
     if repeats or (shape is not None and "shape" in base and found.shape == shape):
@@ -256,9 +259,13 @@ def _check_entries(index: Index) -> None:
     for entry in index.entries:
         if entry.kind == "alias" and entry.of not in held:
             raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
+    held_by_base = {name for entry in index.entries if entry.base is not None for name in entry.base.held}
+    lost = held_by_base - {*bases, *(entry.name for entry in index.entries if entry.kind in ("stored", "alias"))}
+    if lost:
+        raise FormatError("a piece is of a tensor that no entry speaks of", rule="R6", found=min(lost))
     if len(set(bases)) != len(bases):
         raise FormatError("two entries use the same base tensor", rule="R6")
-    if len(bases) > index.base_tensors or len(held) != index.result_tensors:
+    if len(held_by_base) > index.base_tensors or len(held) != index.result_tensors:
         raise FormatError("the tensor counts do not match the entries", rule="R6")
     nbytes = sum(entry.nbytes for entry in index.entries)
     if nbytes != index.result_bytes:

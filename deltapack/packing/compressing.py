@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint, propose_arrangements
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
@@ -76,10 +76,11 @@ def compress(
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
         )
+        seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=inputs) as writer:
             report = progress or (lambda done, total: None)
-            run = _Run(base_ckpt, tuned_ckpt, recipe, match, count, report, Buffers())
+            run = _Run(seen, tuned_ckpt, recipe, match, count, report, Buffers())
             entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
             files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, include_code)
@@ -123,7 +124,10 @@ def _size(task: _Task) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """One compression: a stream of chunk tasks whose outcomes come back in order."""
+    """One compression: a stream of chunk tasks whose outcomes come back in order.
+
+    `base` also has the tensors that the fine-tune has in another layout, made of its own, which `base.files` has alone.
+    """
 
     base: Checkpoint
     finetuned: Checkpoint
@@ -146,8 +150,8 @@ class _Run:
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
-                base = self.base.tensors[job.name] if job.plan is None else job.plan.base
-                if base is not None:
+                base = self.base.files.tensors[job.name] if job.plan is None else job.plan.base
+                if base is not None and base.arranged is None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
         entries += [Entry(name, "alias", of=of) for name, of in self.finetuned.aliases.items()]
         entries += _removed(base_rows, entries)
@@ -169,8 +173,8 @@ class _Run:
         job, chunk = task
         if job.plan is not None:
             return job, encode_chunk(self.base, self.finetuned, job.plan, chunk, self.buffers)
-        numel = self.base.tensors[job.name].numel
-        elements = self.base.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
+        numel = self.base.files.tensors[job.name].numel
+        elements = self.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
     def _tasks(self) -> Iterator[_Task]:
@@ -182,8 +186,9 @@ class _Run:
             # A tensor without elements still is one task, so that it gets its entry.
             for chunk in range(max(1, chunk_count(numel))):
                 yield _Job(name, plan), chunk
-        for name in sorted(set(self.base.tensors) - set(partners.values()), key=str.encode):
-            for chunk in range(max(1, chunk_count(self.base.tensors[name].numel))):
+        used = {name for name in partners.values() if self.base.tensors[name].arranged is None}
+        for name in sorted(set(self.base.files.tensors) - used, key=str.encode):
+            for chunk in range(max(1, chunk_count(self.base.files.tensors[name].numel))):
                 yield _Job(name, None), chunk
 
     def _partners(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import FromBase, TensorJob
@@ -69,9 +70,9 @@ def apply(
     """
     options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
-        weighted = WeightedPack(reader, weight, rescale)
-        composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
+        weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
+        composition = compose(seen, [weighted], dtype=options.dtype)
+        notes = write_checkpoint(seen, composition, Path(out), [reader.path], options)
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
@@ -130,7 +131,7 @@ def write_checkpoint(
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
-        rename={job.name: job.source.base.name for job in jobs if isinstance(job.source, FromBase)},
+        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
         max_shard_size=options.max_shard_bytes,
     )
     with open_writer(

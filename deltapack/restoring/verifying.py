@@ -13,6 +13,7 @@ import numpy as np
 from deltapack.checkpoint import open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import stored_chunks
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.compose import compose
 from deltapack.composing.tensor_job import FromBase, StoredRows
@@ -67,9 +68,10 @@ def verify(
                     report(done, chunks)
             return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
         with open_checkpoint(base) as base_ckpt:
-            jobs = compose(base_ckpt, [WeightedPack(reader)]).jobs
+            seen = arranged_base(base_ckpt, [reader])
+            jobs = compose(seen, [WeightedPack(reader)]).jobs
             restored = restore_tensors(
-                base_ckpt,
+                seen,
                 jobs,
                 Nowhere(),
                 verify=True,
