@@ -31,14 +31,25 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
     from deltapack.packing.compressing import compress
+    from deltapack.packing.previewing import preview_compress
     from deltapack.packing.recipe import Override, Recipe
     from deltapack.packs.pack import Pack, PackEntry, open_pack
-    from deltapack.reports import ApplyReport, CompressReport, ExplainReport, MergeReport, PreviewReport, SurveyReport, VerifyReport
+    from deltapack.reports import (
+        ApplyReport,
+        CompressPreview,
+        CompressReport,
+        ExplainReport,
+        MergeReport,
+        PreviewReport,
+        SurveyReport,
+        VerifyReport,
+    )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
 
 __all__ = [
     "ApplyReport",
+    "CompressPreview",
     "CompressReport",
     "DeltapackError",
     "ExplainReport",
@@ -64,6 +75,7 @@ __all__ = [
     "load_state_dict",
     "merge",
     "open_pack",
+    "preview_compress",
     "preview_merge",
     "read_merge_file",
     "survey_merge",
@@ -72,6 +84,7 @@ __all__ = [
 
 _HOMES = {
     "ApplyReport": "reports",
+    "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
     "ExplainReport": "reports",
@@ -96,6 +109,7 @@ _HOMES = {
     "load_state_dict": "live.loading",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
+    "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
     "survey_merge": "merging.surveying",

@@ -9,12 +9,14 @@ from typing import Any
 
 __all__ = [
     "ApplyReport",
+    "CompressPreview",
     "CompressReport",
     "ExplainReport",
     "ExplainRow",
     "LayerRow",
     "MergeReport",
     "PreviewReport",
+    "PreviewRow",
     "Progress",
     "SurveyReport",
     "VerifyReport",
@@ -42,6 +44,7 @@ class CompressReport(_Report):
         delta_bits_per_weight: Everything in the pack but stored tensors and side files, in bits per such element.
         split: Stored bytes by use: index (positions), codes, scales, tables, stored, files, header.
         kinds: Number of tensors of each entry kind.
+        roles: Number of tensors of the fine-tune of each role, as they were packed.
         max_abs_delta: Largest |fine-tuned - base|.
         worst: Names and largest |delta| of the tensors with the largest deltas.
         warnings: Sentences that a person should read.
@@ -55,6 +58,7 @@ class CompressReport(_Report):
     delta_bits_per_weight: float
     split: Mapping[str, int]
     kinds: Mapping[str, int]
+    roles: Mapping[str, int]
     max_abs_delta: float
     worst: Sequence[tuple[str, float]]
     warnings: Sequence[str] = field(default_factory=list)
@@ -63,6 +67,51 @@ class CompressReport(_Report):
     @property
     def ratio(self) -> float:
         """How many times smaller the pack is than the fine-tune's tensors."""
+        return self.checkpoint_bytes / self.pack_bytes
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """What a compression would do to one tensor.
+
+    Attributes:
+        name: Its name in the result; of a removed tensor, in the base.
+        role: Its role, a name of `deltapack.packing.roles`; empty for a tensor that the fine-tune does not hold.
+        kind: Entry kind.
+        dtype: Element type; empty of an alias.
+        shape: Shape.
+        base_name: The base tensor that it starts from, or is; of an alias the tensor that it is tied to; else empty.
+        index: Index codec; empty where there is no difference to keep.
+        values: Value codec, likewise.
+        bytes: About what it takes in the pack.
+    """
+
+    name: str
+    role: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    base_name: str
+    index: str
+    values: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CompressPreview(_Report):
+    """What `compress` would do: sizes in bytes, of the pack about; tensors of each kind and one by one; what to read."""
+
+    pack_bytes: int
+    checkpoint_bytes: int
+    side_file_bytes: int
+    kinds: Mapping[str, int]
+    tensors: Sequence[PreviewRow]
+    warnings: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """About how many times smaller the pack would be than the fine-tune's tensors."""
         return self.checkpoint_bytes / self.pack_bytes
 
 

@@ -16,7 +16,7 @@ from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import DEFAULT_LIMITS, MIB
 from deltapack.merging.advice import LARGEST_SUM_OF_WEIGHTS
 from deltapack.merging.methods.table import ALIASES, METHODS
-from deltapack.packing.recipe import Recipe
+from deltapack.packing.recipe import USUAL_FIDELITY
 from deltapack.sparsify.dare import HOPELESS, RISKY
 from deltapack.sparsify.della import USUAL_EPSILON
 
@@ -43,8 +43,8 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (DOCS, rf"[Bb]etween 0.12 and {NUMBER} Rice codes", (DENSE,)),
     (DOCS, rf"under 0.5 % up to {NUMBER}\.", (SPARSE,)),
     (DOCS, rf"in chunks of {NUMBER} elements, each made of {NUMBER} tiles of {NUMBER}", (CHUNK, TILES_PER_CHUNK, TILE)),
-    (DOCS, rf"noise is at most {NUMBER} % of the noise that dropping", (100 * Recipe.fidelity,)),
-    (DOCS, rf"the rule is e <= {NUMBER} p", (Recipe.fidelity,)),
+    (DOCS, rf"noise is at most {NUMBER} % of the noise that dropping", (100 * USUAL_FIDELITY,)),
+    (DOCS, rf"the rule is e <= {NUMBER} p", (USUAL_FIDELITY,)),
     (DOCS, rf"above {NUMBER} it gets risky at a drop rate of 0.9, near {NUMBER} it does not work", (RISKY, HOPELESS)),
     (DOCS, rf"a sum of weights above {NUMBER}", (LARGEST_SUM_OF_WEIGHTS,)),
     (DOCS, rf"whole blocks of at least {NUMBER} KB", (files._LONG / 1024,)),

@@ -175,7 +175,7 @@ def readings_of(family: Family, fused: TensorInfo, parts: Mapping[str, TensorInf
 def fused_from(family: Family, reading: Reading, parts: Mapping[str, TensorInfo]) -> Arrangement:
     """Return how the fused tensor is made of the separate ones."""
     cells = [_cell(parts[family.parts[0][at]], reading) for at in reading.order]
-    grid = [(size,) for size in cells[0]]
+    grid: list[tuple[int, ...]] = [(size,) for size in cells[0]]
     grid[reading.along] = tuple(cell[reading.along] for cell in cells)
     pieces = [Piece(row[at], (0,) * len(parts[row[at]].shape), reading.transposed) for row in family.parts for at in reading.order]
     return Arrangement((*([(1,) * len(family.parts)] if family.stacked else []), *grid), tuple(pieces))

@@ -65,9 +65,9 @@ def _told(found: Mapping[str, Arrangement]) -> Iterator[str]:
         made_of = dict.fromkeys(template_of(piece)[0] for piece in arrangement.names)
         turned = "transposed" if any(piece.transposed for piece in arrangement.pieces) else ""
         groups.setdefault((template_of(name)[0], turned, *made_of), []).append(name)
-    for (template, turned, *made_of), names in groups.items():
-        how = f"the base's {' and '.join(map(repr, made_of))}" + (", transposed" if turned else "")
-        yield f"{len(names)} tensors {template!r} were matched with {how}"
+    for (template, turned, *parts), names in groups.items():
+        count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
+        yield f"{count} matched with the base's {' and '.join(map(repr, parts))}" + (", transposed" if turned else "")
 
 
 @dataclass

@@ -50,9 +50,9 @@ force_option = click.option("--force", is_flag=True, help="Replace the output if
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
 
-def out_option(help_text: str) -> Callable[[F], F]:
-    """Return the required option `-o/--out`."""
-    return click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help=help_text)
+def out_option(help_text: str, *, required: bool = True) -> Callable[[F], F]:
+    """Return the option `-o/--out`."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), required=required, metavar="OUT", help=help_text)
 
 
 def output_options(function: F) -> F:

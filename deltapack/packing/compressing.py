@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint, propose_arrangements
+from deltapack.checkpoint import Checkpoint
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
@@ -17,8 +17,9 @@ from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
-from deltapack.packing.entries import Digests, EntryWriter
-from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
+from deltapack.packing.entries import Digests, EntryWriter, unchanged
+from deltapack.packing.inputs import Asked, Inputs, open_inputs
+from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report
 from deltapack.parallel import batches, ordered_map, resolve_workers
@@ -35,6 +36,8 @@ def compress(
     recipe: Recipe | None = None,
     name_map: Sequence[tuple[str, str]] = (),
     include_code: bool = False,
+    keep_base: str | None = None,
+    allow_unrelated: bool = False,
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -51,6 +54,8 @@ def compress(
         recipe: How to compress; `Recipe()` drops 90 %.
         name_map: Pairs of regular expression and replacement that turn names of the fine-tune into names of the base.
         include_code: Whether Python files of the fine-tune travel inside.
+        keep_base: Regular expression (search); tensors that only the base has and that match are in the result, too.
+        allow_unrelated: Whether to go on where most of the fine-tune has nothing to do with the base.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -59,36 +64,30 @@ def compress(
         Sizes, counts and warnings.
 
     Raises:
+        BaseMismatchError: Most of the fine-tune has nothing to do with the base.
         CheckpointError: An input is damaged or not a checkpoint.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
-        RecipeError: A setting is out of range.
+        RecipeError: A setting is out of range, or would do nothing.
+        UnsupportedError: Quantised codes would be paired with weights.
     """
-    recipe, out, count = recipe or Recipe(), Path(out), resolve_workers(workers)
-    with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
-        inputs = (*base_ckpt.weight_paths(), *tuned_ckpt.weight_paths())
-        for checkpoint in (base_ckpt, tuned_ckpt):
+    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated)
+    out, count = Path(out), resolve_workers(workers)
+    with open_inputs(base, finetuned, asked) as inputs:
+        weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
+        for checkpoint in (inputs.base, inputs.finetuned):
             _protect(checkpoint, out)
-        match = match_names(
-            base_ckpt.tensors,
-            tuned_ckpt.tensors,
-            name_map,
-            base_aliases=base_ckpt.aliases,
-            finetuned_aliases=tuned_ckpt.aliases,
-        )
-        seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
         split: dict[str, int] = {}
-        with open_pack_writer(out, force=force, inputs=inputs) as writer:
-            report = progress or (lambda done, total: None)
-            run = _Run(seen, tuned_ckpt, recipe, match, count, report, Buffers())
-            entry_writer = EntryWriter(writer, tuned_ckpt, recipe.non_finite == "store", split)
+        with open_pack_writer(out, force=force, inputs=weights) as writer:
+            run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
+            entry_writer = EntryWriter(writer, inputs.finetuned, asked.recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
-            files, left_out = _side_files(writer, base_ckpt, tuned_ckpt, include_code)
-            index = _index(entries, base_rows, files, recipe)
+            files, left_out = _side_files(writer, inputs.base, inputs.finetuned, include_code)
+            index = _index(entries, base_rows, files, asked.recipe)
             size = writer.finish(index)
-        notes = [*base_ckpt.notes, *tuned_ckpt.notes, *match.notes, *left_out]
-        checkpoint_bytes = sum(tensor.nbytes for tensor in tuned_ckpt.tensors.values())
-    return compress_report(out, index, size, checkpoint_bytes, split, notes, recipe)
+        checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
+        notes = [*inputs.notes(), *left_out]
+    return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
 
 
 def _protect(checkpoint: Checkpoint, out: Path) -> None:
@@ -124,15 +123,9 @@ def _size(task: _Task) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """One compression: a stream of chunk tasks whose outcomes come back in order.
+    """One compression: a stream of chunk tasks whose outcomes come back in order."""
 
-    `base` also has the tensors that the fine-tune has in another layout, made of its own, which `base.files` has alone.
-    """
-
-    base: Checkpoint
-    finetuned: Checkpoint
-    recipe: Recipe
-    match: NameMatch
+    inputs: Inputs
     workers: int
     progress: Progress
     buffers: Buffers
@@ -150,16 +143,19 @@ class _Run:
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
-                base = self.base.files.tensors[job.name] if job.plan is None else job.plan.base
+                base = self.inputs.base.files.tensors[job.name] if job.plan is None else job.plan.base
                 if base is not None and base.arranged is None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
-        entries += [Entry(name, "alias", of=of) for name, of in self.finetuned.aliases.items()]
+                if job.plan is None and job.name in self.inputs.survey.kept:
+                    kept = self.inputs.base.files.tensors[job.name]
+                    entries.append(unchanged(kept, kept, digests))
+        entries += [Entry(name, "alias", of=of) for name, of in self.inputs.finetuned.aliases.items()]
         entries += _removed(base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
 
     def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
         """Pass results on and report progress."""
-        done, total = 0, sum(tensor.nbytes for tensor in self.finetuned.tensors.values())
+        done, total = 0, sum(tensor.nbytes for tensor in self.inputs.finetuned.tensors.values())
         for job, outcome in results:
             if job.plan is not None:
                 done += outcome.elements * job.plan.tensor.dtype.itemsize
@@ -172,39 +168,20 @@ class _Run:
     def _encode(self, task: _Task) -> _Result:
         job, chunk = task
         if job.plan is not None:
-            return job, encode_chunk(self.base, self.finetuned, job.plan, chunk, self.buffers)
-        numel = self.base.files.tensors[job.name].numel
-        elements = self.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
+            return job, encode_chunk(self.inputs.base, self.inputs.finetuned, job.plan, chunk, self.buffers)
+        numel = self.inputs.base.files.tensors[job.name].numel
+        elements = self.inputs.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
     def _tasks(self) -> Iterator[_Task]:
-        identity = identity_of(self.finetuned)
-        partners = self._partners()
-        for name in sorted(self.finetuned.tensors, key=str.encode):
-            plan = plan_tensor(self.base, self.finetuned, partners.get(name), name, self.recipe, identity, self.workers)
+        for plan in self.inputs.plans(self.workers):
             numel = max(plan.tensor.numel, plan.base.numel if plan.base is not None else 0)
             # A tensor without elements still is one task, so that it gets its entry.
             for chunk in range(max(1, chunk_count(numel))):
-                yield _Job(name, plan), chunk
-        used = {name for name in partners.values() if self.base.tensors[name].arranged is None}
-        for name in sorted(set(self.base.files.tensors) - used, key=str.encode):
-            for chunk in range(max(1, chunk_count(self.base.files.tensors[name].numel))):
+                yield _Job(plan.tensor.name, plan), chunk
+        for name in self.inputs.only_base():
+            for chunk in range(max(1, chunk_count(self.inputs.base.files.tensors[name].numel))):
                 yield _Job(name, None), chunk
-
-    def _partners(self) -> dict[str, str]:
-        """Return base names by fine-tuned names, so that every base tensor can be accounted for.
-
-        A base tensor that nothing uses is listed as removed, under its own name. If the fine-tune has that name for a tensor that
-        was matched with another one, the match is given up and the tensor stored whole.
-        """
-        partners = dict(self.match.base_of)
-        while True:
-            used = set(partners.values())
-            clash = [name for name in partners if name in self.base.tensors and name not in used]
-            if not clash:
-                return partners
-            for name in clash:
-                del partners[name]
 
 
 def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:

@@ -15,7 +15,7 @@ from deltapack.format.writer import PackWriter, StoredChunk
 from deltapack.packing.encoding import ChunkOutcome, encode_tail_chunk
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 
-__all__ = ["Digests", "EntryWriter"]
+__all__ = ["Digests", "EntryWriter", "unchanged"]
 
 
 @dataclass
@@ -76,7 +76,7 @@ class EntryWriter:
                 blob.append(outcome.whole)
         if equal and twin is not None:
             self.writer.rewind(start)
-            return _unchanged(plan.tensor, twin, digests), digests
+            return unchanged(plan.tensor, twin, digests), digests
         return self._stored(plan, blob.close(), digests, digests.result), digests
 
     def _delta(self, plan: DeltaPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
@@ -97,7 +97,7 @@ class EntryWriter:
         same_type, same_shape = plan.base.dtype == plan.tensor.dtype, plan.base.shape == plan.tensor.shape
         if equal and same_type and same_shape:
             self.writer.rewind(start)
-            return _unchanged(plan.tensor, plan.base, digests), digests
+            return unchanged(plan.tensor, plan.base, digests), digests
         if not finite or (overflow and not equal):
             self._refuse_non_finite(plan, finite)
             return self._store_instead(plan, start, digests), digests
@@ -193,7 +193,8 @@ class EntryWriter:
             self.split[use] = self.split.get(use, 0) + nbytes
 
 
-def _unchanged(tensor: TensorInfo, base: TensorInfo, digests: Digests) -> Entry:
+def unchanged(tensor: TensorInfo, base: TensorInfo, digests: Digests) -> Entry:
+    """Return the entry of a tensor that is the base's."""
     ref = _base_ref(base, digests)
     return Entry(tensor.name, "unchanged", tensor.dtype, tensor.shape, ref.digest, ref)
 

@@ -101,6 +101,7 @@ def plan_tensor(
     finetuned: Checkpoint,
     base_name: str | None,
     name: str,
+    role: str,
     recipe: Recipe,
     identity: str,
     workers: int = 1,
@@ -112,6 +113,7 @@ def plan_tensor(
         finetuned: The fine-tuned checkpoint.
         base_name: Name of its partner in the base, if any.
         name: Name in the fine-tune.
+        role: Its role there, a name of `deltapack.packing.roles`.
         recipe: What the user asked for.
         identity: What `identity_of` gave.
         workers: Threads for ranking.
@@ -119,7 +121,7 @@ def plan_tensor(
     Raises:
         RecipeError: The index codec does not fit the drop rate.
     """
-    settings = recipe.for_tensor(name)
+    settings = recipe.for_tensor(name, role)
     tensor = finetuned.tensors[name]
     partner = base.tensors[base_name] if base_name is not None else None
     if partner is None or not _can_subtract(tensor, partner, settings):
@@ -127,7 +129,7 @@ def plan_tensor(
     key = dare.mask_key(recipe.seed, identity, name)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
-    values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.fidelity)
+    values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.noise_share)
     index, shift = best_index(settings.density) if index == "gaps" else (index, 0)
     plan = replace(plan, codec=TermCodec(index, values, shift))
     if settings.method.plan is None or settings.keep == ALL_KEPT:

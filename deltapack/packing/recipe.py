@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,19 +10,23 @@ from typing import Any
 from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
 from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
 
 __all__ = [
     "DENSE",
     "INDEX_CHOICES",
+    "OF_VECTORS",
     "SETTINGS",
     "SPARSIFY_CHOICES",
+    "USUAL_FIDELITY",
     "VALUE_CHOICES",
     "Override",
     "Recipe",
     "TensorRecipe",
     "parse_override",
+    "settings_of",
 ]
 
 VALUE_CHOICES = ("auto", *VALUE_CODECS)
@@ -44,6 +47,7 @@ class TensorRecipe:
         sparsify: Sparsifier.
         parameters: The sparsifier's own, by name.
         unbiased: Whether no factor was named, so that the sparsifier may divide what it keeps by its probability.
+        role: The tensor's role, a name of `deltapack.packing.roles`.
     """
 
     keep: int
@@ -54,6 +58,7 @@ class TensorRecipe:
     sparsify: str = "dare"
     parameters: Mapping[str, float] = field(default_factory=dict)
     unbiased: bool = False
+    role: str = "weight"
 
     @property
     def method(self) -> SparsifyMethod:
@@ -68,7 +73,11 @@ class TensorRecipe:
 
 @dataclass(frozen=True)
 class Override:
-    """Other settings for tensors whose whole name matches `pattern`; `None` leaves a setting as it is."""
+    """Other settings for tensors whose whole name matches `pattern`; `None` leaves a setting as it is.
+
+    `role` takes one of `deltapack.packing.roles.SETTABLE`. Of a vector only `values` and `rescale` can be set unless it is made a weight,
+    of an exact tensor nothing but its role.
+    """
 
     pattern: str
     drop_rate: float | None = None
@@ -76,11 +85,15 @@ class Override:
     index: str | None = None
     rescale: float | None = None
     sparsify: str | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to compress.
+
+    What is dropped from, and how it is coded, concerns weights: matrices and larger. The role of a tensor (`deltapack.packing.roles`)
+    says what becomes of the others, unless an override gives it another role.
 
     Attributes:
         drop_rate: Fraction of the delta to drop, in [0, 1).
@@ -89,7 +102,7 @@ class Recipe:
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
         index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 21 % are kept, which
             is what gaps in unary are.
-        rescale: Factor for the kept values; `None` is what the sparsifier wants: 1 / (1 - drop_rate) for `"dare"`, one over the
+        rescale: Factor for the kept values, above 0; `None` is what the sparsifier wants: 1 / (1 - drop_rate) for `"dare"`, one over the
             probability of each element for `"della"`, 1 for `"magnitude"` and `"breadcrumbs"`.
         seed: Any integer; another seed drops other elements.
         include: Regular expression (search); only tensors that match are dropped from, the others are stored whole.
@@ -97,8 +110,8 @@ class Recipe:
         overrides: Settings for single tensors; the last one that matches wins.
         epsilon: For `"della"`, the probability to keep goes from density - epsilon to density + epsilon; 0.15 unless given, or half of what
             the drop rate allows.
-        gamma: For `"breadcrumbs"`, share of the largest elements to drop.
-        fidelity: Noise that an `auto` value codec may add, as a share of the noise of dropping itself.
+        gamma: For `"breadcrumbs"`, share of the largest elements to drop; 0.01 unless given.
+        fidelity: Noise that an `auto` value codec may add, as a share of the noise of dropping itself, up to 1; 0.05 unless given.
         non_finite: What to do with a tensor that holds NaN or Inf: `"error"` or `"store"` (whole).
 
     Raises:
@@ -113,11 +126,11 @@ class Recipe:
     include: str | None = None
     exclude: str | None = None
     overrides: tuple[Override, ...] = ()
-    fidelity: float = 0.05
+    fidelity: float | None = None
     non_finite: str = "error"
     sparsify: str = "dare"
     epsilon: float | None = None
-    gamma: float = 0.01
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         keep_of_drop_rate(self.drop_rate)
@@ -125,11 +138,12 @@ class Recipe:
         _choice("index", self.index, INDEX_CHOICES)
         _choice("sparsify", self.sparsify, SPARSIFY_CHOICES)
         _choice("non_finite", self.non_finite, ("error", "store"))
-        _finite("rescale", self.rescale)
+        if self.rescale is not None and not 0 < self.rescale < 3e38:
+            raise RecipeError("rescale is out of range", expected="a finite f32 above 0", found=self.rescale)
         if type(self.seed) is not int or abs(self.seed) >= 1 << 63:
             raise RecipeError("seed is out of range", expected="an integer below 2^63", found=self.seed)
-        if not (math.isfinite(self.fidelity) and self.fidelity > 0):
-            raise RecipeError("fidelity is out of range", expected="above 0", found=self.fidelity)
+        if not 0 < self.noise_share <= 1:
+            raise RecipeError("fidelity is out of range", expected="above 0, at most 1", found=self.fidelity)
         for option in (option for row in SPARSIFIERS.values() for option in row.options):
             if option.check is not None and getattr(self, option.name) is not None:
                 option.check(getattr(self, option.name))
@@ -138,21 +152,36 @@ class Recipe:
             _regex(pattern)
         for override in self.overrides:
             # A Recipe of the same settings checks their ranges.
-            replace(self, overrides=(), include=None, exclude=None, **_settings(override))
+            named = dict(settings_of(override))
+            _choice("role", named.pop("role", SETTABLE[0]), SETTABLE)
+            replace(self, overrides=(), include=None, exclude=None, **named)
 
-    def for_tensor(self, name: str) -> TensorRecipe:
-        """Return the settings for the tensor of this name."""
-        chosen = {key: getattr(self, key) for key in SETTINGS}
+    @property
+    def noise_share(self) -> float:
+        """`fidelity`, or what it is unless given."""
+        return USUAL_FIDELITY if self.fidelity is None else self.fidelity
+
+    def for_tensor(self, name: str, role: str = "weight") -> TensorRecipe:
+        """Return the settings for the tensor of this name and role."""
+        named: dict[str, Any] = {}
         for override in self.overrides:
             if re.fullmatch(override.pattern, name):
-                chosen |= _settings(override)
-        keep, sparsify, rescale = keep_of_drop_rate(chosen["drop_rate"]), chosen["sparsify"], chosen["rescale"]
-        factor = SPARSIFIERS[sparsify].factor(keep) if rescale is None else rescale
+                named |= settings_of(override)
         skipped = self.include is not None and not re.search(self.include, name)
         excluded = self.exclude is not None and bool(re.search(self.exclude, name))
-        whole = skipped or excluded
+        role = "exact" if skipped or excluded else named.pop("role", role)
+        route = ROLES[role].route
+        usual = {key: getattr(self, key) for key in _OF_WEIGHTS}
+        if route != "drop":
+            # Few bits are for what is dropped from; a float type that the user names is no less fit for a vector.
+            named = {key: named[key] for key in OF_VECTORS if key in named}
+            usual = _ALL_OF_IT | ({"values": self.values} if self.values in _FLOAT_VALUES else {})
+        chosen = usual | named
+        keep, sparsify, rescale = keep_of_drop_rate(chosen["drop_rate"]), chosen["sparsify"], chosen["rescale"]
+        factor = SPARSIFIERS[sparsify].factor(keep) if rescale is None else rescale
         parameters = self._settled(sparsify, keep / ALL_KEPT)
-        return TensorRecipe(keep, factor, chosen["values"], chosen["index"], whole, sparsify, parameters, unbiased=rescale is None)
+        whole = route == "exact"
+        return TensorRecipe(keep, factor, chosen["values"], chosen["index"], whole, sparsify, parameters, rescale is None, role)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a pack states it: strings and integers only."""
@@ -165,10 +194,10 @@ class Recipe:
             "seed": str(self.seed),
             "include": self.include,
             "exclude": self.exclude,
-            "fidelity": repr(float(self.fidelity)),
+            "fidelity": repr(float(self.noise_share)),
             **{name: repr(float(value)) for name, value in self._settled(self.sparsify, 1 - self.drop_rate).items()},
             "overrides": [
-                {"pattern": override.pattern} | {key: str(value) for key, value in _settings(override).items()}
+                {"pattern": override.pattern} | {key: str(value) for key, value in settings_of(override).items()}
                 for override in self.overrides
             ],
         }
@@ -182,8 +211,8 @@ class Recipe:
 def parse_override(text: str) -> Override:
     """Parse an expression and settings.
 
-    >>> parse_override(".*norm.*:drop-rate=0.5,values=bf16")
-    Override(pattern='.*norm.*', drop_rate=0.5, values='bf16', index=None, rescale=None, sparsify=None)
+    >>> parse_override(".*lm_head.*:drop-rate=0.5,values=bf16")
+    Override(pattern='.*lm_head.*', drop_rate=0.5, values='bf16', index=None, rescale=None, sparsify=None, role=None)
 
     Raises:
         RecipeError: The text is not of this form.
@@ -194,7 +223,7 @@ def parse_override(text: str) -> Override:
         key, equals, value = setting.partition("=")
         name = key.strip().replace("-", "_")
         if not colon or not equals or name not in SETTINGS:
-            expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare"
+            expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare,role=weight"
             raise RecipeError("cannot read an override", expected=expected, found=text)
         try:
             found[name] = float(value) if name in ("drop_rate", "rescale") else value.strip()
@@ -203,11 +232,20 @@ def parse_override(text: str) -> Override:
     return Override(pattern, **found)
 
 
-SETTINGS = ("drop_rate", "values", "index", "rescale", "sparsify")
+SETTINGS = ("drop_rate", "values", "index", "rescale", "sparsify", "role")
 """What an override may set."""
 
+OF_VECTORS = ("values", "rescale")
+"""What it may set of a tensor whose difference is kept whole."""
 
-def _settings(override: Override) -> Mapping[str, Any]:
+_OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
+_ALL_OF_IT = {"drop_rate": 0.0, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
+_FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
+USUAL_FIDELITY = 0.05
+
+
+def settings_of(override: Override) -> Mapping[str, Any]:
+    """Return what an override sets."""
     pairs = {key: getattr(override, key) for key in SETTINGS}
     return {key: value for key, value in pairs.items() if value is not None}
 
@@ -215,11 +253,6 @@ def _settings(override: Override) -> Mapping[str, Any]:
 def _choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value)
-
-
-def _finite(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and abs(value) < 3e38):
-        raise RecipeError(f"{name} is not a finite f32", found=value)
 
 
 def _regex(pattern: str | None) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from deltapack.format.index import Index
 from deltapack.packing.recipe import Recipe
+from deltapack.packing.surveying import Survey
 from deltapack.reports import CompressReport
-from deltapack.sparsify.table import SPARSIFIERS
+from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["compress_report"]
 
@@ -20,6 +21,7 @@ def compress_report(
     pack_bytes: int,
     checkpoint_bytes: int,
     split: Mapping[str, int],
+    survey: Survey,
     notes: Sequence[str],
     recipe: Recipe,
 ) -> CompressReport:
@@ -43,23 +45,27 @@ def compress_report(
         8 * counted / elements if elements else 0.0,
         parts,
         dict(sorted(Counter(entry.kind for entry in index.entries).items())),
+        dict(sorted(Counter(recipe.for_tensor(name, role).role for name, role in survey.roles.items()).items())),
         worst[0][1] if worst else 0.0,
         worst[:5],
-        _warnings(worst, recipe, index),
+        [*survey.warnings, *_warnings(worst, recipe, survey, index)],
         list(notes),
     )
 
 
-def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, index: Index) -> list[str]:
-    out, method = [], SPARSIFIERS[recipe.sparsify]
-    largest, risky = worst[0][1] if worst else 0.0, method.risky
-    if recipe.drop_rate > 0 and largest > risky:
-        names = ", ".join(f"{name} ({value:.3g})" for name, value in worst[:3] if value > risky)
-        count = sum(value > risky for _, value in worst)
+def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, survey: Survey, index: Index) -> list[str]:
+    out = []
+    settings = {name: recipe.for_tensor(name, survey.roles[name]) for name, _ in worst}
+    dropped = [(name, value, settings[name]) for name, value in worst if settings[name].keep < ALL_KEPT]
+    risky = [(name, value, how) for name, value, how in dropped if value > how.method.risky]
+    if risky:
+        method, largest = risky[0][2].method, risky[0][1]
+        names = ", ".join(f"{name} ({value:.3g}, {100 * (1 - how.density):.4g} % dropped)" for name, value, how in risky[:3])
         fails = f"{method.name.upper()} does not work near {method.hopeless:g} and above"
-        risk = fails if largest >= method.hopeless else f"dropping 90 % is risky above {risky:g}"
+        risk = fails if largest >= method.hopeless else f"dropping 90 % is known to be safe up to {method.risky:g} only"
         out.append(
-            f"max |delta| is {largest:.3g} and {risk}: {count} of {len(worst)} changed tensors are above {risky:g}, the worst {names}. "
+            f"max |delta| is {largest:.3g} and {risk}: {len(risky)} of {len(dropped)} tensors that were dropped from are above "
+            f"{method.risky:g}, the worst {names}. "
             "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."
         )
     code = [file.name for file in index.files or () if file.name.endswith(".py") and file.blob is not None]

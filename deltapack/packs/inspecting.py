@@ -11,6 +11,7 @@ from typing import Any
 
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
+from deltapack.packing.roles import roles_of
 
 __all__ = ["FileSummary", "PackSummary", "TensorSummary", "inspect_pack"]
 
@@ -31,6 +32,7 @@ class TensorSummary:
     Attributes:
         name: Its name in the result; of a removed tensor, in the base.
         kind: Entry kind.
+        role: Its role by its name (`deltapack.packing.roles`), whatever the recipe made of it; `None` where the result does not hold it.
         dtype: Element type of the result; `None` where the result does not hold it (alias, removed).
         shape: Shape of the result, likewise `()`.
         base_name: The base tensor it starts from, if any.
@@ -46,6 +48,7 @@ class TensorSummary:
 
     name: str
     kind: str
+    role: str | None
     dtype: str | None
     shape: tuple[int, ...]
     base_name: str | None
@@ -140,7 +143,8 @@ def inspect_pack(path: str | Path) -> PackSummary:
     """
     with PackReader(path) as reader:
         index, pack_bytes, pack_id = reader.index, reader.file_bytes, reader.pack_id
-    tensors = tuple(map(_tensor, index.entries))
+    roles = roles_of({entry.name: entry for entry in index.entries if entry.in_result})
+    tensors = tuple(_tensor(entry, roles.get(entry.name)) for entry in index.entries)
     split = _split(index, pack_bytes)
     elements = sum(tensor.elements for tensor in tensors)
     counted = pack_bytes - split["stored"] - split["files"]
@@ -169,10 +173,11 @@ def inspect_pack(path: str | Path) -> PackSummary:
     )
 
 
-def _tensor(entry: Entry) -> TensorSummary:
+def _tensor(entry: Entry, role: str | None) -> TensorSummary:
     return TensorSummary(
         name=entry.name,
         kind=entry.kind,
+        role=role,
         dtype=entry.dtype.name if entry.in_result else None,
         shape=entry.shape if entry.in_result else (),
         base_name=entry.base.name if entry.base is not None else None,

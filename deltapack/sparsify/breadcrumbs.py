@@ -18,7 +18,10 @@ from deltapack.sparsify.kept import Kept, TensorDelta, kept_at
 from deltapack.sparsify.magnitude import count_kept
 from deltapack.sparsify.ranking import Cut, cuts_of, places_in_cut
 
-__all__ = ["Breadcrumbs", "check_gamma", "count_outliers", "plan"]
+__all__ = ["USUAL_GAMMA", "Breadcrumbs", "check_gamma", "count_outliers", "plan"]
+
+USUAL_GAMMA = 0.01
+"""Share of outliers unless one is given."""
 
 
 def check_gamma(gamma: float) -> None:

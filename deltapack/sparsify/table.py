@@ -21,9 +21,9 @@ class SparsifyOption:
         name: Its name.
         text: What it does, for people.
         metavar: How the command line's help calls its value.
-        settle: From the density and what was given to the number in use; `None` where there is none at this density. Raises `RecipeError`.
+        settle: From the density and what was given (`None`: nothing) to the number in use; `None` where there is none at this density.
+            Raises `RecipeError`.
         check: Refuses what is wrong at every density, by `RecipeError`, whether or not the sparsifier is in use.
-        default: What is given unless the user does; `None`: `settle` finds a number.
     """
 
     name: str
@@ -31,7 +31,6 @@ class SparsifyOption:
     metavar: str
     settle: Callable[[float, Any], float | None]
     check: Callable[[float], None] | None = None
-    default: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,13 @@ _EPSILON = SparsifyOption(
     "E",
     lambda density, given: della.epsilon_for(density, given) if density < 1 else None,
 )
-_GAMMA = SparsifyOption("gamma", "share of outliers.", "G", lambda density, given: float(given), breadcrumbs.check_gamma, 0.01)
+_GAMMA = SparsifyOption(
+    "gamma",
+    f"share of outliers; {breadcrumbs.USUAL_GAMMA:g} unless given.",
+    "G",
+    lambda density, given: breadcrumbs.USUAL_GAMMA if given is None else float(given),
+    breadcrumbs.check_gamma,
+)
 
 SPARSIFIERS: Mapping[str, SparsifyMethod] = {
     row.name: row

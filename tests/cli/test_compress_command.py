@@ -130,7 +130,9 @@ def test_report_as_json(run: Run, pair: Pair, tmp_path: Path) -> None:
 
 def test_quiet_leaves_warnings(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     split = {"index": 1, "codes": 1}
-    report = CompressReport(Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"])
+    report = CompressReport(
+        Path("x.dpk"), 10, 100, 5, 1.0, split, {"delta": 1}, {"weight": 1}, 0.1, [("w", 0.1)], ["too large"], ["a note"]
+    )
     stand_in("compress", report)
     call = ["compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk"]
     loud, quiet, as_json = run(*call), run(*call, "--quiet"), run(*call, "--json")

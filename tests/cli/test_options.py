@@ -42,6 +42,8 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "exclude": (["--exclude", "b"], {"recipe.exclude": "b"}),
         "overrides": (["--set", "c:sparsify=della"], {"recipe.overrides": (dataclasses.asdict(Override("c", sparsify="della")),)}),
         "name_map": (["--map", "x=y"], {"name_map": [("x", "y")]}),
+        "keep_base": (["--keep-base", "d"], {"keep_base": "d"}),
+        "allow_unrelated": (["--allow-unrelated"], {"allow_unrelated": True}),
         "include_code": (["--include-code"], {"include_code": True}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
@@ -85,7 +87,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
 }
 """Of each command, by the name of its parameter: what is typed, and what the library is told instead of its default."""
 ELSEWHERE = {
-    "compress": {"base", "finetuned", "out", "quiet", "as_json"},
+    "compress": {"base", "finetuned", "out", "quiet", "as_json", "dry_run"},
     "apply": {"base", "pack", "out", "quiet", "as_json"},
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
     "verify": {"pack", "quiet", "as_json"},
@@ -96,7 +98,7 @@ ELSEWHERE = {
 ROW = LayerRow("all", 1, 1, 0.0, 0.0, None, (1.0,), (1.0,))
 SURVEY = SurveyReport(["a"], [], ROW)
 OUTCOMES: dict[str, Any] = {
-    "compress": CompressReport(Path("x.dpk"), 10, 100, 5, 1.0, {"codes": 1}, {"delta": 1}, 0.1, [("w", 0.1)]),
+    "compress": CompressReport(Path("x.dpk"), 10, 100, 5, 1.0, {"codes": 1}, {"delta": 1}, {"weight": 1}, 0.1, [("w", 0.1)]),
     "apply": ApplyReport(Path("out"), 1, 10, True),
     "merge": MergeReport(Path("out"), 1, 10, []),
     "verify": VerifyReport(Path("x.dpk"), 10, 1, 1, 1, True),

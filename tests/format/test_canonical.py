@@ -157,7 +157,8 @@ def test_long_entries_are_read_once_more(index: Any, size: int) -> None:
 
 def test_values_of_long_entries_are_counted() -> None:
     """What is longer than an entry without pieces is counted before it is built; what follows it does not count."""
-    few, many = [[]] * 60_000, [[]] * 66_000
+    few: list[list[int]] = [[]] * 60_000
+    many: list[list[int]] = [[]] * 66_000
     assert len(whole_index(dump_canonical({"tensors": [few, few]}))["tensors"]) == 2
     with pytest.raises(LimitError, match="in one entry"):
         whole_index(dump_canonical({"tensors": [few, {"tensors": many}]}))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import Model, Tensor, read_model, write_file
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack import Recipe
@@ -44,7 +45,7 @@ def test_odd_shapes(sparsify: str, tmp_path: Path) -> None:
     made = 0
     for settings in recipes(sparsify):
         try:
-            deltapack.compress(base_path, tuned_path, pack, recipe=Recipe(**settings), force=True, workers=1)
+            deltapack.compress(base_path, tuned_path, pack, recipe=Recipe(overrides=as_weights(tuned), **settings), force=True, workers=1)
         except RecipeError as error:  # positions that are chosen cannot be drawn, and what keeps all has none
             assert "seeded" in str(error) and settings["index"] == "seeded", settings
             continue

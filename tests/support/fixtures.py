@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import deltapack
-from support.builders import Model, Tensor, read_model, write_file
+from support.builders import FLOATS, Model, Tensor, read_model, write_file
+
+
+def as_weights(tensors: Mapping[str, Tensor]) -> tuple[deltapack.Override, ...]:
+    """Make every float tensor a weight, for tests of what is dropped and coded; tests of roles are in tests/packing."""
+    return (deltapack.Override(".*", role="weight"),) if any(tensor.dtype in FLOATS for tensor in tensors.values()) else ()
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,16 @@ class PackOf:
         force: bool = False,
         name_map: Sequence[tuple[str, str]] = (),
         workers: int | None = None,
+        overrides: Sequence[deltapack.Override] = (),
         **recipe: Any,
     ) -> Path:
+        """Pack as a recipe says; every float tensor is a weight, whatever its shape."""
         paths = self.folder / "base.safetensors", self.folder / f"{name}.safetensors"
         for path, tensors in zip(paths, (base, tuned), strict=True):
             write_file(path, tensors)
         out = self.folder / f"{name}.dpk"
-        deltapack.compress(*paths, out, recipe=deltapack.Recipe(**recipe), name_map=name_map, workers=workers, force=force)
+        made = deltapack.Recipe(overrides=(*as_weights(tuned), *overrides), **recipe)
+        deltapack.compress(*paths, out, recipe=made, name_map=name_map, workers=workers, force=force)
         return out
 
 

@@ -29,13 +29,15 @@ from deltapack.packing.recipe import (
     Recipe,
     parse_override,
 )
+from deltapack.packing.roles import SETTABLE
 
 if TYPE_CHECKING:
-    from deltapack.reports import CompressReport
+    from deltapack.reports import CompressPreview, CompressReport
 
 __all__ = ["command"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Report = TypeVar("Report", "CompressReport", "CompressPreview")
 PARTS = {
     "index": "index (positions)",
     "codes": "values",
@@ -63,8 +65,6 @@ def _sparsify_options(command: Command) -> Command:
         command = click.option(
             f"--{option.name.replace('_', '-')}",
             type=float,
-            default=option.default,
-            show_default=option.default is not None,
             metavar=option.metavar,
             help=f"For {name}: {option.text}",
         )(command)
@@ -83,7 +83,7 @@ def _rescaled(how: str) -> str:
 @click.command(cls=options.Command, short_help="Pack the difference between a fine-tune and its base.")
 @options.base_argument
 @options.finetuned_argument
-@options.out_option("The pack to write.")
+@options.out_option("The pack to write. Required but for --dry-run.", required=False)
 @click.option("--drop-rate", type=float, default=Recipe.drop_rate, show_default=True, help="Share of the difference to drop.")
 @click.option(
     "--sparsify",
@@ -122,8 +122,8 @@ def _rescaled(how: str) -> str:
     "overrides",
     multiple=True,
     metavar="REGEX:KEY=VALUE,...",
-    help="Other settings for tensors whose whole name matches, such as '.*norm.*:drop-rate=0.5,values=bf16'. "
-    f"Keys: {', '.join(SETTINGS).replace('_', '-')}. Repeatable; the last that matches wins.",
+    help="Other settings for tensors whose whole name matches, such as '.*lm_head.*:drop-rate=0.5,values=bf16'. "
+    f"Keys: {', '.join(SETTINGS).replace('_', '-')}. Roles: {', '.join(SETTABLE)}. Repeatable; the last that matches wins.",
 )
 @click.option(
     "--map",
@@ -133,14 +133,18 @@ def _rescaled(how: str) -> str:
     metavar="REGEX=REPLACEMENT",
     help="Turn whole names of the fine-tune into names of the base, such as 'model\\.(.*)=\\1'. Repeatable.",
 )
+@click.option(
+    "--keep-base",
+    metavar="REGEX",
+    help="Keep tensors that only the base has and whose name has a match; else the result lacks them as the fine-tune does.",
+)
+@click.option("--allow-unrelated", is_flag=True, help="Go on where most of FINETUNED has nothing to do with BASE.")
 @click.option("--include-code", is_flag=True, help="Let Python files of the fine-tune travel in the pack.")
 @click.option(
     "--fidelity",
     type=float,
-    default=Recipe.fidelity,
-    show_default=True,
     metavar="SHARE",
-    help="Noise that --values auto may add, as a share of the noise of dropping.",
+    help="Noise that --values auto may add, as a share of the noise of dropping; 0.05 unless given.",
 )
 @click.option(
     "--non-finite",
@@ -149,13 +153,14 @@ def _rescaled(how: str) -> str:
     show_default=True,
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )
+@click.option("--dry-run", is_flag=True, help="Show what would become of each tensor and about how large the pack would be, and stop.")
 @options.workers_option
 @options.force_option
 @options.output_options
 def command(
     base: Path,
     finetuned: Path,
-    out: Path,
+    out: Path | None,
     drop_rate: float,
     sparsify: str,
     values: str,
@@ -166,9 +171,12 @@ def command(
     exclude: str | None,
     overrides: Sequence[str],
     name_map: list[tuple[str, str]],
+    keep_base: str | None,
+    allow_unrelated: bool,
     include_code: bool,
-    fidelity: float,
+    fidelity: float | None,
     non_finite: str,
+    dry_run: bool,
     workers: int | None,
     force: bool,
     quiet: bool,
@@ -194,24 +202,63 @@ def command(
         non_finite=non_finite,
         **of_sparsifiers,
     )
+    how: dict[str, Any] = {
+        "recipe": recipe,
+        "name_map": name_map,
+        "include_code": include_code,
+        "keep_base": keep_base,
+        "allow_unrelated": allow_unrelated,
+        "workers": workers,
+    }
+    if dry_run:
+        with show_progress("looking", quiet=quiet) as progress:
+            preview = deltapack.preview_compress(base, finetuned, progress=progress, **how)
+        _finish(preview, _print_preview, quiet=quiet, as_json=as_json)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--out'.")
     with show_progress("compressing", quiet=quiet) as progress:
-        report = deltapack.compress(
-            base,
-            finetuned,
-            out,
-            recipe=recipe,
-            name_map=name_map,
-            include_code=include_code,
-            workers=workers,
-            force=force,
-            progress=progress,
-        )
+        report = deltapack.compress(base, finetuned, out, force=force, progress=progress, **how)
+    _finish(report, _print, quiet=quiet, as_json=as_json)
+
+
+def _finish(report: Report, show: Callable[[Report], None], *, quiet: bool, as_json: bool) -> None:
+    """Print a report as it was asked for."""
     if as_json:
         print_json(report.to_json() | {"ratio": report.ratio})
         return
     if not quiet:
-        _print(report)
+        show(report)
+        if report.notes:
+            click.echo()
     print_notes([] if quiet else report.notes, report.warnings)
+
+
+def _print_preview(preview: CompressPreview) -> None:
+    size, whole = human_bytes(preview.pack_bytes), human_bytes(preview.checkpoint_bytes)
+    print_fields(
+        [
+            ("would write", f"about {size}, {preview.ratio:.1f} times smaller than the checkpoint of {whole}"),
+            ("side files", f"about {human_bytes(preview.side_file_bytes)} of that"),
+            ("tensors", kinds_line(preview.kinds)),
+        ]
+    )
+    click.echo()
+    rows = [
+        (
+            f"{row.name} = {row.base_name}" if row.kind == "alias" else row.name,
+            row.role,
+            row.kind,
+            row.dtype,
+            f"[{', '.join(map(str, row.shape))}]" if row.dtype else "",
+            "" if row.base_name == row.name or row.kind == "alias" else row.base_name,
+            row.index,
+            row.values,
+            f"{row.bytes:,}",
+        )
+        for row in preview.tensors
+    ]
+    print_table(("tensor", "role", "kind", "dtype", "shape", "from", "index", "values", "about bytes"), rows, left=8)
 
 
 def _print(report: CompressReport) -> None:
@@ -222,6 +269,7 @@ def _print(report: CompressReport) -> None:
         ("size", f"{size} ({exact}), {report.ratio:.1f} times smaller than the checkpoint of {whole}"),
         ("bits per weight", f"{report.delta_bits_per_weight:.4f} over {weights} of changed tensors"),
         ("tensors", kinds_line(report.kinds)),
+        ("roles", kinds_line(report.roles)),
     ]
     if report.worst:
         fields.append(("max |delta|", f"{report.max_abs_delta:.3g}"))
@@ -235,5 +283,3 @@ def _print(report: CompressReport) -> None:
     if report.worst:
         click.echo()
         print_table(("largest deltas", "max |delta|"), [(name, f"{value:.3g}") for name, value in report.worst])
-    if report.notes:
-        click.echo()

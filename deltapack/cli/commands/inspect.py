@@ -21,7 +21,7 @@ PARTS = {
     "files": "side files",
     "header": "header and index of the file",
 }
-COLUMNS = ("tensor", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
+COLUMNS = ("tensor", "role", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
 
 
 @click.command(cls=options.Command, short_help="Show what a pack holds.")
@@ -37,7 +37,7 @@ def command(pack: Path, tensors: bool, quiet: bool, as_json: bool) -> None:
         _print(summary)
         if tensors:
             click.echo()
-            print_table(COLUMNS, map(_row, summary.tensors), left=6)
+            print_table(COLUMNS, map(_row, summary.tensors), left=7)
 
 
 def _print(summary: PackSummary) -> None:
@@ -93,6 +93,7 @@ def _row(tensor: TensorSummary) -> tuple[str, ...]:
     is_delta = bool(tensor.elements)
     return (
         name,
+        tensor.role or "",
         tensor.kind,
         tensor.dtype or "",
         shape if tensor.dtype else "",

@@ -1,0 +1,99 @@
+"""The two checkpoints of a compression, opened, matched and looked at: what packing and its preview both begin with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint, propose_arrangements
+from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
+from deltapack.packing.recipe import Recipe
+from deltapack.packing.surveying import Survey, survey_inputs
+
+__all__ = ["Asked", "Inputs", "open_inputs"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a compression is asked for, besides its files; see `deltapack.compress`."""
+
+    recipe: Recipe
+    name_map: Sequence[tuple[str, str]] = ()
+    include_code: bool = False
+    keep_base: str | None = None
+    allow_unrelated: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Base and fine-tune, and what is known of them before a tensor is read whole.
+
+    Attributes:
+        base: The base, with the tensors that the fine-tune has in another layout; `base.files` is what its files hold.
+        finetuned: The fine-tune.
+        asked: What is to be done with them.
+        match: Which name of the one belongs to which of the other.
+        survey: Roles, warnings and notes.
+    """
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    asked: Asked
+    match: NameMatch
+    survey: Survey
+
+    def plans(self, workers: int) -> Iterator[PackPlan]:
+        """Plan the tensors of the fine-tune, one after the other, in the order of a pack."""
+        identity, partners = identity_of(self.finetuned), self.partners()
+        for name in sorted(self.finetuned.tensors, key=str.encode):
+            role = self.survey.roles[name]
+            yield plan_tensor(self.base, self.finetuned, partners.get(name), name, role, self.asked.recipe, identity, workers)
+
+    def only_base(self) -> list[str]:
+        """Return the names of tensors in the base's files that are no partner, at most parts of one, in the order of a pack."""
+        used = {name for name in self.partners().values() if self.base.tensors[name].arranged is None}
+        return sorted(set(self.base.files.tensors) - used, key=str.encode)
+
+    def partners(self) -> dict[str, str]:
+        """Return base names by fine-tuned names, so that every base tensor can be accounted for.
+
+        A base tensor that nothing uses is listed as removed, under its own name. If the fine-tune has that name for a tensor that
+        was matched with another one, the match is given up and the tensor stored whole.
+        """
+        partners = dict(self.match.base_of)
+        while True:
+            used = set(partners.values())
+            clash = [name for name in partners if name in self.base.tensors and name not in used]
+            if not clash:
+                return partners
+            for name in clash:
+                del partners[name]
+
+    def notes(self) -> list[str]:
+        """Return what was noticed while they were opened, matched and looked at."""
+        return [*self.base.notes, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
+
+
+@contextlib.contextmanager
+def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterator[Inputs]:
+    """Open, match and survey two checkpoints.
+
+    Raises:
+        BaseMismatchError: Most of the fine-tune has nothing to do with the base.
+        CheckpointError: One is damaged or not a checkpoint.
+        RecipeError: A setting does nothing.
+        UnsupportedError: Quantised codes would be paired with weights.
+    """
+    with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
+        match = match_names(
+            base_ckpt.tensors,
+            tuned_ckpt.tensors,
+            asked.name_map,
+            base_aliases=base_ckpt.aliases,
+            finetuned_aliases=tuned_ckpt.aliases,
+        )
+        seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
+        survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
+        yield Inputs(seen, tuned_ckpt, asked, match, survey)

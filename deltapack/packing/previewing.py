@@ -1,0 +1,139 @@
+"""Use case: what a compression would do to each tensor, and about how large the pack would be; nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltapack.codecs.stored import encode_stored_chunk, stored_layout
+from deltapack.errors import NonFiniteError
+from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.frames import pack_stream
+from deltapack.format.table import Layout
+from deltapack.format.writer import StoredChunk
+from deltapack.kernels.buffers import Buffers
+from deltapack.packing.encoding import ChunkOutcome, encode_chunk
+from deltapack.packing.inputs import Asked, Inputs, open_inputs
+from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
+from deltapack.packing.recipe import Recipe
+from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.reports import CompressPreview, PreviewRow, Progress
+
+__all__ = ["preview_compress"]
+
+_SAMPLED = 2
+"""Chunks of a tensor that are encoded to foresee its size."""
+
+_ENTRY_BYTES = 90
+"""What an entry takes in the compressed index, about; most of it are digests."""
+
+
+def preview_compress(
+    base: str | Path,
+    finetuned: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    name_map: Sequence[tuple[str, str]] = (),
+    include_code: bool = False,
+    keep_base: str | None = None,
+    allow_unrelated: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CompressPreview:
+    """Check a compression and foresee it: the route of each tensor, its size, what a person should be warned of.
+
+    Encodes at most two chunks of a tensor, 1,048,576 elements each. The arguments are those of `deltapack.compress`, and what that refuses
+    before it packs is refused here, too.
+
+    Raises:
+        BaseMismatchError: Most of the fine-tune has nothing to do with the base.
+        CheckpointError: An input is damaged or not a checkpoint.
+        NonFiniteError: A sampled chunk overflows the value codec that the recipe names.
+        RecipeError: A setting is out of range, or would do nothing.
+        UnsupportedError: Quantised codes would be paired with weights.
+    """
+    asked, count = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated), resolve_workers(workers)
+    with open_inputs(base, finetuned, asked) as inputs:
+        rows = _rows(inputs, count, progress or (lambda done, total: None))
+        files, left_out = inputs.finetuned.list_side_files(include_code)
+        at_base = {file.name: file for file in inputs.base.list_side_files(include_code=True)[0]}
+        carried = [data for file in files if (data := file.read()) != (at_base[file.name].read() if file.name in at_base else None)]
+        side = sum(len(pack_stream(data)) for data in carried)
+        notes = [*inputs.notes(), *(f"would leave out {item.name}: {item.reason}" for item in left_out)]
+        checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
+    size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + side
+    kinds = dict(sorted(Counter(row.kind for row in rows).items()))
+    return CompressPreview(size, checkpoint_bytes, side, kinds, rows, inputs.survey.warnings, notes)
+
+
+def _rows(inputs: Inputs, workers: int, progress: Progress) -> list[PreviewRow]:
+    total, done, buffers = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values()), 0, Buffers()
+    rows = []
+    for plan, row in ordered_map(lambda plan: (plan, _row(inputs, plan, buffers)), inputs.plans(workers), workers):
+        rows.append(row)
+        done += plan.tensor.nbytes
+        progress(done, total)
+    for name in inputs.only_base():
+        tensor = inputs.base.files.tensors[name]
+        kind = "unchanged" if name in inputs.survey.kept else "removed"
+        rows.append(PreviewRow(name, "", kind, tensor.dtype.name, tensor.shape, name, "", "", 0))
+    rows += [PreviewRow(name, "", "alias", "", (), of, "", "", 0) for name, of in inputs.finetuned.aliases.items()]
+    return sorted(rows, key=lambda row: row.name.encode())
+
+
+def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
+    tensor, base = plan.tensor, plan.base
+    numel = max(tensor.numel, base.numel if base is not None else 0)
+    chunks = max(1, chunk_count(numel))
+    chosen = sorted({chunk * chunks // _SAMPLED for chunk in range(_SAMPLED)})
+    outcomes = [encode_chunk(inputs.base, inputs.finetuned, plan, chunk, buffers) for chunk in chosen]
+    kind, size = _foresee(inputs, plan, outcomes)
+    index, values = (
+        (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "stored") else ("", "")
+    )
+    role = inputs.asked.recipe.for_tensor(tensor.name, inputs.survey.roles[tensor.name]).role
+    name = base.name if base is not None and kind != "stored" else ""
+    return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
+
+
+def _foresee(inputs: Inputs, plan: PackPlan, outcomes: Sequence[ChunkOutcome]) -> tuple[str, int]:
+    """Return the entry kind and the bytes that a sample of chunks lets expect."""
+    tensor, equal = plan.tensor, all(outcome.equal for outcome in outcomes)
+    if isinstance(plan, WholePlan):
+        if equal and plan.twin is not None:
+            return "unchanged", 0
+        return "stored", _scaled([outcome.whole for outcome in outcomes], tensor.numel, stored_layout(tensor.numel))
+    same = plan.base.dtype == tensor.dtype and plan.base.shape == tensor.shape
+    if equal and same:
+        return "unchanged", 0
+    if not all(outcome.finite for outcome in outcomes):
+        if inputs.asked.recipe.non_finite == "error":
+            hint = "Mend the checkpoint, or store such tensors whole with --non-finite store."
+            raise NonFiniteError(
+                "the difference to the base holds NaN or infinity", path=inputs.finetuned.path, tensor=tensor.name, hint=hint
+            )
+        return "stored", _stored_bytes(inputs, tensor.name, 0, tensor.numel)
+    terms = [outcome.term for outcome in outcomes if outcome.term is not None]
+    size = _scaled(terms, plan.common, Layout(plan.common, len(terms[0].streams) if terms else 1, has_counts=True))
+    if size >= plan.common * tensor.dtype.itemsize:
+        return "stored", _stored_bytes(inputs, tensor.name, 0, tensor.numel)
+    kind = "delta" if tensor.shape == plan.base.shape else "grown" if tensor.numel > plan.base.numel else "shrunk"
+    return kind, size + _stored_bytes(inputs, tensor.name, plan.common, tensor.numel)
+
+
+def _scaled(sampled: Sequence[StoredChunk | None], numel: int, layout: Layout) -> int:
+    """Return the bytes of a blob of `numel` elements from those of the first chunks sampled."""
+    chunks = [chunk for chunk in sampled if chunk is not None]
+    if not chunks:
+        return 0
+    seen = min(numel, len(chunks) * CHUNK)
+    return layout.table_bytes + round(sum(len(stream) for chunk in chunks for stream in chunk.streams) * numel / max(1, seen))
+
+
+def _stored_bytes(inputs: Inputs, name: str, start: int, stop: int) -> int:
+    """Return about what the elements [start, stop) take when they are stored whole."""
+    if stop <= start:
+        return 0
+    sample = encode_stored_chunk(inputs.finetuned.read(name, start, min(stop, start + CHUNK)))
+    return _scaled([sample], stop - start, stored_layout(stop - start))

@@ -1,0 +1,106 @@
+"""What the two checkpoints say before any tensor is packed: roles, kinship, what was removed. Refuses what would go wrong in silence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from deltapack.checkpoint import Checkpoint, NameMatch
+from deltapack.errors import RecipeError
+from deltapack.packing.effects import check_effects
+from deltapack.packing.kinship import check_codes, check_export, check_placeholders, measure_kinship, refuse_unrelated, shortened
+from deltapack.packing.recipe import Recipe
+from deltapack.packing.roles import roles_of
+from deltapack.packing.wanted import missing_by_config
+
+__all__ = ["Survey", "survey_inputs"]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        roles: Role of each tensor of the fine-tune, by its name alone.
+        kept: Tensors that only the base has and that the result keeps.
+        warnings: Sentences that a person should read.
+        notes: What was noticed.
+    """
+
+    roles: Mapping[str, str]
+    kept: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def survey_inputs(
+    base: Checkpoint, finetuned: Checkpoint, match: NameMatch, recipe: Recipe, *, allow_unrelated: bool, keep_base: str | None
+) -> Survey:
+    """Look at headers, at the config, and at a few thousand elements of each large weight.
+
+    Raises:
+        BaseMismatchError: The fine-tune is not one of that base.
+        CheckpointError: A tensor is a placeholder without elements.
+        RecipeError: A setting would do nothing.
+        UnsupportedError: Quantised codes would be paired with weights, or the fine-tune is a quantised export.
+    """
+    roles = roles_of(finetuned.tensors)
+    check_effects(recipe, roles)
+    kept = _kept(keep_base, match, finetuned)
+    check_placeholders(base, finetuned, match)
+    settled = {name: recipe.for_tensor(name, role).role for name, role in roles.items()}
+    check_codes(base, finetuned, match, (roles_of(base.tensors), settled))
+    if not allow_unrelated:
+        check_export(base, finetuned, match, settled)
+    kinship = measure_kinship(base, finetuned, match, settled)
+    warnings = refuse_unrelated(kinship, base, finetuned, allowed=allow_unrelated)
+    notes = []
+    if kinship.changed and not any("differ from their partner" in warning for warning in warnings):
+        notes.append(
+            f"differ from their partner as much as they are large, as if made anew: {shortened(kinship.changed)}; "
+            "--exclude stores such tensors whole"
+        )
+    removed = [name for name in match.only_base if name not in kept]
+    if removed:
+        notes.append(f"removed, as the fine-tune lacks them: {shortened(removed)}")
+    if kept:
+        notes.append(f"kept from the base, though the fine-tune lacks them: {shortened(kept)}")
+    for setting, lost in missing_by_config(_config(finetuned), removed, finetuned.tensors).items():
+        warnings.append(
+            f"the fine-tune lacks {shortened(lost)}, which its config.json still asks for ({setting}): a program that loads the result "
+            "may make them up. --keep-base REGEX keeps the base's."
+        )
+    return Survey(roles, kept, tuple(warnings), tuple(notes))
+
+
+def _kept(pattern: str | None, match: NameMatch, finetuned: Checkpoint) -> tuple[str, ...]:
+    """Return the names that only the base has and that an expression finds.
+
+    Raises:
+        RecipeError: The expression is wrong, or finds none.
+    """
+    if pattern is None:
+        return ()
+    try:
+        taken = {*finetuned.tensors, *finetuned.aliases}
+        found = tuple(name for name in match.only_base if re.search(pattern, name) and name not in taken)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error
+    if not found:
+        said = shortened(match.only_base) or "none"
+        raise RecipeError("--keep-base matches no tensor", expected=f"one that only the base has: {said}", found=repr(pattern))
+    return found
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return config.json; empty where there is none that can be read."""
+    for file in checkpoint.list_side_files()[0]:
+        if file.name == "config.json":
+            with suppress(ValueError, RecursionError):
+                document = json.loads(file.read())
+                return document if isinstance(document, dict) else {}
+    return {}
