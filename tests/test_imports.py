@@ -32,7 +32,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
     "kernels": {"dtypes", "errors", "format.digest"},
-    "checkpoint": {"dtypes", "errors", "limits", "format.atomic", "format.digest"},
+    "checkpoint": {"dtypes", "errors", "limits", "format.arrangement", "format.atomic", "format.digest"},
     "merging.methods": {"errors", "kernels"},
     "merging.recipe": {"errors", "merging.methods"},
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
 from deltapack.checkpoint.names import NameMatch, match_names
-from deltapack.checkpoint.proposing import propose_arrangements
 from deltapack.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, check_side_name, list_side_files
 from deltapack.checkpoint.writer import FileWriter, FolderWriter, open_writer
@@ -25,5 +24,4 @@ __all__ = [
     "open_writer",
     "parse_size",
     "plan_shards",
-    "propose_arrangements",
 ]

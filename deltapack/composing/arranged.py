@@ -38,7 +38,7 @@ def arranged_base(base: Checkpoint, packs: Sequence[PackReader]) -> Checkpoint:
     for entry in first.index.entries:
         if entry.base is not None and entry.base.arranged is not None:
             for piece, cell in entry.base.arranged.cells:
-                found = base.tensors.get(piece.name)
+                found = base.tensors.get(base.aliases.get(piece.name, piece.name))
                 extent = piece.extent_in(cell)
                 ends = [start + size for start, size in zip(piece.start, extent, strict=True)]
                 fits = found is not None and found.dtype == entry.base.dtype and len(found.shape) == len(ends)

@@ -11,7 +11,7 @@ from typing import Literal
 from deltapack.checkpoint import Checkpoint, SideFile
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
-from deltapack.format.index import FileEntry
+from deltapack.format.index import FileEntry, Index
 from deltapack.format.reader import PackReader
 
 __all__ = ["check_base_files", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
@@ -35,11 +35,16 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
     }
     if len(contents) == 1:
         return readers[0], ()
-    kinds = ("grown", "shrunk", "stored", "removed")
-    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
+    shaping = [reader for reader in readers if _changes_shapes(reader.index)]
     if len(shaping) == 1:
         return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
     return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)
+
+
+def _changes_shapes(index: Index) -> bool:
+    """Whether a pack does more than add; what it makes others of is not gone."""
+    kinds, pieces = ("grown", "shrunk", "stored", "removed"), index.pieces
+    return any(entry.kind in kinds and not (entry.kind == "removed" and entry.name in pieces) for entry in index.entries)
 
 
 def check_base_files(base: Checkpoint, pack: PackReader | None) -> None:

@@ -51,7 +51,7 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
                 found=index.base_fingerprint,
                 hint=hint,
             )
-        pieces = _pieces(pack)
+        pieces = index.pieces
         for entry in index.entries:
             wanted = entry.base
             if wanted is None:
@@ -79,12 +79,13 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
 
 def _check_covered(base: BaseTensors, reader: PackReader) -> None:
     """Refuse a base with more tensors than the pack knows: it is another model, and nobody says what to do with them."""
-    entries, pieces = reader.index.entries, _pieces(reader)
-    known = {entry.base.name for entry in entries if entry.base is not None}
+    entries, pieces = reader.index.entries, reader.index.pieces
+    known = {name for entry in entries if entry.base is not None for name in entry.base.held}
     known |= {entry.name for entry in entries if entry.kind in ("stored", "alias")}
-    unknown = sorted(set(base.tensors) - {base.aliases.get(name, name) for name in known})
-    held = {name for name, info in base.tensors.items() if info.arranged is None} - pieces
-    if unknown or len(held) + len(pieces) != reader.index.base_tensors:
+    # What is made of others is no tensor of a base; what it is made of may be hidden by it.
+    held = {name for name, info in base.tensors.items() if info.arranged is None} | {base.aliases.get(name, name) for name in pieces}
+    unknown = sorted(held - {base.aliases.get(name, name) for name in known})
+    if unknown or len(held) != reader.index.base_tensors:
         raise BaseMismatchError(
             "this is not the base that the pack was made from",
             path=base.path,
@@ -94,12 +95,6 @@ def _check_covered(base: BaseTensors, reader: PackReader) -> None:
             rule="R11",
             hint="`deltapack inspect` tells which base a pack needs.",
         )
-
-
-def _pieces(reader: PackReader) -> set[str]:
-    """Return the names of tensors of the base that a pack makes others of."""
-    bases = (entry.base for entry in reader.index.entries if entry.base is not None)
-    return {name for base in bases if base.arranged is not None for name in base.arranged.names}
 
 
 def _agreed_digests(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]:

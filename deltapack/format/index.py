@@ -274,6 +274,12 @@ class Index:
     optional: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def pieces(self) -> frozenset[str]:
+        """Names of the base's tensors that arranged ones are made of."""
+        bases = (entry.base for entry in self.entries if entry.base is not None)
+        return frozenset(name for base in bases if base.arranged is not None for name in base.arranged.names)
+
+    @property
     def blobs(self) -> tuple[BlobRef, ...]:
         """All blobs in file order."""
         files = tuple(file.blob for file in self.files or () if file.blob is not None)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint, propose_arrangements
+from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
+from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.surveying import Survey, survey_inputs
 

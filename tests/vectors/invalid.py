@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 import zstandard
 from vectors import scalar
+from vectors.arranged import arranged_cases, valid_arranged
 from vectors.assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
 from vectors.faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
 from vectors.invalid_blobs import blob_cases
@@ -790,10 +791,10 @@ class Liar(Tensor):
 
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
-    names = {name for name, _, _ in valid_packs()}
+    names = {name for name, _, _ in (*valid_packs(), *valid_arranged())}
     groups = (
         *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
-        *(field_cases, blob_cases),
+        *(field_cases, blob_cases, arranged_cases),
     )
     for group in groups:
         for case in group():

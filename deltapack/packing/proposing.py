@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deltapack.checkpoint.families import Family, Reading, find_families, fused_from, parts_from, readings_of, template_of
-from deltapack.checkpoint.names import NameMatch
-from deltapack.checkpoint.reader import Checkpoint
-from deltapack.checkpoint.tensors import TensorInfo
+from deltapack.checkpoint import Checkpoint, NameMatch, TensorInfo
 from deltapack.format.arrangement import Arrangement, Piece
 from deltapack.kernels import rounding
+from deltapack.packing.families import Family, Reading, find_families, fused_from, parts_from, readings_of, template_of
 
 __all__ = ["propose_arrangements"]
 

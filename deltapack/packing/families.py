@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
-from deltapack.checkpoint.tensors import TensorInfo
+from deltapack.checkpoint import TensorInfo
 from deltapack.format.arrangement import Arrangement, Piece
 
 __all__ = ["Family", "Reading", "find_families", "fused_from", "parts_from", "readings_of", "template_of"]
