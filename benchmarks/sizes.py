@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from benchmarks.command import main
 from benchmarks.pairs import Pair, real_pairs, synthetic_pair, write_family
 from benchmarks.results import Cell, Section, Table, progress
 from deltapack.checkpoint import open_checkpoint
+from deltapack.packing.roles import roles_of
 
 RECIPES = (
     (0.5, "auto", "seeded"),
@@ -49,6 +51,19 @@ GAPS_HEADERS = (
     "density", "entropy b/w", "gaps b/w", "gaps over %", "bitmap b/w", "bitmap over %",
     "at most %", "gaps", "smaller of both", "seeded b/w",
 )  # fmt: skip
+VECTOR_HEADERS = (
+    "pair",
+    "drop",
+    "vectors",
+    "share of the elements %",
+    "bytes if dropped from",
+    "bytes if kept whole",
+    "grows by %",
+    "at most %",
+    "result",
+)
+VECTORS_LIMIT = 2.0
+"""Percent that keeping the difference of vectors whole may cost at the default settings."""
 DENSITIES = (0.5, 0.1, 0.05, 0.01, 0.001)
 COO_BITS = 32 + 16
 LEVEL_19_LIMIT = 128 << 20
@@ -60,13 +75,16 @@ def measure(quick: bool) -> Section:
     packs: list[tuple[Cell, ...]] = []
     bounds: list[tuple[Cell, ...]] = []
     peers: list[tuple[Cell, ...]] = []
+    vectors: list[tuple[Cell, ...]] = []
     with synthetic_pair(quick) as made:
         for pair in (made, *pairs):
             _measure_pair(pair, packs, bounds, peers, (3,) if quick else (3, 19))
+            vectors.append(_vectors_row(pair))
     gaps_numel = 1 << (21 if quick else 24)
     tables = (
         Table("packs", "Packs", PACK_HEADERS, tuple(packs)),
         Table("bounds", "Bounds at values int4, index seeded", ("pair", "drop", "bits/weight", "at most", "result"), tuple(bounds)),
+        Table("vectors", "What it costs to keep the difference of vectors whole", VECTOR_HEADERS, tuple(vectors)),
         Table(
             "masks",
             f"Index of a random mask over {gaps_numel:,} elements against the mask's entropy",
@@ -117,6 +135,22 @@ def _pack_row(pair: Pair, drop: float, values: str, index: str) -> tuple[tuple[C
     per_weight = [8 * report.split[part] / report.delta_elements for part in ("index", "codes", "scales", "tables", "header")]
     coo, bits = COO_BITS * nnz / report.delta_elements, report.delta_bits_per_weight
     return (pair.name, drop, values, index, bits, *per_weight, report.pack_bytes, report.ratio, coo, coo / bits), bits
+
+
+def _vectors_row(pair: Pair) -> tuple[Cell, ...]:
+    """Pack at the default settings, with vectors kept whole and with vectors treated as weights."""
+    progress(f"{pair.name} vectors")
+    with open_checkpoint(pair.finetuned) as opened:
+        names = [name for name, role in roles_of(opened.tensors).items() if role == "vector"]
+        share = 100 * sum(opened.tensors[name].numel for name in names) / sum(tensor.numel for tensor in opened.tensors.values())
+    dropped = deltapack.Recipe(overrides=tuple(deltapack.Override(re.escape(name), role="weight") for name in names))
+    with TemporaryDirectory() as folder:
+        before, after = (
+            deltapack.compress(pair.base, pair.finetuned, Path(folder) / "out.dpk", recipe=recipe, force=True).pack_bytes
+            for recipe in (dropped, deltapack.Recipe())
+        )
+    grows = 100 * (after / before - 1)
+    return pair.name, deltapack.Recipe.drop_rate, len(names), share, before, after, grows, VECTORS_LIMIT, _result(grows, VECTORS_LIMIT)
 
 
 def _gaps_rows(numel: int) -> Iterator[tuple[Cell, ...]]:

@@ -1,0 +1,104 @@
+"""What `compress --dry-run` foresees, against what `compress` does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.builders import CHUNK, Tensor, moved, random_tensor, tuned_model, whole, write_folder
+from support.commands import Run
+
+import deltapack
+from deltapack import Override, Recipe
+from deltapack.errors import NonFiniteError, RecipeError
+
+BASE = {
+    "embed.weight": random_tensor(1, (300, 64)),
+    "fc.weight": random_tensor(2, (256, 259)),
+    "fc.bias": random_tensor(3, (400,)),
+    "bn.running_var": random_tensor(4, (40,)),
+    "big.weight": random_tensor(5, (3, CHUNK)),
+    "same.weight": random_tensor(6, (64, 64)),
+    "gone.weight": random_tensor(7, (30, 30)),
+    "ids": whole("i64", np.arange(40)),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    tuned = tuned_model({name: tensor for name, tensor in BASE.items() if name != "gone.weight"}, 10, scale=1e-3)
+    tuned |= {"same.weight": BASE["same.weight"], "new.weight": random_tensor(8, (64, 64))}
+    tuned["embed.weight"] = Tensor("f32", np.concatenate([tuned["embed.weight"].bits, random_tensor(9, (20, 64)).bits]))
+    return write_folder(folder / "base", BASE), write_folder(folder / "tuned", tuned, {"config.json": '{"a": 1}', "tokenizer.json": "{}"})
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(drop_rate=0.0, values="f32"),
+        Recipe(sparsify="magnitude"),
+        Recipe(exclude="fc", overrides=(Override("bn.*", role="vector"),)),
+    ],
+)
+def test_it_foresees_what_happens(recipe: Recipe, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    foreseen = deltapack.preview_compress(*pair, recipe=recipe)
+    done = deltapack.compress(*pair, tmp_path / "x.dpk", recipe=recipe)
+    assert foreseen.kinds == done.kinds
+    with deltapack.open_pack(tmp_path / "x.dpk") as pack:
+        assert {row.name: row.kind for row in foreseen.tensors} == {name: pack[name].kind for name in pack}
+    assert foreseen.pack_bytes == pytest.approx(done.pack_bytes, rel=0.1)
+    assert foreseen.checkpoint_bytes == done.checkpoint_bytes
+    assert set(foreseen.warnings) <= set(done.warnings) and not (pair[1] / "x.dpk").exists()
+
+
+def test_roles_are_those_of_the_recipe(pair: tuple[Path, Path]) -> None:
+    rows = {row.name: row for row in deltapack.preview_compress(*pair, recipe=Recipe(exclude="^fc.weight")).tensors}
+    roles = {name: row.role for name, row in rows.items() if row.role}
+    assert roles == {
+        "big.weight": "weight",
+        "bn.running_var": "statistic",
+        "embed.weight": "weight",
+        "fc.bias": "vector",
+        "fc.weight": "exact",
+        "ids": "integer",
+        "new.weight": "weight",
+        "same.weight": "weight",
+    }
+    assert (rows["fc.bias"].index, rows["fc.bias"].values, rows["fc.weight"].kind) == ("all", "int8", "stored")
+
+
+def test_it_refuses_what_compress_refuses(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="matches no tensor"):
+        deltapack.preview_compress(*pair, recipe=Recipe(include="nothing of that name"))
+    broken = write_folder(tmp_path / "broken", {"fc.weight": Tensor("f32", np.full((256, 259), np.inf, "<f4"))})
+    with pytest.raises(NonFiniteError):
+        deltapack.preview_compress(pair[0], broken, allow_unrelated=True)
+    stored = deltapack.preview_compress(pair[0], broken, recipe=Recipe(non_finite="store"), allow_unrelated=True)
+    assert stored.kinds["stored"] == 1
+
+
+def test_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    run = Run()
+    shown = run("compress", *pair, "--dry-run")
+    assert shown.exit_code == 0 and not list(tmp_path.iterdir())
+    assert "bn.running_var  statistic  stored" in shown.stdout and "would write" in shown.stdout
+    document = json.loads(run("compress", *pair, "--dry-run", "--json").stdout)
+    assert {"role", "kind", "bytes"} < set(document["tensors"][0]) and document["pack_bytes"] > 0 and document["ratio"] > 1
+    (tmp_path / "there.dpk").write_bytes(b"mine")
+    assert run("compress", *pair, "-o", tmp_path / "there.dpk", "--dry-run").exit_code == 0
+    assert (tmp_path / "there.dpk").read_bytes() == b"mine"
+    assert run("compress", *pair).exit_code == 2
+
+
+def test_aliases_are_listed(tmp_path: Path) -> None:
+    import torch
+
+    embed = torch.randn(64, 32)
+    torch.save({"embed": embed, "head": embed}, tmp_path / "tuned.bin")
+    torch.save({"embed": embed + 0.001 * moved(random_tensor(1, (64, 32)), 2).f64.std(), "head": embed.clone()}, tmp_path / "base.bin")
+    rows = {row.name: row for row in deltapack.preview_compress(tmp_path / "base.bin", tmp_path / "tuned.bin").tensors}
+    assert (rows["head"].kind, rows["head"].base_name, rows["embed"].kind) == ("alias", "embed", "delta")
