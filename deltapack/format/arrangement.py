@@ -67,6 +67,14 @@ class Arrangement:
         return tuple(dict.fromkeys(piece.name for piece in self.pieces))
 
     @property
+    def label(self) -> str:
+        """What it is made of, in a few words."""
+        count = len(self.names)
+        return (f"{count} tensors" if count > 1 else self.names[0]) + (
+            ", transposed" if any(piece.transposed for piece in self.pieces) else ""
+        )
+
+    @property
     def cells(self) -> Iterator[tuple[Piece, tuple[int, ...]]]:
         """Each piece with the extent of its cell."""
         return zip(self.pieces, product(*self.grid), strict=True)

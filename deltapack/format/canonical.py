@@ -124,7 +124,7 @@ def _items(data: bytes, start: int, limits: Limits) -> Iterator[Any]:
             # Once more, with the pieces that an entry may have, if its values are few enough to be built.
             longest = usual + _PIECE_BYTES * limits.pieces
             end = _find_tensors(data[at : at + longest], limits, cut=False, entry=True)
-            if len(piece) > usual or end is None or end <= usual:
+            if len(piece) > usual or end is None or not usual <= end < longest:
                 raise _not_canonical("an entry is malformed, or longer than any can be")
             most = end + 1
             continue
