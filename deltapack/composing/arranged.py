@@ -11,13 +11,28 @@ from deltapack.format.arrangement import Arrangement
 from deltapack.format.index import Index
 from deltapack.format.reader import PackReader
 
-__all__ = ["arranged_base", "arrangements_of"]
+__all__ = ["agreed_arrangements", "arranged_base", "arrangements_of"]
 
 
 def arrangements_of(index: Index) -> dict[str, Arrangement]:
     """Return what a pack makes of tensors of its base, by name."""
     bases = (entry.base for entry in index.entries if entry.base is not None)
     return {base.name: base.arranged for base in bases if base.arranged is not None}
+
+
+def agreed_arrangements(packs: Sequence[PackReader]) -> dict[str, Arrangement]:
+    """Return what packs make of tensors of their base; nothing where they have different ones, which `check_base` says.
+
+    Raises:
+        MergeConflictError: They make different tensors of the same base.
+    """
+    first = packs[0]
+    if any(pack.index.base_fingerprint != first.index.base_fingerprint for pack in packs):
+        return {}
+    wanted = arrangements_of(first.index)
+    for pack in packs[1:]:
+        _check_same(first.path, wanted, pack.path, arrangements_of(pack.index))
+    return wanted
 
 
 def arranged_base(base: Checkpoint, packs: Sequence[PackReader]) -> Checkpoint:
@@ -27,12 +42,7 @@ def arranged_base(base: Checkpoint, packs: Sequence[PackReader]) -> Checkpoint:
         BaseMismatchError: The base has not the tensors that one is made of, with such boxes and of its type.
         MergeConflictError: The packs make different tensors of the same base.
     """
-    first = packs[0]
-    wanted = arrangements_of(first.index)
-    if any(pack.index.base_fingerprint != first.index.base_fingerprint for pack in packs):
-        return base  # said where the packs are checked against each other
-    for pack in packs[1:]:
-        _check_same(first.path, wanted, pack.path, arrangements_of(pack.index))
+    first, wanted = packs[0], agreed_arrangements(packs)
     if not wanted:
         return base
     for entry in first.index.entries:

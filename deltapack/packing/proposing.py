@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deltapack.checkpoint import Checkpoint, NameMatch, TensorInfo
+from deltapack.checkpoint.families import Family, Reading, find_families, fused_from, parts_from, readings_of, siblings_of, template_of
 from deltapack.format.arrangement import Arrangement, Piece
 from deltapack.kernels import rounding
-from deltapack.packing.families import Family, Reading, find_families, fused_from, parts_from, readings_of, template_of
 
 __all__ = ["propose_arrangements"]
 
@@ -38,21 +38,26 @@ def propose_arrangements(base: Checkpoint, finetuned: Checkpoint, match: NameMat
         The base, with the tensors of the fine-tune's layout that it can make of its own, and the match, to which these are added.
     """
     search = _Search(base, finetuned, match)
-    found = search.transposed() | search.families()
+    found, renamed = search.transposed() | search.families(), search.siblings
     notes = list(search.notes)
     for name in [name for name in found if name in base.tensors and name not in found[name].names]:
         notes.append(f"{name!r} was not matched in another layout, as the base has another tensor of that name")
         del found[name]
-    if not found:
+    if not found and not renamed:
         return base, replace(match, notes=(*match.notes, *notes))
-    base_of = dict(sorted({**match.base_of, **{name: name for name in found}}.items()))
+    base_of = dict(sorted({**match.base_of, **renamed, **{name: name for name in found}}.items()))
     used = {piece for arrangement in found.values() for piece in arrangement.names} | set(base_of.values())
     return base.with_arranged(found), replace(
         match,
         base_of=base_of,
-        only_finetuned=tuple(name for name in match.only_finetuned if name not in found),
+        only_finetuned=tuple(name for name in match.only_finetuned if name not in base_of),
         only_base=tuple(name for name in match.only_base if name not in used),
-        notes=(*match.notes, *notes, *_told(found)),
+        notes=(
+            *match.notes,
+            *notes,
+            *_told(found),
+            *(f"{name!r} was matched with the base's {of!r}, beside these" for name, of in renamed.items()),
+        ),
     )
 
 
@@ -70,7 +75,7 @@ def _told(found: Mapping[str, Arrangement]) -> Iterator[str]:
 
 @dataclass
 class _Search:
-    """The search for layouts, with what it has to tell."""
+    """The search for layouts, with what it has to tell, and tensors beside those found that merely have another name."""
 
     base: Checkpoint
     finetuned: Checkpoint
@@ -78,6 +83,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
+        self.siblings: dict[str, str] = {}
         taken = self.match.base_of
         misfits = {name: of for name, of in taken.items() if not _rows_fit(self.finetuned.tensors[name], self.base.tensors[of])}
         self.misfits = misfits
@@ -109,11 +115,16 @@ class _Search:
         out: dict[str, Arrangement] = {}
         for fused, parts, fuse in ((self.free_tuned, self.free_base, True), (self.free_base, self.free_tuned, False)):
             groups: dict[tuple[str, ...], list[Family]] = {}
-            for family in find_families(fused, parts):
+            families = find_families(fused, parts)
+            for name, other in siblings_of(families, fused, parts).items():
+                tuned, of = (other, name) if fuse else (name, other)
+                if self.finetuned.tensors[tuned].shape == self.base.tensors[of].shape and self._cosine(self.base, tuned, of) >= _LIKE:
+                    self.siblings[tuned] = of
+            for family in families:
                 groups.setdefault(family.key, []).append(family)
             orders: dict[tuple[str, ...], tuple[int, ...]] = {}
-            for families in sorted(groups.values(), key=lambda group: group[0].kind != "weight"):
-                self._decide(families, fused, parts, fuse, orders, out)
+            for alike in sorted(groups.values(), key=lambda group: group[0].kind != "weight"):
+                self._decide(alike, fused, parts, fuse, orders, out)
         return out
 
     def _decide(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
-from deltapack.checkpoint import TensorInfo
+from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.format.arrangement import Arrangement, Piece
 
-__all__ = ["Family", "Reading", "find_families", "fused_from", "parts_from", "readings_of", "template_of"]
+__all__ = ["Family", "Reading", "find_families", "fused_from", "parts_from", "readings_of", "siblings_of", "template_of"]
 
 _ROLES = {
     **dict.fromkeys(("gate_proj", "w1"), "gate"),
@@ -148,6 +148,24 @@ def _families(name: str, leaf: str, kind: str, group: Mapping[tuple[int, str], s
     rows = tuple(tuple(group[number, role] for role in roles if (number, role) in group) for number in experts)
     if rows and experts == list(range(len(experts))) and all(len(row) == len(roles) for row in rows):
         yield Family(name, rows, True, kind)
+
+
+def siblings_of(families: Iterable[Family], fused: Collection[str], parts: Collection[str]) -> dict[str, str]:
+    """Return names of the side with separate tensors, and what the other side calls them if its modules beside the experts are named alike.
+
+    Mixtral's `block_sparse_moe.experts.0.w1.weight` in `mlp.experts.gate_up_proj` says that `block_sparse_moe.gate.weight` is
+    `mlp.gate.weight`.
+    """
+    renamed = {}
+    for family in families:
+        one, other = (_parsed(name)[0].split(".") for name in (family.parts[0][0], family.fused))
+        one = one[:-1] if family.stacked else one
+        while one and other and one[-1] == other[-1]:
+            one, other = one[:-1], other[:-1]
+        if one and other:
+            renamed[f"{'.'.join(one)}."] = f"{'.'.join(other)}."
+    candidates = {name: new + name.removeprefix(old) for name in parts for old, new in renamed.items() if name.startswith(old)}
+    return {name: other for name, other in candidates.items() if other in fused}
 
 
 def readings_of(family: Family, fused: TensorInfo, parts: Mapping[str, TensorInfo]) -> list[Reading]:
