@@ -51,7 +51,8 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
                 found=index.base_fingerprint,
                 hint=hint,
             )
-        pieces = index.pieces
+    for pack in packs:
+        index, pieces = pack.index, pack.index.pieces
         for entry in index.entries:
             wanted = entry.base
             if wanted is None:
