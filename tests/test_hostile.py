@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.builders import ROOT, leftovers, moved, random_tensor, read_folder, whole, write_folder
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack.errors import DeltapackError, FormatError, OutputError
@@ -36,8 +37,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[st
     tuned |= {"grown": random_tensor(3, (33, 8)), "same": base["same"], "new": whole("i64", range(20))}
     write_folder(folder / "base", base, {"tokenizer.json": "{}"})
     write_folder(folder / "tuned", tuned, {"tokenizer.json": '{"a": 1}' * 20})
-    override = (deltapack.Override("gaps", drop_rate=0.5, index="gaps", values="bf16"),)
-    recipe = deltapack.Recipe(drop_rate=0.6, values="int4", overrides=override)
+    override = deltapack.Override("gaps", drop_rate=0.5, index="gaps", values="bf16")
+    recipe = deltapack.Recipe(drop_rate=0.6, values="int4", overrides=(*as_weights(base), override))
     deltapack.compress(folder / "base", folder / "tuned", folder / "pack.dpk", recipe=recipe)
     with deltapack.open_pack(folder / "pack.dpk") as pack:
         assert {entry.kind for entry in pack.values()} == {"delta", "grown", "removed", "stored", "unchanged"}

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "dtypes", "errors", "limits", "parallel", "reports"),
+    ("_version", "checking", "dtypes", "errors", "limits", "parallel", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
@@ -32,9 +32,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
     "kernels": {"dtypes", "errors", "format.digest"},
-    "checkpoint": {"dtypes", "errors", "limits", "format.arrangement", "format.atomic", "format.digest"},
+    "checkpoint": {"checking", "dtypes", "errors", "limits", "format.arrangement", "format.atomic", "format.digest"},
     "merging.methods": {"errors", "kernels"},
-    "merging.recipe": {"errors", "merging.methods"},
+    "merging.recipe": {"checking", "errors", "merging.methods"},
 }
 """Rooms and modules that know less than their floor allows."""
 DOORS = {"cli", "demo", "__main__"}
@@ -45,6 +45,7 @@ LAZY = {
     "torch": {"checkpoint.torchfile", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
+    "transformers": {"checkpoint.conversions", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {

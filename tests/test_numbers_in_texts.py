@@ -16,6 +16,7 @@ from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import DEFAULT_LIMITS, MIB
 from deltapack.merging.advice import LARGEST_SUM_OF_WEIGHTS
 from deltapack.merging.methods.table import ALIASES, METHODS
+from deltapack.packing import kinship, planning, roles
 from deltapack.packing.recipe import USUAL_FIDELITY
 from deltapack.sparsify.dare import HOPELESS, RISKY
 from deltapack.sparsify.della import USUAL_EPSILON
@@ -46,6 +47,11 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (DOCS, rf"noise is at most {NUMBER} % of the noise that dropping", (100 * USUAL_FIDELITY,)),
     (DOCS, rf"the rule is e <= {NUMBER} p", (USUAL_FIDELITY,)),
     (DOCS, rf"above {NUMBER} it gets risky at a drop rate of 0.9, near {NUMBER} it does not work", (RISKY, HOPELESS)),
+    (DOCS, rf"Above {NUMBER} % it warns, with the nearest names; above {NUMBER} % it", (100 * kinship.WARNED, 100 * kinship.REFUSED)),
+    (DOCS, rf"more than {NUMBER} of the base's norm, and a cosine below {NUMBER}\)", (kinship._NORM, kinship._COSINE)),
+    (DOCS, rf"one dimension \(norms, biases\), up to {NUMBER} elements", (roles._TINY,)),
+    (DOCS, rf"More than {NUMBER} elements in one dimension", (roles._FLAT,)),
+    (DOCS, rf"bf16 where int8 would lose more than {NUMBER} % of its difference", (100 * planning._NOISE_FLOOR**0.5,)),
     (DOCS, rf"a sum of weights above {NUMBER}", (LARGEST_SUM_OF_WEIGHTS,)),
     (DOCS, rf"whole blocks of at least {NUMBER} KB", (files._LONG / 1024,)),
     (DOCS, rf"and {NUMBER} bytes tell a reader where everything is", (PROLOGUE_BYTES,)),
@@ -60,6 +66,15 @@ def test_a_number_is_that_of_the_code(text: str, pattern: str, expected: tuple[f
     assert found, "the sentence has changed: change the pattern, too"
     for numbers in found:
         assert [float(number.replace(",", "")) for number in numbers] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_table_of_roles_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "compressing.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", page, re.M))
+    kept = {"drop": "the share that `--drop-rate` leaves", "difference": "all of the difference", "exact": "bit for bit"}
+    assert list(rows) == list(roles.ROLES)
+    assert all(kept[role.route] in rows[name] for name, role in roles.ROLES.items())
+    assert "Roles to set are " + ", ".join(f"`{name}`" for name in roles.SETTABLE[:-1]) + f" and `{roles.SETTABLE[-1]}`." in page
 
 
 def test_the_readme_counts_the_test_packs() -> None:

@@ -38,6 +38,7 @@ from deltapack import Override, Recipe
 from deltapack.errors import MergeConflictError, RecipeError
 from deltapack.format.codecs import VALUE_CODECS
 from deltapack.packing.recipe import INDEX_CHOICES
+from deltapack.packing.roles import SETTABLE
 
 
 def everything() -> tuple[Model, Model, tuple[Override, ...]]:
@@ -172,7 +173,7 @@ def test_side_files(tmp_path: Path) -> None:
     }
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Any bits in base and fine-tune, NaN and infinities included, any recipe: same bits, or an error that says so."""
@@ -198,8 +199,9 @@ def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory)
         index=data.draw(st.sampled_from([index for index in INDEX_CHOICES if index != "seeded"])),  # not where nothing is dropped
         seed=data.draw(st.integers(-9, 9)),
         non_finite="store",
+        overrides=tuple(Override(name, role=data.draw(st.sampled_from(SETTABLE))) for name in base),
     )
     paths = write_file(folder / "base.safetensors", base), write_file(folder / "tuned.safetensors", tuned)
-    deltapack.compress(*paths, folder / "pack.dpk", recipe=recipe)
+    deltapack.compress(*paths, folder / "pack.dpk", recipe=recipe, allow_unrelated=True)
     deltapack.apply(paths[0], folder / "pack.dpk", folder / "out.safetensors")
     assert read_file(folder / "out.safetensors") == decode_by_spec(base, folder / "pack.dpk")

@@ -11,9 +11,11 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checking import as_path
 from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
+from deltapack.checkpoint.safetensors import OWN_METADATA
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError
@@ -180,9 +182,10 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
     Raises:
         CheckpointError: Nothing to read was found, or it is malformed.
         LimitError: It exceeds `limits`.
+        RecipeError: `path` is no path.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
-    path = Path(path)
+    path = as_path("the checkpoint", path)
     location = locate(path, limits)
     with contextlib.ExitStack() as stack:
         files: list[ParsedFile] = []
@@ -199,7 +202,8 @@ def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFi
     """Join the aliases of all files with those that safetensors headers declare as {dropped: kept}."""
     aliases: dict[str, str] = {}
     for file in files:
-        declared = {name: kept for name, kept in file.metadata.items() if name not in tensors and kept in tensors}
+        said = {name: kept for name, kept in file.metadata.items() if not name.startswith(OWN_METADATA)}
+        declared = {name: kept for name, kept in said.items() if name not in tensors and kept in tensors}
         for name, kept in {**declared, **file.aliases}.items():
             if name in tensors or aliases.get(name, kept) != kept:
                 raise CheckpointError("the tensor is in two shards", path=path, tensor=name)

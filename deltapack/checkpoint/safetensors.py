@@ -18,9 +18,11 @@ from deltapack.dtypes import BY_SAFETENSORS
 from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["header_bytes", "load_json", "parse_safetensors"]
+__all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_safetensors"]
 
 _METADATA = "__metadata__"
+OWN_METADATA = "deltapack."
+"""What the keys begin with under which files say where they are from; they are never names of tensors."""
 _DAMAGED = "The file is damaged or was not written by safetensors."
 
 

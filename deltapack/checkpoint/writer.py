@@ -33,10 +33,13 @@ class _Writer:
         out: The final name.
     """
 
-    def __init__(self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], force: bool, extra_bytes: int) -> None:
+    def __init__(
+        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Mapping[str, str], force: bool, extra_bytes: int
+    ) -> None:
         self.out = out
         self._shards = shards
         self._aliases = aliases
+        self._metadata = metadata
         self._force = force
         self._extra_bytes = extra_bytes
         self._temporary = temporary_sibling(out)
@@ -139,7 +142,7 @@ class _Writer:
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}
         tied = {name: kept for name, kept in sorted(self._aliases.items()) if kept in own}
-        header = header_bytes(shard.tensors, {**tied, "format": "pt"})
+        header = header_bytes(shard.tensors, {**self._metadata, **tied, "format": "pt"})
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
@@ -234,6 +237,7 @@ def open_writer(
     force: bool = False,
     protect: Sequence[Path] = (),
     aliases: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
     side_bytes: int = 0,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
@@ -246,6 +250,7 @@ def open_writer(
         force: Whether an existing checkpoint may be replaced.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
+        metadata: What each file says of itself besides.
         side_bytes: Expected size of the side files, for the check of free space.
 
     Raises:
@@ -255,11 +260,11 @@ def open_writer(
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
     check_output(out, folder=not single, force=force)
-    tied = dict(aliases or {})
+    tied, said = dict(aliases or {}), dict(metadata or {})
     if single:
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
-        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, force, 0)
+        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, said, force, 0)
     else:
-        writer = FolderWriter(out, shards, tied, force, side_bytes)
+        writer = FolderWriter(out, shards, tied, said, force, side_bytes)
     with writer:
         yield writer

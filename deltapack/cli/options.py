@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 __all__ = [
     "Command",
@@ -20,6 +21,7 @@ __all__ = [
     "output_options",
     "pack_argument",
     "pack_path",
+    "typed_options",
     "workers_option",
 ]
 
@@ -37,6 +39,14 @@ class Command(click.Command):
             if single and sum(one is parameter for one in typed) > 1:
                 raise click.UsageError(f"Option {max(parameter.opts, key=len)!r} takes one value and is given twice.", context)
         return super().parse_args(context, args)
+
+
+def typed_options(names: Collection[str]) -> list[str]:
+    """Return those of these parameters of the command in hand that were typed, as they are spelt on the command line."""
+    context = click.get_current_context()
+    found = [parameter for parameter in context.command.params if parameter.name in names]
+    typed = [one for one in found if context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE]
+    return [max(one.opts, key=len) for one in typed]
 
 
 checkpoint_path = click.Path(exists=True, path_type=Path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
@@ -30,15 +31,28 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
         return None, ()
     if prefer is not None or len(readers) == 1:
         return readers[prefer or 0], ()
-    contents = {
-        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files) for reader in readers
-    }
-    if len(contents) == 1:
+    contents = [_matters(reader) for reader in readers]
+    if all(content == contents[0] for content in contents):
         return readers[0], ()
     shaping = [reader for reader in readers if _changes_shapes(reader.index)]
     if len(shaping) == 1:
         return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
-    return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)
+    every = {name for content in contents for name in content or {}}
+    names = sorted(name for name in every if len({(content or {}).get(name) for content in contents}) > 1)
+    which = f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
+    return None, (f"the packs carry different config or tokenizer files{which}; the base's are used, --prefer PACK changes that",)
+
+
+_NAMED = 4
+"""Files that a note names."""
+_FOR_PEOPLE = re.compile(r"(.*/)?([^/]*\.md|(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([.\-_ ][^/]*)?)", re.IGNORECASE)
+"""Cards, licences and other texts: they may differ where the models are of one kind."""
+
+
+def _matters(reader: PackReader) -> dict[str, str] | None:
+    """Return the digests of the side files of a pack that a model works with, by name; `None` where it was made from a bare file."""
+    files = reader.index.files
+    return None if files is None else {file.name: file.sha256 for file in files if not _FOR_PEOPLE.fullmatch(file.name)}
 
 
 def _changes_shapes(index: Index) -> bool:

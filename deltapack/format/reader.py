@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from deltapack.errors import ChecksumError, DeltapackError, FormatError
+from deltapack.checking import as_path
+from deltapack.errors import ChecksumError, DeltapackError, FormatError, RecipeError
 from deltapack.format.digest import chunk_count, hash64, root_digest
 from deltapack.format.frames import decompress_frame, unpack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
@@ -36,10 +37,11 @@ class PackReader:
         ChecksumError: The prologue or the index is damaged.
         UnsupportedError: A newer version or an unknown feature.
         LimitError: The index is over a limit.
+        RecipeError: `path` is no path.
     """
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.path = Path(path)
+        self.path = as_path("the pack", path)
         try:
             # Without O_NONBLOCK a named pipe would hang here; regular files do not know the difference.
             self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -70,18 +72,30 @@ class PackReader:
     @cached_property
     def file_bytes(self) -> int:
         """Size of the file."""
-        return os.fstat(self._file).st_size
+        return os.fstat(self._opened()).st_size
+
+    def _opened(self) -> int:
+        """Return the descriptor of the file.
+
+        Raises:
+            RecipeError: It was closed.
+        """
+        if self._file < 0:
+            hint = "Read its tensors before it is closed: inside of the `with` block that opened it."
+            raise RecipeError("the pack is closed", path=self.path, hint=hint)
+        return self._file
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`.
 
         Raises:
             FormatError: The file ends before, or cannot be read.
+            RecipeError: The pack was closed.
         """
-        parts, wanted = [], length
+        parts, wanted, opened = [], length, self._opened()
         while wanted:
             try:
-                part = os.pread(self._file, wanted, offset + length - wanted)
+                part = os.pread(opened, wanted, offset + length - wanted)
             except OSError as error:
                 raise FormatError(f"cannot read: {error.strerror}", path=self.path) from error
             if not part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,12 @@ from deltapack.errors import BackendError, RecipeError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
+from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
 from deltapack.restoring.on_device import DevicePlace, restore_on_device
 
 __all__ = ["load_model", "load_state_dict"]
-
-Packs = Mapping[str, float] | Mapping[Path, float] | Mapping["str | Path", float] | Sequence["str | Path"] | str | Path
 
 
 def load_state_dict(
@@ -92,7 +91,8 @@ def load_model(
         packs: As in `load_state_dict`.
         device: As in `load_state_dict`.
         dtype: As in `load_state_dict`.
-        model_class: A class of transformers with `from_config`, such as `AutoModel`; `AutoModelForCausalLM` unless given.
+        model_class: A class of transformers, such as `AutoModel` or `BertModel`; the one that the config's `architectures` names unless
+            given.
         backend: As in `load_state_dict`.
         prefer: As in `load_state_dict`.
         verify: As in `load_state_dict`.
@@ -101,10 +101,9 @@ def load_model(
     Raises:
         DeltapackError: As in `load_state_dict`.
         BackendError: transformers is not installed.
-        RecipeError: There is no config.json, or the model needs code of its own.
+        RecipeError: There is no config.json, it names no class of transformers, or the model needs code of its own.
     """
     transformers = _transformers()
-    auto = model_class or transformers.AutoModelForCausalLM
     with ExitStack() as stack:
         loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -113,8 +112,7 @@ def load_model(
             raise RecipeError("there is no config.json, which load_model needs", path=base, hint="Use load_state_dict.")
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            with torch.device("meta"):
-                made = type(auto.from_config(config))
+            made = _class_of(transformers, config, model_class, base)
         except (OSError, ValueError) as error:
             hint = "Build the model yourself and use load_state_dict."
             raise RecipeError(f"transformers cannot build the model: {error}", path=base, hint=hint) from error
@@ -151,9 +149,7 @@ class _Loader:
         verify: bool,
         workers: int | None,
     ) -> _Loader:
-        given = [packs] if isinstance(packs, str | Path) else packs
-        pairs = given.items() if isinstance(given, Mapping) else [(path, 1.0) for path in given]
-        weights = {Path(path): float(weight) for path, weight in pairs}
+        weights = weights_of(packs)
         if not weights:
             raise RecipeError("nothing to load", expected="at least one pack")
         order = [path.resolve() for path in weights]
@@ -223,6 +219,24 @@ def _transformers() -> Any:
         hint = "pip install 'transformers>=4.56', or use load_state_dict."
         raise BackendError("load_model needs transformers", found=str(error), hint=hint) from error
     return transformers
+
+
+def _class_of(transformers: Any, config: Any, wanted: Any, base: str | Path) -> Any:
+    """Return the class of a model: the one that is wanted, or that the config names; of an automatic class the one that it picks.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    names = getattr(config, "architectures", None) or []
+    found: Any = wanted or next((getattr(transformers, name, None) for name in names if isinstance(name, str)), None)
+    if not hasattr(found, "from_pretrained"):
+        what = "config.json names no class of transformers" if wanted is None else "model_class is not a class of transformers"
+        hint = "Give model_class=, such as transformers.AutoModelForCausalLM."
+        raise RecipeError(what, path=base, expected="a class with from_pretrained", found=names if wanted is None else wanted, hint=hint)
+    if not hasattr(found, "from_config"):
+        return found
+    with torch.device("meta"):
+        return type(found.from_config(config))
 
 
 def _silent(done: int, total: int) -> None:

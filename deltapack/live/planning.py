@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,7 @@ from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe
 
-__all__ = ["NOTHING", "Loaded", "Planner", "SwitchPlan"]
+__all__ = ["THE_BASE", "Active", "Loaded", "Planner", "SwitchPlan"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,19 @@ class SwitchPlan:
     host: Sequence[HostWork]
 
 
-NOTHING = SwitchPlan({}, ())
+@dataclass(frozen=True)
+class Active:
+    """Packs and their weights, where they were found, how they are merged, and what that means for each tensor."""
+
+    packs: Mapping[str, float]
+    places: tuple[Path, ...]
+    recipe: MergeRecipe | None
+    prefer: Path | None
+    plan: SwitchPlan
+
+
+THE_BASE = Active({}, (), None, None, SwitchPlan({}, ()))
+"""No packs."""
 
 
 class _NoElements:

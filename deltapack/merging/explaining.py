@@ -89,7 +89,7 @@ def _explained(plan: MergePlan, job: Blended, actual: TensorJob) -> ExplainRepor
         raise RecipeError("no pack keeps anything of this tensor", tensor=job.job.name)
     place = _telling(len(elements), kept)
     deltas = [float(values[positions == place].sum()) for positions, values in kept]
-    shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
+    shares = [int(np.count_nonzero(values)) / len(elements) for _, values in kept]
     scratch = buffers.scratch(len(elements))
     positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, scratch) for own in actual.terms])
     result = restore_chunk(plan.base, actual, chunk, buffers).elements

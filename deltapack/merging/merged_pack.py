@@ -20,7 +20,7 @@ from deltapack.composing.compose import Composition
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
-from deltapack.errors import LimitError, NonFiniteError
+from deltapack.errors import LimitError, NonFiniteError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term, features_of
 from deltapack.format.table import Layout
@@ -42,8 +42,18 @@ def check_terms(jobs: Sequence[TensorJob]) -> None:
 
     Raises:
         LimitError: They are too many.
+        RecipeError: The factor of one, times its weight, is beyond f32.
     """
     for job in jobs:
+        for term in job.terms:
+            if isinstance(term, PackTerm) and not np.isfinite(term.factor):
+                raise RecipeError(
+                    "a weight times the factor of the pack's values is not a finite f32, and a pack states only such",
+                    path=term.reader.path,
+                    tensor=job.name,
+                    expected="a product below 3.4e38",
+                    hint="Give a smaller weight.",
+                )
         if len(job.terms) > DEFAULT_LIMITS.terms and all(isinstance(term, PackTerm) for term in job.terms):
             raise LimitError(
                 "too many packs to merge into one pack",
@@ -81,6 +91,7 @@ class MergedPack:
 
         Raises:
             LimitError: A tensor has too many terms.
+            RecipeError: A weight is too large.
         """
         check_terms(self.composition.jobs)
         restored = restore_tensors(

@@ -23,6 +23,7 @@ from deltapack.merging.blending import blend_with
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.merging.request import MergeRequest
+from deltapack.merging.unused import refuse_unused_rules
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
@@ -40,6 +41,7 @@ class MergePlan:
         prefer: Number of the pack that decides on what cannot be added.
         vocab: Number of the pack whose rows a tensor has that packs grew, or `"base"`, or the united vocabulary.
         files: Side files that the united vocabulary changes, by name.
+        donor: Number of the pack that the side files were asked from, or `"base"`, if either was.
     """
 
     base: Checkpoint
@@ -50,6 +52,7 @@ class MergePlan:
     prefer: int | None = None
     vocab: Vocab | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    donor: int | Literal["base"] | None = None
 
     def side_by_side(self, method: MergeMethod | None = None) -> Composition:
         """Return the composition with the packs' differences unweighted and apart, also where the recipe merely adds them.
@@ -98,7 +101,7 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
-    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files, donor)
 
 
 def _united(base: Checkpoint, readers: Sequence[PackReader], donor: int | Literal["base"] | None) -> Vocabulary:
@@ -151,6 +154,7 @@ def compose_recipe(
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         RecipeError: The recipe does not fit the packs.
     """
+    refuse_unused_rules(recipe, base)
     layers = Layers.of(base.tensors)
     is_sum = recipe.formula.is_linear and not recipe.densities
     weighted = _weighted(readers, recipe, layers, base) if is_sum else [WeightedPack(reader) for reader in readers]

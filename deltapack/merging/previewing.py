@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack.checking import as_path
 from deltapack.checkpoint.replace import check_output, check_protected
 from deltapack.composing.assets import side_files_bytes
 from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
@@ -58,7 +59,7 @@ def preview_merge(
         OutputError: `out` exists, or the disk is too small.
         RecipeError: An argument is out of range.
     """
-    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None, device, backend)
+    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None, device, backend)
     request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab))
     refuse_for_packs(out, options)
     with ExitStack() as stack:
@@ -74,7 +75,7 @@ def preview_merge(
             out,
             method.name,
             method.text,
-            list(zip(map(str, packs), shown_weights(plan), strict=True)),
+            list(zip(map(str, request.packs), shown_weights(plan), strict=True)),
             dict(sorted(Counter(map(_fate, jobs)).items())),
             dict(sorted(Counter(job.dtype.name for job in jobs).items())),
             [change for job in jobs if (change := _rows_change(job)) is not None],

@@ -43,6 +43,9 @@ def check_effects(recipe: Recipe, roles: Mapping[str, str]) -> None:
         RecipeError: There is one.
     """
     check_options(recipe)
+    settled = [recipe.for_tensor(name, role) for name, role in roles.items()]
+    if recipe.fidelity is not None and not any(one.role == "weight" and one.values == "auto" for one in settled):
+        raise RecipeError("fidelity does nothing", expected="a weight with values=auto", found="none", hint="Leave out --fidelity.")
     for option, pattern in (("include", recipe.include), ("exclude", recipe.exclude)):
         if pattern is not None and not any(re.search(pattern, name) for name in roles):
             raise _matches_nothing(option, pattern, roles)
@@ -72,7 +75,7 @@ def _takes(key: str, by_name: str, settled: str) -> bool:
     """Whether a setting means anything for a tensor whose name gives it one role, and the settings another."""
     if key == "role":
         return by_name != "integer" or settled == "exact"
-    route = "exact" if by_name == "integer" else ROLES[settled].route
+    route = ROLES[settled].route
     return route == "drop" or (route == "difference" and key in OF_VECTORS)
 
 

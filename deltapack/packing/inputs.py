@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, NameMatch, match_names, model_names, open_checkpoint
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
@@ -94,6 +94,7 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
             asked.name_map,
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
+            models=(*model_names(base_ckpt.path), *model_names(tuned_ckpt.path)),
         )
         seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
         survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)

@@ -199,6 +199,9 @@ def _is_another(base: Checkpoint, finetuned: Checkpoint, partner: TensorInfo, te
     other = np.concatenate([_floats(finetuned, tensor, start, length) for start in starts])
     finite = np.isfinite(one) & np.isfinite(other)
     one, other = one[finite], other[finite]
+    # Squares of what f64 can hold may be more than it can.
+    largest = max(np.abs(one).max(initial=0), np.abs(other).max(initial=0)) or 1.0
+    one, other = one / largest, other / largest
     square, product, whole = float(one @ one), float(one @ other), float(other @ other)
     difference = max(square - 2 * product + whole, 0.0)
     return difference > _NORM**2 * square and product < _COSINE * np.sqrt(square * whole) if difference else False

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deltapack.checking import as_number
 from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
@@ -133,6 +134,7 @@ class Recipe:
     gamma: float | None = None
 
     def __post_init__(self) -> None:
+        _numbers(self)
         keep_of_drop_rate(self.drop_rate)
         _choice("values", self.values, VALUE_CHOICES)
         _choice("index", self.index, INDEX_CHOICES)
@@ -169,7 +171,8 @@ class Recipe:
                 named |= settings_of(override)
         skipped = self.include is not None and not re.search(self.include, name)
         excluded = self.exclude is not None and bool(re.search(self.exclude, name))
-        role = "exact" if skipped or excluded else named.pop("role", role)
+        asked = "exact" if skipped or excluded else named.pop("role", role)
+        role = role if role == "integer" and asked != "exact" else asked
         route = ROLES[role].route
         usual = {key: getattr(self, key) for key in _OF_WEIGHTS}
         if route != "drop":
@@ -250,12 +253,26 @@ def settings_of(override: Override) -> Mapping[str, Any]:
     return {key: value for key, value in pairs.items() if value is not None}
 
 
+def _numbers(recipe: Recipe) -> None:
+    """Require that numbers are numbers and overrides are overrides."""
+    for name in ("drop_rate", "fidelity", "gamma", "rescale", "epsilon"):
+        value = getattr(recipe, name)
+        if value is not None or name == "drop_rate":
+            as_number(name, value)
+    found: object = recipe.overrides
+    if not isinstance(found, (tuple, list)) or not all(isinstance(override, Override) for override in found):
+        hint = 'Write (deltapack.Override("REGEX", drop_rate=0.5),).'
+        raise RecipeError("overrides is not a tuple of Override", found=repr(found)[:60], hint=hint)
+
+
 def _choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value)
 
 
 def _regex(pattern: str | None) -> None:
+    if not isinstance(pattern, str | None):
+        raise RecipeError("a regular expression is not a text", found=repr(pattern)[:60])
     try:
         re.compile(pattern or "")
         (pattern or "").encode()  # the pack states it in UTF-8

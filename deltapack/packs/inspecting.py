@@ -119,8 +119,13 @@ class PackSummary:
 
     @property
     def density(self) -> float:
-        """Kept elements per element that was dropped from; 0 where there is none. A merged pack may exceed 1."""
-        return self.nnz / self.delta_elements if self.delta_elements else 0.0
+        """Kept elements per element that was dropped from, in a merged pack on average over its terms; 0 where there is none."""
+        return self.nnz / self.term_elements if self.term_elements else 0.0
+
+    @property
+    def term_elements(self) -> int:
+        """Elements that were dropped from, once for each term: a merged pack has a term for each pack that changes a tensor."""
+        return sum(tensor.elements * len(tensor.factors) for tensor in self.tensors)
 
     def to_json(self, *, tensors: bool = True) -> dict[str, Any]:
         """Return the summary as JSON-ready values, with the list of tensors or without."""

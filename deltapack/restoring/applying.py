@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
@@ -21,8 +22,9 @@ from deltapack.kernels.layout import Elements
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.provenance import restored
 
-__all__ = ["WriteOptions", "apply", "write_checkpoint"]
+__all__ = ["WriteOptions", "apply", "refuse_for_file", "write_checkpoint"]
 
 
 def apply(
@@ -68,15 +70,15 @@ def apply(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(seen, composition, Path(out), [reader.path], options)
+        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class WriteOptions:
             RecipeError: One is out of range.
         """
         limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        if limit is not None:
+            as_count("max_shard_size", limit, 'a whole number of bytes, or text such as "5GB"')
         report = progress or (lambda done, total: None)
         return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
 
@@ -121,11 +125,13 @@ def write_checkpoint(
     protect: list[Path],
     options: WriteOptions,
     own_files: Mapping[str, bytes] = MappingProxyType({}),
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
-    `own_files` are written besides the side files, and instead of those of the same names.
+    `own_files` are written besides the side files, and instead of those of the same names; `metadata` is what the files of tensors say.
     """
+    refuse_for_file(out, options)
     check_base_files(base, composition.assets)
     jobs = composition.jobs
     shards = plan_shards(
@@ -140,11 +146,12 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
+        metadata=metadata,
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
-        with closing(restoring) as restored:
-            for _ in restored:
+        with closing(restoring) as tensors:
+            for _ in tensors:
                 pass
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
@@ -155,6 +162,16 @@ def write_checkpoint(
 
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
+
+
+def refuse_for_file(out: Path, options: WriteOptions) -> None:
+    """Refuse what a single file cannot have.
+
+    Raises:
+        RecipeError: `out` is one file, and a size of shards is given.
+    """
+    if out.suffix == ".safetensors" and options.max_shard_bytes is not None:
+        raise RecipeError("max_shard_size is for folders: the output is one file", path=out)
 
 
 def _restoring(
@@ -202,7 +219,7 @@ def _float_dtype(name: str | None) -> DType | None:
     """
     if name is None:
         return None
-    dtype = BY_NAME.get(name)
+    dtype = BY_NAME.get(name) if isinstance(name, str) else None
     if dtype is None or not dtype.is_delta:
         choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
         raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)

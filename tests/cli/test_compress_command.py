@@ -24,6 +24,8 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "recipe": Recipe(),
         "name_map": [],
         "include_code": False,
+        "keep_base": None,
+        "allow_unrelated": False,
         "workers": None,
         "force": False,
         "progress": None,
@@ -36,7 +38,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
         "--non-finite store --include-code --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
-    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p="]
+    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated"]
     result = run("compress", pair.base, pair.finetuned, "--out", tmp_path / "x.dpk", *options, *maps)
     assert result.exit_code == 0, result.stderr
     assert use_case.kwargs == {
@@ -54,6 +56,8 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         ),
         "name_map": [("(?=x)(.*)", r"y.\1"), ("p", "")],
         "include_code": True,
+        "keep_base": "k",
+        "allow_unrelated": True,
         "workers": 2,
         "force": True,
         "progress": None,

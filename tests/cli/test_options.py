@@ -148,7 +148,8 @@ def ask(run: Run, pair: Any, stand_in: Any, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(flow, "run_demo", recorders["demo"])
 
     def answer(command: str, options: Sequence[str] = (), use_case: str | None = None) -> dict[str, Any]:
-        result = run(command, *calls[command], *[places.get(option, option.replace("PACK", str(pair.pack))) for option in options])
+        call = [*calls[command][:-2]] if "--explain" in options else calls[command]  # an explanation has no output
+        result = run(command, *call, *[places.get(option, option.replace("PACK", str(pair.pack))) for option in options])
         assert result.exit_code == (2 if command == "demo" else 0), result.stderr
         return flat(recorders[use_case or command])
 

@@ -134,6 +134,43 @@ def test_a_language_model(tmp_path: Path, backend: str) -> None:
         assert found.generation_config.max_length == 77 and not found.training
 
 
+def test_the_class_that_the_config_names(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    base = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_labels=3))
+    base.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.01)
+    base.save_pretrained(tmp_path / "tuned")
+    call = tmp_path / "base", tmp_path / "t.dpk"
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "t.dpk", recipe=deltapack.Recipe(drop_rate=0.5))
+    found = deltapack.load_model(*call)
+    assert type(found) is transformers.BertForSequenceClassification and found.num_labels == 3
+    state = deltapack.load_state_dict(*call)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items() if name in state)
+    assert type(deltapack.load_model(*call, model_class=transformers.AutoModel)) is transformers.BertModel
+    assert type(deltapack.load_model(*call, model_class=transformers.BertModel)) is transformers.BertModel
+    with pytest.raises(RecipeError, match="model_class is not a class of transformers"):
+        deltapack.load_model(*call, model_class="BertModel")
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["NobodysModel"], [3]])
+def test_a_config_that_names_no_class(architectures: Any, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from support.builders import write_folder
+
+    base = {"w": random_tensor(1, (5, 5))}
+    config = json.dumps({"model_type": "bert", "architectures": architectures})
+    write_folder(tmp_path / "base", base, {"config.json": config})
+    write_folder(tmp_path / "tuned", tuned_model(base), {"config.json": config})
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "t.dpk")
+    with pytest.raises(RecipeError, match=r"config\.json names no class of transformers") as caught:
+        deltapack.load_model(tmp_path / "base", tmp_path / "t.dpk")
+    assert "Give model_class=" in str(caught.value)
+
+
 def test_a_model_that_needs_code(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from support.builders import write_folder

@@ -457,6 +457,28 @@ def test_packs_are_loaded_once_and_unloaded(family: tuple[Model, list[Path]]) ->
     assert live.resident_bytes == 0
 
 
+def test_a_list_of_packs_and_how_a_model_calls_itself(family: tuple[Model, list[Path]], merged: Merged) -> None:
+    base, (one, two, _) = family
+    state = state_of(base)
+    live = deltapack.attach(state, backend="torch")
+    assert repr(live) == f"<LiveModel of {len(base)} tensors on {DEVICE}: the base>"
+    live.activate([one, str(two)])
+    assert holds(state, merged([one, two])) and live.current == {str(one): 1.0, str(two): 1.0}
+    live.activate({one: 0.5})
+    assert repr(live) == f"<LiveModel of {len(base)} tensors on {DEVICE}: base + {one} 0.5>"
+    live.activate([])
+    assert holds(state, base)
+    with pytest.raises(RecipeError, match="given twice"):
+        live.activate([one, one])
+    for base_of in (one, str(one), [one]):
+        with pytest.raises(RecipeError, match="not a pack") as caught:
+            deltapack.attach(state, base_of)  # type: ignore[arg-type]
+        assert "activate() takes packs" in str(caught.value)
+    for call in (live.load, live.unload):
+        with pytest.raises(RecipeError, match="a pack is not a path"):
+            call([one])  # type: ignore[arg-type]
+
+
 def test_bytes_are_counted_while_another_thread_loads_and_unloads(family: tuple[Model, list[Path]]) -> None:
     base, (one, two, _) = family
     live = deltapack.attach(state_of(base), backend="torch")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import random_tensor, read_model, tuned_model, write_file
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack import Recipe
@@ -21,11 +22,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     folder = tmp_path_factory.mktemp("explained")
     base = {"layers.0.w": random_tensor(1, (90, 90), "bf16"), "layers.1.w": random_tensor(2, (700,)), "same": random_tensor(3, (50,))}
     write_file(folder / "base.safetensors", base)
-    packs = []
-    for number, drop_rate in enumerate((0.5, 0.5)):
+    packs, recipe = [], Recipe(drop_rate=0.5, overrides=as_weights(base))
+    for number in range(2):
         write_file(folder / "tuned.safetensors", tuned_model(base, 10 * number + 5) | {"same": base["same"]})
         packs.append(folder / f"{number}.dpk")
-        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=Recipe(drop_rate=drop_rate))
+        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=recipe)
     return folder, packs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.builders import Model, Tensor, random_tensor, read_model, tuned_model, write_file
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack import Recipe
@@ -44,7 +46,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     ):
         write_file(folder / "tuned.safetensors", tuned_model(base, 50 + 10 * number))
         packs.append(folder / f"{number}.dpk")
-        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=recipe)
+        made = replace(recipe, overrides=as_weights(base))
+        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=made)
     return folder, packs
 
 
@@ -111,12 +114,12 @@ def test_random_thinning_does_not_depend_on_workers(family: tuple[Path, list[Pat
 def test_an_unchanged_tensor_counts_as_a_pack(tmp_path: Path) -> None:
     base = {"x": random_tensor(1, (500,)), "y": random_tensor(2, (500,))}
     write_file(tmp_path / "base.safetensors", base)
-    packs = []
+    packs, recipe = [], Recipe(overrides=as_weights(base))
     for number, changed in enumerate(("x", "y")):
         tuned = tuned_model(base, number * 10)
         write_file(tmp_path / "tuned.safetensors", dict(base) | {changed: tuned[changed]})
         packs.append(tmp_path / f"{number}.dpk")
-        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", packs[-1])
+        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", packs[-1], recipe=recipe)
     assert merge(tmp_path, packs, method="average") == merge(tmp_path, packs, weights=[0.5])
 
 
@@ -153,7 +156,7 @@ def test_a_tensor_that_no_pack_changes_is_unchanged(tmp_path: Path) -> None:
     packs = [tmp_path / f"{number}.dpk" for number in range(2)]
     for number, path in enumerate(packs):
         write_file(tmp_path / "tuned.safetensors", tuned_model(base, number * 10) | {"x": base["x"]})
-        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", path)
+        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", path, recipe=Recipe(overrides=as_weights(base)))
     merged = tmp_path / "merged.dpk"
     deltapack.merge(tmp_path / "base.safetensors", packs, merged, method="ties")
     with deltapack.open_pack(merged) as pack:

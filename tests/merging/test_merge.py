@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from support.builders import (
     write_file,
     write_folder,
 )
-from support.fixtures import Merged, PackOf
+from support.fixtures import Merged, PackOf, as_weights
 from support.merging import checked
 
 import deltapack
@@ -71,7 +72,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model, list[
     ):
         write_file(folder / "tuned.safetensors", tuned_model(base, 50 + 10 * number))
         packs.append(folder / f"{number}.dpk")
-        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=recipe)
+        made = replace(recipe, overrides=as_weights(base))
+        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=made)
     return folder, base, packs
 
 
@@ -152,7 +154,7 @@ def test_packs_with_one_mask_are_pointed_out(tmp_path: Path) -> None:
     write_file(tmp_path / "tuned.safetensors", tuned_model(base))
     for values in ("int4", "int8"):
         inputs = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
-        deltapack.compress(*inputs, tmp_path / f"{values}.dpk", recipe=Recipe(values=values))
+        deltapack.compress(*inputs, tmp_path / f"{values}.dpk", recipe=Recipe(values=values, overrides=as_weights(base)))
     packs = [tmp_path / "int4.dpk", tmp_path / "int8.dpk"]
     report = deltapack.merge(tmp_path / "base.safetensors", packs, tmp_path / "out", weights=[0.5, 0.5])
     assert any("same positions" in warning for warning in report.warnings)
@@ -395,7 +397,7 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
         tuned = tuned_model(base, number) | {"embed.weight": grown(base["embed.weight"], rows, number)}
         write_folder(tmp_path / name, tuned, {"tokenizer.json": name})
         packs[name] = tmp_path / f"{name}.dpk"
-        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name])
+        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name], recipe=Recipe(overrides=as_weights(base)))
     found = {}
     for vocab, rows in {"base": 70, "one": 80, "two": 90, "none": 70}.items():
         out = tmp_path / f"out-{vocab}"
@@ -418,7 +420,8 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
         assert found[vocab]["embed.weight"].shape[0] == rows
         assert found[vocab]["embed.weight"].bits[:70].tobytes() == found["base"]["embed.weight"].bits.tobytes()
         (warning,) = report.warnings
-        assert {"linear": "the weights add up to 3: ", "ties": "90 % of the changed elements are kept by one pack only"}[method] in warning
+        sentence = {"linear": "add up to 3 (1 for each of 3 packs): ", "ties": "90 % of the changed elements are kept by one pack only"}
+        assert sentence[method] in warning
     with pytest.raises(RecipeError, match="vocab"):
         deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "y", vocab=tmp_path / "base")
     with pytest.raises(MergeConflictError):
@@ -434,14 +437,28 @@ def test_side_files_that_differ_are_the_bases(tmp_path: Path) -> None:
     packs = [tmp_path / "one.dpk", tmp_path / "two.dpk"]
     report = deltapack.merge(tmp_path / "base", packs, tmp_path / "out", weights=[0.5])
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "0"
-    assert any("--prefer" in note for note in report.notes)
+    assert report.notes == [
+        "the packs carry different config or tokenizer files (tokenizer.json); the base's are used, --prefer PACK changes that"
+    ]
+
+
+def test_texts_for_people_may_differ(tmp_path: Path) -> None:
+    """Cards and licences are no config or tokenizer; the files that matter are all packs'."""
+    base = small_model()
+    write_folder(tmp_path / "base", base, {"tokenizer.json": "0"})
+    for name in ("one", "two"):
+        files = {"tokenizer.json": "1", "README.md": name, "LICENSE.txt": name, "docs/notes.md": name}
+        write_folder(tmp_path / name, tuned_model(base, ord(name[0])), files)
+        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk")
+    report = deltapack.merge(tmp_path / "base", [tmp_path / "one.dpk", tmp_path / "two.dpk"], tmp_path / "out", weights=[0.5])
+    assert not report.notes
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "1" and (tmp_path / "out" / "LICENSE.txt").read_text() == "one"
 
 
 def test_a_stored_tensor_under_another_name_is_merged(pack_of: PackOf, merged: Merged) -> None:
     # Found by a test: the merge held the tensor under both names.
     base = {"x.w": random_tensor(1, (40, 30), "f32"), "x.v": random_tensor(2, (40, 30), "f32")}
-    plain = {name: random_tensor(3, (40, 30), "f32") for name in base}
-    tuned = {name: random_tensor(4, (40, 30), "f32") for name in base}
+    plain, tuned = (tuned_model(base, seed) for seed in (3, 4))
     renamed = {f"bert.{name}": tensor for name, tensor in tuned.items()}
     one = pack_of(base, plain, "one")
     found = merged([one, pack_of(base, renamed, "two", exclude="w$")])

@@ -35,7 +35,7 @@ def pack_of(folder: Path, name: str, seed: int, tensors: Model, ties: Mapping[st
 def header_ties(path: Path) -> dict[str, str]:
     data = path.read_bytes()
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    return {name: of for name, of in metadata.items() if name != "format"}
+    return {name: of for name, of in metadata.items() if name != "format" and not name.startswith("deltapack.")}
 
 
 def kinds(pack: Path) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.builders import CHUNK, Tensor, random_tensor, write_file
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack import Recipe
@@ -35,7 +37,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], 
             dense[name].append(tuned[name].f64 - tensor.f64)
         write_file(folder / "tuned.safetensors", tuned)
         packs.append(folder / f"{number}.dpk")
-        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=recipe)
+        made = replace(recipe, overrides=as_weights(base))
+        deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=made)
     return folder, packs, dense
 
 

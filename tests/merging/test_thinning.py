@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.builders import CHUNK, Model, Tensor, cast, random_tensor
+from support.builders import CHUNK, Model, Tensor, cast, random_tensor, tuned_model
 
 import deltapack
 
@@ -97,7 +97,7 @@ def test_a_live_model_and_a_merged_pack_thin_out_alike(pack_of: PackOf, merged: 
     import torch
 
     base = {"w": random_tensor(3, (50, 40))}
-    made = [pack_of(base, {"w": random_tensor(seed, (50, 40))}, f"{seed}", drop_rate=0.2, values="f32") for seed in (4, 5)]
+    made = [pack_of(base, tuned_model(base, seed), f"{seed}", drop_rate=0.2, values="f32") for seed in (4, 5)]
     options: dict[str, Any] = {"method": "dare_linear", "density": [0.3, 0.4]}
     expected = merged(made, **options)
     deltapack.merge(tmp_path / "base.safetensors", made, tmp_path / "merged.dpk", **options)

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from support.backends import BACKENDS, load
 from support.builders import TILE, Tensor, cast, write_file
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack import kernels
@@ -218,9 +219,11 @@ def test_auto_looks_at_eight_tiles(loops: Backend, tile: int, expected: str, tmp
 
 
 def compress(folder: Path, delta: Values, **recipe: Any) -> Path:
+    tuned = {"w": Tensor("f32", delta)}
     write_file(folder / "base.safetensors", {"w": cast(np.zeros(len(delta)), "f32")})
-    write_file(folder / "tuned.safetensors", {"w": Tensor("f32", delta)})
-    deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", folder / "pack.dpk", recipe=deltapack.Recipe(**recipe))
+    write_file(folder / "tuned.safetensors", tuned)
+    made = deltapack.Recipe(overrides=as_weights(tuned), **recipe)
+    deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", folder / "pack.dpk", recipe=made)
     return folder / "pack.dpk"
 
 

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.builders import Tensor, write_file
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack.sparsify.table import SPARSIFIERS
 
 
 def report_of(folder: Path, deltas: dict[str, float], **recipe: object) -> deltapack.CompressReport:
-    """Compress tensors of 64 elements of which one differs by so much."""
+    """Compress weights of 64 elements of which one differs by so much."""
     base = {name: Tensor("f32", np.zeros(64, "<f4")) for name in deltas}
     tuned = {name: Tensor("f32", np.eye(1, 64, dtype="<f4")[0] * np.float32(delta)) for name, delta in deltas.items()}
     write_file(folder / "base.safetensors", base)
     write_file(folder / "tuned.safetensors", tuned)
-    made = deltapack.Recipe(**recipe)  # type: ignore[arg-type]
+    made = deltapack.Recipe(overrides=as_weights(tuned), **recipe)  # type: ignore[arg-type]
     return deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", folder / "x.dpk", recipe=made, force=True)
 
 
@@ -31,8 +32,8 @@ def test_the_thresholds_are_those_of_the_paper() -> None:
     ("largest", "risk"),
     [
         (0.005, None),  # packs state it with seven digits
-        (0.005001, "risky above 0.005"),
-        (0.0299, "risky above 0.005"),
+        (0.005001, "dropping 90 % is known to be safe up to 0.005 only"),
+        (0.0299, "dropping 90 % is known to be safe up to 0.005 only"),
         (0.0301, "does not work near 0.03"),
     ],
 )
@@ -48,8 +49,8 @@ def test_the_worst_are_named_and_counted(tmp_path: Path) -> None:
     report = report_of(tmp_path, deltas)
     assert [name for name, _ in report.worst] == ["b", "e", "c", "d", "f"]
     (warning,) = report.warnings
-    assert "max |delta| is 0.02 " in warning and "4 of 6 changed tensors are above 0.005" in warning
-    assert "the worst b (0.02), e (0.009), c (0.008)." in warning
+    assert "max |delta| is 0.02 " in warning and "4 of 6 tensors that were dropped from are above 0.005" in warning
+    assert "the worst b (0.02, 90 % dropped), e (0.009, 90 % dropped), c (0.008, 90 % dropped)." in warning
 
 
 @pytest.mark.parametrize("recipe", [{"drop_rate": 0.0}, *({"sparsify": row.name} for row in SPARSIFIERS.values() if math.isinf(row.risky))])

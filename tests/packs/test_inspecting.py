@@ -22,7 +22,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> deltapack.CompressReport
     for name, tensors in (("a", base), ("b", tuned | {"same": base["same"], "new": np.zeros(4)})):
         arrays = {key: array.astype(np.float32) for key, array in tensors.items()}
         save_file(arrays, folder / f"{name}.safetensors")
-    recipe = deltapack.Recipe(drop_rate=0.8, values="int8", index="gaps", overrides=(deltapack.Override("v", drop_rate=0),))
+    recipe = deltapack.Recipe(drop_rate=0.8, values="int8", index="gaps", overrides=(deltapack.Override("v", drop_rate=0, role="weight"),))
     return deltapack.compress(folder / "a.safetensors", folder / "b.safetensors", folder / "x.dpk", recipe=recipe)
 
 
@@ -50,6 +50,7 @@ def test_tensors(report: deltapack.CompressReport) -> None:
     assert rows["new"].stored_bytes > 0 and rows["new"].elements == 0 and rows["new"].max_abs_delta is None
     assert (rows["same"].dtype, rows["same"].shape, rows["same"].base_name) == ("f32", (3,), "same")
     assert summary.nnz == rows["v"].nnz + rows["w"].nnz
+    assert {name: tensor.role for name, tensor in rows.items()} == {"new": "vector", "same": "vector", "v": "vector", "w": "weight"}
     assert summary.density == summary.nnz / 1300
     assert summary.index_codecs == {"all": 1, "gaps": 1}
     assert summary.value_codecs == {"int8": 2}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import Model, Tensor, read_model, write_folder
+from support.fixtures import as_weights
 
 import deltapack
 from deltapack import Recipe
@@ -90,7 +91,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     for number, drop_rate in enumerate(DROP_RATES):
         write_folder(folder / f"tuned{number}", model(base, 4), files)
         packs.append(folder / f"tuned{number}.dpk")
-        recipe = Recipe(drop_rate=drop_rate, values="f32", seed=number)
+        recipe = Recipe(drop_rate=drop_rate, values="f32", seed=number, overrides=as_weights(base))
         deltapack.compress(folder / "base", folder / f"tuned{number}", packs[-1], recipe=recipe)
         restored.append(folder / f"restored{number}")
         deltapack.apply(folder / "base", packs[-1], restored[-1])

@@ -171,8 +171,11 @@ def test_rescale(rescale: float, pack_of: PackOf, applied: Applied) -> None:
     pack = pack_of(base, tuned_model(base), drop_rate=0.9, values="int4")
     result = applied(pack, rescale=rescale)
     assert result == decode_by_spec(base, pack, factor=rescale)
-    own = applied(pack_of(base, tuned_model(base), "own", drop_rate=0.9, values="int4", rescale=rescale))
-    assert result == own
+    if rescale == 0:  # of no use in a pack
+        with pytest.raises(RecipeError, match="rescale is out of range"):
+            deltapack.Recipe(rescale=rescale)
+    else:
+        assert result == applied(pack_of(base, tuned_model(base), "own", drop_rate=0.9, values="int4", rescale=rescale))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -34,7 +34,6 @@ from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import BaseMismatchError, MergeConflictError
 from deltapack.format.reader import PackReader
-from deltapack.merging.recipe import recipe_of
 
 EXPERTS, INNER, WIDTH = 3, 24, 40
 
@@ -157,9 +156,8 @@ def test_unchanged_tensors_are_copied_in_their_new_layout(tmp_path: Path) -> Non
 def test_merges(tmp_path: Path, packs: list[Path], method: str) -> None:
     """Into a checkpoint, and into a pack that restores the same; sums as the reference decoder adds them up."""
     base, weights = tmp_path / "base.safetensors", [0.5, -0.25]
-    recipe = recipe_of(weights, method, None, None, None)
-    deltapack.merge(base, packs, tmp_path / "merged.safetensors", recipe=recipe)
-    deltapack.merge(base, packs, tmp_path / "merged.dpk", recipe=recipe)
+    deltapack.merge(base, packs, tmp_path / "merged.safetensors", weights=weights, method=method)
+    deltapack.merge(base, packs, tmp_path / "merged.dpk", weights=weights, method=method)
     deltapack.verify(tmp_path / "merged.dpk", base)
     deltapack.apply(base, tmp_path / "merged.dpk", tmp_path / "again.safetensors")
     merged = read_model(tmp_path / "merged.safetensors")

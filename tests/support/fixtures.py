@@ -31,6 +31,7 @@ class PackOf:
         force: bool = False,
         name_map: Sequence[tuple[str, str]] = (),
         workers: int | None = None,
+        allow_unrelated: bool = False,
         overrides: Sequence[deltapack.Override] = (),
         **recipe: Any,
     ) -> Path:
@@ -40,7 +41,7 @@ class PackOf:
             write_file(path, tensors)
         out = self.folder / f"{name}.dpk"
         made = deltapack.Recipe(overrides=(*as_weights(tuned), *overrides), **recipe)
-        deltapack.compress(*paths, out, recipe=made, name_map=name_map, workers=workers, force=force)
+        deltapack.compress(*paths, out, recipe=made, name_map=name_map, allow_unrelated=allow_unrelated, workers=workers, force=force)
         return out
 
 

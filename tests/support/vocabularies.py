@@ -82,8 +82,9 @@ def family(folder: Path, *tunings: Tuned, rows: int = ROWS, base_tokens: Mapping
         new = [row["content"] for row in own.values() if row["special"]]
         files = files_of([row for _, row in sorted((known | own).items())], count, new) | dict(tuning.files)
         write_folder(folder / f"{number}", model, {name: text for name, text in files.items() if text is not None})
-        deltapack.compress(folder / "base", folder / f"{number}", folder / f"{number}.dpk", recipe=Recipe(**tuning.recipe))
         packs.append(folder / f"{number}.dpk")
+        # Some have whole tables of their own.
+        deltapack.compress(folder / "base", folder / f"{number}", packs[-1], recipe=Recipe(**tuning.recipe), allow_unrelated=True)
         tuned_models.append(model)
     return Family(folder / "base", tuple(packs), tuple(tuned_models))
 

@@ -44,12 +44,14 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     into a folder.
     """
     typed = _Typed(**given)
+    _refuse_what_has_no_effect(typed)
     asked = _from_options(packs, typed) if typed.recipe_file is None else _from_file(typed.recipe_file, packs, typed)
     asked = replace(
         asked,
         dtype=typed.dtype or asked.dtype,
         assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
         vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
+        prefer=typed.prefer or asked.prefer,
     )
     call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
     if typed.explain is not None:
@@ -91,6 +93,23 @@ class _Typed:
     backend: str
 
 
+_NOT_EXPLAINED = ("out", "dry_run", "report", "assets", "dtype", "max_shard_size", "no_verify", "force", "device", "backend")
+"""Parameters of the command that an explanation has no use for."""
+
+
+def _refuse_what_has_no_effect(typed: _Typed) -> None:
+    """Refuse options that nothing would come of beside the others.
+
+    Raises:
+        click.UsageError: There is one; it is named.
+    """
+    useless = options.typed_options(_NOT_EXPLAINED) if typed.explain is not None else []
+    if useless:
+        raise click.UsageError(f"--explain prints a formula with its numbers and stops; {', '.join(useless)} would have no effect.")
+    if typed.pack_folder is not None and typed.recipe_file is None:
+        raise click.UsageError("--packs says where the packs of a recipe are; there is no --recipe.")
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What the command line or a recipe file asks for."""
@@ -101,6 +120,7 @@ class _Asked:
     assets: Path | str | None = None
     vocab: Path | str | None = None
     notes: Sequence[str] = ()
+    prefer: Path | None = None
 
 
 def _from_options(packs: tuple[Path, ...], typed: _Typed) -> _Asked:
@@ -108,10 +128,12 @@ def _from_options(packs: tuple[Path, ...], typed: _Typed) -> _Asked:
 
     if not packs:
         raise click.UsageError("Missing argument 'PACKS...' (or --recipe FILE).")
-    parameters = dict(parse_parameter(text) for text in typed.parameters)
-    for name, value in (("lambda", typed.scale), ("normalize", typed.normalize)):
-        if value is not None:
-            parameters[name] = float(value)
+    pairs = [parse_parameter(text) for text in typed.parameters]
+    pairs += [(name, float(value)) for name, value in (("lambda", typed.scale), ("normalize", typed.normalize)) if value is not None]
+    parameters = dict(pairs)
+    for name in parameters:
+        if sum(name == other for other, _ in pairs) > 1:
+            raise click.UsageError(f"The parameter {name} has one value and is given twice.")
     recipe = recipe_from_texts(
         packs,
         method=typed.method or "linear",
@@ -138,7 +160,7 @@ def _from_file(path: Path, packs: tuple[Path, ...], typed: _Typed) -> _Asked:
     if given:
         raise click.UsageError(f"--recipe says it all; {', '.join(given)} cannot be given, too.")
     found = deltapack.read_merge_file(path, typed.pack_folder)
-    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes)
+    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes, found.prefer)
 
 
 def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> Path | str | None:
@@ -166,11 +188,11 @@ class _Call:
         name = None if tensor == "auto" else tensor
         asked, typed = self.asked, self.typed
         report = deltapack.explain_merge(
-            self.base, asked.packs, name, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+            self.base, asked.packs, name, recipe=asked.recipe, prefer=asked.prefer, vocab=asked.vocab, workers=typed.workers
         )
         if self.as_json:
             print_json(report.to_json())
-        else:
+        elif not self.quiet:
             print_explanation(report)
 
     def preview(self, out: Path) -> None:
@@ -181,7 +203,7 @@ class _Call:
             asked.packs,
             out,
             recipe=asked.recipe,
-            prefer=typed.prefer,
+            prefer=asked.prefer,
             assets=asked.assets,
             vocab=asked.vocab,
             dtype=asked.dtype,
@@ -194,13 +216,13 @@ class _Call:
         survey = None
         if typed.report:
             survey = deltapack.survey_merge(
-                self.base, asked.packs, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+                self.base, asked.packs, recipe=asked.recipe, prefer=asked.prefer, vocab=asked.vocab, workers=typed.workers
             )
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
             return
         if not self.quiet:
-            print_preview(report)
+            print_preview(report, weighted=asked.recipe.formula.weighted)
         self._finish(survey, report.notes, [*report.warnings, *(survey.warnings if survey is not None else ())])
 
     def merge(self, out: Path) -> None:
@@ -212,7 +234,7 @@ class _Call:
                 asked.packs,
                 out,
                 recipe=asked.recipe,
-                prefer=typed.prefer,
+                prefer=asked.prefer,
                 assets=asked.assets,
                 vocab=asked.vocab,
                 dtype=asked.dtype,
@@ -229,7 +251,7 @@ class _Call:
             print_json(report.to_json())
             return
         if not self.quiet:
-            print_merge(report, self.asked.recipe.method)
+            print_merge(report, self.asked.recipe.method, weighted=self.asked.recipe.formula.weighted)
         self._finish(report.survey, report.notes, report.warnings)
 
     def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import CHUNK, Model, Tensor, decode_by_spec, read_model, write_file
-from support.fixtures import Merged, PackOf
+from support.fixtures import Merged, PackOf, as_weights
 
 import deltapack
 from deltapack import Recipe
@@ -44,9 +44,10 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
         tuned = {name: value + grid(10 * number + 10, value.shape, 4) for name, value in base.items()}
         if number == 2:
             tuned["bias"] = base["bias"]
-        write_file(folder / "tuned.safetensors", {name: Tensor("f32", value.astype("<f4")) for name, value in tuned.items()})
+        tensors = {name: Tensor("f32", value.astype("<f4")) for name, value in tuned.items()}
+        write_file(folder / "tuned.safetensors", tensors)
         packs.append(folder / f"{number}.dpk")
-        recipe = Recipe(drop_rate=drop_rate, values="f32", seed=number)
+        recipe = Recipe(drop_rate=drop_rate, values="f32", seed=number, overrides=as_weights(tensors))
         deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", packs[-1], recipe=recipe)
     return folder, packs
 
