@@ -1,4 +1,4 @@
-"""A base tensor that no base holds as one: made of boxes of tensors that it does hold. Implements spec/03-index.md section 3.9.
+"""The base tensor of an entry, also one that is made of boxes of others. Implements spec/03-index.md sections 3.3 and 3.9.
 
 So a fused tensor of the fine-tune (experts stacked, gate and up or q, k and v joined) starts from the base's separate ones, a separate one
 from a box of the base's fused one, and either from matrices that lie the other way round.
@@ -6,12 +6,15 @@ from a box of the base's fused one, and either from matrices that lie the other 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-__all__ = ["FEATURE", "Arrangement", "Piece"]
+from deltapack.dtypes import DType
+
+__all__ = ["FEATURE", "Arrangement", "BaseRef", "Piece"]
 
 FEATURE = "arranged"
 """The required feature of a pack with an arranged tensor."""
@@ -82,3 +85,32 @@ class Arrangement:
     def to_json(self) -> dict[str, Any]:
         """Return the arrangement as the index spells it: two keys of a `base`."""
         return {"grid": [list(extents) for extents in self.grid], "pieces": [piece.to_json() for piece in self.pieces]}
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """The tensor of the base that an entry starts from.
+
+    Attributes:
+        name: Its name; where it is arranged, the entry's own.
+        dtype: Its element type.
+        shape: Its dimensions.
+        digest: Its root digest.
+        arranged: What it is made of, where no base holds it as one tensor.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    digest: str
+    arranged: Arrangement | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the tensors that a base must hold for it."""
+        return (self.name,) if self.arranged is None else self.arranged.names

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
-from deltapack.format.arrangement import FEATURE, Arrangement
+from deltapack.format.arrangement import FEATURE, BaseRef
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
@@ -108,35 +108,6 @@ def _streams(index: str, values: str) -> tuple[str, ...]:
     positions = ("index",) if INDEX_CODECS[index].kept == "stored" else ()
     scales = ("scales",) if VALUE_CODECS[values].scaled else ()
     return (*positions, "codes", *scales)
-
-
-@dataclass(frozen=True)
-class BaseRef:
-    """The tensor of the base that an entry starts from.
-
-    Attributes:
-        name: Its name; where it is arranged, the entry's own.
-        dtype: Its element type.
-        shape: Its dimensions.
-        digest: Its root digest.
-        arranged: What it is made of, where no base holds it as one tensor.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    digest: str
-    arranged: Arrangement | None = None
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def held(self) -> tuple[str, ...]:
-        """Names of the tensors that a base must hold for it."""
-        return (self.name,) if self.arranged is None else self.arranged.names
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.arrangement import FEATURE
-from deltapack.format.arrangement_fields import parse_arrangement
+from deltapack.format.base_fields import parse_base
 from deltapack.format.canonical import load_index
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
@@ -29,7 +28,6 @@ from deltapack.format.fields import (
 )
 from deltapack.format.index import (
     KINDS,
-    BaseRef,
     BlobRef,
     Entry,
     FileEntry,
@@ -130,7 +128,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
     if kind == "alias":
         return Entry(name, kind, of=typed(row, "of", str))
     if kind == "removed":
-        return Entry(name, kind, base=_base(row, name, None, None, limits))
+        return Entry(name, kind, base=parse_base(row, name, None, None, limits))
     dtype, shape = dtype_of(row), shape_of(row, limits)
     terms = typed(row, "terms", list) if "terms" in row else []
     if len(terms) > limits.terms:
@@ -141,7 +139,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
         dtype,
         shape,
         hexadecimal(row, "digest", 32),
-        base=_base(row, name, dtype, shape, limits) if "base" in row else None,
+        base=parse_base(row, name, dtype, shape, limits) if "base" in row else None,
         terms=tuple(map(_term, terms)),
         stored=blob_ref(row, "stored") if "stored" in row else None,
         digests=blob_ref(row, "digests") if "digests" in row else None,
@@ -174,25 +172,6 @@ def _check_kind(entry: Entry) -> None:
         what = "has chunk digests of the wrong length"
     if what is not None:
         raise FormatError(f"the entry {what}", rule="R6")
-
-
-def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
-    base = typed(row, "base", dict)
-    removed = {"dtype", "shape"} if dtype is None else set()
-    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape", "grid", "pieces"})
-    if removed and "name" in base:
-        raise FormatError("a removed tensor has a second name", rule="R6", found=base["name"])
-    found = BaseRef(
-        name=tensor_name(base, limits) if "name" in base else name,
-        dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
-        shape=shape_of(base, limits) if "shape" in base else shape or (),
-        digest=hexadecimal(base, "digest", 32),
-        arranged=parse_arrangement(base, shape, limits),
-    )
-    repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
-    if repeats or (shape is not None and "shape" in base and found.shape == shape):
-        raise FormatError("the base repeats what the entry says", rule="R6")
-    return found
 
 
 def _term(row: Any) -> Term:

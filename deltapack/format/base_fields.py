@@ -1,19 +1,46 @@
-"""From the fields of an arranged `base` to an `Arrangement`. Implements the parts of rules R4 to R6 that concern them."""
+"""From the fields of a `base` to a `BaseRef`, also of an arranged one. Implements the parts of rules R4 to R6 that concern them."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError
-from deltapack.format.arrangement import Arrangement, Piece
-from deltapack.format.fields import check_keys, tensor_name, typed
+from deltapack.format.arrangement import Arrangement, BaseRef, Piece
+from deltapack.format.fields import check_keys, dtype_of, hexadecimal, shape_of, tensor_name, typed
 from deltapack.limits import Limits
 
-__all__ = ["parse_arrangement"]
+__all__ = ["parse_base"]
 
 
-def parse_arrangement(base: Any, shape: tuple[int, ...] | None, limits: Limits) -> Arrangement | None:
+def parse_base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
+    """Return `row["base"]` of the entry of this name, type and shape (`None`: of a removed tensor, whose `base` says them).
+
+    Raises:
+        FormatError: Rule R4 or R6 is broken.
+        LimitError: More dimensions, elements or pieces than `limits` allow.
+        UnsupportedError: The type is unknown (rule R5).
+    """
+    base = typed(row, "base", dict)
+    removed = {"dtype", "shape"} if dtype is None else set()
+    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape", "grid", "pieces"})
+    if removed and "name" in base:
+        raise FormatError("a removed tensor has a second name", rule="R6", found=base["name"])
+    found = BaseRef(
+        name=tensor_name(base, limits) if "name" in base else name,
+        dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
+        shape=shape_of(base, limits) if "shape" in base else shape or (),
+        digest=hexadecimal(base, "digest", 32),
+        arranged=_arrangement(base, shape, limits),
+    )
+    repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
+    if repeats or (shape is not None and "shape" in base and found.shape == shape):
+        raise FormatError("the base repeats what the entry says", rule="R6")
+    return found
+
+
+def _arrangement(base: Any, shape: tuple[int, ...] | None, limits: Limits) -> Arrangement | None:
     """Return the arrangement that the `base` of an entry of this shape (`None`: of a removed tensor) states, if it states one.
 
     Raises:
