@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.format.arrangement import Arrangement, Piece
@@ -29,6 +29,9 @@ _FUSED = {
     **dict.fromkeys(("kv", "kv_proj", "to_kv", "Wkv"), ("k", "v")),
 }
 """What a fused tensor holds. In which order, the values decide."""
+
+_MOST_BLOCKS, _LEAST_ROWS = 128, 8
+"""Heads or groups that q, k and v may alternate by, at most, and rows of one, at least."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class Reading:
         transposed: Whether the parts lie the other way round in it.
         along: The dimension in which they are joined, -2 or -1 (of vectors -1).
         order: Numbers of the parts in the order in which they are joined.
+        blocks: Into how many blocks each part is cut; the first of all stand before the second of all.
     """
 
     transposed: bool
     along: int
     order: tuple[int, ...]
+    blocks: int = 1
 
 
 def template_of(name: str) -> tuple[str, tuple[int, ...]]:
@@ -186,31 +191,49 @@ def readings_of(family: Family, fused: TensorInfo, parts: Mapping[str, TensorInf
                 others = {tuple(size for at, size in enumerate(cell) if at != len(cell) + along) for cell in cells}
                 whole = ((len(made_of),) if family.stacked else ()) + tuple(joined)
                 if len(others) == 1 and whole == fused.shape:
-                    out.append(Reading(transposed, along, order))
+                    blocks = [] if transposed or family.stacked else _alternating(along, cells, len(shapes))
+                    out += [Reading(transposed, along, order, count) for count in (1, *blocks)]
     return out
+
+
+def _alternating(along: int, cells: Sequence[tuple[int, ...]], roles: int) -> list[int]:
+    """Return into how many blocks q, k and v may be cut that take turns, as the heads of GPT-NeoX and the groups of InternLM2 do."""
+    most = min(_MOST_BLOCKS, min(cell[along] for cell in cells) // _LEAST_ROWS) if roles == 3 and along == -len(cells[0]) else 0
+    return [count for count in range(2, most + 1) if not any(cell[along] % count for cell in cells)]
 
 
 def fused_from(family: Family, reading: Reading, parts: Mapping[str, TensorInfo]) -> Arrangement:
     """Return how the fused tensor is made of the separate ones."""
-    cells = [_cell(parts[family.parts[0][at]], reading) for at in reading.order]
-    grid: list[tuple[int, ...]] = [(size,) for size in cells[0]]
-    grid[reading.along] = tuple(cell[reading.along] for cell in cells)
-    pieces = [Piece(row[at], (0,) * len(parts[row[at]].shape), reading.transposed) for row in family.parts for at in reading.order]
+    along, blocks = reading.along, reading.blocks
+    cells = {at: _cell(parts[family.parts[0][at]], reading) for at in reading.order}
+    grid: list[tuple[int, ...]] = [(size,) for size in cells[reading.order[0]]]
+    grid[along] = tuple(cell[along] // blocks for cell in cells.values()) * blocks
+    pieces = []
+    for row in family.parts:
+        for block, at in product(range(blocks), reading.order):
+            start = [0] * len(parts[row[at]].shape)
+            start[along] = block * (cells[at][along] // blocks)
+            pieces.append(Piece(row[at], tuple(start), reading.transposed))
     return Arrangement((*([(1,) * len(family.parts)] if family.stacked else []), *grid), tuple(pieces))
 
 
 def parts_from(family: Family, reading: Reading, parts: Mapping[str, TensorInfo]) -> dict[str, Arrangement]:
-    """Return how each separate tensor is a box of the fused one."""
-    out = {}
+    """Return how each separate tensor is made of boxes of the fused one."""
+    along, blocks, out = reading.along, reading.blocks, dict[str, Arrangement]()
     for number, row in enumerate(family.parts):
-        start = 0
+        step, start = sum(_cell(parts[name], reading)[along] for name in row) // blocks, 0
         for at in reading.order:
             info, cell = parts[row[at]], _cell(parts[row[at]], reading)
-            corner = [0] * len(cell)
-            corner[reading.along] = start
-            start += cell[reading.along]
-            piece = Piece(family.fused, (*((number,) if family.stacked else ()), *corner), reading.transposed)
-            out[info.name] = Arrangement(tuple((size,) for size in info.shape), (piece,))
+            grid: list[tuple[int, ...]] = [(size,) for size in info.shape]
+            if blocks > 1:
+                grid[along] = (info.shape[along] // blocks,) * blocks
+            pieces = []
+            for block in range(blocks):
+                corner = [0] * len(cell)
+                corner[along] = start + block * step
+                pieces.append(Piece(family.fused, (*((number,) if family.stacked else ()), *corner), reading.transposed))
+            start += cell[along] // blocks
+            out[info.name] = Arrangement(tuple(grid), tuple(pieces))
     return out
 
 

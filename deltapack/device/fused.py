@@ -46,7 +46,8 @@ def fused_views(state: Mapping[str, torch.Tensor], base: Checkpoint, named: Coll
     families = _families(base_tensors, own)
     for family in families:
         fitting = []
-        for reading in readings_of(family, own[family.fused], base_tensors):
+        # Blocks that take turns are no one region of memory.
+        for reading in [one for one in readings_of(family, own[family.fused], base_tensors) if one.blocks == 1]:
             boxes = parts_from(family, reading, base_tensors)
             views = {name: _view(state[family.fused], box) for name, box in boxes.items()}
             if all(_holds(views[name], base, name) for name in list(views)[:: max(1, len(views) // _SAMPLED)]):

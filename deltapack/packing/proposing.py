@@ -18,8 +18,9 @@ from deltapack.kernels import rounding
 
 __all__ = ["propose_arrangements"]
 
-_SAMPLES, _LENGTH = 8, 256
+_SAMPLES, _LENGTH = 32, 64
 """Runs of elements that are compared of a tensor, and how long one is."""
+_GOLDEN = (5**0.5 - 1) / 2
 _LIKE, _AHEAD = 0.5, 0.25
 """The cosine that two tensors need to be partners, and by how much it must be above that of any other layout."""
 _TRIED = 3
@@ -122,7 +123,7 @@ class _Search:
                     self.siblings[tuned] = of
             for family in families:
                 groups.setdefault(family.key, []).append(family)
-            orders: dict[tuple[str, ...], tuple[int, ...]] = {}
+            orders: dict[tuple[str, ...], tuple[tuple[int, ...], int]] = {}
             for alike in sorted(groups.values(), key=lambda group: group[0].kind != "weight"):
                 self._decide(alike, fused, parts, fuse, orders, out)
         return out
@@ -133,7 +134,7 @@ class _Search:
         fused: Mapping[str, TensorInfo],
         parts: Mapping[str, TensorInfo],
         fuse: bool,
-        orders: dict[tuple[str, ...], tuple[int, ...]],
+        orders: dict[tuple[str, ...], tuple[tuple[int, ...], int]],
         out: dict[str, Arrangement],
     ) -> None:
         """Choose the layout of families that differ in their layer only, and add their tensors to `out`."""
@@ -147,19 +148,17 @@ class _Search:
             return {family.fused: fused_from(family, reading, parts)} if fuse else parts_from(family, reading, parts)
 
         tried = families[:: max(1, len(families) // _TRIED)][:_TRIED]
-        known = [reading for reading in readings if reading.order == orders.get(modules)]
-        scores = sorted(
-            ((min(self._fits(made(family, reading)) for family in tried), reading.order, reading) for reading in readings),
-            key=lambda score: -score[0],
-        )
-        best, order, chosen = scores[0]
+        known = [reading for reading in readings if (reading.order, reading.blocks) == orders.get(modules)]
+        fits = [min(self._fits(made(family, reading)) for family in tried) for reading in readings]
+        scores = sorted(zip(fits, readings, strict=True), key=lambda score: -score[0])
+        best, chosen = scores[0]
         clear = best >= _LIKE and (len(scores) == 1 or best >= scores[1][0] + _AHEAD)
         if not clear and first.kind == "bias" and len(known) == 1:
             chosen, clear = known[0], True  # as its weights; a bias may be nothing in the base
         if not clear:
             self.notes.append(f"{name!r} may hold {', '.join(map(repr, first.parts[0]))}, but their values fit in no way; not matched")
             return
-        orders[modules] = order
+        orders[modules] = chosen.order, chosen.blocks
         for family in families:
             arrangements = made(family, chosen) if readings_of(family, fused[family.fused], parts) else {}
             if first.kind == "bias" or (arrangements and self._fits(arrangements) >= _LIKE):
@@ -176,7 +175,8 @@ class _Search:
     def _cosine(self, base: Checkpoint, name: str, of: str) -> float:
         """Return the cosine of samples of two tensors of one shape; 0 where one is nothing."""
         tuned, held = self.finetuned.tensors[name], base.tensors[of]
-        runs = np.unique(np.linspace(0, max(0, tuned.numel - _LENGTH), _SAMPLES).astype(np.int64))
+        # At irregular places: those of blocks that take turns are regular.
+        runs = np.unique((np.arange(_SAMPLES) * _GOLDEN % 1 * max(1, tuned.numel - _LENGTH + 1)).astype(np.int64))
         dots = np.zeros(3)
         for start in map(int, runs):
             stop = min(start + _LENGTH, tuned.numel)

@@ -121,6 +121,23 @@ def test_order_of_q_k_v_is_read_off_the_values(tmp_path: Path, order: tuple[str,
     check_both_ways(tmp_path, base, layout)
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("order", ["qkv", "kvq"])
+def test_heads_that_take_turns(tmp_path: Path, groups: int, order: str) -> None:
+    """Each head, or group of heads, with its q, k and v, as GPT-NeoX and InternLM2 hold them; of other sizes for q than for k and v."""
+    rows = {"q": 16 * groups, "k": 8 * groups, "v": 8 * groups}
+    base = {f"attn.{n}_proj.weight": random_tensor(i, (count, WIDTH)) for i, (n, count) in enumerate(rows.items())}
+    base |= {f"attn.{n}_proj.bias": cast(np.zeros(count), "f32") for n, count in rows.items()}
+    changed = tuned(base)
+
+    def woven(kind: str) -> Tensor:
+        parts = [changed[f"attn.{n}_proj.{kind}"].bits for n in order]
+        blocks = [np.split(part, groups) for part in parts]
+        return Tensor("f32", np.concatenate([block[group] for group in range(groups) for block in blocks]))
+
+    check_both_ways(tmp_path, base, {f"attn.query_key_value.{kind}": woven(kind) for kind in ("weight", "bias")})
+
+
 def test_in_proj_of_multihead_attention(tmp_path: Path) -> None:
     base = {
         f"attn.{n}_proj.{kind}": random_tensor(i, (WIDTH, WIDTH) if kind == "weight" else (WIDTH,)) for i, (n, kind) in enumerate(_qkv())
