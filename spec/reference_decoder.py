@@ -281,7 +281,9 @@ ITEMSIZE = {
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES = ("arranged",)
+FEATURES = ("arranged", "raw-types")
+RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
+RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
 MAX_PIECES = 4096
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 64 * MIB, 256 * MIB, 1000
@@ -303,9 +305,21 @@ TERM = "index:string values:string factor:hex8 nnz:int blob:blob"
 TERM_FIELDS = {"seeded": f"{TERM} keep:int key:hex16", "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
 
 
-def numel(shape: Sequence[int]) -> int:
-    """The number of elements."""
-    return math.prod(shape)
+def is_raw(dtype: str) -> bool:
+    """Whether this is the name of a raw type (section 3.6)."""
+    match = RAW.fullmatch(dtype)
+    return bool(match) and match[2] not in SAFETENSORS and RAW_WIDTHS.get(match[2], match[1]) == match[1]
+
+
+def itemsize(dtype: str) -> int:
+    """The bytes of an element; those of a raw type are counted by the byte."""
+    return 1 if RAW.fullmatch(dtype) else ITEMSIZE[dtype]
+
+
+def numel(dtype: str, shape: Sequence[int]) -> int:
+    """The number of elements; of a raw type, of bytes."""
+    match = RAW.fullmatch(dtype)
+    return math.prod(shape) * int(match[1]) // 8 if match else math.prod(shape)
 
 
 def chunk_count(count: int) -> int:
@@ -326,11 +340,21 @@ def check_index(index: Any) -> None:
     check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
     check_fields(index["result"], "result", "fingerprint:hex64 tensors:int bytes:int")
     need("files" in index, "R4", "no `files`")
+    check_metadata(index.get("optional", {}).get("dpk.metadata", {}))
     need(len(index["tensors"]) <= MAX_TENSORS, "R6", "too many tensors")
     for entry in index["tensors"]:
         check_entry(entry)
     check_together(index)
     check_files(index["files"])
+
+
+def check_metadata(folders: Any) -> None:
+    """R4 on what the index says of the headers of weight files (section 3.9)."""
+    check_type(folders, "object", "dpk.metadata")
+    for folder, metadata in folders.items():
+        check_type(metadata, "object", f"dpk.metadata {folder!r}")
+        for key, text in metadata.items():
+            check_type(text, "string", f"dpk.metadata {key!r}")
 
 
 def is_clean(name: str) -> bool:
@@ -346,9 +370,11 @@ def check_name(name: str, rule: str = "R6") -> None:
 
 def check_tensor(dtype: str, shape: list[int], where: str) -> None:
     """The element type and the shape of a tensor."""
-    need(dtype in ITEMSIZE, "R5", f"{where}: unknown dtype {dtype!r}")
+    need(dtype in ITEMSIZE or is_raw(dtype), "R5", f"{where}: unknown dtype {dtype!r}")
     need(len(shape) <= MAX_NDIM and all(dim >= 0 for dim in shape), "R6", f"{where}: shape {shape}")
-    need(numel(shape) <= MAX_NUMEL, "R6", f"{where}: too many elements")
+    need(max(math.prod(shape), numel(dtype, shape)) <= MAX_NUMEL, "R6", f"{where}: too many elements")
+    match = RAW.fullmatch(dtype)
+    need(not match or math.prod(shape) * int(match[1]) % 8 == 0, "R6", f"{where}: not whole bytes")
 
 
 def base_of(entry: Json) -> tuple[str, str, list[int]]:
@@ -360,13 +386,13 @@ def base_of(entry: Json) -> tuple[str, str, list[int]]:
 
 def common_numel(entry: Json) -> int:
     """The number of elements that the base tensor and the result share."""
-    return 0 if entry["kind"] == "stored" else min(numel(entry["shape"]), numel(base_of(entry)[2]))
+    return 0 if entry["kind"] == "stored" else min(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]))
 
 
 def digests_length(entry: Json) -> int:
     """The length of a `digests` blob."""
-    base = chunk_count(numel(base_of(entry)[2])) if "base" in entry else 0
-    return 16 * (base + chunk_count(numel(entry["shape"])))
+    base = chunk_count(numel(*base_of(entry)[1:])) if "base" in entry else 0
+    return 16 * (base + chunk_count(numel(entry["dtype"], entry["shape"])))
 
 
 def check_entry(entry: Any) -> None:
@@ -390,7 +416,7 @@ def check_entry(entry: Any) -> None:
             check_arranged(entry, f"{where} base")
     if "dtype" in entry:
         check_tensor(entry["dtype"], entry["shape"], where)
-        biggest = max(numel(entry["shape"]), numel(base_of(entry)[2]) if "base" in entry else 0)
+        biggest = max(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]) if "base" in entry else 0)
         wanted = kind != "unchanged" and chunk_count(biggest) > 1
         need(("digests" in entry) == wanted, "R6", f"{where}: `digests` is {'missing' if wanted else 'not needed'}")
         need(not wanted or entry["digests"][1] == digests_length(entry), "R6", f"{where}: length of `digests`")
@@ -416,7 +442,7 @@ def check_entry(entry: Any) -> None:
 
 
 def check_arranged(entry: Json, where: str) -> None:
-    """R4 and R6 on a base tensor that is made of others (section 3.9)."""
+    """R4 and R6 on a base tensor that is made of others (section 3.10)."""
     base = entry["base"]
     need({"grid", "pieces"} <= base.keys(), "R4", f"{where}: `grid` without `pieces`, or `pieces` without `grid`")
     need(not base.keys() & {"name", "shape"}, "R6", f"{where}: arranged, with a name or shape of its own")
@@ -425,8 +451,9 @@ def check_arranged(entry: Json, where: str) -> None:
         check_type(extents, "ints", f"{where}.grid")
     need(len(pieces) <= MAX_PIECES, "R6", f"{where}: too many pieces")
     need(all(extent >= 1 for extents in grid for extent in extents), "R6", f"{where}: a cell without elements")
+    need(base_of(entry)[1] in ITEMSIZE, "R6", f"{where}: an arranged tensor of a raw type")
     need(grid and [sum(extents) for extents in grid] == entry["shape"], "R6", f"{where}: the grid does not cover the tensor")
-    need(len(pieces) == numel([len(extents) for extents in grid]), "R6", f"{where}: number of pieces")
+    need(len(pieces) == math.prod(len(extents) for extents in grid), "R6", f"{where}: number of pieces")
     for piece, cell in zip(pieces, itertools.product(*grid), strict=False):
         check_fields(piece, f"{where} piece", "name:string from:ints", "transposed:true")
         check_name(piece["name"])
@@ -437,7 +464,7 @@ def check_arranged(entry: Json, where: str) -> None:
 
 
 def box_of(piece: Json, cell: Sequence[int]) -> list[int]:
-    """Section 3.9: the extent of a piece in the dimensions of its own tensor."""
+    """Section 3.10: the extent of a piece in the dimensions of its own tensor."""
     rank, extent = len(piece["from"]), list(cell)
     if "transposed" in piece:
         extent[-2:] = extent[:-3:-1]
@@ -479,7 +506,7 @@ def check_together(index: Json) -> None:
     need(held <= {*used, *named(entries)}, "R6", "a piece of a tensor that no entry speaks of")
     need(len(held) <= index["base"]["tensors"], "R6", "base.tensors is too small")
     rows = [(e["name"], e["dtype"], e["shape"], e["digest"]) for e in entries if "dtype" in e]
-    size = sum(numel(shape) * ITEMSIZE[dtype] for _, dtype, shape, _ in rows)
+    size = sum(numel(dtype, shape) * itemsize(dtype) for _, dtype, shape, _ in rows)
     need(index["result"]["tensors"] == len(rows), "R6", "result.tensors is wrong")
     need(index["result"]["bytes"] == size, "R6", "result.bytes is wrong")
     need(index["result"]["fingerprint"] == fingerprint(rows), "R6", "result.fingerprint is wrong")
@@ -835,7 +862,7 @@ def root_digest(dtype: str, shape: Sequence[int], chunk_digests: Sequence[bytes]
 
 def tensor_digest(dtype: str, shape: Sequence[int], raw: bytes) -> str:
     """The digest of a tensor."""
-    size = ITEMSIZE[dtype]
+    size = itemsize(dtype)
     chunks = [xxhash.xxh3_128_digest(raw[a * size : b * size]) for a, b in spans(len(raw) // size, CHUNK)]
     return root_digest(dtype, shape, chunks)
 
@@ -850,7 +877,7 @@ def fingerprint(rows: Sequence[tuple[str, str, Sequence[int], str]]) -> str:
 def check_digests_blob(data: bytes, entry: Json) -> None:
     """R8 and R9: the chunk digests have the roots that the index states."""
     blob = plain_blob(data, entry["digests"])
-    base = chunk_count(numel(base_of(entry)[2])) if "base" in entry else 0
+    base = chunk_count(numel(*base_of(entry)[1:])) if "base" in entry else 0
     parts = [blob[i : i + 16] for i in range(0, len(blob), 16)]
     root = root_digest(entry["dtype"], entry["shape"], parts[base:])
     need(root == entry["digest"], "R9", "chunk digests do not match the digest")
@@ -878,14 +905,14 @@ def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
             name, dtype, shape = base_of(entry)
             need(name in base, "R11", f"the base has no tensor {name!r}")
             need((dtype, tuple(shape)) == (base[name][0], tuple(base[name][1])), "R11", f"type or shape of {name!r}")
-            need(len(base[name][2]) == numel(shape) * ITEMSIZE[dtype], "R11", f"size of {name!r}")
+            need(len(base[name][2]) == numel(dtype, shape) * itemsize(dtype), "R11", f"size of {name!r}")
     covered = held_by_base(index["tensors"]) | named(index["tensors"])
     need(base.keys() <= covered, "R11", f"the pack does not know {sorted(base.keys() - covered)}")
     need(len(base) == index["base"]["tensors"], "R11", "number of tensors in the base")
 
 
 def arranged(entry: Json, base: Mapping[str, Tensor]) -> Tensor:
-    """Section 3.9: a base tensor that is made of pieces of others; R11 was checked before."""
+    """Section 3.10: a base tensor that is made of pieces of others; R11 was checked before."""
     _, dtype, shape = base_of(entry)
     element = np.dtype(f"V{ITEMSIZE[dtype]}")
     out = np.empty(shape, element)
@@ -900,7 +927,7 @@ def arranged(entry: Json, base: Mapping[str, Tensor]) -> Tensor:
 
 
 def with_arranged(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Section 3.9: the base with the tensors that packs make of it; each hides a tensor of the base that has its name."""
+    """Section 3.10: the base with the tensors that packs make of it; each hides a tensor of the base that has its name."""
     made = [{e["name"]: (e["base"]["grid"], e["base"]["pieces"]) for e in pack["index"]["tensors"] if pieces_of(e)} for pack in packs]
     if any(others != made[0] for others in made):
         raise Conflict("the packs arrange tensors of the base differently")
@@ -909,8 +936,8 @@ def with_arranged(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str
 
 def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     """The elements from `common` to the end."""
-    size, out = ITEMSIZE[entry["dtype"]], []
-    for chunk in read_chunks(data, entry["stored"], numel(entry["shape"]) - common, 1):
+    size, out = itemsize(entry["dtype"]), []
+    for chunk in read_chunks(data, entry["stored"], numel(entry["dtype"], entry["shape"]) - common, 1):
         stored, raw_length = chunk["streams"][0]
         need(raw_length == sum(chunk["tiles"]) * size, "R8", "raw length of stored elements")
         out.append(merge_planes(unstream(stored, raw_length), size))
@@ -966,7 +993,7 @@ class Part(NamedTuple):
 
 def common_of(part: Part) -> int:
     """The number of elements that a part adds to."""
-    return numel(part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
+    return numel(part.entry["dtype"], part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
 
 
 def nearest_f32(dtype: str, raw: bytes) -> np.ndarray:
@@ -1225,7 +1252,7 @@ def check_alone(pack_path: str | Path) -> None:
 
 def check_own_chunks(data: bytes, entry: Json) -> None:
     """R12 for the chunks of the result that the pack stores whole."""
-    common, count, size = common_numel(entry), numel(entry["shape"]), ITEMSIZE[entry["dtype"]]
+    common, count, size = common_numel(entry), numel(entry["dtype"], entry["shape"]), itemsize(entry["dtype"])
     raw = restore_stored(data, entry, common) if "stored" in entry else b""
     own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if "stored" in entry else []
     found = [xxhash.xxh3_128_digest(raw[(a - common) * size : (b - common) * size]) for a, b in own]
@@ -1247,6 +1274,13 @@ SAFETENSORS = {  # section 3.6
 }
 
 
+def dtype_of_header(info: Json, size: int) -> str:
+    """The name in a pack of a type in the header; of one that 3.6 does not list, the width follows from the size in bytes."""
+    name = info["dtype"]
+    count = math.prod(info["shape"])
+    return SAFETENSORS.get(name) or f"raw{8 * size // count if count else RAW_WIDTHS.get(name, 8)}:{name}"
+
+
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file, or of all *.safetensors files of a folder."""
     if path.is_dir():
@@ -1259,19 +1293,26 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     tensors = {}
     for name, info in header.items():
         begin, end = info["data_offsets"]
-        tensors[name] = (SAFETENSORS[info["dtype"]], tuple(info["shape"]), data[start + begin : start + end])
+        tensors[name] = (dtype_of_header(info, end - begin), tuple(info["shape"]), data[start + begin : start + end])
     return tensors
 
 
-def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def metadata_of(pack_path: str | Path) -> Mapping[str, str]:
+    """What a pack says of the headers of the weight files it restores (section 3.10)."""
+    index = read_pack(pack_path)["index"]
+    found: Mapping[str, str] = index.get("optional", {}).get("dpk.metadata", {}).get("", {})
+    return found or {"format": "pt"}
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write one file."""
     names = {ours: theirs for theirs, ours in SAFETENSORS.items()}
-    header: Json = {"__metadata__": {"format": "pt"}}
+    header: Json = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
-    order = sorted(tensors, key=lambda name: (-ITEMSIZE[tensors[name][0]], name))  # so that each is aligned
+    order = sorted(tensors, key=lambda name: (-itemsize(tensors[name][0]), name))  # so that each is aligned
     for name in order:
         dtype, shape, raw = tensors[name]
-        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [end, end + len(raw)]}
+        header[name] = {"dtype": names.get(dtype) or dtype.partition(":")[2], "shape": list(shape), "data_offsets": [end, end + len(raw)]}
         end += len(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -1307,7 +1348,9 @@ def main() -> int:
     except (Invalid, Conflict) as error:
         print(f"{' '.join(map(str, args.pack))}: {error}", file=sys.stderr)
         return 3 if isinstance(error, Invalid) else 1
-    save_safetensors(args.out, result)
+    stated = [metadata_of(pack) for pack in args.pack]
+    same = all(other == stated[0] for other in stated)
+    save_safetensors(args.out, result, stated[prefer or 0] if same or prefer is not None else {"format": "pt"})
     return 0
 
 

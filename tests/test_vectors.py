@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 import deltapack
 from deltapack import kernels
 from deltapack.checkpoint import open_checkpoint
-from deltapack.dtypes import BY_NAME
+from deltapack.dtypes import named
 from deltapack.errors import ChecksumError, RecipeError
 from deltapack.kernels import reference as kernels_in_numpy
 from deltapack.merging.arguments import parse_schedules
@@ -119,6 +120,13 @@ class ReferenceDecoder:
         return str(caught.value.rule), None
 
 
+def _in_header(dtype: str) -> str:
+    """The name in safetensors of a type."""
+    found = named(dtype)
+    assert found is not None
+    return found.safetensors
+
+
 class Package:
     """deltapack itself."""
 
@@ -197,7 +205,7 @@ class Package:
         header, data = {}, b""
         for name, (dtype, shape, raw) in base.items():
             offsets = [len(data), len(data) + len(raw)]
-            header[name] = {"dtype": BY_NAME[dtype].safetensors, "shape": list(shape), "data_offsets": offsets}
+            header[name] = {"dtype": _in_header(dtype), "shape": list(shape), "data_offsets": offsets}
             data += raw
         text = json.dumps(header).encode()
         (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -250,6 +258,20 @@ def test_valid_vector_restores_side_files(decoder: Any, name: str) -> None:
     document = companion(f"{name}.json")
     found = decoder.restore_files(VECTORS / f"{name}.dpk", tensors(document["base"]))
     assert found == {file: bytes.fromhex(content) for file, content in document["files"].items()}
+
+
+@pytest.mark.parametrize("name", [name for name in VALID if "metadata" in companion(f"{name}.json")])
+def test_valid_vector_restores_metadata(name: str, tmp_path: Path) -> None:
+    """Free strings stand in the header of the restored file, of both decoders; without any, what readers write anyway."""
+    document, pack = companion(f"{name}.json"), VECTORS / f"{name}.dpk"
+    base, outs = Package()._base(tmp_path, tensors(document["base"])), (tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+    deltapack.apply(base, pack, outs[0])
+    subprocess.run([sys.executable, ROOT / "spec" / "reference_decoder.py", base, pack, outs[1]], check=True)
+    for out in outs:
+        data = out.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        found = {key: text for key, text in header["__metadata__"].items() if not key.startswith("deltapack.")}
+        assert found == document["metadata"]
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in companion(group)["cases"]])

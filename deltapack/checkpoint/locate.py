@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
-from deltapack.errors import CheckpointError, LimitError
+from deltapack.errors import CheckpointError, LimitError, RecipeError
 from deltapack.limits import Limits
 
 __all__ = ["Location", "locate"]
+
+CHOICES = ("index", "single")
+"""What counts where a folder has one file and an index of shards: the shards, or the file."""
 
 _ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
@@ -34,6 +37,8 @@ class Location:
         weight_map: From tensor name to file name, where there is an index.
         index: Name of that index.
         notes: What the user should be told about the choice.
+        metadata: Strings that the index says besides.
+        rival: The shards of an index, where one file and an index are there and nobody said which counts.
     """
 
     folder: Path
@@ -42,17 +47,27 @@ class Location:
     weight_map: Mapping[str, str] | None = None
     index: str | None = None
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    rival: Location | None = None
 
 
-def locate(path: Path, limits: Limits) -> Location:
+def locate(path: Path, limits: Limits, choice: str | None = None) -> Location:
     """Find the weights of a checkpoint.
+
+    Args:
+        path: The folder or file.
+        limits: Bounds on the index.
+        choice: What counts where a folder has one file and an index of shards, too.
 
     Raises:
         CheckpointError: There are none, the choice is not unique, or the index is malformed.
         LimitError: The index exceeds `limits`.
+        RecipeError: There is no such choice.
     """
+    if choice not in (None, *CHOICES):
+        raise RecipeError("the choice of weights is unknown", expected="index or single", found=choice)
     if path.is_dir():
-        return _locate_in_folder(path, limits)
+        return _locate_in_folder(path, limits, choice)
     if not os.path.lexists(path):
         raise CheckpointError(
             "no such file or folder",
@@ -75,23 +90,23 @@ def locate(path: Path, limits: Limits) -> Location:
     return Location(path.parent, (name,), row)
 
 
-def _locate_in_folder(folder: Path, limits: Limits) -> Location:
+def _locate_in_folder(folder: Path, limits: Limits, choice: str | None) -> Location:
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise CheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
     for row in FORMATS:
-        found = _of_format(folder, names, row, limits)
+        found = _of_format(folder, names, row, limits, choice)
         if found is not None:
             return found
     raise _nothing_found(folder, names)
 
 
-def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits) -> Location | None:
+def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits, choice: str | None) -> Location | None:
     """Find the weights of one format; none where the folder has none."""
     if row.whole in names:
-        notes = (f"{row.whole} was read; the folder also has an index of shards",) if row.index in names else ()
-        return Location(folder, (row.whole,), row, notes=notes)
+        single = Location(folder, (row.whole,), row)
+        return _one_of_two(single, row.index, names, limits, choice) if row.index in names else single
     if row.index in names:
         return _from_index(folder, row.index, row, limits)
     if not row.any_name:
@@ -99,6 +114,9 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
     loose = [name for name in names if name.endswith(row.suffixes) and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
     if len(indices) == 1:
+        whole = indices[0].removesuffix(".index.json")
+        if whole in names:
+            return _one_of_two(Location(folder, (whole,), row), indices[0], names, limits, choice)
         return _from_index(folder, indices[0], row, limits)
     if len(loose) == 1 and not indices and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
         return Location(folder, tuple(loose), row)
@@ -111,6 +129,19 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
         found=", ".join([*indices, *loose][:4]),
         hint="If these are shards, their index is missing; if not, name one file.",
     )
+
+
+def _one_of_two(single: Location, index: str, names: list[str], limits: Limits, choice: str | None) -> Location:
+    """Choose between a file and an index beside it: as the user says, else the file, as loaders do, with the shards as its rival."""
+    whole = single.files[0]
+    if choice == "index":
+        return replace(_from_index(single.folder, index, single.format, limits), notes=(f"{index} was read, not {whole}",))
+    if choice == "single":
+        return replace(single, notes=(f"{whole} was read, not {index}",))
+    shards = _from_index(single.folder, index, single.format, limits)
+    own, there = shards.files == (whole,), any(name in names for name in shards.files)
+    why = "has the same weights" if there else "names shards that are not there"
+    return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None)
 
 
 def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
@@ -136,7 +167,9 @@ def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> L
                 expected=f"a plain name ending in {' or '.join(row.suffixes)}",
                 found=repr(shard),
             )
-    return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name)
+    says = document.get("metadata")
+    metadata = {key: text for key, text in says.items() if isinstance(text, str)} if isinstance(says, dict) else {}
+    return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name, metadata=metadata)
 
 
 def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:

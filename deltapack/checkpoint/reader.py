@@ -15,7 +15,8 @@ from deltapack.checking import as_path
 from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.locate import Location, locate
-from deltapack.checkpoint.safetensors import OWN_METADATA
+from deltapack.checkpoint.metadata import declared_ties, free_strings
+from deltapack.checkpoint.rivals import first_difference
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError
@@ -35,6 +36,7 @@ class Checkpoint:
         is_folder: Whether it is a folder.
         tensors: From name to tensor, sorted by name; of tied tensors only the first.
         aliases: From the second name of a tied tensor to the name in `tensors`.
+        metadata: Free strings of the safetensors headers, without ties: those of all files together.
         notes: What the user should be told about how it was read.
         files: The checkpoint as its files hold it: itself, but for one that `with_arranged` returned.
     """
@@ -57,10 +59,13 @@ class Checkpoint:
                 self._sources[info.name] = source
         check_count(path, len(tensors), limits)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
-        self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, tensors, files))
+        self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, location, tensors, files))
+        strings, differ = free_strings([file.metadata for file in files], self.aliases)
+        self.metadata: Mapping[str, str] = MappingProxyType(strings)
         self.files = self
         unlisted = _check_index(path, location, tensors, self.aliases)
-        self.notes: tuple[str, ...] = (*location.notes, *unlisted, *(note for file in files for note in file.notes))
+        told = [f"the files have different metadata {key!r}; that of the first one counts" for key in differ]
+        self.notes: tuple[str, ...] = (*location.notes, *unlisted, *told, *(note for file in files for note in file.notes))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
         """Return the elements [start, stop) of a tensor, flattened in row-major order.
@@ -172,21 +177,60 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: str | None = None) -> Checkpoint:
     """Open a Hugging Face folder, a `.safetensors` file or a PyTorch state dict.
 
     Args:
         path: The folder or file.
         limits: Bounds on headers, names, shapes and side files.
+        weights: What counts where a folder has `model.safetensors` and an index of shards, too; unless given they have to be the same.
 
     Raises:
-        CheckpointError: Nothing to read was found, or it is malformed.
+        CheckpointError: Nothing to read was found, it is malformed, or a folder has two models.
         LimitError: It exceeds `limits`.
-        RecipeError: `path` is no path.
+        RecipeError: `path` is no path, or there is no such choice of weights.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
     path = as_path("the checkpoint", path)
-    location = locate(path, limits)
+    location = locate(path, limits, weights)
+    checkpoint = _open(path, location, limits)
+    if location.rival is not None:
+        try:
+            with _open(path, location.rival, limits) as other:
+                _check_rival(checkpoint, location.files[0], other, location.rival)
+        except BaseException:
+            checkpoint.close()
+            raise
+    return checkpoint
+
+
+def _check_rival(checkpoint: Checkpoint, file: str, other: Checkpoint, rival: Location) -> None:
+    """Require that shards beside a file hold the same tensors.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    name = first_difference(checkpoint, other)
+    if name is not None:
+        raise CheckpointError(
+            "the folder holds two models: a file, and shards that differ from it",
+            path=checkpoint.path,
+            tensor=name,
+            expected=f"the same in {file} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
+            found=_both(checkpoint.tensors.get(name), other.tensors.get(name)),
+            hint="Delete one of them, or choose: --weights single reads the file, --weights index the shards (weight_files= in Python).",
+        )
+
+
+def _both(one: TensorInfo | None, other: TensorInfo | None) -> str:
+    if one is None or other is None:
+        return f"it only in {'the shards' if one is None else 'the file'}"
+    kinds = [f"{info.dtype} {list(info.shape)}" for info in (one, other)]
+    return "other elements" if kinds[0] == kinds[1] else " and ".join(kinds)
+
+
+def _open(path: Path, location: Location, limits: Limits) -> Checkpoint:
+    """Open the files of a checkpoint."""
     with contextlib.ExitStack() as stack:
         files: list[ParsedFile] = []
         for name in location.files:
@@ -198,17 +242,14 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkp
     return checkpoint
 
 
-def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFile]) -> dict[str, str]:
-    """Join the aliases of all files with those that safetensors headers declare as {dropped: kept}."""
-    aliases: dict[str, str] = {}
+def _aliases(path: Path, location: Location, tensors: Mapping[str, TensorInfo], files: list[ParsedFile]) -> dict[str, str]:
+    """Join the aliases of all files with those that safetensors headers, or the index, declare as {dropped: kept}."""
+    aliases = declared_ties(location.metadata, tensors, tensors)
     for file in files:
-        said = {name: kept for name, kept in file.metadata.items() if not name.startswith(OWN_METADATA)}
-        declared = {name: kept for name, kept in said.items() if name not in tensors and kept in tensors}
+        declared = declared_ties(file.metadata, {info.name for info, _ in file.tensors}, tensors) if file.metadata else {}
         for name, kept in {**declared, **file.aliases}.items():
-            if name in tensors or aliases.get(name, kept) != kept:
+            if name in tensors or aliases.setdefault(name, kept) != kept:
                 raise CheckpointError("the tensor is in two shards", path=path, tensor=name)
-            if name != "format":
-                aliases[name] = kept
     return dict(sorted(aliases.items()))
 
 

@@ -225,8 +225,9 @@ def _info(torch: Any, name: str, tensor: Any, file: ReadFile, limits: Limits) ->
     dtype = BY_TORCH.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise UnsupportedError("unknown element type", path=file.path, tensor=name, found=tensor.dtype)
-    check_tensor(file.path, name, tuple(tensor.shape), limits)
-    return TensorInfo(name, dtype, tuple(tensor.shape), file.path.name)
+    shape = dtype.shape_of_torch(tensor.shape)
+    check_tensor(file.path, name, shape, limits)
+    return TensorInfo(name, dtype, shape, file.path.name)
 
 
 def _identity(tensor: Any, in_memory: bool) -> object:
@@ -249,7 +250,7 @@ def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, 
     begin, size = spans[key]
     itemsize, strides = info.dtype.itemsize, tensor.stride()
     first = tensor.storage_offset() * itemsize
-    reach = sum((dimension - 1) * stride for dimension, stride in zip(info.shape, strides, strict=True))
+    reach = sum((dimension - 1) * stride for dimension, stride in zip(tensor.shape, strides, strict=True))
     if info.numel and first + (reach + 1) * itemsize > size:
         raise CheckpointError("the tensor reaches beyond its record", path=file.path, tensor=info.name, expected=size, found=first + reach)
     if not info.numel or tensor.is_contiguous():
@@ -258,4 +259,4 @@ def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, 
     flat = np.frombuffer(mapped, np.uint8, count=size - first, offset=begin + first)
     flat = flat[: flat.size // itemsize * itemsize].view(info.dtype.storage)
     byte_strides = [stride * itemsize for stride in strides]
-    return ArraySource(np.lib.stride_tricks.as_strided(flat, info.shape, byte_strides, writeable=False))
+    return ArraySource(np.lib.stride_tricks.as_strided(flat, tuple(tensor.shape), byte_strides, writeable=False))

@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
+from deltapack.checkpoint.metadata import of_file
 from deltapack.checkpoint.replace import check_output, check_protected, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
@@ -141,8 +142,8 @@ class _Writer:
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}
-        tied = {name: kept for name, kept in sorted(self._aliases.items()) if kept in own}
-        header = header_bytes(shard.tensors, {**self._metadata, **tied, "format": "pt"})
+        tied = {name: kept for name, kept in self._aliases.items() if kept in own}
+        header = header_bytes(shard.tensors, of_file(self._metadata, tied))
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
@@ -237,7 +238,7 @@ def open_writer(
     force: bool = False,
     protect: Sequence[Path] = (),
     aliases: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
     side_bytes: int = 0,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
@@ -250,7 +251,7 @@ def open_writer(
         force: Whether an existing checkpoint may be replaced.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
-        metadata: What each file says of itself besides.
+        metadata: Free strings for the header of each file.
         side_bytes: Expected size of the side files, for the check of free space.
 
     Raises:
@@ -260,11 +261,11 @@ def open_writer(
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
     check_output(out, folder=not single, force=force)
-    tied, said = dict(aliases or {}), dict(metadata or {})
+    tied = dict(aliases or {})
     if single:
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
-        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, said, force, 0)
+        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, metadata, force, 0)
     else:
-        writer = FolderWriter(out, shards, tied, said, force, side_bytes)
+        writer = FolderWriter(out, shards, tied, metadata, force, side_bytes)
     with writer:
         yield writer

@@ -22,6 +22,7 @@ __all__ = [
     "pack_argument",
     "pack_path",
     "typed_options",
+    "weights_option",
     "workers_option",
 ]
 
@@ -56,6 +57,12 @@ base_argument = click.argument("base", type=checkpoint_path)
 finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
 
+weights_option = click.option(
+    "--weights",
+    "weight_files",
+    type=click.Choice(["index", "single"]),
+    help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 

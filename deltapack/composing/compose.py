@@ -13,6 +13,7 @@ from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
 from deltapack.composing.basecheck import BaseTensors, check_base
+from deltapack.composing.metadata import choose_metadata
 from deltapack.composing.tensor_job import FromBase, FromPack, OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
 from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
@@ -36,12 +37,16 @@ _GONE = ("alias", "removed")
 
 @dataclass(frozen=True)
 class Composition:
-    """What to restore: jobs by name, second names of tied tensors, the pack whose side files apply, what to tell."""
+    """What to restore: jobs by name, second names of tied tensors, the pack whose side files apply, what to tell, metadata of files.
+
+    The metadata are none where those of the base count.
+    """
 
     jobs: tuple[TensorJob, ...]
     aliases: Mapping[str, str]
     assets: PackReader | None
     notes: tuple[str, ...]
+    metadata: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,11 @@ def compose(
     donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
     wanted = (choice for choice in (assets, donor, prefer) if choice is not None)
     readers = [pack.reader for pack in packs]
-    reader, notes = choose_donor(readers, next(wanted, None))
+    choice = next(wanted, None)
+    reader, notes = choose_donor(readers, choice)
     tied = second_names(readers, names, readers[prefer] if prefer is not None else None)
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
-    return Composition(tuple(ordered), tied, reader, notes)
+    return Composition(tuple(ordered), tied, reader, notes, choose_metadata(readers, choice))
 
 
 def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:

@@ -180,7 +180,7 @@ def _region(name: str, info: TensorInfo, tensor: torch.Tensor, slot: Slice) -> R
     if dtype_of(tensor) != info.dtype:
         hint = "Load the model in the dtype of the base, or use deltapack.load_model(..., dtype=...)."
         raise RecipeError("the model holds it in another dtype", tensor=name, expected=info.dtype, found=tensor.dtype, hint=hint)
-    return region_of(tensor, info.shape, slot.of, slot.into, name=name)
+    return region_of(tensor, info.dtype.torch_shape(info.shape), slot.of, slot.into, name=name)
 
 
 def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> ModelTensors:
@@ -199,6 +199,6 @@ def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> ModelTensors:
             aliases[name] = first[identity]
             continue
         first[identity] = name
-        tensors[name] = TensorInfo(name, dtype, tuple(tensor.shape), "")
+        tensors[name] = TensorInfo(name, dtype, dtype.shape_of_torch(tensor.shape), "")
         regions[name] = region_of(tensor, tensor.shape, name=name)
     return ModelTensors(dict(sorted(tensors.items())), aliases, regions)

@@ -1,4 +1,4 @@
-"""The base tensor of an entry, also one that is made of boxes of others. Implements spec/03-index.md sections 3.3 and 3.9.
+"""The base tensor of an entry, also one that is made of boxes of others. Implements spec/03-index.md sections 3.3 and 3.10.
 
 So a fused tensor of the fine-tune (experts stacked, gate and up or q, k and v joined) starts from the base's separate ones, a separate one
 from a box of the base's fused one, and either from matrices that lie the other way round.
@@ -6,7 +6,6 @@ from a box of the base's fused one, and either from matrices that lie the other 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -107,8 +106,8 @@ class BaseRef:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def held(self) -> tuple[str, ...]:

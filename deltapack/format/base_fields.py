@@ -8,7 +8,7 @@ from typing import Any
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError
 from deltapack.format.arrangement import Arrangement, BaseRef, Piece
-from deltapack.format.fields import check_keys, dtype_of, hexadecimal, shape_of, tensor_name, typed
+from deltapack.format.fields import check_bytes, check_keys, dtype_of, hexadecimal, shape_of, tensor_name, typed
 from deltapack.limits import Limits
 
 __all__ = ["parse_base"]
@@ -34,6 +34,9 @@ def parse_base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] 
         digest=hexadecimal(base, "digest", 32),
         arranged=_arrangement(base, shape, limits),
     )
+    check_bytes(found.dtype, found.shape, limits)
+    if found.arranged is not None and found.dtype.raw_bits:
+        raise FormatError("an arranged base has a raw type", rule="R6", found=found.dtype)
     repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
     if repeats or (shape is not None and "shape" in base and found.shape == shape):
         raise FormatError("the base repeats what the entry says", rule="R6")

@@ -143,7 +143,11 @@ INDEX_CODECS: Mapping[str, IndexCodec] = {
 """Index codecs by name."""
 
 
+RAW_TYPES = "raw-types"
+"""The feature of packs with element types that are not in the table of spec/03-index.md section 3.6."""
+
+
 def known_features() -> frozenset[str]:
     """Return the required features of codecs that this version reads (spec/05-versioning.md)."""
     rows: tuple[ValueCodec | IndexCodec, ...] = (*VALUE_CODECS.values(), *INDEX_CODECS.values())
-    return frozenset(row.feature for row in rows if row.feature)
+    return frozenset(row.feature for row in rows if row.feature) | {RAW_TYPES}

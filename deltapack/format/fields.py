@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, TypeVar
 
-from deltapack.dtypes import BY_NAME, DType
+from deltapack.dtypes import DType, named
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.index import BlobRef
 from deltapack.limits import Limits
@@ -14,6 +14,7 @@ from deltapack.limits import Limits
 __all__ = [
     "CONTROL",
     "blob_ref",
+    "check_bytes",
     "check_keys",
     "count",
     "dtype_of",
@@ -112,9 +113,10 @@ def dtype_of(row: Any) -> DType:
         UnsupportedError: The type is unknown (rule R5).
     """
     name = typed(row, "dtype", str)
-    if name not in BY_NAME:
+    dtype = named(name)
+    if dtype is None:
         raise UnsupportedError("unknown dtype", rule="R5", found=name, hint="Update deltapack.")
-    return BY_NAME[name]
+    return dtype
 
 
 def shape_of(row: Any, limits: Limits) -> tuple[int, ...]:
@@ -132,6 +134,19 @@ def shape_of(row: Any, limits: Limits) -> tuple[int, ...]:
     if len(shape) > limits.ndim or math.prod(shape) > limits.numel:
         raise LimitError("the tensor is too large", rule="R6", found=shape)
     return tuple(shape)
+
+
+def check_bytes(dtype: DType, shape: tuple[int, ...], limits: Limits) -> None:
+    """Require that a tensor of a raw type has whole bytes, and not too many.
+
+    Raises:
+        FormatError: Rule R6 is broken.
+        LimitError: More bytes than `limits` allow elements.
+    """
+    if not dtype.fits(shape):
+        raise FormatError("the elements do not fill whole bytes", rule="R6", expected=f"a multiple of 8 bits of {dtype}", found=shape)
+    if dtype.count(shape) > limits.numel:
+        raise LimitError("the tensor is too large", rule="R6", found=shape)
 
 
 def blob_ref(row: Any, key: str) -> BlobRef:

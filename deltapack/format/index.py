@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.format.arrangement import FEATURE, BaseRef
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
+from deltapack.format.codecs import INDEX_CODECS, RAW_TYPES, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
 __all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits", "features_of"]
@@ -141,8 +140,8 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Number of elements of the result."""
-        return math.prod(self.shape)
+        """Number of elements of the result; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -222,10 +221,14 @@ class FileEntry:
 
 def features_of(entries: Iterable[Entry]) -> tuple[str, ...]:
     """Return the required features of a pack with these entries: those of what it uses, and no other."""
-    entries = tuple(entries)
-    terms = (term for entry in entries for term in entry.terms)
-    arranged = {FEATURE for entry in entries if entry.base is not None and entry.base.arranged is not None}
-    return tuple(sorted(arranged | {row.feature for term in terms for row in (term.index_codec, term.value_codec)} - {""}))
+    found = set()
+    for entry in entries:
+        found |= {row.feature for term in entry.terms for row in (term.index_codec, term.value_codec)}
+        if entry.dtype.raw_bits or (entry.base is not None and entry.base.dtype.raw_bits):
+            found.add(RAW_TYPES)
+        if entry.base is not None and entry.base.arranged is not None:
+            found.add(FEATURE)
+    return tuple(sorted(found - {""}))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     CONTROL,
     blob_ref,
+    check_bytes,
     check_keys,
     count,
     dtype_of,
@@ -26,16 +27,8 @@ from deltapack.format.fields import (
     tensor_name,
     typed,
 )
-from deltapack.format.index import (
-    KINDS,
-    BlobRef,
-    Entry,
-    FileEntry,
-    Index,
-    Stats,
-    Term,
-    f32_of_bits,
-)
+from deltapack.format.index import KINDS, BlobRef, Entry, FileEntry, Index, Stats, Term, f32_of_bits
+from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import Limits
 
@@ -79,6 +72,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         required=tuple(required),
         optional=typed(top, "optional", dict) if "optional" in top else {},
     )
+    check_metadata(index.optional)
     _check_entries(index)
     _check_files(index.files or (), limits)
     _check_blobs(index.blobs, index_offset)
@@ -130,6 +124,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
     if kind == "removed":
         return Entry(name, kind, base=parse_base(row, name, None, None, limits))
     dtype, shape = dtype_of(row), shape_of(row, limits)
+    check_bytes(dtype, shape, limits)
     terms = typed(row, "terms", list) if "terms" in row else []
     if len(terms) > limits.terms:
         raise LimitError("too many terms", rule="R6", expected=f"at most {limits.terms}", found=len(terms))

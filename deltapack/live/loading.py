@@ -13,14 +13,15 @@ import torch
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.arranged import arranged_base
-from deltapack.composing.assets import copy_side_files
+from deltapack.composing.assets import copy_side_files, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.heads import CONFIG, fit_head
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
 from deltapack.dtypes import BY_NAME, BY_TORCH, DType
-from deltapack.errors import BackendError, RecipeError
+from deltapack.errors import BackendError, RecipeError, UnsupportedError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
@@ -135,6 +136,8 @@ class _Loader:
     dtype: DType | None
     verify: bool
     workers: int
+    config: bytes | None = None
+    """config.json, where it is not that of the pack or base whose side files the result has."""
 
     @classmethod
     def open(
@@ -163,23 +166,24 @@ class _Loader:
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
         checkpoint = arranged_base(checkpoint, readers)
-        composition = compose(checkpoint, weighted, prefer=number, dtype=target)
-        return cls(checkpoint, composition, place, choice, target, verify, threads)
+        composition, config = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
+        return cls(checkpoint, composition, place, choice, target, verify, threads, config)
 
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""
 
         def write(name: str, data: bytes) -> None:
-            if name in ("config.json", "generation_config.json"):
-                (folder / name).write_bytes(data)
+            if name in (CONFIG, "generation_config.json"):
+                own = with_dtype(CONFIG, self.config, self.dtype) if name == CONFIG and self.config is not None else data
+                (folder / name).write_bytes(own)
 
         copy_side_files(self.base, self.composition.assets, write, verify=self.verify, dtype=self.dtype)
 
     def load(self) -> dict[str, torch.Tensor]:
         """Restore all tensors."""
         jobs = self.composition.jobs
-        state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
-        sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
+        state = {job.name: _room_for(job, self.device) for job in jobs}
+        sink = _Tensors({job.name: region_of(state[job.name], job.dtype.torch_shape(job.shape)) for job in jobs})
         if self.choice.engine is None:
             restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=_silent)
         else:
@@ -205,6 +209,19 @@ class _Tensors:
 
     def region(self, job: TensorJob) -> Region:
         return self.regions[job.name]
+
+
+def _room_for(job: TensorJob, device: torch.device) -> torch.Tensor:
+    """Return memory for a tensor.
+
+    Raises:
+        UnsupportedError: torch has no such type.
+    """
+    dtype = getattr(torch, job.dtype.torch, None) if job.dtype.torch else None
+    if dtype is None:
+        hint = "Use deltapack.apply: in a checkpoint it travels as bytes."
+        raise UnsupportedError("this torch has no such element type", tensor=job.name, found=job.dtype.safetensors, hint=hint)
+    return torch.empty(job.dtype.torch_shape(job.shape), dtype=dtype, device=device)
 
 
 def _transformers() -> Any:

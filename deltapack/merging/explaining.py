@@ -37,6 +37,7 @@ def explain_merge(
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     workers: int | None = None,
 ) -> ExplainReport:
     """Return the formula of a merge with the numbers of one element: what each pack says, what is added, what comes out.
@@ -48,6 +49,7 @@ def explain_merge(
         recipe: How to merge; `linear` unless given.
         prefer: As for `merge`.
         vocab: As for `merge`.
+        weight_files: As for `merge`.
         workers: Threads; every core unless given.
 
     Raises:
@@ -57,7 +59,7 @@ def explain_merge(
         RecipeError: The recipe does not fit the packs, or no such tensor is merged.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files))
         apart = plan.side_by_side()
         count = resolve_workers(workers)
         job = measure_each(plan.base, {0: _chosen(apart, tensor)}, count)[0]

@@ -40,6 +40,7 @@ def merge(
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -71,6 +72,7 @@ def merge(
         assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
         vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`, or `"union"` for the new tokens of all packs;
             the only pack that grew them unless given.
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
         verify: Whether digests of the base are compared.
@@ -97,7 +99,9 @@ def merge(
         recipe = recipe_of(paths, weights, method, semantics, density, parameters)
     elif method != "linear" or any(given is not None for given in (weights, semantics, density, parameters)):
         raise RecipeError("recipe says it all: weights, method, semantics, density and parameters cannot be given, too")
-    return _merge(MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab)), as_path("out", out), options, report=report)
+    return _merge(
+        MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files), as_path("out", out), options, report=report
+    )
 
 
 def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: bool) -> MergeReport:

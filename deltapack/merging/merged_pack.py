@@ -17,12 +17,14 @@ from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition
+from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import LimitError, NonFiniteError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term, features_of
+from deltapack.format.metadata import optional_metadata
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
 from deltapack.kernels.buffers import Buffers
@@ -30,6 +32,7 @@ from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
+from deltapack.packing.metadata import carried_metadata
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
 from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
@@ -122,6 +125,7 @@ class MergedPack:
             files=self._files(),
             created_by=f"deltapack {__version__}",
             required=features_of(entries),
+            optional=optional_metadata(carried_metadata(result_metadata(self.base, self.composition.metadata))[0]),
         )
 
     def _removed(self, entries: Sequence[Entry]) -> list[Entry]:

@@ -39,6 +39,7 @@ def preview_merge(
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     force: bool = False,
@@ -60,7 +61,7 @@ def preview_merge(
         RecipeError: An argument is out of range.
     """
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None, device, backend)
-    request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab))
+    request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab), weight_files)
     refuse_for_packs(out, options)
     with ExitStack() as stack:
         plan = plan_merge(stack, request, options.dtype)

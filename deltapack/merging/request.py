@@ -38,6 +38,7 @@ class MergeRequest:
         packs: The packs, in order of addition.
         recipe: How to merge.
         choices: Which pack decides.
+        weight_files: Which weights of the base count where its folder has one file and an index of shards that differ.
 
     Raises:
         RecipeError: An argument is of another type.
@@ -47,6 +48,7 @@ class MergeRequest:
     packs: Sequence[str | Path]
     recipe: MergeRecipe
     choices: MergeChoices = field(default_factory=MergeChoices)
+    weight_files: str | None = None
 
     def __post_init__(self) -> None:
         as_path("the base", self.base)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint
-from deltapack.dtypes import BY_NAME
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
+from deltapack.format.metadata import optional_metadata
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
+from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report
@@ -38,6 +39,7 @@ def compress(
     include_code: bool = False,
     keep_base: str | None = None,
     allow_unrelated: bool = False,
+    weight_files: str | None = None,
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -56,6 +58,7 @@ def compress(
         include_code: Whether Python files of the fine-tune travel inside.
         keep_base: Regular expression (search); tensors that only the base has and that match are in the result, too.
         allow_unrelated: Whether to go on where most of the fine-tune has nothing to do with the base.
+        weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -71,7 +74,7 @@ def compress(
         RecipeError: A setting is out of range, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights.
     """
-    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated)
+    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files)
     out, count = Path(out), resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
@@ -80,13 +83,14 @@ def compress(
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=weights) as writer:
             run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
-            entry_writer = EntryWriter(writer, inputs.finetuned, asked.recipe.non_finite == "store", split)
+            entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
             files, left_out = _side_files(writer, inputs.base, inputs.finetuned, include_code)
-            index = _index(entries, base_rows, files, asked.recipe)
+            metadata, too_long = carried_metadata(inputs.finetuned.metadata)
+            index = replace(_index(entries, base_rows, files, asked.recipe), optional=optional_metadata(metadata))
             size = writer.finish(index)
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-        notes = [*inputs.notes(), *left_out]
+        notes = [*inputs.notes(), *left_out, *too_long]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
 
 
@@ -150,7 +154,7 @@ class _Run:
                     kept = self.inputs.base.files.tensors[job.name]
                     entries.append(unchanged(kept, kept, digests))
         entries += [Entry(name, "alias", of=of) for name, of in self.inputs.finetuned.aliases.items()]
-        entries += _removed(base_rows, entries)
+        entries += _removed(self.inputs.base, base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
 
     def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
@@ -184,12 +188,12 @@ class _Run:
                 yield _Job(name, None), chunk
 
 
-def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
+def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
     """Return an entry for each base tensor that no entry uses or, under its name, replaces."""
     known = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
     return [
-        Entry(name, "removed", base=BaseRef(name, BY_NAME[dtype], shape, digest))
-        for name, dtype, shape, digest in base_rows
+        Entry(name, "removed", base=BaseRef(name, base.tensors[name].dtype, shape, digest))
+        for name, _, shape, digest in base_rows
         if name not in known
     ]
 

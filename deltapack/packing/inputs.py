@@ -25,6 +25,7 @@ class Asked:
     include_code: bool = False
     keep_base: str | None = None
     allow_unrelated: bool = False
+    weight_files: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         RecipeError: A setting does nothing.
         UnsupportedError: Quantised codes would be paired with weights.
     """
-    with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
+    choice = asked.weight_files
+    with open_checkpoint(base, weights=choice) as base_ckpt, open_checkpoint(finetuned, weights=choice) as tuned_ckpt:
         match = match_names(
             base_ckpt.tensors,
             tuned_ckpt.tensors,

@@ -38,6 +38,7 @@ def preview_compress(
     include_code: bool = False,
     keep_base: str | None = None,
     allow_unrelated: bool = False,
+    weight_files: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CompressPreview:
@@ -53,7 +54,8 @@ def preview_compress(
         RecipeError: A setting is out of range, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights.
     """
-    asked, count = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated), resolve_workers(workers)
+    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files)
+    count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         rows = _rows(inputs, count, progress or (lambda done, total: None))
         files, left_out = inputs.finetuned.list_side_files(include_code)

@@ -165,7 +165,7 @@ def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, w
         what = "a tensor that is stored whole cannot be weighted in place"
         raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
     array = _array_of(state.get(name))
-    if array is None or array.shape != base.shape or array.dtype != np.dtype(base.dtype.storage):
+    if array is None or array.shape != base.dtype.torch_shape(base.shape) or array.dtype != np.dtype(base.dtype.storage):
         raise BaseMismatchError(
             "the state does not hold the base tensor that the pack was made from",
             path=path,

@@ -13,6 +13,7 @@ from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_chec
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_NAME, DType
@@ -34,6 +35,7 @@ def apply(
     *,
     weight: float = 1.0,
     rescale: float | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -54,6 +56,7 @@ def apply(
         out: Folder to write, or a file if it ends in `.safetensors`.
         weight: Factor for the whole difference; 0 gives the base.
         rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
         verify: Whether digests are compared.
@@ -71,7 +74,7 @@ def apply(
         RecipeError: An argument is out of range.
     """
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
-    with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
+    with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted], dtype=options.dtype)
         notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
@@ -129,7 +132,8 @@ def write_checkpoint(
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
-    `own_files` are written besides the side files, and instead of those of the same names; `metadata` is what the files of tensors say.
+    `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
+    tensors besides those that `result_metadata` composes.
     """
     refuse_for_file(out, options)
     check_base_files(base, composition.assets)
@@ -146,7 +150,7 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
-        metadata=metadata,
+        metadata={**result_metadata(base, composition.metadata), **metadata},
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)

@@ -36,6 +36,7 @@ def verify(
     pack: str | Path,
     base: str | Path | None = None,
     *,
+    weight_files: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -46,6 +47,7 @@ def verify(
     Args:
         pack: The pack.
         base: The checkpoint it should fit.
+        weight_files: Which weights count where its folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
         progress: Called with bytes done so far and in all.
 
@@ -67,7 +69,7 @@ def verify(
                 for done, _ in enumerate(chain.from_iterable(checked), 1):
                     report(done, chunks)
             return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
-        with open_checkpoint(base) as base_ckpt:
+        with open_checkpoint(base, weights=weight_files) as base_ckpt:
             seen = arranged_base(base_ckpt, [reader])
             jobs = compose(seen, [WeightedPack(reader)]).jobs
             restored = restore_tensors(

@@ -38,9 +38,9 @@ def test_every_format_is_found_in_a_folder_and_as_a_file(row: WeightFormat, tmp_
     write(folder / row.whole, row, STATE)
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.weight_paths() == [folder / row.whole] and not checkpoint.notes
-    (folder / row.index).write_text(json.dumps({"weight_map": {"w": "gone"}}))
+    (folder / row.index).write_text(json.dumps({"weight_map": {"w": f"gone{row.suffixes[0]}"}}))
     with open_checkpoint(folder) as checkpoint:
-        assert checkpoint.notes == (f"{row.whole} was read; the folder also has an index of shards",)
+        assert checkpoint.notes == (f"{row.whole} was read; {row.index} beside it names shards that are not there",)
     (folder / row.whole).rename(folder / f"one{row.suffixes[0]}")
     (folder / row.index).write_text(json.dumps({"weight_map": {"w": f"one{row.suffixes[0]}"}}))
     with open_checkpoint(folder) as checkpoint:

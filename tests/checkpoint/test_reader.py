@@ -16,7 +16,7 @@ from support.headers import RawSafetensors
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME, BY_TORCH
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, RecipeError
 
 
 def shards(folder: Path, groups: dict[str, dict[str, torch.Tensor]], **changes: str) -> Path:
@@ -192,11 +192,56 @@ def test_a_malformed_index(text: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_the_single_file_wins_over_an_index_and_it_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "name", "found"),
+    [
+        ({"b": torch.ones(2)}, "a", "only in the shards"),
+        ({"a": torch.ones(2), "b": torch.ones(2)}, "b", "only in the file"),
+        ({"a": torch.ones(3)}, "a", "f32 [3] and f32 [2]"),
+        ({"a": torch.ones(2).half()}, "a", "f16 [2] and f32 [2]"),
+        ({"a": torch.tensor([1.0, 2.0])}, "a", "other elements"),
+    ],
+)
+@pytest.mark.parametrize("family", ["model", "diffusion_pytorch_model"])
+def test_a_single_file_beside_shards_that_differ(
+    tmp_path: Path, family: str, other: dict[str, torch.Tensor], name: str, found: str
+) -> None:
     folder = shards(tmp_path / "m", {ONE: {"a": torch.ones(2)}})
-    save_file({"b": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").rename(folder / f"{family}.safetensors.index.json")
+    save_file(other, folder / f"{family}.safetensors")
+    with pytest.raises(CheckpointError, match="--weights") as error:
+        open_checkpoint(folder)
+    assert error.value.tensor == name and found in str(error.value)
+    assert (
+        f"{family}.safetensors " in str(error.value) and f"{family}.safetensors.index.json" in str(error.value) and ONE in str(error.value)
+    )
+    for choice, wanted, own in (("index", {"a": torch.ones(2)}, ONE), ("single", other, f"{family}.safetensors")):
+        with open_checkpoint(folder, weights=choice) as checkpoint:
+            assert {key: checkpoint.read(key).tolist() for key in checkpoint.tensors} == {k: t.tolist() for k, t in wanted.items()}
+            assert [path.name for path in checkpoint.weight_paths()] == [own] and len(checkpoint.notes) == 1
+
+
+def test_a_difference_at_the_very_end_is_seen(tmp_path: Path) -> None:
+    one = torch.arange(5_000_000, dtype=torch.float32)
+    folder = shards(tmp_path / "m", {ONE: {"a": one}})
+    save_file({"a": one}, folder / "model.safetensors")
     with open_checkpoint(folder) as checkpoint:
-        assert (list(checkpoint.tensors), len(checkpoint.notes)) == (["b"], 1)
+        assert checkpoint.notes == ("model.safetensors was read; model.safetensors.index.json beside it has the same weights",)
+        assert [path.name for path in checkpoint.weight_paths()] == ["model.safetensors"]
+    one[-1] = 0
+    save_file({"a": one}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="two models"):
+        open_checkpoint(folder)
+
+
+def test_an_index_of_the_single_file_itself_is_no_other_model(tmp_path: Path) -> None:
+    with open_checkpoint(shards(tmp_path / "m", {"model.safetensors": {"a": torch.ones(2)}})) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+
+
+def test_an_unknown_choice_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="index or single"):
+        open_checkpoint(tmp_path, weights="both")
 
 
 @pytest.mark.parametrize("name", ["other.safetensors", "model.fp16.safetensors", "model-00001-of-00001.safetensors"])
@@ -254,12 +299,12 @@ def test_a_weight_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_declared_tie_is_an_alias(raw_safetensors: RawSafetensors) -> None:
-    metadata = {"format": "pt", "head": "embed", "note": "text", "gone": "missing"}
-    path = raw_safetensors({"__metadata__": metadata, "embed": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3")
+    metadata = {"format": "pt", "head.weight": "embed.weight", "note": "text", "gone": "missing"}
+    path = raw_safetensors({"__metadata__": metadata, "embed.weight": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3")
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.aliases == {"head": "embed"}
-        assert checkpoint.read("head", 1, 3).tolist() == [2, 3]
-        assert list(checkpoint.tensors) == ["embed"]
+        assert checkpoint.aliases == {"head.weight": "embed.weight"}
+        assert checkpoint.read("head.weight", 1, 3).tolist() == [2, 3]
+        assert list(checkpoint.tensors) == ["embed.weight"]
 
 
 def test_a_failed_open_leaves_no_handle(tmp_path: Path) -> None:

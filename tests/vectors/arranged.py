@@ -1,4 +1,4 @@
-"""Vectors of arranged base tensors (section 3.9), for make_vectors.py only: valid ones, invalid ones, several packs."""
+"""Vectors of arranged base tensors (section 3.10), for make_vectors.py only: valid ones, invalid ones, several packs."""
 
 from __future__ import annotations
 
@@ -184,6 +184,10 @@ def arranged_cases() -> Iterator[Case]:
     many = {"t": tensor("u8", (1,), 7)}
     crowd = Pack().removed("t", many["t"]).unchanged("w", tensor("u8", (4097,), 7))
     yield "R6", "arranged-4097-pieces", LIMIT, None, crowd.made_of([[1] * 4097], [piece("t", 0)] * 4097).build()
+    codes = Tensor("raw8:X", (2,), b"\1\2")
+    raw = Pack().removed("t", codes).unchanged("w", codes).made_of([[2]], [piece("t", 0)])
+    raw.extra["required"] = ["arranged", "raw-types"]
+    yield "R6", "arranged-raw", FORMAT, None, raw.build()
     hidden = Pack().removed("t", floats("bf16", (4, 6), 71))
     hidden.patched("w", hidden.base["t"], few(24)).made_of([[4], [6]], [piece("t", 0, 0)])
     hidden.patched("x", floats("bf16", (2,), 72), [], base_name="w")

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 import xxhash
 import zstandard
 from vectors import scalar
-from vectors.scalar import CHUNK, ITEMSIZE, TILE
+from vectors.scalar import CHUNK, ITEMSIZE, TILE, itemsize, size_of
 
 SCALED = ("int8", "int4", "int3", "int2", "sign")
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
@@ -39,12 +38,12 @@ class Tensor:
     @property
     def numel(self) -> int:
         """The number of elements."""
-        return len(self.data) // ITEMSIZE[self.dtype]
+        return len(self.data) // itemsize(self.dtype)
 
     @property
     def chunk_digests(self) -> list[bytes]:
         """The digests of the chunks."""
-        step = CHUNK * ITEMSIZE[self.dtype]
+        step = CHUNK * itemsize(self.dtype)
         return [xxhash.xxh3_128_digest(self.data[i : i + step]) for i in range(0, len(self.data), step)]
 
     @property
@@ -343,7 +342,7 @@ class Pack:
     ) -> Pack:
         """Add a stored tensor, and say which tensor of the base it replaces; `over` is one of its name that it does not speak of."""
         entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
-        entry |= {"digest": new.root, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
+        entry |= {"digest": new.root, "stored": stored_blob(new.data, itemsize(new.dtype), spoil)}
         digests, old_numel = list(new.chunk_digests), 0
         if replaces is not None:
             old_name, old = replaces
@@ -472,7 +471,7 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
                 holder["digest"] = holder["digest"].hex(dtype, shape)
         if entry.get("kind") not in ("removed", "alias") and type(entry.get("shape")) is list:
             rows.append(tuple(entry.get(key, "") for key in ("name", "dtype", "shape", "digest")))
-            size += math.prod(map(int, entry["shape"])) * ITEMSIZE.get(str(entry.get("dtype")), 0)
+            size += size_of(str(entry.get("dtype")), [int(dim) for dim in entry["shape"]])
         for term in entry.get("terms") or []:
             if type(term) is dict:
                 place(term, "blob")

@@ -20,6 +20,7 @@ from vectors.assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, set
 from vectors.faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
 from vectors.invalid_blobs import blob_cases
 from vectors.invalid_fields import field_cases
+from vectors.scalar import size_of
 from vectors.valid import floats, tensor, term, valid_packs
 
 
@@ -789,11 +790,58 @@ class Liar(Tensor):
         return self.stated
 
 
+def metadata_cases() -> Iterator[Case]:
+    """R4 on the metadata of weight files."""
+    for what, found in {
+        "list": [],
+        "strings": {"": "x"},
+        "number": {"": {"x": 1}},
+        "null": {"": {"x": None}},
+        "folder": {"": {}, "a": []},
+    }.items():
+        data = small().build(lambda index, found=found: index.update(optional={"dpk.metadata": found}))  # type: ignore[misc]
+        yield "R4", f"metadata-{what}", FORMAT, "invalid-base", data
+
+
+def raw_cases() -> Iterator[Case]:
+    """R5 and R6 on element types that 3.6 does not list."""
+    unknown = {"known": "raw16:BF16", "other-width": "raw8:F4", "lower-case": "raw8:f4", "no-width": "raw0:X", "leading-zero": "raw08:X"}
+    unknown |= {"no-name": "raw8:", "name-33": "raw8:" + "X" * 33, "width-1000": "raw1000:X"}
+    for what, dtype in unknown.items():
+        pack = Pack().stored("w", Tensor(dtype, (2,), bytes(size_of(dtype, [2]))))
+        pack.extra = {"required": ["raw-types"]}
+        yield "R5", f"raw-{what}", UNSUPPORTED, "index-empty", pack.build()
+    odd = Tensor("raw4:F4", (3,), b"\x01")
+    for what, pack, base in (
+        ("raw-odd", Pack().stored("w", odd), "index-empty"),
+        ("raw-odd-base", Pack().removed("w", odd), None),
+    ):
+        pack.extra = {"required": ["raw-types"]}
+        yield "R6", what, FORMAT, base, pack.build()
+    summed = Pack().unchanged("w", Tensor("raw8:X", (2,), b"\1\2"))
+    summed.extra = {"required": ["raw-types"]}
+    yield "R6", "terms-on-raw", FORMAT, None, summed.build(lambda index: index["tensors"][0].update(kind="delta", terms=[]))
+    huge = Pack().unchanged("w", Tensor("raw999:X", (0,), b""))
+    huge.extra = {"required": ["raw-types"]}
+    yield "R6", "numel-raw", LIMIT, None, huge.build(lambda index: index["tensors"][0].update(shape=[1 << 42]))
+
+
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
     names = {name for name, _, _ in (*valid_packs(), *valid_arranged())}
     groups = (
-        *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
+        *(
+            prologue_cases,
+            json_cases,
+            index_cases,
+            chunk_cases,
+            base_cases,
+            header_cases,
+            node_cases,
+            file_cases,
+            raw_cases,
+            metadata_cases,
+        ),
         *(field_cases, blob_cases, arranged_cases),
     )
     for group in groups:

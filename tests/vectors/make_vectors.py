@@ -4,7 +4,8 @@ It uses neither the package nor the reference decoder, so that the three can be 
 
     v1-ok-<feature>.dpk          a valid pack
     v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]; `files` (where they matter): the side
-                                 files in hex, if the base has the file LICENSE with the content "from the base"
+                                 files in hex, if the base has the file LICENSE with the content "from the base";
+                                 `metadata` (where they matter): those of the restored weight file
     v1-several-<group>.json      cases on one base: `packs` with `weights` and the number of the one to `prefer` (if any, from 0), and
                                  `result`, `aliases`, `files` (where they matter; the base has the file LICENSE) or `error` (the class)
     v1-several-<group>-*.dpk     their packs, each a valid one
@@ -25,7 +26,7 @@ sys.path.insert(0, str(FOLDER.parent))
 from vectors.arranged import valid_arranged  # noqa: E402
 from vectors.assemble import Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
-from vectors.scalar import ITEMSIZE  # noqa: E402
+from vectors.scalar import itemsize  # noqa: E402
 from vectors.several import Case, several_packs  # noqa: E402
 from vectors.valid import valid_packs  # noqa: E402
 from vectors.valid_bounds import bounds  # noqa: E402
@@ -34,7 +35,7 @@ from vectors.weighted import weighted_packs  # noqa: E402
 
 def runs(tensor: Tensor) -> list[list[Any]]:
     """The elements as [hex, repeat], with neighbours that stand once joined."""
-    size = ITEMSIZE[tensor.dtype]
+    size = itemsize(tensor.dtype)
     out: list[list[Any]] = []
     start, data = 0, tensor.data
     while start < len(data):
@@ -93,6 +94,9 @@ def main() -> None:
         if name.startswith("files"):  # the base has the file LICENSE
             files = {"LICENSE": b"from the base"} if pack.files is None else pack.contents
             document |= {"files": {file: content.hex() for file, content in files.items()}}
+        metadata = pack.extra.get("optional", {}).get("dpk.metadata")
+        if metadata is not None:
+            document |= {"metadata": metadata.get("") or {"format": "pt"}}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
     for group, several in several_packs():
         for name, pack in several.packs.items():

@@ -176,6 +176,23 @@ def arithmetic() -> Iterator[tuple[str, str, Pack]]:
     yield "weight", "`weighted` holds the result with weight 0.3", pack
 
 
+def raw_types() -> Iterator[tuple[str, str, Pack]]:
+    """Element types that 3.6 does not list: bytes, of a width in bits."""
+    four = Tensor("raw4:F4", (3, 4), bytes(range(6)))
+    pack = Pack().unchanged("a", four).unchanged("b", Tensor("raw6:F6_E3M2", (4,), b"\1\2\3"), "old.b")
+    pack.stored("c", Tensor("raw6:F6_E2M3", (2, 2), b"\4\5\6"), replaces=("c", floats("bf16", (2, 2))))
+    pack.stored("d", Tensor("raw128:C128", (), bytes(range(16)))).stored("e", Tensor("raw8:F8_E4M3FNUZ", (0, 3), b""))
+    pack.stored("f", Tensor("raw8:F8_E5M2FNUZ", (3,), b"\x7f\x80\xff"), replaces=("f", Tensor("raw8:F8_E4M3FNUZ", (3,), b"\1\2\3")))
+    pack.stored("g", tensor("u8", (2,), [1, 2]), replaces=("old.g", Tensor("raw999:X_1", (8,), bytes(999))))
+    pack.removed("h", Tensor("raw1:1", (16,), b"\xaa\x55")).patched("w", floats("bf16", (3,)), [term("all", "int8", every(1, 3))])
+    pack.extra = {"required": ["raw-types"]}
+    yield "raw-types", "unchanged, stored, replaced, removed", pack
+    pack = Pack().stored("w", Tensor("raw4:F4", (CHUNK + 1, 2), bytes(CHUNK) + b"\1"))
+    pack.unchanged("v", Tensor("raw12:X", (2, CHUNK), bytes(3 * CHUNK)))
+    pack.extra = {"required": ["raw-types"]}
+    yield "chunks-raw-types", "chunks count bytes", pack
+
+
 def kinds() -> Iterator[tuple[str, str, Pack]]:
     """Entry kinds and what the index can say."""
     old = floats("bf16", (4, 3))
@@ -241,6 +258,13 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     }
     yield "optional", "unknown optional features, escapes", pack
     pack = Pack().unchanged("w", old)
+    strings = {"format": "mlx", "modelspec.title": 'q"\\\n\u0001\u00fc', "ss_tag": "w", "": "\U0001f600"}
+    pack.extra = {"optional": {"dpk.metadata": {"": strings, "unet": {"format": "pt"}}}}
+    yield "metadata", "free strings for the headers of weight files", pack
+    pack = Pack().unchanged("w", old)
+    pack.extra = {"optional": {"dpk.metadata": {}}}
+    yield "metadata-none", "no folder, which is as if nothing were said", pack
+    pack = Pack().unchanged("w", old)
     pack.minor = 1
     yield "minor", "minor version 1", pack
     yield (
@@ -255,6 +279,7 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
             .file("sub/chat template.jinja", "\u00fc".encode())
         ),
     )
+    yield from raw_types()
     pack = Pack()
     pack.files = []
     yield "files-none", "an empty list of files: the result has none", pack

@@ -19,6 +19,7 @@ __all__ = ["command"]
 @options.out_option("The folder to write, or a file if it ends in .safetensors.")
 @click.option("--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference.")
 @click.option("--rescale", type=float, metavar="F", help="Factor for kept values instead of the pack's own.")
+@options.weights_option
 @options.checkpoint_options
 @options.output_options
 def command(
@@ -27,6 +28,7 @@ def command(
     out: Path,
     weight: float,
     rescale: float | None,
+    weight_files: str | None,
     dtype: str | None,
     max_shard_size: str | None,
     no_verify: bool,
@@ -49,6 +51,7 @@ def command(
             out,
             weight=weight,
             rescale=rescale,
+            weight_files=weight_files,
             dtype=dtype,
             max_shard_size=max_shard_size,
             verify=not no_verify,

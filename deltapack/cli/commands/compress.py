@@ -154,6 +154,7 @@ def _rescaled(how: str) -> str:
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would become of each tensor and about how large the pack would be, and stop.")
+@options.weights_option
 @options.workers_option
 @options.force_option
 @options.output_options
@@ -177,6 +178,7 @@ def command(
     fidelity: float | None,
     non_finite: str,
     dry_run: bool,
+    weight_files: str | None,
     workers: int | None,
     force: bool,
     quiet: bool,
@@ -208,6 +210,7 @@ def command(
         "include_code": include_code,
         "keep_base": keep_base,
         "allow_unrelated": allow_unrelated,
+        "weight_files": weight_files,
         "workers": workers,
     }
     if dry_run:

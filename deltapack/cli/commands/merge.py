@@ -35,6 +35,7 @@ __all__ = ["command"]
 @click.option("--dry-run", is_flag=True, help="Check everything that headers tell, and stop: names, types, disk, memory.")
 @click.option("--report", is_flag=True, help="Compare the packs layer by layer: overlap, conflicts of signs, cosine, norms.")
 @click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
+@options.weights_option
 @options.checkpoint_options
 @options.output_options
 def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
@@ -84,6 +85,7 @@ class _Typed:
     dry_run: bool
     report: bool
     explain: str | None
+    weight_files: str | None
     dtype: str | None
     max_shard_size: str | None
     no_verify: bool
@@ -188,7 +190,14 @@ class _Call:
         name = None if tensor == "auto" else tensor
         asked, typed = self.asked, self.typed
         report = deltapack.explain_merge(
-            self.base, asked.packs, name, recipe=asked.recipe, prefer=asked.prefer, vocab=asked.vocab, workers=typed.workers
+            self.base,
+            asked.packs,
+            name,
+            recipe=asked.recipe,
+            prefer=asked.prefer,
+            vocab=asked.vocab,
+            weight_files=typed.weight_files,
+            workers=typed.workers,
         )
         if self.as_json:
             print_json(report.to_json())
@@ -206,6 +215,7 @@ class _Call:
             prefer=asked.prefer,
             assets=asked.assets,
             vocab=asked.vocab,
+            weight_files=typed.weight_files,
             dtype=asked.dtype,
             max_shard_size=typed.max_shard_size,
             force=typed.force,
@@ -216,7 +226,13 @@ class _Call:
         survey = None
         if typed.report:
             survey = deltapack.survey_merge(
-                self.base, asked.packs, recipe=asked.recipe, prefer=asked.prefer, vocab=asked.vocab, workers=typed.workers
+                self.base,
+                asked.packs,
+                recipe=asked.recipe,
+                prefer=asked.prefer,
+                vocab=asked.vocab,
+                weight_files=typed.weight_files,
+                workers=typed.workers,
             )
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
@@ -237,6 +253,7 @@ class _Call:
                 prefer=asked.prefer,
                 assets=asked.assets,
                 vocab=asked.vocab,
+                weight_files=typed.weight_files,
                 dtype=asked.dtype,
                 max_shard_size=typed.max_shard_size,
                 verify=not typed.no_verify,

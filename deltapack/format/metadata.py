@@ -1,0 +1,37 @@
+"""What a pack says of the headers of the weight files it restores. Implements spec/03-index.md section 3.9."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deltapack.errors import FormatError
+from deltapack.format.fields import typed
+from deltapack.format.index import Index
+
+__all__ = ["check_metadata", "metadata_of", "optional_metadata"]
+
+METADATA = "dpk.metadata"
+"""The key of `optional`."""
+
+
+def check_metadata(optional: Mapping[str, Any]) -> None:
+    """Require that metadata, where there are any, are strings by folder.
+
+    Raises:
+        FormatError: Rule R4 is broken.
+    """
+    for folder, found in (typed(optional, METADATA, dict) if METADATA in optional else {}).items():
+        if type(found) is not dict or not all(type(text) is str for text in found.values()):
+            raise FormatError("the metadata of weight files are not an object of strings", rule="R4", found=folder)
+
+
+def metadata_of(index: Index) -> Mapping[str, str] | None:
+    """Return the free strings for the headers of the weight files beside the configuration; none where the pack says nothing of them."""
+    found: Mapping[str, str] | None = index.optional.get(METADATA, {}).get("")
+    return found
+
+
+def optional_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `optional` says of metadata: nothing where there are none, or what a reader writes anyway."""
+    return {METADATA: {"": dict(metadata)}} if metadata and metadata != {"format": "pt"} else {}
