@@ -95,6 +95,9 @@ def _explained(plan: MergePlan, job: Blended, actual: TensorJob) -> ExplainRepor
     scratch = buffers.scratch(len(elements))
     positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, scratch) for own in actual.terms])
     result = restore_chunk(plan.base, actual, chunk, buffers).elements
+    was = float(rounding.to_f64(elements[place : place + 1], source)[0])
+    comes_out = float(rounding.to_f64(result[place : place + 1], actual.dtype)[0])
+    at = np.flatnonzero(positions == place)
     rows = [
         ExplainRow(
             str(plan.paths[pack]),
@@ -111,9 +114,10 @@ def _explained(plan: MergePlan, job: Blended, actual: TensorJob) -> ExplainRepor
         term.settings.options,
         _measured(term),
         rows,
-        float(rounding.to_f64(elements[place : place + 1], source)[0]),
-        float(sums[np.searchsorted(positions, place)]),
-        float(rounding.to_f64(result[place : place + 1], actual.dtype)[0]),
+        was,
+        # A tensor that its only pack stores whole is copied, nothing is added.
+        float(sums[at[0]]) if len(at) else comes_out - was,
+        comes_out,
     )
 
 
