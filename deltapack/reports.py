@@ -80,7 +80,7 @@ class PreviewRow:
         kind: Entry kind.
         dtype: Element type; empty of an alias.
         shape: Shape.
-        base_name: The base tensor that it starts from, or is; of an alias the tensor that it is tied to; else empty.
+        base_name: The base tensor that it starts from, or is, or what that is made of; of an alias what it is tied to; else empty.
         index: Index codec; empty where there is no difference to keep.
         values: Value codec, likewise.
         bytes: About what it takes in the pack.

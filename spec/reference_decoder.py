@@ -254,6 +254,8 @@ def check_type(value: Any, kind: str, where: str) -> None:
     elif kind == "blob":
         ok = type(value) is list and [type(item) for item in value] == [int, int, str]
         ok = ok and min(value[:2]) >= 0 and re.fullmatch("[0-9a-f]{16}", value[2]) is not None
+    elif kind == "true":
+        ok = value is True
     elif kind in ("ints", "strings"):
         ok = type(value) is list and all(type(item) is {"ints": int, "strings": str}[kind] for item in value)
     else:
@@ -282,10 +284,11 @@ ITEMSIZE = {
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES = ("files.base", "folders", "raw-types")
+FEATURES = ("arranged", "files.base", "folders", "raw-types")
 RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
 RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
+MAX_PIECES = 4096
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_STATS = 64
 
@@ -300,7 +303,7 @@ FIELDS = {  # kind -> fields that must, fields that may be there
     "removed": ("name:string kind:string base:object", ""),
     "alias": ("name:string kind:string of:string", ""),
 }
-BASE_MAY = "name:string dtype:string shape:ints"
+BASE_MAY = "name:string dtype:string shape:ints grid:list pieces:list"
 TERM = "index:string values:string factor:hex8 nnz:int blob:blob"
 TERM_FIELDS = {"seeded": f"{TERM} keep:int key:hex16", "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
 
@@ -352,7 +355,7 @@ def check_index(index: Any) -> None:
 
 
 def check_metadata(folders: Any) -> None:
-    """R4 on what the index says of the headers of weight files (section 3.9)."""
+    """R4 on what the index says of the headers of weight files (section 3.11)."""
     check_type(folders, "object", "dpk.metadata")
     for folder, metadata in folders.items():
         check_type(metadata, "object", f"dpk.metadata {folder!r}")
@@ -415,6 +418,8 @@ def check_entry(entry: Any) -> None:
         check_tensor(*base_of(entry)[1:], where)
         for key in entry["base"].keys() - {"digest"}:
             need(entry["base"][key] != entry.get(key), "R6", f"{where}: base.{key} does not differ")
+        if entry["base"].keys() & {"grid", "pieces"}:
+            check_arranged(entry, f"{where} base")
     if "dtype" in entry:
         check_tensor(entry["dtype"], entry["shape"], where)
         biggest = max(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]) if "base" in entry else 0)
@@ -442,6 +447,42 @@ def check_entry(entry: Any) -> None:
         need(all(len(value) <= MAX_STATS for value in entry["stats"].values()), "R6", f"{where}: stats are too long")
 
 
+def check_arranged(entry: Json, where: str) -> None:
+    """R4 and R6 on a base tensor that is made of others (section 3.10)."""
+    base = entry["base"]
+    need({"grid", "pieces"} <= base.keys(), "R4", f"{where}: `grid` without `pieces`, or `pieces` without `grid`")
+    need(not base.keys() & {"name", "shape"}, "R6", f"{where}: arranged, with a name or shape of its own")
+    grid, pieces = base["grid"], base["pieces"]
+    for extents in grid:
+        check_type(extents, "ints", f"{where}.grid")
+    need(len(pieces) <= MAX_PIECES, "R6", f"{where}: too many pieces")
+    need(all(extent >= 1 for extents in grid for extent in extents), "R6", f"{where}: a cell without elements")
+    need(base_of(entry)[1] in ITEMSIZE, "R6", f"{where}: an arranged tensor of a raw type")
+    need(grid and [sum(extents) for extents in grid] == entry["shape"], "R6", f"{where}: the grid does not cover the tensor")
+    need(len(pieces) == math.prod(len(extents) for extents in grid), "R6", f"{where}: number of pieces")
+    for piece, cell in zip(pieces, itertools.product(*grid), strict=False):
+        check_fields(piece, f"{where} piece", "name:string from:ints", "transposed:true")
+        check_name(piece["name"])
+        rank = len(piece["from"])
+        need(1 <= rank <= MAX_NDIM and min(piece["from"]) >= 0, "R6", f"{where}: a piece from {piece['from']}")
+        need(set(cell[: max(0, len(cell) - rank)]) <= {1}, "R6", f"{where}: a piece with too few dimensions")
+        need("transposed" not in piece or min(rank, len(cell)) >= 2, "R6", f"{where}: a vector transposed")
+
+
+def box_of(piece: Json, cell: Sequence[int]) -> list[int]:
+    """Section 3.10: the extent of a piece in the dimensions of its own tensor."""
+    rank, extent = len(piece["from"]), list(cell)
+    if "transposed" in piece:
+        extent[-2:] = extent[:-3:-1]
+    return [1] * (rank - len(cell)) + extent[max(0, len(cell) - rank) :]
+
+
+def pieces_of(entry: Json) -> list[tuple[Json, tuple[int, ...]]]:
+    """The pieces that the base tensor of an entry is made of, with the extents of their cells; none if it is a tensor of the base."""
+    base = entry.get("base", {})
+    return list(zip(base["pieces"], itertools.product(*base["grid"]), strict=True)) if "pieces" in base else []
+
+
 def check_term(term: Any, where: str, common: int) -> None:
     """R4 and R6 on one term."""
     check_type(term, "object", where)
@@ -467,12 +508,26 @@ def check_together(index: Json) -> None:
             need(entry["of"] in held, "R6", f"alias {entry['name']!r} of {entry['of']!r}, which is no tensor")
     used = [base_of(entry)[0] for entry in entries if "base" in entry]
     need(len(set(used)) == len(used), "R6", "two entries use one base tensor")
-    need(len(used) <= index["base"]["tensors"], "R6", "base.tensors is too small")
+    held = held_by_base(entries)
+    need(held <= {*used, *named(entries)}, "R6", "a piece of a tensor that no entry speaks of")
+    need(len(held) <= index["base"]["tensors"], "R6", "base.tensors is too small")
     rows = [(e["name"], e["dtype"], e["shape"], e["digest"]) for e in entries if "dtype" in e]
     size = sum(numel(dtype, shape) * itemsize(dtype) for _, dtype, shape, _ in rows)
     need(index["result"]["tensors"] == len(rows), "R6", "result.tensors is wrong")
     need(index["result"]["bytes"] == size, "R6", "result.bytes is wrong")
     need(index["result"]["fingerprint"] == fingerprint(rows), "R6", "result.fingerprint is wrong")
+
+
+def held_by_base(entries: Sequence[Json]) -> set[str]:
+    """The tensors that a base must hold."""
+    based = [entry for entry in entries if "base" in entry]
+    pieces = {piece["name"] for entry in based for piece, _ in pieces_of(entry)}
+    return pieces | {base_of(entry)[0] for entry in based if not pieces_of(entry)}
+
+
+def named(entries: Sequence[Json]) -> set[str]:
+    """The tensors of the base that entries replace or drop by their names alone."""
+    return {entry["name"] for entry in entries if entry["kind"] in ("stored", "alias")}
 
 
 def check_path(name: str) -> None:
@@ -876,11 +931,41 @@ def check_digests_blob(data: bytes, entry: Json) -> None:
 def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
     """R11: the base has the tensors that the index names."""
     for entry in index["tensors"]:
-        if "base" in entry:
+        for piece, cell in pieces_of(entry):
+            name, extent = piece["name"], box_of(piece, cell)
+            need(name in base, "R11", f"the base has no tensor {name!r}")
+            need(base[name][0] == base_of(entry)[1], "R11", f"type of {name!r}")
+            need(len(base[name][1]) == len(extent), "R11", f"dimensions of {name!r}")
+            ends = [start + size for start, size in zip(piece["from"], extent, strict=True)]
+            need(all(end <= size for end, size in zip(ends, base[name][1], strict=False)), "R11", f"{name!r} ends before {ends}")
+        if "base" in entry and not pieces_of(entry):
             name, dtype, shape = base_of(entry)
             need(name in base, "R11", f"the base has no tensor {name!r}")
             need((dtype, tuple(shape)) == (base[name][0], tuple(base[name][1])), "R11", f"type or shape of {name!r}")
             need(len(base[name][2]) == numel(dtype, shape) * itemsize(dtype), "R11", f"size of {name!r}")
+
+
+def arranged(entry: Json, base: Mapping[str, Tensor]) -> Tensor:
+    """Section 3.10: a base tensor that is made of pieces of others; R11 was checked before."""
+    _, dtype, shape = base_of(entry)
+    element = np.dtype(f"V{ITEMSIZE[dtype]}")
+    out = np.empty(shape, element)
+    corners = itertools.product(*([sum(extents[:i]) for i in range(len(extents))] for extents in entry["base"]["grid"]))
+    for (piece, cell), corner in zip(pieces_of(entry), corners, strict=True):
+        _, own_shape, raw = base[piece["name"]]
+        box = [slice(start, start + size) for start, size in zip(piece["from"], box_of(piece, cell), strict=True)]
+        elements = np.frombuffer(raw, element).reshape(own_shape)[tuple(box)]
+        elements = elements.swapaxes(-1, -2) if "transposed" in piece else elements
+        out[tuple(slice(start, start + size) for start, size in zip(corner, cell, strict=True))] = elements.reshape(cell)
+    return dtype, tuple(shape), out.tobytes()
+
+
+def with_arranged(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Section 3.10: the base with the tensors that packs make of it; each hides a tensor of the base that has its name."""
+    made = [{e["name"]: (e["base"]["grid"], e["base"]["pieces"]) for e in pack["index"]["tensors"] if pieces_of(e)} for pack in packs]
+    if any(others != made[0] for others in made):
+        raise Conflict("the packs arrange tensors of the base differently")
+    return {**base, **{e["name"]: arranged(e, base) for e in packs[0]["index"]["tensors"] if pieces_of(e)}}
 
 
 def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
@@ -1053,12 +1138,10 @@ def second_names(packs: Sequence[Json], names: Iterable[str], prefer: int | None
 
 
 def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, str]:
-    """R11 and R12 on the base of all packs, and the chunk digests that they hold; the digests that they state of base tensors."""
+    """R12 on the base of all packs, and the chunk digests that they hold; the digests that they state of base tensors."""
     digests: dict[str, str] = {}
     for pack in packs:
         index = pack["index"]
-        check_base(index, base)
-        need(index["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
         for entry in index["tensors"]:
             if "digests" in entry:
                 check_digests_blob(pack["data"], entry)
@@ -1100,6 +1183,10 @@ def restore_several(
     packs = [read_pack(path) for path in pack_paths]
     weights = [check_weight(weight) for weight in ([1.0] * len(packs) if weights is None else weights)]
     check_weight(0.0 if factor is None else factor)
+    for pack in packs:
+        check_base(pack["index"], base_tensors)
+        need(pack["index"]["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
+    base_tensors = with_arranged(packs, base_tensors)
     digests = check_bases(packs, base_tensors)
     of_base, of_new = grouped(packs, weights, base_tensors, digests)
     found: list[tuple[str, Tensor, list[Part]]] = []
@@ -1132,7 +1219,9 @@ def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None =
     indices = [read_pack(path)["index"] for path in pack_paths]
     known = [index["files"] and [(file["name"], file["sha256"]) for file in index["files"]] for index in indices]
     shapes = ("grown", "shrunk", "stored", "removed")
-    shaping = [i for i, index in enumerate(indices) if any(entry["kind"] in shapes for entry in index["tensors"])]
+    gone = [{piece["name"] for entry in index["tensors"] for piece, _ in pieces_of(entry)} for index in indices]  # as pieces they stay
+    told = [[e for e in index["tensors"] if e["kind"] != "removed" or e["name"] not in gone[i]] for i, index in enumerate(indices)]
+    shaping = [i for i, entries in enumerate(told) if any(entry["kind"] in shapes for entry in entries)]
     donor = prefer
     if prefer is None and all(files == known[0] for files in known):
         donor = 0
@@ -1331,7 +1420,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def metadata_of(pack_path: str | Path) -> Mapping[str, str]:
-    """What a pack says of the headers of the weight files it restores (section 3.9)."""
+    """What a pack says of the headers of the weight files it restores (section 3.11)."""
     index = read_pack(pack_path)["index"]
     found: Mapping[str, str] = index.get("optional", {}).get("dpk.metadata", {}).get("", {})
     return found or {"format": "pt"}

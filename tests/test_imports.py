@@ -32,7 +32,17 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
     "kernels": {"dtypes", "errors", "format.digest"},
-    "checkpoint": {"checking", "dtypes", "errors", "kinds", "limits", "format.atomic", "format.digest", "format.folders"},
+    "checkpoint": {
+        "checking",
+        "dtypes",
+        "errors",
+        "kinds",
+        "limits",
+        "format.arrangement",
+        "format.atomic",
+        "format.digest",
+        "format.folders",
+    },
     "merging.methods": {"errors", "kernels"},
     "merging.recipe": {"checking", "errors", "merging.methods"},
 }

@@ -43,6 +43,8 @@ TWICE = {
     "R4-type-*": "a value of another type cannot fit the rest",
     "R5-feature-with-new-key": "says that R5 comes before R4",
     "R5-value-codec": "an unknown codec says nothing of its streams",
+    "R6-arranged-from-nothing": "a piece of no dimensions has too few",
+    "R6-arranged-piece-name-*": "no entry can speak of a tensor of such a name",
     "R6-digests-[ls]*": "other digests have another root",
     "R6-file-size-*": "no base has a file of this size",
     "R6-nnz-*": "the table cannot count more elements than there are, or fewer than none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltapack.checking import as_path
+from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
 from deltapack.checkpoint.formats import WeightFormat
@@ -21,6 +23,7 @@ from deltapack.checkpoint.rivals import first_difference
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
+from deltapack.format.arrangement import Arrangement
 from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
@@ -43,6 +46,7 @@ class Checkpoint:
             (without suffix and shard numbers).
         unread: Errors for weights of the folder that were not read; a fine-tune with some is not packed.
         notes: What the user should be told about how it was read.
+        files: The checkpoint as its files hold it: itself, but for one that `with_arranged` returned.
     """
 
     def __init__(self, path: Path, located: Located, parsed: Sequence[Sequence[ParsedFile]], limits: Limits) -> None:
@@ -69,6 +73,7 @@ class Checkpoint:
         self.aliases: Mapping[str, str] = MappingProxyType(aliases_of(path, self._places, tensors, files))
         self.metadata: Mapping[str, Mapping[str, str]]
         self.metadata, told = strings_of(self._places, parsed, self.aliases)
+        self.files = self
         unlisted = [note for place in self._places for note in check_index(path, place, tensors, self.aliases)]
         chosen = [note for place in self._places for note in place.notes]
         self.notes: tuple[str, ...] = (*chosen, *unlisted, *told, *(note for file in files for note in file.notes))
@@ -116,6 +121,29 @@ class Checkpoint:
         info = self._find(name)
         source = self._sources.get(info.name)
         return (source.file, source.offset + start * info.dtype.itemsize) if isinstance(source, FileSource) else None
+
+    def with_arranged(self, arrangements: Mapping[str, Arrangement]) -> Checkpoint:
+        """Return the checkpoint as one that also holds tensors made of its own, by name; each hides one of its own of that name.
+
+        Both are closed together. Each piece must be a box of a tensor here, and all of one arrangement of one type.
+        """
+        view, tiles = copy.copy(self), Tiles()
+        tensors, sources = dict(self.tensors), dict(self._sources)
+        for name, arrangement in arrangements.items():
+            made_of = {piece: self._find(piece) for piece in arrangement.names}
+            first = made_of[arrangement.names[0]]
+            tensors[name] = TensorInfo(name, first.dtype, arrangement.shape, first.shard, arrangement)
+            shapes = {piece: info.shape for piece, info in made_of.items()}
+            sources[name] = ArrangedSource.of(arrangement, shapes, self.read_into, tiles)
+        view.tensors = MappingProxyType(dict(sorted(tensors.items())))
+        view.aliases = MappingProxyType({name: kept for name, kept in self.aliases.items() if name not in arrangements})
+        view._sources = sources
+        return view
+
+    def home_of(self, name: str) -> str:
+        """Return the tensor of the files that a tensor is, or that its first element lies in."""
+        arranged = self.tensors[name].arranged
+        return name if arranged is None else arranged.names[0]
 
     def _find(self, name: str) -> TensorInfo:
         info = self.tensors.get(self.aliases.get(name, name))
@@ -172,7 +200,7 @@ class Checkpoint:
         """Close the files; reads fail from now on."""
         for handle in self._handles:
             handle.close()
-        self._handles = []
+        self._handles.clear()
         self._sources = {}
 
     def __enter__(self) -> Checkpoint:

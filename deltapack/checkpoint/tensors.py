@@ -14,6 +14,7 @@ import numpy.typing as npt
 from deltapack.checkpoint.files import ReadFile, bytes_of
 from deltapack.dtypes import DType
 from deltapack.errors import CheckpointError, LimitError
+from deltapack.format.arrangement import Arrangement
 from deltapack.limits import Limits
 
 __all__ = ["ArraySource", "FileSource", "Layout", "ParsedFile", "Source", "TensorInfo", "check_count", "check_tensor"]
@@ -44,12 +45,14 @@ class TensorInfo:
         dtype: Its element type.
         shape: Its dimensions.
         shard: Name of the file that holds it.
+        arranged: What it is made of, where the checkpoint holds other tensors instead of it.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     shard: str
+    arranged: Arrangement | None = None
 
     @property
     def numel(self) -> int:

@@ -12,7 +12,7 @@ from deltapack.checkpoint import Checkpoint, check_side_name
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
 from deltapack.format.forms import form_with, is_descriptive
-from deltapack.format.index import FileEntry
+from deltapack.format.index import FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
@@ -35,8 +35,7 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
     contents = [_matters(reader) for reader in readers]
     if all(content == contents[0] for content in contents):
         return readers[0], ()
-    kinds = ("grown", "shrunk", "stored", "removed")
-    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
+    shaping = [reader for reader in readers if _changes_shapes(reader.index)]
     if len(shaping) == 1:
         return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
     every = {name for content in contents for name in content or {}}
@@ -55,6 +54,12 @@ def _matters(reader: PackReader) -> dict[str, str] | None:
     """Return the digests of the side files of a pack that a model works with, by name; `None` where it was made from a bare file."""
     files = reader.index.files
     return None if files is None else {file.name: file.sha256 for file in files if not _FOR_PEOPLE.fullmatch(file.name)}
+
+
+def _changes_shapes(index: Index) -> bool:
+    """Whether a pack does more than add; what it makes others of is not gone."""
+    kinds, pieces = ("grown", "shrunk", "stored", "removed"), index.pieces
+    return any(entry.kind in kinds and not (entry.kind == "removed" and entry.name in pieces) for entry in index.entries)
 
 
 def check_base_files(base: Checkpoint, pack: PackReader | None, *, verify: bool) -> list[str]:

@@ -162,6 +162,6 @@ RAW_TYPES = "raw-types"
 
 
 def known_features() -> frozenset[str]:
-    """Return the required features that this version reads (spec/05-versioning.md)."""
+    """Return the required features of codecs that this version reads (spec/05-versioning.md)."""
     rows: tuple[ValueCodec | IndexCodec, ...] = (*VALUE_CODECS.values(), *INDEX_CODECS.values())
     return frozenset(row.feature for row in rows if row.feature) | {FILE_BASE, FOLDERS, RAW_TYPES}

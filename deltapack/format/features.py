@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from deltapack.format.arrangement import FEATURE
 from deltapack.format.codecs import FILE_BASE, FOLDERS, RAW_TYPES
 from deltapack.format.index import Entry, FileEntry
 
@@ -23,4 +24,6 @@ def features_of(
         found |= {row.feature for term in entry.terms for row in (term.index_codec, term.value_codec)}
         if entry.dtype.raw_bits or (entry.base is not None and entry.base.dtype.raw_bits):
             found.add(RAW_TYPES)
+        if entry.base is not None and entry.base.arranged is not None:
+            found.add(FEATURE)
     return tuple(sorted(found - {""}))

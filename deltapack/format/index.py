@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
+from deltapack.format.arrangement import BaseRef
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
@@ -109,21 +110,6 @@ def _streams(index: str, values: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class BaseRef:
-    """The tensor of the base that an entry starts from."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    digest: str
-
-    @property
-    def numel(self) -> int:
-        """Number of elements; of a raw type, of bytes."""
-        return self.dtype.count(self.shape)
-
-
-@dataclass(frozen=True)
 class Stats:
     """L1 norm and largest magnitude of the dense difference, before dropping; decimal strings."""
 
@@ -215,7 +201,7 @@ class Entry:
             out["dtype"] = base.dtype.name
         if removed or base.shape != self.shape:
             out["shape"] = list(base.shape)
-        return out
+        return out if base.arranged is None else out | base.arranged.to_json()
 
 
 @dataclass(frozen=True)
@@ -258,6 +244,12 @@ class Index:
     required: tuple[str, ...] = ()
     optional: Mapping[str, Any] = field(default_factory=dict)
     folders: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> frozenset[str]:
+        """Names of the base's tensors that arranged ones are made of."""
+        bases = (entry.base for entry in self.entries if entry.base is not None)
+        return frozenset(name for base in bases if base.arranged is not None for name in base.arranged.names)
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:

@@ -1,4 +1,4 @@
-"""What a pack says of the headers of the weight files it restores. Implements spec/03-index.md section 3.10."""
+"""What a pack says of the headers of the weight files it restores. Implements spec/03-index.md section 3.11."""
 
 from __future__ import annotations
 

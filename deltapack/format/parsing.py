@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
+from deltapack.format.arrangement import FEATURE
+from deltapack.format.base_fields import parse_base
 from deltapack.format.canonical import load_index
 from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
@@ -26,7 +27,7 @@ from deltapack.format.fields import (
     typed,
 )
 from deltapack.format.fileparsing import check_files, check_in_folders, parse_file, parse_folders
-from deltapack.format.index import KINDS, BaseRef, BlobRef, Entry, Index, Stats, Term, f32_of_bits
+from deltapack.format.index import KINDS, BlobRef, Entry, Index, Stats, Term, f32_of_bits
 from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import Limits
@@ -50,7 +51,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
-    unknown = sorted(set(required) - known_features())
+    unknown = sorted(set(required) - known_features() - {FEATURE})
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
     check_keys(top, "the index", required=_TOP | ({"folders"} if FOLDERS in required else set()), optional={"optional"})
@@ -123,7 +124,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
     if kind == "alias":
         return Entry(name, kind, of=typed(row, "of", str))
     if kind == "removed":
-        return Entry(name, kind, base=_base(row, name, None, None, limits))
+        return Entry(name, kind, base=parse_base(row, name, None, None, limits))
     dtype, shape = dtype_of(row), shape_of(row, limits)
     check_bytes(dtype, shape, limits)
     terms = typed(row, "terms", list) if "terms" in row else []
@@ -135,7 +136,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
         dtype,
         shape,
         hexadecimal(row, "digest", 32),
-        base=_base(row, name, dtype, shape, limits) if "base" in row else None,
+        base=parse_base(row, name, dtype, shape, limits) if "base" in row else None,
         terms=tuple(map(_term, terms)),
         stored=blob_ref(row, "stored") if "stored" in row else None,
         digests=blob_ref(row, "digests") if "digests" in row else None,
@@ -168,25 +169,6 @@ def _check_kind(entry: Entry) -> None:
         what = "has chunk digests of the wrong length"
     if what is not None:
         raise FormatError(f"the entry {what}", rule="R6")
-
-
-def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
-    base = typed(row, "base", dict)
-    removed = {"dtype", "shape"} if dtype is None else set()
-    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
-    if removed and "name" in base:
-        raise FormatError("a removed tensor has a second name", rule="R6", found=base["name"])
-    found = BaseRef(
-        name=tensor_name(base, limits) if "name" in base else name,
-        dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
-        shape=shape_of(base, limits) if "shape" in base else shape or (),
-        digest=hexadecimal(base, "digest", 32),
-    )
-    check_bytes(found.dtype, found.shape, limits)
-    repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
-    if repeats or (shape is not None and "shape" in base and found.shape == shape):
-        raise FormatError("the base repeats what the entry says", rule="R6")
-    return found
 
 
 def _term(row: Any) -> Term:
@@ -232,9 +214,13 @@ def _check_entries(index: Index) -> None:
     for entry in index.entries:
         if entry.kind == "alias" and entry.of not in held:
             raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
+    held_by_base = {name for entry in index.entries if entry.base is not None for name in entry.base.held}
+    lost = held_by_base - {*bases, *(entry.name for entry in index.entries if entry.kind in ("stored", "alias"))}
+    if lost:
+        raise FormatError("a piece is of a tensor that no entry speaks of", rule="R6", found=min(lost))
     if len(set(bases)) != len(bases):
         raise FormatError("two entries use the same base tensor", rule="R6")
-    if len(bases) > index.base_tensors or len(held) != index.result_tensors:
+    if len(held_by_base) > index.base_tensors or len(held) != index.result_tensors:
         raise FormatError("the tensor counts do not match the entries", rule="R6")
     nbytes = sum(entry.nbytes for entry in index.entries)
     if nbytes != index.result_bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import copy_side_files, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG, fit_head
@@ -171,6 +172,7 @@ class _Loader:
         readers = [stack.enter_context(PackReader(path)) for path in weights]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
+        checkpoint = arranged_base(checkpoint, readers)
         composition, config = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
         return cls(checkpoint, composition, place, choice, target, verify, threads, config)
 

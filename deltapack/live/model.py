@@ -254,7 +254,8 @@ class LiveModel:
 
     def _note_removed(self, composition: Composition, packs: Sequence[Loaded]) -> None:
         removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
-        kept = sorted(removed - {job.name for job in composition.jobs})
+        pieces = {name for pack in packs for name in pack.reader.index.pieces}
+        kept = sorted(removed - pieces - {job.name for job in composition.jobs})
         notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
         self.notes += [note for note in notes if note not in self.notes]
 

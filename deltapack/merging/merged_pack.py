@@ -160,7 +160,7 @@ class MergedPack:
             entry = replace(entry, base=source.entry.base, stored=self.writer.copy_blob(source.rows.reader, source.rows.ref))
             return self.writer.chunk_digests(entry, source.rows.reader.chunk_digests(source.entry)[0], restored.digests)
         base = source.base
-        entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root(base)))
+        entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root(base), base.arranged))
         if base.shape == job.shape and job.is_base:
             return replace(entry, kind="unchanged")
         entry = self._changed(entry, job, source)

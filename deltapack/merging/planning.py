@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import read_side_file
 from deltapack.composing.basecheck import BaseTensors, check_base
 from deltapack.composing.compose import Composition, Vocab, compose
@@ -97,6 +98,7 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     donor = _owner("assets", choices.assets, packs)
     base_ckpt = stack.enter_context(open_checkpoint(request.base, weights=request.weight_files))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
+    base_ckpt = arranged_base(base_ckpt, readers)
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}

@@ -155,11 +155,12 @@ class _Run:
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
-                base = self.inputs.base.tensors[job.name] if job.plan is None else job.plan.base
-                if base is not None:
+                base = self.inputs.base.files.tensors[job.name] if job.plan is None else job.plan.base
+                if base is not None and base.arranged is None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
                 if job.plan is None and job.name in self.inputs.survey.kept:
-                    entries.append(unchanged(self.inputs.base.tensors[job.name], self.inputs.base.tensors[job.name], digests))
+                    kept = self.inputs.base.files.tensors[job.name]
+                    entries.append(unchanged(kept, kept, digests))
         entries += [Entry(name, "alias", of=of) for name, of in self.inputs.finetuned.aliases.items()]
         entries += _removed(self.inputs.base, base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
@@ -180,8 +181,8 @@ class _Run:
         job, chunk = task
         if job.plan is not None:
             return job, encode_chunk(self.inputs.base, self.inputs.finetuned, job.plan, chunk, self.buffers)
-        numel = self.inputs.base.tensors[job.name].numel
-        elements = self.inputs.base.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
+        numel = self.inputs.base.files.tensors[job.name].numel
+        elements = self.inputs.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
     def _tasks(self) -> Iterator[_Task]:
@@ -191,7 +192,7 @@ class _Run:
             for chunk in range(max(1, chunk_count(numel))):
                 yield _Job(plan.tensor.name, plan), chunk
         for name in self.inputs.only_base():
-            for chunk in range(max(1, chunk_count(self.inputs.base.tensors[name].numel))):
+            for chunk in range(max(1, chunk_count(self.inputs.base.files.tensors[name].numel))):
                 yield _Job(name, None), chunk
 
 

@@ -214,4 +214,4 @@ def unchanged(tensor: TensorInfo, base: TensorInfo, digests: Digests) -> Entry:
 
 
 def _base_ref(base: TensorInfo, digests: Digests) -> BaseRef:
-    return BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))
+    return BaseRef(base.name, base.dtype, base.shape, digests.base_root(base), base.arranged)

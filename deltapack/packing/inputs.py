@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
+from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.sides import list_sides
 from deltapack.packing.surveying import Survey, survey_inputs
@@ -35,7 +36,7 @@ class Inputs:
     """Base and fine-tune, and what is known of them before a tensor is read whole.
 
     Attributes:
-        base: The base.
+        base: The base, with the tensors that the fine-tune has in another layout; `base.files` is what its files hold.
         finetuned: The fine-tune.
         asked: What is to be done with them.
         match: Which name of the one belongs to which of the other.
@@ -60,8 +61,9 @@ class Inputs:
             yield plan_tensor(self.base, self.finetuned, partners.get(name), name, role, self.asked.recipe, identity, workers)
 
     def only_base(self) -> list[str]:
-        """Return the names of the base's tensors that are no partner, in the order of a pack."""
-        return sorted(set(self.base.tensors) - set(self.partners().values()), key=str.encode)
+        """Return the names of tensors in the base's files that are no partner, at most parts of one, in the order of a pack."""
+        used = {name for name in self.partners().values() if self.base.tensors[name].arranged is None}
+        return sorted(set(self.base.files.tensors) - used, key=str.encode)
 
     def partners(self) -> dict[str, str]:
         """Return base names by fine-tuned names, so that every base tensor can be accounted for.
@@ -106,5 +108,6 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
             finetuned_aliases=tuned_ckpt.aliases,
             models=(*model_names(base_ckpt.path), *model_names(tuned_ckpt.path)),
         )
-        survey = survey_inputs(base_ckpt, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
-        yield Inputs(base_ckpt, tuned_ckpt, asked, match, survey, files, left_out)
+        seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
+        survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
+        yield Inputs(seen, tuned_ckpt, asked, match, survey, files, left_out)

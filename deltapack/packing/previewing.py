@@ -78,7 +78,7 @@ def _rows(inputs: Inputs, workers: int, progress: Progress) -> list[PreviewRow]:
         done += plan.tensor.nbytes
         progress(done, total)
     for name in inputs.only_base():
-        tensor = inputs.base.tensors[name]
+        tensor = inputs.base.files.tensors[name]
         kind = "unchanged" if name in inputs.survey.kept else "removed"
         rows.append(PreviewRow(name, "", kind, tensor.dtype.name, tensor.shape, name, "", "", 0))
     rows += [PreviewRow(name, "", "alias", "", (), of, "", "", 0) for name, of in inputs.finetuned.aliases.items()]
@@ -96,7 +96,7 @@ def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
         (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "stored") else ("", "")
     )
     role = inputs.asked.recipe.for_tensor(tensor.name, inputs.survey.roles[tensor.name]).role
-    name = base.name if base is not None and kind != "stored" else ""
+    name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and kind != "stored" else ""
     return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
 
 

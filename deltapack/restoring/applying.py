@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.metadata import result_metadata
@@ -76,11 +77,9 @@ def apply(
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     check_output_name(out, CHECKPOINT)
     with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
-        weighted = WeightedPack(reader, weight, rescale)
-        composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(
-            base_ckpt, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify)
-        )
+        weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
+        composition = compose(seen, [weighted], dtype=options.dtype)
+        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
@@ -144,7 +143,7 @@ def write_checkpoint(
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
-        rename={job.name: job.source.base.name for job in jobs if isinstance(job.source, FromBase)},
+        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
         max_shard_size=options.max_shard_bytes,
         folders=composition.folders,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from deltapack.checkpoint import check_side_name, open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import stored_chunks
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_carried
 from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.compose import compose
@@ -75,11 +76,12 @@ def verify(
                     report(done, chunks)
             return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False)
         with open_checkpoint(base, weights=weight_files) as base_ckpt:
-            composition = compose(base_ckpt, [WeightedPack(reader)])
+            seen = arranged_base(base_ckpt, [reader])
+            composition = compose(seen, [WeightedPack(reader)])
             notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
             check_carried(base_ckpt, reader)
             restored = restore_tensors(
-                base_ckpt,
+                seen,
                 composition.jobs,
                 Nowhere(),
                 verify=True,

@@ -148,7 +148,7 @@ def test_weights_are_never_left_out_in_silence(case: str, tmp_path: Path) -> Non
     deltapack.apply(ft if case != "a second precision at the top" else base, tmp_path / "pack.dpk", tmp_path / "out", verify=False)
 
 
-@pytest.mark.parametrize("folder", ["checkpoint-500", "global_step10", "epoch_1", "optimizer", ".cache", "runs"])
+@pytest.mark.parametrize("folder", ["checkpoint-500", "global_step10", "epoch_1", "optimizer", "runs"])
 def test_states_of_training_stay_behind_and_are_said(folder: str, tmp_path: Path) -> None:
     top = {"model.safetensors": model(1, "w")}
     base, ft = write(tmp_path / "base", top), write(tmp_path / "ft", tuned(top) | {f"{folder}/model.safetensors": model(1, "w")})
@@ -161,7 +161,7 @@ def test_names_and_folders_that_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the name of one in a sub-folder"):
         open_checkpoint(odd)
     several = write(tmp_path / "several", {"a/model.safetensors": model(1, "w"), "b/model.safetensors": model(2, "w")})
-    with pytest.raises(CheckpointError, match=r"Weights are in a, b; name that folder\."):
+    with pytest.raises(CheckpointError, match="Name the folder of one model, such as"):
         open_checkpoint(several)
     base = write_file(tmp_path / "base.safetensors", model(1, "d/w", "v"))
     one = write(tmp_path / "one", {"model.safetensors": tuned_model(model(1, "d/w", "v"))})

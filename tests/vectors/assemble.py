@@ -395,6 +395,15 @@ class Pack:
         self.said[name] = Said("removed", name, old)
         return self
 
+    def made_of(self, grid: list[list[int]], pieces: list[Json], hidden: Tensor | None = None) -> Pack:
+        """Say that the base tensor of the last entry is arranged so; `hidden` is one of the base that has its name."""
+        entry = self.entries[-1]
+        entry["base"] |= {"grid": grid, "pieces": pieces}
+        del self.base[entry["name"]]
+        self.base |= {} if hidden is None else {entry["name"]: hidden}
+        self.extra["required"] = ["arranged"]
+        return self
+
     def alias(self, name: str, of: str, over: Tensor | None = None) -> Pack:
         """Add an alias; `over` is the tensor of its name in the base."""
         if over is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import xxhash
 import zstandard
 from vectors import scalar
+from vectors.arranged import arranged_cases, valid_arranged
 from vectors.assemble import (
     BASE_FILES,
     Blob,
@@ -925,10 +926,10 @@ def raw_cases() -> Iterator[Case]:
 
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
-    names = {name for name, _, _ in valid_packs()}
+    names = {name for name, _, _ in (*valid_packs(), *valid_arranged())}
     groups = (
         *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
-        *(raw_cases, metadata_cases, referring_cases, folder_cases, field_cases, blob_cases),
+        *(raw_cases, metadata_cases, referring_cases, folder_cases, field_cases, blob_cases, arranged_cases),
     )
     for group in groups:
         for case in group():

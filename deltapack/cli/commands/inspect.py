@@ -91,7 +91,9 @@ def _settings(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 def _row(tensor: TensorSummary) -> tuple[str, ...]:
     shape = f"[{', '.join(map(str, tensor.shape))}]"
-    name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name
+    parts = tensor.base_parts
+    made_of = f" (from {f'{len(parts)} tensors' if len(parts) > 1 else parts[0]})" if parts else ""
+    name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name + made_of
     is_delta = bool(tensor.elements)
     return (
         name,
