@@ -18,6 +18,7 @@ __all__ = [
     "LeftOut",
     "SideFile",
     "check_side_name",
+    "is_never_a_part",
     "is_side_file",
     "is_training_state",
     "is_weight_file",
@@ -219,14 +220,20 @@ def is_training_state(name: str) -> bool:
     return bool(_TRAINING.fullmatch(name))
 
 
+def is_never_a_part(name: str) -> str | None:
+    """Return why a folder of this name is of no use to the model whatever it holds, or None where it may be."""
+    if name.startswith("."):
+        return "hidden"
+    return "cache or training state" if name == "__pycache__" or _TRAINING_FOLDER.fullmatch(name) else None
+
+
 def reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
     """Return why nothing in a sub-folder is part of the model, or None where it may be; `name` is its path in the checkpoint."""
-    if entry.name.startswith("."):
-        return "hidden"
+    reason = is_never_a_part(entry.name)
+    if reason is not None:
+        return reason
     if entry.is_symlink():
         return "a link to a folder"
-    if entry.name == "__pycache__" or _TRAINING_FOLDER.fullmatch(entry.name):
-        return "cache or training state"
     return "nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name)
 
 
