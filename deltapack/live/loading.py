@@ -178,8 +178,8 @@ class _Loader:
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
         checkpoint = arranged_base(checkpoint, readers)
-        composition, config = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
-        return cls(checkpoint, composition, place, choice, target, verify, threads, config)
+        composition, configs = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
+        return cls(checkpoint, composition, place, choice, target, verify, threads, configs.get(CONFIG))
 
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""
