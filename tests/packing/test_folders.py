@@ -14,6 +14,7 @@ from support.builders import Model, decode_by_spec, random_tensor, read_file, re
 import deltapack
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import CheckpointError, MergeConflictError, RecipeError, UnsupportedError
+from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 
 
 def model(seed: int, *names: str) -> Model:
@@ -344,3 +345,23 @@ def test_folders_of_one_shape_are_never_taken_for_each_other(tmp_path: Path) -> 
     assert report.kinds == {"removed": len(names), "stored": 2 * len(names)} and any(
         "more than one partner is possible" in note for note in report.notes
     )
+
+
+def test_layers_of_a_sub_folder_have_their_depth(tmp_path: Path) -> None:
+    names, side = [f"blocks.{number}.attn.weight" for number in range(3)], {"model_index.json": "{}"}
+    files = {"transformer/model.safetensors": model(2, *names), "vae/model.safetensors": model(8, "layers.7.weight")}
+    base, packs = write(tmp_path / "base", files, side), []
+    for seed in (100, 200):
+        ft = write(tmp_path / f"ft{seed}", tuned(files, seed), side)
+        packs.append(tmp_path / f"{seed}.dpk")
+        deltapack.compress(base, ft, packs[-1])
+    rows = [row.name for row in deltapack.survey_merge(base, packs).layers]
+    assert rows == ["layer 0", "layer 1", "layer 2", "layer 7"]
+    recipe = MergeRecipe(weights=(Schedule((Rule((0.0, 1.0)),)), constant(0.0)))
+    deltapack.merge(base, packs, tmp_path / "out", recipe=recipe)
+    deltapack.merge(base, packs[:1], tmp_path / "half", weights=0.5)
+    deltapack.apply(base, packs[0], tmp_path / "whole")
+    out, half, whole = (flat(weights(tmp_path / name)) for name in ("out", "half", "whole"))
+    for name, expected in zip([*names, "layers.7.weight"], (flat(files), half, whole, whole), strict=True):
+        key = f"vae/{name}" if name.startswith("layers") else f"transformer/{name}"
+        assert out[key] == expected[key] and flat(files)[key] != whole[key]
