@@ -13,7 +13,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("assets", "child", "gpu", "gpu_model", "kernels", "launch", "results", "sentences"),
     ("pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
-    ("codes", "fidelity", "loops", "memory", "peers", "sizes", "speed.candidates"),
+    ("codes", "exact", "fidelity", "loops", "memory", "peers", "sizes", "speed.candidates"),
     ("speed.inputs",),
     ("speed.checks",),
     ("speed.curves", "speed.peers", "speed.profile"),
