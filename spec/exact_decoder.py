@@ -318,17 +318,19 @@ def decode_planes(reader: Reader, base: list[int] | None, count: int, kind: Numb
     """Numbers alone, or added to those of the base."""
     planes_of = reader.byte()
     need(planes_of == 0 or (planes_of == 1 and base is not None), "R9", f"planes of kind {planes_of}")
-    planes = [decode_plane(reader, count) for _ in range(kind.width // 8)]
+    planes = [decode_plane(reader, count, 4) for _ in range(kind.width // 8)]
     numbers = [sum(byte << 8 * place for place, byte in enumerate(column)) for column in zip(*planes, strict=True)]
     if planes_of == 1 and base is not None:
         return [(x + v) % (1 << kind.width) for x, v in zip(base, numbers, strict=True)]
     return [(v >> 1) + (v % 2 << kind.width - 1) for v in numbers] if kind.signed else numbers
 
 
-def decode_plane(reader: Reader, count: int) -> bytes:
-    """A plane."""
+def decode_plane(reader: Reader, count: int, last_mode: int) -> bytes:
+    """A plane, or a tile of one."""
     mode = reader.byte()
-    need(mode < 4, "R9", f"mode {mode}")
+    need(mode <= last_mode, "R9", f"mode {mode}")
+    if mode == 4:
+        return b"".join(decode_plane(reader, min(TILE, count - start), 3) for start in range(0, count, TILE))
     if mode == 0:
         return reader.take(count)
     if mode == 1:

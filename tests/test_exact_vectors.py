@@ -132,7 +132,7 @@ def faults_of(name: str) -> tuple[Fault, ...]:
 TWICE = {
     "cut": "raw bits that are missing are not there to be read",
     "form-*": "an unknown form says nothing of the bytes behind it",
-    "plane-mode-4": "an unknown mode says nothing of the bytes behind it",
+    "plane-mode-5": "an unknown mode says nothing of the bytes behind it",
     "plane-frame-too-long": "no frame of so few bytes is so long: also R10",
     "table-none": "a table of no bytes is also cut",
     "table-too-long": "no table has so many bytes",

@@ -42,12 +42,13 @@ def varint(value: int) -> bytes:
 
 def varints(values: NDArray[np.integer[Any]]) -> bytes:
     """Spell many numbers one after the other."""
-    wide = values.astype(np.uint64)[:, None]
-    places = np.uint64(7) * np.arange(_MOST_DIGITS, dtype=np.uint64)
-    shifted = wide >> places
-    is_used, has_more = (shifted > 0) | (places == 0), np.pad(shifted[:, 1:] > 0, ((0, 0), (0, 1)))
-    digits = (shifted & np.uint64(127)) | np.where(has_more, np.uint64(128), np.uint64(0))
-    spelt: NDArray[np.uint8] = digits[is_used].astype(np.uint8)
+    digits = -(-max(1, int(values.max()).bit_length()) // 7)
+    shifted = values.astype(np.uint64)[:, None] >> np.uint64(7) * np.arange(digits, dtype=np.uint64)
+    is_used = shifted > 0
+    is_used[:, 0] = True
+    out = (shifted & np.uint64(127)).astype(np.uint8)
+    out[:, :-1] |= is_used[:, 1:] * np.uint8(128)
+    spelt: NDArray[np.uint8] = out[is_used]
     return spelt.tobytes()
 
 

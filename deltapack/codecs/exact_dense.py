@@ -21,7 +21,8 @@ _LEAST_FOR_CLASSES = 4096
 """Chunks of fewer numbers have neither classes nor staircases: nothing is won on them."""
 _EVERY = 16
 """Staircases are looked for in every 16th block."""
-_LEAST_HITS = 0.3
+_LEAST_HITS, _LEAST_GAIN = 0.3, 0.02
+"""A staircase is used where it tells so many numbers exactly, and so many more than taking them as they are."""
 _FLIPS = 256
 """Far symbols are used where more than a 256th of the signs change."""
 
@@ -73,8 +74,8 @@ def _classes_of(sums: NDArray[np.uint32], numbers: Numbers) -> Bytes:
 def _find_stairs(base: Bits, tuned: Bits, classes: Bytes, kind: int, numbers: Numbers) -> NDArray[np.uint64] | None:
     if numbers.stairs < 0:
         return None
-    candidates, hits, total = kernels.active().stairs_of(base, tuned, classes, kind, _EVERY, numbers)
-    return candidates if hits > _LEAST_HITS * total and candidates.any() else None
+    candidates, hits, same, total = kernels.active().stairs_of(base, tuned, classes, kind, _EVERY, numbers)
+    return candidates if hits > _LEAST_HITS * total and hits - same > _LEAST_GAIN * total else None
 
 
 def _far_exponent(predicted: Bits, tuned: Bits, numbers: Numbers) -> int:

@@ -156,7 +156,7 @@ class Backend(Protocol):
 
     def stairs_of(
         self, base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, numbers: Numbers
-    ) -> tuple[NDArray[np.uint64], int, int]:
+    ) -> tuple[NDArray[np.uint64], int, int, int]:
         """Find out what is mostly added."""
 
     def count_symbols(self, base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> NDArray[np.int64]:

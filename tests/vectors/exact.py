@@ -154,6 +154,11 @@ def planes(numbers: Sequence[int], kind: Kind, modes: Sequence[str], base: Seque
 
 def plane(row: bytes, mode: str) -> Json:
     """A plane in a mode."""
+    if mode == "tiles":
+        return {
+            "mode": 4,
+            "tiles": [plane(row[start : start + TILE], "zstd" if start else "constant") for start in range(0, len(row), TILE)],
+        }
     if mode != "coded":
         number = {"stored": 0, "constant": 1, "zstd": 3}[mode]
         content = {"stored": row, "constant": row[:1], "zstd": zstandard.ZstdCompressor(level=3).compress(row)}[mode]
@@ -219,17 +224,22 @@ def spell_tiles(tiles: Json) -> bytes:
     return out + b"".join(tiles["raw"] or [])
 
 
+def spell_plane(row: Json) -> bytes:
+    """The bytes of a plane."""
+    if row["mode"] == 4:
+        return b"\x04" + b"".join(map(spell_plane, row["tiles"]))
+    if row["mode"] == 2:
+        return b"\x02" + stream(spell_table(row["table"], 8)) + spell_tiles(row["tiles"])
+    content: bytes = row["bytes"]
+    return bytes([row["mode"]]) + (varint(len(content)) if row["mode"] == 3 else b"") + content
+
+
 def spell(chunk: Json) -> bytes:
     """The bytes of a chunk."""
     out = bytes([chunk["form"]])
     if chunk["form"] == 1:
         out += bytes([chunk["kind"]])
-        for row in chunk["planes"]:
-            if row["mode"] == 2:
-                out += bytes([2]) + stream(spell_table(row["table"], 8)) + spell_tiles(row["tiles"])
-            else:
-                size = varint(row.get("length", len(row["bytes"]))) if row["mode"] == 3 else b""
-                out += bytes([row["mode"]]) + size + row["bytes"]
+        out += b"".join(map(spell_plane, chunk["planes"]))
     if chunk["form"] == 2:
         out += chunk.get("table_stream") or stream(spell_table(chunk["table"], chunk["width"]), chunk.get("zstd", False))
         out += b"" if chunk["classes"] is None else stream(chunk["classes"], chunk.get("zstd", False))

@@ -155,6 +155,8 @@ def valid_planes() -> Iterator[tuple[str, Vector]]:
         yield f"planes-{low}", Vector("bf16", base, tuned, spell(planes(tuned, BF16, [low, "coded"])))
     repeated = [0x3F80 + i % 2 for i in range(600)]
     yield "planes-constant", Vector("bf16", None, repeated, spell(planes(repeated, BF16, ["zstd", "constant"])))
+    long = [0x3F80] * 65_536 + repeated
+    yield "planes-tiles", Vector("bf16", None, long, spell(planes(long, BF16, ["tiles", "constant"])))
     modes = ["stored", "coded"]
     yield "planes-added", Vector("bf16", base, tuned, spell(planes(tuned, BF16, modes, base)))
     wraps = ([0xFFFF, 0, 5], [1, 0xFFF0, 5])
@@ -388,7 +390,12 @@ def with_far(chunk: Json, least: int) -> Json:
 def plane_faults() -> Iterator[tuple[str, str, Edit]]:
     """Faults of planes: the first is coded, the second a frame."""
     yield "planes-kind-2", "R9", put("kind", 2)
-    yield "plane-mode-4", "R9", put("planes", 1, "mode", 4)
+    yield "plane-mode-5", "R9", put("planes", 1, "mode", 5)
+    yield (
+        "plane-tiles-in-tiles",
+        "R9",
+        lambda chunk: chunk["planes"].insert(1, {"mode": 4, "tiles": [{"mode": 4, "tiles": [chunk["planes"].pop()]}]}),
+    )
     yield "plane-cut", "R9", lambda chunk: chunk["planes"][1].update(mode=0, bytes=bytes(159))
     yield "plane-frame-too-long", "R9", lambda chunk: chunk["planes"][1].update(bytes=bytes(385))
     yield "plane-frame-other-size", "R10", lambda chunk: chunk["planes"][1].update(bytes=zstandard.ZstdCompressor().compress(bytes(161)))

@@ -17,7 +17,7 @@ _HUGE = np.iinfo(np.int64).max
 
 def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> NDArray[np.int64]:
     """See the reference."""
-    out = np.zeros((2, kinds << 16), np.uint32)
+    out = np.zeros((2 if len(base) > 1 << 17 else 1, kinds << 16), np.uint32)
     _count(base, classes, symbols, np.uint64(numbers.shift), np.uint64(numbers.mask), out)
     both: NDArray[np.int64] = out.sum(axis=0, dtype=np.int64)
     return both.reshape(kinds, 256, 256)
@@ -25,7 +25,8 @@ def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, 
 
 @compiled
 def _count(base: Bits, classes: Bytes, symbols: Bytes, shift: np.uint64, mask: np.uint64, out: NDArray[np.uint32]) -> None:
-    """Count in two tables in turns, so that equal neighbours need not wait for each other."""
+    """Count in two tables in turns, so that equal neighbours need not wait for each other; in one where adding them takes longer."""
+    other = len(out) - 1
     n, block, size = np.uint64(len(base)), np.uint64(0), np.uint64(EXACT_BLOCK)
     while block * size < n:
         kind = np.uint64(classes[block]) << np.uint64(16)
@@ -33,7 +34,7 @@ def _count(base: Bits, classes: Bytes, symbols: Bytes, shift: np.uint64, mask: n
         while i + np.uint64(1) < end:
             out[0, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)
             i += np.uint64(1)
-            out[1, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)
+            out[other, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)
             i += np.uint64(1)
         if i < end:
             out[0, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)

@@ -115,7 +115,7 @@ def _loops(width: int, head: int) -> _Loops:
             block += np.uint64(1)
 
     def votes(base: Any, tuned: Any, classes: Any, wanted: Any, every: Any, shift: Any, candidates: Any, counts: Any) -> Any:
-        hits, total, blocks = 0, 0, len(base) // EXACT_BLOCK
+        hits, same, total, blocks = 0, 0, 0, len(base) // EXACT_BLOCK
         for is_counting in range(2):
             number = 0
             for block in range(blocks):
@@ -129,12 +129,13 @@ def _loops(width: int, head: int) -> _Loops:
                     step, place = U(U(U(tuned[i]) - x) & full), U(U(x >> shift) & U(STEPS - 1))
                     if is_counting:
                         total += 1
+                        same += step == zero
                         hits += U(candidates[place]) == step
                     elif counts[place] == 0:
                         candidates[place], counts[place] = step, 1
                     else:
                         counts[place] += 1 if U(candidates[place]) == step else -1
-        return hits, total
+        return hits, same, total
 
     def flips(predicted: Any, tuned: Any, shift: Any, mask: Any) -> Any:
         count, largest = zero, zero
@@ -225,12 +226,14 @@ def predicted_of(base: Bits, classes: Bytes, stairs: NDArray[np.uint64], numbers
     return out
 
 
-def stairs_of(base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, numbers: Numbers) -> tuple[NDArray[np.uint64], int, int]:
+def stairs_of(
+    base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, numbers: Numbers
+) -> tuple[NDArray[np.uint64], int, int, int]:
     """See the reference."""
     candidates, counts = np.zeros(STEPS, np.uint64), np.zeros(STEPS, np.int64)
     votes = _loops(numbers.width, numbers.head).votes
-    hits, total = votes(base, tuned, classes, wanted, every, *_typed(numbers, numbers.stairs), candidates, counts)
-    return candidates, int(hits), int(total)
+    hits, same, total = votes(base, tuned, classes, wanted, every, *_typed(numbers, numbers.stairs), candidates, counts)
+    return candidates, int(hits), int(same), int(total)
 
 
 def flips_of(predicted: Bits, tuned: Bits, numbers: Numbers) -> tuple[int, int]:

@@ -158,13 +158,16 @@ def _places(base: Bits, numbers: Numbers) -> NDArray[np.int64]:
     return (base.astype(np.uint64) >> np.uint64(numbers.stairs) & np.uint64(STEPS - 1)).astype(np.int64)
 
 
-def stairs_of(base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, numbers: Numbers) -> tuple[NDArray[np.uint64], int, int]:
+def stairs_of(
+    base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, numbers: Numbers
+) -> tuple[NDArray[np.uint64], int, int, int]:
     """Return what is mostly added to the bits of the numbers of a class, for each value of six bits of their mantissa.
 
     Only whole blocks are looked at, every so many of those of the class, from the first one on.
 
     Returns:
-        The candidate of a majority vote (Boyer and Moore) for each place, `[64] uint64`; how many numbers have it; of how many.
+        The candidate of a majority vote (Boyer and Moore) for each place, `[64] uint64`; how many numbers have it, how many did not
+        change, and how many there are.
     """
     blocks = [block for block in range(len(base) // EXACT_BLOCK) if classes[block] == wanted][::every]
     at = (np.array(blocks, np.int64)[:, None] * EXACT_BLOCK + np.arange(EXACT_BLOCK)).reshape(-1)
@@ -176,4 +179,4 @@ def stairs_of(base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, 
             candidates[place], votes[place] = step, 1
         else:
             votes[place] += 1 if candidates[place] == step else -1
-    return candidates, int((candidates[places] == steps).sum()), len(at)
+    return candidates, int((candidates[places] == steps).sum()), int((steps == 0).sum()), len(at)
