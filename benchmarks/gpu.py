@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.gpu [--sizes 1B 7B] [--packs 1 2 4 8]
 
 Weights are synthetic, made on the device; packs are compressed from synthetic layers of the same shapes and sent once for each layer, so
-bytes and kernels are those of a whole model. Times are medians; every ratio is of one run. Without CUDA it says so, checks the kernels in
-Triton's interpreter on a tiny model, and ends with 0.
+bytes and kernels are those of a whole model. Times are medians; every ratio is of one run; peers run on an eighth of the tensors. Without
+CUDA it says so, checks the kernels in Triton's interpreter on a tiny model, keeps nothing, and ends with 0.
 """
 
 from __future__ import annotations
@@ -18,21 +18,34 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 import deltapack
+from benchmarks.command import keep
+from benchmarks.results import Cell, Section, Table, machine
 from deltapack.device.backends import choose, resolve_device
 from deltapack.device.regions import region_of
 from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Engine, Saved, Work
+from deltapack.device.work import Engine, Saved, UndoMode, Work
 from deltapack.dtypes import BY_NAME
 from deltapack.format.reader import PackReader
 
 BF16 = BY_NAME["bf16"]
 REPEATS = 7
+PACK_HEADERS = ("model", "G weights", "packs", "MB on the GPU", "bits/weight", "decode and send ms")
+HEADERS = ("model", "what", "ms", "GB/s", "x copy")
+NOTES = (
+    "Weights and packs are synthetic, of the shapes of a decoder: bf16, drop rate 0.9, int4, seeded. Times are from the call to the end of "
+    "the last kernel, medians of 7.",
+    "GB/s: the weights read and written once, by the time. Copy: all weights to another place on the GPU.",
+    "Planned anew: the tables that stay the same are made, too, as when a mix of packs is first asked for; its composition is not in it.",
+    'By copy: whole tensors are kept to undo the packs (`undo="copy"`), not the replaced elements.',
+    "Peers: all weights from pinned memory, `add_` of a dense difference, `index_add_` of a tenth; on an eighth of the tensors, scaled.",
+)
 
 
 @dataclass(frozen=True)
@@ -150,9 +163,9 @@ class State:
     engine: Engine
     saved: list[Saved]
 
-    def to(self, works: Sequence[Work]) -> None:
+    def to(self, works: Sequence[Work], mode: UndoMode = "log") -> None:
         done: list[Saved] = []
-        self.engine.switch(self.saved, works, "log", done)
+        self.engine.switch(self.saved, works, mode, done)
         self.saved = done
 
 
@@ -160,20 +173,33 @@ def rows_of(subject: Subject, engine: Engine, device: torch.device, counts: Sequ
     """Measure; rows of what was done and seconds."""
     state, tensors = State(engine, []), list(subject.weights.values())
     before = [tensor.clone() for tensor in tensors] if device.type == "cpu" else [tensor[:1].clone() for tensor in tensors]
-    copies = [torch.empty_like(tensor) for tensor in tensors[: max(1, len(tensors) // 8)]]
-    share = sum(copy.nbytes for copy in copies) / subject.nbytes
-    copying = median(device, lambda: [copy.copy_(tensor) for copy, tensor in zip(copies, tensors, strict=False)])
-    rows = [("copy within the device, scaled", copying / share)]
+    rows = [("copy within the device", copying(tensors, device))]
+    anew: list[Work] = []
+
+    def plan_anew() -> None:
+        state.to([])
+        anew[:] = subject.works([0])
+
+    rows.append(("activate 1, planned anew", median(device, lambda: state.to(anew), plan_anew)))
     for count in counts:
         works = subject.works(range(count), 1 / count)
-        rows.append((f"activate {count}", median(device, partial(state.to, works), partial(state.to, []))))
+        activate, back = partial(state.to, works), partial(state.to, [])
+        rows.append((f"activate {count}", median(device, activate, back)))
+        rows.append((f"undo {count}", median(device, back, activate)))
+    copied = partial(state.to, works, "copy")
+    rows.append((f"activate {count}, by copy", median(device, copied, back)))
+    rows.append((f"undo {count}, by copy", median(device, back, copied)))
     one, other = subject.works([0]), subject.works([len(subject.packs) - 1])
     rows.append(("switch", median(device, lambda: state.to(other), lambda: state.to(one))))
-    rows.append(("undo", median(device, lambda: state.to([]), lambda: state.to(one))))
     state.to([])
     after = [tensor if device.type == "cpu" else tensor[:1] for tensor in tensors]
     assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(before, after, strict=True)), "the base is not back"
     return rows + peers(tensors, device)
+
+
+def copying(tensors: Sequence[torch.Tensor], device: torch.device) -> float:
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    return median(device, lambda: [copy.copy_(tensor) for copy, tensor in zip(copies, tensors, strict=True)])
 
 
 def peers(tensors: Sequence[torch.Tensor], device: torch.device) -> list[tuple[str, float]]:
@@ -193,14 +219,11 @@ def peers(tensors: Sequence[torch.Tensor], device: torch.device) -> list[tuple[s
     return [(name, seconds * scale) for name, seconds in rows]
 
 
-def report(size: str, subject: Subject, sent: tuple[float, int], rows: Sequence[tuple[str, float]]) -> None:
-    copy = dict(rows)["copy within the device, scaled"]
-    print(f"\n## {size}: {subject.nbytes / 2e9:.3f} G weights in bf16, {len(subject.packs)} packs, density 0.1, int4, seeded\n")
-    size_text = f"{sent[1] / 1e6:.1f} MB, {8 * sent[1] / (subject.nbytes / 2):.3f} bits a weight"
-    print(f"A pack on the device: {size_text}; decoded on the host and sent in {1e3 * sent[0]:.1f} ms.\n")
-    print("| what | ms | GB/s (weights read and written once) | times a copy of the weights |\n|---|---|---|---|")
-    for name, seconds in rows:
-        print(f"| {name} | {1e3 * seconds:.2f} | {2 * subject.nbytes / seconds / 1e9:.1f} | {seconds / copy:.2f} |")
+def report(size: str, subject: Subject, sent: tuple[float, int], rows: Sequence[tuple[str, float]]) -> tuple[list[Cell], list[list[Cell]]]:
+    """Return rows of the two tables."""
+    weights, copy = subject.nbytes // 2, rows[0][1]
+    times: list[list[Cell]] = [[size, what, 1e3 * seconds, 2 * subject.nbytes / seconds / 1e9, seconds / copy] for what, seconds in rows]
+    return [size, weights / 1e9, len(subject.packs), sent[1] / 1e6, 8 * sent[1] / weights, 1e3 * sent[0]], times
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -218,14 +241,29 @@ def main(arguments: Sequence[str]) -> int:
     assert choice.engine is not None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, backend {choice}")
+    packs, times = list[list[Cell]](), list[list[Cell]]()
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             subject, seconds, nbytes = make_subject(Path(folder), SHAPES[size], max(counts), device)
-            if device.type == "cuda":
-                report(size, subject, (seconds, nbytes), rows_of(subject, choice.engine, device, counts))
-            else:
-                check(subject, choice.engine)
+        if device.type == "cpu":
+            check(subject, choice.engine)
+            continue
+        pack, rows = report(size, subject, (seconds, nbytes), rows_of(subject, choice.engine, device, counts))
+        packs.append(pack)
+        times += rows
+    if packs:
+        section = section_of(f"{name}, {machine()}, triton {version('triton')}", packs, times)
+        print(section.markdown())
+        keep(section)
     return 0
+
+
+def section_of(place: str, packs: Sequence[Sequence[Cell]], times: Sequence[Sequence[Cell]]) -> Section:
+    tables = (
+        Table("packs", "Packs on a GPU", PACK_HEADERS, tuple(map(tuple, packs))),
+        Table("times", "Activating, switching and undoing packs on a GPU", HEADERS, tuple(map(tuple, times))),
+    )
+    return Section("GPU", "python -m benchmarks.gpu", tables, NOTES, place=place)
 
 
 def check(subject: Subject, engine: Engine) -> None:

@@ -12,8 +12,8 @@ HBM, USED, BUS = 3.35e12, 0.85, 50e9
 MODELS = {"7B": 6.74e9, "70B": 70.6e9}
 SECTOR = 32
 """Bytes that memory is read and written by."""
-TABLES = (9 + 7) * 8 / 65_536
-"""Bytes a weight of the tables of a launch, for one term."""
+TABLES = (8 + 1) * 8 / 65_536
+"""Bytes a weight of the tables that a launch reads, for one term: its row for the tile, and whose tile it is."""
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,15 @@ def compile_variant(name: str, architecture: int) -> Compiled:
     given = dict(VARIANTS[name])
     target = given.pop("dtype", "bf16")
     source = given.pop("source", target)
-    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, "BLOCK": triton_kernels.BLOCK}
-    pointers = ("regions", "tiles", "parts", "terms", "scratch", "violation")
-    signature = {name: "*i32" if name == "scratch" else "*i64" for name in pointers} | {"count": "i32"}
+    blocks = {"BLOCK": triton_kernels.BLOCK, "WINDOW": triton_kernels.WINDOW}
+    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, **blocks}
+    pointers = {"tasks": "*i64", "terms": "*i64", "owners": "*i64", "scratch": "*i32", "states": "*i32", "violation": "*i64"}
+    signature = pointers | {"count": "i32", "most": "i32"}
     aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(pointers))}
     text = ASTSource(triton_kernels.switch_tiles, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
-    options = triton_kernels.options(alike=given["KINDS"] != EVERYTHING["KINDS"], heavy=given["COLLECT"] or "f64" in (source, target))
+    options = triton_kernels.options(
+        alike=given["KINDS"] != EVERYTHING["KINDS"], heavy="f64" in (source, target) or (given["COLLECT"] and source != target)
+    )
     kernel = triton.compile(text, target=GPUTarget("cuda", architecture, 32), options=options)
     ptx = kernel.asm["ptx"]
     registers, stack = resources(kernel.asm["cubin"])

@@ -20,7 +20,9 @@ from benchmarks.command import main
 from benchmarks.pairs import Pair, real_pairs, synthetic_pair, write_family
 from benchmarks.results import Cell, Section, Table, progress
 from deltapack.checkpoint import open_checkpoint
+from deltapack.format.writer import stored_side_file
 from deltapack.packing.roles import roles_of
+from deltapack.packing.sides import sides_with_base
 
 RECIPES = (
     (0.5, "auto", "seeded"),
@@ -91,6 +93,12 @@ def measure(quick: bool) -> Section:
             GAPS_HEADERS,
             tuple(_gaps_rows(gaps_numel)),
         ),
+        Table(
+            "files",
+            "Side files that differ from the base's",
+            ("pair", "file", "bytes", "in the pack", "without the base's", "in the pack, %"),
+            tuple(row for pair in pairs for row in _file_rows(pair)),
+        ),
         Table("zstd", "zstd on the weight files", ("pair", "peer", "bytes", "ratio", "bits/weight", "seconds"), tuple(peers)),
     )
     notes = (
@@ -103,6 +111,8 @@ def measure(quick: bool) -> Section:
         "A tensor costs about 85 bytes in the index and 28 to 88 per chunk in tables, whatever its size: "
         "that is what keeps B1 and B2 (199 tensors of 34 thousand elements on average) above 0.05 at a drop rate of 0.99, "
         "where entropy coding also finds too few codes in a stream to gain anything.",
+        "Side files: beside those that are new, which no base has, and those that the base has, which cost nothing. "
+        "Texts for people (README) stay whole, so that the base may change its own.",
         "zstd rows are lossless, packs at these drop rates are not; bits/weight there: over all elements of the fine-tune.",
         *missing,
     )
@@ -151,6 +161,15 @@ def _vectors_row(pair: Pair) -> tuple[Cell, ...]:
         )
     grows = 100 * (after / before - 1)
     return pair.name, deltapack.Recipe.drop_rate, len(names), share, before, after, grows, VECTORS_LIMIT, _result(grows, VECTORS_LIMIT)
+
+
+def _file_rows(pair: Pair) -> Iterator[tuple[Cell, ...]]:
+    """Each side file that a pack carries, as it holds it and as it would if it could not refer to the base's."""
+    with open_checkpoint(pair.base) as base, open_checkpoint(pair.finetuned) as tuned:
+        for name, data, before in sides_with_base(base, tuned.list_side_files()[0]):
+            if before is not None and data != before:
+                found, alone = (len(stored_side_file(name, data, other)[0]) for other in (before, None))
+                yield pair.name, name, len(data), found, alone, 100 * found / alone
 
 
 def _gaps_rows(numel: int) -> Iterator[tuple[Cell, ...]]:

@@ -139,6 +139,15 @@ CHAPTERS = (
         ),
     ),
     Chapter(
+        "GPU",
+        "Synthetic decoders in bf16 on one GPU; drop rate 0.9, int4, seeded. `x copy`: the time by that of copying all weights to another "
+        "place on the GPU. [docs/performance.md](../docs/performance.md) says what the time is.",
+        (
+            View("GPU", "times", ("model", "what", "ms", "x copy")),
+            View("GPU", "packs", ("model", "G weights", "MB on the GPU", "bits/weight")),
+        ),
+    ),
+    Chapter(
         "Memory",
         "Peak of a fresh process that makes the one call with 2 workers, libraries included; drop rate 0.9, int4, seeded; merges are of "
         "two packs.",

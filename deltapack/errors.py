@@ -6,8 +6,10 @@
     +-- NonFiniteError        1  NaN or Inf where a lossy pack cannot represent it
     +-- MergeConflictError    1  packs disagree on something that cannot be added
     +-- CheckpointError       3  a checkpoint is malformed or damaged
+    |   +-- NotACheckpointError  5  this is something else than a checkpoint, and whole
     +-- FormatError           3  a pack breaks a rule of the format
     |   +-- ChecksumError     3  stored bytes do not match their checksum
+    |   +-- NotAPackError     5  this is something else than a pack, and whole
     +-- BaseMismatchError     4  this is not the base that the pack was made from
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
     +-- BackendError          5  the backend or device that was asked for cannot run here
@@ -18,6 +20,8 @@ The number is the exit code of the command line.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
@@ -30,10 +34,24 @@ __all__ = [
     "LimitError",
     "MergeConflictError",
     "NonFiniteError",
+    "NotACheckpointError",
+    "NotAPackError",
     "OutputError",
     "RecipeError",
     "UnsupportedError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(word: object, choices: Iterable[str]) -> str | None:
+    """Return a sentence that names the choice that is spelled most like `word`; none where none is near.
+
+    >>> did_you_mean("tie", ["ties", "linear"]), did_you_mean("drop_rat", ["drop-rate"]), did_you_mean("x", ["ties"])
+    ('Did you mean ties?', 'Did you mean drop-rate?', None)
+    """
+    by_spelling = {choice.lower().replace("_", "-"): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).lower().replace("_", "-"), by_spelling, n=1)
+    return f"Did you mean {by_spelling[near[0]]}?" if near else None
 
 
 class DeltapackError(Exception):
@@ -107,9 +125,15 @@ class MergeConflictError(DeltapackError):
 
 
 class CheckpointError(DeltapackError):
-    """A checkpoint is malformed, damaged or not a checkpoint."""
+    """A checkpoint is malformed or damaged."""
 
     exit_code = 3
+
+
+class NotACheckpointError(CheckpointError):
+    """This is no checkpoint that can be read: an adapter, a GGUF file, a pack, an empty folder, nothing at all; it is not damaged."""
+
+    exit_code = 5
 
 
 class FormatError(DeltapackError):
@@ -120,6 +144,12 @@ class FormatError(DeltapackError):
 
 class ChecksumError(FormatError):
     """Stored bytes do not match their checksum: the file was damaged after it was written."""
+
+
+class NotAPackError(FormatError):
+    """This is no pack: a checkpoint, a file of another kind, nothing at all; it is not a damaged pack."""
+
+    exit_code = 5
 
 
 class BaseMismatchError(DeltapackError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["DEFAULT_LIMITS", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "OF_THE_USER", "Limits"]
 
 MIB = 1 << 20
 
@@ -23,9 +23,11 @@ class Limits:
         ndim: Number of dimensions of a tensor.
         numel: Number of elements of a tensor.
         terms: Number of sparse terms that one tensor may add up.
+        pieces: Number of boxes of base tensors that one tensor may start from.
         json_depth: Nesting depth of a JSON document.
         window_bytes: Window of a zstd frame.
-        side_file_bytes: Size of one side file.
+        side_file_bytes: Size of one side file. It is held in memory whole, with its frame and, where that refers to it, the base's file.
+        packed_file_bytes: Size of one side file that is packed unless its writer asks for more; at most `side_file_bytes`.
         side_files_bytes: Size of all side files together.
         side_files: Number of side files.
     """
@@ -39,11 +41,16 @@ class Limits:
     ndim: int = 8
     numel: int = 1 << 48
     terms: int = 64
+    pieces: int = 4096
     json_depth: int = 8
     window_bytes: int = 8 * MIB
-    side_file_bytes: int = 64 * MIB
-    side_files_bytes: int = 256 * MIB
+    side_file_bytes: int = 256 * MIB
+    packed_file_bytes: int = 128 * MIB
+    side_files_bytes: int = 1024 * MIB
     side_files: int = 1000
 
 
 DEFAULT_LIMITS = Limits()
+
+OF_THE_USER = replace(DEFAULT_LIMITS, side_file_bytes=1 << 53, packed_file_bytes=1 << 53, side_files_bytes=1 << 53, side_files=1 << 31)
+"""For side files of a folder that are looked at or copied, not packed: they are the user's own, whatever their size."""

@@ -18,6 +18,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from deltapack.checking import as_count
 from deltapack.errors import RecipeError
 
 __all__ = ["batches", "for_each", "ordered_map", "resolve_workers"]
@@ -30,11 +31,11 @@ def resolve_workers(workers: int | None) -> int:
     """Return the worker count to use: `workers`, or every core this process may run on.
 
     Raises:
-        RecipeError: `workers` is below 1.
+        RecipeError: `workers` is no whole number, or below 1.
     """
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
+    if as_count("workers", workers) < 1:
         raise RecipeError("workers is out of range", expected="at least 1", found=workers)
     return workers
 

@@ -80,7 +80,7 @@ class PreviewRow:
         kind: Entry kind.
         dtype: Element type; empty of an alias.
         shape: Shape.
-        base_name: The base tensor that it starts from, or is; of an alias the tensor that it is tied to; else empty.
+        base_name: The base tensor that it starts from, or is, or what that is made of; of an alias what it is tied to; else empty.
         index: Index codec; empty where there is no difference to keep.
         values: Value codec, likewise.
         bytes: About what it takes in the pack.
@@ -248,7 +248,7 @@ class ExplainReport(_Report):
 
 @dataclass(frozen=True)
 class VerifyReport(_Report):
-    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given."""
+    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that."""
 
     pack: Path
     pack_bytes: int
@@ -256,3 +256,4 @@ class VerifyReport(_Report):
     side_files: int
     base_tensors: int
     result_digests: bool
+    notes: Sequence[str] = field(default_factory=list)

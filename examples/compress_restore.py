@@ -5,6 +5,7 @@ Usage: python examples/compress_restore.py [BASE FINETUNED [OUT_FOLDER]]
 Without arguments it uses the models that `deltapack demo` leaves in ./deltapack-demo.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -28,5 +29,14 @@ def main(base: Path, finetuned: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     demo = Path("deltapack-demo")
-    paths = [Path(argument) for argument in sys.argv[1:]] or [demo / "base", demo / "code-finetuned"]
-    main(paths[0], paths[1], paths[2] if len(paths) > 2 else Path("."))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, nargs="?", default=demo / "base", metavar="BASE")
+    parser.add_argument("finetuned", type=Path, nargs="?", metavar="FINETUNED")
+    parser.add_argument("out", type=Path, nargs="?", default=Path(), metavar="OUT_FOLDER")
+    given = parser.parse_args()
+    if given.finetuned is None and given.base != demo / "base":
+        parser.error("a base needs a fine-tune")
+    try:
+        main(given.base, given.finetuned or demo / "code-finetuned", given.out)
+    except deltapack.DeltapackError as error:
+        sys.exit(f"Error: {error}")

@@ -5,6 +5,7 @@ Usage: python examples/merge.py [BASE A.dpk B.dpk [OUT_FOLDER]]
 Without arguments it uses what `deltapack demo` leaves in ./deltapack-demo.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def main(base: Path, packs: list[Path], out: Path) -> None:
 
 if __name__ == "__main__":
     demo = Path("deltapack-demo")
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    paths = paths or [demo / "base", *sorted(demo.glob("*.dpk"))[:2]]
-    main(paths[0], paths[1:3], paths[3] if len(paths) > 3 else Path("."))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, nargs="?", metavar="BASE")
+    parser.add_argument("packs", type=Path, nargs="*", metavar="A.dpk B.dpk [OUT_FOLDER]")
+    given = parser.parse_args()
+    if given.base is None:
+        given.base, given.packs = demo / "base", [demo / f"{name}-drop0.9.dpk" for name in ("code", "prose")]
+    if len(given.packs) not in (2, 3):
+        parser.error("a base needs two packs")
+    try:
+        main(given.base, given.packs[:2], given.packs[2] if len(given.packs) == 3 else Path())
+    except deltapack.DeltapackError as error:
+        sys.exit(f"Error: {error}")

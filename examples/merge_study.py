@@ -6,6 +6,7 @@ The base and two of the fine-tunes (code, prose) are those of `deltapack demo`, 
 held-out text of all three. Writes merge_study.csv and, with matplotlib, merge_study.png into the folder; takes a few minutes.
 """
 
+import argparse
 import csv
 import importlib.util
 import sys
@@ -178,4 +179,9 @@ def main(folder: Path, size: DemoSize | None = None, sources: Folders | None = N
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "deltapack-demo"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("deltapack-demo"), metavar="FOLDER")
+    try:
+        main(parser.parse_args().folder)
+    except deltapack.DeltapackError as error:
+        sys.exit(f"Error: {error}")

@@ -3,6 +3,7 @@
 Usage: python examples/open_pack.py PACK
 """
 
+import argparse
 import sys
 
 import numpy as np
@@ -23,4 +24,9 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack", metavar="PACK")
+    try:
+        main(parser.parse_args().pack)
+    except deltapack.DeltapackError as error:
+        sys.exit(f"Error: {error}")

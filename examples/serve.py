@@ -9,6 +9,7 @@ Usage: python examples/serve.py BASE PACK [PACK...] [--device D] [--port N]
 
 import argparse
 import json
+import sys
 import threading
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import deltapack
+from deltapack.errors import RecipeError
 
 LARGEST_REQUEST = 1 << 20
 MOST_NEW_TOKENS = 1000
@@ -38,10 +40,16 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, mix: Mix, ids: list[list[int]], new_tokens: int) -> list[list[int]]:
-        """Return the continued token ids."""
+        """Return the continued token ids.
+
+        Raises:
+            ValueError: There is no such pack, or no such token.
+        """
         for name, _ in mix:
             if name not in self._packs:
-                raise KeyError(f"no such pack: {name}")
+                raise ValueError(f"no such pack: {name}; there are {', '.join(self._packs)}")
+        if not all(0 <= token < self._model.config.vocab_size for row in ids for token in row):
+            raise ValueError(f"a token id is not between 0 and {self._model.config.vocab_size - 1}")
         future: Future[list[list[int]]] = Future()
         with self._changed:
             self._waiting.setdefault(mix, []).append((ids, new_tokens, future))
@@ -124,7 +132,7 @@ def handler(scheduler: Scheduler) -> type[BaseHTTPRequestHandler]:
                 if self.path != "/generate" or not 0 < length <= LARGEST_REQUEST:
                     raise ValueError("POST at most 1 MiB of JSON to /generate")
                 self._answer(200, {"ids": scheduler.submit(*parse(self.rfile.read(length)))})
-            except (ValueError, IndexError, KeyError) as error:
+            except (ValueError, OverflowError, RecursionError, RecipeError) as error:
                 self._answer(400, {"error": str(error)})
             except Exception as error:
                 self._answer(500, {"error": str(error)})
@@ -155,13 +163,16 @@ def start(base: Path, packs: list[Path], device: str, port: int) -> tuple[Thread
 
 def main() -> None:
     """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(description="Serve one base and many packs.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path)
     parser.add_argument("packs", type=Path, nargs="+")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
-    server, scheduler = start(given.base, given.packs, given.device, given.port)
+    try:
+        server, scheduler = start(given.base, given.packs, given.device, given.port)
+    except (deltapack.DeltapackError, OSError, RuntimeError) as error:  # not a pack, no model there, the port is taken, no such device
+        sys.exit(f"Error: {error}")
     print(f"serving on http://127.0.0.1:{server.server_port}/generate")
     try:
         server.serve_forever()

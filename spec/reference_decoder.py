@@ -113,18 +113,19 @@ def read_prologue(data: bytes) -> tuple[bytes, int]:
     return index, raw_length
 
 
-def unzstd(frame: bytes, raw_length: int) -> bytes:
-    """R10: the content of exactly one zstd frame of exactly `raw_length` bytes."""
-    check_frame(frame, raw_length)
+def unzstd(frame: bytes, raw_length: int, before: bytes | None = None) -> bytes:
+    """R10: the content of exactly one zstd frame of exactly `raw_length` bytes; matches may begin in `before`, if that is given."""
+    check_frame(frame, raw_length, refers=before is not None)
+    prefix = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
     try:
-        content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        content = zstandard.ZstdDecompressor(dict_data=prefix).decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Invalid("R10", str(error)) from error
     need(len(content) == raw_length, "R10", "the frame holds another size")
     return content
 
 
-def check_frame(frame: bytes, raw_length: int) -> None:
+def check_frame(frame: bytes, raw_length: int, refers: bool = False) -> None:
     """R10: the frame header and the block headers, whatever the zstd library would let pass."""
 
     def take(count: int) -> int:
@@ -147,7 +148,9 @@ def check_frame(frame: bytes, raw_length: int) -> None:
     need(raw_length > 0 and size == raw_length, "R10", "the frame states another size")
     if single_segment:
         window = size
-    need(min(size, MAX_BLOCK) <= window <= MAX_WINDOW, "R10", "the window is too small or too large")
+    need(single_segment or not refers, "R10", "the window is not the content")
+    most = MAX_FILE if refers else MAX_WINDOW
+    need(min(size, MAX_BLOCK) <= window <= most, "R10", "the window is too small or too large")
     is_last = 0
     while not is_last:
         header = take(3)
@@ -251,6 +254,8 @@ def check_type(value: Any, kind: str, where: str) -> None:
     elif kind == "blob":
         ok = type(value) is list and [type(item) for item in value] == [int, int, str]
         ok = ok and min(value[:2]) >= 0 and re.fullmatch("[0-9a-f]{16}", value[2]) is not None
+    elif kind == "true":
+        ok = value is True
     elif kind in ("ints", "strings"):
         ok = type(value) is list and all(type(item) is {"ints": int, "strings": str}[kind] for item in value)
     else:
@@ -279,9 +284,12 @@ ITEMSIZE = {
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES: tuple[str, ...] = ()  # version 1.0 defines none
+FEATURES = ("arranged", "files.base", "folders", "raw-types")
+RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
+RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
-MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 64 * MIB, 256 * MIB, 1000
+MAX_PIECES = 4096
+MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_STATS = 64
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
@@ -295,14 +303,26 @@ FIELDS = {  # kind -> fields that must, fields that may be there
     "removed": ("name:string kind:string base:object", ""),
     "alias": ("name:string kind:string of:string", ""),
 }
-BASE_MAY = "name:string dtype:string shape:ints"
+BASE_MAY = "name:string dtype:string shape:ints grid:list pieces:list"
 TERM = "index:string values:string factor:hex8 nnz:int blob:blob"
 TERM_FIELDS = {"seeded": f"{TERM} keep:int key:hex16", "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
 
 
-def numel(shape: Sequence[int]) -> int:
-    """The number of elements."""
-    return math.prod(shape)
+def is_raw(dtype: str) -> bool:
+    """Whether this is the name of a raw type (section 3.6)."""
+    match = RAW.fullmatch(dtype)
+    return bool(match) and match[2] not in SAFETENSORS and RAW_WIDTHS.get(match[2], match[1]) == match[1]
+
+
+def itemsize(dtype: str) -> int:
+    """The bytes of an element; those of a raw type are counted by the byte."""
+    return 1 if RAW.fullmatch(dtype) else ITEMSIZE[dtype]
+
+
+def numel(dtype: str, shape: Sequence[int]) -> int:
+    """The number of elements; of a raw type, of bytes."""
+    match = RAW.fullmatch(dtype)
+    return math.prod(shape) * int(match[1]) // 8 if match else math.prod(shape)
 
 
 def chunk_count(count: int) -> int:
@@ -319,15 +339,28 @@ def check_index(index: Any) -> None:
     for feature in index["required"]:
         need(feature in FEATURES, "R5", f"unknown feature {feature!r}")
     top = "format:string required:list created_by:string base:object result:object recipe:object tensors:list"
+    top += " folders:object" if "folders" in index["required"] else ""
     check_fields({k: v for k, v in index.items() if k != "files"}, "index", top, "optional:object")
     check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
     check_fields(index["result"], "result", "fingerprint:hex64 tensors:int bytes:int")
     need("files" in index, "R4", "no `files`")
+    check_metadata(index.get("optional", {}).get("dpk.metadata", {}))
     need(len(index["tensors"]) <= MAX_TENSORS, "R6", "too many tensors")
     for entry in index["tensors"]:
         check_entry(entry)
     check_together(index)
-    check_files(index["files"])
+    if "folders" in index["required"]:
+        check_folders(index["folders"], index["tensors"])
+    check_files(index["files"], "files.base" in index["required"], index.get("folders", {}))
+
+
+def check_metadata(folders: Any) -> None:
+    """R4 on what the index says of the headers of weight files (section 3.11)."""
+    check_type(folders, "object", "dpk.metadata")
+    for folder, metadata in folders.items():
+        check_type(metadata, "object", f"dpk.metadata {folder!r}")
+        for key, text in metadata.items():
+            check_type(text, "string", f"dpk.metadata {key!r}")
 
 
 def is_clean(name: str) -> bool:
@@ -343,9 +376,11 @@ def check_name(name: str, rule: str = "R6") -> None:
 
 def check_tensor(dtype: str, shape: list[int], where: str) -> None:
     """The element type and the shape of a tensor."""
-    need(dtype in ITEMSIZE, "R5", f"{where}: unknown dtype {dtype!r}")
+    need(dtype in ITEMSIZE or is_raw(dtype), "R5", f"{where}: unknown dtype {dtype!r}")
     need(len(shape) <= MAX_NDIM and all(dim >= 0 for dim in shape), "R6", f"{where}: shape {shape}")
-    need(numel(shape) <= MAX_NUMEL, "R6", f"{where}: too many elements")
+    need(max(math.prod(shape), numel(dtype, shape)) <= MAX_NUMEL, "R6", f"{where}: too many elements")
+    match = RAW.fullmatch(dtype)
+    need(not match or math.prod(shape) * int(match[1]) % 8 == 0, "R6", f"{where}: not whole bytes")
 
 
 def base_of(entry: Json) -> tuple[str, str, list[int]]:
@@ -357,13 +392,13 @@ def base_of(entry: Json) -> tuple[str, str, list[int]]:
 
 def common_numel(entry: Json) -> int:
     """The number of elements that the base tensor and the result share."""
-    return 0 if entry["kind"] == "stored" else min(numel(entry["shape"]), numel(base_of(entry)[2]))
+    return 0 if entry["kind"] == "stored" else min(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]))
 
 
 def digests_length(entry: Json) -> int:
     """The length of a `digests` blob."""
-    base = chunk_count(numel(base_of(entry)[2])) if "base" in entry else 0
-    return 16 * (base + chunk_count(numel(entry["shape"])))
+    base = chunk_count(numel(*base_of(entry)[1:])) if "base" in entry else 0
+    return 16 * (base + chunk_count(numel(entry["dtype"], entry["shape"])))
 
 
 def check_entry(entry: Any) -> None:
@@ -383,9 +418,11 @@ def check_entry(entry: Any) -> None:
         check_tensor(*base_of(entry)[1:], where)
         for key in entry["base"].keys() - {"digest"}:
             need(entry["base"][key] != entry.get(key), "R6", f"{where}: base.{key} does not differ")
+        if entry["base"].keys() & {"grid", "pieces"}:
+            check_arranged(entry, f"{where} base")
     if "dtype" in entry:
         check_tensor(entry["dtype"], entry["shape"], where)
-        biggest = max(numel(entry["shape"]), numel(base_of(entry)[2]) if "base" in entry else 0)
+        biggest = max(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]) if "base" in entry else 0)
         wanted = kind != "unchanged" and chunk_count(biggest) > 1
         need(("digests" in entry) == wanted, "R6", f"{where}: `digests` is {'missing' if wanted else 'not needed'}")
         need(not wanted or entry["digests"][1] == digests_length(entry), "R6", f"{where}: length of `digests`")
@@ -408,6 +445,42 @@ def check_entry(entry: Any) -> None:
         decimal = r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
         need(all(re.fullmatch(decimal, value) for value in entry["stats"].values()), "R6", f"{where}: stats")
         need(all(len(value) <= MAX_STATS for value in entry["stats"].values()), "R6", f"{where}: stats are too long")
+
+
+def check_arranged(entry: Json, where: str) -> None:
+    """R4 and R6 on a base tensor that is made of others (section 3.10)."""
+    base = entry["base"]
+    need({"grid", "pieces"} <= base.keys(), "R4", f"{where}: `grid` without `pieces`, or `pieces` without `grid`")
+    need(not base.keys() & {"name", "shape"}, "R6", f"{where}: arranged, with a name or shape of its own")
+    grid, pieces = base["grid"], base["pieces"]
+    for extents in grid:
+        check_type(extents, "ints", f"{where}.grid")
+    need(len(pieces) <= MAX_PIECES, "R6", f"{where}: too many pieces")
+    need(all(extent >= 1 for extents in grid for extent in extents), "R6", f"{where}: a cell without elements")
+    need(base_of(entry)[1] in ITEMSIZE, "R6", f"{where}: an arranged tensor of a raw type")
+    need(grid and [sum(extents) for extents in grid] == entry["shape"], "R6", f"{where}: the grid does not cover the tensor")
+    need(len(pieces) == math.prod(len(extents) for extents in grid), "R6", f"{where}: number of pieces")
+    for piece, cell in zip(pieces, itertools.product(*grid), strict=False):
+        check_fields(piece, f"{where} piece", "name:string from:ints", "transposed:true")
+        check_name(piece["name"])
+        rank = len(piece["from"])
+        need(1 <= rank <= MAX_NDIM and min(piece["from"]) >= 0, "R6", f"{where}: a piece from {piece['from']}")
+        need(set(cell[: max(0, len(cell) - rank)]) <= {1}, "R6", f"{where}: a piece with too few dimensions")
+        need("transposed" not in piece or min(rank, len(cell)) >= 2, "R6", f"{where}: a vector transposed")
+
+
+def box_of(piece: Json, cell: Sequence[int]) -> list[int]:
+    """Section 3.10: the extent of a piece in the dimensions of its own tensor."""
+    rank, extent = len(piece["from"]), list(cell)
+    if "transposed" in piece:
+        extent[-2:] = extent[:-3:-1]
+    return [1] * (rank - len(cell)) + extent[max(0, len(cell) - rank) :]
+
+
+def pieces_of(entry: Json) -> list[tuple[Json, tuple[int, ...]]]:
+    """The pieces that the base tensor of an entry is made of, with the extents of their cells; none if it is a tensor of the base."""
+    base = entry.get("base", {})
+    return list(zip(base["pieces"], itertools.product(*base["grid"]), strict=True)) if "pieces" in base else []
 
 
 def check_term(term: Any, where: str, common: int) -> None:
@@ -435,33 +508,78 @@ def check_together(index: Json) -> None:
             need(entry["of"] in held, "R6", f"alias {entry['name']!r} of {entry['of']!r}, which is no tensor")
     used = [base_of(entry)[0] for entry in entries if "base" in entry]
     need(len(set(used)) == len(used), "R6", "two entries use one base tensor")
-    need(len(used) <= index["base"]["tensors"], "R6", "base.tensors is too small")
+    held = held_by_base(entries)
+    need(held <= {*used, *named(entries)}, "R6", "a piece of a tensor that no entry speaks of")
+    need(len(held) <= index["base"]["tensors"], "R6", "base.tensors is too small")
     rows = [(e["name"], e["dtype"], e["shape"], e["digest"]) for e in entries if "dtype" in e]
-    size = sum(numel(shape) * ITEMSIZE[dtype] for _, dtype, shape, _ in rows)
+    size = sum(numel(dtype, shape) * itemsize(dtype) for _, dtype, shape, _ in rows)
     need(index["result"]["tensors"] == len(rows), "R6", "result.tensors is wrong")
     need(index["result"]["bytes"] == size, "R6", "result.bytes is wrong")
     need(index["result"]["fingerprint"] == fingerprint(rows), "R6", "result.fingerprint is wrong")
 
 
-def check_files(files: Any) -> None:
+def held_by_base(entries: Sequence[Json]) -> set[str]:
+    """The tensors that a base must hold."""
+    based = [entry for entry in entries if "base" in entry]
+    pieces = {piece["name"] for entry in based for piece, _ in pieces_of(entry)}
+    return pieces | {base_of(entry)[0] for entry in based if not pieces_of(entry)}
+
+
+def named(entries: Sequence[Json]) -> set[str]:
+    """The tensors of the base that entries replace or drop by their names alone."""
+    return {entry["name"] for entry in entries if entry["kind"] in ("stored", "alias")}
+
+
+def check_path(name: str) -> None:
+    """R13: a path that stays below the output folder and stands in for no tensors."""
+    check_name(name, "R13")
+    need(not set(name) & set("\\:"), "R13", f"path {name!r}")
+    parts = name.split("/")
+    need(all(part and part[0] != "." for part in parts), "R13", f"part of path {name!r}")
+    need(all(len(part.encode()) <= 255 for part in parts), "R13", f"a part of path {name!r:.40} is too long")
+    weights = (".safetensors", ".safetensors.index.json")
+    need(not any(part.lower().endswith(weights) for part in parts), "R13", f"{name!r} would stand in for restored tensors")
+
+
+def folder_of(name: str, folders: Iterable[str]) -> str:
+    """Section 3.9: the sub-folder that a tensor is in; empty for the top."""
+    return max((folder for folder in folders if name.startswith(folder + "/")), key=len, default="")
+
+
+def check_folders(folders: Json, entries: Sequence[Json]) -> None:
+    """R4, R6 and R13 on the sub-folders with tensors."""
+    need(folders, "R6", "no folders")
+    for folder, stem in folders.items():
+        check_type(stem, "string", f"folder {folder!r}")
+        check_path(folder)
+        check_path(stem)
+        need("/" not in stem, "R13", f"weight file {stem!r} of a folder")
+        need(len(stem.encode()) <= 191, "R13", f"weight file {stem!r:.40} of a folder is too long")
+    staying = [entry for entry in entries if entry["kind"] != "removed"]
+    held = {entry["name"]: folder_of(entry["name"], folders) for entry in staying}
+    need(set(folders) <= set(held.values()), "R6", "a folder without tensors")
+    need(not any(folder + "/" in held for folder in folders), "R6", "a tensor of a folder without a name of its own")
+    ties = [(held[entry["name"]], folder_of(entry["of"], folders)) for entry in staying if entry["kind"] == "alias"]
+    need(all(own == other for own, other in ties), "R6", "an alias of a tensor in another folder")
+
+
+def check_files(files: Any, may_refer: bool, folders: Iterable[str]) -> None:
     """R4 and R6 on the side files; R13: they stay in their folder."""
     if files is None:
         return
     check_type(files, "list", "files")
     need(len(files) <= MAX_FILES, "R6", "too many files")
     for file in files:
-        check_fields(file, "file", "name:string size:int sha256:hex64", "blob:blob")
+        check_fields(file, "file", "name:string size:int sha256:hex64", "blob:blob" + " base:hex64" * may_refer)
+        need("blob" in file or "base" not in file, "R4", "`base` of a file without `blob`")
         name = file["name"]
-        check_name(name, "R13")
-        need(not set(name) & set("\\:"), "R13", f"file name {name!r}")
-        need(all(part and part[0] != "." for part in name.split("/")), "R13", f"part of file name {name!r}")
-        weights = (".safetensors", ".safetensors.index.json")
-        need(not name.lower().endswith(weights), "R13", f"file {name!r} would stand in for restored tensors")
+        check_path(name)
         need(0 <= file["size"] <= MAX_FILE, "R6", f"file {name!r} is too large")
     names = [file["name"].encode() for file in files]
     need(all(a < b for a, b in itertools.pairwise(names)), "R6", "file names are not unique and sorted")
-    folders = {b"/".join(name.split(b"/")[:i]) for name in names for i in range(1, name.count(b"/") + 1)}
-    need(not folders & set(names), "R13", "a file is also a folder")
+    paths = [*names, *(folder.encode() + b"/" for folder in folders)]
+    above = {b"/".join(path.split(b"/")[:i]) for path in paths for i in range(1, path.count(b"/") + 1)}
+    need(not above & set(names), "R13", "a file is also a folder")
     need(sum(file["size"] for file in files) <= MAX_FILES_BYTES, "R6", "the files are too large together")
 
 
@@ -781,7 +899,7 @@ def root_digest(dtype: str, shape: Sequence[int], chunk_digests: Sequence[bytes]
 
 def tensor_digest(dtype: str, shape: Sequence[int], raw: bytes) -> str:
     """The digest of a tensor."""
-    size = ITEMSIZE[dtype]
+    size = itemsize(dtype)
     chunks = [xxhash.xxh3_128_digest(raw[a * size : b * size]) for a, b in spans(len(raw) // size, CHUNK)]
     return root_digest(dtype, shape, chunks)
 
@@ -796,7 +914,7 @@ def fingerprint(rows: Sequence[tuple[str, str, Sequence[int], str]]) -> str:
 def check_digests_blob(data: bytes, entry: Json) -> None:
     """R8 and R9: the chunk digests have the roots that the index states."""
     blob = plain_blob(data, entry["digests"])
-    base = chunk_count(numel(base_of(entry)[2])) if "base" in entry else 0
+    base = chunk_count(numel(*base_of(entry)[1:])) if "base" in entry else 0
     parts = [blob[i : i + 16] for i in range(0, len(blob), 16)]
     root = root_digest(entry["dtype"], entry["shape"], parts[base:])
     need(root == entry["digest"], "R9", "chunk digests do not match the digest")
@@ -811,24 +929,49 @@ def check_digests_blob(data: bytes, entry: Json) -> None:
 
 
 def check_base(index: Json, base: Mapping[str, Tensor]) -> None:
-    """R11: the base has the tensors that the index names, and no other."""
-    used = set()
+    """R11: the base has the tensors that the index names."""
     for entry in index["tensors"]:
-        if "base" in entry:
+        for piece, cell in pieces_of(entry):
+            name, extent = piece["name"], box_of(piece, cell)
+            need(name in base, "R11", f"the base has no tensor {name!r}")
+            need(base[name][0] == base_of(entry)[1], "R11", f"type of {name!r}")
+            need(len(base[name][1]) == len(extent), "R11", f"dimensions of {name!r}")
+            ends = [start + size for start, size in zip(piece["from"], extent, strict=True)]
+            need(all(end <= size for end, size in zip(ends, base[name][1], strict=False)), "R11", f"{name!r} ends before {ends}")
+        if "base" in entry and not pieces_of(entry):
             name, dtype, shape = base_of(entry)
-            used.add(name)
             need(name in base, "R11", f"the base has no tensor {name!r}")
             need((dtype, tuple(shape)) == (base[name][0], tuple(base[name][1])), "R11", f"type or shape of {name!r}")
-            need(len(base[name][2]) == numel(shape) * ITEMSIZE[dtype], "R11", f"size of {name!r}")
-    covered = used | {entry["name"] for entry in index["tensors"] if entry["kind"] in ("stored", "alias")}
-    need(base.keys() <= covered, "R11", f"the pack does not know {sorted(base.keys() - covered)}")
-    need(len(base) == index["base"]["tensors"], "R11", "number of tensors in the base")
+            need(len(base[name][2]) == numel(dtype, shape) * itemsize(dtype), "R11", f"size of {name!r}")
+
+
+def arranged(entry: Json, base: Mapping[str, Tensor]) -> Tensor:
+    """Section 3.10: a base tensor that is made of pieces of others; R11 was checked before."""
+    _, dtype, shape = base_of(entry)
+    element = np.dtype(f"V{ITEMSIZE[dtype]}")
+    out = np.empty(shape, element)
+    corners = itertools.product(*([sum(extents[:i]) for i in range(len(extents))] for extents in entry["base"]["grid"]))
+    for (piece, cell), corner in zip(pieces_of(entry), corners, strict=True):
+        _, own_shape, raw = base[piece["name"]]
+        box = [slice(start, start + size) for start, size in zip(piece["from"], box_of(piece, cell), strict=True)]
+        elements = np.frombuffer(raw, element).reshape(own_shape)[tuple(box)]
+        elements = elements.swapaxes(-1, -2) if "transposed" in piece else elements
+        out[tuple(slice(start, start + size) for start, size in zip(corner, cell, strict=True))] = elements.reshape(cell)
+    return dtype, tuple(shape), out.tobytes()
+
+
+def with_arranged(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Section 3.10: the base with the tensors that packs make of it; each hides a tensor of the base that has its name."""
+    made = [{e["name"]: (e["base"]["grid"], e["base"]["pieces"]) for e in pack["index"]["tensors"] if pieces_of(e)} for pack in packs]
+    if any(others != made[0] for others in made):
+        raise Conflict("the packs arrange tensors of the base differently")
+    return {**base, **{e["name"]: arranged(e, base) for e in packs[0]["index"]["tensors"] if pieces_of(e)}}
 
 
 def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     """The elements from `common` to the end."""
-    size, out = ITEMSIZE[entry["dtype"]], []
-    for chunk in read_chunks(data, entry["stored"], numel(entry["shape"]) - common, 1):
+    size, out = itemsize(entry["dtype"]), []
+    for chunk in read_chunks(data, entry["stored"], numel(entry["dtype"], entry["shape"]) - common, 1):
         stored, raw_length = chunk["streams"][0]
         need(raw_length == sum(chunk["tiles"]) * size, "R8", "raw length of stored elements")
         out.append(merge_planes(unstream(stored, raw_length), size))
@@ -884,7 +1027,7 @@ class Part(NamedTuple):
 
 def common_of(part: Part) -> int:
     """The number of elements that a part adds to."""
-    return numel(part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
+    return numel(part.entry["dtype"], part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
 
 
 def nearest_f32(dtype: str, raw: bytes) -> np.ndarray:
@@ -995,12 +1138,10 @@ def second_names(packs: Sequence[Json], names: Iterable[str], prefer: int | None
 
 
 def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, str]:
-    """R11 and R12 on the base of all packs, and the chunk digests that they hold; the digests that they state of base tensors."""
+    """R12 on the base of all packs, and the chunk digests that they hold; the digests that they state of base tensors."""
     digests: dict[str, str] = {}
     for pack in packs:
         index = pack["index"]
-        check_base(index, base)
-        need(index["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
         for entry in index["tensors"]:
             if "digests" in entry:
                 check_digests_blob(pack["data"], entry)
@@ -1042,12 +1183,16 @@ def restore_several(
     packs = [read_pack(path) for path in pack_paths]
     weights = [check_weight(weight) for weight in ([1.0] * len(packs) if weights is None else weights)]
     check_weight(0.0 if factor is None else factor)
+    for pack in packs:
+        check_base(pack["index"], base_tensors)
+        need(pack["index"]["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
+    base_tensors = with_arranged(packs, base_tensors)
     digests = check_bases(packs, base_tensors)
     of_base, of_new = grouped(packs, weights, base_tensors, digests)
     found: list[tuple[str, Tensor, list[Part]]] = []
     with np.errstate(all="ignore"):
         for name, base in base_tensors.items():
-            staying = [part for part in of_base[name] if part.entry["kind"] not in ("removed", "alias")]
+            staying = [part for part in of_base.get(name, []) if part.entry["kind"] not in ("removed", "alias")]
             if staying:
                 tensor = combine(staying, base, prefer, factor)
                 found.append((name_of(name, staying, prefer), tensor, staying))
@@ -1074,7 +1219,9 @@ def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None =
     indices = [read_pack(path)["index"] for path in pack_paths]
     known = [index["files"] and [(file["name"], file["sha256"]) for file in index["files"]] for index in indices]
     shapes = ("grown", "shrunk", "stored", "removed")
-    shaping = [i for i, index in enumerate(indices) if any(entry["kind"] in shapes for entry in index["tensors"])]
+    gone = [{piece["name"] for entry in index["tensors"] for piece, _ in pieces_of(entry)} for index in indices]  # as pieces they stay
+    told = [[e for e in index["tensors"] if e["kind"] != "removed" or e["name"] not in gone[i]] for i, index in enumerate(indices)]
+    shaping = [i for i, entries in enumerate(told) if any(entry["kind"] in shapes for entry in entries)]
     donor = prefer
     if prefer is None and all(files == known[0] for files in known):
         donor = 0
@@ -1083,19 +1230,99 @@ def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None =
     return None if donor is None or known[donor] is None else side_files(pack_paths[donor])
 
 
-def side_files(pack_path: str | Path) -> dict[str, bytes | None] | None:
-    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base."""
+def side_files(pack_path: str | Path, base_files: Mapping[str, bytes] | None = None) -> dict[str, bytes | None] | None:
+    """The side files of a pack. None stands for a file of the base checkpoint; in place of all, for the files of the base.
+
+    A file that refers to the base's is None, too, unless the files of the base are given.
+    """
     pack = read_pack(pack_path)
     if pack["index"]["files"] is None:
         return None
     out: dict[str, bytes | None] = {}
     for file in pack["index"]["files"]:
-        out[file["name"]] = None
+        content = None
         if "blob" in file:
-            content = unstream(plain_blob(pack["data"], file["blob"]), file["size"])
+            stored = plain_blob(pack["data"], file["blob"])
+            if "base" not in file:
+                content = unstream(stored, file["size"])
+            else:
+                need(len(stored) < file["size"], "R8", "a file that refers to the base's is stored as it is, or longer")
+                check_frame(stored, file["size"], refers=True)
+                if base_files is not None:
+                    content = unzstd(stored, file["size"], base_file(file["name"], file["base"], base_files))
+        if content is not None:
             need(hashlib.sha256(content).hexdigest() == file["sha256"], "R8", f"file {file['name']!r} differs")
-            out[file["name"]] = content
+        out[file["name"]] = content
     return out
+
+
+def base_file(name: str, sha256: str, base_files: Mapping[str, bytes]) -> bytes:
+    """R11 and R12: the base's file of this name, with the line ends that give this digest."""
+    need(name in base_files, "R11", f"the base has no file {name!r}")
+    content = base_files.get(name, b"")
+    form = with_digest(name, content, sha256)
+    need(form is not None or name not in base_files, "R12", f"the base has another file {name!r}")
+    return content if form is None else form
+
+
+def with_digest(name: str, content: bytes, sha256: str) -> bytes | None:
+    """The form of a file of the base that has the digest."""
+    return next((form for form in forms_of(name, content) if hashlib.sha256(form).hexdigest() == sha256), None)
+
+
+def forms_of(name: str, content: bytes) -> Iterator[bytes]:
+    """Section 3.7: the forms of a file, in their order."""
+    unix = content.replace(b"\r\n", b"\n")
+    yield from (content, unix, unix.replace(b"\n", b"\r\n"))
+    if name.endswith(".json"):
+        tokens = tokens_of(content)
+        for form in (spread(tokens), b"".join(tokens)):
+            if form is not None:
+                yield from (form, form + b"\n")
+
+
+def tokens_of(content: bytes) -> list[bytes]:
+    """The tokens of JSON, or of what is called so."""
+    tokens, at = [], 0
+    while at < len(content):
+        start, at = at, at + 1
+        if content[start] == ord('"'):
+            while at < len(content) and content[at] != ord('"'):
+                at += 2 if content[at] == ord("\\") else 1
+            at += 1
+        elif content[start] not in b"{}[]:, \t\n\r":
+            while at < len(content) and content[at] not in b'{}[]:, \t\n\r"':
+                at += 1
+        if content[start] not in b" \t\n\r":
+            tokens.append(content[start:at])
+    return tokens
+
+
+def spread(tokens: Sequence[bytes]) -> bytes | None:
+    """One item a line, two spaces a level; none above 64 levels."""
+    out, level, last = b"", 0, b""
+    for token in tokens:
+        closes, opened = token in (b"}", b"]"), last in (b"{", b"[")
+        level = max(level - closes, 0)
+        if closes != opened:
+            out += b"\n" + b"  " * level
+        out += token
+        level += token in (b"{", b"[")
+        if level > 64:
+            return None
+        out += b"\n" + b"  " * level if token == b"," else b" " if token == b":" else b""
+        last = token
+    return out
+
+
+DESCRIPTIVE = re.compile(
+    r"(readme|licen[cs]e|notice|copying|use_policy|citation|changelog|authors|contributing|requirements)([-._ ].*)?|.*\.(md|rst)"
+)
+
+
+def is_descriptive(name: str) -> bool:
+    """Section 3.7: whether a file is for people, so that the result may have the base's of today."""
+    return DESCRIPTIVE.fullmatch("".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name.split("/")[-1])) is not None
 
 
 def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -1104,16 +1331,22 @@ def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dic
     Raises:
         Invalid: R11 or R12 where the base lacks a file that the pack leaves to it, or has another one; else R8 or R10.
     """
-    files = side_files(pack_path)
+    files = side_files(pack_path, base_files)
     if files is None:
         return dict(base_files)
+    out = {name: content for name, content in files.items() if content is not None}
     for file in read_pack(pack_path)["index"]["files"]:
-        if "blob" not in file:
-            need(file["name"] in base_files, "R11", f"the base has no file {file['name']!r}")
-            content = base_files[file["name"]]
-            same = len(content) == file["size"] and hashlib.sha256(content).hexdigest() == file["sha256"]
-            need(same, "R12", f"the base has another file {file['name']!r}")
-    return {name: base_files[name] if content is None else content for name, content in files.items()}
+        name = file["name"]
+        if "blob" in file:
+            continue
+        if is_descriptive(name):
+            if name in base_files:
+                form = with_digest(name, base_files[name], file["sha256"])
+                out[name] = base_files[name] if form is None else form
+            continue
+        out[name] = base_file(name, file["sha256"], base_files)
+        need(len(out[name]) == file["size"] or name not in base_files, "R12", f"{name!r} of the base has another size")
+    return out
 
 
 def check_alone(pack_path: str | Path) -> None:
@@ -1139,7 +1372,7 @@ def check_alone(pack_path: str | Path) -> None:
 
 def check_own_chunks(data: bytes, entry: Json) -> None:
     """R12 for the chunks of the result that the pack stores whole."""
-    common, count, size = common_numel(entry), numel(entry["shape"]), ITEMSIZE[entry["dtype"]]
+    common, count, size = common_numel(entry), numel(entry["dtype"], entry["shape"]), itemsize(entry["dtype"])
     raw = restore_stored(data, entry, common) if "stored" in entry else b""
     own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if "stored" in entry else []
     found = [xxhash.xxh3_128_digest(raw[(a - common) * size : (b - common) * size]) for a, b in own]
@@ -1161,31 +1394,47 @@ SAFETENSORS = {  # section 3.6
 }
 
 
+def dtype_of_header(info: Json, size: int) -> str:
+    """The name in a pack of a type in the header; of one that 3.6 does not list, the width follows from the size in bytes."""
+    name = info["dtype"]
+    count = math.prod(info["shape"])
+    return SAFETENSORS.get(name) or f"raw{8 * size // count if count else RAW_WIDTHS.get(name, 8)}:{name}"
+
+
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, or of all *.safetensors files of a folder."""
+    """Read the tensors of a file, or of all *.safetensors files of a folder and, as section 3.9 names them, of its sub-folders."""
+    tensors: dict[str, Tensor] = {}
     if path.is_dir():
-        files = [load_safetensors(file) for file in sorted(path.glob("*.safetensors"))]
-        return {name: tensor for file in files for name, tensor in file.items()}
+        for file in sorted(path.rglob("*.safetensors")):
+            folder = "".join(f"{part}/" for part in file.relative_to(path).parts[:-1])
+            tensors |= {folder + name: tensor for name, tensor in load_safetensors(file).items()}
+        return tensors
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    tensors = {}
     for name, info in header.items():
         begin, end = info["data_offsets"]
-        tensors[name] = (SAFETENSORS[info["dtype"]], tuple(info["shape"]), data[start + begin : start + end])
+        tensors[name] = (dtype_of_header(info, end - begin), tuple(info["shape"]), data[start + begin : start + end])
     return tensors
 
 
-def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def metadata_of(pack_path: str | Path) -> Mapping[str, str]:
+    """What a pack says of the headers of the weight files it restores (section 3.11)."""
+    index = read_pack(pack_path)["index"]
+    found: Mapping[str, str] = index.get("optional", {}).get("dpk.metadata", {}).get("", {})
+    return found or {"format": "pt"}
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write one file."""
     names = {ours: theirs for theirs, ours in SAFETENSORS.items()}
-    header: Json = {"__metadata__": {"format": "pt"}}
+    header: Json = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
-    order = sorted(tensors, key=lambda name: (-ITEMSIZE[tensors[name][0]], name))  # so that each is aligned
+    order = sorted(tensors, key=lambda name: (-itemsize(tensors[name][0]), name))  # so that each is aligned
     for name in order:
         dtype, shape, raw = tensors[name]
-        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [end, end + len(raw)]}
+        header[name] = {"dtype": names.get(dtype) or dtype.partition(":")[2], "shape": list(shape), "data_offsets": [end, end + len(raw)]}
         end += len(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -1221,7 +1470,9 @@ def main() -> int:
     except (Invalid, Conflict) as error:
         print(f"{' '.join(map(str, args.pack))}: {error}", file=sys.stderr)
         return 3 if isinstance(error, Invalid) else 1
-    save_safetensors(args.out, result)
+    stated = [metadata_of(pack) for pack in args.pack]
+    same = all(other == stated[0] for other in stated)
+    save_safetensors(args.out, result, stated[prefer or 0] if same or prefer is not None else {"format": "pt"})
     return 0
 
 

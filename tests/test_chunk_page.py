@@ -38,7 +38,7 @@ def chunk_page() -> dict[str, Any]:
 def by_the_page(name: str, base: Tensors) -> dict[str, list[int]]:
     """The elements that terms cover of each tensor of a pack of single chunks, as codecs/chunk.md computes them."""
     page, pack = chunk_page(), reference.read_pack(VECTORS / name)
-    out = {}
+    base, out = reference.with_arranged([pack], base), {}
     for entry in (entry for entry in pack["index"]["tensors"] if entry.get("terms")):
         source, _, raw = base[reference.base_of(entry)[0]]
         size, common = reference.ITEMSIZE[source], reference.common_numel(entry)

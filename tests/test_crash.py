@@ -19,6 +19,7 @@ import pytest
 from support.builders import ROOT, leftovers, moved, random_tensor, read_folder, write_folder
 
 import deltapack
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
@@ -102,6 +103,7 @@ def put_old(verb: str, model: Path, out: Path) -> None:
         shutil.copy(model / "base" / "model.safetensors", out)
     else:
         shutil.copytree(model / "base", out)
+        (out / MANIFEST).write_bytes(manifest_of(out, "checkpoint"))
 
 
 def run_and_stop(nursery: subprocess.Popen[str], line: object, after: int, wait: float, sign: int) -> int:

@@ -78,3 +78,39 @@ def test_merge_and_open(models: Models, tmp_path: Path, monkeypatch: pytest.Monk
     out = capsys.readouterr().out
     assert "same bits: True" in out
     assert "a.weight: [300, 400] f32, density 0.1" in out
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_help_is_the_docstring(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "serve.py":
+        pytest.importorskip("transformers")
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--help", monkeypatch=monkeypatch)
+    assert ended.value.code == 0 and f"Usage: python examples/{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("open_pack.py", [], "required: PACK"),
+        ("serve.py", [], "required: "),
+        ("compress_restore.py", ["only-a-base"], "a base needs a fine-tune"),
+        ("merge.py", ["base", "a.dpk"], "a base needs two packs"),
+        ("open_pack.py", ["missing.dpk"], "missing.dpk: no such file"),
+        ("open_pack.py", ["README.md"], "not a .dpk pack"),
+        ("compress_restore.py", [], "no such file or folder"),
+        ("merge.py", [], "no such file or folder"),
+        ("serve.py", ["README.md", "README.md"], "Error: "),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(
+    name: str, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "serve.py":
+        pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# Notes")
+    with pytest.raises(SystemExit) as ended:
+        run(name, *arguments, monkeypatch=monkeypatch)
+    text = f"{ended.value.code} {capsys.readouterr().err}"
+    assert ended.value.code not in (0, None) and words in text and "Traceback" not in text

@@ -163,9 +163,9 @@ def failing(call: Callable[..., Any], number: int, code: int) -> Callable[..., A
 
 WRITES = {
     "compress": {"fsync": 2, "replace": 1},
-    "apply": {"ftruncate": 3, "pwrite": 8, "fsync": 5, "rename": 1},
+    "apply": {"ftruncate": 4, "pwrite": 9, "fsync": 6, "rename": 1},
     "apply to a file": {"ftruncate": 1, "pwrite": 6, "fsync": 2, "replace": 1},
-    "merge": {"ftruncate": 4, "pwrite": 9, "fsync": 6, "rename": 1},
+    "merge": {"ftruncate": 5, "pwrite": 10, "fsync": 7, "rename": 1},
     "merge packs": {"fsync": 2, "replace": 1},
 }
 """The calls by which each verb writes: `fsync` of each file and folder; `rename` of a new folder; on Linux no call of `os` replaces one."""

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "dtypes", "errors", "limits", "parallel", "reports"),
+    ("_version", "checking", "dtypes", "errors", "kinds", "limits", "parallel", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
@@ -32,9 +32,19 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
     "kernels": {"dtypes", "errors", "format.digest"},
-    "checkpoint": {"dtypes", "errors", "limits", "format.atomic", "format.digest"},
+    "checkpoint": {
+        "checking",
+        "dtypes",
+        "errors",
+        "kinds",
+        "limits",
+        "format.arrangement",
+        "format.atomic",
+        "format.digest",
+        "format.folders",
+    },
     "merging.methods": {"errors", "kernels"},
-    "merging.recipe": {"errors", "merging.methods"},
+    "merging.recipe": {"checking", "errors", "merging.methods"},
 }
 """Rooms and modules that know less than their floor allows."""
 DOORS = {"cli", "demo", "__main__"}
@@ -45,11 +55,12 @@ LAZY = {
     "torch": {"checkpoint.torchfile", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
+    "transformers": {"checkpoint.conversions", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
     "torch": {"demo", "device", "live", "restoring.on_device"},
-    "triton": {"device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
+    "triton": {"device.triton_decoding", "device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""
 

@@ -56,7 +56,7 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (DOCS, rf"whole blocks of at least {NUMBER} KB", (files._LONG / 1024,)),
     (DOCS, rf"and {NUMBER} bytes tell a reader where everything is", (PROLOGUE_BYTES,)),
     (DOCS, rf"Blobs are aligned to {NUMBER} bytes", (ALIGNMENT,)),
-    (DOCS, rf"scratch tile of {NUMBER} KiB", (4 * TILE / 1024,)),
+    (DOCS, rf"scratch window of {NUMBER} elements", (float(re.findall(r"WINDOW = (\d+) ", CODE)[0]),)),
 ]
 
 

@@ -81,7 +81,8 @@ def test_every_element_type_is_restored_by_a_vector() -> None:
     """Each element type of section 3.6 occurs in an expected result."""
     documents = [json.loads(path.read_text("utf-8")) for path in VECTORS.glob("v1-ok-*.json")]
     found = {tensor["dtype"] for document in documents for tensor in document["result"].values()}
-    assert set(first_column("03-index.md", "## 3.6 Element types")) == found
+    listed, raw = set(first_column("03-index.md", "## 3.6 Element types")), {name for name in found if name.startswith("raw")}
+    assert listed == found - raw and raw
 
 
 def test_safetensors_names_are_those_of_the_page() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from deltapack.checkpoint.conversions import model_names
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
 from deltapack.checkpoint.names import NameMatch, match_names
 from deltapack.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, check_side_name, list_side_files
+from deltapack.checkpoint.similar import nearest_names
 from deltapack.checkpoint.writer import FileWriter, FolderWriter, open_writer
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "check_side_name",
     "list_side_files",
     "match_names",
+    "model_names",
+    "nearest_names",
     "open_checkpoint",
     "open_writer",
     "parse_size",

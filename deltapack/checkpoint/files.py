@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, NotACheckpointError
 
 __all__ = ["ReadFile", "WriteFile", "bytes_of"]
 
@@ -38,19 +38,19 @@ class ReadFile:
         path: The file; symbolic links are followed.
 
     Raises:
-        CheckpointError: There is no such file, it is not a regular file, or it cannot be opened.
+        CheckpointError: There is no such file; a `NotACheckpointError` where it is no regular file, or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-                raise CheckpointError("not a regular file", path=path)
+                raise NotACheckpointError("not a regular file", path=path)
             self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError as error:
             raise CheckpointError("no such file", path=path, hint="Was the download complete?") from error
         except OSError as error:
-            raise CheckpointError(f"cannot open: {error.strerror or error}", path=path) from error
+            raise NotACheckpointError(f"cannot open: {error.strerror or error}", path=path) from error
         self.size = os.fstat(self.fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:

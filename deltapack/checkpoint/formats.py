@@ -24,12 +24,14 @@ class WeightFormat:
         parse: Reads what a file holds, without its elements; raises `CheckpointError`, `LimitError` or `UnsupportedError`.
         whole: Name of the file that holds the whole model of a folder; with `.index.json`, of the index of shards.
         any_name: Whether the only file of a folder, or the only index, may have another name.
+        kinds: What `kinds.kind_of` may call its files by their first bytes.
     """
 
     suffixes: tuple[str, ...]
     parse: Callable[[ReadFile, Limits], ParsedFile]
     whole: str
     any_name: bool = False
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.suffixes or not self.whole.endswith(self.suffixes) or any(suffix != suffix.lower() for suffix in self.suffixes):
@@ -47,8 +49,9 @@ class WeightFormat:
 
 
 FORMATS: tuple[WeightFormat, ...] = (
-    WeightFormat((".safetensors",), parse_safetensors, "model.safetensors", any_name=True),
-    WeightFormat((".bin", ".pt", ".pth"), parse_torch_file, "pytorch_model.bin"),
+    WeightFormat((".safetensors",), parse_safetensors, "model.safetensors", any_name=True, kinds=("safetensors",)),
+    WeightFormat((".bin", ".pt", ".pth"), parse_torch_file, "pytorch_model.bin", kinds=("torch", "pickle")),
+    WeightFormat((".bin",), parse_torch_file, "diffusion_pytorch_model.bin", kinds=("torch", "pickle")),
 )
 """Formats in the order in which a folder is searched for them."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
+from deltapack.format.folders import folder_of
 
 __all__ = ["NewTensor", "Shard", "parse_size", "plan_shards"]
 
@@ -27,8 +28,8 @@ class NewTensor:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -38,10 +39,11 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to write and its tensors in the order of the file."""
+    """A file to write and its tensors in the order of the file; in a sub-folder both names begin with `prefix`, its path and `/`."""
 
     file: str
     tensors: tuple[NewTensor, ...]
+    prefix: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -75,8 +77,9 @@ def plan_shards(
     like: Sequence[tuple[str, Sequence[str]]] | None = None,
     rename: Mapping[str, str] | None = None,
     max_shard_size: int | None = None,
+    folders: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Shard]:
-    """Distribute tensors over files.
+    """Distribute tensors over files, in each sub-folder on its own.
 
     With `max_shard_size`, files are filled in order and a larger tensor gets its own file. Otherwise each tensor
     goes where the base has it, and new ones into the last file. Files left empty are dropped, the rest is renumbered.
@@ -86,6 +89,7 @@ def plan_shards(
         like: The base's files with their tensors, as `Checkpoint.weight_shards` returns them.
         rename: From the name in the result to the name in the base, where they differ.
         max_shard_size: Bytes of tensors in a file.
+        folders: Sub-folders that have tensors of their own, with the name of their weight file without suffix.
 
     Returns:
         At least one shard. Within a shard wider types come first, so that every tensor is aligned, as readers want it.
@@ -98,21 +102,43 @@ def plan_shards(
         raise RecipeError("two tensors to write have one name")
     if max_shard_size is not None and max_shard_size < 1:
         raise RecipeError("the shard size is out of range", expected="at least 1", found=max_shard_size)
-    ordered, place_of = _in_base_order(new, like or [], rename or {})
+    groups: dict[str, list[NewTensor]] = {folder: [] for folder in ("", *sorted(folders))}
+    for tensor in new:
+        groups[folder_of(tensor.name, folders)].append(tensor)
+    shards: list[Shard] = []
+    for folder, own in groups.items():
+        if own or not folders:
+            prefix, stem = f"{folder}/" if folder else "", folders.get(folder, "model")
+            there = [(file, names) for file, names in like or [] if file.rpartition("/")[0] == folder]
+            shards += _plan_folder(own, there, rename or {}, max_shard_size, prefix, stem)
+    return shards
+
+
+def _plan_folder(
+    new: Sequence[NewTensor],
+    like: Sequence[tuple[str, Sequence[str]]],
+    rename: Mapping[str, str],
+    max_shard_size: int | None,
+    prefix: str,
+    stem: str,
+) -> list[Shard]:
+    """Distribute the tensors of one folder over its files."""
+    ordered, place_of = _in_base_order(new, like, rename)
     if max_shard_size is not None:
-        return _named(_greedy(ordered, max_shard_size))
-    groups: list[list[NewTensor]] = [[] for _ in range(max(1, len(like or [])))]
+        return _named(_greedy(ordered, max_shard_size), prefix, stem)
+    groups: list[list[NewTensor]] = [[] for _ in range(max(1, len(like)))]
     for tensor in ordered:
         groups[place_of.get(tensor.name, len(groups) - 1)].append(tensor)
-    names = [name for name, _ in like or []]
-    if names and all(groups) and _can_keep(names):
-        return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
-    return _named([group for group in groups if group])
+    names = [name for name, _ in like]
+    if names and all(groups) and _can_keep(names, prefix, stem):
+        return [_shard(name, group, prefix) for name, group in zip(names, groups, strict=True)]
+    return _named([group for group in groups if group], prefix, stem)
 
 
-def _can_keep(names: Sequence[str]) -> bool:
+def _can_keep(names: Sequence[str], prefix: str, stem: str) -> bool:
     """Whether loaders will find these files: a single file without number, or numbered ones of one family."""
-    matches = [_SHARD_NAME.fullmatch(name) for name in names]
+    pattern = re.compile(rf"({re.escape(prefix + stem)})(-\d+-of-\d+)?\.safetensors") if prefix else _SHARD_NAME
+    matches = [pattern.fullmatch(name) for name in names]
     families = {match and match[1] for match in matches}
     return len(families) == 1 and all(match and bool(match[2]) == (len(names) > 1) for match in matches)
 
@@ -144,11 +170,11 @@ def _greedy(tensors: Sequence[NewTensor], limit: int) -> list[list[NewTensor]]:
     return [*groups, open_group] if open_group else groups
 
 
-def _named(groups: Sequence[Sequence[NewTensor]]) -> list[Shard]:
+def _named(groups: Sequence[Sequence[NewTensor]], prefix: str, stem: str) -> list[Shard]:
     if len(groups) < 2:
-        return [_shard("model.safetensors", groups[0] if groups else ())]
-    return [_shard(f"model-{at:05d}-of-{len(groups):05d}.safetensors", group) for at, group in enumerate(groups, 1)]
+        return [_shard(f"{prefix}{stem}.safetensors", groups[0] if groups else (), prefix)]
+    return [_shard(f"{prefix}{stem}-{at:05d}-of-{len(groups):05d}.safetensors", group, prefix) for at, group in enumerate(groups, 1)]
 
 
-def _shard(name: str, tensors: Sequence[NewTensor]) -> Shard:
-    return Shard(name, tuple(sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)))
+def _shard(name: str, tensors: Sequence[NewTensor], prefix: str) -> Shard:
+    return Shard(name, tuple(sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)), prefix)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
-from deltapack.errors import CheckpointError, LimitError
+from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
+from deltapack.kinds import MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
 from deltapack.limits import Limits
 
-__all__ = ["Location", "locate"]
+__all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_folder"]
+
+CHOICES = ("index", "single")
+"""What counts where a folder has one file and an index of shards: the shards, or the file."""
 
 _ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
-_MERGE_LORA = (
-    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) and save the whole model."
-)
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Location:
         weight_map: From tensor name to file name, where there is an index.
         index: Name of that index.
         notes: What the user should be told about the choice.
+        metadata: Strings that the index says besides.
+        rival: The shards of an index, where one file and an index are there and nobody said which counts.
+        prefix: The sub-folder that the files are in, with a `/` at its end; the names of files and tensors begin with it.
     """
 
     folder: Path
@@ -42,79 +47,113 @@ class Location:
     weight_map: Mapping[str, str] | None = None
     index: str | None = None
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    rival: Location | None = None
+    prefix: str = ""
 
 
-def locate(path: Path, limits: Limits) -> Location:
-    """Find the weights of a checkpoint.
+def locate(path: Path) -> Location:
+    """Find the weights of a checkpoint that is one file.
 
     Raises:
-        CheckpointError: There are none, the choice is not unique, or the index is malformed.
-        LimitError: The index exceeds `limits`.
+        CheckpointError: There is no such file.
+        NotACheckpointError: It is no checkpoint.
     """
-    if path.is_dir():
-        return _locate_in_folder(path, limits)
     if not os.path.lexists(path):
-        raise CheckpointError(
-            "no such file or folder",
-            path=path,
-            hint="A model on the Hugging Face hub must be downloaded first: hf download",
-        )
+        raise NotACheckpointError("no such file or folder", path=path, hint=hub_hint(path))
     name = path.name
     if _ADAPTER.fullmatch(name):
-        raise CheckpointError("this is an adapter, not a checkpoint", path=path, hint=_MERGE_LORA)
+        raise NotACheckpointError("this is an adapter, not a checkpoint", path=path, hint=MERGE_LORA)
     if _META.fullmatch(name):
-        raise CheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
+        raise NotACheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
     if name.endswith(".index.json"):
-        raise CheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
+        raise NotACheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
     row = format_of(name)
     if row is None:
-        gguf = path.suffix.lower() == ".gguf"
-        hint = "Use the safetensors checkpoint that it was made from." if gguf else None
-        expected = _either(["a folder", *(suffix for row in FORMATS for suffix in row.suffixes)])
-        raise CheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
+        kind = kind_of_path(path)
+        if kind is not None:
+            raise NotACheckpointError(f"this is {kind.text}, not a checkpoint", path=path, hint=kind.as_checkpoint)
+        expected = _either(["a folder", *dict.fromkeys(suffix for row in FORMATS for suffix in row.suffixes)])
+        raise NotACheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name)
     return Location(path.parent, (name,), row)
 
 
-def _locate_in_folder(folder: Path, limits: Limits) -> Location:
+def search_folder(folder: Path, limits: Limits, choice: str | None = None) -> tuple[Location | None, list[str]]:
+    """Find the weights that a folder itself holds, if any; return also the names of what is in it.
+
+    Args:
+        folder: The folder.
+        limits: Bounds on the index.
+        choice: What counts where it has one file and an index of shards, too: `"single"` or `"index"`.
+
+    Raises:
+        CheckpointError: The choice is not unique, or the index is malformed.
+        LimitError: The index exceeds `limits`.
+        RecipeError: There is no such choice.
+    """
+    if choice not in (None, *CHOICES):
+        raise RecipeError("the choice of weights is unknown", expected="index or single", found=choice)
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        raise CheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
+        raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
     for row in FORMATS:
-        found = _of_format(folder, names, row, limits)
+        found = _of_format(folder, names, row, limits, choice)
         if found is not None:
-            return found
-    raise _nothing_found(folder, names)
+            return found, names
+    return None, names
 
 
-def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits) -> Location | None:
+def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits, choice: str | None) -> Location | None:
     """Find the weights of one format; none where the folder has none."""
     if row.whole in names:
-        notes = (f"{row.whole} was read; the folder also has an index of shards",) if row.index in names else ()
-        return Location(folder, (row.whole,), row, notes=notes)
+        single = Location(folder, (row.whole,), row)
+        return _one_of_two(single, row.index, names, limits, choice) if row.index in names else single
     if row.index in names:
-        return _from_index(folder, row.index, row, limits)
+        return location_of_index(folder, row.index, row, limits)
     if not row.any_name:
         return None
     indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
     loose = [name for name in names if name.endswith(row.suffixes) and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
     if len(indices) == 1:
-        return _from_index(folder, indices[0], row, limits)
+        whole = indices[0].removesuffix(".index.json")
+        if whole in names:
+            return _one_of_two(Location(folder, (whole,), row), indices[0], names, limits, choice)
+        return location_of_index(folder, indices[0], row, limits)
     if len(loose) == 1 and not indices and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
         return Location(folder, tuple(loose), row)
     if not loose and not indices:
         return None
-    raise CheckpointError(
-        "the weights are not unique",
+    shards = not indices and all(map(_SHARD.search, loose))
+    raise (CheckpointError if shards else NotACheckpointError)(
+        "the index of the shards is missing" if shards else "the weights are not unique",
         path=folder,
         expected=f"{row.whole} or {row.index}",
         found=", ".join([*indices, *loose][:4]),
-        hint="If these are shards, their index is missing; if not, name one file.",
+        hint="Was the download complete?" if shards else "Name one file.",
     )
 
 
-def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
-    """Read an index; a shard must be a plain name, so that no index reaches out of its folder."""
+def _one_of_two(single: Location, index: str, names: list[str], limits: Limits, choice: str | None) -> Location:
+    """Choose between a file and an index beside it: as the user says, else the file, as loaders do, with the shards as its rival."""
+    whole = single.files[0]
+    if choice == "index":
+        return replace(location_of_index(single.folder, index, single.format, limits), notes=(f"{index} was read, not {whole}",))
+    if choice == "single":
+        return replace(single, notes=(f"{whole} was read, not {index}",))
+    shards = location_of_index(single.folder, index, single.format, limits)
+    own, there = shards.files == (whole,), any(name in names for name in shards.files)
+    why = "has the same weights" if there else "names shards that are not there"
+    return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None)
+
+
+def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:
+    """Read an index; a shard must be a plain name, so that no index reaches out of its folder.
+
+    Raises:
+        CheckpointError: It is malformed.
+        LimitError: It exceeds `limits`.
+    """
     path = folder / name
     file = ReadFile(path)
     try:
@@ -136,26 +175,19 @@ def _from_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> L
                 expected=f"a plain name ending in {' or '.join(row.suffixes)}",
                 found=repr(shard),
             )
-    return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name)
+    says = document.get("metadata")
+    metadata = {key: text for key, text in says.items() if isinstance(text, str)} if isinstance(says, dict) else {}
+    return Location(folder, tuple(sorted(set(weight_map.values()))), row, weight_map, name, metadata=metadata)
 
 
-def _nothing_found(folder: Path, names: list[str]) -> CheckpointError:
-    hint = None
-    if any(map(_ADAPTER.fullmatch, names)):
-        hint = f"This folder holds an adapter. {_MERGE_LORA}"
-    elif any(name.endswith(".gguf") for name in names):
-        hint = "This folder holds GGUF files; use the safetensors checkpoint that they were made from."
-    elif any(name.startswith("consolidated") for name in names):
-        hint = "This folder is in the vendor's own format; convert it to a Hugging Face folder."
-    elif "snapshots" in names:
-        hint = "This is a cache folder of the hub; name the folder below snapshots/."
-    return CheckpointError(
-        "no weights in the folder",
-        path=folder,
-        expected=_either([name for row in FORMATS for name in row.names]),
-        found=", ".join(names[:8]) or "an empty folder",
-        hint=hint,
-    )
+def nothing_found(folder: Path, names: list[str], inner: list[str]) -> NotACheckpointError:
+    """Return the error for a folder without weights; `inner` are sub-folders that have some, but are not known to be parts of one model."""
+    found = kind_of_folder(folder, names)
+    what, hint = found if found is not None else ("no weights in the folder", None)
+    if found is None and inner:
+        hint = f"Weights are in {', '.join(inner[:4])}; name that folder."
+    expected = _either([name for row in FORMATS for name in row.names])
+    return NotACheckpointError(what, path=folder, expected=expected, found=", ".join(names[:8]) or "nothing", hint=hint)
 
 
 def _either(words: list[str]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deltapack.checkpoint.keys import fits
+from deltapack.checkpoint.renames import match_renamed
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.errors import RecipeError
 
@@ -37,11 +38,13 @@ def match_names(
     *,
     base_aliases: Mapping[str, str] | None = None,
     finetuned_aliases: Mapping[str, str] | None = None,
+    models: Sequence[str] = (),
 ) -> NameMatch:
     """Match the tensors of a fine-tune with those of its base.
 
     In this order, each for the names still unmatched: the user's maps; equal names; the second names of tied tensors;
-    one prefix that either side has and the other has not, when no other prefix would match anything.
+    renamings that are certain (`renames`): wrappers of a training tool, runs of a name that one side has more or calls
+    otherwise, and what transformers renames.
 
     Args:
         base: Tensors of the base.
@@ -50,6 +53,7 @@ def match_names(
             gives the name in the base.
         base_aliases: Second names of tied tensors of the base.
         finetuned_aliases: Second names of tied tensors of the fine-tune.
+        models: What the configs call the model, for the renamings that transformers knows (`model_names`).
 
     Raises:
         RecipeError: An expression is not valid or matches nothing, or two tensors are mapped to one.
@@ -70,20 +74,19 @@ def match_names(
             owners[target] = name
     if wanted:
         notes.append(f"{sum(name in base_of for name in wanted)} names were matched by --map")
-    free = {name: info for name, info in finetuned.items() if name not in base_of and name not in wanted}
+    unmatched = {name: info for name, info in finetuned.items() if name not in base_of and name not in wanted}
     left = {name: info for name, info in base.items() if name not in owners}
-    for name, target in _tied(free, left, base_aliases or {}, finetuned_aliases or {}):
+    for name, target in _tied(unmatched, left, base_aliases or {}, finetuned_aliases or {}):
         base_of[name] = target
-        del free[name], left[target]
         notes.append(f"{name!r} was matched with the base's {target!r}, to which it is tied")
-    by_prefix, note = _by_prefix(left, free)
-    base_of |= by_prefix
+    renamed = match_renamed(base, finetuned, base_of, models, skipped=wanted)
+    base_of |= renamed.base_of
     matched = set(base_of.values())
     return NameMatch(
         base_of=dict(sorted(base_of.items())),
         only_finetuned=tuple(sorted(name for name in finetuned if name not in base_of)),
         only_base=tuple(sorted(name for name in base if name not in matched)),
-        notes=(*notes, *note),
+        notes=(*notes, *renamed.notes),
     )
 
 
@@ -91,7 +94,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise RecipeError(f"not a valid regular expression: {error}", found=repr(pattern)) from error
+        raise RecipeError(f"not a valid regular expression: {error}", found=f"'{pattern}'") from error
 
 
 def _apply_maps(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], maps: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -102,11 +105,11 @@ def _apply_maps(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorIn
         try:
             mapped = {name: match.expand(replacement) for name in finetuned if (match := compiled.fullmatch(name))}
         except (re.error, LookupError) as error:
-            raise RecipeError(f"not a valid replacement: {error}", found=repr(replacement)) from error
+            raise RecipeError(f"not a valid replacement: {error}", found=f"'{replacement}'") from error
         if not any(target in base for target in mapped.values()):
             example = next(iter(mapped.items()), None)
             raise RecipeError(
-                f"the map {pattern!r} matches nothing",
+                f"the map '{pattern}' matches nothing",
                 found="no name of the fine-tune" if example is None else f"{example[0]!r} -> {example[1]!r}, not in the base",
             )
         wanted = {**mapped, **wanted}
@@ -126,34 +129,6 @@ def _tied(
     candidates += [(owner, base_aliases.get(alias)) for alias, owner in sorted(finetuned_aliases.items())]
     for name, target in candidates:
         fresh = name in free and target in left and name not in pairs and target not in pairs.values()
-        if target is not None and fresh and _fits(free[name], left[target]):
+        if target is not None and fresh and fits(free[name], left[target]):
             pairs[name] = target
     return list(pairs.items())
-
-
-def _fits(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two shapes are equal but for the number of rows of a matrix, as when a vocabulary grew."""
-    if len(one.shape) < 2:
-        return one.shape == other.shape
-    return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
-
-
-def _by_prefix(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Match what remains by the one prefix that fits, and say so."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for side, long, short in (("fine-tune", finetuned, base), ("base", base, finetuned)):
-        for name, info in long.items():
-            for cut in (index + 1 for index, character in enumerate(name) if character == "."):
-                rest = name[cut:]
-                if rest in short and _fits(info, short[rest]):
-                    pair = (name, rest) if side == "fine-tune" else (rest, name)
-                    found.setdefault((side, name[:cut]), {}).__setitem__(*pair)
-    if not found:
-        return {}, ()
-    if len(found) > 1:
-        some = ", ".join(f"{prefix!r} of the {side}" for side, prefix in sorted(found)[:4])
-        return {}, (f"names were not matched, as more than one prefix could be removed: {some}; use --map",)
-    ((side, prefix), pairs) = next(iter(found.items()))
-    elements = sum(math.prod(finetuned[name].shape) for name in pairs)
-    note = f"{len(pairs)} names ({elements:,} elements) were matched after removing the prefix {prefix!r} from the {side}"
-    return pairs, (note,)

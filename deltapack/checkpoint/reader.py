@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checking import as_path
+from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.locate import Location, locate
+from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
+from deltapack.checkpoint.formats import WeightFormat
+from deltapack.checkpoint.joining import aliases_of, check_index, strings_of
+from deltapack.checkpoint.locate import Location
+from deltapack.checkpoint.manifest import MANIFEST
+from deltapack.checkpoint.rivals import first_difference
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
-from deltapack.errors import CheckpointError
-from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
+from deltapack.format.arrangement import Arrangement
+from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
+from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -30,17 +40,24 @@ class Checkpoint:
         is_folder: Whether it is a folder.
         tensors: From name to tensor, sorted by name; of tied tensors only the first.
         aliases: From the second name of a tied tensor to the name in `tensors`.
+        metadata: Free strings of the safetensors headers, without ties: for each folder with weights (`""`: the checkpoint's own) those of
+            its files together.
+        folders: Sub-folders with weights, whose tensors' names begin with their path and `/`, with the name of the weight file there
+            (without suffix and shard numbers).
+        unread: Errors for weights of the folder that were not read; a fine-tune with some is not packed.
         notes: What the user should be told about how it was read.
+        files: The checkpoint as its files hold it: itself, but for one that `with_arranged` returned.
     """
 
-    def __init__(self, path: Path, location: Location, files: list[ParsedFile], limits: Limits) -> None:
+    def __init__(self, path: Path, located: Located, parsed: Sequence[Sequence[ParsedFile]], limits: Limits) -> None:
         self.path = path
         self.is_folder = path.is_dir()
-        self._location = location
+        self._places, self.folders, self.unread = located.places, located.stems, located.unread
         self._limits = limits
+        files = [file for own in parsed for file in own]
         self._handles = [handle for file in files for handle in file.handles]
         self._sources: dict[str, Source] = {}
-        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(location.files, files, strict=True)]
+        self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(self._files(), files, strict=True)]
         tensors: dict[str, TensorInfo] = {}
         for file in files:
             for info, source in file.tensors:
@@ -50,10 +67,16 @@ class Checkpoint:
                 tensors[info.name] = info
                 self._sources[info.name] = source
         check_count(path, len(tensors), limits)
+        for place, own in zip(self._places, parsed, strict=True):
+            check_folders(path, place.prefix, [info.name for file in own for info, _ in file.tensors], self.folders)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
-        self.aliases: Mapping[str, str] = MappingProxyType(_aliases(path, tensors, files))
-        unlisted = _check_index(path, location, tensors, self.aliases)
-        self.notes: tuple[str, ...] = (*location.notes, *unlisted, *(note for file in files for note in file.notes))
+        self.aliases: Mapping[str, str] = MappingProxyType(aliases_of(path, self._places, tensors, files))
+        self.metadata: Mapping[str, Mapping[str, str]]
+        self.metadata, told = strings_of(self._places, parsed, self.aliases)
+        self.files = self
+        unlisted = [note for place in self._places for note in check_index(path, place, tensors, self.aliases)]
+        chosen = [note for place in self._places for note in place.notes]
+        self.notes: tuple[str, ...] = (*chosen, *unlisted, *told, *(note for file in files for note in file.notes))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
         """Return the elements [start, stop) of a tensor, flattened in row-major order.
@@ -99,26 +122,67 @@ class Checkpoint:
         source = self._sources.get(info.name)
         return (source.file, source.offset + start * info.dtype.itemsize) if isinstance(source, FileSource) else None
 
+    def with_arranged(self, arrangements: Mapping[str, Arrangement]) -> Checkpoint:
+        """Return the checkpoint as one that also holds tensors made of its own, by name; each hides one of its own of that name.
+
+        Both are closed together. Each piece must be a box of a tensor here, and all of one arrangement of one type.
+        """
+        view, tiles = copy.copy(self), Tiles()
+        tensors, sources = dict(self.tensors), dict(self._sources)
+        for name, arrangement in arrangements.items():
+            made_of = {piece: self._find(piece) for piece in arrangement.names}
+            first = made_of[arrangement.names[0]]
+            tensors[name] = TensorInfo(name, first.dtype, arrangement.shape, first.shard, arrangement)
+            shapes = {piece: info.shape for piece, info in made_of.items()}
+            sources[name] = ArrangedSource.of(arrangement, shapes, self.read_into, tiles)
+        view.tensors = MappingProxyType(dict(sorted(tensors.items())))
+        view.aliases = MappingProxyType({name: kept for name, kept in self.aliases.items() if name not in arrangements})
+        view._sources = sources
+        return view
+
+    def home_of(self, name: str) -> str:
+        """Return the tensor of the files that a tensor is, or that its first element lies in."""
+        arranged = self.tensors[name].arranged
+        return name if arranged is None else arranged.names[0]
+
     def _find(self, name: str) -> TensorInfo:
         info = self.tensors.get(self.aliases.get(name, name))
         if info is None:
             raise CheckpointError("no such tensor", path=self.path, tensor=name)
         return info
 
-    def list_side_files(self, include_code: bool = False) -> tuple[list[SideFile], list[LeftOut]]:
+    def list_side_files(
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+    ) -> tuple[list[SideFile], list[LeftOut]]:
         """List what travels beside the weights, and everything that does not; both empty for a bare file.
 
+        Args:
+            include_code: Whether `.py` files travel.
+            limits: Bounds on size and number; those that the checkpoint was opened with unless given.
+            leave_out: Shell patterns of names that stay behind.
+
         Raises:
-            LimitError: The files together exceed the limits.
+            LimitError: A file, or the files together, exceed the limits.
+            RecipeError: A pattern fits no file.
         """
         if not self.is_folder:
+            if leave_out:
+                raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
-        own = {*self._location.files, self._location.index or ""}
-        return list_side_files(self.path, include_code, limits=self._limits, weights=own)
+        own = {*self._files(), *(place.index or "" for place in self._places), MANIFEST}
+        return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
 
-    def side_files(self, include_code: bool = False) -> list[SideFile]:
-        """List what travels beside the weights, sorted by name."""
-        return self.list_side_files(include_code)[0]
+    def side_files(self) -> list[SideFile]:
+        """List the side files of a folder that is only read, sorted by name, code and files of any size among them."""
+        return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
+
+    def side_file(self, name: str) -> SideFile | None:
+        """Return the file of this safe relative name, whatever its kind; none where there is none."""
+        path = self.path / name
+        try:
+            return SideFile(name, path.stat().st_size, path) if self.is_folder and path.is_file() else None
+        except OSError:
+            return None
 
     def weight_shards(self) -> list[tuple[str, list[str]]]:
         """Return the weight files in shard order, each with its tensors in the order of the file."""
@@ -126,13 +190,17 @@ class Checkpoint:
 
     def weight_paths(self) -> list[Path]:
         """Return the paths of the weight files, in shard order."""
-        return [self._location.folder / name for name in self._location.files]
+        return [place.folder / name for place in self._places for name in place.files]
+
+    def _files(self) -> list[str]:
+        """Return the names of the weight files, in shard order."""
+        return [name for place in self._places for name in place.files]
 
     def close(self) -> None:
         """Close the files; reads fail from now on."""
         for handle in self._handles:
             handle.close()
-        self._handles = []
+        self._handles.clear()
         self._sources = {}
 
     def __enter__(self) -> Checkpoint:
@@ -142,60 +210,82 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: str | None = None) -> Checkpoint:
     """Open a Hugging Face folder, a `.safetensors` file or a PyTorch state dict.
 
     Args:
         path: The folder or file.
         limits: Bounds on headers, names, shapes and side files.
+        weights: What counts where a folder has `model.safetensors` and an index of shards, too; unless given they have to be the same.
 
     Raises:
-        CheckpointError: Nothing to read was found, or it is malformed.
+        CheckpointError: It is malformed or damaged.
+        NotACheckpointError: This is something else, such as an adapter, a pack or a GGUF file, or nothing to read was found.
         LimitError: It exceeds `limits`.
+        RecipeError: `path` is no path, there is no such choice of weights, or a folder has two models and nobody chose.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
-    path = Path(path)
-    location = locate(path, limits)
+    path = as_path("the checkpoint", path)
+    located = locate_all(path, limits, weights)
+    checkpoint = _open(path, located, limits)
+    rivals = [(place, place.rival) for place in located.places if place.rival is not None]
+    try:
+        for place, rival in rivals:
+            with _open(path, Located((rival,)), limits) as other:
+                _check_rival(checkpoint, place, other, rival)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
+
+
+def _check_rival(checkpoint: Checkpoint, place: Location, other: Checkpoint, rival: Location) -> None:
+    """Require that shards beside a file hold the same tensors.
+
+    Raises:
+        RecipeError: They do not: somebody has to choose.
+    """
+    own = {name: info for name, info in checkpoint.tensors.items() if info.shard == place.files[0]}
+    name = first_difference(own, checkpoint, other)
+    if name is not None:
+        raise RecipeError(
+            "the folder holds two models: a file, and shards that differ from it",
+            path=checkpoint.path,
+            tensor=name,
+            expected=f"the same in {place.files[0]} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
+            found=_both(own.get(name), other.tensors.get(name)),
+            hint="Delete one of them, or choose: --weights single reads the file, --weights index the shards (weight_files= in Python).",
+        )
+
+
+def _both(one: TensorInfo | None, other: TensorInfo | None) -> str:
+    if one is None or other is None:
+        return f"it only in {'the shards' if one is None else 'the file'}"
+    kinds = [f"{info.dtype} {list(info.shape)}" for info in (one, other)]
+    return "other elements" if kinds[0] == kinds[1] else " and ".join(kinds)
+
+
+def _open(path: Path, located: Located, limits: Limits) -> Checkpoint:
+    """Open the files of a checkpoint."""
     with contextlib.ExitStack() as stack:
-        files: list[ParsedFile] = []
-        for name in location.files:
-            handle = ReadFile(location.folder / name)
-            stack.callback(handle.close)
-            files.append(location.format.parse(handle, limits))
-        checkpoint = Checkpoint(path, location, files, limits)
+        parsed: list[list[ParsedFile]] = []
+        for place in located.places:
+            parsed.append([])
+            for name in place.files:
+                handle = ReadFile(place.folder / name)
+                stack.callback(handle.close)
+                _check_kind(handle, place.format)
+                parsed[-1].append(prefixed(place.format.parse(handle, limits), place.prefix, path, limits))
+        checkpoint = Checkpoint(path, located, parsed, limits)
+        if are_lora(checkpoint.tensors):
+            raise NotACheckpointError("these are the tensors of an adapter (LoRA), not of a whole model", path=path, hint=MERGE_LORA)
         stack.pop_all()
     return checkpoint
 
 
-def _aliases(path: Path, tensors: Mapping[str, TensorInfo], files: list[ParsedFile]) -> dict[str, str]:
-    """Join the aliases of all files with those that safetensors headers declare as {dropped: kept}."""
-    aliases: dict[str, str] = {}
-    for file in files:
-        declared = {name: kept for name, kept in file.metadata.items() if name not in tensors and kept in tensors}
-        for name, kept in {**declared, **file.aliases}.items():
-            if name in tensors or aliases.get(name, kept) != kept:
-                raise CheckpointError("the tensor is in two shards", path=path, tensor=name)
-            if name != "format":
-                aliases[name] = kept
-    return dict(sorted(aliases.items()))
-
-
-def _check_index(path: Path, location: Location, tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str]) -> tuple[str, ...]:
-    """Check the index against the headers; return notes on tensors that it forgot, which are read."""
-    if location.weight_map is None:
-        return ()
-    for name, shard in location.weight_map.items():
-        info = tensors.get(aliases.get(name, name))
-        if info is None or (info.shard != shard and name in tensors):
-            raise CheckpointError(
-                "the index and the shards disagree",
-                path=path,
-                tensor=name,
-                expected=f"the tensor in {shard}",
-                found="no such tensor" if info is None else info.shard,
-                hint="The shards are of different versions: download the checkpoint again.",
-            )
-    unlisted = [name for name in tensors if name not in location.weight_map]
-    if not unlisted:
-        return ()
-    return (f"{len(unlisted)} tensors are in the shards but not in the index, such as {unlisted[0]!r}; they were read",)
+def _check_kind(file: ReadFile, row: WeightFormat) -> None:
+    """Refuse a file that by its first bytes is of another kind than its name says."""
+    kind = kind_of(file.read(0, min(HEAD_BYTES, file.size)), "")
+    if kind is not None and kind.name not in row.kinds:
+        what = f"this is {kind.text}, not what its name says"
+        raise NotACheckpointError(what, path=file.path, expected=row.suffixes[0], hint=kind.as_checkpoint)

@@ -1,24 +1,21 @@
-"""May this output be written, and how does it take its place: all at once, and only over a checkpoint."""
+"""May this output be written, and how does it take its place: all at once, and only over what this program wrote."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deltapack.checkpoint.sidefiles import is_side_file
+from deltapack.checkpoint.manifest import check_own, first_other, listed
 from deltapack.errors import OutputError
-from deltapack.format.atomic import fsync_folder, temporary_sibling
+from deltapack.format.atomic import fsync_folder, temporary_sibling, writing
 
-__all__ = ["check_output", "check_protected", "swap_in"]
+__all__ = ["check_output", "check_protected", "check_unlisted", "swap_in"]
 
-_OWN_WEIGHTS = re.compile(r".+\.safetensors|pytorch_model.*\.bin|(.+\.safetensors|pytorch_model.*\.bin)\.index\.json")
-_MODEL_CODE = re.compile(r"(modeling|modelling|configuration|tokenization|processing|image_processing)_\w+\.py|__init__\.py")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -42,10 +39,11 @@ def check_protected(out: Path, protect: Sequence[Path]) -> None:
             )
 
 
-def check_output(out: Path, *, folder: bool, force: bool) -> None:
+def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False) -> None:
     """Refuse an output that cannot be created, or that `force` must not replace.
 
-    An existing folder is replaced as a whole, so it must be a checkpoint and nothing else.
+    An existing folder is replaced as a whole, so everything in it must be what this program wrote (`manifest.py`). A folder
+    without a list, of an older version, is refused, or with `unlisted` left to `check_unlisted`, which knows what is written.
 
     Raises:
         OutputError: It exists and is not ours to replace, or its parent folder is missing.
@@ -65,10 +63,38 @@ def check_output(out: Path, *, folder: bool, force: bool) -> None:
         return
     if not force:
         raise OutputError("the output exists", path=out, hint="Remove it, choose another name, or use --force.")
-    if folder:
-        _check_replaceable(out)
-    elif not out.is_file():
+    if folder and (listed(out) or not unlisted):
+        check_own(out, "checkpoint")
+    elif not folder:
+        _check_file(out)
+
+
+def _check_file(out: Path) -> None:
+    """Refuse to replace a file that is no safetensors file; one that is was named by whoever asked for it."""
+    if not out.is_file():
         raise OutputError("the output is not a regular file", path=out)
+    with writing(out), open(out, "rb") as file:
+        head = file.read(9)
+    if head and head[8:] != b"{":
+        raise OutputError("the output exists and is no safetensors file", path=out, hint="Remove it yourself, or choose another name.")
+
+
+def check_unlisted(out: Path, new: Path, heads: Mapping[str, int] | None = None) -> None:
+    """Refuse to replace a folder without a list by `new`, unless everything in it is there again, byte for byte.
+
+    Raises:
+        OutputError: Something in it is not; it is named.
+    """
+    if not out.is_dir() or listed(out):
+        return
+    other = first_other(out, new, heads)
+    if other is not None:
+        raise OutputError(
+            "the output folder may hold files of others: it has no list of what deltapack wrote, and not all in it would be written again",
+            path=out,
+            found=other,
+            hint="Move or remove the folder yourself, or choose another output.",
+        )
 
 
 def swap_in(temporary: Path, out: Path) -> None:
@@ -115,35 +141,3 @@ def _exchange(one: Path, other: Path) -> bool:
         names = (os.fsencode(one), os.fsencode(other))
         return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
     return False
-
-
-def _check_replaceable(folder: Path) -> None:
-    foreign = _first_foreign(folder)
-    if foreign is not None:
-        raise OutputError(
-            "the output folder holds more than a checkpoint",
-            path=folder,
-            found=foreign,
-            hint="Only a checkpoint is replaced, as its whole folder is removed; choose another output.",
-        )
-    if not any(_OWN_WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir()):
-        hint = "Only a checkpoint is replaced; choose another output."
-        raise OutputError("the output folder holds no checkpoint", path=folder, hint=hint)
-
-
-def _first_foreign(folder: Path) -> str | None:
-    """Return the first entry that no checkpoint of ours or of a Hugging Face tool has."""
-    for where, folders, files in os.walk(folder):
-        top = Path(where) == folder
-        folders.sort()
-        for name in folders:
-            if name.startswith((".", "__")) or os.path.islink(os.path.join(where, name)):
-                return os.path.relpath(os.path.join(where, name), folder) + "/"
-        for name in sorted(files):
-            known = is_side_file(name) or bool(_MODEL_CODE.fullmatch(name))
-            if top:
-                known = known or name == ".gitattributes" or bool(_OWN_WEIGHTS.fullmatch(name))
-            path = os.path.join(where, name)
-            if not known or not os.path.isfile(path):
-                return os.path.relpath(path, folder)
-    return None

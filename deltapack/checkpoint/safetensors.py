@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.tensors import FileSource, Layout, ParsedFile, TensorInfo, check_count, check_tensor
-from deltapack.dtypes import BY_SAFETENSORS
+from deltapack.dtypes import BY_SAFETENSORS, MAX_RAW_BITS, SAFETENSORS_NAME, DType, raw_type
 from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["header_bytes", "load_json", "parse_safetensors"]
+__all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_safetensors"]
 
 _METADATA = "__metadata__"
+_NDIM = 64
+"""Dimensions of which a product is taken before the limits are checked."""
+OWN_METADATA = "deltapack."
+"""What the keys begin with under which files say where they are from; they are never names of tensors."""
 _DAMAGED = "The file is damaged or was not written by safetensors."
 
 
@@ -41,23 +44,18 @@ def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> Parsed
     prefix = file.read(0, 8)
     length = int.from_bytes(prefix, "little")
     if length > file.size - 8:
-        hint = _what_it_is(prefix, file.path)
-        raise CheckpointError(
-            "the header is longer than the file",
-            path=file.path,
-            expected=f"at most {file.size - 8} bytes",
-            found=length,
-            hint=hint,
-        )
+        expected = f"at most {file.size - 8} bytes"
+        raise CheckpointError("the header is longer than the file", path=file.path, expected=expected, found=length, hint=_DAMAGED)
     if length > limits.header_bytes:
         raise LimitError("the header is too long", path=file.path, expected=f"at most {limits.header_bytes} bytes", found=length)
     raw = file.read(8, length)
     if not raw.startswith(b"{"):
-        raise CheckpointError("the header is not a JSON object", path=file.path, hint=_what_it_is(prefix, file.path))
+        raise CheckpointError("the header is not a JSON object", path=file.path, hint=_DAMAGED)
     header = load_json(raw, file.path)
     metadata = _parse_metadata(header.pop(_METADATA, {}), file.path)
     check_count(file.path, len(header), limits)
-    rows = [_parse_entry(name, entry, file.path, limits) for name, entry in header.items()]
+    widths = _raw_widths(header)
+    rows = [_parse_entry(name, entry, widths, file.path, limits) for name, entry in header.items()]
     rows.sort(key=lambda row: (row[1], row[2], row[0].name))
     _check_tiling(rows, file.path, file.size - 8 - length)
     tensors = [(info, FileSource(file, 8 + length + begin)) for info, begin, _ in rows]
@@ -72,7 +70,7 @@ def header_bytes(tensors: Sequence[Layout], metadata: Mapping[str, str]) -> byte
     header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
     for tensor in tensors:
-        end = position + math.prod(tensor.shape) * tensor.dtype.itemsize
+        end = position + tensor.dtype.count(tensor.shape) * tensor.dtype.itemsize
         header[tensor.name] = {
             "dtype": tensor.dtype.safetensors,
             "shape": list(tensor.shape),
@@ -112,12 +110,42 @@ def load_json(raw: bytes, path: Path) -> dict[str, object]:
 
 
 def _parse_metadata(value: object, path: Path) -> dict[str, str]:
+    if value is None:  # as safetensors reads it
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise CheckpointError(f"{_METADATA} is not an object of strings", path=path, hint=_DAMAGED)
+    try:
+        "".join((*value, *value.values())).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{_METADATA} is not valid Unicode", path=path, hint=_DAMAGED) from error
     return value
 
 
-def _parse_entry(name: str, entry: object, path: Path, limits: Limits) -> tuple[TensorInfo, int, int]:
+def _raw_widths(header: Mapping[str, object]) -> dict[str, int]:
+    """Return the bits of an element of each type that has no row of its own, as the first tensor with elements shows."""
+    widths: dict[str, int] = {}
+    for entry in header.values():
+        match entry:
+            case {"dtype": str(name), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if name not in BY_SAFETENSORS:
+                known = name not in widths and SAFETENSORS_NAME.fullmatch(name) and _are_sizes(shape) and len(shape) <= _NDIM
+                bits, rest = divmod(8 * (end - begin), math.prod(shape)) if known and 0 not in shape else (0, 1)
+                if rest == 0 and 0 < bits <= MAX_RAW_BITS:
+                    widths[name] = bits
+    return widths
+
+
+def _dtype(name: object, shape: Sequence[int], widths: Mapping[str, int]) -> DType | None:
+    """Return a type by its name in the header; none where no bytes could be told apart."""
+    if not isinstance(name, str):
+        return None
+    if name in BY_SAFETENSORS:
+        return BY_SAFETENSORS[name]
+    if 0 in shape:  # nothing says how wide they would be
+        return raw_type(8, name) if SAFETENSORS_NAME.fullmatch(name) else None
+    return raw_type(widths[name], name) if name in widths else None
+
+
+def _parse_entry(name: str, entry: object, widths: Mapping[str, int], path: Path, limits: Limits) -> tuple[TensorInfo, int, int]:
     """Return a tensor with its first and last offset in the data."""
 
     def wrong(what: str, expected: object, found: object) -> CheckpointError:
@@ -132,11 +160,12 @@ def _parse_entry(name: str, entry: object, path: Path, limits: Limits) -> tuple[
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise wrong("the data offsets are wrong", "[begin, end] with begin <= end", offsets)
     check_tensor(path, name, shape, limits)
-    dtype = BY_SAFETENSORS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = _dtype(entry["dtype"], shape, widths)
     if dtype is None:
-        known = ", ".join(sorted(BY_SAFETENSORS))
-        what = "unknown element type"
-        raise UnsupportedError(what, path=path, tensor=name, expected=f"one of {known}", found=entry["dtype"])
+        expected = f"one of {', '.join(sorted(BY_SAFETENSORS))}, or elements of a whole number of bits"
+        raise UnsupportedError("unknown element type", path=path, tensor=name, expected=expected, found=entry["dtype"])
+    if not dtype.fits(shape):
+        raise wrong("the elements do not fill whole bytes", f"a multiple of 8 bits, {dtype.raw_bits} an element", shape)
     info = TensorInfo(name, dtype, tuple(shape), path.name)
     if offsets[1] - offsets[0] != info.nbytes:
         raise wrong("the data offsets do not fit the shape", f"{info.nbytes} bytes for {shape}", offsets[1] - offsets[0])
@@ -164,18 +193,3 @@ def _check_tiling(rows: Sequence[tuple[TensorInfo, int, int]], path: Path, data_
             found=data_size,
             hint=cut,
         )
-
-
-def _what_it_is(prefix: bytes, path: Path) -> str:
-    """Guess from the first 8 bytes what was named instead of a safetensors file."""
-    known = {
-        b"version ": "This is a git-lfs pointer, not the weights: run 'git lfs pull' or download the file again.",
-        b"<!DOCTYP": "This is a web page, not the weights: the download failed.",
-    }
-    if prefix in known:
-        return known[prefix]
-    if prefix.startswith(b"PK\x03\x04"):
-        return f"This is a PyTorch file: rename it from {path.name} to .bin."
-    if prefix.startswith(b"GGUF"):
-        return "This is a GGUF file; use the safetensors checkpoint that it was made from."
-    return _DAMAGED if os.path.getsize(path) else "The file is empty."

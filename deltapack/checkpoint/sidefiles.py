@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from deltapack.checkpoint.files import ReadFile
-from deltapack.errors import CheckpointError, FormatError, LimitError
+from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["LeftOut", "SideFile", "check_side_name", "is_side_file", "is_weight_file", "list_side_files"]
+__all__ = [
+    "LeftOut",
+    "SideFile",
+    "check_side_name",
+    "is_side_file",
+    "is_training_state",
+    "is_weight_file",
+    "list_side_files",
+    "reason_to_skip_folder",
+]
 
-_MAX_DEPTH = 4
-_SIDE = re.compile(r"\.(jsonl?|txt|model|jinja|md|ya?ml|vocab|merges|tiktoken|bpe|spm|spiece)")
+_MAX_DEPTH, _PART_BYTES = 4, 255
+_SIDE = re.compile(r"\.(jsonl?|txt|model|jinja|md|ya?ml|vocab|merges|tiktoken|bpe|spm|spiece|codes)")
+_TOKENIZER = re.compile(r"(?i).*(tokenizer|tokeniser|tekken|spiece|sentencepiece|vocab|merges).*")
+"""Vendors give their tokenizers names such as `tokenizer.model.v3`, `mistral_instruct_tokenizer_240216.model.v2`, `vocab.src`."""
+_TRAINING_FOLDER = re.compile(r"(tmp-)?checkpoint-\d+|global_step\d+|(epoch|step)[-_]?\d+|runs|wandb|optim(izer)?s?([-_].*)?|.*_fsdp_\d+")
 _LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([.\-_ ].*)?", re.IGNORECASE)
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|gguf|ggml|onnx|onnx_data|h5|msgpack|ot|ckpt|npz|npy|pkl|pickle|joblib|dpk|tflite|pb|nemo"
     r"|distcp|engine|mlmodel|llamafile)"
 )
 _TRAINING = re.compile(r"trainer_state\.json|.*optimizer.*|.*scheduler\.(pt|bin)|rng_state.*|training_args.*")
+_SCRAP = re.compile(r"\.(lock|tmp|bak|swp|part|log|zip|gz|bz2|xz|zst|tar|tgz|png|jpe?g|svg|pdf|ipynb|sh|html?|so|dll|exe|pyc)|.*~")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -86,6 +100,7 @@ def list_side_files(
     *,
     limits: Limits = DEFAULT_LIMITS,
     weights: Collection[str] = (),
+    leave_out: Sequence[str] = (),
 ) -> tuple[list[SideFile], list[LeftOut]]:
     """List what travels beside the weights of `folder`, and everything that does not.
 
@@ -96,16 +111,19 @@ def list_side_files(
         include_code: Whether `.py` files travel.
         limits: Bounds on size and number.
         weights: Files of the checkpoint itself, which are not to be mentioned.
+        leave_out: Shell patterns of names that stay behind, as the user wants it; a pattern without `/` is for the last part of a name.
 
     Returns:
         The files and what was left out, each sorted by name.
 
     Raises:
-        LimitError: The files together exceed `limits`.
+        LimitError: A file, or the files together, exceed `limits`.
+        RecipeError: A pattern fits none of the files that would travel.
     """
     files: list[SideFile] = []
     left: list[LeftOut] = []
     pending: list[tuple[Path, str]] = [(folder, "")]
+    unused = dict.fromkeys(leave_out)
     while pending:
         where, prefix = pending.pop()
         try:
@@ -118,14 +136,46 @@ def list_side_files(
             if name in weights:
                 continue
             if entry.is_dir():
-                reason = _reason_to_skip_folder(entry, name)
+                reason = reason_to_skip_folder(entry, name)
                 if reason is None:
                     pending.append((Path(entry.path), name + "/"))
                 else:
                     left.append(LeftOut(name + "/", reason))
                 continue
-            found = _look_at(entry, name, include_code, limits)
-            (files if isinstance(found, SideFile) else left).append(found)  # type: ignore[arg-type]
+            found = _look_at(entry, name, include_code)
+            if isinstance(found, LeftOut):
+                left.append(found)
+                continue
+            wanted = [pattern for pattern in leave_out if fnmatchcase(name if "/" in pattern else entry.name, pattern)]
+            if wanted:
+                left.append(LeftOut(name, "as asked for"))
+            else:
+                files.append(found)
+            for pattern in wanted:
+                unused.pop(pattern, None)
+    if unused:
+        raise RecipeError("a pattern of side files to leave out fits none", path=folder, found=", ".join(unused))
+    _check_sizes(folder, files, limits)
+    return sorted(files, key=lambda file: file.name.encode()), sorted(left, key=lambda item: item.name)
+
+
+def _check_sizes(folder: Path, files: Sequence[SideFile], limits: Limits) -> None:
+    """Refuse files that are too large for a pack: none is left out in silence.
+
+    Raises:
+        LimitError: A file, or all together, exceed `limits`.
+    """
+    limit = min(limits.packed_file_bytes, limits.side_file_bytes)
+    for file in files:
+        if file.size > limit:
+            more = f"--max-side-file SIZE packs it (at most {DEFAULT_LIMITS.side_file_bytes >> 20} MiB, as readers take no more), "
+            raise LimitError(
+                f"the side file {file.name!r} is too large",
+                path=folder,
+                expected=f"at most {limit:,} bytes",
+                found=f"{file.size:,} bytes",
+                hint=(more if file.size <= DEFAULT_LIMITS.side_file_bytes else "") + f"--leave-out '{file.name}' leaves it behind.",
+            )
     total = sum(file.size for file in files)
     if len(files) > limits.side_files or total > limits.side_files_bytes:
         raise LimitError(
@@ -133,9 +183,8 @@ def list_side_files(
             path=folder,
             expected=f"at most {limits.side_files} files and {limits.side_files_bytes:,} bytes",
             found=f"{len(files)} files and {total:,} bytes",
-            hint="Move what the model does not need out of the folder.",
+            hint="--leave-out GLOB leaves behind what the model does not need.",
         )
-    return sorted(files, key=lambda file: file.name.encode()), sorted(left, key=lambda item: item.name)
 
 
 def check_side_name(name: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -157,34 +206,39 @@ def check_side_name(name: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
         problem = "a hidden part"
     elif len(parts) > _MAX_DEPTH + 1 or len(name.encode()) > limits.name_bytes:
         problem = "too many parts or bytes"
-    elif is_weight_file(parts[-1]):
+    elif any(len(part.encode()) > _PART_BYTES for part in parts):
+        problem = "a part that no file system takes"
+    elif is_weight_file(parts[-1]) or any(part.lower().endswith((".safetensors", ".safetensors.index.json")) for part in parts):
         problem = "an ending of weights or pickles"
     if problem is not None:
         raise FormatError(f"the side file name {name!r} has {problem}", hint="The pack may be hostile.")
 
 
-def _reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
+def is_training_state(name: str) -> bool:
+    """Whether a file of this name is of use to a trainer alone."""
+    return bool(_TRAINING.fullmatch(name))
+
+
+def reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
+    """Return why nothing in a sub-folder is part of the model, or None where it may be; `name` is its path in the checkpoint."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_symlink():
         return "a link to a folder"
-    if entry.name == "__pycache__" or re.fullmatch(r"checkpoint-\d+|global_step\d+|runs|wandb", entry.name):
+    if entry.name == "__pycache__" or _TRAINING_FOLDER.fullmatch(entry.name):
         return "cache or training state"
     return "nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name)
 
 
-def _look_at(entry: os.DirEntry[str], name: str, include_code: bool, limits: Limits) -> SideFile | LeftOut:
+def _look_at(entry: os.DirEntry[str], name: str, include_code: bool) -> SideFile | LeftOut:
     reason = _reason_to_leave(entry.name, include_code) or _name_problem(name)
     if reason is None:
         try:
             if not entry.is_file():
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
-            size = entry.stat().st_size
+            return SideFile(name, entry.stat().st_size, Path(entry.path))
         except OSError as error:
             return LeftOut(name, f"cannot be read: {error.strerror or error}")
-        if size <= limits.side_file_bytes:
-            return SideFile(name, size, Path(entry.path))
-        reason = f"larger than {limits.side_file_bytes:,} bytes"
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")
     return LeftOut(shown, reason)
 
@@ -194,13 +248,13 @@ def _reason_to_leave(name: str, include_code: bool) -> str | None:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return "hidden"
-    if _TRAINING.fullmatch(name):
+    if is_training_state(name):
         return "training state"
     if is_weight_file(name):
         return "weights that the checkpoint does not use"
     if suffix == ".py":
-        return None if include_code else "code, left out unless asked for"
-    if _SIDE.fullmatch(suffix) or _LICENCE.fullmatch(name):
+        return None if include_code else "Python code, which travels only with --include-code"
+    if _SIDE.fullmatch(suffix) or _LICENCE.fullmatch(name) or (_TOKENIZER.fullmatch(name) and not _SCRAP.fullmatch(suffix)):
         return None
     return "not a kind of file that a model needs"
 

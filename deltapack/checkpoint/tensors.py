@@ -14,6 +14,7 @@ import numpy.typing as npt
 from deltapack.checkpoint.files import ReadFile, bytes_of
 from deltapack.dtypes import DType
 from deltapack.errors import CheckpointError, LimitError
+from deltapack.format.arrangement import Arrangement
 from deltapack.limits import Limits
 
 __all__ = ["ArraySource", "FileSource", "Layout", "ParsedFile", "Source", "TensorInfo", "check_count", "check_tensor"]
@@ -44,17 +45,19 @@ class TensorInfo:
         dtype: Its element type.
         shape: Its dimensions.
         shard: Name of the file that holds it.
+        arranged: What it is made of, where the checkpoint holds other tensors instead of it.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     shard: str
+    arranged: Arrangement | None = None
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +111,7 @@ class ParsedFile:
         metadata: Free strings of a safetensors header.
         notes: What the user should be told about reading it.
         handles: Files to close in the end.
+        prefix: What the names of tensors begin with for the sub-folder that the file is in; not those in `metadata`.
     """
 
     tensors: Sequence[tuple[TensorInfo, Source]]
@@ -115,6 +119,7 @@ class ParsedFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     handles: Sequence[ReadFile] = ()
+    prefix: str = ""
 
 
 def check_count(path: Path, count: int, limits: Limits) -> None:

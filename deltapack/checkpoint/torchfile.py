@@ -12,6 +12,7 @@ import importlib
 import io
 import mmap
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -31,7 +32,7 @@ from deltapack.checkpoint.tensors import (
     check_tensor,
 )
 from deltapack.dtypes import BY_TORCH
-from deltapack.errors import CheckpointError, LimitError, UnsupportedError
+from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["parse_torch_file"]
@@ -52,6 +53,8 @@ _BAD_INPUT = (
     TypeError,
     ValueError,
 )  # what torch, pickle and zipfile raise on damaged or hostile files
+_OBJECT = re.compile(r"(?:GLOBAL|class|type) ([A-Za-z_][\w.]*\.\w+)")
+"""How torch's restricted unpickler names what it does not load."""
 _LOCAL_HEADER = 30
 _UNSAFE = "Only plain state dicts of tensors are read; save one with torch.save(model.state_dict(), path)."
 _KEY = "deltapack_record"
@@ -65,7 +68,8 @@ def parse_torch_file(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedF
         limits: Bounds on the structure, names and shapes.
 
     Raises:
-        CheckpointError: The file is damaged, or holds anything but tensors.
+        CheckpointError: The file is damaged.
+        NotACheckpointError: It holds anything but tensors, such as a whole pickled module.
         LimitError: It exceeds `limits`.
         UnsupportedError: torch is not installed, or a tensor is sparse, quantised or of an unknown type.
     """
@@ -105,10 +109,10 @@ def _records(file: ReadFile, limits: Limits) -> tuple[bytes, dict[str, tuple[int
                 raise CheckpointError("two records of the archive have one name", path=file.path)
             pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1 or pickles[0].filename.count("/") > 1:
-                raise CheckpointError("not a PyTorch state dict: no single data.pkl", path=file.path)
+                raise NotACheckpointError("a zip archive, but no PyTorch state dict: no single data.pkl", path=file.path, hint=_UNSAFE)
             root = pickles[0].filename[: -len("data.pkl")]
             if f"{root}constants.pkl" in names:
-                raise CheckpointError("this is a TorchScript archive, not a state dict", path=file.path, hint=_UNSAFE)
+                raise NotACheckpointError("this is a TorchScript archive, not a state dict", path=file.path, hint=_UNSAFE)
             if pickles[0].file_size > limits.header_bytes:
                 raise LimitError("data.pkl is too long", path=file.path, found=pickles[0].file_size)
             if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
@@ -128,7 +132,7 @@ def _records(file: ReadFile, limits: Limits) -> tuple[bytes, dict[str, tuple[int
         ValueError,
         struct.error,
     ) as error:
-        raise CheckpointError(f"not a readable zip archive: {error}", path=file.path, hint="It is cut or damaged.") from error
+        raise CheckpointError("not a readable zip archive", path=file.path, hint="It is cut or damaged.") from error
 
 
 def _data_span(file: ReadFile, entry: zipfile.ZipInfo) -> tuple[int, int]:
@@ -191,8 +195,12 @@ def _torch(file: ReadFile) -> Any:
 
 
 def _not_plain(file: ReadFile, error: BaseException) -> CheckpointError:
-    first_line = str(error).strip().split("\n")[0] or type(error).__name__
-    return CheckpointError(f"not a plain state dict: {first_line}", path=file.path, hint=_UNSAFE)
+    """Return the error for a pickle that was not read; what torch says of it is for who writes such files."""
+    found = _OBJECT.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if found is not None:
+        what = f"the file holds a Python object ({found[1]}), not a plain state dict"
+        return NotACheckpointError(what, path=file.path, hint=_UNSAFE)
+    return CheckpointError("cannot be read as a PyTorch file", path=file.path, hint="It is cut or damaged, or torch.save did not write it.")
 
 
 def _unwrap(document: object, kind: type, file: ReadFile, notes: list[str]) -> Mapping[str, Any]:
@@ -204,17 +212,17 @@ def _unwrap(document: object, kind: type, file: ReadFile, notes: list[str]) -> M
     if isinstance(document, dict) and not has_tensors(document):
         keys = [key for key in _WRAPPERS if has_tensors(document.get(key))]
         if len(keys) > 1:
-            raise CheckpointError("more than one state dict in the file", path=file.path, found=", ".join(keys))
+            raise NotACheckpointError("more than one state dict in the file", path=file.path, found=", ".join(keys))
         if keys:
             others = ", ".join(sorted(str(key) for key in document if key not in keys))
             notes.append(f"{file.path.name}: read {keys[0]!r}" + (f", not {others}" if others else ""))
             document = document[keys[0]]
     if not isinstance(document, dict) or not document:
-        raise CheckpointError("no state dict in the file", path=file.path, found=type(document).__name__, hint=_UNSAFE)
+        raise NotACheckpointError("no state dict in the file", path=file.path, found=type(document).__name__, hint=_UNSAFE)
     for key, value in document.items():
         if not isinstance(key, str) or not isinstance(value, kind):
             found = type(value).__name__
-            raise CheckpointError(f"the entry {key!r} is not a tensor", path=file.path, found=found, hint=_UNSAFE)
+            raise NotACheckpointError(f"the entry {key!r} is not a tensor", path=file.path, found=found, hint=_UNSAFE)
     return document
 
 
@@ -225,8 +233,9 @@ def _info(torch: Any, name: str, tensor: Any, file: ReadFile, limits: Limits) ->
     dtype = BY_TORCH.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise UnsupportedError("unknown element type", path=file.path, tensor=name, found=tensor.dtype)
-    check_tensor(file.path, name, tuple(tensor.shape), limits)
-    return TensorInfo(name, dtype, tuple(tensor.shape), file.path.name)
+    shape = dtype.shape_of_torch(tensor.shape)
+    check_tensor(file.path, name, shape, limits)
+    return TensorInfo(name, dtype, shape, file.path.name)
 
 
 def _identity(tensor: Any, in_memory: bool) -> object:
@@ -249,7 +258,7 @@ def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, 
     begin, size = spans[key]
     itemsize, strides = info.dtype.itemsize, tensor.stride()
     first = tensor.storage_offset() * itemsize
-    reach = sum((dimension - 1) * stride for dimension, stride in zip(info.shape, strides, strict=True))
+    reach = sum((dimension - 1) * stride for dimension, stride in zip(tensor.shape, strides, strict=True))
     if info.numel and first + (reach + 1) * itemsize > size:
         raise CheckpointError("the tensor reaches beyond its record", path=file.path, tensor=info.name, expected=size, found=first + reach)
     if not info.numel or tensor.is_contiguous():
@@ -258,4 +267,4 @@ def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, 
     flat = np.frombuffer(mapped, np.uint8, count=size - first, offset=begin + first)
     flat = flat[: flat.size // itemsize * itemsize].view(info.dtype.storage)
     byte_strides = [stride * itemsize for stride in strides]
-    return ArraySource(np.lib.stride_tricks.as_strided(flat, info.shape, byte_strides, writeable=False))
+    return ArraySource(np.lib.stride_tricks.as_strided(flat, tuple(tensor.shape), byte_strides, writeable=False))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,12 @@ import numpy.typing as npt
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
-from deltapack.checkpoint.replace import check_output, check_protected, swap_in
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of
+from deltapack.checkpoint.metadata import PLAIN, Strings, of_file
+from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
 from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
-from deltapack.errors import OutputError
+from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
@@ -33,16 +37,20 @@ class _Writer:
         out: The final name.
     """
 
-    def __init__(self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], force: bool, extra_bytes: int) -> None:
+    def __init__(
+        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Strings, force: bool, extra_bytes: int
+    ) -> None:
         self.out = out
         self._shards = shards
         self._aliases = aliases
+        self._metadata = metadata
         self._force = force
         self._extra_bytes = extra_bytes
         self._temporary = temporary_sibling(out)
         self._places: dict[str, tuple[NewTensor, WriteFile, int]] = {}
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
+        self._heads: dict[str, int] = {}
         self._lock = threading.Lock()
         self._open = False
 
@@ -123,6 +131,7 @@ class _Writer:
             if kind is None:
                 self._check_complete(places)
                 with writing(self.out):
+                    self._seal()
                     for file in self._files:
                         file.sync()
                     self._close()
@@ -138,12 +147,14 @@ class _Writer:
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
         own = {tensor.name for tensor in shard.tensors}
-        tied = {name: kept for name, kept in sorted(self._aliases.items()) if kept in own}
-        header = header_bytes(shard.tensors, {**tied, "format": "pt"})
+        start = len(shard.prefix)
+        tied = {name[start:]: kept[start:] for name, kept in self._aliases.items() if kept in own}
+        inside = [replace(tensor, name=tensor.name[start:]) for tensor in shard.tensors] if start else shard.tensors
+        header = header_bytes(inside, of_file(self._metadata.get(shard.prefix[:-1], PLAIN), tied))
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
-        position = len(header)
+        position = self._heads[shard.file] = len(header)
         for tensor in shard.tensors:
             self._places[tensor.name] = (tensor, file, position)
             self._covered[tensor.name] = Coverage()
@@ -152,6 +163,9 @@ class _Writer:
     def _close(self) -> None:
         for file in self._files:
             file.close()
+
+    def _seal(self) -> None:
+        """Write what comes last; a single file has nothing of the kind."""
 
     def _create(self) -> None:
         raise NotImplementedError
@@ -189,17 +203,30 @@ class FolderWriter(_Writer):
     def _create(self) -> None:
         os.mkdir(self._temporary)
         for shard in self._shards:
-            self._create_shard(self._temporary / shard.file, shard)
-        if len(self._shards) > 1:
-            weight_map = {tensor.name: shard.file for shard in self._shards for tensor in shard.tensors}
-            total = sum(shard.nbytes for shard in self._shards)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            stem = self._shards[0].file.partition("-")[0].removesuffix(".safetensors")
-            self._write_small(f"{stem}.safetensors.index.json", text.encode())
+            path = self._temporary / shard.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._create_shard(path, shard)
+        for prefix in dict.fromkeys(shard.prefix for shard in self._shards):
+            shards = [shard for shard in self._shards if shard.prefix == prefix]
+            if len(shards) > 1:
+                self._write_index(prefix, shards)
+        check_unlisted(self.out, self._temporary, self._heads)  # before the work, as far as one can know
+
+    def _write_index(self, prefix: str, shards: Sequence[Shard]) -> None:
+        """Write the index of the shards of a folder."""
+        start = len(prefix)
+        weight_map = {tensor.name[start:]: shard.file[start:] for shard in shards for tensor in shard.tensors}
+        index = {"metadata": {"total_size": sum(shard.nbytes for shard in shards)}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0].file)
+        self._write_small(f"{stem}.safetensors.index.json", text.encode())
+
+    def _seal(self) -> None:
+        self._write_small(MANIFEST, manifest_of(self._temporary, "checkpoint"))
 
     def _commit(self) -> None:
-        check_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
+        check_output(self.out, folder=True, force=self._force, unlisted=True)  # hours may have passed: look again
+        check_unlisted(self.out, self._temporary)
         for where, _, _ in os.walk(self._temporary, topdown=False):
             fsync_folder(Path(where))
         swap_in(self._temporary, self.out)
@@ -234,6 +261,7 @@ def open_writer(
     force: bool = False,
     protect: Sequence[Path] = (),
     aliases: Mapping[str, str] | None = None,
+    metadata: Strings = MappingProxyType({}),
     side_bytes: int = 0,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
@@ -243,23 +271,29 @@ def open_writer(
     Args:
         out: The output.
         shards: What to write, from `plan_shards`; a file output joins them.
-        force: Whether an existing checkpoint may be replaced.
+        force: Whether an existing checkpoint may be replaced; of a folder only what this program wrote, else nothing.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
+        metadata: Free strings for the headers, by folder (`""`: the output itself); `{"format": "pt"}` where there are none for one.
         side_bytes: Expected size of the side files, for the check of free space.
 
     Raises:
         OutputError: The output exists, the disk is too small, or the system refuses to write.
+        RecipeError: A file output for tensors of sub-folders.
     """
     out = Path(out)
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
-    check_output(out, folder=not single, force=force)
+    check_output(out, folder=not single, force=force, unlisted=True)
     tied = dict(aliases or {})
     if single:
+        folders = sorted({shard.prefix for shard in shards} - {""})
+        if folders:
+            hint = "Name a folder, without .safetensors."
+            raise RecipeError("one file cannot hold weights of sub-folders", path=out, found=", ".join(folders), hint=hint)
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
-        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, force, 0)
+        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, metadata, force, 0)
     else:
-        writer = FolderWriter(out, shards, tied, force, side_bytes)
+        writer = FolderWriter(out, shards, tied, metadata, force, side_bytes)
     with writer:
         yield writer

@@ -18,7 +18,7 @@ import click
 
 from deltapack._version import __version__
 from deltapack.cli.render import print_paragraph
-from deltapack.errors import DeltapackError
+from deltapack.errors import DeltapackError, did_you_mean
 
 __all__ = ["cli", "main"]
 
@@ -32,11 +32,17 @@ Exit codes:
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
     4  wrong base: the pack was made from another checkpoint
-    5  unsupported: valid, but this version or machine cannot do it
+    5  unsupported: valid, but this version or machine cannot do it,
+       or a file that is something else than a checkpoint or a pack
     6  limit: the input asks for more than the limits allow
   130  interrupted
 
-Every command takes --help."""
+Every command takes --help.
+
+\b
+Completion of commands, options, methods and paths; for bash, in ~/.bashrc:
+    eval "$(_DELTAPACK_COMPLETE=bash_source deltapack)"
+zsh and fish: zsh_source in ~/.zshrc, fish_source piped to source."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,28 @@ COMMANDS: Mapping[str, _Command] = {
     "merge": _Command("Merge packs onto their common base."),
     "inspect": _Command("Show what a pack holds.", writes=False),
     "verify": _Command("Check a pack for damage, and whether a base fits it.", writes=False),
-    # The demo leaves a folder of finished files, whenever it is stopped.
-    "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them.", writes=False),
+    "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        """As click does; the help may be printed here, to a reader that has gone."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            _forget_stdout()
+            raise click.exceptions.Exit(0) from None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a wrong word gets the nearest command."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            near = did_you_mean(args[0], COMMANDS)
+            ctx.fail(f"No such command '{args[0]}'.{f' {near}' if near else ''}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -81,12 +101,12 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            left = "; nothing was left under the final name" if command is not None and command.writes else ""
+            left = "; nothing was changed under the final name" if command is not None and command.writes else ""
             print_paragraph("", f"Interrupted{left}.")
             ctx.exit(INTERRUPTED)
-        except BrokenPipeError:
+        except BrokenPipeError:  # whoever read has had enough, as `head` has: all that was asked for was done
             _forget_stdout()
-            ctx.exit(1)
+            ctx.exit(0)
         except MemoryError:
             print_paragraph("Error", "out of memory. Fewer --workers need less.")
             ctx.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["print_explanation", "print_merge", "print_preview", "print_survey"]
 
 
-def print_merge(report: MergeReport, method: str) -> None:
-    """Print what was merged."""
+def print_merge(report: MergeReport, method: str, *, weighted: bool = True) -> None:
+    """Print what was merged; `weighted`: whether the method has a weight for each pack."""
     amount = f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"
     print_fields([("merged", str(report.out)), ("method", method), ("tensors", amount)])
     click.echo()
-    print_table(("pack", "weight"), [(name, _weight(weight)) for name, weight in report.weights])
+    _print_weights(report.weights, weighted)
 
 
-def print_preview(report: PreviewReport) -> None:
-    """Print what would be merged."""
+def print_preview(report: PreviewReport, *, weighted: bool = True) -> None:
+    """Print what would be merged; `weighted`: whether the method has a weight for each pack."""
     fields = [
         ("would merge", str(report.out)),
         ("method", f"{report.method}: {report.formula}"),
@@ -37,7 +38,7 @@ def print_preview(report: PreviewReport) -> None:
     fields += [("rows change", f"{name}: {before:,} to {after:,}") for name, before, after in report.grown]
     print_fields(fields)
     click.echo()
-    print_table(("pack", "weight"), [(name, _weight(weight)) for name, weight in report.weights])
+    _print_weights(report.weights, weighted)
 
 
 def print_survey(survey: SurveyReport) -> None:
@@ -76,8 +77,11 @@ def print_explanation(report: ExplainReport) -> None:
     print_fields([("base", f"{report.base:.9g}"), ("added", f"{report.added:.9g}"), ("result", f"{report.result:.9g}")])
 
 
-def _weight(weight: float | None) -> str:
-    return "by tensor" if weight is None else f"{weight:g}"
+def _print_weights(weights: Sequence[tuple[str, float | None]], weighted: bool) -> None:
+    if weighted:
+        print_table(("pack", "weight"), [(name, "by tensor" if weight is None else f"{weight:g}") for name, weight in weights])
+    else:
+        print_table(("pack (the method has no weights)",), [(name,) for name, _ in weights])
 
 
 def _percent(share: float) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from deltapack.cli.types import CheckpointPath, Choice, OutPath, PackPath, Suggested
+from deltapack.merging.choices import METHOD_NAMES, SEMANTICS_NAMES
 
 __all__ = [
     "Command",
@@ -20,10 +24,13 @@ __all__ = [
     "output_options",
     "pack_argument",
     "pack_path",
+    "typed_options",
+    "weights_option",
     "workers_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_DTYPES = ("bf16", "f16", "f32", "f64", "bfloat16", "float16", "float32", "float64", "f8_e4m3fn", "f8_e5m2")
 
 
 class Command(click.Command):
@@ -39,20 +46,35 @@ class Command(click.Command):
         return super().parse_args(context, args)
 
 
-checkpoint_path = click.Path(exists=True, path_type=Path)
-pack_path = click.Path(exists=True, dir_okay=False, path_type=Path)
+def typed_options(names: Collection[str]) -> list[str]:
+    """Return those of these parameters of the command in hand that were typed, as they are spelt on the command line."""
+    context = click.get_current_context()
+    found = [parameter for parameter in context.command.params if parameter.name in names]
+    typed = [one for one in found if context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE]
+    return [max(one.opts, key=len) for one in typed]
 
-base_argument = click.argument("base", type=checkpoint_path)
+
+checkpoint_path = CheckpointPath()
+pack_path = PackPath()
+
+# Eager: a pack that turns out to be a folder is told where the base went.
+base_argument = click.argument("base", type=checkpoint_path, is_eager=True)
 finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
 
+weights_option = click.option(
+    "--weights",
+    "weight_files",
+    type=click.Choice(["index", "single"]),
+    help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
 
-def out_option(help_text: str, *, required: bool = True) -> Callable[[F], F]:
-    """Return the option `-o/--out`."""
-    return click.option("-o", "--out", type=click.Path(path_type=Path), required=required, metavar="OUT", help=help_text)
+def out_option(what: str, help_text: str, *, required: bool = True) -> Callable[[F], F]:
+    """Return the option `-o/--out`; `what` is one of the kinds of output that `deltapack.kinds` has."""
+    return click.option("-o", "--out", type=OutPath(what), required=required, metavar="OUT", help=help_text)
 
 
 def output_options(function: F) -> F:
@@ -65,14 +87,19 @@ def output_options(function: F) -> F:
 def checkpoint_options(function: F) -> F:
     """Add what every command that restores tensors takes."""
     options = (
-        click.option("--dtype", metavar="D", help="Type of all float tensors of the result, such as bf16; their own by default."),
+        click.option(
+            "--dtype",
+            type=Suggested(_DTYPES),
+            metavar="D",
+            help="Type of all float tensors of the result, such as bf16 (or bfloat16); their own by default.",
+        ),
         click.option("--max-shard-size", metavar="S", help="Largest shard, such as 5GB; those of the base by default."),
         click.option("--no-verify", is_flag=True, help="Do not compare digests of base and result."),
         force_option,
         workers_option,
         click.option("--device", metavar="D", help="Where to decode, such as cuda; the CPU by default. The output is the same."),
         click.option(
-            "--backend", type=click.Choice(["auto", "cpu", "torch", "triton"]), default="auto", help="What decodes; auto takes the fastest."
+            "--backend", type=Choice(["auto", "cpu", "torch", "triton"]), default="auto", help="What decodes; auto takes the fastest."
         ),
     )
     for option in reversed(options):
@@ -84,7 +111,10 @@ def merge_options(function: F) -> F:
     """Add what says how packs are merged."""
     options = (
         click.option(
-            "--method", help="How to merge: linear (task arithmetic, the default), ties, dare_ties, sce, ram, ...; see docs/merging.md."
+            "--method",
+            type=Suggested(METHOD_NAMES),
+            metavar="METHOD",
+            help=f"How to merge: {', '.join(METHOD_NAMES)}; linear (task arithmetic) unless given. docs/merging.md has the formulas.",
         ),
         click.option(
             "--weight",
@@ -103,7 +133,12 @@ def merge_options(function: F) -> F:
         ),
         click.option("--lambda", "scale", type=float, metavar="L", help="Factor for the merged difference."),
         click.option("--normalize/--no-normalize", default=None, help="Divide by the sum of the weights; the method decides unless given."),
-        click.option("--semantics", metavar="TOOL", help="Whose formula, where tools differ: mergekit, paper or peft."),
+        click.option(
+            "--semantics",
+            type=Suggested(SEMANTICS_NAMES),
+            metavar="TOOL",
+            help="Whose formula, where tools differ: mergekit, paper or peft.",
+        ),
         click.option(
             "--param", "parameters", multiple=True, metavar="NAME=X", help="Another parameter of the method, such as select_topk=0.5."
         ),
@@ -123,9 +158,8 @@ def merge_options(function: F) -> F:
         ),
         click.option(
             "--prefer",
-            type=pack_path,
             metavar="PACK",
-            help="The pack that decides on tensors that cannot be added, such as new heads, and on side files.",
+            help="The pack, by its path or short name, that decides on tensors that cannot be added, such as new heads, and on side files.",
         ),
         click.option(
             "--assets",

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 __all__ = ["progress_bar"]
@@ -30,7 +31,7 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Callable[[int, int
     When the work done falls, a new stage has begun, and rate and time left start afresh.
     """
     amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), _Rate(unit)]
-    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *amount, TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}"), _Bar(), TaskProgressColumn(), *amount, TimeRemainingColumn()]
     # Plain prints of other code go above the bar: rich redirects both streams while it is shown.
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
@@ -40,10 +41,19 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Callable[[int, int
             nonlocal last
             if done < last:
                 bar.reset(task)
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total or None)
             last = done
 
         yield update
+
+
+class _Bar(BarColumn):
+    """A bar that is empty while nobody knows how much there is to do; rich would show a full one that pulses."""
+
+    def render(self, task: Task) -> ProgressBar:
+        if task.total is None:
+            return ProgressBar(total=1, completed=0, width=self.bar_width and max(1, self.bar_width))
+        return super().render(task)
 
 
 class _Rate(ProgressColumn):

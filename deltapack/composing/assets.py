@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
 
-from deltapack.checkpoint import Checkpoint, SideFile
+from deltapack.checkpoint import Checkpoint, check_side_name
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
-from deltapack.format.index import FileEntry
+from deltapack.format.forms import form_with, is_descriptive
+from deltapack.format.index import FileEntry, Index
 from deltapack.format.reader import PackReader
+from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["check_base_files", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
+__all__ = ["check_base_files", "check_carried", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
 
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
     """Return the size of the side files of the result."""
     if pack is not None and pack.index.files is not None:
         return sum(file.size for file in pack.index.files)
-    return sum(file.size for file in base.list_side_files(include_code=True)[0]) if base.is_folder else 0
+    return sum(file.size for file in base.side_files())
 
 
 def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | None) -> tuple[PackReader | None, tuple[str, ...]]:
@@ -30,28 +32,56 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
         return None, ()
     if prefer is not None or len(readers) == 1:
         return readers[prefer or 0], ()
-    contents = {
-        None if reader.index.files is None else tuple((file.name, file.sha256) for file in reader.index.files) for reader in readers
-    }
-    if len(contents) == 1:
+    contents = [_matters(reader) for reader in readers]
+    if all(content == contents[0] for content in contents):
         return readers[0], ()
-    kinds = ("grown", "shrunk", "stored", "removed")
-    shaping = [reader for reader in readers if any(entry.kind in kinds for entry in reader.index.entries)]
+    shaping = [reader for reader in readers if _changes_shapes(reader.index)]
     if len(shaping) == 1:
         return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
-    return None, ("the packs carry different config or tokenizer files; the base's are used, --prefer PACK changes that",)
+    every = {name for content in contents for name in content or {}}
+    names = sorted(name for name in every if len({(content or {}).get(name) for content in contents}) > 1)
+    which = f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
+    return None, (f"the packs carry different config or tokenizer files{which}; the base's are used, --prefer PACK changes that",)
 
 
-def check_base_files(base: Checkpoint, pack: PackReader | None) -> None:
-    """Require that the base has each file that the pack leaves to it; their contents are checked where they are read.
+_NAMED = 4
+"""Files that a note names."""
+_FOR_PEOPLE = re.compile(r"(.*/)?([^/]*\.md|(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([.\-_ ][^/]*)?)", re.IGNORECASE)
+"""Cards, licences and other texts: they may differ where the models are of one kind."""
+
+
+def _matters(reader: PackReader) -> dict[str, str] | None:
+    """Return the digests of the side files of a pack that a model works with, by name; `None` where it was made from a bare file."""
+    files = reader.index.files
+    return None if files is None else {file.name: file.sha256 for file in files if not _FOR_PEOPLE.fullmatch(file.name)}
+
+
+def _changes_shapes(index: Index) -> bool:
+    """Whether a pack does more than add; what it makes others of is not gone."""
+    kinds, pieces = ("grown", "shrunk", "stored", "removed"), index.pieces
+    return any(entry.kind in kinds and not (entry.kind == "removed" and entry.name in pieces) for entry in index.entries)
+
+
+def check_base_files(base: Checkpoint, pack: PackReader | None, *, verify: bool) -> list[str]:
+    """Require that the base has what the pack leaves to it, or refers to, and return what the user should be told of it.
+
+    Restoring and verifying both ask this, so that they agree. What the pack carries whole is checked where it is read.
+
+    Args:
+        base: The base.
+        pack: The pack that tells which files there are; none: the base's own.
+        verify: Whether files that are taken as they are must be the ones that the pack knew.
 
     Raises:
-        BaseMismatchError: It lacks one (rule R11).
+        BaseMismatchError: The base lacks a file (rule R11) or has another one (R12).
+        FormatError: A file has a name that nobody should create.
     """
-    at_base = _files_of(base)
-    for entry in (pack.index.files or ()) if pack is not None else ():
-        if entry.blob is None and entry.name not in at_base:
+    files = (pack.index.files or ()) if pack is not None else ()
+    for entry in files:
+        check_side_name(entry.name)
+        if (entry.blob is None or entry.base) and not is_descriptive(entry.name) and base.side_file(entry.name) is None:
             raise _other_file(base, entry, "no such file", "R11")
+    return [note for entry in files if entry.blob is None or entry.base for note in _of_base(base, entry, verify)[1]]
 
 
 def copy_side_files(
@@ -72,22 +102,23 @@ def copy_side_files(
         dtype: Type that the weights were cast to, which config.json must then name.
 
     Raises:
-        BaseMismatchError: The base lacks a file or has another one of that name.
-        FormatError: A file in the pack is damaged.
+        BaseMismatchError: The base lacks a file that the result needs, or has another one of that name.
+        FormatError: A file in the pack is damaged, or has a name that nobody should create.
     """
-    check_base_files(base, pack)
-    at_base = _files_of(base)
+    notes = check_base_files(base, pack, verify=verify)
     if pack is None or pack.index.files is None:
-        for file in at_base.values():
+        for file in base.side_files():
             write(file.name, with_dtype(file.name, file.read(), dtype))
         return []
     code = []
     for entry in pack.index.files:
         code += [entry.name] if entry.blob is not None and entry.name.endswith(".py") else []
-        write(entry.name, with_dtype(entry.name, _content(base, at_base.get(entry.name), pack, entry, verify), dtype))
+        data = _content(base, pack, entry, verify)
+        if data is not None:
+            write(entry.name, with_dtype(entry.name, data, dtype))
     if code:
-        return [f"the pack brought Python code, read it before you run it: {', '.join(code)}"]
-    return []
+        notes.append(f"the pack brought Python code, read it before you run it: {', '.join(code)}")
+    return notes
 
 
 def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> bytes | None:
@@ -97,47 +128,75 @@ def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> byte
         BaseMismatchError: The base lacks it.
         FormatError: It is damaged in the pack.
     """
-    at_base = _files_of(base).get(name)
     if pack is None or pack.index.files is None:
+        at_base = base.side_file(name)
         return None if at_base is None else at_base.read()
     entry = next((entry for entry in pack.index.files if entry.name == name), None)
-    return None if entry is None else _content(base, at_base, pack, entry, False)
+    return None if entry is None else _content(base, pack, entry, False)
 
 
-def _files_of(base: Checkpoint) -> dict[str, SideFile]:
-    return {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
+def check_carried(base: Checkpoint, pack: PackReader) -> None:
+    """Read every file that a pack carries.
+
+    Raises:
+        BaseMismatchError: One refers to a file of the base that is not there or another one.
+        FormatError: One is damaged.
+    """
+    for entry in pack.index.files or ():
+        if entry.blob is not None:
+            _content(base, pack, entry, True)
 
 
-def _content(base: Checkpoint, at_base: SideFile | None, pack: PackReader, entry: FileEntry, verify: bool) -> bytes:
-    """Return a file that a pack carries, or that it leaves to the base."""
-    if entry.blob is not None:
+def _content(base: Checkpoint, pack: PackReader, entry: FileEntry, verify: bool) -> bytes | None:
+    """Return a file that a pack carries, or that it leaves to the base; none for a text that the base has no more."""
+    if entry.blob is not None and not entry.base:
         return pack.side_file(entry)
+    data, _ = _of_base(base, entry, verify)
+    return pack.side_file(entry, data or b"") if entry.blob is not None else data
+
+
+def _of_base(base: Checkpoint, entry: FileEntry, verify: bool) -> tuple[bytes | None, list[str]]:
+    """Return the base's file that an entry stands for or refers to, in the form that has the digest, and what to tell of it."""
+    at_base, wanted = base.side_file(entry.name), entry.base or entry.sha256
+    may_differ = not entry.base and is_descriptive(entry.name)
     if at_base is None:
+        if may_differ:
+            return None, [f"the base has no {entry.name} any more, so the result has none"]
         raise _other_file(base, entry, "no such file", "R11")
-    data = at_base.read()
-    if verify and (len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256):
-        raise _other_file(base, entry, "another content", "R12")
-    return data
+    data = at_base.read() if may_differ or at_base.size <= DEFAULT_LIMITS.side_file_bytes else b""
+    form = form_with(entry.name, data, wanted)
+    if form is not None and (entry.base or len(form) == entry.size):
+        return form, []
+    if may_differ:
+        return data, [f"the base's {entry.name} is not the one of packing; the result has the base's of today"]
+    if verify or entry.base:
+        raise _other_file(base, entry, f"{at_base.size:,} bytes of another content", "R12")
+    return data, []
 
 
 def _other_file(base: Checkpoint, entry: FileEntry, found: str, rule: str) -> BaseMismatchError:
+    referred = bool(entry.base)
+    fetch = f"Fetch {entry.name} of the base as it was at packing: the result needs it"
     return BaseMismatchError(
-        f"side file {entry.name!r} is not the one that the pack was made with",
+        f"side file {entry.name!r} is not the one that the pack was made with" + (" and that its own refers to" if referred else ""),
         path=base.path,
-        expected=f"{entry.size} bytes, sha256 {entry.sha256}",
+        expected=f"sha256 {entry.base}" if referred else f"{entry.size:,} bytes, sha256 {entry.sha256}",
         found=found,
         rule=rule,
-        hint="Give the whole base folder, unmodified" + (", or use --no-verify." if rule == "R12" else "."),
+        hint=fetch + (" (--no-verify takes the one that is there)." if rule == "R12" and not referred else "."),
     )
 
 
 def with_dtype(name: str, data: bytes, dtype: DType | None) -> bytes:
     """Make config.json name the type that the weights were cast to; transformers would cast them back."""
-    if name != "config.json" or dtype is None:
+    if name.rpartition("/")[2] != "config.json" or dtype is None:
         return data
     with suppress(ValueError):
         config = json.loads(data)
         if isinstance(config, dict):
-            named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+            named = [key for key in ("dtype", "torch_dtype") if key in config]
+            if not named and "/" in name:  # not every part of a pipeline is a model of transformers
+                return data
+            named = named or ["torch_dtype"]
             return (json.dumps(config | dict.fromkeys(named, dtype.torch), indent=2) + "\n").encode()
     return data

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from deltapack.checkpoint import TensorInfo
+from deltapack.checkpoint.metadata import Strings
 from deltapack.codecs.chunk import term_chunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
 from deltapack.composing.basecheck import BaseTensors, check_base
+from deltapack.composing.folders import folders_of_result
+from deltapack.composing.metadata import choose_metadata
 from deltapack.composing.tensor_job import FromBase, FromPack, OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
 from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
@@ -36,12 +39,17 @@ _GONE = ("alias", "removed")
 
 @dataclass(frozen=True)
 class Composition:
-    """What to restore: jobs by name, second names of tied tensors, the pack whose side files apply, what to tell."""
+    """What to restore: jobs by name, second names of tied tensors, the pack whose side files apply, what to tell, sub-folders, metadata.
+
+    The metadata, free strings of weight files by folder, are none where those of the base count.
+    """
 
     jobs: tuple[TensorJob, ...]
     aliases: Mapping[str, str]
     assets: PackReader | None
     notes: tuple[str, ...]
+    folders: Mapping[str, str] = field(default_factory=dict)
+    metadata: Strings | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def compose(
     for name, tensor in base.tensors.items():
         parts = by_base.get(name, [])
         staying = [part for part in parts if part.entry.kind not in _GONE]
-        if staying or len(parts) < len(packs):
+        if staying:
             job = maker.based_job(tensor, staying)
             jobs.append(vocab.grow(job, grown[name]) if isinstance(vocab, Vocabulary) and name in grown else job)
     jobs += [whole for parts in new.values() if (whole := _whole_job(chooser.one(parts))) is not None]
@@ -106,10 +114,22 @@ def compose(
     donor = vocab.donor if isinstance(vocab, Vocabulary) else vocab
     wanted = (choice for choice in (assets, donor, prefer) if choice is not None)
     readers = [pack.reader for pack in packs]
-    reader, notes = choose_donor(readers, next(wanted, None))
+    choice = next(wanted, None)
+    reader, notes = choose_donor(readers, choice)
     tied = second_names(readers, names, readers[prefer] if prefer is not None else None)
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
-    return Composition(tuple(ordered), tied, reader, notes)
+    folders = folders_of_result(readers, [*names, *tied], None if prefer is None else readers[prefer])
+    told = (*notes, *_not_needed(base, by_base, digests))
+    return Composition(tuple(ordered), tied, reader, told, folders, choose_metadata(readers, choice))
+
+
+def _not_needed(base: BaseTensors, by_base: Mapping[str, Sequence[_Part]], digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Say which tensors of the base no pack knows: the packs were made when it had none of them, and so has the result."""
+    unknown = sorted(name for name in base.tensors if name not in by_base and name not in digests)
+    if not unknown:
+        return ()
+    more = "" if len(unknown) == 1 else f" and {len(unknown) - 1} more"
+    return (f"the base has tensors that it did not have at packing, and that the result does not get: {unknown[0]}{more}",)
 
 
 def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:

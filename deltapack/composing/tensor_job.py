@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -244,8 +243,8 @@ class TensorJob:
 
     @property
     def numel(self) -> int:
-        """Its number of elements."""
-        return prod(self.shape)
+        """Its number of elements; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def nbytes(self) -> int:

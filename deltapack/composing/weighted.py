@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deltapack.checking import as_number
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 
@@ -25,7 +26,8 @@ class WeightedPack:
 
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("rescale", self.rescale), *(("weight", value) for value in self.by_tensor.values())):
-            if value is not None and not (math.isfinite(value) and abs(value) < 3e38):
+            number = 0.0 if value is None and name == "rescale" else as_number(name, value, path=self.reader.path)
+            if not (math.isfinite(number) and abs(number) < 3e38):
                 raise RecipeError(f"{name} is not a finite f32", path=self.reader.path, found=value)
         index = self.reader.index
         # Factors of a merged pack hold its weights, which a rescale would wipe out, be it of a single pack.

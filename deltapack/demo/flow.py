@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from deltapack.checkpoint.manifest import MANIFEST, check_own, manifest_of
+from deltapack.checkpoint.replace import swap_in
 from deltapack.demo.corpus import Corpus, Folders, read_corpus
 from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
+from deltapack.format.atomic import temporary_sibling, writing
 from deltapack.merging.merge import merge
 from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
@@ -25,6 +29,7 @@ __all__ = ["DOMAINS", "DemoReport", "DemoSize", "Row", "run_demo"]
 
 DOMAINS = ("code", "prose")
 _SEED = 1
+_KIND = "demo"
 
 
 @dataclass(frozen=True)
@@ -109,46 +114,51 @@ def run_demo(
     """Train a base and two fine-tunes, then compress, restore, merge and measure them.
 
     Args:
-        folder: Where to leave everything; created.
+        folder: Where to leave everything; it appears when the demo is done, and not if it is interrupted.
         echo: Called with a line of text as each stage starts.
         progress: Called with (steps done, steps in all) while the base learns, then while the fine-tunes do.
         workers: Number of threads of packing and of models fine-tuned at a time; every core if None.
-        force: Replace the files of an earlier demo in `folder`.
+        force: Replace an earlier demo in `folder`, where nothing was added to it or changed in it since.
         size: How much to do; the full demo if None.
         sources: Where to read text; the running interpreter's folders if None.
 
     Raises:
-        OutputError: `folder` exists and `force` is False, or it cannot be written.
+        OutputError: `folder` exists and `force` is False, it holds what no demo wrote, or it cannot be written.
         DeltapackError: The installation holds too little text.
     """
     out, what, threads = Path(folder), size or DemoSize(), resolve_workers(workers)
-    _prepare(out, force)
+    _check(out, force)
     before = torch.get_num_threads()
     # The operations are so small that a second thread saves a tenth when the machine is idle, costs many times that
     # when it is not, and makes the figures depend on the machine. Two fine-tunes at a time is the better use of it.
     torch.set_num_threads(1)
     try:
-        return _Demo(out, what, threads, echo or (lambda line: None), progress).run(sources)
-    except OSError as error:
-        raise OutputError(f"the demo cannot be written: {error.strerror or error}", path=out) from error
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = temporary_sibling(out)
+            try:
+                (unfinished / "restored").mkdir(parents=True)
+                report = _Demo(unfinished, what, threads, echo or (lambda line: None), progress).run(sources)
+                (unfinished / MANIFEST).write_bytes(manifest_of(unfinished, _KIND))
+                _check(out, force)  # a minute has passed: look again
+                swap_in(unfinished, out)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return replace(report, folder=out)
     finally:
         torch.set_num_threads(before)
 
 
-def _prepare(out: Path, force: bool) -> None:
-    """Create the folder, or with `force` empty it of what a demo leaves there, and of nothing else."""
-    if out.exists() and not (force and out.is_dir()):
-        raise OutputError("the folder exists", path=out, hint="Choose another, or replace the demo in it with --force.")
-    try:
-        for name in ("base", *(f"{domain}-finetuned" for domain in DOMAINS), "restored", "merged"):
-            if (out / name).is_dir():
-                shutil.rmtree(out / name)
-        for domain in DOMAINS:
-            for pack in out.glob(f"{domain}-drop*.dpk"):
-                pack.unlink()
-        (out / "restored").mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"the folder cannot be made: {error.strerror}", path=out) from error
+def _check(out: Path, force: bool) -> None:
+    """Refuse a folder that is there, unless it is empty or, with `force`, holds an earlier demo as it was left and nothing else."""
+    with writing(out):
+        if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+            return
+        if not force:
+            raise OutputError("the folder exists", path=out, hint="Choose another, or replace the demo in it with --force.")
+        if not out.is_dir() or out.is_symlink():
+            raise OutputError("the output exists and is no folder", path=out, hint="Choose another name.")
+        check_own(out, _KIND)
 
 
 class _Demo:

@@ -10,7 +10,7 @@ import torch
 
 from deltapack.device.torch_engine import TorchEngine
 from deltapack.device.work import Engine
-from deltapack.errors import BackendError
+from deltapack.errors import BackendError, RecipeError
 
 __all__ = ["BACKENDS", "Choice", "choose", "resolve_device"]
 
@@ -41,14 +41,30 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
     Raises:
         BackendError: There is no such device here.
+        RecipeError: No device has such a name.
     """
     try:
         found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise RecipeError("not the name of a device", expected="cpu, cuda, cuda:N or another of torch", found=repr(device)) from error
+    try:
         torch.empty(1, dtype=torch.uint8, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise BackendError(f"this device cannot be used: {reason}", found=device, hint="Take --device cpu.") from error
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        what = f"this device cannot be used: {_why_not(found)}"
+        raise BackendError(what, found=device, hint="Take --device cpu.") from error
     return torch.device("cuda", torch.cuda.current_device()) if found.type == "cuda" and found.index is None else found
+
+
+def _why_not(device: torch.device) -> str:
+    """Return why torch has no such device here, in words of ours."""
+    if device.type != "cuda":
+        return f"torch has no device of type {device.type} here"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch was built without CUDA"
+    count = torch.cuda.device_count()
+    if count and device.index is not None and device.index >= count:
+        return f"the GPUs here are {', '.join(f'cuda:{number}' for number in range(count))}"
+    return "torch sees no GPU that works here"
 
 
 def choose(backend: str, device: torch.device) -> Choice:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.device.fused import fused_views, holder_of, own_infos
 from deltapack.device.regions import Region, dtype_of, read_chunk, region_of
 from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
@@ -138,16 +139,19 @@ def find_model_tensors(model: Any, base: Checkpoint | None, names: Names) -> Mod
         if any(isinstance(slot, Slice) for slot in names.values()):
             raise RecipeError("slices of fused or sharded layers need base=", hint="Its headers say what the whole tensors look like.")
         return _own_slots(state, names)
+    views = fused_views(state, base, names)
     regions: dict[str, Region] = {}
     for name, info in base.tensors.items():
         slot = names.get(name, name)
         if slot is None:
             continue
         slot = Slice(slot) if isinstance(slot, str) else slot
-        tensor = state.get(slot.tensor)
+        tensor = views.get(name, state.get(slot.tensor))
         if tensor is None:
             second = next((other for other, first in base.aliases.items() if first == name and other in state), None)
             tensor = state[second] if second is not None else None
+        if tensor is None:
+            raise _not_held(name, slot.tensor, holder_of(name, base.tensors, own_infos(state)))
         regions[name] = _region(name, info, tensor, slot)
     _check_ties(regions, base)
     unknown = sorted(names.keys() - base.tensors.keys() - base.aliases.keys())
@@ -166,14 +170,17 @@ def _check_ties(regions: Mapping[str, Region], base: Checkpoint) -> None:
             raise RecipeError("the model ties tensors that the base holds twice", tensor=name, path=base.path, found=found, hint=hint)
 
 
-def _region(name: str, info: TensorInfo, tensor: torch.Tensor | None, slot: Slice) -> Region:
-    if tensor is None:
-        hint = "Say with names= where it lives, or that it does not live here: names={...: None}."
-        raise RecipeError("the model does not hold a tensor of the base", tensor=name, found=f"no {slot.tensor!r}", hint=hint)
+def _not_held(name: str, slot: str, holder: str | None) -> RecipeError:
+    hint = "Say with names= where it lives, or that it does not live here: names={...: None}."
+    found = f"no {slot!r}" + (f"; {holder!r} may hold it fused, but not with the base's elements in any order" if holder else "")
+    return RecipeError("the model does not hold a tensor of the base", tensor=name, found=found, hint=hint)
+
+
+def _region(name: str, info: TensorInfo, tensor: torch.Tensor, slot: Slice) -> Region:
     if dtype_of(tensor) != info.dtype:
         hint = "Load the model in the dtype of the base, or use deltapack.load_model(..., dtype=...)."
         raise RecipeError("the model holds it in another dtype", tensor=name, expected=info.dtype, found=tensor.dtype, hint=hint)
-    return region_of(tensor, info.shape, slot.of, slot.into, name=name)
+    return region_of(tensor, info.dtype.torch_shape(info.shape), slot.of, slot.into, name=name)
 
 
 def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> ModelTensors:
@@ -192,6 +199,6 @@ def _own_slots(state: Mapping[str, torch.Tensor], names: Names) -> ModelTensors:
             aliases[name] = first[identity]
             continue
         first[identity] = name
-        tensors[name] = TensorInfo(name, dtype, tuple(tensor.shape), "")
+        tensors[name] = TensorInfo(name, dtype, dtype.shape_of_torch(tensor.shape), "")
         regions[name] = region_of(tensor, tensor.shape, name=name)
     return ModelTensors(dict(sorted(tensors.items())), aliases, regions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +36,12 @@ class Region:
     top: int = 0
     left: int = 0
 
-    @property
+    @cached_property
+    def key(self) -> tuple[int, torch.device]:
+        """What tells regions apart; they do not overlap."""
+        return self.memory.data_ptr(), self.memory.device
+
+    @cached_property
     def sliced(self) -> bool:
         """Whether it is more than one range of consecutive elements, in the pack's tensor and in memory."""
         rows, columns = self.memory.shape

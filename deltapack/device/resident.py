@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +13,30 @@ from deltapack.device.ready import COLUMNS, SEGMENT_BYTES, ReadyTerm, Segments, 
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
 
-__all__ = ["ResidentPack", "ResidentTerm", "send"]
+__all__ = ["ROWS", "ResidentPack", "ResidentTerm", "send"]
+
+ROWS = ("kind", "count", "items", "index", "codes", "first", "scales", "before")
+"""Columns of the table of a resident term: see `deltapack.device.ready.COLUMNS`, with addresses in place of segments and offsets."""
+_OFFSETS = ("index", "codes", "scales")
 
 
 @dataclass(frozen=True)
 class ResidentTerm:
-    """A term whose streams lie in the memory of a device; see `deltapack.device.ready.ReadyTerm`."""
+    """A term whose streams lie in the memory of a device; see `deltapack.device.ready.ReadyTerm`.
+
+    Attributes:
+        ready: What was sent.
+        segments: Where its streams lie.
+        rows: `[tiles, 8] int64` on the device, see `ROWS`.
+    """
 
     ready: ReadyTerm
     segments: tuple[torch.Tensor, ...]
+    rows: torch.Tensor
 
     def column(self, name: str) -> NDArray[np.int64]:
         """Return a column of its table, `[tiles] int64`."""
         return self.ready.table[:, COLUMNS.index(name)]
-
-    def addresses(self, column: str) -> NDArray[np.int64]:
-        """Return the addresses `[tiles] int64` that a column of offsets stands for."""
-        starts = np.array([segment.data_ptr() for segment in self.segments] or [0], np.int64)
-        return starts[self.column("segment")] + self.column(column)
 
     @property
     def thresholds(self) -> int:
@@ -85,5 +91,18 @@ def send(
     ready = list(lay_out(reader, reader.index.entries if entries is None else entries, segments, workers))
     segments.flush()
     everything = tuple(sent)
-    terms = {term.term: ResidentTerm(term, everything) for term in ready}
-    return ResidentPack(device, terms, sum(len(segment) for segment in everything))
+    rows = torch.from_numpy(_rows(ready, everything)).to(device)
+    ends = np.cumsum([len(term.table) for term in ready])
+    parts = [rows[end - len(term.table) : end] for term, end in zip(ready, ends, strict=True)]
+    terms = {term.term: ResidentTerm(term, everything, part) for term, part in zip(ready, parts, strict=True)}
+    return ResidentPack(device, terms, sum(tensor.nbytes for tensor in (*everything, rows)))
+
+
+def _rows(ready: Sequence[ReadyTerm], segments: Sequence[torch.Tensor]) -> NDArray[np.int64]:
+    """Return the tables of terms, one after the other, `[tiles, 8] int64`; see `ROWS`."""
+    table = np.concatenate([np.zeros((0, len(COLUMNS)), np.int64), *(term.table for term in ready)])
+    starts = np.array([segment.data_ptr() for segment in segments] or [0], np.int64)[table[:, COLUMNS.index("segment")]]
+    rows = np.empty((len(table), len(ROWS)), np.int64)
+    for number, name in enumerate(ROWS):
+        rows[:, number] = table[:, COLUMNS.index(name)] + (starts if name in _OFFSETS else 0)
+    return rows

@@ -12,7 +12,7 @@ from deltapack.device import torch_kernels
 from deltapack.device.ready import KINDS
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
-from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region, key
+from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
@@ -48,7 +48,7 @@ class TorchEngine:
         with torch.no_grad():
             before = by_region(undo)
             for work in works:
-                earlier = before.pop(key(work.region), [])
+                earlier = before.pop(work.region.key, [])
                 for saved in earlier:
                     saved.put_back()
                 _do(work, mode, earlier, done)

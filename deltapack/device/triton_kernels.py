@@ -1,10 +1,12 @@
 """The loops over tiles as one Triton kernel: undo, decode, add and round in a single pass; same bits as `deltapack.kernels.reference`.
 
-One launch covers the tiles of many tensors: a program takes a tile, and all that it needs to know stands in four tables of int64
-(`REGIONS`, `TILES`, `PARTS`, `TERMS`), with addresses and offsets of 64 bits. A tile's positions are a running sum over gaps, be they
-sampled, stored or the bits of a bitmap: a block of gaps is turned into positions by a parallel prefix sum, block after block until the tile
-ends. A single term is added in place where it keeps elements; the sum of several is collected in f32 in a scratch tile (which stays in the
-L2 cache) and added at the end. Rounding is integer arithmetic and no multiplication is fused with an addition.
+One launch covers the tiles of many tensors: a program takes a tile, and all that it needs to know stands in tables of int64 (`TASKS` and
+`TERMS` of `deltapack.device.tables`, made for a launch, and `ROWS` of `deltapack.device.resident`, which came with the pack), with
+addresses and offsets of 64 bits. A tile's positions are a running sum over gaps, be they sampled, stored or the bits of a bitmap: a block
+of gaps is turned into positions by a parallel prefix sum, block after block until the tile ends. A single term is added in place where it
+keeps elements. The sum of several is collected in f32 in a scratch window, and added when all terms have passed it; windows are so small
+that those of all programs stay in the L2 cache, and a term goes on in the next window from the block that crosses the border. Rounding is
+integer arithmetic and no multiplication is fused with an addition.
 
 With `TRITON_INTERPRET=1` in the environment the same code runs on CPU tensors.
 """
@@ -16,127 +18,48 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from deltapack.device.triton_decoding import halves, pair, steps, values_of
 from deltapack.device.triton_rounding import add_rounded, element_pointer, pointer
-from deltapack.kernels.layout import GROUP, TILE
+from deltapack.kernels.layout import TILE
 
-__all__ = ["BLOCK", "PARTS", "REGIONS", "TERMS", "TILES", "VALUES", "options", "switch_tiles"]
+__all__ = ["BLOCK", "PROGRAMS", "STATE", "WINDOW", "options", "switch_tiles"]
 
-BLOCK = 1024
-WARPS = 4
-REGIONS = ("target", "source", "width", "top", "bottom", "left", "right", "row stride", "column stride")
-"""Columns of the table of regions. `target` and `source` are the addresses that the pack's first element would have in the live tensor, and
-in the one that the sum is added to. The pack's tensor has rows of `width` elements; the region is rows [top, bottom) and columns
-[left, right) of it, and strides count elements."""
-TILES = ("region", "tile", "length", "apply", "apply end", "undo", "undo end")
-"""Columns of the table of tiles: the region, the tile's number in the pack's tensor, its length, and ranges of parts."""
-PARTS = ("term", "kind", "count", "items", "index", "codes", "first", "scales", "log")
-"""Columns of the table of parts, the terms of tiles: see `deltapack.device.ready.COLUMNS`, with addresses in place of offsets. `log` is
-the address of the replaced elements, in the order of the kept ones; 0 where there is none."""
-TERMS = ("values", "bits", "key low", "key high", "thresholds", "factor")
-"""Columns of the table of terms: how codes are read, bits of a code, the mask key, the address of the gap table, the bits of the factor."""
-VALUES = {"int": 0, "sign": 1, "f32": 2, "bf16": 3, "f16": 4}
-"""Ways to read a code, `deltapack.format.codecs.ValueCodec.form`, as the kernel knows them."""
+BLOCK = 256
+WARPS = 2
+WINDOW = 4096
+PROGRAMS = 8
+"""Programs for each processor that collect sums, as many as run at a time with 128 registers a thread. Together their windows take 17 MB on
+an H100; with twice that they no longer stay in its L2 cache, and all takes twice as long."""
+STATE = 3
+"""Numbers of where a term goes on: item, position and number of kept elements."""
 
 
 def options(*, alike: bool, heavy: bool) -> dict[str, Any]:
     """Return how the kernel is compiled.
 
-    The registers of a thread are bounded, because ptxas left alone goes for more programs at a time and spills for it.
+    The registers of a thread are bounded, because ptxas left alone takes more than let enough programs run at a time.
 
     Args:
         alike: Whether all terms have the same codecs, so that the code of one only is compiled.
-        heavy: Whether sums of several terms or f64 occur.
+        heavy: Whether f64 occurs, or sums of several terms become another type.
     """
     registers = (168 if heavy else 128) if alike else 255
     return {"num_warps": WARPS, "enable_fp_fusion": False, "maxnreg": registers}
 
 
 _UNDO, _APPLY, _COLLECT = (tl.constexpr(mode) for mode in range(3))
-_SEEDED, _GAPS, _WIDE, _BITMAP = (tl.constexpr(kind) for kind in range(4))
 _TILE = tl.constexpr(TILE)
-_GROUP = tl.constexpr(GROUP)
+_STATE = tl.constexpr(STATE)
 _UNTOUCHED = tl.constexpr(-1)
 """Scratch where no term kept an element: a NaN that arithmetic on finite numbers does not give."""
-_INT, _SIGN, _V32, _VBF16, _VF16 = (tl.constexpr(form) for form in VALUES.values())
 
 
 @triton.jit
-def _gaps_of(samples, thresholds):
-    """Return how many of the 255 thresholds are below each sample, by bisection."""
-    gap = tl.zeros_like(samples).to(tl.int32)
-    for level in tl.static_range(8):
-        half = 128 >> level
-        gap += tl.where(tl.load(thresholds + (gap + half - 1)) < samples, half, 0)
-    return gap
-
-
-@triton.jit
-def _steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return by how much each of the items [at, at + BLOCK) moves the cursor, and whether it keeps an element."""
-    item = at + tl.arange(0, BLOCK)
-    there = item < items
-    step = tl.where(there, 1, 0)
-    kept = there
-    if KINDS & 1:
-        if kind == _SEEDED:
-            block = (at // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-            none = tl.zeros_like(block)
-            k0 = none + low
-            k1 = none + high
-            a, b, c, d = tl.philox_impl(block, none + tile.to(tl.uint32), none, none, k0, k1, 10)
-            samples = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
-            gap = _gaps_of(samples, pointer(thresholds, tl.uint32))
-            kept = gap < 255
-            step = gap + kept.to(tl.int32)
-    if KINDS & 2:
-        if kind == _GAPS:
-            gap = tl.load(pointer(index, tl.uint8) + item, mask=there, other=255).to(tl.int32)
-            kept = gap < 255
-            step = tl.where(there, gap + kept.to(tl.int32), 0)
-    if KINDS & 4:
-        if kind == _WIDE:
-            gap = tl.load(pointer(index, tl.uint16) + item, mask=there, other=0).to(tl.int32)
-            step = tl.where(there, gap + 1, 0)
-    if KINDS & 8:
-        if kind == _BITMAP:
-            byte = tl.load(pointer(index, tl.uint8) + item // 8, mask=there, other=0).to(tl.int32)
-            kept = ((byte >> (item & 7)) & 1) == 1
-    return step, kept
-
-
-@triton.jit
-def _values(values, bits, codes, first, scales, order, mask, factor, VALUES: tl.constexpr):
-    """Return the values of kept elements: code times scale times factor (spec/06-arithmetic.md section 6.1)."""
-    at = first + order.to(tl.int64)
-    value = tl.zeros(order.shape, tl.float32)
-    if VALUES & 3:
-        if values <= _SIGN:
-            place = at * bits
-            byte = tl.load(pointer(codes, tl.uint8) + (place >> 3), mask=mask, other=0).to(tl.int32)
-            field = (byte >> (place & 7).to(tl.int32)) & ((1 << bits) - 1)
-            half = 1 << (bits - 1)
-            code = tl.where(values == _SIGN, 1 - 2 * field, (field ^ half) - half)
-            scale = tl.load(pointer(scales, tl.uint16) + order // _GROUP, mask=mask, other=0).to(tl.uint32) << 16
-            value = code.to(tl.float32) * (scale.to(tl.float32, bitcast=True) * factor)
-    if VALUES & 4:
-        if values == _V32:
-            value = tl.load(pointer(codes, tl.float32) + at, mask=mask, other=0.0) * factor
-    if VALUES & 8:
-        if values == _VBF16:
-            wide = tl.load(pointer(codes, tl.uint16) + at, mask=mask, other=0).to(tl.uint32) << 16
-            value = wide.to(tl.float32, bitcast=True) * factor
-    if VALUES & 16:
-        if values == _VF16:
-            value = tl.load(pointer(codes, tl.float16) + at, mask=mask, other=0.0).to(tl.float32) * factor
-    return value
-
-
-@triton.jit
-def _bounds(region):
+def _bounds(task):
     """Return what `_places` needs to know of a region."""
-    rows = (tl.load(region + 3), tl.load(region + 4), tl.load(region + 7))
-    columns = (tl.load(region + 5), tl.load(region + 6), tl.load(region + 8))
-    return tl.load(region + 2), rows, columns
+    rows = (tl.load(task + 3), tl.load(task + 4), tl.load(task + 7))
+    columns = (tl.load(task + 5), tl.load(task + 6), tl.load(task + 8))
+    return tl.load(task + 2), rows, columns
 
 
 @triton.jit
@@ -155,124 +78,205 @@ def _places(bounds, tile, position, SLICED: tl.constexpr):
 
 @triton.jit
 def _walk(
-    part, terms, region, tile, length, scratch,
+    term, task, tile, length, start, stop, at, cursor, rank, scratch,
     MODE: tl.constexpr, LOG: tl.constexpr, SOURCE: tl.constexpr, TARGET: tl.constexpr,
     KINDS: tl.constexpr, VALUES: tl.constexpr, SLICED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Visit the kept elements of one term in one tile; return whether there were as many as the table says."""
-    term = terms + tl.load(part) * 6
-    kind, count, items = tl.load(part + 1).to(tl.int32), tl.load(part + 2).to(tl.int32), tl.load(part + 3).to(tl.int32)
-    index = tl.load(part + 4)
-    codes, first, scales, log = tl.load(part + 5), tl.load(part + 6), tl.load(part + 7), tl.load(part + 8)
+    """Visit the elements of [start, stop) that a term keeps in a tile.
+
+    Begins at item `at`, at element `cursor`, after `rank` kept elements; returns where to go on.
+    """
+    row = pointer(tl.load(term + 5), tl.int64) + tile * 8
+    kind, count, items = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
+    index, codes, first, scales = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
     values, bits, thresholds = tl.load(term).to(tl.int32), tl.load(term + 1).to(tl.int32), tl.load(term + 4)
     low, high = tl.load(term + 2).to(tl.uint32), tl.load(term + 3).to(tl.uint32)
-    factor = tl.load(term + 5).to(tl.int32).to(tl.float32, bitcast=True)
-    target, source, bounds = tl.load(region), tl.load(region + 1), _bounds(region)
-    cursor = tl.zeros([], tl.int32)
-    rank = tl.zeros([], tl.int32)
-    at = tl.zeros([], tl.int32)
-    while (at < items) & (cursor < length):
-        step, kept = _steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
-        position = cursor + tl.cumsum(step, 0) - 1
+    factor = tl.load(term + 6).to(tl.int32).to(tl.float32, bitcast=True)
+    log, before = tl.load(term + 7), tl.load(row + 7)
+    target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
+    going = (at < items) & (cursor < stop)
+    while going:
+        step, kept = steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
+        moves, numbers = halves(tl.cumsum(pair(step, kept, BLOCK), 0), BLOCK)
+        position, order = cursor + moves - 1, rank + numbers - 1
         kept = kept & (position < length)
-        order = rank + tl.cumsum(kept.to(tl.int32), 0) - 1
         place, inside = _places(bounds, tile, position, SLICED)
         mask = kept & inside & (order < count)
+        if MODE == _COLLECT:
+            mask = mask & (position >= start) & (position < stop)
         if MODE == _UNDO:
-            old = tl.load(element_pointer(log, TARGET) + order, mask=mask)
+            old = tl.load(element_pointer(log, TARGET) + (before + order), mask=mask)
             tl.store(element_pointer(target, TARGET) + place, old, mask=mask)
         else:
-            value = _values(values, bits, codes, first, scales, order, mask, factor, VALUES)
+            value = values_of(values, bits, codes, first, scales, order, mask, factor, VALUES)
             if LOG or MODE == _APPLY:
                 raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
             if LOG:
-                tl.store(element_pointer(log, SOURCE) + order, raw, mask=mask & (log != 0))
+                tl.store(element_pointer(log, SOURCE) + (before + order), raw, mask=mask & (log != 0))
             if MODE == _APPLY:
                 result = add_rounded(raw, 0.0 + value, SOURCE, TARGET)
                 tl.store(element_pointer(target, TARGET) + place, result, mask=mask)
             else:
-                so_far = tl.load(scratch + position, mask=mask, other=0)
+                so_far = tl.load(scratch + (position - start), mask=mask, other=0)
                 total = tl.where(so_far == _UNTOUCHED, 0.0, so_far.to(tl.float32, bitcast=True)) + value
-                tl.store(scratch + position, total.to(tl.int32, bitcast=True), mask=mask)
-        cursor += tl.sum(step, 0)
-        rank += tl.sum(kept.to(tl.int32), 0)
-        at += BLOCK
-    return rank == count
+                tl.store(scratch + (position - start), total.to(tl.int32, bitcast=True), mask=mask)
+        moved, found = halves(tl.sum(pair(step, kept, BLOCK), 0), BLOCK)
+        # A block that crosses the border of a window is visited again from the next one.
+        passed = (cursor + moved <= stop) | (stop == length)
+        cursor += tl.where(passed, moved, 0)
+        rank += tl.where(passed, found, 0)
+        at += tl.where(passed, BLOCK, 0)
+        going = passed & (at < items) & (cursor < stop)
+    return at, cursor, rank
+
+
+@triton.jit
+def _kept(term, tile):
+    """Return how many elements a term keeps in a tile."""
+    return tl.load(pointer(tl.load(term + 5), tl.int64) + tile * 8 + 1).to(tl.int32)
+
+
+@triton.jit
+def _sum(
+    terms, part, end, task, tile, length, scratch, state,
+    LOG: tl.constexpr, SOURCE: tl.constexpr, TARGET: tl.constexpr, KINDS: tl.constexpr, VALUES: tl.constexpr,
+    SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Add several terms to a tile; return whether each keeps as many elements as its table says."""
+    good = part == part
+    for window in tl.range(0, tl.cdiv(length, WINDOW)):
+        start = window * WINDOW
+        stop = tl.minimum(start + WINDOW, length)
+        number = part
+        while number < end:
+            own = state + (number - part) * _STATE
+            at, cursor, rank = start, start, start
+            if start > 0:
+                at, cursor, rank = tl.load(own), tl.load(own + 1), tl.load(own + 2)
+            term = terms + number * 8
+            at, cursor, rank = _walk(
+                term, task, tile, length, start, stop, at, cursor, rank, scratch,
+                _COLLECT, LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK,
+            )  # fmt: skip
+            # All of the program's threads have read the state before one of them replaces it.
+            tl.debug_barrier()
+            tl.store(own, at)
+            tl.store(own + 1, cursor)
+            tl.store(own + 2, rank)
+            good &= (stop < length) | (rank == _kept(term, tile))
+            number += 1
+        tl.debug_barrier()
+        _add_collected(task, tile, start, stop, scratch, SOURCE, TARGET, SLICED, ALIGNED, BLOCK, WINDOW)
+        tl.debug_barrier()
+    return good
+
+
+@triton.jit
+def _taken(places):
+    """Return what the scratch window holds, and clear it; the thread that clears an element need not be the one that reads it."""
+    total = tl.load(places)
+    tl.debug_barrier()
+    tl.store(places, tl.full(places.shape, _UNTOUCHED, tl.int32))
+    return total
 
 
 @triton.jit
 def _add_collected(
-    region, tile, length, scratch,
-    SOURCE: tl.constexpr, TARGET: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    task, tile, start, stop, scratch,
+    SOURCE: tl.constexpr, TARGET: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Add what the scratch tile holds, and clear it."""
-    source, target, bounds = tl.load(region + 1), tl.load(region), _bounds(region)
-    if ALIGNED:
-        source, target = tl.multiple_of(source, 16), tl.multiple_of(target, 16)
-    for start in tl.range(0, length, BLOCK):
-        position = start + tl.arange(0, BLOCK)
-        total = tl.load(scratch + position)
-        touched = total != _UNTOUCHED
-        place, inside = _places(bounds, tile, position, SLICED)
-        mask = touched & inside
-        raw = tl.load(element_pointer(source, SOURCE) + place, mask=inside & (position < length))
-        result = add_rounded(raw, total.to(tl.float32, bitcast=True), SOURCE, TARGET)
-        tl.store(element_pointer(target, TARGET) + place, result, mask=mask)
-        tl.store(scratch + position, tl.full([BLOCK], _UNTOUCHED, tl.int32))
+    """Add what the scratch window holds of the elements [start, stop) of a tile, and clear it."""
+    target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
+    left, right = bounds[2][0], bounds[2][1]
+    first = tile * _TILE + start
+    whole = (first >= left) & (first + WINDOW <= right) & (stop == start + WINDOW)
+    # More elements at once than are decoded at once: their loads have nothing to wait for.
+    ADDED: tl.constexpr = min(WINDOW, 2 * BLOCK)
+    for at in tl.range(0, WINDOW, ADDED):
+        offset = at + tl.arange(0, ADDED)
+        place, inside = _places(bounds, tile, start + offset, SLICED)
+        into, of = element_pointer(target, TARGET) + place, element_pointer(source, SOURCE) + place
+        if ALIGNED and not SLICED:
+            into, of = tl.multiple_of(into, 16), tl.multiple_of(of, 16)
+        if whole and not SLICED:
+            # Without a mask, 16 bytes are moved at once; what no term keeps gets the bits that it has.
+            raw = tl.load(of)
+            total = _taken(scratch + offset)
+            touched = total != _UNTOUCHED
+            result = add_rounded(raw, total.to(tl.float32, bitcast=True), SOURCE, TARGET)
+            if SOURCE == TARGET:
+                tl.store(into, tl.where(touched, result, raw))
+            else:
+                tl.store(into, result, mask=touched)
+        else:
+            total = _taken(scratch + offset)
+            mask = inside & (total != _UNTOUCHED)
+            raw = tl.load(of, mask=mask)
+            result = add_rounded(raw, total.to(tl.float32, bitcast=True), SOURCE, TARGET)
+            tl.store(into, result, mask=mask)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "most"])
 def switch_tiles(
-    regions, tiles, parts, terms, scratch, violation, count,
+    tasks, terms, owners, scratch, states, violation, count, most,
     SOURCE: tl.constexpr, TARGET: tl.constexpr, KINDS: tl.constexpr, VALUES: tl.constexpr, UNDO: tl.constexpr, LOG: tl.constexpr,
-    COLLECT: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    COLLECT: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Undo what was added to tiles and add something else, each tile once.
 
     Args:
-        regions: `[regions, 9] int64`, see `REGIONS`.
-        tiles: `[count, 7] int64`, see `TILES`.
-        parts: `[parts, 9] int64`, see `PARTS`.
-        terms: `[terms, 6] int64`, see `TERMS`.
-        scratch: `[programs, 65536] int32`, all -1; where `COLLECT`.
+        tasks: `[tasks, 16] int64`, see `deltapack.device.tables.TASKS`.
+        terms: `[terms, 8] int64`, see `deltapack.device.tables.TERMS`.
+        owners: `[count] int64`, the task of each tile.
+        scratch: `[programs, WINDOW] int32`, all -1; where `COLLECT`.
+        states: `[programs, most, 3] int32`; where `COLLECT`.
         violation: `[1] int64`; becomes the number of the first tile where a term keeps another number of elements than its table says.
         count: Number of tiles.
+        most: The most terms that are added to a tile.
         SOURCE: Type of the base, of `deltapack.device.triton_rounding.DTYPES`.
         TARGET: Type of the result.
         KINDS: Bit i is set where `deltapack.device.ready.KINDS` number i occurs.
-        VALUES: Bit i is set where `VALUES` number i occurs.
+        VALUES: Bit i is set where `deltapack.device.tables.VALUES` number i occurs.
         UNDO: Whether any tile has something to undo.
         LOG: Whether replaced elements are logged.
         COLLECT: Whether any tile adds more than one term.
         SLICED: Whether any region is more than a range of consecutive elements.
         ALIGNED: Whether all regions start at multiples of 16 bytes.
-        BLOCK: Gaps that are decoded at once.
+        BLOCK: Gaps that are decoded at once; divides `WINDOW`.
+        WINDOW: Elements whose sums are collected at once.
     """
     number = tl.program_id(0).to(tl.int64)
-    own = scratch + number * _TILE
+    own, state = scratch + number * WINDOW, states + number * most * _STATE
     while number < count:
-        row = tiles + number * 7
-        region, tile, length = regions + tl.load(row) * 9, tl.load(row + 1), tl.load(row + 2).to(tl.int32)
+        task = tasks + tl.load(owners + number) * 16
+        tile = tl.load(task + 9) + number - tl.load(task + 11)
+        length = tl.minimum(tl.load(task + 10) - tile * _TILE, _TILE).to(tl.int32)
+        zero = tl.zeros([], tl.int32)
         if UNDO:
-            part, stop = tl.load(row + 5), tl.load(row + 6)
-            while part < stop:
-                _walk(parts + part * 9, terms, region, tile, length, own, _UNDO, False, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK)
+            part, end = tl.load(task + 14), tl.load(task + 15)
+            while part < end:
+                _walk(
+                    terms + part * 8, task, tile, length, zero, length, zero, zero, zero, own,
+                    _UNDO, False, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK,
+                )  # fmt: skip
                 part += 1
             tl.debug_barrier()
-        part, stop = tl.load(row + 3), tl.load(row + 4)
+        part, end = tl.load(task + 12), tl.load(task + 13)
         good = part == part
         if COLLECT:
-            if stop - part > 1:
-                while part < stop:
-                    good &= _walk(
-                        parts + part * 9, terms, region, tile, length, own, _COLLECT, LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK
-                    )  # fmt: skip
-                    tl.debug_barrier()
-                    part += 1
-                _add_collected(region, tile, length, own, SOURCE, TARGET, SLICED, ALIGNED, BLOCK)
-                tl.debug_barrier()
-        while part < stop:
-            good &= _walk(parts + part * 9, terms, region, tile, length, own, _APPLY, LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK)
+            if end - part > 1:
+                good &= _sum(
+                    terms, part, end, task, tile, length, own, state,
+                    LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, ALIGNED, BLOCK, WINDOW,
+                )  # fmt: skip
+                part = end
+        while part < end:
+            term = terms + part * 8
+            _, _, rank = _walk(
+                term, task, tile, length, zero, length, zero, zero, zero, own,
+                _APPLY, LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK,
+            )  # fmt: skip
+            good &= rank == _kept(term, tile)
             part += 1
         if not good:
             tl.atomic_min(violation, number)

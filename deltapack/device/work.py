@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
+from deltapack.device.tables import WorkRows, rows_of
 from deltapack.dtypes import DType
 
-__all__ = ["Engine", "Saved", "SavedCopy", "UndoMode", "Work", "by_region", "key"]
+__all__ = ["Engine", "Saved", "SavedCopy", "UndoMode", "Work", "by_region"]
 
 UndoMode = Literal["auto", "copy", "log", "nothing"]
 """How the replaced elements are kept: those elements only (log), the whole region (copy), whichever is smaller, or not at all."""
@@ -36,8 +38,15 @@ class Work:
 
     def saves_copy(self, mode: UndoMode, place_bytes: int = 0) -> bool:
         """Whether the whole region is copied to undo it; a log holds what the terms keep, each with `place_bytes` of its place."""
+        if mode != "auto":
+            return mode == "copy"
         log_bytes = sum(term.ready.term.nnz for term, _ in self.terms) * (self.dtype.itemsize + place_bytes)
-        return mode == "copy" or (mode == "auto" and log_bytes >= self.region.memory.numel() * self.dtype.itemsize)
+        return log_bytes >= self.region.memory.numel() * self.dtype.itemsize
+
+    @cached_property
+    def rows(self) -> WorkRows:
+        """What a launch reads of it; the same each time, so it is made once."""
+        return rows_of(self.region, self.dtype, self.terms, self.source)
 
 
 class Saved(Protocol):
@@ -80,16 +89,11 @@ class SavedCopy:
         self.region.memory.copy_(self.copy)
 
 
-def key(region: Region) -> tuple[int, torch.device]:
-    """Return what tells regions apart; they do not overlap."""
-    return region.memory.data_ptr(), region.memory.device
-
-
 def by_region(undo: Sequence[Saved]) -> dict[tuple[int, torch.device], list[Saved]]:
     """Group by region."""
     out: dict[tuple[int, torch.device], list[Saved]] = {}
     for saved in undo:
-        out.setdefault(key(saved.region), []).append(saved)
+        out.setdefault(saved.region.key, []).append(saved)
     return out
 
 

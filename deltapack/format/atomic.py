@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from deltapack.errors import OutputError
 
-__all__ = ["atomic_file", "check_free_space", "fsync_folder", "temporary_sibling", "writing"]
+__all__ = ["atomic_file", "check_free_space", "check_new_file", "fsync_folder", "temporary_sibling", "writing"]
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -57,8 +57,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "The disk is full; nothing was left under the final name." if full else "Choose another output."
+        hint = "The disk is full; nothing was changed under the final name." if full else "Choose another output."
         raise OutputError(f"cannot write: {error.strerror or error}", path=path, hint=hint) from error
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be created, or that `force` must not replace.
+
+    Raises:
+        OutputError: `path` is a folder, or exists and `force` is false, or its folder is missing.
+    """
+    if path.is_dir():
+        raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
+    if os.path.lexists(path) and not force:
+        raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
+    if not path.parent.is_dir():
+        raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
 
 
 @contextlib.contextmanager
@@ -71,12 +85,7 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         OutputError: `path` exists and `force` is false, its folder is missing, or the system refuses to write.
     """
     with writing(path):
-        if path.is_dir():
-            raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
-        if os.path.lexists(path) and not force:
-            raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
-        if not path.parent.is_dir():
-            raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
+        check_new_file(path, force=force)
         temporary = temporary_sibling(path)
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:

@@ -18,11 +18,11 @@ from deltapack.limits import Limits
 __all__ = ["dump_canonical", "load_canonical", "load_index"]
 
 _MAX_INT = 1 << 53
-_ENTRY_BYTES, _TERM_BYTES = 1 << 16, 1 << 9
-"""No entry that keeps the rules is longer than this and so much for each term that the limits allow: a name has 512 bytes and takes twice
-as many where all are escaped, an entry has at most two (the other in `base`, or `of`), `stats` are of 64 characters each, shapes of 8
-numbers, and the rest is of fixed length. Pieces of this size are read at a time: with larger ones the garbage collector takes longer than
-the parser."""
+_ENTRY_BYTES, _TERM_BYTES, _PIECE_BYTES = 1 << 16, 1 << 9, 1 << 11
+"""No entry that keeps the rules is longer than this and so much for each term and each piece of an arranged base that the limits allow: a
+name has 512 bytes and takes twice as many where all are escaped, an entry has at most two beside those of pieces (the other in `base`, or
+`of`), `stats` are of 64 characters each, shapes of 8 numbers, and the rest is of fixed length. Text of the size of an entry without pieces
+is read at a time: with more the garbage collector takes longer than the parser."""
 _TOKEN = re.compile(rb'["\[\]{}]|[^"\[\]{},:]+')
 _IN_STRING = re.compile(rb'\\.|"', re.DOTALL)
 
@@ -70,21 +70,27 @@ def load_index(data: bytes, limits: Limits) -> tuple[Any, Iterator[Any]]:
     return load_canonical(data[:start] + b"[]}", limits.json_depth), _items(data, start, limits)
 
 
-def _find_tensors(data: bytes, limits: Limits, *, cut: bool, where: str = "outside `tensors`") -> int | None:
-    """Return where the value of the outermost key `tensors` begins, `None` where there is none; count the values before it."""
+def _find_tensors(data: bytes, limits: Limits, *, cut: bool, entry: bool = False) -> int | None:
+    """Return where the value of the outermost key `tensors` begins, `None` where there is none; count the values before it.
+
+    Of an `entry`, return where it ends and count all its values.
+    """
+    where = "in one entry" if entry else "outside `tensors`"
     depth = values = at = 0
     while match := _TOKEN.search(data, at):
         token, at = match[0], match.end()
         if token == b'"':
             begin, at = at, next((found.end() for found in _IN_STRING.finditer(data, at) if found[0] == b'"'), len(data))
             is_key = data[at : at + 1] == b":"
-            if is_key and depth == 1 and data[begin : at - 1] == b"tensors":
+            if is_key and depth == 1 and data[begin : at - 1] == b"tensors" and not entry:
                 return at + 1
             values += not is_key
         elif token in (b"]", b"}"):
             depth -= 1
             if depth <= 0 and cut:
                 raise _not_canonical("bytes follow the document")
+            if depth <= 0 and entry:
+                return at
         else:
             depth += token in (b"[", b"{")
             values += 1
@@ -103,10 +109,10 @@ def _items(data: bytes, start: int, limits: Limits) -> Iterator[Any]:
     # Only a key can be spelled so, for a string escapes its quotes; so this counts the entries before a million of them are parsed.
     if data.count(b'"kind":', start) > limits.tensors:
         raise LimitError("too many tensors", rule="R6", expected=f"at most {limits.tensors}")
-    at, most = start + 1, _ENTRY_BYTES + _TERM_BYTES * limits.terms
-    last = data.startswith(b"]", at)
+    at, usual = start + 1, _ENTRY_BYTES + _TERM_BYTES * limits.terms
+    most, last = usual, data.startswith(b"]", at)
     while not last:
-        piece = data[at : at + most]
+        piece, most = data[at : at + most], usual
         try:
             items, last = _whole_items(codecs.utf_8_decode(piece, "strict", at + len(piece) == len(data))[0])
             for item in items:
@@ -115,8 +121,13 @@ def _items(data: bytes, start: int, limits: Limits) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             raise _not_canonical(error) from error
         if not items:
-            _find_tensors(data[at : at + limits.index_head_bytes], limits, cut=False, where="in one entry")
-            raise _not_canonical("an entry is malformed, or longer than any can be")
+            # Once more, with the pieces that an entry may have, if its values are few enough to be built.
+            longest = usual + _PIECE_BYTES * limits.pieces
+            end = _find_tensors(data[at : at + longest], limits, cut=False, entry=True)
+            if len(piece) > usual or end is None or not usual <= end < longest:
+                raise _not_canonical("an entry is malformed, or longer than any can be")
+            most = end + 1
+            continue
         if not data.startswith(spelled, at):
             raise _not_canonical("keys, spaces or escapes differ")
         yield from items

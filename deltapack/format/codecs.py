@@ -12,7 +12,21 @@ from typing import Literal
 
 from deltapack.dtypes import BY_NAME, DType
 
-__all__ = ["FIELDS", "INDEX_CODECS", "VALUE_CODECS", "IndexCodec", "Parameter", "ScaleSearch", "ValueCodec", "known_features"]
+__all__ = [
+    "FIELDS",
+    "FILE_BASE",
+    "FOLDERS",
+    "INDEX_CODECS",
+    "VALUE_CODECS",
+    "IndexCodec",
+    "Parameter",
+    "ScaleSearch",
+    "ValueCodec",
+    "known_features",
+]
+
+FILE_BASE, FOLDERS = "files.base", "folders"
+"""Features beside those of codecs: side files that refer to the base's, and weights in sub-folders (spec/03-index.md 3.7 and 3.9)."""
 
 FIELDS = (1, 2, 4, 8)
 """Bits that a code with a scale may take: those that fill a byte."""
@@ -143,7 +157,11 @@ INDEX_CODECS: Mapping[str, IndexCodec] = {
 """Index codecs by name."""
 
 
+RAW_TYPES = "raw-types"
+"""The feature of packs with element types that are not in the table of spec/03-index.md section 3.6."""
+
+
 def known_features() -> frozenset[str]:
-    """Return the required features that this version reads (spec/05-versioning.md)."""
+    """Return the required features of codecs that this version reads (spec/05-versioning.md)."""
     rows: tuple[ValueCodec | IndexCodec, ...] = (*VALUE_CODECS.values(), *INDEX_CODECS.values())
-    return frozenset(row.feature for row in rows if row.feature)
+    return frozenset(row.feature for row in rows if row.feature) | {FILE_BASE, FOLDERS, RAW_TYPES}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
-from deltapack.dtypes import BY_NAME, DType
+from deltapack.dtypes import DType, named
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.index import BlobRef
 from deltapack.limits import Limits
@@ -14,11 +16,13 @@ from deltapack.limits import Limits
 __all__ = [
     "CONTROL",
     "blob_ref",
+    "check_bytes",
     "check_keys",
     "count",
     "dtype_of",
     "hexadecimal",
     "shape_of",
+    "sorted_unique",
     "strings",
     "tensor_name",
     "typed",
@@ -112,9 +116,10 @@ def dtype_of(row: Any) -> DType:
         UnsupportedError: The type is unknown (rule R5).
     """
     name = typed(row, "dtype", str)
-    if name not in BY_NAME:
+    dtype = named(name)
+    if dtype is None:
         raise UnsupportedError("unknown dtype", rule="R5", found=name, hint="Update deltapack.")
-    return BY_NAME[name]
+    return dtype
 
 
 def shape_of(row: Any, limits: Limits) -> tuple[int, ...]:
@@ -134,6 +139,19 @@ def shape_of(row: Any, limits: Limits) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_bytes(dtype: DType, shape: tuple[int, ...], limits: Limits) -> None:
+    """Require that a tensor of a raw type has whole bytes, and not too many.
+
+    Raises:
+        FormatError: Rule R6 is broken.
+        LimitError: More bytes than `limits` allow elements.
+    """
+    if not dtype.fits(shape):
+        raise FormatError("the elements do not fill whole bytes", rule="R6", expected=f"a multiple of 8 bits of {dtype}", found=shape)
+    if dtype.count(shape) > limits.numel:
+        raise LimitError("the tensor is too large", rule="R6", found=shape)
+
+
 def blob_ref(row: Any, key: str) -> BlobRef:
     """Return `row[key]`, a blob reference.
 
@@ -145,3 +163,14 @@ def blob_ref(row: Any, key: str) -> BlobRef:
     if types != [int, int, str] or value[0] < 0 or value[1] < 0 or not _HEX[16].fullmatch(value[2]):
         raise FormatError(f"{key!r} is not a blob reference", rule="R4", found=value)
     return BlobRef(*value)
+
+
+def sorted_unique(names: Sequence[str], what: str) -> None:
+    """Require that names increase strictly by their UTF-8 bytes.
+
+    Raises:
+        FormatError: Rule R6 is broken.
+    """
+    encoded = [name.encode() for name in names]
+    if any(left >= right for left, right in pairwise(encoded)):
+        raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")

@@ -15,10 +15,20 @@ import zstandard
 from deltapack.errors import FormatError
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["compress_frame", "decompress_frame", "pack_stream", "unpack_stream"]
+__all__ = [
+    "check_frame_after",
+    "compress_after",
+    "compress_frame",
+    "decompress_after",
+    "decompress_frame",
+    "pack_stream",
+    "unpack_stream",
+]
 
 _local = threading.local()
 _WINDOW_LOG = DEFAULT_LIMITS.window_bytes.bit_length() - 1
+_QUICK, _BEST, _SMALL, _FAR_SMALLER = 12, 19, 1 << 20, 50
+"""Levels for a frame that refers to what stands before it; the second, slow one is for little that the first did not do away with."""
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _DICTIONARY, _CHECKSUM, _RESERVED, _UNUSED, _SINGLE_SEGMENT = 0b11, 0b100, 0b1000, 0b10000, 0b100000
 """Bits of the frame header descriptor (RFC 8878, 3.1.1.1.1); the two above them say how many bytes the content size takes."""
@@ -38,6 +48,47 @@ def compress_frame(data: bytes, level: int) -> bytes:
     return frame
 
 
+def compress_after(before: bytes, data: bytes) -> bytes:
+    """Compress into one frame whose matches may begin in `before`, all of which stays in reach. Same bytes for the same zstd version."""
+    frame = _compress_after(before, data, _QUICK)
+    if len(data) > _SMALL or len(frame) < len(data) // _FAR_SMALLER:
+        return frame
+    return min(frame, _compress_after(before, data, _BEST), key=len)
+
+
+def _compress_after(before: bytes, data: bytes, level: int) -> bytes:
+    window = min(max((len(before) + len(data)).bit_length(), 10), 31)
+    options = {"source_size": len(data), "dict_size": len(before), "window_log": window}
+    if level == _QUICK:  # with tables as large as what stands before, it finds as much in 30 MB as levels that take minutes for them
+        options |= dict.fromkeys(("hash_log", "chain_log"), min(max(len(before).bit_length(), 17), 26))
+    params = zstandard.ZstdCompressionParameters.from_level(level, **options)
+    frame: bytes = zstandard.ZstdCompressor(compression_params=params, dict_data=_as_prefix(before)).compress(data)
+    return frame
+
+
+def _as_prefix(before: bytes) -> zstandard.ZstdCompressionDict | None:
+    return zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
+
+
+def check_frame_after(frame: bytes, raw_length: int) -> None:
+    """Check the headers of a frame that refers to what stands before it.
+
+    Raises:
+        FormatError: Rule R10 is broken.
+    """
+    _check_blocks(frame, *_check_header(frame, raw_length, refers=True))
+
+
+def decompress_after(before: bytes, frame: bytes, raw_length: int) -> bytes:
+    """Invert `compress_after`.
+
+    Raises:
+        FormatError: Rule R10 is broken.
+    """
+    check_frame_after(frame, raw_length)
+    return _decompress(zstandard.ZstdDecompressor(dict_data=_as_prefix(before)), frame, raw_length)
+
+
 def decompress_frame(frame: bytes, raw_length: int) -> bytes:
     """Decompress exactly one frame of exactly `raw_length` bytes of content.
 
@@ -47,8 +98,12 @@ def decompress_frame(frame: bytes, raw_length: int) -> bytes:
     _check_blocks(frame, *_check_header(frame, raw_length))
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
+    return _decompress(_local.decompressor, frame, raw_length)
+
+
+def _decompress(decompressor: zstandard.ZstdDecompressor, frame: bytes, raw_length: int) -> bytes:
     try:
-        data: bytes = _local.decompressor.decompress(frame, allow_extra_data=False)
+        data: bytes = decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"zstd frame is invalid: {error}", rule="R10") from error
     if len(data) != raw_length:
@@ -56,8 +111,8 @@ def decompress_frame(frame: bytes, raw_length: int) -> bytes:
     return data
 
 
-def _check_header(frame: bytes, raw_length: int) -> tuple[int, int]:
-    """Return where the first block begins and how long a block may be."""
+def _check_header(frame: bytes, raw_length: int, *, refers: bool = False) -> tuple[int, int]:
+    """Return where the first block begins and how long a block may be; one that refers to what stands before has its content as window."""
     usual = _usual_header(raw_length)
     if usual is not None and frame.startswith(usual):  # a chunk has two or three frames, and this is a fifth of the time of what follows
         return len(usual), min(raw_length, _BLOCK_BYTES)
@@ -77,7 +132,8 @@ def _check_header(frame: bytes, raw_length: int) -> tuple[int, int]:
     if size_bytes == 0 or size != raw_length:
         raise FormatError("zstd frame states another size", rule="R10", expected=raw_length, found=size if size_bytes else "none")
     window = size if single else (8 + (frame[5] & 7)) << (7 + (frame[5] >> 3))
-    if size == 0 or not min(size, _BLOCK_BYTES) <= window <= DEFAULT_LIMITS.window_bytes:
+    most = DEFAULT_LIMITS.side_file_bytes if refers else DEFAULT_LIMITS.window_bytes
+    if size == 0 or not min(size, _BLOCK_BYTES) <= window <= most or (refers and not single):
         raise FormatError("zstd frame of this size is not allowed", rule="R10", found=f"content {size}, window {window}")
     return start, min(window, _BLOCK_BYTES)
 

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
+from deltapack.format.arrangement import BaseRef
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
-__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits", "features_of"]
+__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
 
 KINDS = frozenset({"alias", "delta", "grown", "removed", "shrunk", "stored", "unchanged"})
 
@@ -110,21 +110,6 @@ def _streams(index: str, values: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class BaseRef:
-    """The tensor of the base that an entry starts from."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    digest: str
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
 class Stats:
     """L1 norm and largest magnitude of the dense difference, before dropping; decimal strings."""
 
@@ -155,8 +140,8 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Number of elements of the result."""
-        return math.prod(self.shape)
+        """Number of elements of the result; of a raw type, of bytes."""
+        return self.dtype.count(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -216,33 +201,36 @@ class Entry:
             out["dtype"] = base.dtype.name
         if removed or base.shape != self.shape:
             out["shape"] = list(base.shape)
-        return out
+        return out if base.arranged is None else out | base.arranged.to_json()
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A side file; `blob` is `None` where the base has the same file."""
+    """A side file; `blob` is `None` where the base has the same file.
+
+    `base` is the SHA-256 of the base's file of that name, which `blob` refers to; empty where it stands for itself.
+    """
 
     name: str
     size: int
     sha256: str
     blob: BlobRef | None = None
+    base: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as the index spells it."""
         out: dict[str, Any] = {"name": self.name, "size": self.size, "sha256": self.sha256}
-        return out if self.blob is None else out | {"blob": self.blob.to_json()}
-
-
-def features_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Return the required features of a pack with these entries: those of the codecs that it uses, and no other."""
-    terms = (term for entry in entries for term in entry.terms)
-    return tuple(sorted({row.feature for term in terms for row in (term.index_codec, term.value_codec)} - {""}))
+        out |= {} if self.blob is None else {"blob": self.blob.to_json()}
+        return out | ({"base": self.base} if self.base else {})
 
 
 @dataclass(frozen=True)
 class Index:
-    """Everything a pack says about itself. `files` is `None` where the fine-tune was a bare file."""
+    """Everything a pack says about itself.
+
+    `files` is `None` where the fine-tune was a bare file. `folders` has its sub-folders with weights, and the name of the weight file
+    in each, without suffix.
+    """
 
     base_fingerprint: str
     base_tensors: int
@@ -255,6 +243,13 @@ class Index:
     created_by: str = ""
     required: tuple[str, ...] = ()
     optional: Mapping[str, Any] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> frozenset[str]:
+        """Names of the base's tensors that arranged ones are made of."""
+        bases = (entry.base for entry in self.entries if entry.base is not None)
+        return frozenset(name for base in bases if base.arranged is not None for name in base.arranged.names)
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
@@ -278,4 +273,5 @@ class Index:
             "tensors": [entry.to_json() for entry in self.entries],
             "files": None if self.files is None else [file.to_json() for file in self.files],
         }
+        out |= {"folders": dict(self.folders)} if self.folders else {}
         return out | ({"optional": dict(self.optional)} if self.optional else {})

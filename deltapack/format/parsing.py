@@ -5,41 +5,34 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
 from typing import Any, TypeVar
 
-from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError, UnsupportedError
+from deltapack.format.arrangement import FEATURE
+from deltapack.format.base_fields import parse_base
 from deltapack.format.canonical import load_index
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, Parameter, known_features
+from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
-    CONTROL,
     blob_ref,
+    check_bytes,
     check_keys,
     count,
     dtype_of,
     hexadecimal,
     shape_of,
+    sorted_unique,
     strings,
     tensor_name,
     typed,
 )
-from deltapack.format.index import (
-    KINDS,
-    BaseRef,
-    BlobRef,
-    Entry,
-    FileEntry,
-    Index,
-    Stats,
-    Term,
-    f32_of_bits,
-)
+from deltapack.format.fileparsing import check_files, check_in_folders, parse_file, parse_folders
+from deltapack.format.index import KINDS, BlobRef, Entry, Index, Stats, Term, f32_of_bits
+from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import Limits
 
-__all__ = ["check_side_file_name", "parse_index"]
+__all__ = ["parse_index"]
 
 T = TypeVar("T")
 _FLOAT, _FLOAT_CHARS = re.compile(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"), 64
@@ -58,14 +51,14 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
-    unknown = sorted(set(required) - known_features())
+    unknown = sorted(set(required) - known_features() - {FEATURE})
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
-    check_keys(top, "the index", required=_TOP, optional={"optional"})
+    check_keys(top, "the index", required=_TOP | ({"folders"} if FOLDERS in required else set()), optional={"optional"})
     base, result = typed(top, "base", dict), typed(top, "result", dict)
     check_keys(base, "base", required={"fingerprint", "tensors"})
     check_keys(result, "result", required={"fingerprint", "tensors", "bytes"})
-    files = top["files"]
+    files, folders = top["files"], parse_folders(top, limits) if "folders" in top else {}
     index = Index(
         base_fingerprint=hexadecimal(base, "fingerprint", 64),
         base_tensors=count(base, "tensors"),
@@ -74,13 +67,16 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         result_bytes=count(result, "bytes"),
         recipe=typed(top, "recipe", dict),
         entries=tuple(_entries(rows, limits)),
-        files=None if files is None else tuple(_file(row, limits) for row in typed(top, "files", list)),
+        files=None if files is None else tuple(parse_file(row, limits, FILE_BASE in required) for row in typed(top, "files", list)),
         created_by=typed(top, "created_by", str),
         required=tuple(required),
         optional=typed(top, "optional", dict) if "optional" in top else {},
+        folders=folders,
     )
+    check_metadata(index.optional)
     _check_entries(index)
-    _check_files(index.files or (), limits)
+    check_in_folders(index.entries, folders)
+    check_files(index.files or (), folders, limits)
     _check_blobs(index.blobs, index_offset)
     return index
 
@@ -128,8 +124,9 @@ def _entry(row: Any, limits: Limits) -> Entry:
     if kind == "alias":
         return Entry(name, kind, of=typed(row, "of", str))
     if kind == "removed":
-        return Entry(name, kind, base=_base(row, name, None, None, limits))
+        return Entry(name, kind, base=parse_base(row, name, None, None, limits))
     dtype, shape = dtype_of(row), shape_of(row, limits)
+    check_bytes(dtype, shape, limits)
     terms = typed(row, "terms", list) if "terms" in row else []
     if len(terms) > limits.terms:
         raise LimitError("too many terms", rule="R6", expected=f"at most {limits.terms}", found=len(terms))
@@ -139,7 +136,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
         dtype,
         shape,
         hexadecimal(row, "digest", 32),
-        base=_base(row, name, dtype, shape, limits) if "base" in row else None,
+        base=parse_base(row, name, dtype, shape, limits) if "base" in row else None,
         terms=tuple(map(_term, terms)),
         stored=blob_ref(row, "stored") if "stored" in row else None,
         digests=blob_ref(row, "digests") if "digests" in row else None,
@@ -172,24 +169,6 @@ def _check_kind(entry: Entry) -> None:
         what = "has chunk digests of the wrong length"
     if what is not None:
         raise FormatError(f"the entry {what}", rule="R6")
-
-
-def _base(row: Any, name: str, dtype: DType | None, shape: tuple[int, ...] | None, limits: Limits) -> BaseRef:
-    base = typed(row, "base", dict)
-    removed = {"dtype", "shape"} if dtype is None else set()
-    check_keys(base, "base", required={"digest"} | removed, optional={"name", "dtype", "shape"})
-    if removed and "name" in base:
-        raise FormatError("a removed tensor has a second name", rule="R6", found=base["name"])
-    found = BaseRef(
-        name=tensor_name(base, limits) if "name" in base else name,
-        dtype=dtype_of(base) if "dtype" in base else dtype or dtype_of(base),
-        shape=shape_of(base, limits) if "shape" in base else shape or (),
-        digest=hexadecimal(base, "digest", 32),
-    )
-    repeats = ("name" in base and found.name == name) or ("dtype" in base and found.dtype == dtype)
-    if repeats or (shape is not None and "shape" in base and found.shape == shape):
-        raise FormatError("the base repeats what the entry says", rule="R6")
-    return found
 
 
 def _term(row: Any) -> Term:
@@ -227,38 +206,21 @@ def _stats(row: Any) -> Stats:
     return Stats(*values)
 
 
-def _file(row: Any, limits: Limits) -> FileEntry:
-    check_keys(row, "a file entry", required={"name", "size", "sha256"}, optional={"blob"})
-    name = typed(row, "name", str)
-    check_side_file_name(name, limits)
-    blob = blob_ref(row, "blob") if "blob" in row else None
-    return FileEntry(name, count(row, "size"), hexadecimal(row, "sha256", 64), blob)
-
-
-def check_side_file_name(name: str, limits: Limits) -> None:
-    """Refuse a name that could leave the output folder, hide in it, confuse a file system or replace the tensors.
-
-    Raises:
-        FormatError: Rule R13 is broken.
-    """
-    plain = all(part[:1] not in ("", ".") for part in name.split("/")) and not set("\\:") & set(name)
-    weights = name.lower().endswith((".safetensors", ".safetensors.index.json"))
-    if not plain or weights or CONTROL.search(name) or len(name.encode()) > limits.name_bytes:
-        hint = "Do not trust this pack."
-        raise FormatError("a side file has a name that is not a plain path", rule="R13", found=name, hint=hint)
-
-
 def _check_entries(index: Index) -> None:
     names = [entry.name for entry in index.entries]
-    _sorted_unique(names, "tensors")
+    sorted_unique(names, "tensors")
     held = {entry.name for entry in index.entries if entry.in_result}
     bases = [entry.base.name for entry in index.entries if entry.base is not None]
     for entry in index.entries:
         if entry.kind == "alias" and entry.of not in held:
             raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
+    held_by_base = {name for entry in index.entries if entry.base is not None for name in entry.base.held}
+    lost = held_by_base - {*bases, *(entry.name for entry in index.entries if entry.kind in ("stored", "alias"))}
+    if lost:
+        raise FormatError("a piece is of a tensor that no entry speaks of", rule="R6", found=min(lost))
     if len(set(bases)) != len(bases):
         raise FormatError("two entries use the same base tensor", rule="R6")
-    if len(bases) > index.base_tensors or len(held) != index.result_tensors:
+    if len(held_by_base) > index.base_tensors or len(held) != index.result_tensors:
         raise FormatError("the tensor counts do not match the entries", rule="R6")
     nbytes = sum(entry.nbytes for entry in index.entries)
     if nbytes != index.result_bytes:
@@ -266,20 +228,6 @@ def _check_entries(index: Index) -> None:
     found = fingerprint((entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in index.entries if entry.in_result)
     if found != index.result_fingerprint:
         raise FormatError("the result has another fingerprint", rule="R6", expected=found, found=index.result_fingerprint)
-
-
-def _check_files(files: Iterable[FileEntry], limits: Limits) -> None:
-    files = tuple(files)
-    names = [file.name for file in files]
-    _sorted_unique(names, "files")
-    folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
-    if not folders.isdisjoint(names):
-        raise FormatError("a side file is also a folder", rule="R13", found=min(folders.intersection(names)))
-    total = sum(file.size for file in files)
-    largest = max((file.size for file in files), default=0)
-    if largest > limits.side_file_bytes or total > limits.side_files_bytes or len(files) > limits.side_files:
-        found = f"{len(files)} files, {total} bytes, the largest {largest}"
-        raise LimitError("too many or too large side files", rule="R6", found=found)
 
 
 def _check_blobs(blobs: Iterable[BlobRef], index_offset: int) -> None:
@@ -291,9 +239,3 @@ def _check_blobs(blobs: Iterable[BlobRef], index_offset: int) -> None:
         end = blob.end
     if -(-end // ALIGNMENT) * ALIGNMENT != index_offset:
         raise FormatError("blobs do not end at the index", rule="R7", expected=index_offset, found=end)
-
-
-def _sorted_unique(names: list[str], what: str) -> None:
-    encoded = [name.encode() for name in names]
-    if any(left >= right for left, right in pairwise(encoded)):
-        raise FormatError(f"{what} are not sorted by name, or a name stands twice", rule="R6")

@@ -6,13 +6,14 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.errors import ChecksumError, FormatError, LimitError, UnsupportedError
+from deltapack.errors import ChecksumError, FormatError, LimitError, NotAPackError, UnsupportedError
 from deltapack.format.digest import hash64
+from deltapack.kinds import HEAD_BYTES, NO_PACK, PACK_MAGIC, kind_of
 from deltapack.limits import Limits
 
 __all__ = ["ALIGNMENT", "MAGIC", "PROLOGUE_BYTES", "Prologue"]
 
-MAGIC = b"\x89DPK\r\n\x1a\n"
+MAGIC = PACK_MAGIC
 MAJOR, MINOR = 1, 0
 PROLOGUE_BYTES = 64
 ALIGNMENT = 8
@@ -49,15 +50,20 @@ class Prologue:
         """Check rules R1 to R3 on the first bytes of a file of `file_length` bytes.
 
         Raises:
-            FormatError: Not a pack, or cut, or extended.
+            FormatError: Not a pack, or cut, or extended; a `NotAPackError` where it is whole and something else.
             ChecksumError: The prologue is damaged.
             UnsupportedError: A newer major version.
             LimitError: The index is larger than `limits.index_bytes`.
         """
         if len(data) < PROLOGUE_BYTES or data[:8] != MAGIC:
+            kind = kind_of(data[:HEAD_BYTES], path.name)
+            if kind is not None and kind.name != "pack":
+                raise NotAPackError(f"this is {kind.text}, not a pack", path=path, rule="R1", hint=kind.as_pack)
             unfinished = len(data) >= PROLOGUE_BYTES and not any(data[:PROLOGUE_BYTES])
             what = "unfinished pack: its writer was interrupted" if unfinished else "not a .dpk pack"
-            raise FormatError(what, path=path, rule="R1", found=f"first bytes {data[:8]!r}")
+            if not unfinished and data[:4] != MAGIC[:4] and path.suffix.lower() != ".dpk":
+                raise NotAPackError(what, path=path, rule="R1", found=f"first bytes {data[:8]!r}", hint=NO_PACK)
+            raise FormatError(what, path=path, rule="R1", found=f"first bytes {data[:8]!r}", hint="Fetch the pack again.")
         head, (stored_hash,) = data[: _LAYOUT.size], struct.unpack("<Q", data[_LAYOUT.size : PROLOGUE_BYTES])
         _, major, _minor, flags, length, offset, stored, raw, index_hash = _LAYOUT.unpack(head)
         if hash64(head) != stored_hash:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from deltapack.errors import ChecksumError, DeltapackError, FormatError
+from deltapack.checking import as_path
+from deltapack.errors import ChecksumError, DeltapackError, FormatError, NotAPackError, RecipeError
 from deltapack.format.digest import chunk_count, hash64, root_digest
-from deltapack.format.frames import decompress_frame, unpack_stream
+from deltapack.format.frames import check_frame_after, decompress_after, decompress_frame, unpack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
@@ -33,19 +35,25 @@ class PackReader:
 
     Raises:
         FormatError: Rules R1 to R7 are broken, or the file cannot be read.
+        NotAPackError: There is no such file, or it is a checkpoint or something else that is no pack.
         ChecksumError: The prologue or the index is damaged.
         UnsupportedError: A newer version or an unknown feature.
         LimitError: The index is over a limit.
+        RecipeError: `path` is no path.
     """
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.path = Path(path)
+        self.path = as_path("the pack", path)
         try:
             # Without O_NONBLOCK a named pipe would hang here; regular files do not know the difference.
             self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
-            raise FormatError(f"cannot open: {error.strerror}", path=self.path) from error
+            what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot open: {error.strerror}"
+            raise NotAPackError(what, path=self.path) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                what = "this is a folder, not a pack" if self.path.is_dir() else "not a regular file"
+                raise NotAPackError(what, hint="A pack is a .dpk file; where a base is given, too, it comes before the pack.")
             self.index, self.pack_id, self.index_stored_bytes = self._read_index(limits)
         except DeltapackError as error:
             os.close(self._file)
@@ -70,18 +78,30 @@ class PackReader:
     @cached_property
     def file_bytes(self) -> int:
         """Size of the file."""
-        return os.fstat(self._file).st_size
+        return os.fstat(self._opened()).st_size
+
+    def _opened(self) -> int:
+        """Return the descriptor of the file.
+
+        Raises:
+            RecipeError: It was closed.
+        """
+        if self._file < 0:
+            hint = "Read its tensors before it is closed: inside of the `with` block that opened it."
+            raise RecipeError("the pack is closed", path=self.path, hint=hint)
+        return self._file
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`.
 
         Raises:
             FormatError: The file ends before, or cannot be read.
+            RecipeError: The pack was closed.
         """
-        parts, wanted = [], length
+        parts, wanted, opened = [], length, self._opened()
         while wanted:
             try:
-                part = os.pread(self._file, wanted, offset + length - wanted)
+                part = os.pread(opened, wanted, offset + length - wanted)
             except OSError as error:
                 raise FormatError(f"cannot read: {error.strerror}", path=self.path) from error
             if not part:
@@ -123,18 +143,44 @@ class PackReader:
                 raise FormatError(what, path=self.path, tensor=entry.name, rule="R9", expected=expected, found=found)
         return of_base, of_result
 
-    def side_file(self, entry: FileEntry) -> bytes:
-        """Return the content of a side file that the pack carries.
+    def check_side_file(self, entry: FileEntry) -> None:
+        """Check a side file that the pack carries, as far as that can be without the base.
 
         Raises:
             FormatError: The content is not what the index says.
         """
+        if not entry.base:
+            self.side_file(entry)
+            return
+        try:
+            check_frame_after(self._stored_file(entry), entry.size)
+        except FormatError as error:
+            error.path = self.path
+            raise
+
+    def _stored_file(self, entry: FileEntry) -> bytes:
+        """Return a side file as it is stored."""
         assert entry.blob is not None
         stored = self.plain_blob(entry.blob)
+        most = entry.size - 1 if entry.base else entry.size
+        if len(stored) > most:
+            what = "a side file is stored larger than it is"
+            raise FormatError(what, path=self.path, rule="R8", expected=f"at most {most}", found=len(stored))
+        return stored
+
+    def side_file(self, entry: FileEntry, before: bytes = b"") -> bytes:
+        """Return the content of a side file that the pack carries.
+
+        Args:
+            entry: The file.
+            before: What it refers to, in the form whose digest is `entry.base`.
+
+        Raises:
+            FormatError: The content is not what the index says.
+        """
+        stored = self._stored_file(entry)
         try:
-            if len(stored) > entry.size:
-                raise FormatError("a side file is stored larger than it is", rule="R8", expected=entry.size, found=len(stored))
-            data = unpack_stream(stored, entry.size)
+            data = decompress_after(before, stored, entry.size) if entry.base else unpack_stream(stored, entry.size)
         except FormatError as error:
             error.path = self.path
             raise

@@ -10,23 +10,43 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import LimitError, OutputError
-from deltapack.format.atomic import atomic_file
+from deltapack.format.atomic import atomic_file, check_new_file, writing
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
-from deltapack.format.frames import compress_frame, pack_stream
+from deltapack.format.forms import is_descriptive, like
+from deltapack.format.frames import compress_after, compress_frame, pack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
-from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES, Prologue
+from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "open_pack_writer"]
+__all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "check_pack_output", "open_pack_writer", "stored_side_file"]
 
 INDEX_LEVEL = 9
-_SIDE_FILE_LEVEL = 19
-"""Side files are small and written once."""
+_SIDE_FILE_LEVEL, _LARGE_LEVEL, _LARGE = 19, 9, 48 << 20
+"""Side files are written once; of those above so many bytes the highest level would make people wait for half a minute and more."""
+_REFERENCE, _FAR_SMALLER = 128, 50
+"""Bytes that a reference to the base's file has to save, its digest in the index among them; a frame smaller by this factor surely does."""
 _COPY_BYTES = 1 << 22
+
+
+def stored_side_file(name: str, data: bytes, before: bytes | None) -> tuple[bytes, str]:
+    """Return what a pack holds of a side file, and the SHA-256 of the form of the base's file that it refers to; empty where to none.
+
+    Args:
+        name: Its name.
+        data: Its content.
+        before: The base's file of this name, if there is one.
+    """
+    level = _SIDE_FILE_LEVEL if len(data) <= _LARGE else _LARGE_LEVEL
+    if before and data and not is_descriptive(name):  # a text for people stays whole: it need not keep a base from moving on
+        form = like(name, before, data)
+        frame = compress_after(form, data)
+        if len(frame) < len(data) // _FAR_SMALLER or len(frame) + _REFERENCE < len(pack_stream(data, level)):
+            return frame, hashlib.sha256(form).hexdigest()
+    return pack_stream(data, level), ""
 
 
 @dataclass(frozen=True)
@@ -74,10 +94,20 @@ class PackWriter:
             self._write(reader.read(start, min(_COPY_BYTES, blob.end - start)))
         return replace(blob, offset=offset)
 
-    def side_file(self, name: str, data: bytes, *, carry: bool) -> FileEntry:
-        """Describe a side file and, where the pack has to `carry` it, append its content."""
-        blob = self.plain_blob(pack_stream(data, _SIDE_FILE_LEVEL)) if carry else None
-        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), blob)
+    def side_file(self, name: str, data: bytes, *, carry: bool, before: bytes | None = None) -> FileEntry:
+        """Describe a side file and, where the pack has to `carry` it, append its content.
+
+        Args:
+            name: Its name.
+            data: Its content.
+            carry: Whether the base has another file of this name, or none.
+            before: The base's, which the content may refer to where that makes it much smaller.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not carry:
+            return FileEntry(name, len(data), sha256)
+        stored, base = stored_side_file(name, data, before)
+        return FileEntry(name, len(data), sha256, self.plain_blob(stored), base)
 
     def chunk_digests(self, entry: Entry, base: Sequence[bytes], result: Sequence[bytes]) -> Entry:
         """Append the chunk digests of base and result where the format wants them; return the entry with them."""
@@ -150,9 +180,25 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = ()) ->
     """Write a pack that appears under `path` only when it is complete.
 
     Raises:
-        OutputError: `path` is one of the `inputs`, exists and `force` is false, or cannot be written.
+        OutputError: `path` is one of the `inputs`, exists and `force` is false or it is no pack, or cannot be written.
     """
     if path.exists() and any(path.samefile(source) for source in inputs):
         raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
+    check_pack_output(path, force=force)
     with atomic_file(path, force=force) as file:
         yield PackWriter(file)
+
+
+def check_pack_output(path: Path, *, force: bool) -> None:
+    """Refuse a pack that cannot be created, or that would take the place of a file that is no pack, not even an unfinished one.
+
+    Raises:
+        OutputError: It exists and `force` is false or it is something else, or its folder is missing.
+    """
+    check_new_file(path, force=force)
+    if not path.is_file():
+        return
+    with writing(path), open(path, "rb") as file:
+        head = file.read(len(MAGIC))
+    if head != MAGIC and any(head):
+        raise OutputError("the output exists and is no pack", path=path, hint="Remove it yourself, or choose another name.")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deltapack.composing.tensor_job import FromBase, FromPack, TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
-from deltapack.device.work import Saved, SavedCopy, UndoMode, by_region, key
+from deltapack.device.work import Saved, SavedCopy, UndoMode, by_region
 from deltapack.errors import UnsupportedError
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
@@ -128,7 +128,7 @@ class HostEngine:
             copied = mode == "copy" or (mode == "auto" and isinstance(work.job.source, FromPack))
             logs.append(None if copied or mode == "nothing" else _SavedChanges(work))
             if copied:
-                done.append(SavedCopy.of(work.region, before.get(key(work.region), ())))
+                done.append(SavedCopy.of(work.region, before.get(work.region.key, ())))
         done += [log for log in logs if log is not None]
         buffers = Buffers()
 

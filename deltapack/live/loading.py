@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +12,25 @@ from typing import Any
 import torch
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.composing.assets import copy_side_files
+from deltapack.composing.arranged import arranged_base
+from deltapack.composing.assets import copy_side_files, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.heads import CONFIG, fit_head
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
-from deltapack.dtypes import BY_NAME, BY_TORCH, DType
-from deltapack.errors import BackendError, RecipeError
+from deltapack.dtypes import DType, float_dtype
+from deltapack.errors import BackendError, RecipeError, UnsupportedError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
+from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
 from deltapack.restoring.on_device import DevicePlace, restore_on_device
 
 __all__ = ["load_model", "load_state_dict"]
-
-Packs = Mapping[str, float] | Mapping[Path, float] | Mapping["str | Path", float] | Sequence["str | Path"] | str | Path
 
 
 def load_state_dict(
@@ -91,7 +92,8 @@ def load_model(
         packs: As in `load_state_dict`.
         device: As in `load_state_dict`.
         dtype: As in `load_state_dict`.
-        model_class: A class of transformers with `from_config`, such as `AutoModel`; `AutoModelForCausalLM` unless given.
+        model_class: A class of transformers, such as `AutoModel` or `BertModel`; the one that the config's `architectures` names unless
+            given.
         backend: As in `load_state_dict`.
         prefer: As in `load_state_dict`.
         verify: As in `load_state_dict`.
@@ -100,20 +102,25 @@ def load_model(
     Raises:
         DeltapackError: As in `load_state_dict`.
         BackendError: transformers is not installed.
-        RecipeError: There is no config.json, or the model needs code of its own.
+        RecipeError: There is no config.json, it names no class of transformers, or the model needs code of its own.
+        UnsupportedError: The result has weights in sub-folders, as pipelines of diffusers and sentence-transformers have.
     """
     transformers = _transformers()
-    auto = model_class or transformers.AutoModelForCausalLM
     with ExitStack() as stack:
         loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if loader.composition.folders:
+            found = ", ".join(loader.composition.folders)
+            hint = (
+                "Restore a folder with `deltapack apply`, and load that with the library that it is for; load_state_dict gives all tensors."
+            )
+            raise UnsupportedError("load_model does not build a model of several folders", path=base, found=found, hint=hint)
         loader.write_configuration(folder)
         if not (folder / "config.json").exists():
             raise RecipeError("there is no config.json, which load_model needs", path=base, hint="Use load_state_dict.")
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            with torch.device("meta"):
-                made = type(auto.from_config(config))
+            made = _class_of(transformers, config, model_class, base)
         except (OSError, ValueError) as error:
             hint = "Build the model yourself and use load_state_dict."
             raise RecipeError(f"transformers cannot build the model: {error}", path=base, hint=hint) from error
@@ -136,6 +143,8 @@ class _Loader:
     dtype: DType | None
     verify: bool
     workers: int
+    config: bytes | None = None
+    """config.json, where it is not that of the pack or base whose side files the result has."""
 
     @classmethod
     def open(
@@ -150,9 +159,7 @@ class _Loader:
         verify: bool,
         workers: int | None,
     ) -> _Loader:
-        given = [packs] if isinstance(packs, str | Path) else packs
-        pairs = given.items() if isinstance(given, Mapping) else [(path, 1.0) for path in given]
-        weights = {Path(path): float(weight) for path, weight in pairs}
+        weights = weights_of(packs)
         if not weights:
             raise RecipeError("nothing to load", expected="at least one pack")
         order = [path.resolve() for path in weights]
@@ -160,28 +167,30 @@ class _Loader:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         place = resolve_device(device)
         choice = choose(backend, place) if backend != "cpu" else choose(backend, torch.device("cpu"))
-        target, threads = _float_dtype(dtype), resolve_workers(workers)
+        target, threads = None if dtype is None else float_dtype(dtype), resolve_workers(workers)
         checkpoint = stack.enter_context(open_checkpoint(base))
         readers = [stack.enter_context(PackReader(path)) for path in weights]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
-        composition = compose(checkpoint, weighted, prefer=number, dtype=target)
-        return cls(checkpoint, composition, place, choice, target, verify, threads)
+        checkpoint = arranged_base(checkpoint, readers)
+        composition, config = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
+        return cls(checkpoint, composition, place, choice, target, verify, threads, config)
 
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""
 
         def write(name: str, data: bytes) -> None:
-            if name in ("config.json", "generation_config.json"):
-                (folder / name).write_bytes(data)
+            if name in (CONFIG, "generation_config.json"):
+                own = with_dtype(CONFIG, self.config, self.dtype) if name == CONFIG and self.config is not None else data
+                (folder / name).write_bytes(own)
 
         copy_side_files(self.base, self.composition.assets, write, verify=self.verify, dtype=self.dtype)
 
     def load(self) -> dict[str, torch.Tensor]:
         """Restore all tensors."""
         jobs = self.composition.jobs
-        state = {job.name: torch.empty(job.shape, dtype=getattr(torch, job.dtype.torch), device=self.device) for job in jobs}
-        sink = _Tensors({job.name: region_of(state[job.name], job.shape) for job in jobs})
+        state = {job.name: _room_for(job, self.device) for job in jobs}
+        sink = _Tensors({job.name: region_of(state[job.name], job.dtype.torch_shape(job.shape)) for job in jobs})
         if self.choice.engine is None:
             restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=_silent)
         else:
@@ -209,6 +218,19 @@ class _Tensors:
         return self.regions[job.name]
 
 
+def _room_for(job: TensorJob, device: torch.device) -> torch.Tensor:
+    """Return memory for a tensor.
+
+    Raises:
+        UnsupportedError: torch has no such type.
+    """
+    dtype = getattr(torch, job.dtype.torch, None) if job.dtype.torch else None
+    if dtype is None:
+        hint = "Use deltapack.apply: in a checkpoint it travels as bytes."
+        raise UnsupportedError("this torch has no such element type", tensor=job.name, found=job.dtype.safetensors, hint=hint)
+    return torch.empty(job.dtype.torch_shape(job.shape), dtype=dtype, device=device)
+
+
 def _transformers() -> Any:
     """Import transformers, which only `load_model` needs.
 
@@ -223,20 +245,23 @@ def _transformers() -> Any:
     return transformers
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
-def _float_dtype(dtype: str | torch.dtype | None) -> DType | None:
-    """Return the float type that is meant.
+def _class_of(transformers: Any, config: Any, wanted: Any, base: str | Path) -> Any:
+    """Return the class of a model: the one that is wanted, or that the config names; of an automatic class the one that it picks.
 
     Raises:
         RecipeError: There is none.
     """
-    if dtype is None:
-        return None
-    found = BY_TORCH.get(str(dtype).removeprefix("torch.")) or BY_NAME.get(str(dtype))
-    if found is None or not found.is_delta:
-        choices = ", ".join(known.name for known in BY_NAME.values() if known.is_delta)
-        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=dtype)
-    return found
+    names = getattr(config, "architectures", None) or []
+    found: Any = wanted or next((getattr(transformers, name, None) for name in names if isinstance(name, str)), None)
+    if not hasattr(found, "from_pretrained"):
+        what = "config.json names no class of transformers" if wanted is None else "model_class is not a class of transformers"
+        hint = "Give model_class=, such as transformers.AutoModelForCausalLM."
+        raise RecipeError(what, path=base, expected="a class with from_pretrained", found=names if wanted is None else wanted, hint=hint)
+    if not hasattr(found, "from_config"):
+        return found
+    with torch.device("meta"):
+        return type(found.from_config(config))
+
+
+def _silent(done: int, total: int) -> None:
+    pass

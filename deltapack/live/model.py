@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,18 +12,21 @@ from typing import Any
 
 import torch
 
+from deltapack.checking import as_path
 from deltapack.checkpoint import open_checkpoint
 from deltapack.composing.compose import Composition
 from deltapack.device.backends import Choice, choose
 from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
 from deltapack.device.resident import send
-from deltapack.device.work import Saved, UndoMode, key
+from deltapack.device.work import Saved, UndoMode
 from deltapack.errors import RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.live.cpu_engine import HostEngine
-from deltapack.live.planning import NOTHING, Loaded, Planner, SwitchPlan
-from deltapack.merging.recipe import MergeRecipe, recipe_of
+from deltapack.live.planning import THE_BASE, Active, Loaded, Planner, SwitchPlan
+from deltapack.live.weights import Packs, weights_of
+from deltapack.merging.arguments import Numbers, recipe_of
+from deltapack.merging.recipe import MergeRecipe
 from deltapack.parallel import resolve_workers
 
 __all__ = ["LiveModel", "attach"]
@@ -59,6 +61,9 @@ def attach(
         BaseMismatchError: A slice of the model differs from the checkpoint.
         RecipeError: The model and the base do not fit.
     """
+    if base is not None and (not isinstance(base, str | Path) or Path(base).suffix == ".dpk"):
+        hint = "attach(model) makes the model ready; its activate() takes packs."
+        raise RecipeError("base is the checkpoint that the model was loaded from, not a pack", found=base, hint=hint)
     if undo not in ("auto", "copy", "log"):
         raise RecipeError("undo is unknown", expected="auto, copy or log", found=undo)
     if base is None:
@@ -78,25 +83,11 @@ _PLANS = 64
 
 
 @dataclass(frozen=True)
-class _Active:
-    """Packs and their weights, where they were found, how they are merged, and what that means for each tensor."""
-
-    packs: Mapping[str, float]
-    places: tuple[Path, ...]
-    recipe: MergeRecipe | None
-    prefer: Path | None
-    plan: SwitchPlan
-
-
-_BASE = _Active({}, (), None, None, NOTHING)
-
-
-@dataclass(frozen=True)
 class _Scope:
     """What `activate` returns: as a context manager, it brings back what was active before."""
 
     live: LiveModel
-    before: _Active
+    before: Active
 
     def __enter__(self) -> LiveModel:
         return self.live
@@ -124,9 +115,14 @@ class LiveModel:
         self._host = HostEngine(workers)
         self._packs: dict[Path, Loaded] = {}
         self._saved: list[Saved] = []
-        self._active = _BASE
+        self._active = THE_BASE
         self._plans: dict[tuple[Any, ...], SwitchPlan] = {}
         self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        devices = ", ".join(self.backends) or "no device"
+        active = ", ".join(f"{path} {weight:g}" for path, weight in self._active.packs.items())
+        return f"<LiveModel of {len(self._model.tensors)} tensors on {devices}: {f'base + {active}' if active else 'the base'}>"
 
     @property
     def current(self) -> Mapping[str, float]:
@@ -150,7 +146,7 @@ class LiveModel:
             FormatError: It is damaged.
         """
         with self._lock:
-            path = Path(pack).resolve()
+            path = as_path("a pack", pack).resolve()
             if path in self._packs:
                 return
             with ExitStack() as stack:
@@ -169,7 +165,7 @@ class LiveModel:
             RecipeError: It is active.
         """
         with self._lock:
-            path = Path(pack).resolve()
+            path = as_path("a pack", pack).resolve()
             if path in self._active.places:
                 raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
             self._plans.clear()
@@ -180,11 +176,11 @@ class LiveModel:
 
     def activate(
         self,
-        packs: Mapping[str, float] | Mapping[Path, float] | Mapping[str | Path, float] | str | Path,
+        packs: Packs,
         *,
         method: str = "linear",
         semantics: str | None = None,
-        density: float | Sequence[float] | None = None,
+        density: Numbers | None = None,
         parameters: Mapping[str, float] | None = None,
         prefer: str | Path | None = None,
     ) -> _Scope:
@@ -194,7 +190,8 @@ class LiveModel:
         (`with live.activate(...):`) it brings back what was active before.
 
         Args:
-            packs: Weights of packs, in order of addition; a single path has weight 1. Methods without weights want weights of 1.
+            packs: Weights of packs, in order of addition; or a list of packs of weight 1, or one such pack. Methods without weights want
+                weights of 1.
             method: Name of a merge method, as in `deltapack.merge`; others than sums are computed on the CPU.
             semantics: As in `deltapack.merge`.
             density: As in `deltapack.merge`.
@@ -208,13 +205,9 @@ class LiveModel:
             RecipeError: A weight is not a finite number, or an argument does not fit the method.
             UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
         """
-        given = {packs: 1.0} if isinstance(packs, str | Path) else packs
-        wanted = {str(path): float(weight) for path, weight in given.items()}
-        for path, weight in wanted.items():
-            if not math.isfinite(weight):
-                raise RecipeError("a weight is not a finite number", path=path, found=weight)
+        wanted = {str(path): weight for path, weight in weights_of(packs).items()}
         weights = None if set(wanted.values()) <= {1.0} else list(wanted.values())
-        recipe = recipe_of(weights, method, semantics, density, parameters)
+        recipe = recipe_of(list(map(Path, wanted)), weights, method, semantics, density, parameters)
         # Resolved once: when a scope ends, the folder of the process may be another.
         places, preferred = tuple(Path(path).resolve() for path in wanted), None if prefer is None else Path(prefer).resolve()
         if wanted and preferred is not None and preferred not in places:
@@ -227,7 +220,7 @@ class LiveModel:
     def deactivate(self) -> None:
         """Bring the base back, bit for bit."""
         with self._lock:
-            self._switch(_BASE)
+            self._switch(THE_BASE)
 
     def close(self) -> None:
         """Bring the base back and close all packs."""
@@ -240,14 +233,14 @@ class LiveModel:
         region = self._model.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
-    def _planned(self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None) -> _Active:
+    def _planned(self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None) -> Active:
         if not packs or recipe is None:
-            return _BASE
+            return THE_BASE
         known = (places, *packs.values(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
         if known not in self._plans and len(self._plans) >= _PLANS:
             self._plans.clear()
         plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(places, recipe, prefer))
-        return _Active(packs, places, recipe, prefer, plan)
+        return Active(packs, places, recipe, prefer, plan)
 
     def _new_plan(self, places: Sequence[Path], recipe: MergeRecipe, prefer: Path | None) -> SwitchPlan:
         for place in places:
@@ -261,11 +254,12 @@ class LiveModel:
 
     def _note_removed(self, composition: Composition, packs: Sequence[Loaded]) -> None:
         removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
-        kept = sorted(removed - {job.name for job in composition.jobs})
+        pieces = {name for pack in packs for name in pack.reader.index.pieces}
+        kept = sorted(removed - pieces - {job.name for job in composition.jobs})
         notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
         self.notes += [note for note in notes if note not in self.notes]
 
-    def _switch(self, wanted: _Active) -> None:
+    def _switch(self, wanted: Active) -> None:
         """Undo what is active and do what is planned; after an error, do what was active before."""
         done: list[Saved] = []
         # Tensors made in inference mode may be changed in that mode only; it changes others as well.
@@ -274,7 +268,7 @@ class LiveModel:
                 self._run(self._saved, wanted.plan, done)
             except BaseException:
                 # What undoes it all stays in `_saved`: after a second Ctrl-C here, deactivate() still brings the base back.
-                before, self._active = self._active, _BASE
+                before, self._active = self._active, THE_BASE
                 self._saved = [*done, *self._saved]
                 for saved in self._saved:
                     saved.put_back()
@@ -285,14 +279,14 @@ class LiveModel:
         self._saved, self._active = done, wanted
 
     def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
-        on_host = {key(work.region) for work in plan.host}
+        on_host = {work.region.key for work in plan.host}
         undo: dict[torch.device, list[Saved]] = {}
         for saved in before:
-            if key(saved.region) not in on_host:
+            if saved.region.key not in on_host:
                 undo.setdefault(saved.region.memory.device, []).append(saved)
         for device in sorted({*undo, *plan.works}, key=str):
             engine = self._choices[device].engine
             if engine is not None:
                 engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
         rest = [saved for part in undo.values() for saved in part]
-        self._host.switch([*rest, *(saved for saved in before if key(saved.region) in on_host)], plan.host, self._undo, done)
+        self._host.switch([*rest, *(saved for saved in before if saved.region.key in on_host)], plan.host, self._undo, done)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from deltapack.composing.compose import Composition
-from deltapack.composing.tensor_job import PackTerm, TensorJob
+from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.device.backends import Choice
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import ResidentPack
@@ -17,11 +18,12 @@ from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.live.cpu_engine import HostWork, place
+from deltapack.live.layouts import arranged_model
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe
 
-__all__ = ["NOTHING", "Loaded", "Planner", "SwitchPlan"]
+__all__ = ["THE_BASE", "Active", "Loaded", "Planner", "SwitchPlan"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,19 @@ class SwitchPlan:
     host: Sequence[HostWork]
 
 
-NOTHING = SwitchPlan({}, ())
+@dataclass(frozen=True)
+class Active:
+    """Packs and their weights, where they were found, how they are merged, and what that means for each tensor."""
+
+    packs: Mapping[str, float]
+    places: tuple[Path, ...]
+    recipe: MergeRecipe | None
+    prefer: Path | None
+    plan: SwitchPlan
+
+
+THE_BASE = Active({}, (), None, None, SwitchPlan({}, ()))
+"""No packs."""
 
 
 class _NoElements:
@@ -83,7 +97,8 @@ class Planner:
             RecipeError: The recipe does not fit the packs.
             UnsupportedError: The method needs elements of the base.
         """
-        _, composition = compose_recipe(self.model, [pack.reader for pack in packs], recipe, prefer=prefer)
+        readers = [pack.reader for pack in packs]
+        _, composition = compose_recipe(arranged_model(self.model, readers), readers, recipe, prefer=prefer)
         return as_sums(measure(_NoElements(), composition, self.workers))
 
     def plan(self, composition: Composition, packs: Sequence[Loaded]) -> SwitchPlan:
@@ -108,7 +123,8 @@ class Planner:
         name, digest, region = place(job, self.model)
         if region is None or (not job.terms and job.source.rows is None):
             return None
-        if self.verify:
+        # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
+        if self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None):
             self.model.check(name, digest)
         device = region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]

@@ -8,6 +8,7 @@ from math import prod
 
 from deltapack.format.reader import PackReader
 from deltapack.merging.planning import MergePlan
+from deltapack.merging.recipe import MergeRecipe
 from deltapack.sparsify.table import method_of
 
 __all__ = ["changed_and_alone", "shown_weights", "warnings_of"]
@@ -27,12 +28,9 @@ def shown_weights(plan: MergePlan) -> list[float | None]:
 
 def warnings_of(plan: MergePlan) -> list[str]:
     """Return sentences about the recipe and the packs that a person should read."""
-    out, readers, method = [], [pack.reader for pack in plan.packs], plan.recipe.formula
-    weights = [weight for weight in shown_weights(plan) if weight is not None]
+    readers, method = [pack.reader for pack in plan.packs], plan.recipe.formula
     normalized = bool(plan.recipe.options.get("normalize"))
-    if len(weights) > 1 and not normalized and sum(weights) > LARGEST_SUM_OF_WEIGHTS:
-        advice = f"merges above {LARGEST_SUM_OF_WEIGHTS:g} often lose quality; try --weight with less"
-        out.append(f"the weights add up to {sum(weights):g}: {advice}")
+    out = [*_no_difference(plan.recipe), *_sum_warning(plan)]
     if (method.by_agreeing or (normalized and not method.is_linear)) and len(readers) > 1:
         out += _divisor_warning(readers, method.name, normalized=normalized)
     for reader in readers:
@@ -46,6 +44,38 @@ def warnings_of(plan: MergePlan) -> list[str]:
                 "independent masks are what makes merging after dropping work"
             )
     return out
+
+
+def _no_difference(recipe: MergeRecipe) -> list[str]:
+    """Warn where the numbers of a recipe take away all that packs have."""
+    options, weights = recipe.options, [schedule.single for schedule in recipe.weights]
+    found = [f"{name} {value:g}" for name, value in _NOTHING_LEFT.items() if options.get(name) == value]
+    found += ["a weight of 0 for every pack"] if weights and not any(weight is None or weight for weight in weights) else []
+    return [f"with {' and '.join(found)} the result is the base"] if found else []
+
+
+_NOTHING_LEFT = {"lambda": 0.0, "select_topk": 0.0, "gamma": 1.0}
+"""Parameters with which nothing is added."""
+
+
+def _sum_warning(plan: MergePlan) -> list[str]:
+    """Warn where what several packs weigh together, with lambda, is too much: of the tensor where it is most."""
+    recipe, count = plan.recipe, len(plan.packs)
+    if count < 2 or not recipe.formula.weighted or recipe.formula.by_agreeing or recipe.options.get("normalize"):
+        return []
+    names = [""] if all(schedule.single is not None for schedule in recipe.weights) else plan.base.tensors
+    sums = {name: sum(recipe.given_weights_at(name, plan.layers.depth(name), count)) for name in names}
+    name, scale = max(sums, key=sums.__getitem__, default=""), recipe.options.get("lambda", 1.0)
+    total = float(f"{scale * sums.get(name, 0.0):.6g}")  # three times 0.4 is 1.2, whatever f64 makes of it
+    if total <= LARGEST_SUM_OF_WEIGHTS:
+        return []
+    each = {schedule.single for schedule in recipe.weights} or {1.0}
+    asides = [f"{weight:g} for each of {count} packs" for weight in each if len(each) == 1 and weight is not None]
+    asides += [f"times lambda {scale:g}"] if scale != 1 else []
+    asides += [f"in {name}"] if name else []
+    aside = f" ({', '.join(asides)})" if asides else ""
+    advice = f"merges above {LARGEST_SUM_OF_WEIGHTS:g} often lose quality; try --weight with less"
+    return [f"the weights add up to {total:g}{aside}: {advice}"]
 
 
 def _divisor_warning(readers: Sequence[PackReader], method: str, *, normalized: bool) -> list[str]:

@@ -37,6 +37,7 @@ def explain_merge(
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     workers: int | None = None,
 ) -> ExplainReport:
     """Return the formula of a merge with the numbers of one element: what each pack says, what is added, what comes out.
@@ -48,6 +49,7 @@ def explain_merge(
         recipe: How to merge; `linear` unless given.
         prefer: As for `merge`.
         vocab: As for `merge`.
+        weight_files: As for `merge`.
         workers: Threads; every core unless given.
 
     Raises:
@@ -57,7 +59,7 @@ def explain_merge(
         RecipeError: The recipe does not fit the packs, or no such tensor is merged.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files))
         apart = plan.side_by_side()
         count = resolve_workers(workers)
         job = measure_each(plan.base, {0: _chosen(apart, tensor)}, count)[0]
@@ -89,10 +91,13 @@ def _explained(plan: MergePlan, job: Blended, actual: TensorJob) -> ExplainRepor
         raise RecipeError("no pack keeps anything of this tensor", tensor=job.job.name)
     place = _telling(len(elements), kept)
     deltas = [float(values[positions == place].sum()) for positions, values in kept]
-    shares = [np.count_nonzero(values) / len(elements) for _, values in kept]
+    shares = [int(np.count_nonzero(values)) / len(elements) for _, values in kept]
     scratch = buffers.scratch(len(elements))
     positions, sums = linear(len(elements), [own.chunk(chunk, elements, source, scratch) for own in actual.terms])
     result = restore_chunk(plan.base, actual, chunk, buffers).elements
+    was = float(rounding.to_f64(elements[place : place + 1], source)[0])
+    comes_out = float(rounding.to_f64(result[place : place + 1], actual.dtype)[0])
+    at = np.flatnonzero(positions == place)
     rows = [
         ExplainRow(
             str(plan.paths[pack]),
@@ -109,9 +114,10 @@ def _explained(plan: MergePlan, job: Blended, actual: TensorJob) -> ExplainRepor
         term.settings.options,
         _measured(term),
         rows,
-        float(rounding.to_f64(elements[place : place + 1], source)[0]),
-        float(sums[np.searchsorted(positions, place)]),
-        float(rounding.to_f64(result[place : place + 1], actual.dtype)[0]),
+        was,
+        # A tensor that its only pack stores whole is copied, nothing is added.
+        float(sums[at[0]]) if len(at) else comes_out - was,
+        comes_out,
     )
 
 

@@ -7,18 +7,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack.checking import as_path, as_paths
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
+from deltapack.kinds import EITHER, check_output_name
 from deltapack.merging.advice import shown_weights, warnings_of
+from deltapack.merging.arguments import Numbers, recipe_of
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.merged_pack import MergedPack
 from deltapack.merging.modelcard import card_of
 from deltapack.merging.planning import MergePlan, plan_merge
-from deltapack.merging.recipe import MergeRecipe, recipe_of
+from deltapack.merging.recipe import MergeRecipe
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
-from deltapack.restoring.applying import WriteOptions, write_checkpoint
+from deltapack.restoring.applying import WriteOptions, refuse_for_file, write_checkpoint
+from deltapack.restoring.provenance import merged
 
 __all__ = ["merge", "refuse_for_packs"]
 
@@ -28,15 +32,16 @@ def merge(
     packs: Sequence[str | Path],
     out: str | Path,
     *,
-    weights: float | Sequence[float] | None = None,
+    weights: Numbers | None = None,
     method: str = "linear",
     semantics: str | None = None,
-    density: float | Sequence[float] | None = None,
+    density: Numbers | None = None,
     parameters: Mapping[str, float] | None = None,
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -57,10 +62,10 @@ def merge(
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
         packs: The packs, all made from this base.
         out: Folder, `.safetensors` file or `.dpk` pack to write.
-        weights: One weight per pack, or one for all; 1 unless given.
+        weights: One weight per pack, or one for all, or a mapping from names of packs, such as `{"math": 0.6}`; 1 unless given.
         method: Name of a merge method; see `deltapack.merging.methods.table`.
         semantics: Whose formula, where tools differ: `"mergekit"` (the default), `"paper"` or `"peft"`.
-        density: What share of a tensor's elements each pack may keep, or all of them, in (0, 1]; all that they keep unless given.
+        density: What share of a tensor's elements each pack may keep, or all of them, in (0, 1], likewise; all that they keep unless given.
         parameters: The method's own, such as `{"lambda": 0.8, "normalize": True}`.
         recipe: All of these in one record, also with weights by layer; instead of `weights`, `method`, `semantics`, `density`,
             `parameters`.
@@ -68,6 +73,7 @@ def merge(
         assets: The pack (one of `packs`) that config, tokenizer and chat template are from, if not `vocab` or `prefer`; or `"base"`.
         vocab: The pack (one of `packs`) whose rows tensors have that packs grew, or `"base"`, or `"union"` for the new tokens of all packs;
             the only pack that grew them unless given.
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result; their own unless given. Not for a merged pack.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`. Not for a merged pack.
         verify: Whether digests of the base are compared.
@@ -89,8 +95,14 @@ def merge(
         RecipeError: An argument is out of range.
     """
     options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
-    recipe = recipe_of(weights, method, semantics, density, parameters) if recipe is None else recipe
-    return _merge(MergeRequest(base, packs, recipe, MergeChoices(prefer, assets, vocab)), Path(out), options, report=report)
+    paths = as_paths("packs", packs)
+    if recipe is None:
+        recipe = recipe_of(paths, weights, method, semantics, density, parameters)
+    elif method != "linear" or any(given is not None for given in (weights, semantics, density, parameters)):
+        raise RecipeError("recipe says it all: weights, method, semantics, density and parameters cannot be given, too")
+    return _merge(
+        MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files), as_path("out", out), options, report=report
+    )
 
 
 def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: bool) -> MergeReport:
@@ -108,11 +120,14 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
 
 
 def refuse_for_packs(out: Path, options: WriteOptions) -> None:
-    """Refuse what a merged pack cannot have.
+    """Refuse a name that no output has, and what a merged pack, or a single file, cannot have.
 
     Raises:
-        RecipeError: `out` is a pack, and an option for checkpoints is given.
+        RecipeError: `out` is called as another kind of file, or is a pack, and an option for checkpoints is given; or a file, and one for
+            folders is.
     """
+    check_output_name(out, EITHER)
+    refuse_for_file(out, options)
     if out.suffix != ".dpk":
         return
     if options.dtype is not None or options.max_shard_bytes is not None:
@@ -122,9 +137,9 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
 
 
 def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
-    own = {**plan.files, **card_of(plan, options.dtype)}
+    own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
-        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own)
+        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own, metadata=merged(plan.packs))
     with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:
         writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
     return []

@@ -15,14 +15,17 @@ from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
-from deltapack.composing.assets import copy_side_files
+from deltapack.composing.assets import check_base_files, copy_side_files
 from deltapack.composing.compose import Composition
+from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
-from deltapack.errors import LimitError, NonFiniteError
+from deltapack.errors import LimitError, NonFiniteError, RecipeError
 from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
-from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term, features_of
+from deltapack.format.features import features_of
+from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
+from deltapack.format.metadata import optional_metadata
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
 from deltapack.kernels.buffers import Buffers
@@ -30,6 +33,7 @@ from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
+from deltapack.packing.metadata import carried_metadata
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
 from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
@@ -42,8 +46,18 @@ def check_terms(jobs: Sequence[TensorJob]) -> None:
 
     Raises:
         LimitError: They are too many.
+        RecipeError: The factor of one, times its weight, is beyond f32.
     """
     for job in jobs:
+        for term in job.terms:
+            if isinstance(term, PackTerm) and not np.isfinite(term.factor):
+                raise RecipeError(
+                    "a weight times the factor of the pack's values is not a finite f32, and a pack states only such",
+                    path=term.reader.path,
+                    tensor=job.name,
+                    expected="a product below 3.4e38",
+                    hint="Give a smaller weight.",
+                )
         if len(job.terms) > DEFAULT_LIMITS.terms and all(isinstance(term, PackTerm) for term in job.terms):
             raise LimitError(
                 "too many packs to merge into one pack",
@@ -81,8 +95,10 @@ class MergedPack:
 
         Raises:
             LimitError: A tensor has too many terms.
+            RecipeError: A weight is too large.
         """
         check_terms(self.composition.jobs)
+        check_base_files(self.base, self.composition.assets, verify=self.options.verify)
         restored = restore_tensors(
             self.base,
             [_recorded(job, self.writer) for job in self.composition.jobs],
@@ -100,6 +116,8 @@ class MergedPack:
         entries.sort(key=lambda entry: entry.name.encode())
         first = self.packs[0].reader.index
         result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
+        files = self._files()
+        metadata = result_metadata(self.base, self.composition.metadata, self.composition.folders, {})
         return Index(
             base_fingerprint=first.base_fingerprint,
             base_tensors=first.base_tensors,
@@ -108,14 +126,18 @@ class MergedPack:
             result_bytes=sum(entry.nbytes for entry in entries),
             recipe=self.recipe,
             entries=tuple(entries),
-            files=self._files(),
+            files=files,
             created_by=f"deltapack {__version__}",
-            required=features_of(entries),
+            required=features_of(entries, files, self.composition.folders),
+            optional=optional_metadata(carried_metadata(metadata)[0]),
+            folders=self.composition.folders,
         )
 
     def _removed(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return an entry for each tensor of the base that the result has no use for, as a pack must cover all of them."""
+        """Return an entry for each tensor of the base that the packs know and the result does not use: a pack must cover all of them."""
         first = self.base.aliases
+        said = {entry.base.name if entry.base is not None else entry.name for pack in self.packs for entry in pack.reader.index.entries}
+        packed = {first.get(name, name) for name in said}
         known = {first.get(entry.base.name, entry.base.name) for entry in entries if entry.base is not None}
         known |= {entry.name for entry in entries}
         stated = [entry.base for pack in self.packs for entry in pack.reader.index.entries if entry.base is not None]
@@ -123,7 +145,7 @@ class MergedPack:
         return [
             Entry(name, "removed", base=BaseRef(name, info.dtype, info.shape, digests.get(name) or self._digest(info)))
             for name, info in self.base.tensors.items()
-            if name not in known
+            if name not in known and name in packed
         ]
 
     def _digest(self, info: TensorInfo) -> str:
@@ -138,7 +160,7 @@ class MergedPack:
             entry = replace(entry, base=source.entry.base, stored=self.writer.copy_blob(source.rows.reader, source.rows.ref))
             return self.writer.chunk_digests(entry, source.rows.reader.chunk_digests(source.entry)[0], restored.digests)
         base = source.base
-        entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root(base)))
+        entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root(base), base.arranged))
         if base.shape == job.shape and job.is_base:
             return replace(entry, kind="unchanged")
         entry = self._changed(entry, job, source)
@@ -191,7 +213,9 @@ class MergedPack:
         copy_side_files(self.base, assets, contents.__setitem__, verify=self.options.verify, dtype=None)
         contents.update(self.own_files)
         for name in sorted(contents, key=str.encode):
-            entries.append(self.writer.side_file(name, contents[name], carry=name in carried))
+            twin = self.base.side_file(name) if name in carried else None
+            before = twin.read() if twin is not None and twin.size <= DEFAULT_LIMITS.side_file_bytes else None
+            entries.append(self.writer.side_file(name, contents[name], carry=name in carried, before=before))
         return tuple(entries)
 
 

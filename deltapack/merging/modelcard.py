@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from deltapack._version import __version__
 from deltapack.composing.vocabulary import Vocabulary
 from deltapack.dtypes import DType
+from deltapack.merging.basecard import HubName, base_front_matter, name_of_base
 from deltapack.merging.planning import MergePlan
 from deltapack.merging.recipe import MergeRecipe, Schedule
 
-__all__ = ["card_of", "recipe_yaml"]
+__all__ = ["Owners", "card_of", "recipe_yaml"]
 
 CARD = "README.md"
 
 
-def card_of(plan: MergePlan, dtype: DType | None = None) -> Mapping[str, bytes]:
-    """Return the card as a side file, by its name; nothing where the result has no side files.
+@dataclass(frozen=True)
+class Owners:
+    """Who decides on what cannot be added, by the names of a recipe; see `deltapack.merging.request.MergeChoices`."""
 
-    It names base and packs by their file names only, so it does not depend on where they are.
+    prefer: str | None = None
+    assets: str | None = None
+    vocab: str | None = None
+
+
+def card_of(plan: MergePlan, dtype: DType | None = None, *, in_pack: bool = False) -> Mapping[str, bytes]:
+    """Return the card as a side file, by its name; nothing for a merged pack that leaves all side files to the base.
+
+    It names base and packs by their file names only (or by what the hub calls the base), so it does not depend on where they are.
 
     Args:
         plan: The merge.
         dtype: The type that the result is cast to, if it is.
+        in_pack: Whether the result is a merged pack.
     """
     assets = plan.composition.assets
     has_files = plan.base.is_folder if assets is None else assets.index.files is not None
-    return {CARD: _card(plan, dtype).encode()} if has_files else {}
+    return {CARD: _card(plan, dtype).encode()} if has_files or not in_pack else {}
 
 
-def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe, *, union: bool = False, dtype: DType | None = None) -> str:
-    """Return a recipe as `read_merge_file` reads it; `union`: whether it unites vocabularies; `dtype`: what it casts to."""
+def recipe_yaml(base: str, packs: Sequence[str], recipe: MergeRecipe, *, owners: Owners = Owners(), dtype: DType | None = None) -> str:
+    """Return a recipe as `read_merge_file` reads it; `owners`: who decides on what is not added; `dtype`: what it casts to."""
     models: list[dict[str, Any]] = []
     for number, pack in enumerate(packs):
         own = {}
@@ -48,9 +60,10 @@ def recipe_yaml(base: str, packs: list[str], recipe: MergeRecipe, *, union: bool
         document["semantics"] = recipe.semantics
     if dtype is not None:
         document["dtype"] = dtype.torch
-    if union:
-        document["tokenizer_source"] = "union"
-    return _dump(document)
+    if owners.vocab == "union":
+        document["tokenizer_source"] = "union"  # as mergekit says it
+    said = {"prefer": owners.prefer, "assets": owners.assets, "vocab": owners.vocab if owners.vocab != "union" else None}
+    return _dump(document | {key: value for key, value in said.items() if value is not None})
 
 
 def _dump(document: Any) -> str:
@@ -69,6 +82,8 @@ def _dump(document: Any) -> str:
 
 def _setting(schedule: Schedule) -> Any:
     """Return a schedule as mergekit's YAML has it: of several the first that fits wins."""
+    if schedule.single is not None:
+        return float(schedule.single)
     if len(schedule.rules) == 1 and schedule.rules[0].pattern is None:
         return _value(schedule.rules[0].values)
     return [
@@ -82,55 +97,100 @@ def _value(values: tuple[float, ...]) -> float | list[float]:
 
 def _card(plan: MergePlan, dtype: DType | None) -> str:
     method, recipe = plan.recipe.formula, plan.recipe
-    base, packs = plan.base.path.resolve().name, [path.name for path in plan.paths]
+    base, packs = name_of_base(plan.base.path), _names(plan)
+    stems = [name.removesuffix(".dpk") for name in packs]
     fingerprint = plan.packs[0].reader.index.base_fingerprint[:16]
-    assets = plan.composition.assets
-    donor = "the base" if assets is None else f"`{_plain(assets.path.name)}`"
-    union = isinstance(plan.vocab, Vocabulary)
-    united = ", with the new tokens of all packs; a token of several has the mean of their rows" if union else ""
     semantics = f" as in {recipe.semantics}" if recipe.semantics else ""
     options = ", ".join(f"{name} {value:g}" for name, value in sorted(recipe.options.items()))
     return f"""---
-{_front_matter([base, *(path.stem for path in plan.paths)])}---
+{_dump(_front_matter(plan, base, stems))}---
 
-# Merge of {_listed([f"`{_plain(path.stem)}`" for path in plan.paths])}
+# Merge of {_listed([f"`{_plain(stem)}`" for stem in stems])}
 
-Made by deltapack {__version__} over the base `{_plain(base)}` (fingerprint `{fingerprint}`).
-Config, tokenizer and chat template are from {donor}{united}.
-
+Made by deltapack {__version__} over the base {_base(base)} (fingerprint `{fingerprint}`).
+{_files(plan, packs)}
 Method `{method.name}`{semantics}: `{method.text}`{f" ({options})" if options else ""}.
 All sums are f32, in the order of the packs, and rounded once.
 
 | pack | made with | id |
 |---|---|---|
-{_table(plan)}
+{_table(plan, packs)}
 
 The recipe, for `deltapack merge BASE --recipe FILE --packs DIR`:
 
 ```yaml
-{recipe_yaml(base, packs, recipe, union=union, dtype=dtype)}```
+{recipe_yaml(base.name, packs, recipe, owners=_owners(plan, packs), dtype=dtype)}```
 """
 
 
-def _front_matter(models: list[str]) -> str:
-    front = {
-        "base_model": models,
+def _names(plan: MergePlan) -> list[str]:
+    """Return the packs' file names, with a number where they are taken: a recipe tells its models apart by their names."""
+    taken = {name_of_base(plan.base.path).name, "base", "union"}
+    out = []
+    for path in plan.paths:
+        stem, suffix = (path.stem, path.suffix) if path.suffix == ".dpk" else (path.name, "")
+        name, number = path.name, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}{suffix}"
+        taken.add(name)
+        out.append(name)
+    return out
+
+
+def _owners(plan: MergePlan, packs: Sequence[str]) -> Owners:
+    def name(chosen: object) -> str | None:
+        return packs[chosen] if isinstance(chosen, int) else "base" if chosen == "base" else None
+
+    vocab = "union" if isinstance(plan.vocab, Vocabulary) else name(plan.vocab)
+    return Owners(name(plan.prefer), name(plan.donor), vocab)
+
+
+def _base(base: HubName) -> str:
+    return f"`{_plain(base.name)}`" + (f", revision `{_plain(base.revision)}`" if base.revision else "")
+
+
+def _files(plan: MergePlan, packs: Sequence[str]) -> str:
+    """Return the line on the other side files, if there are any."""
+    assets = plan.composition.assets
+    if not _side_files(plan):
+        return ""
+    place = next((number for number, pack in enumerate(plan.packs) if pack.reader is assets), None)
+    donor = "the base" if place is None else f"`{_plain(packs[place])}`"
+    united = (
+        ", with the new tokens of all packs; a token of several has the mean of their rows" if isinstance(plan.vocab, Vocabulary) else ""
+    )
+    return f"Config, tokenizer and chat template are from {donor}{united}.\n"
+
+
+def _side_files(plan: MergePlan) -> set[str]:
+    """Return the names of the side files of the result, but for the card."""
+    assets = plan.composition.assets
+    files = plan.base.side_files() if assets is None or assets.index.files is None else assets.index.files
+    return {file.name for file in files} - {CARD}
+
+
+def _front_matter(plan: MergePlan, base: HubName, stems: Sequence[str]) -> dict[str, Any]:
+    """Return what the hub reads: the models, what is still true of the base's own card, tags."""
+    kept = base_front_matter(plan.base)
+    library = {"library_name": "transformers"} if "config.json" in _side_files(plan) else {}
+    return {
+        "base_model": list(dict.fromkeys([base.name, *stems])),
         "base_model_relation": "merge",
-        "library_name": "transformers",
+        **library,
+        **kept,
         "tags": ["merge", "deltapack"],
     }
-    return _dump(front)
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _table(plan: MergePlan) -> str:
+def _table(plan: MergePlan, names: Sequence[str]) -> str:
     rows = []
-    for pack in plan.packs:
-        name, stated = _plain(pack.reader.path.name), _made(pack.reader.index.recipe)
-        rows.append(f"| `{name}` | {stated} | `{pack.reader.pack_id[:16]}` |")
+    for pack, name in zip(plan.packs, names, strict=True):
+        rows.append(f"| `{_plain(name)}` | {_made(pack.reader.index.recipe)} | `{pack.reader.pack_id[:16]}` |")
     return "\n".join(rows)
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import read_side_file
 from deltapack.composing.basecheck import BaseTensors, check_base
 from deltapack.composing.compose import Composition, Vocab, compose
+from deltapack.composing.heads import CONFIG, fit_head
 from deltapack.composing.tokenizer_files import TOKENIZER, files_with, parse_tokenizer
 from deltapack.composing.vocabulary import Vocabulary, growth_of, unite
 from deltapack.composing.weighted import WeightedPack
@@ -22,6 +24,7 @@ from deltapack.merging.blending import blend_with
 from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.merging.request import MergeRequest
+from deltapack.merging.unused import refuse_unused_rules
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
@@ -38,7 +41,8 @@ class MergePlan:
         composition: What the result is made of.
         prefer: Number of the pack that decides on what cannot be added.
         vocab: Number of the pack whose rows a tensor has that packs grew, or `"base"`, or the united vocabulary.
-        files: Side files that the united vocabulary changes, by name.
+        files: Side files that the merge changes, for a united vocabulary or a head that is tied or not, by name.
+        donor: Number of the pack that the side files were asked from, or `"base"`, if either was.
     """
 
     base: Checkpoint
@@ -49,6 +53,7 @@ class MergePlan:
     prefer: int | None = None
     vocab: Vocab | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    donor: int | Literal["base"] | None = None
 
     def side_by_side(self, method: MergeMethod | None = None) -> Composition:
         """Return the composition with the packs' differences unweighted and apart, also where the recipe merely adds them.
@@ -91,12 +96,15 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     recipe = request.recipe.for_packs(len(packs))
     preferred = _position("prefer", choices.prefer, packs)
     donor = _owner("assets", choices.assets, packs)
-    base_ckpt = stack.enter_context(open_checkpoint(request.base))
+    base_ckpt = stack.enter_context(open_checkpoint(request.base, weights=request.weight_files))
     readers = [stack.enter_context(PackReader(path)) for path in packs]
+    base_ckpt = arranged_base(base_ckpt, readers)
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
-    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files)
+    composition, fitting = fit_head(base_ckpt, readers, composition, preferred, files.get(CONFIG))
+    files |= {CONFIG: fitting} if fitting is not None else {}
+    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files, donor)
 
 
 def _united(base: Checkpoint, readers: Sequence[PackReader], donor: int | Literal["base"] | None) -> Vocabulary:
@@ -149,6 +157,7 @@ def compose_recipe(
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
         RecipeError: The recipe does not fit the packs.
     """
+    refuse_unused_rules(recipe, base)
     layers = Layers.of(base.tensors)
     is_sum = recipe.formula.is_linear and not recipe.densities
     weighted = _weighted(readers, recipe, layers, base) if is_sum else [WeightedPack(reader) for reader in readers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack.checking import as_path
 from deltapack.checkpoint.replace import check_output, check_protected
 from deltapack.composing.assets import side_files_bytes
 from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space
 from deltapack.format.digest import CHUNK, TILE
+from deltapack.format.writer import check_pack_output
 from deltapack.merging.advice import shown_weights, warnings_of
 from deltapack.merging.blending import blended
 from deltapack.merging.measuring import adds_own_terms, thin_by_headers
@@ -38,6 +41,7 @@ def preview_merge(
     prefer: str | Path | None = None,
     assets: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     force: bool = False,
@@ -48,23 +52,23 @@ def preview_merge(
     """Check a merge without reading a tensor: names, shapes, types, vocabulary, method, disk, memory.
 
     The arguments are those of `merge`. What they would make `merge` refuse before it reads tensors is refused here, too; damaged
-    chunks and another base with the same shapes are found only when they are read.
+    chunks and another base with the same shapes are found only when they are read. An output that exists is warned of.
 
     Raises:
         BaseMismatchError: The base has other tensors than the packs' base.
         FormatError: The header of a pack is damaged.
         LimitError: There are too many packs for a merged pack.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide.
-        OutputError: `out` exists, or the disk is too small.
+        OutputError: `out` is an input or its folder is missing, or the disk is too small.
         RecipeError: An argument is out of range.
     """
-    out, options = Path(out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None, device, backend)
-    request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab))
+    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, True, force, workers, None, device, backend)
+    request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab), weight_files)
     refuse_for_packs(out, options)
     with ExitStack() as stack:
         plan = plan_merge(stack, request, options.dtype)
         plan = replace(plan, composition=replace(plan.composition, jobs=tuple(map(_foreseen, plan.composition.jobs))))
-        _check_output(plan, out, force)
+        taken = _check_output(plan, out, force)
         if out.suffix == ".dpk":
             check_terms(plan.composition.jobs)
         needed = _pack_bytes(plan) if out.suffix == ".dpk" else _checkpoint_bytes(plan)
@@ -74,7 +78,7 @@ def preview_merge(
             out,
             method.name,
             method.text,
-            list(zip(map(str, packs), shown_weights(plan), strict=True)),
+            list(zip(map(str, request.packs), shown_weights(plan), strict=True)),
             dict(sorted(Counter(map(_fate, jobs)).items())),
             dict(sorted(Counter(job.dtype.name for job in jobs).items())),
             [change for job in jobs if (change := _rows_change(job)) is not None],
@@ -82,7 +86,7 @@ def preview_merge(
             needed,
             shutil.disk_usage(out.parent).free,
             options.workers * max((_buffers(job) for job in jobs), default=0),
-            warnings_of(plan),
+            [*taken, *warnings_of(plan)],
             plan.notes,
         )
 
@@ -97,14 +101,23 @@ def _foreseen(job: TensorJob) -> TensorJob:
     return found.with_terms(own_terms) if adds_own_terms(found.term) else found.made()
 
 
-def _check_output(plan: MergePlan, out: Path, force: bool) -> None:
-    if out.suffix != ".dpk":
+def _check_output(plan: MergePlan, out: Path, force: bool) -> list[str]:
+    """Refuse an output that never can be; return what stands in the way of one that is there, for which a plan can still be shown."""
+    pack = out.suffix == ".dpk"
+    if not pack:
         check_protected(out, [plan.base.path, *plan.paths])
-        check_output(out, folder=out.suffix != ".safetensors", force=force)
-        return
-    check_output(out, folder=False, force=force)
-    if out.exists() and any(out.samefile(path) for path in plan.paths):
+    elif out.exists() and any(out.samefile(path) for path in plan.paths):
         raise OutputError("the output is one of the inputs", path=out, hint="Choose another name.")
+    try:
+        if pack:
+            check_pack_output(out, force=force)
+        else:
+            check_output(out, folder=out.suffix != ".safetensors", force=force)
+    except OutputError as error:
+        if not os.path.lexists(out) or not out.name:
+            raise
+        return [f"the merge itself would stop: {error}"]
+    return []
 
 
 def _fate(job: TensorJob) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltapack.errors import RecipeError
+from deltapack.checking import as_number
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.merging.methods.linear import effective_weights
 from deltapack.merging.methods.table import MergeMethod, find_method
 
-__all__ = ["Layers", "MergeRecipe", "Rule", "Schedule", "constant", "recipe_of"]
+__all__ = ["Layers", "MergeRecipe", "Rule", "Schedule", "constant"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)(?:\.|$)")
 
@@ -50,6 +51,12 @@ class Rule:
     pattern: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.values, (tuple, list)):
+            raise RecipeError("the values of a rule are not a tuple of numbers", found=repr(self.values)[:60])
+        for value in self.values:
+            as_number("a value", value)
+        if not isinstance(self.pattern, str | None):
+            raise RecipeError("a regular expression is not a text", found=repr(self.pattern)[:60])
         if not self.values or not all(math.isfinite(value) and abs(value) < 3e38 for value in self.values):
             raise RecipeError("a value is not a finite f32", found=list(self.values))
         try:
@@ -81,9 +88,11 @@ class Schedule:
 
     @property
     def single(self) -> float | None:
-        """The value, if it is the same for all tensors."""
-        rule = self.rules[0] if len(self.rules) == 1 else None
-        return rule.values[0] if rule is not None and rule.pattern is None and len(set(rule.values)) == 1 else None
+        """The value, if it is the same for all tensors: 1 where no rule says another."""
+        if not self.rules:
+            return 1.0
+        last = self.rules[-1]
+        return last.values[0] if last.pattern is None and len(set(last.values)) == 1 else None
 
     def to_json(self) -> Any:
         """Return the schedule as a pack states it: strings only."""
@@ -123,13 +132,14 @@ class MergeRecipe:
     parameters: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_types()
         method = self.formula
         given = [*(["weight"] if self.weights else []), *(["density"] if self.densities else []), *self.parameters]
         for name in given:
             if name not in method.parameters:
                 known = ", ".join(method.parameters) or "none"
-                hint = _HINTS.get(name, "")
-                raise RecipeError(f"{method.name} has no parameter {name}", expected=f"one of: {known}", found=name, hint=hint or None)
+                hint = _HINTS.get(name) or did_you_mean(name, method.parameters)
+                raise RecipeError(f"{method.name} has no parameter {name}", expected=f"one of: {known}", found=name, hint=hint)
         for name, value in self.parameters.items():
             if name not in method.defaults:
                 raise RecipeError(f"{name} is of each pack, not of the method", found=name, hint=f"Give it with --{name}.")
@@ -137,6 +147,17 @@ class MergeRecipe:
         for schedule in self.densities:
             if not all(0 < value <= 1 for rule in schedule.rules for value in rule.values):
                 raise RecipeError("density is out of range", expected="above 0, at most 1", found=schedule.to_json())
+
+    def _check_types(self) -> None:
+        for what, name in (("method", self.method), ("semantics", self.semantics)):
+            if not isinstance(name, str) and (name is not None or what == "method"):
+                raise RecipeError(f"{what} is not a name", found=repr(name)[:60])
+        for what, schedules in (("weights", self.weights), ("densities", self.densities)):
+            if not isinstance(schedules, (tuple, list)) or not all(isinstance(schedule, Schedule) for schedule in schedules):
+                hint = "Plain numbers go to deltapack.merge(..., weights=, density=), which makes schedules of them."
+                raise RecipeError(f"{what} is not a tuple of schedules", found=repr(schedules)[:60], hint=hint)
+        if not isinstance(self.parameters, Mapping) or not all(isinstance(name, str) for name in self.parameters):
+            raise RecipeError("parameters is not a mapping of names to numbers", found=repr(self.parameters)[:60])
 
     @property
     def formula(self) -> MergeMethod:
@@ -161,10 +182,14 @@ class MergeRecipe:
         densities = _spread("densities", self.densities, count) or ()
         return MergeRecipe(self.method, weights, self.semantics, densities, self.parameters)
 
+    def given_weights_at(self, name: str, depth: float, count: int) -> list[float]:
+        """Return the weights of all packs for a tensor, as they were given; 1 where they were not."""
+        found = [schedule.at(name, depth) for schedule in self.weights] or [None] * count
+        return [1.0 if weight is None else weight for weight in found]
+
     def weights_at(self, name: str, depth: float, count: int) -> list[float]:
         """Return the weights of all packs for a tensor; of a linear method, with its divisor and lambda in them."""
-        found = [schedule.at(name, depth) for schedule in self.weights] or [None] * count
-        weights = [1.0 if weight is None else weight for weight in found]
+        weights = self.given_weights_at(name, depth, count)
         if not self.formula.is_linear:
             return weights
         options = self.options
@@ -189,31 +214,6 @@ class MergeRecipe:
         options = {key: repr(value) for key, value in self.options.items() if value != _NEUTRAL.get(key)}
         out = {"method": method.name, "semantics": self.semantics, "parameters": options, "packs": packs}
         return {key: value for key, value in out.items() if value not in (None, {})}
-
-
-def recipe_of(
-    weights: float | Sequence[float] | None,
-    method: str,
-    semantics: str | None,
-    density: float | Sequence[float] | None,
-    parameters: Mapping[str, float] | None,
-) -> MergeRecipe:
-    """Return the recipe that these plain arguments mean, as `merge` takes them.
-
-    Raises:
-        RecipeError: One is no number, or out of range.
-    """
-    return MergeRecipe(method, _constants("weights", weights), semantics, _constants("density", density), dict(parameters or {}))
-
-
-def _constants(what: str, given: float | Iterable[float] | None) -> tuple[Schedule, ...]:
-    if given is None:
-        return ()
-    try:
-        numbers = tuple(map(float, (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RecipeError(f"{what}: not a number", expected="a number for each pack, or one for all", found=given) from error
-    return tuple(map(constant, numbers))
 
 
 _NEUTRAL = {"lambda": 1.0, "normalize": 0.0}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltapack.checking import as_path
+from deltapack.dtypes import BY_NAME
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.merging.methods.table import MergeMethod, find_method
@@ -16,7 +18,8 @@ from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["MergeFile", "read_merge_file"]
 
-_TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "semantics")
+_OURS = ("semantics", "prefer", "assets", "vocab")
+_TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", *_OURS)
 _SLICES = "layers are copied from whole models; packs can be merged with `models`"
 _REFUSED_TOP = {
     "slices": _SLICES,
@@ -27,7 +30,7 @@ _REFUSED_TOKENIZER = {
     "tokens": "a new token has the row of the pack that added it, or the mean of such rows",
     "pad_to_multiple_of": "the result has a row for each token and no more",
 }
-_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
+_DTYPES = {dtype.torch: dtype.name for dtype in BY_NAME.values() if dtype.is_delta}
 _PARAMETERS = ("weight", "density", "lambda", "normalize", "int8_mask", "rescale", "gamma", "epsilon", "select_topk", "r", "alpha")
 _PER_MODEL = ("weight", "density", "gamma", "epsilon")
 
@@ -41,16 +44,18 @@ class MergeFile:
         packs: The packs, in the order of the file.
         dtype: Type of the result, such as `"bf16"`; `None`: the tensors' own.
         assets: The pack that tokenizer and config are from, or `"base"`, if the file says so.
-        vocab: `"union"` if the file wants the new tokens of all packs.
+        vocab: The pack whose new rows the result has, or `"base"`, or `"union"` for the new tokens of all packs, if the file says so.
         notes: What was read and has no effect.
+        prefer: The pack that decides on what cannot be added, if the file says so.
     """
 
     recipe: MergeRecipe
     packs: tuple[Path, ...]
     dtype: str | None
     assets: Path | str | None
-    vocab: str | None
+    vocab: Path | str | None
     notes: tuple[str, ...]
+    prefer: Path | None = None
 
 
 def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeFile:
@@ -64,7 +69,7 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
     Raises:
         RecipeError: The file is not a recipe, uses what packs cannot do, or a pack is missing; it names file and key.
     """
-    path = Path(path)
+    path = as_path("the recipe", path)
     top = read_yaml(path).mapping(_TOP, _REFUSED_TOP)
     for key in ("merge_method", "models"):
         if key not in top:
@@ -72,7 +77,7 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
     method = _method(top)
     base = _model_name(top["base_model"]) if "base_model" in top else None
     shared = top["parameters"].mapping(_PARAMETERS) if "parameters" in top else {}
-    folder = Path(packs) if packs is not None else path.parent
+    folder = as_path("the folder of packs", packs) if packs is not None else path.parent
     models: dict[str, Path] = {}
     own: list[dict[str, Node]] = []
     for item in top["models"].items():
@@ -94,10 +99,10 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
     except RecipeError as error:  # of numbers and patterns that no recipe may have
         error.path = error.path or path
         raise
-    source = _tokenizer_source(top)
-    vocab = "union" if source is not None and source.value == "union" else None
-    assets = None if source is None or vocab is not None else _assets(source, base, models)
-    return MergeFile(recipe, tuple(models.values()), _dtype(top), assets, vocab, tuple(reader.notes()))
+    owners = _owners(top, base, models)
+    prefer = _owner(top["prefer"], None, models, ()) if "prefer" in top else None
+    chosen = None if prefer is None else Path(prefer)
+    return MergeFile(recipe, tuple(models.values()), _dtype(top), *owners, tuple(reader.notes()), chosen)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,9 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Return what has no effect here, in words."""
-        return ["int8_mask has no effect: it only saves mergekit memory"] if "int8_mask" in self.shared else []
+        out = ["int8_mask has no effect: it only saves mergekit memory"] if "int8_mask" in self.shared else []
+        overruled = [name for name in _PER_MODEL if name in self.shared and all(name in own for own in self.own)]
+        return out + [f"{self.shared[name].key} has no effect: each model has its own" for name in overruled]
 
     def _schedules(self, name: str) -> tuple[Schedule, ...]:
         """Return a schedule for each pack; a model's own setting stands before the shared one."""
@@ -180,7 +187,11 @@ def _schedule(node: Node) -> Schedule:
     if not isinstance(node.value, list):
         return Schedule((Rule((node.number(),)),))
     if any(isinstance(item, dict) for item in node.value):
-        return Schedule(tuple(_rule(item) for item in reversed(list(node.items()))))
+        rules = [_rule(item) for item in node.items()]
+        for place, item in enumerate(node.items()):
+            if any(earlier.pattern in (None, rules[place].pattern) for earlier in rules[:place]):
+                raise item.error("has no effect: one before it applies to all of its tensors", hint="The first that fits wins.")
+        return Schedule(tuple(reversed(rules)))
     return Schedule((Rule(_gradient(node)),))
 
 
@@ -215,7 +226,7 @@ def _method(top: Mapping[str, Node]) -> MergeMethod:
 
 def _model_name(node: Node) -> str:
     name = node.text()
-    if "+" in name:
+    if "+" in name and not name.endswith(".dpk"):
         raise node.error("adapters (`model+adapter`) have no pack", hint="Merge the adapter into its model and compress that.")
     if not name:
         raise node.error("is empty")
@@ -224,7 +235,7 @@ def _model_name(node: Node) -> str:
 
 def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
     """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name in that folder."""
-    if name.endswith(".dpk"):
+    if name.endswith(".dpk") or (folder / name).is_file():
         found = next((place / name for place in (folder, beside) if (place / name).is_file()), folder / name)
     else:
         found = folder / (re.split(r"[/\\]", name.partition("@")[0].rstrip("/\\"))[-1] + ".dpk")
@@ -246,13 +257,30 @@ def _tokenizer_source(top: Mapping[str, Node]) -> Node | None:
     return entry["source"]
 
 
-def _assets(node: Node, base: str | None, models: Mapping[str, Path]) -> Path | str:
+def _owners(top: Mapping[str, Node], base: str | None, models: Mapping[str, Path]) -> tuple[Path | str | None, Path | str | None]:
+    """Return whose side files and whose vocabulary the result has: of a tokenizer both, or each by a key of ours."""
+    source = _tokenizer_source(top)
+    union = source is not None and source.value == "union"
+    for key, said in (("assets", source if not union else None), ("vocab", source if union else None)):
+        if key in top and said is not None:
+            raise top[key].error(f"is there beside {said.key}")
+    assets, vocab = top.get("assets", None if union else source), top.get("vocab", source if union else None)
+    return (
+        None if assets is None else _owner(assets, base, models, ("base",) if assets is not source else ("union", "base")),
+        None if vocab is None else _owner(vocab, base, models, ("union", "base")),
+    )
+
+
+def _owner(node: Node, base: str | None, models: Mapping[str, Path], words: tuple[str, ...]) -> Path | str:
+    """Return the pack of the model that a value names, or the word that it may be instead."""
     wanted = node.text()
-    if wanted in ("base", base):
+    if wanted in words:
+        return wanted
+    if wanted in models:
+        return models[wanted]
+    if wanted == base and "base" in words:
         return "base"
-    if wanted not in models:
-        raise node.error("it is not one of the models", expected="union, base, or one of the models")
-    return models[wanted]
+    raise node.error("it is not one of the models", expected=", ".join([*words, "or one of the models"]) if words else "one of the models")
 
 
 def _dtype(top: Mapping[str, Node]) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltapack.checking import as_path, as_paths
+from deltapack.errors import RecipeError
 from deltapack.merging.recipe import MergeRecipe
 
 __all__ = ["MergeChoices", "MergeRequest"]
@@ -36,9 +38,24 @@ class MergeRequest:
         packs: The packs, in order of addition.
         recipe: How to merge.
         choices: Which pack decides.
+        weight_files: Which weights of the base count where its folder has one file and an index of shards that differ.
+
+    Raises:
+        RecipeError: An argument is of another type.
     """
 
     base: str | Path
     packs: Sequence[str | Path]
     recipe: MergeRecipe
     choices: MergeChoices = field(default_factory=MergeChoices)
+    weight_files: str | None = None
+
+    def __post_init__(self) -> None:
+        as_path("the base", self.base)
+        object.__setattr__(self, "packs", as_paths("packs", self.packs))  # which may be read only once
+        if not isinstance(self.recipe, MergeRecipe):
+            hint = "Make one with deltapack.MergeRecipe or deltapack.read_merge_file."
+            raise RecipeError("recipe is not a MergeRecipe", found=repr(self.recipe)[:60], hint=hint)
+        for name, chosen in vars(self.choices).items():
+            if chosen is not None:
+                as_path(name, chosen)

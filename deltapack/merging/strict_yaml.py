@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 
-__all__ = ["Node", "read_yaml"]
+__all__ = ["Node", "parse_yaml", "read_yaml"]
 
 _LARGEST = 1 << 20
 
@@ -46,7 +46,9 @@ class Node:
             if key in (refused or {}):
                 raise RecipeError(f"{node.key} is not supported: {(refused or {})[key]}", path=self.path)
             if key not in known:
-                raise RecipeError(f"{node.key} is unknown", path=self.path, expected="one of " + ", ".join(known))
+                raise RecipeError(
+                    f"{node.key} is unknown", path=self.path, expected="one of " + ", ".join(known), hint=did_you_mean(key, known)
+                )
             out[key] = node
         return out
 
@@ -101,6 +103,20 @@ def read_yaml(path: Path) -> Node:
     Raises:
         RecipeError: It cannot be read, is not YAML, or uses more of YAML than a recipe may.
     """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise RecipeError(f"the recipe cannot be read: {error.strerror or error}", path=path) from error
+    return parse_yaml(data, path)
+
+
+def parse_yaml(data: bytes, path: Path) -> Node:
+    """Parse the bytes of a file.
+
+    Raises:
+        RecipeError: They are too many, not YAML, or use more of YAML than a recipe may.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -125,11 +141,6 @@ def read_yaml(path: Path) -> Node:
                 seen.add(key)
             return super().construct_mapping(node, deep=True)
 
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise RecipeError(f"the recipe cannot be read: {error.strerror or error}", path=path) from error
     if len(data) > _LARGEST:
         raise RecipeError("the recipe is too large", path=path, expected=f"at most {_LARGEST:,} bytes")
     try:

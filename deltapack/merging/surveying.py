@@ -37,6 +37,7 @@ def survey_merge(
     recipe: MergeRecipe | None = None,
     prefer: str | Path | None = None,
     vocab: str | Path | None = None,
+    weight_files: str | None = None,
     workers: int | None = None,
 ) -> SurveyReport:
     """Compare packs before they are merged. The base is read only where a pack stores a tensor whole.
@@ -47,6 +48,7 @@ def survey_merge(
         recipe: Its weights and densities are used; `linear` with weights of 1 unless given.
         prefer: As for `merge`.
         vocab: As for `merge`.
+        weight_files: As for `merge`.
         workers: Threads; every core unless given.
 
     Raises:
@@ -56,7 +58,7 @@ def survey_merge(
         RecipeError: The recipe does not fit the packs.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab)))
+        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files))
         return survey(plan, resolve_workers(workers))
 
 

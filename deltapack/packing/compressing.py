@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint
-from deltapack.dtypes import BY_NAME
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
-from deltapack.format.index import BaseRef, Entry, FileEntry, Index, features_of
-from deltapack.format.writer import PackWriter, open_pack_writer
+from deltapack.format.features import features_of
+from deltapack.format.index import BaseRef, Entry, FileEntry, Index
+from deltapack.format.metadata import optional_metadata
+from deltapack.format.writer import open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
+from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.report import compress_report
+from deltapack.packing.report import compress_report, left_out_notes
+from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
 
@@ -38,6 +41,9 @@ def compress(
     include_code: bool = False,
     keep_base: str | None = None,
     allow_unrelated: bool = False,
+    weight_files: str | None = None,
+    max_side_file: int | str | None = None,
+    leave_out: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -56,6 +62,9 @@ def compress(
         include_code: Whether Python files of the fine-tune travel inside.
         keep_base: Regular expression (search); tensors that only the base has and that match are in the result, too.
         allow_unrelated: Whether to go on where most of the fine-tune has nothing to do with the base.
+        weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
+        max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
+        leave_out: Shell patterns of side files that stay behind.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -66,12 +75,14 @@ def compress(
     Raises:
         BaseMismatchError: Most of the fine-tune has nothing to do with the base.
         CheckpointError: An input is damaged or not a checkpoint.
+        LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
         RecipeError: A setting is out of range, or would do nothing.
-        UnsupportedError: Quantised codes would be paired with weights.
+        UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read, such as a
+            variant in a second precision.
     """
-    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated)
+    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
     out, count = Path(out), resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
@@ -80,13 +91,14 @@ def compress(
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=weights) as writer:
             run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
-            entry_writer = EntryWriter(writer, inputs.finetuned, asked.recipe.non_finite == "store", split)
+            entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe.non_finite == "store", split)
             entries, base_rows = run.write(entry_writer)
-            files, left_out = _side_files(writer, inputs.base, inputs.finetuned, include_code)
-            index = _index(entries, base_rows, files, asked.recipe)
-            size = writer.finish(index)
+            files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
+            metadata, too_long = carried_metadata(inputs.finetuned.metadata)
+            index = _index(entries, base_rows, files, inputs.finetuned.folders, asked.recipe)
+            size = writer.finish(replace(index, optional=optional_metadata(metadata)))
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-        notes = [*inputs.notes(), *left_out]
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
 
 
@@ -143,13 +155,14 @@ class _Run:
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
-                base = self.inputs.base.tensors[job.name] if job.plan is None else job.plan.base
-                if base is not None:
+                base = self.inputs.base.files.tensors[job.name] if job.plan is None else job.plan.base
+                if base is not None and base.arranged is None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
                 if job.plan is None and job.name in self.inputs.survey.kept:
-                    entries.append(unchanged(self.inputs.base.tensors[job.name], self.inputs.base.tensors[job.name], digests))
+                    kept = self.inputs.base.files.tensors[job.name]
+                    entries.append(unchanged(kept, kept, digests))
         entries += [Entry(name, "alias", of=of) for name, of in self.inputs.finetuned.aliases.items()]
-        entries += _removed(base_rows, entries)
+        entries += _removed(self.inputs.base, base_rows, entries)
         return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
 
     def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
@@ -168,8 +181,8 @@ class _Run:
         job, chunk = task
         if job.plan is not None:
             return job, encode_chunk(self.inputs.base, self.inputs.finetuned, job.plan, chunk, self.buffers)
-        numel = self.inputs.base.tensors[job.name].numel
-        elements = self.inputs.base.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
+        numel = self.inputs.base.files.tensors[job.name].numel
+        elements = self.inputs.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
     def _tasks(self) -> Iterator[_Task]:
@@ -179,37 +192,27 @@ class _Run:
             for chunk in range(max(1, chunk_count(numel))):
                 yield _Job(plan.tensor.name, plan), chunk
         for name in self.inputs.only_base():
-            for chunk in range(max(1, chunk_count(self.inputs.base.tensors[name].numel))):
+            for chunk in range(max(1, chunk_count(self.inputs.base.files.tensors[name].numel))):
                 yield _Job(name, None), chunk
 
 
-def _removed(base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
+def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
     """Return an entry for each base tensor that no entry uses or, under its name, replaces."""
     known = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
     return [
-        Entry(name, "removed", base=BaseRef(name, BY_NAME[dtype], shape, digest))
-        for name, dtype, shape, digest in base_rows
+        Entry(name, "removed", base=BaseRef(name, base.tensors[name].dtype, shape, digest))
+        for name, _, shape, digest in base_rows
         if name not in known
     ]
 
 
-def _side_files(
-    writer: PackWriter, base: Checkpoint, finetuned: Checkpoint, include_code: bool
-) -> tuple[tuple[FileEntry, ...] | None, list[str]]:
-    """Write the side files that differ from the base's; return all of them, and what was left out, in words."""
-    if not finetuned.is_folder:
-        return None, []
-    files, left_out = finetuned.list_side_files(include_code)
-    at_base = {file.name: file for file in base.list_side_files(include_code=True)[0]} if base.is_folder else {}
-    entries = []
-    for file in sorted(files, key=lambda file: file.name.encode()):
-        data = file.read()
-        twin = at_base.get(file.name)
-        entries.append(writer.side_file(file.name, data, carry=twin is None or twin.read() != data))
-    return tuple(entries), [f"left out {item.name}: {item.reason}" for item in left_out]
-
-
-def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[FileEntry, ...] | None, recipe: Recipe) -> Index:
+def _index(
+    entries: Sequence[Entry],
+    base_rows: Sequence[BaseRow],
+    files: tuple[FileEntry, ...] | None,
+    folders: Mapping[str, str],
+    recipe: Recipe,
+) -> Index:
     result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
     return Index(
         base_fingerprint=fingerprint(base_rows),
@@ -221,5 +224,6 @@ def _index(entries: Sequence[Entry], base_rows: Sequence[BaseRow], files: tuple[
         entries=tuple(entries),
         files=files,
         created_by=f"deltapack {__version__}",
-        required=features_of(entries),
+        required=features_of(entries, files, folders),
+        folders=folders,
     )

@@ -86,5 +86,5 @@ def _matches_nothing(option: str, pattern: str, names: Iterable[str]) -> RecipeE
     return RecipeError(
         f"--{option} matches no tensor",
         expected=f"an expression that fits the {how} of a tensor of the fine-tune, such as {' or '.join(map(repr, near))}",
-        found=repr(pattern),
+        found=f"'{pattern}'",
     )

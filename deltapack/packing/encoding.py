@@ -10,12 +10,15 @@ from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import encode_term_chunk
 from deltapack.codecs.stored import encode_stored_chunk
+from deltapack.dtypes import DType
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
+from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
-from deltapack.kernels.layout import Elements, Sparse
+from deltapack.kernels.layout import Elements, Positions, Sparse
 from deltapack.kernels.reference.encoding import same_bits
+from deltapack.kernels.reference.positions import tile_counts
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.sparsify import dare
 
@@ -37,6 +40,8 @@ class ChunkOutcome:
         equal: Whether the base gives the fine-tune's bits here without any term.
         finite: Whether all differences are finite.
         overflow: Whether a restored element is infinite because of the rescale.
+        altered: Whether a NaN or infinity of base and fine-tune is kept and comes back with other bits: arithmetic gives one NaN, and
+            float8_e5m2 no infinity (spec/06-arithmetic.md).
         l1: Sum of |difference|.
         max_abs: Largest |difference|.
         elements: Elements of the fine-tune that were read.
@@ -50,6 +55,7 @@ class ChunkOutcome:
     equal: bool = True
     finite: bool = True
     overflow: bool = False
+    altered: bool = False
     l1: float = 0.0
     max_abs: float = 0.0
     elements: int = 0
@@ -97,6 +103,10 @@ def _encode_delta(
     else:
         chosen = plan.sparsifier.select(chunk, loops.difference(base, source, tuned[:common], target))
         positions, counts, kept = chosen.positions, chosen.counts, chosen.values
+    if plan.spares_odd:
+        there = np.isfinite(rounding.to_f64(base[positions], source))
+        positions, kept = positions[there], kept[there]
+        counts = tile_counts(positions, common)
     try:
         term, values = encode_term_chunk(plan.codec, positions, kept, counts, common, np.float32(plan.recipe.factor))
     except NonFiniteError as error:
@@ -109,17 +119,34 @@ def _encode_delta(
     else:
         restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [Sparse(positions, values)]))
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
+    overflow, altered = _odd_ones(restored, tuned[:common], source, target, positions)
     return ChunkOutcome(
         base_digest,
         chunk_digest(result),
         chunk_digest(tuned) if equal else None,
         term=term,
         equal=equal,
-        overflow=not loops.are_finite(restored, target, positions),
+        overflow=overflow,
+        altered=altered,
         l1=l1,
         max_abs=largest,
         elements=len(tuned),
     )
+
+
+def _odd_ones(restored: Elements, tuned: Elements, source: DType, target: DType, positions: Positions) -> tuple[bool, bool]:
+    """Return whether a kept element overflowed, and whether one that is not finite in base and fine-tune has other bits now.
+
+    Where the fine-tune is not finite the base is the same, for the differences are finite.
+    """
+    loops = kernels.active()
+    narrow = target.itemsize == 1  # may have turned an infinity into a number
+    if loops.are_finite(restored, target, positions) and not (narrow and not loops.are_finite(tuned, target, positions)):
+        return False, False
+    ours, theirs = restored[positions], tuned[positions]
+    finite = np.isfinite(rounding.to_f64(theirs, target))
+    overflow = not np.isfinite(rounding.to_f64(ours[finite], target)).all()
+    return overflow, source == target and not same_bits(ours[~finite], theirs[~finite])
 
 
 def _chunk_of(checkpoint: Checkpoint, tensor: TensorInfo, chunk: int, buffers: Buffers, name: str) -> Elements:

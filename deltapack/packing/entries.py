@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.errors import NonFiniteError
-from deltapack.format.digest import CHUNK, chunk_digest, root_digest
+from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import BaseRef, BlobRef, Entry, Stats, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import PackWriter, StoredChunk
-from deltapack.packing.encoding import ChunkOutcome, encode_tail_chunk
+from deltapack.kernels.buffers import Buffers
+from deltapack.packing.encoding import ChunkOutcome, encode_chunk, encode_tail_chunk
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 
 __all__ = ["Digests", "EntryWriter", "unchanged"]
@@ -48,12 +49,14 @@ class EntryWriter:
 
     Attributes:
         writer: The pack.
-        finetuned: The fine-tune, for tensors that turn out to be stored whole.
+        base: The base, for tensors that turn out to need another code.
+        finetuned: The fine-tune, for these and for tensors that turn out to be stored whole.
         store_non_finite: Whether a tensor with NaN or Inf is stored whole instead of refused.
         split: Stored bytes by use, added up here.
     """
 
     writer: PackWriter
+    base: Checkpoint
     finetuned: Checkpoint
     store_non_finite: bool
     split: dict[str, int]
@@ -83,11 +86,12 @@ class EntryWriter:
         start, digests = self.writer.end, Digests()
         term = Term(plan.codec.index, plan.codec.values, plan.recipe.factor, 0, BlobRef(0, 0, ""))
         blob = self.writer.chunked_blob(Layout(plan.common, len(term.streams), has_counts=True))
-        equal, finite, overflow, l1, largest, nnz = True, True, False, 0.0, 0.0, 0
+        equal, finite, overflow, altered, l1, largest, nnz = True, True, False, False, 0.0, 0.0, 0
         split: dict[str, int] = {}
         for outcome in outcomes:
             digests.add(outcome)
             equal, finite, overflow = equal and outcome.equal, finite and outcome.finite, overflow or outcome.overflow
+            altered = altered or outcome.altered
             l1, largest = l1 + outcome.l1, max(largest, outcome.max_abs)
             if outcome.term is not None:
                 blob.append(outcome.term)
@@ -101,6 +105,10 @@ class EntryWriter:
         if not finite or (overflow and not equal):
             self._refuse_non_finite(plan, finite)
             return self._store_instead(plan, start, digests), digests
+        if altered and not equal:
+            self.writer.rewind(start)
+            sparing = plan.sparing_odd()
+            return self._delta(sparing, self._encoded(sparing))
         ref = None
         if not equal:
             ref = blob.close()
@@ -114,6 +122,12 @@ class EntryWriter:
         result = digests.tuned if equal else digests.result
         stats = Stats(f"{l1:.7g}", f"{largest:.7g}")
         return self._with_base(plan, digests, terms, self._tail(plan), result, stats), digests
+
+    def _encoded(self, plan: DeltaPlan) -> Iterable[ChunkOutcome]:
+        """Encode a tensor once more, by another plan."""
+        buffers = Buffers()
+        for chunk in range(chunk_count(max(plan.tensor.numel, plan.base.numel))):
+            yield encode_chunk(self.base, self.finetuned, plan, chunk, buffers)
 
     def _with_base(
         self,
@@ -200,4 +214,4 @@ def unchanged(tensor: TensorInfo, base: TensorInfo, digests: Digests) -> Entry:
 
 
 def _base_ref(base: TensorInfo, digests: Digests) -> BaseRef:
-    return BaseRef(base.name, base.dtype, base.shape, digests.base_root(base))
+    return BaseRef(base.name, base.dtype, base.shape, digests.base_root(base), base.arranged)

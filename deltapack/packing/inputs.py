@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, NameMatch, match_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
+from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
+from deltapack.packing.sides import list_sides
 from deltapack.packing.surveying import Survey, survey_inputs
 
 __all__ = ["Asked", "Inputs", "open_inputs"]
@@ -24,6 +26,9 @@ class Asked:
     include_code: bool = False
     keep_base: str | None = None
     allow_unrelated: bool = False
+    weight_files: str | None = None
+    max_side_file: int | str | None = None
+    leave_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class Inputs:
     """Base and fine-tune, and what is known of them before a tensor is read whole.
 
     Attributes:
-        base: The base.
+        base: The base, with the tensors that the fine-tune has in another layout; `base.files` is what its files hold.
         finetuned: The fine-tune.
         asked: What is to be done with them.
         match: Which name of the one belongs to which of the other.
         survey: Roles, warnings and notes.
+        files: Side files of the fine-tune that travel.
+        left_out: Its files that do not.
     """
 
     base: Checkpoint
@@ -43,6 +50,8 @@ class Inputs:
     asked: Asked
     match: NameMatch
     survey: Survey
+    files: Sequence[SideFile] = ()
+    left_out: Sequence[LeftOut] = ()
 
     def plans(self, workers: int) -> Iterator[PackPlan]:
         """Plan the tensors of the fine-tune, one after the other, in the order of a pack."""
@@ -52,8 +61,9 @@ class Inputs:
             yield plan_tensor(self.base, self.finetuned, partners.get(name), name, role, self.asked.recipe, identity, workers)
 
     def only_base(self) -> list[str]:
-        """Return the names of the base's tensors that are no partner, in the order of a pack."""
-        return sorted(set(self.base.tensors) - set(self.partners().values()), key=str.encode)
+        """Return the names of tensors in the base's files that are no partner, at most parts of one, in the order of a pack."""
+        used = {name for name in self.partners().values() if self.base.tensors[name].arranged is None}
+        return sorted(set(self.base.files.tensors) - used, key=str.encode)
 
     def partners(self) -> dict[str, str]:
         """Return base names by fine-tuned names, so that every base tensor can be accounted for.
@@ -72,7 +82,8 @@ class Inputs:
 
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
-        return [*self.base.notes, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
+        unread = [f"not read in the base: {error}" for error in self.base.unread]
+        return [*self.base.notes, *unread, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
 
 
 @contextlib.contextmanager
@@ -82,16 +93,21 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
     Raises:
         BaseMismatchError: Most of the fine-tune has nothing to do with the base.
         CheckpointError: One is damaged or not a checkpoint.
+        LimitError: A side file is too large.
         RecipeError: A setting does nothing.
-        UnsupportedError: Quantised codes would be paired with weights.
+        UnsupportedError: Quantised codes would be paired with weights, or the fine-tune has weights that are not read.
     """
-    with open_checkpoint(base) as base_ckpt, open_checkpoint(finetuned) as tuned_ckpt:
+    choice = asked.weight_files
+    with open_checkpoint(base, weights=choice) as base_ckpt, open_checkpoint(finetuned, weights=choice) as tuned_ckpt:
+        files, left_out = list_sides(tuned_ckpt, asked.include_code, asked.max_side_file, asked.leave_out)
         match = match_names(
             base_ckpt.tensors,
             tuned_ckpt.tensors,
             asked.name_map,
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
+            models=(*model_names(base_ckpt.path), *model_names(tuned_ckpt.path)),
         )
-        survey = survey_inputs(base_ckpt, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
-        yield Inputs(base_ckpt, tuned_ckpt, asked, match, survey)
+        seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
+        survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
+        yield Inputs(seen, tuned_ckpt, asked, match, survey, files, left_out)

@@ -51,8 +51,9 @@ def measure_kinship(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, r
     floats = {name: tensor for name, tensor in finetuned.tensors.items() if tensor.dtype.is_delta}
     partners = {name: base.tensors[match.base_of[name]] for name in floats if name in match.base_of}
     fitting = {name for name, partner in partners.items() if partner.dtype.is_delta and partner.shape[1:] == floats[name].shape[1:]}
-    used = set(match.base_of.values())
-    at_base = {name: tensor for name, tensor in base.tensors.items() if tensor.dtype.is_delta}
+    made_of = {name: arranged.names for name in match.base_of.values() if (arranged := base.tensors[name].arranged) is not None}
+    used = {held for name in match.base_of.values() for held in made_of.get(name, (name,))}
+    at_base = {name: tensor for name, tensor in base.files.tensors.items() if tensor.dtype.is_delta}
     weights = [name for name in fitting if ROLES[roles[name]].route == "drop"]
     weights = sorted(weights, key=lambda name: (-floats[name].nbytes, name))[:_MEASURED]
     changed = tuple(sorted(name for name in weights if _is_another(base, finetuned, partners[name], floats[name])))
@@ -75,7 +76,7 @@ def refuse_unrelated(kinship: Kinship, base: Checkpoint, finetuned: Checkpoint, 
     Raises:
         BaseMismatchError: Most of it does not, and that was not `allowed`.
     """
-    left = {name: base.tensors[name] for name in kinship.unused}
+    left = {name: base.files.tensors[name] for name in kinship.unused}
     said: tuple[tuple[float, tuple[str, ...], str, Mapping[str, TensorInfo]], ...] = (
         (kinship.alone_share, kinship.alone, "of the fine-tune's float bytes have no partner in the base and are stored whole", left),
         (kinship.unused_share, kinship.unused, "of the base's float bytes are used by nothing in the fine-tune", {}),

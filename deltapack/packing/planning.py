@@ -45,6 +45,7 @@ class DeltaPlan:
         codec: Codecs of its term.
         key: Mask key.
         sparsifier: What chooses the kept elements by their differences; `None`: `key` alone does.
+        spares_odd: Whether elements that are NaN or infinite in the base are never kept; positions are stored then.
     """
 
     tensor: TensorInfo
@@ -53,6 +54,12 @@ class DeltaPlan:
     codec: TermCodec
     key: int
     sparsifier: Sparsifier | None = None
+    spares_odd: bool = False
+
+    def sparing_odd(self) -> DeltaPlan:
+        """Return the plan that keeps the same elements but for those that are NaN or infinite in the base."""
+        index, shift = best_index(self.recipe.density)
+        return replace(self, codec=replace(self.codec, index=index, shift=shift), spares_odd=True)
 
     @property
     def common(self) -> int:

@@ -9,14 +9,15 @@ from pathlib import Path
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.errors import NonFiniteError
 from deltapack.format.digest import CHUNK, chunk_count
-from deltapack.format.frames import pack_stream
 from deltapack.format.table import Layout
-from deltapack.format.writer import StoredChunk
+from deltapack.format.writer import StoredChunk, stored_side_file
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.packing.recipe import Recipe
+from deltapack.packing.report import left_out_notes
+from deltapack.packing.sides import sides_with_base
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import CompressPreview, PreviewRow, Progress
 
@@ -38,6 +39,9 @@ def preview_compress(
     include_code: bool = False,
     keep_base: str | None = None,
     allow_unrelated: bool = False,
+    weight_files: str | None = None,
+    max_side_file: int | str | None = None,
+    leave_out: Sequence[str] = (),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CompressPreview:
@@ -49,18 +53,17 @@ def preview_compress(
     Raises:
         BaseMismatchError: Most of the fine-tune has nothing to do with the base.
         CheckpointError: An input is damaged or not a checkpoint.
+        LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A sampled chunk overflows the value codec that the recipe names.
         RecipeError: A setting is out of range, or would do nothing.
-        UnsupportedError: Quantised codes would be paired with weights.
+        UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read.
     """
-    asked, count = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated), resolve_workers(workers)
+    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
+    count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         rows = _rows(inputs, count, progress or (lambda done, total: None))
-        files, left_out = inputs.finetuned.list_side_files(include_code)
-        at_base = {file.name: file for file in inputs.base.list_side_files(include_code=True)[0]}
-        carried = [data for file in files if (data := file.read()) != (at_base[file.name].read() if file.name in at_base else None)]
-        side = sum(len(pack_stream(data)) for data in carried)
-        notes = [*inputs.notes(), *(f"would leave out {item.name}: {item.reason}" for item in left_out)]
+        side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out")]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + side
     kinds = dict(sorted(Counter(row.kind for row in rows).items()))
@@ -75,7 +78,7 @@ def _rows(inputs: Inputs, workers: int, progress: Progress) -> list[PreviewRow]:
         done += plan.tensor.nbytes
         progress(done, total)
     for name in inputs.only_base():
-        tensor = inputs.base.tensors[name]
+        tensor = inputs.base.files.tensors[name]
         kind = "unchanged" if name in inputs.survey.kept else "removed"
         rows.append(PreviewRow(name, "", kind, tensor.dtype.name, tensor.shape, name, "", "", 0))
     rows += [PreviewRow(name, "", "alias", "", (), of, "", "", 0) for name, of in inputs.finetuned.aliases.items()]
@@ -93,7 +96,7 @@ def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
         (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "stored") else ("", "")
     )
     role = inputs.asked.recipe.for_tensor(tensor.name, inputs.survey.roles[tensor.name]).role
-    name = base.name if base is not None and kind != "stored" else ""
+    name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and kind != "stored" else ""
     return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deltapack.checking import as_number
 from deltapack.codecs.indices import DENSE
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
@@ -133,6 +134,7 @@ class Recipe:
     gamma: float | None = None
 
     def __post_init__(self) -> None:
+        _numbers(self)
         keep_of_drop_rate(self.drop_rate)
         _choice("values", self.values, VALUE_CHOICES)
         _choice("index", self.index, INDEX_CHOICES)
@@ -223,7 +225,11 @@ def parse_override(text: str) -> Override:
     for setting in settings.split(","):
         key, equals, value = setting.partition("=")
         name = key.strip().replace("-", "_")
-        if not colon or not equals or name not in SETTINGS:
+        if colon and equals and name not in SETTINGS:
+            known = [setting.replace("_", "-") for setting in SETTINGS]
+            hint = did_you_mean(name, known)
+            raise RecipeError("an override has no such setting", expected=f"one of {', '.join(known)}", found=key.strip(), hint=hint)
+        if not colon or not equals:
             expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare,role=weight"
             raise RecipeError("cannot read an override", expected=expected, found=text)
         try:
@@ -251,12 +257,26 @@ def settings_of(override: Override) -> Mapping[str, Any]:
     return {key: value for key, value in pairs.items() if value is not None}
 
 
+def _numbers(recipe: Recipe) -> None:
+    """Require that numbers are numbers and overrides are overrides."""
+    for name in ("drop_rate", "fidelity", "gamma", "rescale", "epsilon"):
+        value = getattr(recipe, name)
+        if value is not None or name == "drop_rate":
+            as_number(name, value)
+    found: object = recipe.overrides
+    if not isinstance(found, (tuple, list)) or not all(isinstance(override, Override) for override in found):
+        hint = 'Write (deltapack.Override("REGEX", drop_rate=0.5),).'
+        raise RecipeError("overrides is not a tuple of Override", found=repr(found)[:60], hint=hint)
+
+
 def _choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value)
+    if not isinstance(value, str) or value not in choices:
+        raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value, hint=did_you_mean(value, choices))
 
 
 def _regex(pattern: str | None) -> None:
+    if not isinstance(pattern, str | None):
+        raise RecipeError("a regular expression is not a text", found=repr(pattern)[:60])
     try:
         re.compile(pattern or "")
         (pattern or "").encode()  # the pack states it in UTF-8

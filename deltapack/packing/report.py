@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deltapack.checkpoint.sidefiles import LeftOut
 from deltapack.format.index import Index
+from deltapack.packing.kinship import shortened
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.surveying import Survey
 from deltapack.reports import CompressReport
 from deltapack.sparsify.dare import ALL_KEPT
 
-__all__ = ["compress_report"]
+__all__ = ["compress_report", "left_out_notes"]
+
+_HOUSEKEEPING = re.compile(r"(.*/)?(\.gitattributes|\.gitignore|\.DS_Store|\.git/|\.cache/|__pycache__/)")
 
 
 def compress_report(
@@ -53,8 +58,23 @@ def compress_report(
     )
 
 
+def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out") -> list[str]:
+    """Return which files of the fine-tune's folder do not travel, one sentence for each reason; housekeeping is not worth one."""
+    by_reason: dict[str, list[str]] = {}
+    for item in left_out:
+        if not _HOUSEKEEPING.fullmatch(item.name):
+            by_reason.setdefault(item.reason, []).append(item.name)
+    return [f"{verb} {shortened(names)}: {reason}" for reason, names in by_reason.items()]
+
+
 def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, survey: Survey, index: Index) -> list[str]:
-    out = []
+    out = list[str]()
+    if all(entry.kind in ("unchanged", "alias") for entry in index.entries):
+        files = sum(file.blob is not None for file in index.files or ())
+        also = f" Only {files} side file{'s' if files > 1 else ''} differ{'' if files > 1 else 's'}." if files else ""
+        out.append(
+            f"base and fine-tune are equal: every tensor has the same bits, so there is no difference to pack.{also} Are the paths right?"
+        )
     settings = {name: recipe.for_tensor(name, survey.roles[name]) for name, _ in worst}
     dropped = [(name, value, settings[name]) for name, value in worst if settings[name].keep < ALL_KEPT]
     risky = [(name, value, how) for name, value, how in dropped if value > how.method.risky]

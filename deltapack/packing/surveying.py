@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from deltapack.checkpoint import Checkpoint, NameMatch
 from deltapack.errors import RecipeError
+from deltapack.packing.configs import compare_configs, config_of
 from deltapack.packing.effects import check_effects
 from deltapack.packing.kinship import check_codes, check_export, check_placeholders, measure_kinship, refuse_unrelated, shortened
 from deltapack.packing.recipe import Recipe
@@ -57,7 +55,8 @@ def survey_inputs(
     if not allow_unrelated:
         check_export(base, finetuned, match, settled)
     kinship = measure_kinship(base, finetuned, match, settled)
-    warnings = refuse_unrelated(kinship, base, finetuned, allowed=allow_unrelated)
+    config = config_of(finetuned)
+    warnings = [*compare_configs(config_of(base), config), *refuse_unrelated(kinship, base, finetuned, allowed=allow_unrelated)]
     notes = []
     if kinship.changed and not any("differ from their partner" in warning for warning in warnings):
         notes.append(
@@ -69,7 +68,7 @@ def survey_inputs(
         notes.append(f"removed, as the fine-tune lacks them: {shortened(removed)}")
     if kept:
         notes.append(f"kept from the base, though the fine-tune lacks them: {shortened(kept)}")
-    for setting, lost in missing_by_config(_config(finetuned), removed, finetuned.tensors).items():
+    for setting, lost in missing_by_config(config, removed, finetuned.tensors).items():
         warnings.append(
             f"the fine-tune lacks {shortened(lost)}, which its config.json still asks for ({setting}): a program that loads the result "
             "may make them up. --keep-base REGEX keeps the base's."
@@ -92,15 +91,5 @@ def _kept(pattern: str | None, match: NameMatch, finetuned: Checkpoint) -> tuple
         raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error
     if not found:
         said = shortened(match.only_base) or "none"
-        raise RecipeError("--keep-base matches no tensor", expected=f"one that only the base has: {said}", found=repr(pattern))
+        raise RecipeError("--keep-base matches no tensor", expected=f"one that only the base has: {said}", found=f"'{pattern}'")
     return found
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return config.json; empty where there is none that can be read."""
-    for file in checkpoint.list_side_files()[0]:
-        if file.name == "config.json":
-            with suppress(ValueError, RecursionError):
-                document = json.loads(file.read())
-                return document if isinstance(document, dict) else {}
-    return {}

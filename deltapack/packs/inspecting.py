@@ -36,6 +36,7 @@ class TensorSummary:
         dtype: Element type of the result; `None` where the result does not hold it (alias, removed).
         shape: Shape of the result, likewise `()`.
         base_name: The base tensor it starts from, if any.
+        base_parts: The base tensors that this one is made of, where the base holds it in another layout (fused, split, transposed).
         of: Of an alias, the tensor it is tied to.
         elements: Elements that were dropped from.
         nnz: Elements that were kept, over all its terms.
@@ -52,6 +53,7 @@ class TensorSummary:
     dtype: str | None
     shape: tuple[int, ...]
     base_name: str | None
+    base_parts: tuple[str, ...]
     of: str | None
     elements: int
     nnz: int
@@ -117,8 +119,13 @@ class PackSummary:
 
     @property
     def density(self) -> float:
-        """Kept elements per element that was dropped from; 0 where there is none. A merged pack may exceed 1."""
-        return self.nnz / self.delta_elements if self.delta_elements else 0.0
+        """Kept elements per element that was dropped from, in a merged pack on average over its terms; 0 where there is none."""
+        return self.nnz / self.term_elements if self.term_elements else 0.0
+
+    @property
+    def term_elements(self) -> int:
+        """Elements that were dropped from, once for each term: a merged pack has a term for each pack that changes a tensor."""
+        return sum(tensor.elements * len(tensor.factors) for tensor in self.tensors)
 
     def to_json(self, *, tensors: bool = True) -> dict[str, Any]:
         """Return the summary as JSON-ready values, with the list of tensors or without."""
@@ -174,13 +181,15 @@ def inspect_pack(path: str | Path) -> PackSummary:
 
 
 def _tensor(entry: Entry, role: str | None) -> TensorSummary:
+    arranged = entry.base.arranged if entry.base is not None else None
     return TensorSummary(
         name=entry.name,
         kind=entry.kind,
         role=role,
         dtype=entry.dtype.name if entry.in_result else None,
         shape=entry.shape if entry.in_result else (),
-        base_name=entry.base.name if entry.base is not None else None,
+        base_name=entry.base.name if entry.base is not None and arranged is None else None,
+        base_parts=() if arranged is None else arranged.names,
         of=entry.of or None,
         elements=entry.common if entry.terms else 0,
         nnz=sum(term.nnz for term in entry.terms),

@@ -16,6 +16,7 @@ from deltapack.composing.basecheck import wrong_base, wrong_result
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import BY_TORCH
 from deltapack.errors import BaseMismatchError, RecipeError
+from deltapack.format.arrangement import Arrangement
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import BaseRef, Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
@@ -99,14 +100,15 @@ def _add_to(
     workers: int | None,
 ) -> None:
     pack, count, buffers = WeightedPack(reader, weight), resolve_workers(workers), Buffers()
+    pieces = reader.index.pieces  # a state may hold what is made of them instead
     tensors = [
         _Held(entry, entry.base, _elements_of(state, entry, entry.base, weight, reader.path))
         for entry in reader.index.entries
-        if entry.base is not None
+        if entry.base is not None and (entry.name in state or entry.name not in pieces)
     ]
     _check_names(state, reader)
-    if verify:
-        _check_base(tensors, reader.path, count)
+    # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
+    _check_base([held for held in tensors if verify or held.base.arranged is not None], reader.path, count)
     patches = [
         _Patch(held, terms[held.entry.name], tuple(pack.factor(term.factor, weight) for term in held.entry.terms))
         for held in tensors
@@ -127,7 +129,7 @@ def _add_to(
         if entry.kind == "stored" and entry.stored is not None:
             state[entry.name] = decode_stored(stored_chunks(reader, entry, entry.stored), entry.dtype).reshape(entry.shape)
         elif entry.kind == "removed":
-            del state[entry.name]
+            state.pop(entry.name, None)
     if digests is not None:
         hint = "The state is changed and must not be used; the pack was made by a faulty writer or altered."
         changed = [patch.held for patch in patches]
@@ -163,7 +165,7 @@ def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, w
         what = "a tensor that is stored whole cannot be weighted in place"
         raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
     array = _array_of(state.get(name))
-    if array is None or array.shape != base.shape or array.dtype != np.dtype(base.dtype.storage):
+    if array is None or array.shape != base.dtype.torch_shape(base.shape) or array.dtype != np.dtype(base.dtype.storage):
         raise BaseMismatchError(
             "the state does not hold the base tensor that the pack was made from",
             path=path,
@@ -171,10 +173,16 @@ def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, w
             expected=f"{base.dtype} {list(base.shape)}, as a numpy array of {base.dtype.storage} or a torch tensor on the CPU",
             found="no such array" if array is None else f"{array.dtype} {list(array.shape)}",
             rule="R11",
+            hint="" if base.arranged is None else f"{name!r} is made of {_made_of(base.arranged)}: hold it so, or use deltapack.apply.",
         )
     if entry.terms and not (array.flags.c_contiguous and array.flags.writeable):
         raise RecipeError("the tensor is not contiguous or not writable", path=path, tensor=name, hint="Give a contiguous copy.")
     return array.reshape(-1)
+
+
+def _made_of(arranged: Arrangement) -> str:
+    names = arranged.names
+    return f"the base's {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _array_of(tensor: Any) -> Elements | None:

@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
-from deltapack.dtypes import BY_NAME, DType
+from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
+from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.provenance import restored
 
-__all__ = ["WriteOptions", "apply", "write_checkpoint"]
+__all__ = ["WriteOptions", "apply", "refuse_for_file", "write_checkpoint"]
 
 
 def apply(
@@ -31,6 +36,7 @@ def apply(
     *,
     weight: float = 1.0,
     rescale: float | None = None,
+    weight_files: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     verify: bool = True,
@@ -51,6 +57,7 @@ def apply(
         out: Folder to write, or a file if it ends in `.safetensors`.
         weight: Factor for the whole difference; 0 gives the base.
         rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
         verify: Whether digests are compared.
@@ -67,15 +74,16 @@ def apply(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
-    with open_checkpoint(base) as base_ckpt, PackReader(pack) as reader:
-        weighted = WeightedPack(reader, weight, rescale)
-        composition = compose(base_ckpt, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(base_ckpt, composition, Path(out), [reader.path], options)
+    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    check_output_name(out, CHECKPOINT)
+    with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
+        weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
+        composition = compose(seen, [weighted], dtype=options.dtype)
+        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
         jobs = composition.jobs
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(Path(out), len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,10 @@ class WriteOptions:
             RecipeError: One is out of range.
         """
         limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        if limit is not None:
+            as_count("max_shard_size", limit, 'a whole number of bytes, or text such as "5GB"')
         report = progress or (lambda done, total: None)
-        return cls(_float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
+        return cls(None if dtype is None else float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
 
 
 def write_checkpoint(
@@ -120,18 +130,22 @@ def write_checkpoint(
     protect: list[Path],
     options: WriteOptions,
     own_files: Mapping[str, bytes] = MappingProxyType({}),
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
-    `own_files` are written besides the side files, and instead of those of the same names.
+    `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
+    tensors besides those that `result_metadata` composes.
     """
-    check_base_files(base, composition.assets)
+    refuse_for_file(out, options)
+    check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
         like=base.weight_shards(),
-        rename={job.name: job.source.base.name for job in jobs if isinstance(job.source, FromBase)},
+        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
         max_shard_size=options.max_shard_bytes,
+        folders=composition.folders,
     )
     with open_writer(
         out,
@@ -139,11 +153,12 @@ def write_checkpoint(
         force=options.force,
         protect=[base.path, *protect],
         aliases=composition.aliases,
+        metadata=result_metadata(base, composition.metadata, composition.folders, metadata),
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
-        with closing(restoring) as restored:
-            for _ in restored:
+        with closing(restoring) as tensors:
+            for _ in tensors:
                 pass
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
@@ -152,8 +167,30 @@ def write_checkpoint(
             if name not in own_files:
                 writer.write_side_file(name, data)
 
+        if isinstance(writer, FileWriter):
+            notes = [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
+
+
+def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:
+    """Say so where a result of one file leaves out what a folder would have beside the weights."""
+    assets = composition.assets
+    names = sorted({*(() if assets is None else (file.name for file in assets.index.files or ())), *own_files})
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return [f"{shown} not written: the output is one file; name a folder to have them, too"]
+
+
+def refuse_for_file(out: Path, options: WriteOptions) -> None:
+    """Refuse what a single file cannot have.
+
+    Raises:
+        RecipeError: `out` is one file, and a size of shards is given.
+    """
+    if out.suffix == ".safetensors" and options.max_shard_bytes is not None:
+        raise RecipeError("max_shard_size is for folders: the output is one file", path=out)
 
 
 def _restoring(
@@ -191,18 +228,3 @@ class _Output:
             return False
         self.writer.copy(job.name, start, count, *found)
         return True
-
-
-def _float_dtype(name: str | None) -> DType | None:
-    """Return the float type of this name.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if name is None:
-        return None
-    dtype = BY_NAME.get(name)
-    if dtype is None or not dtype.is_delta:
-        choices = ", ".join(dtype.name for dtype in BY_NAME.values() if dtype.is_delta)
-        raise RecipeError("dtype is not a float type", expected=f"one of {choices}", found=name)
-    return dtype

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint import check_side_name, open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.stored import stored_chunks
+from deltapack.composing.arranged import arranged_base
+from deltapack.composing.assets import check_base_files, check_carried
 from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.compose import compose
 from deltapack.composing.tensor_job import FromBase, StoredRows
@@ -35,16 +37,19 @@ def verify(
     pack: str | Path,
     base: str | Path | None = None,
     *,
+    weight_files: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Check every byte of a pack: structure, checksums, every stream decoded, every side file, digests of what is stored whole.
 
-    With a base, also restore every tensor in memory, chunk by chunk, and compare the digests of base and result.
+    With a base, also restore every tensor in memory, chunk by chunk, compare the digests of base and result, and look for the side files
+    that the pack leaves to the base or refers to: `apply` does what `verify` says.
 
     Args:
         pack: The pack.
         base: The checkpoint it should fit.
+        weight_files: Which weights count where its folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
         progress: Called with bytes done so far and in all.
 
@@ -55,7 +60,11 @@ def verify(
     """
     count, report = resolve_workers(workers), progress or (lambda done, total: None)
     with PackReader(pack) as reader:
-        files = [reader.side_file(file) for file in reader.index.files or () if file.blob is not None]
+        carried = [file for file in reader.index.files or () if file.blob is not None]
+        for file in reader.index.files or ():
+            check_side_name(file.name)
+        for file in carried:
+            reader.check_side_file(file)
         for entry in reader.index.entries:
             reader.chunk_digests(entry)
             _check_empty(reader.path, entry)
@@ -65,12 +74,15 @@ def verify(
             with closing(ordered_map(lambda batch: [task() for task in batch], joined, count)) as checked:
                 for done, _ in enumerate(chain.from_iterable(checked), 1):
                     report(done, chunks)
-            return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), 0, False)
-        with open_checkpoint(base) as base_ckpt:
-            jobs = compose(base_ckpt, [WeightedPack(reader)]).jobs
+            return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False)
+        with open_checkpoint(base, weights=weight_files) as base_ckpt:
+            seen = arranged_base(base_ckpt, [reader])
+            composition = compose(seen, [WeightedPack(reader)])
+            notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
+            check_carried(base_ckpt, reader)
             restored = restore_tensors(
-                base_ckpt,
-                jobs,
+                seen,
+                composition.jobs,
                 Nowhere(),
                 verify=True,
                 digests=True,
@@ -79,7 +91,7 @@ def verify(
             )
             with closing(restored):
                 based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
-        return VerifyReport(reader.path, reader.file_bytes, chunks, len(files), based, True)
+        return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes)
 
 
 def _chunk_count(entry: Entry) -> int:

@@ -20,7 +20,7 @@ def test_without_cuda_it_says_so_and_checks_the_kernels() -> None:
     assert "There is no CUDA device: nothing is measured." in done.stdout and "give the same bits" in done.stdout
 
 
-def test_what_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_measures(tmp_path: Path) -> None:
     """The measuring code, with the torch operations on the CPU."""
     from benchmarks import gpu
     from deltapack.device.backends import choose
@@ -29,11 +29,13 @@ def test_what_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     engine = choose("torch", device).engine
     assert engine is not None
     subject, seconds, nbytes = gpu.make_subject(tmp_path, gpu.SHAPES["tiny"], 2, device)
-    rows = gpu.rows_of(subject, engine, device, [1, 2])
-    gpu.report("tiny", subject, (seconds, nbytes), rows)
-    out = capsys.readouterr().out
-    for name in ("activate 1", "activate 2", "switch", "undo", "peer: all weights", "peer: dense sum", "peer: sparse sum"):
-        assert f"| {name}" in out
+    pack, times = gpu.report("tiny", subject, (seconds, nbytes), gpu.rows_of(subject, engine, device, [1, 2]))
+    assert len(pack) == len(gpu.PACK_HEADERS) and {len(row) for row in times} == {len(gpu.HEADERS)}
+    out = gpu.section_of("a GPU", [pack], times).markdown()
+    for name in ("activate 1, planned anew", "activate 1", "activate 2", "undo 2", "activate 2, by copy", "switch"):
+        assert f"| tiny | {name} |" in out
+    for name in ("all weights from pinned memory", "dense sum", "sparse sum (index_add_)"):
+        assert f"| tiny | peer: {name} |" in out
 
 
 def test_the_page_shows_the_paper_model() -> None:

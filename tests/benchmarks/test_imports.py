@@ -10,10 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("assets", "child", "gpu", "gpu_model", "kernels", "launch", "results", "sentences"),
+    ("assets", "child", "gpu_model", "kernels", "launch", "results", "sentences"),
     ("pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
-    ("codes", "exact", "fidelity", "loops", "memory", "peers", "sizes", "speed.candidates"),
+    ("codes", "exact", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
     ("speed.inputs",),
     ("speed.checks",),
     ("speed.curves", "speed.peers", "speed.profile"),

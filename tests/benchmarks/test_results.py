@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import codes, command, fidelity, loops, memory, sizes
+from benchmarks import codes, command, fidelity, gpu, loops, memory, sizes
 from benchmarks.results import DATA, Section, Table, load_sections, save_section, text_of
 from benchmarks.speed import curves, peers
 from benchmarks.summary import index_page, summary_page
@@ -113,6 +113,8 @@ HEADERS = {
     "codes-positions.csv": codes.INDEX_HEADERS,
     "codes-decoding.csv": codes.DECODE_HEADERS,
     "codes-values.csv": codes.VALUE_HEADERS,
+    "gpu-packs.csv": gpu.PACK_HEADERS,
+    "gpu-times.csv": gpu.HEADERS,
 }
 
 

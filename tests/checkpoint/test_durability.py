@@ -49,7 +49,7 @@ def test_checkpoints(name: str, old: str, tmp_path: Path, monkeypatch: pytest.Mo
     journal.check(out)
     assert sorted(os.listdir(tmp_path)) == [name]
     if name == "out":
-        assert len(list(out.rglob("*"))) == 10
+        assert len(list(out.rglob("*"))) == 11
     else:
         assert "remove" not in {event.what for event in journal.events}
 

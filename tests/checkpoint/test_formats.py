@@ -30,7 +30,8 @@ def write(path: Path, row: WeightFormat, state: dict[str, torch.Tensor]) -> Path
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.whole)
 def test_every_format_is_found_in_a_folder_and_as_a_file(row: WeightFormat, tmp_path: Path) -> None:
     for suffix in (*row.suffixes, *(suffix.upper() for suffix in row.suffixes)):
-        assert format_of(f"a.b{suffix}") is row and is_weight_file(f"model{suffix.lower()}")
+        found = format_of(f"a.b{suffix}")
+        assert found is not None and found.parse is row.parse and is_weight_file(f"model{suffix.lower()}")
         with open_checkpoint(write(tmp_path / f"file{suffix}", row, STATE)) as checkpoint:
             assert checkpoint.read("w").tolist() == list(range(6))
     folder = tmp_path / "folder"
@@ -38,9 +39,9 @@ def test_every_format_is_found_in_a_folder_and_as_a_file(row: WeightFormat, tmp_
     write(folder / row.whole, row, STATE)
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.weight_paths() == [folder / row.whole] and not checkpoint.notes
-    (folder / row.index).write_text(json.dumps({"weight_map": {"w": "gone"}}))
+    (folder / row.index).write_text(json.dumps({"weight_map": {"w": f"gone{row.suffixes[0]}"}}))
     with open_checkpoint(folder) as checkpoint:
-        assert checkpoint.notes == (f"{row.whole} was read; the folder also has an index of shards",)
+        assert checkpoint.notes == (f"{row.whole} was read; {row.index} beside it names shards that are not there",)
     (folder / row.whole).rename(folder / f"one{row.suffixes[0]}")
     (folder / row.index).write_text(json.dumps({"weight_map": {"w": f"one{row.suffixes[0]}"}}))
     with open_checkpoint(folder) as checkpoint:
@@ -62,8 +63,8 @@ def test_the_first_format_wins(tmp_path: Path) -> None:
 
 
 def test_errors_name_every_format(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").touch()
-    for path in (tmp_path, tmp_path / "x.gguf"):
+    (tmp_path / "x.odd").touch()
+    for path in (tmp_path, tmp_path / "x.odd"):
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(path)
         expected = str(caught.value.expected)

@@ -16,7 +16,8 @@ from support.headers import RawSafetensors
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME, BY_TORCH
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
+from deltapack.kinds import PACK_MAGIC, hub_hint
 
 
 def shards(folder: Path, groups: dict[str, dict[str, torch.Tensor]], **changes: str) -> Path:
@@ -192,11 +193,56 @@ def test_a_malformed_index(text: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_the_single_file_wins_over_an_index_and_it_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "name", "found"),
+    [
+        ({"b": torch.ones(2)}, "a", "only in the shards"),
+        ({"a": torch.ones(2), "b": torch.ones(2)}, "b", "only in the file"),
+        ({"a": torch.ones(3)}, "a", "f32 [3] and f32 [2]"),
+        ({"a": torch.ones(2).half()}, "a", "f16 [2] and f32 [2]"),
+        ({"a": torch.tensor([1.0, 2.0])}, "a", "other elements"),
+    ],
+)
+@pytest.mark.parametrize("family", ["model", "diffusion_pytorch_model"])
+def test_a_single_file_beside_shards_that_differ(
+    tmp_path: Path, family: str, other: dict[str, torch.Tensor], name: str, found: str
+) -> None:
     folder = shards(tmp_path / "m", {ONE: {"a": torch.ones(2)}})
-    save_file({"b": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").rename(folder / f"{family}.safetensors.index.json")
+    save_file(other, folder / f"{family}.safetensors")
+    with pytest.raises(RecipeError, match="--weights") as error:
+        open_checkpoint(folder)
+    assert error.value.tensor == name and found in str(error.value)
+    assert (
+        f"{family}.safetensors " in str(error.value) and f"{family}.safetensors.index.json" in str(error.value) and ONE in str(error.value)
+    )
+    for choice, wanted, own in (("index", {"a": torch.ones(2)}, ONE), ("single", other, f"{family}.safetensors")):
+        with open_checkpoint(folder, weights=choice) as checkpoint:
+            assert {key: checkpoint.read(key).tolist() for key in checkpoint.tensors} == {k: t.tolist() for k, t in wanted.items()}
+            assert [path.name for path in checkpoint.weight_paths()] == [own] and len(checkpoint.notes) == 1
+
+
+def test_a_difference_at_the_very_end_is_seen(tmp_path: Path) -> None:
+    one = torch.arange(5_000_000, dtype=torch.float32)
+    folder = shards(tmp_path / "m", {ONE: {"a": one}})
+    save_file({"a": one}, folder / "model.safetensors")
     with open_checkpoint(folder) as checkpoint:
-        assert (list(checkpoint.tensors), len(checkpoint.notes)) == (["b"], 1)
+        assert checkpoint.notes == ("model.safetensors was read; model.safetensors.index.json beside it has the same weights",)
+        assert [path.name for path in checkpoint.weight_paths()] == ["model.safetensors"]
+    one[-1] = 0
+    save_file({"a": one}, folder / "model.safetensors")
+    with pytest.raises(RecipeError, match="two models"):
+        open_checkpoint(folder)
+
+
+def test_an_index_of_the_single_file_itself_is_no_other_model(tmp_path: Path) -> None:
+    with open_checkpoint(shards(tmp_path / "m", {"model.safetensors": {"a": torch.ones(2)}})) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+
+
+def test_an_unknown_choice_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="index or single"):
+        open_checkpoint(tmp_path, weights="both")
 
 
 @pytest.mark.parametrize("name", ["other.safetensors", "model.fp16.safetensors", "model-00001-of-00001.safetensors"])
@@ -210,28 +256,53 @@ def test_one_other_file_is_enough(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        ([], "an empty folder"),
+        ([], "the folder is empty"),
         (["config.json"], "config.json"),
         (["adapter_model.safetensors", "adapter_config.json"], "Merge the LoRA"),
         (["model.Q4_K.gguf"], "GGUF"),
         (["consolidated.00.pth", "params.json"], "convert"),
-        (["refs", "snapshots"], "snapshots"),
         (["a.safetensors", "b.safetensors"], "not unique"),
-        (["model-00001-of-00002.safetensors"], "index is missing"),
+        (["model-00001-of-00002.safetensors"], "the index of the shards is missing"),
+        (["tf_model.h5", "config.json"], "TensorFlow or Keras"),
+        (["flax_model.msgpack", "config.json"], "Flax"),
+        (["model.onnx"], "ONNX"),
+        (["math.dpk"], "holds packs, such as math.dpk"),
+        (["tokenizer.json", "config.json"], "holds config and tokenizer and no weights"),
+        (["tokenizer.model", "tokenizer_config.json"], "holds a tokenizer and no weights"),
+        (["__0_0.distcp", ".metadata"], "dcp_to_torch_save"),
+        (["zero_to_fp32.py", "latest"], "with zero_to_fp32.py"),
+        (["first/model.safetensors", "second/model.safetensors"], "Name the folder of one model, such as {folder}/first."),
+        (["blobs/x", "refs/main", "snapshots/abc/model.safetensors"], "such as {folder}/snapshots/abc."),
+        (["models--org--name/snapshots/abc/model.safetensors"], "{folder}/models--org--name/snapshots/*"),
     ],
 )
 def test_a_folder_without_weights_says_what_it_is(names: list[str], text: str, tmp_path: Path) -> None:
     for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path)
-    assert text in str(caught.value)
+    assert text.format(folder=tmp_path) in str(caught.value)
+    assert caught.value.exit_code == (3 if "shards is missing" in text else 5)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("missing", "no such"),
+        ("some/model", "no such file or folder. Is the path right?"),
+        ("math.dpk", "this is a deltapack pack, not a checkpoint. Restore it first"),
+        ("model.onnx", "this is an ONNX model"),
+        ("tf_model.h5", "this is an HDF5 file"),
+        ("flax_model.msgpack", "this is a Flax checkpoint"),
+        ("weights.npz", "this is a NumPy file"),
+        ("last.ckpt", "ending .pt"),
+        ("notes.md", "not a checkpoint: expected a folder, .safetensors"),
+        ("no-suffix-st", "this is a safetensors checkpoint, not a checkpoint. Give its name the ending .safetensors."),
+        ("really-a-pack.safetensors", "this is a deltapack pack, not what its name says: expected .safetensors"),
+        ("really-a-pack.bin", "this is a deltapack pack"),
+        ("really-gguf.pt", "this is a GGUF file"),
+        ("lfs.bin", "git lfs pull"),
         ("adapter_model.safetensors", "Merge the LoRA"),
         ("model.gguf", "safetensors checkpoint"),
         ("consolidated.00.pth", "slice"),
@@ -240,11 +311,61 @@ def test_a_folder_without_weights_says_what_it_is(names: list[str], text: str, t
     ],
 )
 def test_a_file_that_is_no_checkpoint_says_what_it_is(name: str, text: str, tmp_path: Path) -> None:
-    if name != "missing":
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(CheckpointError) as caught:
+    heads = {
+        "a-pack": PACK_MAGIC,
+        ".dpk": PACK_MAGIC,
+        "-st": b"\x08" + bytes(7) + b"{}      ",
+        "gguf.": b"GGUF",
+        "lfs": b"version https://git-lfs",
+    }
+    if name not in ("missing", "some/model"):
+        (tmp_path / name).write_bytes(next((head for word, head in heads.items() if word in name), b""))
+    with pytest.raises(NotACheckpointError) as caught:
         open_checkpoint(tmp_path / name)
-    assert text in str(caught.value)
+    assert text in str(caught.value) and caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("meta-llama/Llama-3-8B", "meta-llama/Llama-3-8B"),
+        ("gpt2", "gpt2"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
+        ("hf://org/name", "org/name"),
+        ("./base", None),
+        ("/data/base", None),
+        ("a/b/c", None),
+    ],
+)
+def test_a_name_of_the_hub_is_not_a_path(text: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hint = hub_hint(text)
+    if name is None:
+        assert hint.startswith("Is the path right?") and "hf download ORG/NAME" in hint
+    else:
+        assert f"hf download {name} --local-dir {name.rpartition('/')[2]}" in hint and f"snapshot_download('{name}')" in hint
+        with pytest.raises(NotACheckpointError, match=f"hf download {name}" if "://" not in text else "no such"):
+            open_checkpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "adapter"),
+    [
+        (["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"], True),
+        (["unet.down.lora_up.weight", "unet.down.lora_down.weight", "unet.down.alpha"], True),
+        (["lora_unet_mid.hada_w1_a", "lora_unet_mid.hada_w2_b", "lora_unet_mid.alpha"], True),
+        (["q.lora_A.weight", "q.weight"], False),
+        (["scale.alpha"], False),
+        (["explora_A.weight"], False),
+    ],
+)
+def test_an_adapter_is_known_by_its_tensors(names: list[str], adapter: bool, tmp_path: Path) -> None:
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
+    if not adapter:
+        open_checkpoint(tmp_path).close()
+        return
+    with pytest.raises(NotACheckpointError, match=r"adapter \(LoRA\).*Merge the LoRA"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_weight_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
@@ -254,12 +375,12 @@ def test_a_weight_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_declared_tie_is_an_alias(raw_safetensors: RawSafetensors) -> None:
-    metadata = {"format": "pt", "head": "embed", "note": "text", "gone": "missing"}
-    path = raw_safetensors({"__metadata__": metadata, "embed": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3")
+    metadata = {"format": "pt", "head.weight": "embed.weight", "note": "text", "gone": "missing"}
+    path = raw_safetensors({"__metadata__": metadata, "embed.weight": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"\1\2\3")
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.aliases == {"head": "embed"}
-        assert checkpoint.read("head", 1, 3).tolist() == [2, 3]
-        assert list(checkpoint.tensors) == ["embed"]
+        assert checkpoint.aliases == {"head.weight": "embed.weight"}
+        assert checkpoint.read("head.weight", 1, 3).tolist() == [2, 3]
+        assert list(checkpoint.tensors) == ["embed.weight"]
 
 
 def test_a_failed_open_leaves_no_handle(tmp_path: Path) -> None:

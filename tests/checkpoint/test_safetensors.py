@@ -80,7 +80,7 @@ def test_an_error_names_tensor_expected_and_found(raw_safetensors: RawSafetensor
     assert "12 bytes" in str(caught.value.expected)
 
 
-@pytest.mark.parametrize("dtype", ["F4", "F8_E4M3FNUZ", "f32", "", None, 1, []])
+@pytest.mark.parametrize("dtype", ["f32", "F 4", "X" * 33, "", None, 1, []])
 def test_an_unknown_element_type_is_unsupported(dtype: object, raw_safetensors: RawSafetensors) -> None:
     with pytest.raises(UnsupportedError):
         open_checkpoint(raw_safetensors({"a": entry(dtype=dtype)}, bytes(8)))
@@ -94,7 +94,7 @@ def test_an_unknown_element_type_is_unsupported(dtype: object, raw_safetensors: 
         ((1 << 63).to_bytes(8, "little") + b"{}", "damaged"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs"),
         (b"<!DOCTYPE html><html></html>", "web page"),
-        (b"PK\x03\x04" + bytes(30), ".bin"),
+        (b"PK\x03\x04" + bytes(30), ".pt"),
         (b"GGUF" + bytes([3, 0, 0, 0, 0, 0, 0, 0]), "GGUF"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltapack.checkpoint import check_side_name, list_side_files
-from deltapack.errors import CheckpointError, FormatError, LimitError
+from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS
 
 TRAVELS = [
@@ -18,7 +18,6 @@ TRAVELS = [
     "tokenizer.json",
     "tokenizer.model",
     "vocab.txt",
-    "merges.txt",
     "chat_template.jinja",
     "README.md",
     "LICENSE",
@@ -31,6 +30,20 @@ TRAVELS = [
     "params.yaml",
     "special.yml",
     "vocab.jsonl",
+    "tokenizer.model.v3",
+    "tokenizer.model.v1",
+    "tokenizer.model.v7m1",
+    "mistral_instruct_tokenizer_240216.model.v2",
+    "tekken.json",
+    "cl100k_base.tiktoken",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.bpe",
+    "vocab.src",
+    "merges.txt",
+    "bpe.codes",
+    "params.json",
+    "sub/Tokenizer",
 ]
 STAYS = [
     "model.safetensors",
@@ -50,6 +63,13 @@ STAYS = [
     "picture.png",
     "events.pkl",
     "modeling_x.py",
+    "tokenization_x.py",
+    "tokenizer.py",
+    "tokenizer.pkl",
+    "tokenizer.json.lock",
+    "tokenizer.json~",
+    "tokenizer.zip",
+    "vocab.png",
     "a/b/c/d/e/too_deep.json",
     "checkpoint-5/config.json",
     "__pycache__/x.json",
@@ -102,11 +122,33 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     fill(tmp_path, ["a.json", "b.json"])
-    files, left = list_side_files(tmp_path, limits=replace(DEFAULT_LIMITS, side_file_bytes=5))
-    assert (files, len(left)) == ([], 2)
+    for limits in (replace(DEFAULT_LIMITS, side_file_bytes=5), replace(DEFAULT_LIMITS, packed_file_bytes=5)):
+        with pytest.raises(
+            LimitError, match=r"'a\.json' is too large: expected at most 5 bytes, found 6 .*--max-side-file.*--leave-out"
+        ) as caught:
+            list_side_files(tmp_path, limits=limits)
+        assert caught.value.exit_code == 6
+    list_side_files(tmp_path, limits=replace(DEFAULT_LIMITS, packed_file_bytes=6, side_files_bytes=12, side_files=2))
     for limits in (replace(DEFAULT_LIMITS, side_files=1), replace(DEFAULT_LIMITS, side_files_bytes=11)):
         with pytest.raises(LimitError):
             list_side_files(tmp_path, limits=limits)
+
+
+def test_files_stay_behind_that_the_user_leaves_out(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.json", "b.json", "sub/a.json", "sub/c.txt"])
+
+    def kept(*patterns: str) -> list[str]:
+        return [file.name for file in list_side_files(tmp_path, leave_out=patterns)[0]]
+
+    assert kept("a.json") == ["b.json", "sub/c.txt"]
+    assert kept("sub/*") == ["a.json", "b.json"]
+    assert kept("?.json", "c.*") == []
+    assert [tuple(item) for item in list_side_files(tmp_path, leave_out=["b.json"])[1]] == [("b.json", "as asked for")]
+    small = replace(DEFAULT_LIMITS, packed_file_bytes=5)
+    assert list_side_files(tmp_path, limits=small, leave_out=["*.json", "*.txt"])[0] == []
+    with pytest.raises(RecipeError, match="fits none") as caught:
+        kept("a.json", "b.JSON")
+    assert caught.value.found == "b.JSON"
 
 
 def test_a_file_that_changes_its_size_is_an_error(tmp_path: Path) -> None:
@@ -134,6 +176,8 @@ def test_safe_names(name: str) -> None:
             "model.safetensors.index.json",
             "pytorch_model.bin.index.json",
             "x.pkl",
+            "model.safetensors/x",
+            "n" * 256,
         ],
     ],
 )

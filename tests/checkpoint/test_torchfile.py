@@ -18,7 +18,7 @@ from support.builders import bytes_of
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.dtypes import BY_NAME
-from deltapack.errors import CheckpointError, LimitError, UnsupportedError
+from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
 
 
@@ -291,3 +291,30 @@ def grow_record(path: Path, name: str, size: int) -> None:
         file.write(head)
         file.seek(size, os.SEEK_CUR)
         file.write(tail)
+
+
+class Odd:
+    """What no state dict holds."""
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("what", ["module", "training state", "object"])
+def test_what_else_torch_saves_is_not_called_damaged(what: str, modern: bool, tmp_path: Path) -> None:
+    documents = {
+        "module": torch.nn.Linear(2, 2),
+        "training state": {"epoch": 3, "model": {"w": torch.ones(1)}, "rng": Odd()},
+        "object": Odd(),
+    }
+    torch.save(documents[what], tmp_path / "w.pt", _use_new_zipfile_serialization=modern)
+    with pytest.raises(NotACheckpointError, match=r"Python object \((torch\.nn\.modules\.linear\.Linear|\S*Odd)\)") as caught:
+        open_checkpoint(tmp_path / "w.pt")
+    text = str(caught.value)
+    assert "torch.save(model.state_dict(), path)" in text and not any(word in text for word in ("weights_only", "allowed", "load failed"))
+
+
+def test_damage_is_told_in_words_of_ours(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(20)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match=r"cannot be read as a PyTorch file\. It is cut or damaged") as caught:
+        open_checkpoint(tmp_path / "w.pt")
+    assert caught.value.exit_code == 3

@@ -33,6 +33,7 @@ from deltapack.checkpoint import (
 )
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, FormatError, OutputError
 
@@ -63,7 +64,7 @@ def copy(source: Checkpoint, out: Path, step: int = 5, **options: Any) -> None:
 
 
 def left_over(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != MANIFEST)
 
 
 def library_knows(tensor: torch.Tensor) -> bool:
@@ -273,8 +274,9 @@ def test_a_replaced_checkpoint_leaves_no_stale_file(exchange: bool, tmp_path: Pa
     out = tmp_path / "out"
     (out / "1_Pooling").mkdir(parents=True)
     stale = "model-00001-of-00002.safetensors model.safetensors.index.json pytorch_model.bin config.json LICENSE"
-    for name in [*stale.split(), ".gitattributes", "modeling_x.py", "1_Pooling/config.json"]:
+    for name in [*stale.split(), "modeling_x.py", "1_Pooling/config.json"]:
         (out / name).write_bytes(b"old")
+    (out / MANIFEST).write_bytes(manifest_of(out, "checkpoint"))
     write(out, force=True)
     assert left_over(out) == ["model.safetensors"]
     assert left_over(tmp_path) == ["out"]
@@ -307,8 +309,9 @@ def test_a_folder_that_holds_more_than_a_checkpoint_is_kept(foreign: str, tmp_pa
 def test_a_folder_of_texts_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.md").write_text("precious")
-    with pytest.raises(OutputError, match="no checkpoint"):
+    with pytest.raises(OutputError, match=r"no list of what deltapack wrote.*notes\.md"):
         write(tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "notes.md").read_text() == "precious"
 
 
 def test_a_file_that_appears_while_writing_is_kept(tmp_path: Path) -> None:
@@ -325,6 +328,7 @@ def test_the_old_folder_is_put_back_when_the_swap_fails(tmp_path: Path, monkeypa
     out = tmp_path / "out"
     write(out)
     (out / "config.json").write_text("old")
+    (out / MANIFEST).write_bytes(manifest_of(out, "checkpoint"))
     rename = os.rename
 
     def fail_on_new(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -80,3 +81,22 @@ def test_json_holds_no_strange_numbers(capsys: pytest.CaptureFixture[str]) -> No
 def test_no_progress_without_a_terminal(quiet: bool) -> None:
     with show_progress("working", quiet=quiet) as progress:
         assert progress is None
+
+
+def test_a_bar_is_empty_until_the_work_is_known() -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from deltapack.cli.progress import _Bar
+
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system="standard", legacy_windows=False)
+    column = _Bar()
+    with Progress(column, console=console, auto_refresh=False) as progress:
+        task = progress.add_task("", total=None)
+        for total, done, filled in ((None, 0, False), (10, 0, False), (10, 10, True)):
+            progress.update(task, total=total, completed=done)
+            bar = column.render(progress.tasks[0])
+            with console.capture() as captured:
+                console.print(bar)
+            assert not bar.pulse and bar.total is not None
+            assert (bar.completed > 0) == filled and captured.get().strip()

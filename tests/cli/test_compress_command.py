@@ -26,6 +26,9 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "include_code": False,
         "keep_base": None,
         "allow_unrelated": False,
+        "weight_files": None,
+        "max_side_file": None,
+        "leave_out": (),
         "workers": None,
         "force": False,
         "progress": None,
@@ -36,7 +39,8 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
     use_case = stand_in("compress", pair.report)
     options = shlex.split(
         "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
-        "--non-finite store --include-code --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
+        "--non-finite store --include-code --max-side-file 200MB "
+        "--leave-out '*.md' --leave-out 'logs/*' --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
     maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated"]
     result = run("compress", pair.base, pair.finetuned, "--out", tmp_path / "x.dpk", *options, *maps)
@@ -58,6 +62,9 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "include_code": True,
         "keep_base": "k",
         "allow_unrelated": True,
+        "weight_files": None,
+        "max_side_file": "200MB",
+        "leave_out": ("*.md", "logs/*"),
         "workers": 2,
         "force": True,
         "progress": None,

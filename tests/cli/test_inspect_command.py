@@ -7,6 +7,7 @@ from pathlib import Path
 
 from support.commands import Pair, Run
 
+import deltapack
 from deltapack.cli.commands.inspect import _settings
 from deltapack.packs.inspecting import inspect_pack
 
@@ -30,6 +31,18 @@ def test_tensors(run: Run, pair: Pair) -> None:
     assert rows["a.weight"][:7] == ["weight", "delta", "f32", "[40,", "50]", "seeded", "int8"]
     assert rows["head"][:3] == ["vector", "stored", "f32"] and rows["same"][:2] == ["integer", "unchanged"]
     assert rows["old"] == ["removed", "0"]
+
+
+def test_what_a_merged_pack_keeps(run: Run, pair: Pair, tmp_path: Path) -> None:
+    """Not 300 %: a term for each of the six packs, each of which keeps a half."""
+    deltapack.merge(pair.base, [pair.pack] * 6, tmp_path / "x.dpk", weights=[0.1])
+    one, merged = inspect_pack(pair.pack), inspect_pack(tmp_path / "x.dpk")
+    assert (merged.nnz, merged.term_elements, merged.density) == (6 * one.nnz, 6 * 2000, one.density)
+    assert one.term_elements == one.delta_elements == merged.delta_elements == 2000
+    text = run("inspect", tmp_path / "x.dpk").stdout
+    share = f"{100 * one.density:.4g} %"
+    assert f"{merged.nnz:,} of the 12,000 elements of several terms for 2,000 weights of changed tensors ({share})" in text
+    assert f"{one.nnz:,} of 2,000 weights of changed tensors ({share})" in run("inspect", pair.pack).stdout
 
 
 def test_json(run: Run, pair: Pair) -> None:

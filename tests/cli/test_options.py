@@ -22,6 +22,7 @@ Changes = Mapping[str, Any]
 WRITING: dict[str, tuple[list[str], Changes]] = {
     "dtype": (["--dtype", "bf16"], {"dtype": "bf16"}),
     "max_shard_size": (["--max-shard-size", "5GB"], {"max_shard_size": "5GB"}),
+    "weight_files": (["--weights", "index"], {"weight_files": "index"}),
     "no_verify": (["--no-verify"], {"verify": False}),
     "force": (["--force"], {"force": True}),
     "workers": (["--workers", "3"], {"workers": 3}),
@@ -45,9 +46,12 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "keep_base": (["--keep-base", "d"], {"keep_base": "d"}),
         "allow_unrelated": (["--allow-unrelated"], {"allow_unrelated": True}),
         "include_code": (["--include-code"], {"include_code": True}),
+        "max_side_file": (["--max-side-file", "9MB"], {"max_side_file": "9MB"}),
+        "leave_out": (["--leave-out", "*.md"], {"leave_out": ("*.md",)}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
         "workers": (["--workers", "3"], {"workers": 3}),
+        "weight_files": (["--weights", "index"], {"weight_files": "index"}),
         "force": (["--force"], {"force": True}),
     },
     "apply": {
@@ -77,6 +81,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
     },
     "verify": {
         "base": (["--base", "BASE"], {"args": ("PACK", "BASE")}),
+        "weight_files": (["--weights", "index"], {"weight_files": "index"}),
         "workers": (["--workers", "3"], {"workers": 3}),
     },
     "demo": {
@@ -148,7 +153,8 @@ def ask(run: Run, pair: Any, stand_in: Any, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(flow, "run_demo", recorders["demo"])
 
     def answer(command: str, options: Sequence[str] = (), use_case: str | None = None) -> dict[str, Any]:
-        result = run(command, *calls[command], *[places.get(option, option.replace("PACK", str(pair.pack))) for option in options])
+        call = [*calls[command][:-2]] if "--explain" in options else calls[command]  # an explanation has no output
+        result = run(command, *call, *[places.get(option, option.replace("PACK", str(pair.pack))) for option in options])
         assert result.exit_code == (2 if command == "demo" else 0), result.stderr
         return flat(recorders[use_case or command])
 
@@ -174,7 +180,8 @@ def test_an_option_changes_what_it_names(command: str, option: str, ask: Any) ->
 
 
 @pytest.mark.parametrize(
-    "option", ["dtype", "max_shard_size", "force", "workers", "device", "backend", "method", "weights", "prefer", "assets", "vocab"]
+    "option",
+    ["dtype", "max_shard_size", "force", "workers", "device", "backend", "method", "weights", "weight_files", "prefer", "assets", "vocab"],
 )
 def test_a_dry_run_is_told_the_same(option: str, ask: Any) -> None:
     typed, expected = OPTIONS["merge"][option]
@@ -183,7 +190,7 @@ def test_a_dry_run_is_told_the_same(option: str, ask: Any) -> None:
     assert {key: value for key, value in after.items() if before[key] != value} == wanted
 
 
-@pytest.mark.parametrize("option", ["workers", "method", "weights", "prefer", "vocab"])
+@pytest.mark.parametrize("option", ["workers", "method", "weights", "weight_files", "prefer", "vocab"])
 @pytest.mark.parametrize(("use_case", "asked"), [("explain_merge", ["--explain", "w"]), ("survey_merge", ["--dry-run", "--report"])])
 def test_questions_are_told_the_same(option: str, use_case: str, asked: list[str], ask: Any) -> None:
     typed, expected = OPTIONS["merge"][option]

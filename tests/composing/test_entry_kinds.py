@@ -239,14 +239,14 @@ def test_tied_fine_tune_of_an_untied_base(tmp_path: Path) -> None:
 
 def test_safetensors_with_a_declared_tie(tmp_path: Path) -> None:
     embed = random_tensor(1, (90, 20))
-    write_file(tmp_path / "base.safetensors", {"embed": embed}, {"lm_head": "embed"})
-    write_file(tmp_path / "tuned.safetensors", {"lm_head": moved(embed, 3)}, {"embed": "lm_head"})
+    write_file(tmp_path / "base.safetensors", {"embed.weight": embed}, {"lm_head.weight": "embed.weight"})
+    write_file(tmp_path / "tuned.safetensors", {"lm_head.weight": moved(embed, 3)}, {"embed.weight": "lm_head.weight"})
     pack = tmp_path / "pack.dpk"
     deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", pack)
-    assert kinds(pack) == {"embed": "alias", "lm_head": "delta"}
+    assert kinds(pack) == {"embed.weight": "alias", "lm_head.weight": "delta"}
     deltapack.apply(tmp_path / "base.safetensors", pack, tmp_path / "out.safetensors")
-    assert read_file(tmp_path / "out.safetensors").keys() == {"lm_head"}
-    assert decode_by_spec({"embed": embed}, pack) == read_file(tmp_path / "out.safetensors")
+    assert read_file(tmp_path / "out.safetensors").keys() == {"lm_head.weight"}
+    assert decode_by_spec({"embed.weight": embed}, pack) == read_file(tmp_path / "out.safetensors")
 
 
 # ----------------------------------------------------------------------------------------------------------- names

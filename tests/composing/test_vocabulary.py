@@ -127,7 +127,9 @@ def test_one_pack_is_itself(tmp_path: Path) -> None:
     found = family(tmp_path, MATH)
     merge(found, tmp_path / "out", weights=[1])
     deltapack.apply(found.base, found.packs[0], tmp_path / "applied")
-    assert {**read_folder(tmp_path / "out"), "README.md": b""} == {**read_folder(tmp_path / "applied"), "README.md": b""}
+    own = {"README.md": b"", "model.safetensors": b""}  # the card of a merge, and metadata that say which of the two it is
+    assert read_folder(tmp_path / "out") | own == read_folder(tmp_path / "applied") | own
+    assert read_model(tmp_path / "out") == read_model(tmp_path / "applied")
 
 
 def test_packs_that_add_nothing_merge_as_before(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_ways_to_ask(tmp_path: Path) -> None:
     assert preview.grown == [(name, ROWS, 45) for name in GROWING]
     assert preview.assets == str(found.packs[0])
     assert any("5 new tokens" in note for note in preview.notes)
-    report = merge(found, tmp_path / "out", recipe=recipe, report=True)
+    report = merge(found, tmp_path / "out", recipe=recipe, weights=None, report=True)
     assert report.survey == deltapack.survey_merge(found.base, found.packs, recipe=recipe, vocab="union")
     explained = deltapack.explain_merge(found.base, found.packs, GROWING[0], recipe=recipe, vocab="union")
     assert explained.result == read_model(tmp_path / "out")[GROWING[0]].bits.reshape(-1)[explained.element]
@@ -293,6 +295,11 @@ def test_where_nobody_says_what_is_new(tmp_path: Path) -> None:
     with pytest.raises(MergeConflictError, match=r"would have no tokenizer\.json.*--assets"):
         merge(found, tmp_path / "out", assets=found.packs[2])
     (found.base / "tokenizer.json").unlink()
+    with pytest.raises(BaseMismatchError, match=r"tokenizer\.json.*no such file"):  # the packs' own refer to it
+        merge(found, tmp_path / "out")
+    for number in range(3):  # a base that never had one
+        tuned = tmp_path / f"{number}"
+        deltapack.compress(found.base, tuned, found.packs[number], force=True, allow_unrelated=True)
     with pytest.raises(MergeConflictError, match=r"the base has no tokenizer\.json"):
         merge(found, tmp_path / "out")
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,13 +81,39 @@ def test_existing_folder_is_refused_and_kept(tmp_path: Path, demo_size: DemoSize
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_force_replaces_a_demo_and_nothing_else(tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "old").write_text("old")
-    run_demo(tmp_path, size=demo_size, sources=sources, workers=1, force=True)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-    assert not (tmp_path / "merged" / "old").exists()
+def test_force_replaces_a_demo_and_nothing_else(report: DemoReport, tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
+    def again() -> None:
+        run_demo(tmp_path / "out", size=demo_size, sources=sources, workers=1, force=True)
+
+    for name in ("base", "merged"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "thesis.safetensors").write_text("mine")
+    with pytest.raises(OutputError, match="no list of what a demo"):
+        run_demo(tmp_path / "mine", size=demo_size, sources=sources, force=True)
+    assert len(list(tmp_path.rglob("thesis.safetensors"))) == 2
+    shutil.copytree(report.folder, tmp_path / "out")
+    (tmp_path / "out" / "a-file-of-mine").touch()
+    with pytest.raises(OutputError, match="a-file-of-mine"):
+        again()
+    for name in ("my-merged", "my-restored"):
+        shutil.rmtree(tmp_path / "out" / name, ignore_errors=True)
+    for name in ("my.dpk", "base/config.json", "a-file-of-mine"):
+        (tmp_path / "out" / name).unlink(missing_ok=True)
+    again()
+    assert (tmp_path / "out" / "base" / "config.json").is_file() and sorted(os.listdir(tmp_path)) == ["mine", "out"]
+
+
+def test_a_demo_that_is_stopped_leaves_nothing_in_the_way(tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
+    def stop(line: str) -> None:
+        if "merging" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "new" / "out", size=demo_size, sources=sources, workers=1, echo=stop)
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "new" / "out").mkdir()
+    done = run_demo(tmp_path / "new" / "out", size=demo_size, sources=sources, workers=1)
+    assert done.folder == tmp_path / "new" / "out" and (done.folder / "merged").is_dir()
 
 
 def test_same_seed_same_packs(report: DemoReport, tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:

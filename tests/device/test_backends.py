@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.interpreting import DEVICE
 
 from deltapack.device import backends
 from deltapack.device.backends import choose, resolve_device
-from deltapack.errors import BackendError
+from deltapack.errors import BackendError, RecipeError
 
 CPU = torch.device("cpu")
 
@@ -18,11 +19,11 @@ def test_auto_takes_numba_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "triton"])
-def test_an_explicit_choice_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_choice_is_kept(name: str) -> None:
+    """On the device of the tests: kernels stay interpreted, or compiled, as they were when they were first imported."""
     if name == "triton":
         pytest.importorskip("triton")
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    engine = choose(name, CPU).engine
+    engine = choose(name, resolve_device(DEVICE)).engine
     assert engine is not None and engine.name == name
 
 
@@ -59,8 +60,11 @@ def test_an_unknown_backend() -> None:
 
 def test_devices() -> None:
     assert resolve_device(None) == resolve_device("cpu") == CPU
-    for name in ("nonsense", "cuda:99", "xpu"):
-        with pytest.raises(BackendError, match="this device cannot be used"):
+    for name in ("cuda:99", "xpu"):
+        with pytest.raises(BackendError, match=r"this device cannot be used: (this torch|torch (sees|has)|the GPUs here)"):
+            resolve_device(name)
+    for name in ("nonsense", "", "cuda:x", "cuda:-1"):
+        with pytest.raises(RecipeError, match=f"not the name of a device: expected cpu, cuda, cuda:N or another of torch, found '{name}'"):
             resolve_device(name)
 
 

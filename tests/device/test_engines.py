@@ -100,10 +100,9 @@ def test_every_codec(engine: Engine, make: Make, codec: TermCodec) -> None:
 
 
 def test_the_kernel_knows_every_form_of_code() -> None:
-    pytest.importorskip("triton")
-    from deltapack.device import triton_kernels
+    from deltapack.device.tables import VALUES
 
-    assert triton_kernels.VALUES.keys() == {row.form for row in VALUE_CODECS.values()}
+    assert VALUES.keys() == {row.form for row in VALUE_CODECS.values()}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -152,6 +151,17 @@ def test_several_chunks_and_small_segments(engine: Engine, make: Make) -> None:
 def test_many_terms_are_added_in_order(engine: Engine, make: Make, count: int) -> None:
     codecs = [TermCodec("gaps", "f32"), TermCodec("bitmap", "f32")] * 4
     check(engine, make(3000, codecs[:count], 0.5, seed=3), BY_NAME["f32"], weight=1e3)
+
+
+@pytest.mark.parametrize("numel", [4096, 8191, 3 * 4096 + 1, TILE + 5000])
+@pytest.mark.parametrize("density", [1e-3, 0.1, 0.9])
+def test_sums_in_small_windows(make: Make, numel: int, density: float) -> None:
+    """Terms go on in the next window inside of a block, over blocks that skip windows, and up to the very end of a tile."""
+    pytest.importorskip("triton")
+    from deltapack.device.triton_engine import TritonEngine
+
+    codecs = [TermCodec("seeded", "int4"), TermCodec("gaps", "f32"), TermCodec("bitmap", "int2"), TermCodec("seeded", "bf16")]
+    check(TritonEngine(torch.device(DEVICE), block=1024, window=4096), make(numel, codecs, density), BY_NAME["bf16"])
 
 
 @pytest.mark.parametrize("mode", ["log", "copy", "auto"])

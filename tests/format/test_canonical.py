@@ -139,11 +139,29 @@ def test_index_in_pieces(index: Any, size: int) -> None:
         patch.setattr(canonical, "_ENTRY_BYTES", size)
         longest = max((len(dump_canonical(item)) for item in index["tensors"]), default=0)
         if longest < size:
-            assert json.dumps(whole_index(data, json_depth=64, terms=0)) == json.dumps(json.loads(data))
+            assert json.dumps(whole_index(data, json_depth=64, terms=0, pieces=0)) == json.dumps(json.loads(data))
         else:
             with pytest.raises(FormatError) as caught:
-                whole_index(data, json_depth=64, terms=0)
+                whole_index(data, json_depth=64, terms=0, pieces=0)
             assert caught.value.rule == "R4"
+
+
+@given(indices, st.sampled_from(ENTRY_BYTES))
+def test_long_entries_are_read_once_more(index: Any, size: int) -> None:
+    """An entry that may have pieces is read however long it is, if its values are few."""
+    data = dump_canonical(index)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canonical, "_ENTRY_BYTES", size)
+        assert json.dumps(whole_index(data, json_depth=64, terms=0)) == json.dumps(json.loads(data))
+
+
+def test_values_of_long_entries_are_counted() -> None:
+    """What is longer than an entry without pieces is counted before it is built; what follows it does not count."""
+    few: list[list[int]] = [[]] * 60_000
+    many: list[list[int]] = [[]] * 66_000
+    assert len(whole_index(dump_canonical({"tensors": [few, few]}))["tensors"]) == 2
+    with pytest.raises(LimitError, match="in one entry"):
+        whole_index(dump_canonical({"tensors": [few, {"tensors": many}]}))
 
 
 @settings(max_examples=300)

@@ -6,6 +6,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import xxhash
 import zstandard
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.errors import DeltapackError, FormatError
+from deltapack.format import frames
 from deltapack.format.frames import compress_frame, decompress_frame, pack_stream, unpack_stream
 
 RAW = b"deltapack " * 100
@@ -153,3 +155,32 @@ def test_same_bytes_whatever_was_compressed_before_and_beside() -> None:
     assert len(set(one_by_one)) > 20
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lambda case: compress_frame(*case), reversed(cases))) == one_by_one[::-1]
+
+
+@pytest.mark.parametrize("size", [300, 5000, (1 << 20) + 9, (9 << 20) + 9])
+def test_a_frame_that_refers_to_what_stands_before(size: int) -> None:
+    """All of what stands before is in reach, also where it and the content are longer than the window of other frames."""
+    before = np.random.default_rng(size).bytes(size)
+    content = before[size // 2 :] + b"new" + before[: size // 2]
+    frame = frames.compress_after(before, content)
+    assert len(frame) < 100 + size // 1000
+    frames.check_frame_after(frame, len(content))
+    assert frames.decompress_after(before, frame, len(content)) == content
+    assert frames.compress_after(before, content) == frame
+    plain = frames.compress_frame(content, 3)
+    assert (size > 8 << 20) == (not plain[4] & 0x20)
+    for other, raw in ((frame[:-1], len(content)), (frame + b"x", len(content)), (frame, len(content) + 1), (frame, 0)):
+        with pytest.raises(FormatError, match="R10"):
+            frames.decompress_after(before, other, raw)
+    try:
+        found = frames.decompress_after(before[::-1], frame, len(content))
+    except FormatError as error:
+        assert error.rule == "R10"
+    else:
+        assert found != content  # whose SHA-256 tells
+
+
+def test_nothing_before() -> None:
+    """An empty file stands before nothing."""
+    frame = frames.compress_after(b"", b"abc" * 100)
+    assert frames.decompress_after(b"", frame, 300) == b"abc" * 100

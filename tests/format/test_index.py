@@ -18,6 +18,7 @@ from deltapack.format.canonical import dump_canonical
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, ScaleSearch, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count, fingerprint
 from deltapack.format.fields import CONTROL
+from deltapack.format.fileparsing import check_path
 from deltapack.format.index import (
     KINDS,
     BaseRef,
@@ -30,7 +31,7 @@ from deltapack.format.index import (
     bits_of_f32,
     f32_of_bits,
 )
-from deltapack.format.parsing import check_side_file_name, parse_index
+from deltapack.format.parsing import parse_index
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 FLOATS = [dtype for dtype in BY_NAME.values() if dtype.is_delta]
@@ -391,13 +392,13 @@ def test_limits_can_be_widened_and_narrowed() -> None:
 )
 def test_side_file_names_that_are_refused(name: str) -> None:
     with pytest.raises(FormatError) as caught:
-        check_side_file_name(name, DEFAULT_LIMITS)
+        check_path(name, "a side file", DEFAULT_LIMITS)
     assert caught.value.rule == "R13"
 
 
 @pytest.mark.parametrize("name", ["config.json", "a/b/c.txt", "a.b.c", "é/ü", "a b", "x..", "tokenizer.model"])
 def test_side_file_names_that_are_taken(name: str) -> None:
-    check_side_file_name(name, DEFAULT_LIMITS)
+    check_path(name, "a side file", DEFAULT_LIMITS)
 
 
 def test_control_characters_are_those_of_unicode() -> None:

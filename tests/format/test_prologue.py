@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltapack.errors import ChecksumError, DeltapackError, FormatError, LimitError, UnsupportedError
+from deltapack.errors import ChecksumError, DeltapackError, FormatError, LimitError, NotAPackError, UnsupportedError
 from deltapack.format.digest import hash64
 from deltapack.format.prologue import Prologue
 from deltapack.limits import DEFAULT_LIMITS
@@ -35,6 +35,17 @@ def test_layout() -> None:
     assert decode(GOOD.encode()) == GOOD
 
 
+@pytest.mark.parametrize(("name", "data", "error"), [("x.md", b"# Notes\n" * 9, NotAPackError), ("x.dpk", b"# Notes\n" * 9, FormatError)])
+def test_only_what_is_called_a_pack_can_be_a_damaged_one(name: str, data: bytes, error: type[DeltapackError]) -> None:
+    with pytest.raises(FormatError, match=r"not a \.dpk pack") as caught:
+        Prologue.decode(data, len(data), Path(name), DEFAULT_LIMITS)
+    assert type(caught.value) is error
+    cut = GOOD.encode()[:40]
+    with pytest.raises(FormatError) as caught:
+        Prologue.decode(cut, len(cut), Path("renamed.bin"), DEFAULT_LIMITS)
+    assert type(caught.value) is FormatError
+
+
 def test_minor_version_is_ignored() -> None:
     assert decode(sealed(10, "<H", 9)) == GOOD
 
@@ -44,7 +55,8 @@ def test_minor_version_is_ignored() -> None:
     [
         (b"", "R1", FormatError, "not a .dpk pack"),
         (GOOD.encode()[:63], "R1", FormatError, "not a .dpk pack"),
-        (b"PK\3\4" + bytes(60), "R1", FormatError, "not a .dpk pack"),
+        (b"PK\3\4" + bytes(60), "R1", NotAPackError, "this is a zip archive"),
+        (b"\x08" + bytes(7) + b'{"a":1}' + bytes(60), "R1", NotAPackError, "safetensors checkpoint, not a pack.*deltapack compress"),
         (GOOD.encode().replace(b"\r\n", b"\n") + b"\0", "R1", FormatError, "not a .dpk pack"),
         (bytes(64), "R1", FormatError, "interrupted"),
         (GOOD.encode()[:-1] + b"\0", "R1", ChecksumError, "damaged"),

@@ -12,7 +12,7 @@ from support.small_packs import CODECS, digest_of, index_of, read_everything, se
 
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
-from deltapack.errors import ChecksumError, DeltapackError, FormatError, LimitError, OutputError
+from deltapack.errors import ChecksumError, DeltapackError, FormatError, LimitError, OutputError, RecipeError
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.frames import compress_frame
 from deltapack.format.index import BlobRef, Entry, FileEntry
@@ -92,7 +92,7 @@ def test_reading_after_close_is_an_error(pack: Path) -> None:
     reader = PackReader(pack)
     reader.close()
     reader.close()
-    with pytest.raises(FormatError):
+    with pytest.raises(RecipeError):
         reader.read(0, 1)
 
 

@@ -52,6 +52,35 @@ def test_statistics_show_what_is_not_finite(loops: Backend, special: float, at: 
     assert not np.isfinite(loops.compare(np.zeros_like(elements), BY_NAME[name], elements, BY_NAME[name])[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [
+        *(("f32", bits) for bits in (0x7FC00000, 0xFFC00000, 0x7F900000, 0x7F800000, 0xFF800000)),
+        *(("bf16", bits) for bits in (0x7FC0, 0xFFFF, 0x7F90, 0x7F80, 0xFF80)),
+        *(("f16", bits) for bits in (0x7E00, 0xFE01, 0x7C00, 0xFC00)),
+        *(("f64", bits) for bits in (0xFFF0000000000001, 0x7FF0000000000000)),
+        *(("f8_e5m2", bits) for bits in (0xFE, 0x7C)),
+    ],
+)
+def test_what_is_the_same_is_no_difference(loops: Backend, name: str, special: int) -> None:
+    """Also where subtraction would say NaN; what is not the same still shows."""
+    dtype = BY_NAME[name]
+    base, tuned = pair_of(name, name, 5000)
+    plain = loops.difference(base, dtype, tuned, dtype).copy()
+    for elements in (base, tuned):
+        elements.view(f"<u{dtype.itemsize}")[100:4500] = special
+    plain[100:4500] = 0
+    positions = np.arange(50, 4900, 7, dtype=np.uint32)
+    assert loops.difference(base, dtype, tuned, dtype).tobytes() == plain.tobytes()
+    assert loops.kept_differences(base, dtype, tuned, dtype, positions).tobytes() == plain[positions].tobytes()
+    _, largest, equal = loops.compare(base, dtype, tuned, dtype)
+    assert largest == np.abs(plain).max() and not equal
+    tuned.view(f"<u{dtype.itemsize}")[4400] = 0
+    assert not np.isfinite(loops.compare(base, dtype, tuned, dtype)[1])
+    assert not np.isfinite(loops.difference(base, dtype, tuned, dtype)[4400])
+    assert not np.isfinite(loops.kept_differences(base, dtype, tuned, dtype, np.array([4400], np.uint32))[0])
+
+
 def test_same_bits_looks_behind_the_first_elements() -> None:
     one = np.zeros(10_000, np.float32)
     other = one.copy()

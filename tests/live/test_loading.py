@@ -14,7 +14,7 @@ from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
 import deltapack
-from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
+from deltapack.errors import BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
 
 BACKENDS = ["cpu", "torch", "triton"]
 
@@ -53,7 +53,7 @@ def test_many_batches_and_chunks(pack_of: PackOf, merged: Merged, backend: str, 
     monkeypatch.setattr(on_device, "_BATCH_BYTES", 10_000)
     base = {"long": random_tensor(1, (CHUNK + 5,), "bf16")} | {f"{number}": random_tensor(number, (77, 9), "bf16") for number in range(9)}
     pack = pack_of(base, tuned_model(base), drop_rate=0.95)
-    assert same(deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend), merged([pack]))
+    assert same(deltapack.load_state_dict(pack.parent / "base.safetensors", pack, device=DEVICE, backend=backend), merged([pack]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,16 +63,16 @@ def test_what_is_wrong_is_refused(base: Model, pack_of: PackOf, backend: str) ->
     pack = pack_of(base, tuned_model(base), drop_rate=0.5)
     where = write_file(pack.parent / "other.safetensors", base | {"a": edited(base["a"], 7, 0)})
     with pytest.raises(BaseMismatchError, match="other content") as caught:
-        deltapack.load_state_dict(where, pack, backend=backend)
+        deltapack.load_state_dict(where, pack, device=DEVICE, backend=backend)
     assert (caught.value.tensor, caught.value.rule) == ("a", "R12")
-    assert len(deltapack.load_state_dict(where, pack, backend=backend, verify=False)) == len(base)
+    assert len(deltapack.load_state_dict(where, pack, device=DEVICE, backend=backend, verify=False)) == len(base)
     with deltapack.open_pack(pack) as opened:
         end = opened["b"].entry.terms[0].blob.end
     data = bytearray(pack.read_bytes())
     data[end - 1] ^= 1
     pack.write_bytes(data)
     with pytest.raises(ChecksumError):
-        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend)
+        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, device=DEVICE, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -85,7 +85,7 @@ def test_the_result_is_checked_on_the_device(base: Model, pack_of: PackOf, backe
     for engine in (TorchEngine, TritonEngine):
         monkeypatch.setattr(engine, "switch", lambda *arguments: None)
     with pytest.raises(ChecksumError, match="the restored tensor is not what the pack promises"):
-        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, backend=backend)
+        deltapack.load_state_dict(pack.parent / "base.safetensors", pack, device=DEVICE, backend=backend)
 
 
 def test_arguments(base: Model, pack_of: PackOf) -> None:
@@ -99,7 +99,7 @@ def test_arguments(base: Model, pack_of: PackOf) -> None:
             deltapack.load_state_dict(where, packs, **options)
     with pytest.raises(RecipeError, match="nothing to load"):
         deltapack.load_state_dict(where, [])
-    with pytest.raises(BackendError):
+    with pytest.raises(RecipeError, match="not the name of a device"):
         deltapack.load_state_dict(where, packs[0], device="nonsense")
     with pytest.raises(RecipeError, match=r"no config.json"):
         deltapack.load_model(where, packs[0])
@@ -132,6 +132,43 @@ def test_a_language_model(tmp_path: Path, backend: str) -> None:
         with torch.inference_mode():
             assert torch.equal(found.to("cpu")(ids).logits, wanted(ids).logits)
         assert found.generation_config.max_length == 77 and not found.training
+
+
+def test_the_class_that_the_config_names(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    base = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_labels=3))
+    base.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.01)
+    base.save_pretrained(tmp_path / "tuned")
+    call = tmp_path / "base", tmp_path / "t.dpk"
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "t.dpk", recipe=deltapack.Recipe(drop_rate=0.5))
+    found = deltapack.load_model(*call)
+    assert type(found) is transformers.BertForSequenceClassification and found.num_labels == 3
+    state = deltapack.load_state_dict(*call)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items() if name in state)
+    assert type(deltapack.load_model(*call, model_class=transformers.AutoModel)) is transformers.BertModel
+    assert type(deltapack.load_model(*call, model_class=transformers.BertModel)) is transformers.BertModel
+    with pytest.raises(RecipeError, match="model_class is not a class of transformers"):
+        deltapack.load_model(*call, model_class="BertModel")
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["NobodysModel"], [3]])
+def test_a_config_that_names_no_class(architectures: Any, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from support.builders import write_folder
+
+    base = {"w": random_tensor(1, (5, 5))}
+    config = json.dumps({"model_type": "bert", "architectures": architectures})
+    write_folder(tmp_path / "base", base, {"config.json": config})
+    write_folder(tmp_path / "tuned", tuned_model(base), {"config.json": config})
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "t.dpk")
+    with pytest.raises(RecipeError, match=r"config\.json names no class of transformers") as caught:
+        deltapack.load_model(tmp_path / "base", tmp_path / "t.dpk")
+    assert "Give model_class=" in str(caught.value)
 
 
 def test_a_model_that_needs_code(tmp_path: Path) -> None:

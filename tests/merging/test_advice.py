@@ -11,6 +11,7 @@ import pytest
 from support.builders import Model, random_tensor, tuned_model
 
 from deltapack.merging.advice import LARGEST_SUM_OF_WEIGHTS, MOSTLY, changed_and_alone, shown_weights, warnings_of
+from deltapack.merging.arguments import parse_schedules
 from deltapack.merging.planning import plan_merge
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 from deltapack.merging.request import MergeRequest
@@ -39,22 +40,63 @@ def test_constants() -> None:
     assert (LARGEST_SUM_OF_WEIGHTS, MOSTLY) == (1.2, 0.5)
 
 
+TOO_MUCH = "merges above 1.2 often lose quality; try --weight with less"
+NOT_ALL = parse_schedules("weight", ["0=1"], [Path("0.dpk"), Path("1.dpk")])
+BY_LAYER = (Schedule((Rule((0.1, 2.0)),)), constant(1.1))
+HALVES = (Schedule((Rule((0.5, 0.7)), Rule((0.25,)))), constant(0.5))
+
+
 @pytest.mark.parametrize(
-    ("weights", "found"), [((0.7, 0.5), None), ((0.7, 0.51), "1.21"), ((1.5, -0.31), None), ((1.0, 1.0), "2"), ((), "2")]
+    ("weights", "parameters", "found"),
+    [
+        ((constant(0.7), constant(0.5)), {}, None),
+        ((constant(0.7), constant(0.51)), {}, "1.21"),
+        ((constant(1.5), constant(-0.31)), {}, None),
+        ((constant(1.0), constant(1.0)), {}, "2 (1 for each of 2 packs)"),
+        ((), {}, "2 (1 for each of 2 packs)"),
+        ((constant(0.5),), {"lambda": 3.0}, "3 (0.5 for each of 2 packs, times lambda 3)"),
+        ((constant(2.0), constant(1.0)), {"lambda": 0.4}, None),
+        (NOT_ALL, {}, "2 (1 for each of 2 packs)"),
+        (BY_LAYER, {}, "3.1 (in model.layers.1.w)"),
+        (HALVES, {}, None),
+    ],
 )
-def test_sum_of_weights(weights: tuple[float, ...], found: str | None, warned: Callable[..., list[str]]) -> None:
-    warnings = warned(MergeRecipe(weights=tuple(map(constant, weights))), {"drop_rate": 0.1}, {"drop_rate": 0.1})
-    wanted = [] if found is None else [f"the weights add up to {found}: merges above 1.2 often lose quality; try --weight with less"]
-    assert warnings == wanted
+def test_sum_of_weights(
+    weights: tuple[Schedule, ...], parameters: dict[str, float], found: str | None, warned: Callable[..., list[str]]
+) -> None:
+    warnings = warned(MergeRecipe(weights=weights, parameters=parameters), {"drop_rate": 0.1}, {"drop_rate": 0.1})
+    assert warnings == ([] if found is None else [f"the weights add up to {found}: {TOO_MUCH}"])
+
+
+def test_three_times_a_third_of_the_largest_sum(warned: Callable[..., list[str]]) -> None:
+    """0.4 + 0.4 + 0.4 is above 1.2 in f64."""
+    three = ({"drop_rate": 0.1},) * 3
+    assert not warned(MergeRecipe(weights=(constant(0.4),)), *three)
+    assert warned(MergeRecipe(weights=(constant(0.41),)), *three) == [f"the weights add up to 1.23 (0.41 for each of 3 packs): {TOO_MUCH}"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "found"),
+    [
+        (MergeRecipe(weights=(constant(0.5), constant(0.5)), parameters={"lambda": 0}), "lambda 0"),
+        (MergeRecipe(weights=(constant(0),)), "a weight of 0 for every pack"),
+        (MergeRecipe(weights=(constant(0), constant(1))), None),
+        (MergeRecipe("sce", parameters={"select_topk": 0}), "select_topk 0"),
+        (MergeRecipe("breadcrumbs", weights=(constant(0.5),), parameters={"gamma": 1, "lambda": 0}), "lambda 0 and gamma 1"),
+    ],
+)
+def test_numbers_that_leave_nothing(recipe: MergeRecipe, found: str | None, warned: Callable[..., list[str]]) -> None:
+    warnings = warned(recipe, {"drop_rate": 0.1}, {"drop_rate": 0.1})
+    assert [text for text in warnings if "the result is the base" in text] == ([f"with {found} the result is the base"] if found else [])
 
 
 def test_weights_that_do_not_add_up_to_a_sum(warned: Callable[..., list[str]]) -> None:
-    """Of one pack, divided by their sum, or other from layer to layer."""
+    """Of one pack, or divided by their sum or by the packs that agree."""
     two = ({"drop_rate": 0.1}, {"drop_rate": 0.1})
     assert not warned(MergeRecipe(weights=(constant(3.0),)), two[0])
     assert not warned(MergeRecipe(weights=(constant(3.0), constant(1.0)), parameters={"normalize": 1.0}), *two)
-    assert not warned(MergeRecipe(weights=(Schedule((Rule((2.0, 0.1)),)), constant(1.1))), *two)
     assert not warned(MergeRecipe("average"), *two)
+    assert not warned(MergeRecipe("ties", weights=(constant(3.0),), semantics="peft"), *two)
 
 
 @pytest.mark.parametrize(("drop_rate", "expected"), [(0.25, False), (0.42, True)])
@@ -97,6 +139,7 @@ def test_shown_weights(pack_of: PackOf, tmp_path: Path) -> None:
     recipes: list[tuple[MergeRecipe, list[float | None]]] = [
         (MergeRecipe(), [1.0, 1.0]),
         (MergeRecipe(weights=(constant(0.5), by_layer)), [0.5, None]),
+        (MergeRecipe(weights=parse_schedules("weight", ["2=0.25"], packs)), [1.0, 0.25]),
         (MergeRecipe("ram"), [None, None]),
     ]
     for recipe, expected in recipes:

@@ -83,3 +83,12 @@ def test_the_command_prints_it(family: tuple[Path, list[Path]]) -> None:
     assert not (folder / "none").exists()
     missing = CliRunner().invoke(cli, [*map(str, call)])
     assert missing.exit_code == 2 and "--out" in missing.stderr
+
+
+def test_a_tensor_that_its_only_pack_stores_whole(tmp_path: Path) -> None:
+    base = {"w": random_tensor(1, (64, 64))}
+    tuned = tuned_model(base, 5)
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
+    deltapack.compress(*paths, tmp_path / "x.dpk", recipe=Recipe(exclude="w"))
+    report = deltapack.explain_merge(paths[0], [tmp_path / "x.dpk"], "w")
+    assert report.result == tuned["w"].f64.reshape(-1)[report.element] and report.added == report.result - report.base

@@ -420,7 +420,8 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
         assert found[vocab]["embed.weight"].shape[0] == rows
         assert found[vocab]["embed.weight"].bits[:70].tobytes() == found["base"]["embed.weight"].bits.tobytes()
         (warning,) = report.warnings
-        assert {"linear": "the weights add up to 3: ", "ties": "90 % of the changed elements are kept by one pack only"}[method] in warning
+        sentence = {"linear": "add up to 3 (1 for each of 3 packs): ", "ties": "90 % of the changed elements are kept by one pack only"}
+        assert sentence[method] in warning
     with pytest.raises(RecipeError, match="vocab"):
         deltapack.merge(tmp_path / "base", list(packs.values()), tmp_path / "y", vocab=tmp_path / "base")
     with pytest.raises(MergeConflictError):
@@ -436,7 +437,22 @@ def test_side_files_that_differ_are_the_bases(tmp_path: Path) -> None:
     packs = [tmp_path / "one.dpk", tmp_path / "two.dpk"]
     report = deltapack.merge(tmp_path / "base", packs, tmp_path / "out", weights=[0.5])
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "0"
-    assert any("--prefer" in note for note in report.notes)
+    assert report.notes == [
+        "the packs carry different config or tokenizer files (tokenizer.json); the base's are used, --prefer PACK changes that"
+    ]
+
+
+def test_texts_for_people_may_differ(tmp_path: Path) -> None:
+    """Cards and licences are no config or tokenizer; the files that matter are all packs'."""
+    base = small_model()
+    write_folder(tmp_path / "base", base, {"tokenizer.json": "0"})
+    for name in ("one", "two"):
+        files = {"tokenizer.json": "1", "README.md": name, "LICENSE.txt": name, "docs/notes.md": name}
+        write_folder(tmp_path / name, tuned_model(base, ord(name[0])), files)
+        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk")
+    report = deltapack.merge(tmp_path / "base", [tmp_path / "one.dpk", tmp_path / "two.dpk"], tmp_path / "out", weights=[0.5])
+    assert not report.notes
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "1" and (tmp_path / "out" / "LICENSE.txt").read_text() == "one"
 
 
 def test_a_stored_tensor_under_another_name_is_merged(pack_of: PackOf, merged: Merged) -> None:

@@ -14,9 +14,9 @@ from support.builders import Model, decode_by_spec, moved, random_tensor, read_f
 import deltapack
 from deltapack.errors import MergeConflictError
 
-BASE = {"body": random_tensor(2, (30, 20)), "embed": random_tensor(1, (90, 20))}
-HEAD = {"head": random_tensor(3, (90, 20))}
-TIES = {"lm_head": "embed"}
+BASE = {"body.weight": random_tensor(2, (30, 20)), "embed.weight": random_tensor(1, (90, 20))}
+HEAD = {"head.weight": random_tensor(3, (90, 20))}
+TIES = {"lm_head.weight": "embed.weight"}
 
 
 def write_base(folder: Path, tensors: Model, ties: Mapping[str, str] | None = None) -> Path:
@@ -35,7 +35,7 @@ def pack_of(folder: Path, name: str, seed: int, tensors: Model, ties: Mapping[st
 def header_ties(path: Path) -> dict[str, str]:
     data = path.read_bytes()
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    return {name: of for name, of in metadata.items() if name != "format"}
+    return {name: of for name, of in metadata.items() if name != "format" and not name.startswith("deltapack.")}
 
 
 def kinds(pack: Path) -> dict[str, str]:
@@ -62,10 +62,10 @@ def check(folder: Path, packs: list[Path], base: Model, ties: Mapping[str, str],
 def test_tied_packs_of_a_tied_base(options: dict[str, Any], tmp_path: Path) -> None:
     write_base(tmp_path, BASE, TIES)
     packs = [pack_of(tmp_path, name, seed, BASE, TIES) for name, seed in (("one", 10), ("two", 20))]
-    assert check(tmp_path, packs, BASE, TIES, **options) == {"body": "delta", "embed": "delta", "lm_head": "alias"}
+    assert check(tmp_path, packs, BASE, TIES, **options) == {"body.weight": "delta", "embed.weight": "delta", "lm_head.weight": "alias"}
     # A merged pack is one more pack: its ties go on into the next merge.
     again = [tmp_path / "merged.dpk", pack_of(tmp_path, "three", 30, BASE, TIES)]
-    assert check(tmp_path, [again[1], again[0].rename(tmp_path / "first.dpk")], BASE, TIES)["lm_head"] == "alias"
+    assert check(tmp_path, [again[1], again[0].rename(tmp_path / "first.dpk")], BASE, TIES)["lm_head.weight"] == "alias"
 
 
 def test_ties_of_the_first_or_the_second_pack_alone(tmp_path: Path) -> None:
@@ -73,45 +73,53 @@ def test_ties_of_the_first_or_the_second_pack_alone(tmp_path: Path) -> None:
     write_base(tmp_path, BASE)
     tied, plain = pack_of(tmp_path, "tied", 10, BASE, TIES), pack_of(tmp_path, "plain", 20, BASE)
     for packs in ([tied, plain], [plain, tied]):
-        assert check(tmp_path, packs, BASE, TIES) == {"body": "delta", "embed": "delta", "lm_head": "alias"}
+        assert check(tmp_path, packs, BASE, TIES) == {"body.weight": "delta", "embed.weight": "delta", "lm_head.weight": "alias"}
 
 
 def test_all_packs_tie_what_the_base_holds_apart(tmp_path: Path) -> None:
     base = BASE | HEAD
     write_base(tmp_path, base)
-    packs = [pack_of(tmp_path, name, seed, BASE, {"head": "embed"}) for name, seed in (("one", 10), ("two", 20))]
-    assert kinds(packs[0])["head"] == "alias"
-    assert check(tmp_path, packs, base, {"head": "embed"}) == {"body": "delta", "embed": "delta", "head": "alias"}
+    packs = [pack_of(tmp_path, name, seed, BASE, {"head.weight": "embed.weight"}) for name, seed in (("one", 10), ("two", 20))]
+    assert kinds(packs[0])["head.weight"] == "alias"
+    assert check(tmp_path, packs, base, {"head.weight": "embed.weight"}) == {
+        "body.weight": "delta",
+        "embed.weight": "delta",
+        "head.weight": "alias",
+    }
 
 
 def test_a_pack_that_keeps_the_tensor_unties_it(tmp_path: Path) -> None:
     base = BASE | HEAD
     write_base(tmp_path, base)
-    tied, apart = pack_of(tmp_path, "tied", 10, BASE, {"head": "embed"}), pack_of(tmp_path, "apart", 20, base)
+    tied, apart = pack_of(tmp_path, "tied", 10, BASE, {"head.weight": "embed.weight"}), pack_of(tmp_path, "apart", 20, base)
     for packs in ([tied, apart], [apart, tied]):
         for options in ({}, {"prefer": tied}):
-            assert check(tmp_path, packs, base, {}, **options) == {"body": "delta", "embed": "delta", "head": "delta"}
+            assert check(tmp_path, packs, base, {}, **options) == {"body.weight": "delta", "embed.weight": "delta", "head.weight": "delta"}
 
 
 def test_removed_by_one_and_tied_by_the_other(tmp_path: Path) -> None:
     base = BASE | HEAD
     write_base(tmp_path, base)
-    tied, without = pack_of(tmp_path, "tied", 10, BASE, {"head": "embed"}), pack_of(tmp_path, "without", 20, BASE)
-    assert kinds(without)["head"] == "removed"
+    tied, without = pack_of(tmp_path, "tied", 10, BASE, {"head.weight": "embed.weight"}), pack_of(tmp_path, "without", 20, BASE)
+    assert kinds(without)["head.weight"] == "removed"
     for packs in ([tied, without], [without, tied]):
-        assert check(tmp_path, packs, base, {"head": "embed"}) == {"body": "delta", "embed": "delta", "head": "alias"}
+        assert check(tmp_path, packs, base, {"head.weight": "embed.weight"}) == {
+            "body.weight": "delta",
+            "embed.weight": "delta",
+            "head.weight": "alias",
+        }
 
 
 def test_packs_that_tie_one_name_to_different_tensors(tmp_path: Path) -> None:
     base = BASE | HEAD
     write_base(tmp_path, base)
-    packs = [pack_of(tmp_path, of, seed, base, {"lm_head": of}) for of, seed in (("embed", 10), ("head", 20))]
+    packs = [pack_of(tmp_path, of, seed, base, {"lm_head.weight": of}) for of, seed in (("embed.weight", 10), ("head.weight", 20))]
     for order in (packs, packs[::-1]):
         with pytest.raises(MergeConflictError, match="tie this name") as caught:
             deltapack.merge(tmp_path / "base.safetensors", order, tmp_path / "x.dpk")
-        assert caught.value.tensor == "lm_head" and not (tmp_path / "x.dpk").exists()
+        assert caught.value.tensor == "lm_head.weight" and not (tmp_path / "x.dpk").exists()
         for pack in packs:
-            assert check(tmp_path, order, base, {"lm_head": pack.stem}, prefer=pack)["lm_head"] == "alias"
+            assert check(tmp_path, order, base, {"lm_head.weight": pack.stem}, prefer=pack)["lm_head.weight"] == "alias"
 
 
 def test_a_merged_pack_on_a_live_model_with_ties(tmp_path: Path) -> None:
@@ -120,10 +128,10 @@ def test_a_merged_pack_on_a_live_model_with_ties(tmp_path: Path) -> None:
     check(tmp_path, packs, BASE, TIES)
     expected = {name: tensor.raw for name, tensor in read_file(tmp_path / "direct.safetensors").items()}
     state = {name: torch.from_numpy(tensor.bits.copy()) for name, tensor in BASE.items()}
-    state["lm_head"] = state["embed"]
+    state["lm_head.weight"] = state["embed.weight"]
     live = deltapack.attach(state, tmp_path / "base.safetensors", backend="cpu")
     live.activate(tmp_path / "merged.dpk")
-    assert {name: state[name].numpy().tobytes() for name in BASE} == expected and state["lm_head"] is state["embed"]
+    assert {name: state[name].numpy().tobytes() for name in BASE} == expected and state["lm_head.weight"] is state["embed.weight"]
     arrays = {name: tensor.bits.copy() for name, tensor in BASE.items()}
     with deltapack.open_pack(tmp_path / "merged.dpk") as pack:
         pack.add_to(arrays)

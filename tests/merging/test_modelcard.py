@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.builders import read_folder, read_model, small_model, tuned_model, write_folder
+from support.builders import random_tensor, read_folder, read_model, small_model, tuned_model, write_folder
 
 import deltapack
 from deltapack.errors import RecipeError
@@ -26,7 +26,7 @@ RECIPES = (
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
-    base = small_model()
+    base = small_model() | {f"h.{number}.weight": random_tensor(number, (30, 40)) for number in range(3)}
     write_folder(tmp_path / "base", base, {"tokenizer.json": "0", "README.md": "the base's card"})
     for number, name in enumerate(("math", "code")):
         files = {"tokenizer.json": name, "chat_template.jinja": name, "README.md": f"{name}'s card"}
@@ -107,6 +107,57 @@ def test_bare_files_get_no_card(folders: tuple[Path, list[Path]], tmp_path: Path
     base, packs = folders
     deltapack.merge(base, packs, tmp_path / "out.safetensors", weights=[0.5])
     assert not (tmp_path / "README.md").exists()
+
+
+FRONT = """---
+license: other
+license_name: some-licence
+license_link: https://example.org/licence
+language: [en, no, en]
+pipeline_tag: text-generation
+library_name: peculiar
+tags: [theirs]
+base_model: somebody/else
+widget: [{text: hello}]
+---
+# The base
+"""
+KEPT = {
+    "license": "other",
+    "license_name": "some-licence",
+    "license_link": "https://example.org/licence",
+    "pipeline_tag": "text-generation",
+    "library_name": "peculiar",
+    "language": ["en", "no"],
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (FRONT, KEPT),
+        ("\ufeff" + FRONT.replace("\n", "\r\n"), KEPT),
+        ("---\nlanguage: de\nlicense: mit\n---", {"language": ["de"], "license": "mit"}),
+        ("---\nlanguage: no\n---\n", {"language": ["no"]}),
+        ("---\nlicense: [a, b]\npipeline_tag: 3\nlanguage: {en: 1}\nlibrary_name: ''\n---\n", {}),
+        (f'---\nlicense: {"x" * 201}\nlicense_name: "a\\nb"\n---\n', {}),
+        ("---\nlicense: mit\nlicense: other\n---\n", {}),
+        ("---\na: &a [mit]\nlicense: *a\n---\n", {}),
+        ("---\n- license\n---\n", {}),
+        ("---\nlicense: mit\n", {}),
+        ("no front matter\n---\nlicense: mit\n---\n", {}),
+    ],
+)
+def test_what_is_still_true_of_the_base_is_kept(
+    written: str, kept: dict[str, Any], folders: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    base, packs = folders
+    (base / "README.md").write_bytes(written.encode())
+    deltapack.merge(base, packs, tmp_path / "out", weights=[0.5])
+    front, text = card(tmp_path / "out")
+    own = {"base_model": ["base", "math", "code"], "base_model_relation": "merge", "tags": ["merge", "deltapack"]}
+    assert front == own | {"library_name": "transformers"} | kept
+    assert "somebody" not in text
 
 
 def test_names_cannot_break_the_card(folders: tuple[Path, list[Path]], tmp_path: Path) -> None:

@@ -89,7 +89,6 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
     heads: list[Model] = [tuned_model(base, n) | {"head": random_tensor(n, (3, 3))} for n in (1, 2)]
     packs = [pack_of(base, head, f"{number}") for number, head in enumerate(heads)]
     shutil.copytree(tmp_path, tmp_path / "inputs")
-    (tmp_path / "taken.safetensors").write_bytes(b"x")
     one = packs[:1]
     merged, thin = tmp_path / "merged.dpk", MergeRecipe("dare_linear", densities=(constant(0.1),))
     deltapack.merge(tmp_path / "base.safetensors", one * 2, merged)
@@ -97,7 +96,6 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
     cases: list[tuple[dict[str, Any], type[DeltapackError], str]] = [
         ({"packs": packs}, MergeConflictError, "'head': packs disagree"),
         ({"packs": []}, RecipeError, "nothing to merge"),
-        ({"out": tmp_path / "taken.safetensors"}, OutputError, "taken.safetensors: the output exists"),
         ({"out": tmp_path / "base.safetensors", "force": True}, OutputError, "the output is an input"),
         ({"out": one[0], "force": True}, OutputError, "the output is one of the inputs"),
         ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError, "dtype and max_shard_size are for checkpoints"),
@@ -121,3 +119,25 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
     for out in ("out", "out.safetensors"):
         with pytest.raises(OutputError, match="disk space"):
             deltapack.preview_merge(tmp_path / "base.safetensors", one, tmp_path / out)
+
+
+def test_a_plan_is_shown_for_an_output_that_exists(pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model()
+    pack = pack_of(base, tuned_model(base))
+    start = tmp_path / "base.safetensors"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    shutil.copy(pack, tmp_path / "taken.dpk")
+    for name, force, words in [
+        ("folder", False, "the output exists"),
+        ("folder", True, "notes.txt"),
+        ("taken.dpk", False, "the output exists"),
+        ("taken.dpk", True, None),
+    ]:
+        warnings = deltapack.preview_merge(start, [pack], tmp_path / name, force=force).warnings
+        found = [warning for warning in warnings if "would stop" in warning]
+        assert (words is None and not found) or (words is not None and len(found) == 1 and words in found[0])
+        if words is not None:
+            with pytest.raises(OutputError, match=words):
+                deltapack.merge(start, [pack], tmp_path / name, force=force)
+    assert (tmp_path / "folder" / "notes.txt").read_text() == "mine"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapack.errors import RecipeError
-from deltapack.merging.arguments import parse_parameter, parse_schedules
-from deltapack.merging.recipe import Layers, MergeRecipe, Rule, Schedule, constant, recipe_of
+from deltapack.merging.arguments import find_pack, parse_parameter, parse_schedules, recipe_of
+from deltapack.merging.recipe import Layers, MergeRecipe, Rule, Schedule, constant
 
 PACKS = [Path("a/math.dpk"), Path("b/code.dpk"), Path("b/chat:v2.dpk")]
 NAMES = ["model.embed_tokens.weight", *(f"model.layers.{n}.mlp.up_proj.weight" for n in range(5)), "lm_head.weight"]
@@ -115,15 +115,67 @@ def test_what_a_pack_states() -> None:
     }
 
 
-@pytest.mark.parametrize("weights", ["x", [None], ["x"], [10**400], [object()], [float("nan")]])
+@pytest.mark.parametrize("weights", ["x", "0.5", [None], ["x"], ["0.5"], [10**400], [object()], [float("nan")], {"math": "0.5"}, True])
 def test_refuses_weights_that_are_no_numbers(weights: Any) -> None:
     with pytest.raises(RecipeError):
-        recipe_of(weights, "linear", None, None, None)
+        recipe_of(PACKS, weights, "linear", None, None, None)
     with pytest.raises(RecipeError):
-        recipe_of(None, "ties", None, weights, None)
+        recipe_of(PACKS, None, "ties", None, weights, None)
 
 
 def test_one_number_is_for_all_packs() -> None:
-    recipe = recipe_of(0.5, "ties", None, 0.25, None).for_packs(3)
+    recipe = recipe_of(PACKS, 0.5, "ties", None, 0.25, None).for_packs(3)
     assert recipe.weights_at("x", 0, 3) == [0.5] * 3
     assert [schedule.at("x", 0) for schedule in recipe.densities] == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "overruled"),
+    [
+        (["0.5", "*=0.7"], "0.5"),
+        (["math=0.5", "math=0.7"], "math=0.5"),
+        (["math=0.5", "*=0.7"], "math=0.5"),
+        ([".*mlp.*:math=0.5", ".*mlp.*:*=0.7"], ".*mlp.*:math=0.5"),
+        (["1", "2", "3", "code=4"], "2"),
+        (["math=0.5", "0.7"], None),
+        (["*=0.5", "math=0.7"], None),
+        (["1", "1", "1"], None),
+    ],
+)
+def test_what_later_texts_overrule_is_refused(texts: list[str], overruled: str | None) -> None:
+    if overruled is None:
+        assert len(parse_schedules("weight", texts, PACKS)) == 3
+        return
+    with pytest.raises(RecipeError, match="overrules it") as caught:
+        parse_schedules("weight", texts, PACKS)
+    assert caught.value.what.startswith(f"--weight {overruled} has no effect")
+
+
+def test_as_many_numbers_as_packs_ask_which_is_meant() -> None:
+    with pytest.raises(RecipeError, match="for each pack, or from the first layer to the last") as caught:
+        parse_schedules("density", ["0.6,0.4,0.2"], PACKS)
+    assert caught.value.hint is not None and "--density 0.6 --density 0.4 --density 0.2" in caught.value.hint
+    assert "--density '*=0.6,0.4,0.2'" in caught.value.hint
+    assert values(["*=0.6,0.4,0.2"], NAMES[3]) == [pytest.approx(0.4)] * 3
+    assert values(["0.6,0.4"], NAMES[3]) == [pytest.approx(0.5)] * 3
+    assert len(parse_schedules("weight", ["0.6"], PACKS[:1])) == 1
+
+
+def test_packs_of_one_name() -> None:
+    """By their paths where these differ; a pack that is given twice has one weight for each time."""
+    apart, twice = [Path("a/x.dpk"), Path("b/x.dpk")], [Path("x.dpk"), Path("x.dpk")]
+    with pytest.raises(RecipeError, match=r"several packs: expected one of a/x\.dpk, b/x\.dpk, found x\.dpk\. Give the whole path"):
+        parse_schedules("weight", ["x.dpk=1"], apart)
+    assert [schedule.single for schedule in parse_schedules("weight", ["b/x.dpk=0.5"], apart)] == [1, 0.5]
+    with pytest.raises(RecipeError, match=r"given 2 times: found x\. To tell them apart, give one number for each pack, in their order"):
+        parse_schedules("weight", ["x=1"], twice)
+    with pytest.raises(RecipeError, match="give a copy of it under another name"):
+        find_pack("assets", "x", twice, ("base",))
+
+
+def test_a_number_for_all_tensors() -> None:
+    assert Schedule(()).single == 1
+    assert Schedule((Rule((0.2,), "a"), Rule((0.5,)))).single == 0.5
+    assert Schedule((Rule((0.5,)), Rule((0.2,), "a"))).single is None
+    assert Schedule((Rule((0.5, 0.6)),)).single is None
+    assert Schedule(()).to_json() == "1.0"

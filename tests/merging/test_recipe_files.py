@@ -101,11 +101,29 @@ def test_paths_of_packs(folder: Path) -> None:
         ("tokenizer: {source: base}\n", None, "base"),
         ("tokenizer: {source: math-7b}\n", None, "math-7b.dpk"),
         ("", None, None),
+        ("assets: math-7b\n", None, "math-7b.dpk"),
+        ("assets: org/the-base\n", None, "base"),
+        ("vocab: math-7b\nassets: base\n", "math-7b.dpk", "base"),
+        ("vocab: org/the-base\n", "base", None),
+        ("vocab: union\nassets: math-7b\n", "union", "math-7b.dpk"),
+        ("tokenizer_source: union\nassets: base\n", "union", "base"),
+        ("tokenizer_source: math-7b\nvocab: base\n", "base", "math-7b.dpk"),
     ],
 )
 def test_whose_tokens(folder: Path, text: str, vocab: str | None, assets: str | None) -> None:
-    found = read(folder, "merge_method: linear\nmodels: [{model: math-7b}]\n" + text)
-    assert (found.vocab, found.assets) == (vocab, folder / assets if assets == "math-7b.dpk" else assets)
+    found = read(folder, "merge_method: linear\nbase_model: org/the-base\nmodels: [{model: math-7b}]\n" + text)
+    wanted = tuple(folder / name if name == "math-7b.dpk" else name for name in (vocab, assets))
+    assert (found.vocab, found.assets, found.prefer) == (*wanted, None)
+
+
+def test_what_each_model_has_of_its_own_is_not_shared(folder: Path) -> None:
+    shared = "merge_method: linear\nparameters: {weight: 2}\nmodels: [{model: math-7b, parameters: {weight: 1}}, {model: code-7b"
+    assert read(folder, shared + ", parameters: {weight: 3}}]\n").notes == ("parameters.weight has no effect: each model has its own",)
+    assert read(folder, shared + "}]\n").notes == ()
+
+
+def test_who_decides(folder: Path) -> None:
+    assert read(folder, "merge_method: linear\nprefer: math-7b\nmodels: [{model: math-7b}]\n").prefer == folder / "math-7b.dpk"
 
 
 def test_gradients_by_layer(folder: Path) -> None:
@@ -139,6 +157,10 @@ def test_what_a_sparsifier_did_must_be_what_the_file_says(folder: Path) -> None:
         read(folder, text % (0.5, 0.1))
 
 
+def filtered(items: str) -> str:
+    return "merge_method: linear\nmodels: [{model: math-7b, parameters: {weight: [" + items + "]}}]\n"
+
+
 ONE = "models: [{model: math-7b}]\n"
 
 
@@ -165,6 +187,9 @@ ONE = "models: [{model: math-7b}]\n"
         ("merge_method: linear\nmodels: [{model: math-7b, parameters: {weight: [1, x]}}]\n", r"weight\[1\]: is not a number"),
         ("merge_method: linear\nmodels: [{model: math-7b, parameters: {weight: .nan}}]\n", "finite"),
         ("merge_method: linear\nmodels: [{model: math-7b, parameters: {density: 0.5}}]\n", "density"),
+        (filtered("{value: 1}, {filter: a, value: 2}"), r"weight\[1\]: has no effect: one before it applies to all"),
+        (filtered("{filter: a, value: 1}, {filter: a, value: 2}"), r"weight\[1\]: has no effect"),
+        (filtered("{filter: '*', value: 1}, {value: 2}"), r"weight\[1\]: has no effect"),
         ("merge_method: ram\nmodels: [{model: math-7b, parameters: {weight: 0.5}}]\n", "no weight"),
         ("merge_method: linear\nslices: []\n" + ONE, "slices is not supported"),
         ("merge_method: linear\nmodules: {}\n" + ONE, "modules is not supported"),
@@ -177,6 +202,11 @@ ONE = "models: [{model: math-7b}]\n"
         ("merge_method: linear\ntokenizer_source: 3\n" + ONE, "tokenizer_source: is not a text"),
         ("merge_method: linear\ntokenizer_source: union\ntokenizer: {source: union}\n" + ONE, "tokenizer: is there beside"),
         ("merge_method: linear\ntokenizer_source: other\n" + ONE, "tokenizer_source"),
+        ("merge_method: linear\ntokenizer_source: base\nassets: math-7b\n" + ONE, "assets: is there beside tokenizer_source"),
+        ("merge_method: linear\ntokenizer: {source: union}\nvocab: base\n" + ONE, r"vocab: is there beside tokenizer\.source"),
+        ("merge_method: linear\nprefer: base\n" + ONE, "prefer: it is not one of the models: expected one of the models"),
+        ("merge_method: linear\nassets: union\n" + ONE, "assets: it is not one of the models: expected base, or one of the models"),
+        ("merge_method: linear\nvocab: 3\n" + ONE, "vocab: is not a text"),
         ("merge_method: linear\nchat_template: auto\n" + ONE, "chat_template is not supported"),
         ("merge_method: linear\ndtype: int8\n" + ONE, "dtype"),
         ("merge_method: linear\nnonsense: 1\n" + ONE, "nonsense is unknown"),

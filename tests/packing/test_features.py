@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support.builders import Model, random_tensor, tuned_model
+from support.builders import Model, Tensor, random_tensor, tuned_model
 from support.fixtures import Applied, Merged, PackOf
 
 import deltapack
 from deltapack.errors import UnsupportedError
 from deltapack.format import codecs
+from deltapack.format.arrangement import FEATURE
 from deltapack.format.reader import PackReader
 from deltapack.packing import recipe
 
@@ -35,8 +37,16 @@ def add_row(patch: pytest.MonkeyPatch, table: Mapping[str, Any], row: Any) -> No
 
 def test_codecs_of_version_1_0_need_no_feature(pack_of: PackOf) -> None:
     """Every version reads a pack of today's codecs."""
-    assert codecs.known_features() == frozenset()
+    assert codecs.known_features() == {codecs.FILE_BASE, codecs.FOLDERS, codecs.RAW_TYPES}
     assert required(pack_of(BASE, tuned_model(BASE, 1), drop_rate=0.5, values="int4")) == ()
+
+
+def test_another_layout_is_a_feature(pack_of: PackOf, applied: Applied) -> None:
+    """Only a pack with a tensor that the base holds in another layout names it: one in the same layout is what it was before."""
+    turned = {"a": Tensor("bf16", np.ascontiguousarray(BASE["a"].bits.T)), "b": BASE["b"]}
+    same, other = pack_of(BASE, tuned_model(BASE, 1), "same"), pack_of(BASE, tuned_model(turned, 1), "other")
+    assert required(same) == () and required(other) == (FEATURE,)
+    assert applied(other)["a"].shape == (30, 40)
 
 
 @pytest.mark.parametrize("options", [{"values": "new8"}, {"values": "new8", "drop_rate": 0.0}])
@@ -47,7 +57,7 @@ def test_new_value_codec_names_its_feature(pack_of: PackOf, applied: Applied, me
     old = pack_of(BASE, tuned, "old", **options | {"values": "int8"})
     with pytest.MonkeyPatch.context() as patch:
         add_row(patch, codecs.VALUE_CODECS, replace(codecs.VALUE_CODECS["int8"], name="new8", feature="codec.new8"))
-        assert codecs.known_features() == {"codec.new8"}
+        assert codecs.known_features() == {"codec.new8", codecs.FILE_BASE, codecs.FOLDERS, codecs.RAW_TYPES}
         new = pack_of(BASE, tuned, "new", **options)
         assert required(new) == ("codec.new8",) and required(old) == ()
         assert applied(new) == applied(old)

@@ -53,6 +53,27 @@ def test_defaults() -> None:
         {"overrides": (Override("a", values="int0"),)},
         {"overrides": (Override("a", index="all"),)},
         {"overrides": (Override("a", rescale=math.inf),)},
+        {"drop_rate": "0.9"},
+        {"drop_rate": None},
+        {"drop_rate": True},
+        {"drop_rate": [0.9]},
+        {"fidelity": "0.1"},
+        {"rescale": "2"},
+        {"epsilon": "0.1"},
+        {"gamma": "0.1"},
+        {"seed": "1"},
+        {"values": 4},
+        {"values": ["int4"]},
+        {"index": {}},
+        {"sparsify": ["dare"]},
+        {"non_finite": None},
+        {"include": 3},
+        {"exclude": b"a"},
+        {"overrides": "a:drop-rate=0.5"},
+        {"overrides": Override("a")},
+        {"overrides": ("a",)},
+        {"overrides": (Override(3),)},  # type: ignore[arg-type]
+        {"overrides": (Override("a", drop_rate="0.5"),)},  # type: ignore[arg-type]
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any]) -> None:

@@ -199,7 +199,7 @@ def test_output_dtype(dtype: str, pack_of: PackOf, applied: Applied, tmp_path: P
         {"weight": float("inf")},
         {"rescale": float("inf")},
         {"dtype": "i8"},
-        {"dtype": "float16"},
+        {"dtype": "int8"},
         {"workers": 0},
         {"max_shard_size": "5 bananas"},
     ],
@@ -235,10 +235,13 @@ def test_outputs_that_may_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.docx").write_text("x")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    outs = ("base", "base/inside", "base/model.safetensors", "link", "link/inside", "pack.dpk", "mine", "", "no/where")
+    outs = ("base", "base/inside", "base/model.safetensors", "link", "link/inside", "mine", "", "no/where")
     for out in outs:
         with pytest.raises(OutputError):
             deltapack.apply(tmp_path / "base", pack, tmp_path / out, force=True)
+    for out in ("pack.dpk", "x.pt", "-", "x.SAFETENSORS"):
+        with pytest.raises(RecipeError, match=r"output cannot be|standard output|in capitals"):
+            deltapack.apply(tmp_path / "base", pack, Path(out) if out == "-" else tmp_path / out, force=True)
     deltapack.apply(tmp_path / "base", pack, tmp_path / "out")
     with pytest.raises(OutputError, match="exists"):
         deltapack.apply(tmp_path / "base", pack, tmp_path / "out")

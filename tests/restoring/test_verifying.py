@@ -80,7 +80,6 @@ WRONG_BASES: dict[str, tuple[Change, str | None]] = {
     "other names": (lambda base: {f"model.{name}": tensor for name, tensor in base.items()}, None),
     "missing": (without("layer.bias"), "layer.bias"),
     "missing removed": (without("removed"), "removed"),
-    "one more": (lambda base: base | {"more": whole("u8", [1])}, "more"),
     "other shape": (lambda base: base | {"layer.bias": random_tensor(1, (7, 100), "bf16")}, "layer.bias"),
     "other rows": (lambda base: base | {"grown": random_tensor(4, (91, 8), "bf16")}, "grown"),
     **{f"in {dtype}": (in_type(dtype), None) for dtype in FLOATS if dtype != "bf16"},

@@ -193,8 +193,9 @@ def read_model(path: Path) -> Model:
 
 
 def read_folder(path: Path) -> dict[str, bytes]:
-    """Every file of a folder, by relative name."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    """Every file of a folder, by relative name, but the list of what was written."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".deltapack.json"]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def add_by_hand(

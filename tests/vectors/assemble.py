@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +14,17 @@ from typing import Any
 import xxhash
 import zstandard
 from vectors import scalar
-from vectors.scalar import CHUNK, ITEMSIZE, TILE
+from vectors.scalar import CHUNK, ITEMSIZE, TILE, itemsize, size_of
 
+ODD = b'{"a" :[ 1,{ },[\t],"x\\\\","\\"]"], "b":\r\n"{,", "c": 1e5 2}]] ,"cut\\"'
+"""Not quite JSON: what is spread and joined are tokens."""
+BASE_FILES = {
+    "LICENSE": b"from the base",
+    "vocab.txt": b"".join(b"token %d\n" % (7 * i % 61) for i in range(60)),
+    "merges.txt": b"a b\r\nc d\r\n",
+    "odd.json": ODD,
+}
+"""The side files of every base."""
 SCALED = ("int8", "int4", "int3", "int2", "sign")
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
@@ -39,12 +47,12 @@ class Tensor:
     @property
     def numel(self) -> int:
         """The number of elements."""
-        return len(self.data) // ITEMSIZE[self.dtype]
+        return len(self.data) // itemsize(self.dtype)
 
     @property
     def chunk_digests(self) -> list[bytes]:
         """The digests of the chunks."""
-        step = CHUNK * ITEMSIZE[self.dtype]
+        step = CHUNK * itemsize(self.dtype)
         return [xxhash.xxh3_128_digest(self.data[i : i + step]) for i in range(0, len(self.data), step)]
 
     @property
@@ -90,6 +98,12 @@ def zstd(raw: bytes, **options: Any) -> bytes:
         params = zstandard.ZstdCompressionParameters.from_level(1, **options)
         return zstandard.ZstdCompressor(compression_params=params).compress(raw)
     return zstandard.ZstdCompressor(level=1).compress(raw)
+
+
+def zstd_after(before: bytes, raw: bytes) -> bytes:
+    """One frame whose matches may begin in what stands before its content."""
+    prefix = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdCompressor(level=19, dict_data=prefix).compress(raw)
 
 
 def stream(raw: bytes) -> tuple[bytes, int]:
@@ -343,7 +357,7 @@ class Pack:
     ) -> Pack:
         """Add a stored tensor, and say which tensor of the base it replaces; `over` is one of its name that it does not speak of."""
         entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
-        entry |= {"digest": new.root, "stored": stored_blob(new.data, ITEMSIZE[new.dtype], spoil)}
+        entry |= {"digest": new.root, "stored": stored_blob(new.data, itemsize(new.dtype), spoil)}
         digests, old_numel = list(new.chunk_digests), 0
         if replaces is not None:
             old_name, old = replaces
@@ -381,11 +395,29 @@ class Pack:
         self.said[name] = Said("removed", name, old)
         return self
 
+    def made_of(self, grid: list[list[int]], pieces: list[Json], hidden: Tensor | None = None) -> Pack:
+        """Say that the base tensor of the last entry is arranged so; `hidden` is one of the base that has its name."""
+        entry = self.entries[-1]
+        entry["base"] |= {"grid": grid, "pieces": pieces}
+        del self.base[entry["name"]]
+        self.base |= {} if hidden is None else {entry["name"]: hidden}
+        self.extra["required"] = ["arranged"]
+        return self
+
     def alias(self, name: str, of: str, over: Tensor | None = None) -> Pack:
         """Add an alias; `over` is the tensor of its name in the base."""
         if over is not None:
             self.base[name], self.said[name] = over, Said("alias", name, over)
         self.entries.append({"name": name, "kind": "alias", "of": of})
+        return self
+
+    def referring(self, name: str, content: bytes, blob: Blob | None = None, to: bytes | None = None) -> Pack:
+        """Add a side file that refers to the base's (or, for a fault, to another)."""
+        before = BASE_FILES[name] if to is None else to
+        self.file(name, content, blob=blob or Blob(zstd_after(before, content)))
+        assert self.files is not None
+        self.files[-1]["base"] = hashlib.sha256(before).hexdigest()
+        self.extra["required"] = ["files.base"]
         return self
 
     def file(self, name: str, content: bytes, inside: bool = True, blob: Blob | None = None) -> Pack:
@@ -463,7 +495,7 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
                 holder["digest"] = holder["digest"].hex(dtype, shape)
         if entry.get("kind") not in ("removed", "alias") and type(entry.get("shape")) is list:
             rows.append(tuple(entry.get(key, "") for key in ("name", "dtype", "shape", "digest")))
-            size += math.prod(map(int, entry["shape"])) * ITEMSIZE.get(str(entry.get("dtype")), 0)
+            size += size_of(str(entry.get("dtype")), [int(dim) for dim in entry["shape"]])
         for term in entry.get("terms") or []:
             if type(term) is dict:
                 place(term, "blob")

@@ -7,6 +7,7 @@ Where the fault leaves a base that fits, the vector names it: a decoder that lac
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +16,26 @@ from typing import Any
 import xxhash
 import zstandard
 from vectors import scalar
-from vectors.assemble import Blob, Json, Pack, Tensor, Term, dump, round_up, settle, stored_blob, stream, zstd
+from vectors.arranged import arranged_cases, valid_arranged
+from vectors.assemble import (
+    BASE_FILES,
+    Blob,
+    Json,
+    Pack,
+    Tensor,
+    Term,
+    dump,
+    round_up,
+    settle,
+    stored_blob,
+    stream,
+    zstd,
+    zstd_after,
+)
 from vectors.faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
 from vectors.invalid_blobs import blob_cases
 from vectors.invalid_fields import field_cases
+from vectors.scalar import size_of
 from vectors.valid import floats, tensor, term, valid_packs
 
 
@@ -85,7 +102,7 @@ def _room(index: Json) -> int:
     """The length of a text in `recipe` with which the index has a byte more than the limit of 64 MiB."""
     twin = copy.deepcopy(index)
     settle(twin, lambda n, end: round_up(end))
-    return (64 << 20) + 1 - len(dump(twin)) - len('"x":""')
+    return (256 << 20) + 1 - len(dump(twin)) - len('"x":""')
 
 
 def raw_frame(raw: bytes) -> bytes:
@@ -215,7 +232,7 @@ def index_cases() -> Iterator[Case]:
             )
         ),
         ("R6", "file-size-negative", FORMAT, lambda index: _file_of_base(index, -1)),
-        ("R6", "file-size-limit", LIMIT, lambda index: _file_of_base(index, (64 << 20) + 1)),
+        ("R6", "file-size-limit", LIMIT, lambda index: _file_of_base(index, (256 << 20) + 1)),
     ]
     late: list[tuple[str, str, str, Callable[[Json], None]]] = [
         ("R7", "past-index", FORMAT, put("files", 0, "blob", 1, 1 << 20)),
@@ -230,8 +247,18 @@ def index_cases() -> Iterator[Case]:
         **{"empty": "", "absolute": "/etc/x", "parent": "../x", "parent-inside": "a/../x", "double-slash": "a//b"},
         **{"folder": "a/", "dot": "./a", "backslash": "a\\b", "drive": "c:x", "newline": "a\nb", "c1": "a\u0085"},
         **{"nul": "a\0", "1f": "a\x1fb", "delete": "a\x7f", "80": "a\x80", "9f": "a\x9f", "drive-only": "c:"},
-        **{"hidden": ".git/x", "hidden-inside": "a/.b", "513-bytes": "n" * 513, "weights": "model.safetensors"},
-        **{"weights-upper": "sub/MODEL.SAFETENSORS", "weights-index": "model.safetensors.index.json"},
+        **{
+            "hidden": ".git/x",
+            "hidden-inside": "a/.b",
+            "513-bytes": "n" * 255 + "/" + "n" * 255 + "/n",
+            "part-256": "n" * 256,
+            "weights": "model.safetensors",
+        },
+        **{
+            "weights-upper": "sub/MODEL.SAFETENSORS",
+            "weights-index": "model.safetensors.index.json",
+            "weights-part": "model.safetensors/x",
+        },
     }
     for what, name in names.items():
         edits.append(("R13", f"name-{what}", FORMAT, put("files", 0, "name", name)))
@@ -264,7 +291,7 @@ def index_cases() -> Iterator[Case]:
     many.files = [{"name": f"f{i:04}", "size": 0, "sha256": "0" * 64} for i in range(1001)]
     yield "R6", "files-1001", LIMIT, None, many.build()
     big = small()
-    big.files = [{"name": f"f{i}", "size": 64 << 20, "sha256": "0" * 64} for i in range(5)]
+    big.files = [{"name": f"f{i}", "size": 256 << 20, "sha256": "0" * 64} for i in range(5)]
     yield "R6", "files-bytes", LIMIT, None, big.build()
     rows = bytes(2 * 3)
     for what, kind, old_shape, shape, tail in (
@@ -604,7 +631,6 @@ def base_cases() -> Iterator[Case]:
         ("R11", "dtype", put(*A, "base", {"digest": small().base["a"].digest, "dtype": "f16"})),
         ("R11", "removed-shape", put("tensors", 2, "base", {"digest": gone.digest, "dtype": "f32", "shape": [1, 2]})),
         ("R11", "removed-dtype", put("tensors", 2, "base", {"digest": gone.digest, "dtype": "i32", "shape": [2]})),
-        ("R11", "more-tensors", put("base", "tensors", 3)),
         ("R12", "digest", put(*A, "base", "digest", "0" * 32)),
     )
     for rule, what, edit in edits:
@@ -612,9 +638,6 @@ def base_cases() -> Iterator[Case]:
     wider = small()
     wider.removed("d", floats("f32", (2,)))
     yield "R11", "base-lacks-removed", MISMATCH, base, wider.build()
-    fewer = small()
-    del fewer.entries[2]
-    yield "R11", "base-has-another", MISMATCH, base, fewer.build()
     first = floats("bf16", (4, 3))
     last = Tensor("bf16", (4, 3), first.data[:-2] + bytes(2))
     other = Pack().patched("w", last, [term("bitmap", "int4", [0, 8])], shape=(3, 3))  # the row that goes is another
@@ -747,11 +770,11 @@ def file_cases() -> Iterator[Case]:
         ("stats-empty", put(*A, "stats", {})),
     ):
         yield "R4", what, FORMAT, None, small().build(edit)
-    base = "invalid-base"  # with the file LICENSE, "from the base"
+    base, vocab = "invalid-base", BASE_FILES["vocab.txt"]
     yield "R11", "file-missing", MISMATCH, base, small().file("gone.json", b"1", inside=False).build()
-    yield "R12", "file-differs", MISMATCH, base, small().file("LICENSE", b"from the BASE", inside=False).build()
-    longer = small().file("LICENSE", b"from the base", inside=False)
-    yield "R12", "file-size", MISMATCH, base, longer.build(put("files", 0, "size", 14))
+    yield "R12", "file-differs", MISMATCH, base, small().file("vocab.txt", vocab.upper(), inside=False).build()
+    longer = small().file("vocab.txt", vocab, inside=False)
+    yield "R12", "file-size", MISMATCH, base, longer.build(put("files", 1, "size", len(vocab) + 1))
     wrong = small()
     lie(wrong, "b", "0" * 32)
     yield "R12", "stored-alone", CHECKSUM, None, wrong.build()
@@ -767,6 +790,83 @@ def file_cases() -> Iterator[Case]:
         text = f"f8_e5m2\0{3},{width}\0".encode()
         lie(grown, "w", xxhash.xxh3_128_hexdigest(text + b"".join(digests)))
         yield "R12", what, CHECKSUM, None, grown.build()
+
+
+def referring_cases() -> Iterator[Case]:
+    """Side files that refer to the base's."""
+    base, vocab = "invalid-base", BASE_FILES["vocab.txt"]
+    content = vocab + b"more\n" * 9
+
+    def pack(blob: bytes | None = None, **options: Any) -> Pack:
+        return small().referring("vocab.txt", content, None if blob is None else Blob(blob), **options)
+
+    frame = zstd_after(vocab, content)
+    single = frame[:4] + b"\x60" + (len(content) - 256).to_bytes(2, "little")
+    assert frame[4] == 0x60 and frame.startswith(single)
+    blocks = frame[len(single) :]
+    missing = small().referring("vocab.txt", content)
+    assert missing.files is not None
+    missing.files[-1]["name"] = "zzz.txt"
+    yield "R11", "file-base-missing", MISMATCH, base, missing.build()
+    yield "R12", "file-base-differs", MISMATCH, base, pack(to=vocab.upper()).build()
+    yield "R8", "file-base-hash", CHECKSUM, base, pack().build(lambda index: _flip(index["files"][1]["blob"]))
+    yield "R8", "file-base-sha256", CHECKSUM, base, pack().build(put("files", 1, "sha256", "0" * 64))
+    yield "R8", "file-base-as-it-is", FORMAT, base, pack(content).build()
+    yield "R10", "file-base-window", FORMAT, base, pack(frame[:4] + b"\x40\x50" + single[5:] + blocks).build()
+    yield "R10", "file-base-states-256m", FORMAT, base, pack(frame[:4] + b"\xa0" + (1 << 28).to_bytes(4, "little") + blocks).build()
+    yield "R10", "file-base-dictionary-0", FORMAT, base, pack(frame[:4] + b"\x61\0" + single[5:] + blocks).build()
+    yield "R10", "file-base-last-byte-gone", FORMAT, base, pack(frame[:-1]).build()
+    yield "R10", "file-base-byte-more", FORMAT, base, pack(frame + b"\0").build()
+    far = (
+        Pack()
+        .referring("vocab.txt", b"x" * 7 + vocab * 9, to=vocab + b"x" * 300)
+        .build(put("files", 0, "base", hashlib.sha256(vocab).hexdigest()))
+    )
+    yield "R10", "file-base-far", FORMAT, "index-empty", far
+    yield "R5", "file-base-feature", UNSUPPORTED, None, small().build(put("required", ["files.bases"]))
+    old = small().file("vocab.txt", content)
+    yield "R4", "extra-file-base", FORMAT, base, old.build(put("files", 1, "base", hashlib.sha256(vocab).hexdigest()))
+    yield "R4", "lacks-file-blob", FORMAT, base, small().referring("vocab.txt", vocab).build(drop("files", 1, "blob"))
+
+
+def folder_cases() -> Iterator[Case]:
+    """Sub-folders with tensors."""
+    base, old = "folders-only", floats("bf16", (4, 3))
+
+    def pack(folders: Any, **options: Any) -> bytes:
+        made = Pack().unchanged("unet/w", old)
+        made.extra = {"required": ["folders"], "folders": folders}
+        for name in options.get("files", ()):
+            made.file(name, b"{}")
+        return made.build(options.get("edit"))
+
+    unet = {"unet": "model"}
+    yield "R4", "lacks-index-folders", FORMAT, base, pack(unet, edit=drop("folders"))
+    yield "R4", "extra-index-folders", FORMAT, base, pack(unet, edit=put("required", []))
+    yield "R4", "type-index-folders-type", FORMAT, base, pack([])
+    yield "R4", "type-index-folders-item", FORMAT, base, pack({"unet": 7})
+    yield "R6", "folders-none", FORMAT, base, pack({})
+    yield "R6", "folders-no-tensor", FORMAT, base, pack(unet | {"vae": "model"})
+    yield "R6", "folders-outer", FORMAT, base, pack(unet | {"une": "model"})
+    nameless = Pack().unchanged("a/", old).unchanged("a/w", old)
+    nameless.extra = {"required": ["folders"], "folders": {"a": "model"}}
+    yield "R6", "folders-no-name", FORMAT, None, nameless.build()
+    for what, names in (("alias-elsewhere", ("b/x", "a/w")), ("alias-at-top", ("x", "a/w")), ("alias-of-top", ("a/x", "w"))):
+        tied = Pack().unchanged("a/w", old).unchanged("b/w", old).unchanged("w", old).alias(*names)
+        tied.extra = {"required": ["folders"], "folders": {"a": "model", "b": "model"}}
+        yield "R6", f"folders-{what}", FORMAT, None, tied.build()
+    paths = {
+        **{"parent": "../x", "absolute": "/x", "empty": "", "hidden": "a/.b", "backslash": "a\\b", "drive": "c:"},
+        **{"weights": "x.safetensors", "part-256": "n" * 256},
+    }
+    for what, path in paths.items():
+        made = Pack().unchanged(f"{path}/w", old)
+        made.extra = {"required": ["folders"], "folders": {path: "model"}}
+        yield "R13", f"folder-{what}", FORMAT, None, made.build()
+    stems = {"slash": "a/b", "parent": "..", "empty": "", "hidden": ".a", "backslash": "a\\b", "192": "n" * 192}
+    for what, stem in stems.items():
+        yield "R13", f"folder-stem-{what}", FORMAT, base, pack({"unet": stem})
+    yield "R13", "folder-is-file", FORMAT, base, pack(unet, files=["unet"])
 
 
 def lie(pack: Pack, name: str, digest: str) -> None:
@@ -788,12 +888,48 @@ class Liar(Tensor):
         return self.stated
 
 
+def metadata_cases() -> Iterator[Case]:
+    """R4 on the metadata of weight files."""
+    for what, found in {
+        "list": [],
+        "strings": {"": "x"},
+        "number": {"": {"x": 1}},
+        "null": {"": {"x": None}},
+        "folder": {"": {}, "a": []},
+    }.items():
+        data = small().build(lambda index, found=found: index.update(optional={"dpk.metadata": found}))  # type: ignore[misc]
+        yield "R4", f"metadata-{what}", FORMAT, "invalid-base", data
+
+
+def raw_cases() -> Iterator[Case]:
+    """R5 and R6 on element types that 3.6 does not list."""
+    unknown = {"known": "raw16:BF16", "other-width": "raw8:F4", "lower-case": "raw8:f4", "no-width": "raw0:X", "leading-zero": "raw08:X"}
+    unknown |= {"no-name": "raw8:", "name-33": "raw8:" + "X" * 33, "width-1000": "raw1000:X"}
+    for what, dtype in unknown.items():
+        pack = Pack().stored("w", Tensor(dtype, (2,), bytes(size_of(dtype, [2]))))
+        pack.extra = {"required": ["raw-types"]}
+        yield "R5", f"raw-{what}", UNSUPPORTED, "index-empty", pack.build()
+    odd = Tensor("raw4:F4", (3,), b"\x01")
+    for what, pack, base in (
+        ("raw-odd", Pack().stored("w", odd), "index-empty"),
+        ("raw-odd-base", Pack().removed("w", odd), None),
+    ):
+        pack.extra = {"required": ["raw-types"]}
+        yield "R6", what, FORMAT, base, pack.build()
+    summed = Pack().unchanged("w", Tensor("raw8:X", (2,), b"\1\2"))
+    summed.extra = {"required": ["raw-types"]}
+    yield "R6", "terms-on-raw", FORMAT, None, summed.build(lambda index: index["tensors"][0].update(kind="delta", terms=[]))
+    huge = Pack().unchanged("w", Tensor("raw999:X", (0,), b""))
+    huge.extra = {"required": ["raw-types"]}
+    yield "R6", "numel-raw", LIMIT, None, huge.build(lambda index: index["tensors"][0].update(shape=[1 << 42]))
+
+
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
-    names = {name for name, _, _ in valid_packs()}
+    names = {name for name, _, _ in (*valid_packs(), *valid_arranged())}
     groups = (
         *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
-        *(field_cases, blob_cases),
+        *(raw_cases, metadata_cases, referring_cases, folder_cases, field_cases, blob_cases, arranged_cases),
     )
     for group in groups:
         for case in group():

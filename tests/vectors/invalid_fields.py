@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vectors.arranged import valid_arranged
 from vectors.assemble import Blob, Pack
 from vectors.faults import FORMAT, Case, drop, put
 from vectors.valid import valid_packs
@@ -41,6 +42,8 @@ OBJECTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "result": ("kind-delta", ("result",)),
     "source": ("kind-stored-replaces", ("tensors", 0, "base")),
     "source-removed": ("kind-removed", ("tensors", 0, "base")),
+    "arranged": ("arranged-experts", ("tensors", 4, "base")),
+    "piece": ("arranged-experts", ("tensors", 4, "base", "pieces", 1)),
     "stats": ("stats", ("tensors", 0, "stats")),
     "term-all": ("kind-delta", ("tensors", 0, "terms", 0)),
     "term-bitmap": ("kind-shrunk", ("tensors", 0, "terms", 0)),
@@ -55,6 +58,8 @@ OBJECTS_MUST = {
     "result": ("fingerprint", "tensors", "bytes"),
     "source": ("digest",),
     "source-removed": ("digest", "dtype", "shape"),
+    "arranged": ("digest", "grid", "pieces"),
+    "piece": ("name", "from"),
     "stats": ("l1", "max_abs"),
     **{"term-all": TERM, "term-bitmap": TERM, "term-gaps": (*TERM, "shift"), "term-seeded": (*TERM, "keep", "key")},
     "file": ("name", "size", "sha256"),
@@ -69,6 +74,8 @@ WRONG: dict[str, list[tuple[str, Any]]] = {
     "list": [("type", {})],
     "ints": [("type", {}), ("item", ["3"])],
     "strings": [("type", {}), ("item", [7])],
+    "grid": [("type", {}), ("item", [[1, 1], 8, [6]]), ("extent", [[1, 1], ["4", 4], [6]])],
+    "true": [("type", 1), ("false", False)],
     "hex": [("type", 7), ("short", -1), ("long", 1)],
     "blob": [("type", {}), ("two-items", 2), ("four-items", 4), ("float-free", "length"), ("hash", "hash")],
 }
@@ -80,13 +87,14 @@ result fingerprint hex|result tensors int|result bytes int|delta kind string|del
 delta shape ints|delta digest hex|delta base object|delta terms list|grown stored blob|grown stats object|alias of string
 source digest hex|source name string|source dtype string|source shape ints|stats l1 string|stats max_abs string
 term-all index string|term-all values string|term-all factor hex|term-all nnz int|term-all blob blob|term-seeded keep int
-term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|digests digests blob
+term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|referring base hex
+digests digests blob|arranged grid grid|arranged pieces list|piece name string|piece from ints|piece transposed true
 """
 
 
 def field_cases() -> Iterator[Case]:
     """R4: keys that are not there, that may not be there, and values of other types."""
-    packs = {name: pack for name, _, pack in valid_packs()}
+    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged())}
     yield from entry_cases(packs)
     yield from object_cases(packs)
     yield from type_cases(packs)
@@ -134,12 +142,16 @@ def type_cases(packs: dict[str, Pack]) -> Iterator[Case]:
         vector, path = _place(what)
         yield "R4", f"null-{what}-{key}", FORMAT, vector, packs[vector].build(put(*path, key, None))
     for what, value in (("int", 1), ("list", []), ("null", None)):
+        edit = put(*OBJECTS["piece"][1], value)
+        yield "R4", f"piece-is-{what}", FORMAT, "arranged-experts", packs["arranged-experts"].build(edit)
         yield "R4", f"term-is-{what}", FORMAT, "terms-none", packs["terms-none"].build(put("tensors", 0, "terms", [value]))
         yield "R4", f"file-is-{what}", FORMAT, "files-none", packs["files-none"].build(put("files", [value]))
 
 
 def _place(what: str) -> tuple[str, tuple[Any, ...]]:
     """A valid vector and the path to the object in it."""
+    if what == "referring":
+        return "files-base", ("files", 1)
     if what == "digests":
         return "chunks-stored", ("tensors", 0)
     if what in KINDS:

@@ -4,10 +4,12 @@ It uses neither the package nor the reference decoder, so that the three can be 
 
     v1-ok-<feature>.dpk          a valid pack
     v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]; `files` (where they matter): the side
-                                 files in hex, if the base has the file LICENSE with the content "from the base"
+                                 files in hex, if the base has the files of base_files.json;
+                                 `metadata` (where they matter): those of the restored weight file
     v1-several-<group>.json      cases on one base: `packs` with `weights` and the number of the one to `prefer` (if any, from 0), and
-                                 `result`, `aliases`, `files` (where they matter; the base has the file LICENSE) or `error` (the class)
+                                 `result`, `aliases`, `files` (where they matter; the base has these files) or `error` (the class)
     v1-several-<group>-*.dpk     their packs, each a valid one
+    base_files.json              the side files of every base, in hex
     v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
                                  (the .json file that holds a base to restore it with, or null)
     exact.json                   exact chunks, valid and invalid, by themselves
@@ -24,9 +26,10 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
 from vectors import exact_cases  # noqa: E402
-from vectors.assemble import Tensor  # noqa: E402
+from vectors.arranged import valid_arranged  # noqa: E402
+from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
-from vectors.scalar import ITEMSIZE  # noqa: E402
+from vectors.scalar import itemsize  # noqa: E402
 from vectors.several import Case, several_packs  # noqa: E402
 from vectors.valid import valid_packs  # noqa: E402
 from vectors.valid_bounds import bounds  # noqa: E402
@@ -35,7 +38,7 @@ from vectors.weighted import weighted_packs  # noqa: E402
 
 def runs(tensor: Tensor) -> list[list[Any]]:
     """The elements as [hex, repeat], with neighbours that stand once joined."""
-    size = ITEMSIZE[tensor.dtype]
+    size = itemsize(tensor.dtype)
     out: list[list[Any]] = []
     start, data = 0, tensor.data
     while start < len(data):
@@ -85,15 +88,18 @@ def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds()):
+    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds(), *valid_arranged()):
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
         if pack.weighted:
             document |= {"weight": pack.weight, "weighted": tensors_json(pack.weighted)}
-        if name.startswith("files"):  # the base has the file LICENSE
-            files = {"LICENSE": b"from the base"} if pack.files is None else pack.contents
+        if name.startswith("files"):
+            files = BASE_FILES if pack.files is None else pack.contents
             document |= {"files": {file: content.hex() for file, content in files.items()}}
+        metadata = pack.extra.get("optional", {}).get("dpk.metadata")
+        if metadata is not None:
+            document |= {"metadata": metadata.get("") or {"format": "pt"}}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
     for group, several in several_packs():
         for name, pack in several.packs.items():
@@ -107,6 +113,7 @@ def main() -> None:
         assert name not in expected, name
         (FOLDER / name).write_bytes(data)
         expected[name] = {"rule": rule, "error": error, "base": base and f"v1-ok-{base}.json"}
+    write_json(FOLDER / "base_files.json", {"files": {name: content.hex() for name, content in BASE_FILES.items()}})
     write_json(FOLDER / "invalid.json", {"vectors": expected})
     write_exact()
 

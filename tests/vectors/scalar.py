@@ -7,12 +7,27 @@ decoder cannot hide in the expected results.
 from __future__ import annotations
 
 import math
+import re
 import struct
 
 ITEMSIZE = {
     **{"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8_e4m3fn": 1, "f8_e5m2": 1, "f8_e8m0fnu": 1, "c64": 8},
     **{"i64": 8, "i32": 4, "i16": 2, "i8": 1, "u64": 8, "u32": 4, "u16": 2, "u8": 1, "bool": 1},
 }
+RAW = re.compile(r"raw(\d+):.*")
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element; a raw type is counted by the byte."""
+    return ITEMSIZE.get(dtype, 1)
+
+
+def size_of(dtype: str, shape: list[int]) -> int:
+    """Bytes of a tensor; 0 where the type is none."""
+    raw = RAW.fullmatch(dtype)
+    return math.prod(shape) * int(raw[1]) // 8 if raw else math.prod(shape) * ITEMSIZE.get(dtype, 0)
+
+
 NAN = {"f64": 0x7FF8 << 48, "f32": 0x7FC00000, "f16": 0x7E00, "bf16": 0x7FC0, "f8_e4m3fn": 0x7F, "f8_e5m2": 0x7E}
 TILE, CHUNK = 65_536, 1_048_576
 

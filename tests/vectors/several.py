@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vectors.assemble import Addend, Blob, Pack, Said, Tensor, Term, add_up, blends
+from vectors.arranged import EXPERTS, IN_ORDER, STACKED, arrange, experts, pack_of
+from vectors.assemble import BASE_FILES, Addend, Blob, Pack, Said, Tensor, Term, add_up, blends
 from vectors.scalar import CHUNK
-from vectors.valid import floats, tensor, term
+from vectors.valid import every, floats, tensor, term
 
 Json = dict[str, Any]
 CONFLICT, WRONG_BASE, FORMAT = "MergeConflictError", "BaseMismatchError", "FormatError"
@@ -329,7 +330,7 @@ def digests() -> Group:
 
 
 def files() -> Group:
-    """Whose side files the result has; the base has the file LICENSE."""
+    """Whose side files the result has; the base has some of its own."""
     old, names = floats("bf16", (2, 2)), ("config.json", "LICENSE")
 
     def pack(config: str | None, *, shapes: bool = False) -> Pack:
@@ -342,7 +343,7 @@ def files() -> Group:
     packs = {"a": pack('{"a":1}'), "a-too": pack('{"a":1}'), "b": pack('{"b":1}'), "none": pack(None), "empty": pack(None)}
     packs |= {"c-shapes": pack('{"c":1}', shapes=True), "d-shapes": pack('{"d":1}', shapes=True), "none-shapes": pack(None, shapes=True)}
     packs["empty"].files = []
-    license_of_base = {"LICENSE": "from the base"}
+    of_base, license_of_base = {name: text.decode() for name, text in BASE_FILES.items()}, {"LICENSE": "from the base"}
     cases = {}
     for chosen, prefer, config in (
         (("a", "a-too"), None, '{"a":1}'),
@@ -358,14 +359,42 @@ def files() -> Group:
         (("a", "none-shapes"), None, None),
         (("a", "b", "c-shapes"), None, '{"c":1}'),
     ):
-        case = Case(chosen, ("1",) * len(chosen), prefer, files=license_of_base | ({"config.json": config} if config else {}))
+        case = Case(chosen, ("1",) * len(chosen), prefer, files=license_of_base | {"config.json": config} if config else of_base)
         cases["-".join(chosen) + (f"-prefer-{prefer}" if prefer is not None else "")] = case
     cases["empty-a-prefer-0"] = Case(("empty", "a"), ("1", "1"), 0, files={})
-    assert all(set(case.files or {}) <= set(names) for case in cases.values())
+    assert all(set(case.files or {}) <= {*names, *BASE_FILES} for case in cases.values())
     return Group("side files", {"w": old}, packs, cases)
+
+
+def arranged() -> Group:
+    """Packs that make the same tensor of others are added up; else their results would hold different tensors."""
+    made = arrange(STACKED, IN_ORDER, EXPERTS)
+
+    def gone() -> Pack:
+        pack = Pack()
+        for name, held in EXPERTS.items():
+            pack.removed(name, held)
+        return pack
+
+    packs = {"a": experts(), "other": pack_of(STACKED, IN_ORDER[::-1], **EXPERTS), "plain": Pack()}
+    packs["b"] = gone().patched("w", made, [term("all", "int8", every(1, made.numel))]).made_of(STACKED, IN_ORDER)
+    packs["whole"] = gone().stored("w", floats("bf16", made.shape, 60), replaces=("w", made)).made_of(STACKED, IN_ORDER)
+    for name, held in EXPERTS.items():
+        packs["plain"].unchanged(name, held)
+    for name in ("a", "b", "whole"):
+        packs[name].file("config.json", b'{"a":1}' if name == "a" else b'{"b":1}')
+    packs["grown"] = experts().stored("new", tensor("i8", (1,), [1])).file("config.json", b'{"c":1}')
+    cases = {}
+    for pair in (("a", "b"), ("b", "whole"), ("whole", "a")):
+        parts = [(packs[name].said["w"], weight) for name, weight in zip(pair, WEIGHTS, strict=True)]
+        cases["-".join(pair)] = Case(pair, WEIGHTS, result={"w": summed(made, parts)})
+    for pair, prefer in ((("a", "other"), None), (("a", "other"), 0), (("a", "plain"), None), (("plain", "a"), 1)):
+        cases["-".join(pair) + (f"-prefer-{prefer}" if prefer is not None else "")] = Case(pair, WEIGHTS, prefer, CONFLICT)
+    cases["a-grown"] = Case(("a", "grown"), ("1", "1"), files={"config.json": '{"c":1}'})
+    return Group("arranged tensors", dict(EXPERTS), packs, cases)
 
 
 def several_packs() -> Iterator[tuple[str, Group]]:
     """Name and group."""
-    for make in (pairs, names, sums, example, bases, digests, files):
+    for make in (pairs, names, sums, example, bases, digests, files, arranged):
         yield make.__name__, make()

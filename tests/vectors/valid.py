@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from vectors import scalar
-from vectors.assemble import Pack, Tensor, Term, zstd
+from vectors.assemble import BASE_FILES, Blob, Pack, Tensor, Term, zstd
 from vectors.scalar import CHUNK, ITEMSIZE, TILE
 
 ONE = 0x3F80  # 1.0 as bf16
@@ -176,6 +176,23 @@ def arithmetic() -> Iterator[tuple[str, str, Pack]]:
     yield "weight", "`weighted` holds the result with weight 0.3", pack
 
 
+def raw_types() -> Iterator[tuple[str, str, Pack]]:
+    """Element types that 3.6 does not list: bytes, of a width in bits."""
+    four = Tensor("raw4:F4", (3, 4), bytes(range(6)))
+    pack = Pack().unchanged("a", four).unchanged("b", Tensor("raw6:F6_E3M2", (4,), b"\1\2\3"), "old.b")
+    pack.stored("c", Tensor("raw6:F6_E2M3", (2, 2), b"\4\5\6"), replaces=("c", floats("bf16", (2, 2))))
+    pack.stored("d", Tensor("raw128:C128", (), bytes(range(16)))).stored("e", Tensor("raw8:F8_E4M3FNUZ", (0, 3), b""))
+    pack.stored("f", Tensor("raw8:F8_E5M2FNUZ", (3,), b"\x7f\x80\xff"), replaces=("f", Tensor("raw8:F8_E4M3FNUZ", (3,), b"\1\2\3")))
+    pack.stored("g", tensor("u8", (2,), [1, 2]), replaces=("old.g", Tensor("raw999:X_1", (8,), bytes(999))))
+    pack.removed("h", Tensor("raw1:1", (16,), b"\xaa\x55")).patched("w", floats("bf16", (3,)), [term("all", "int8", every(1, 3))])
+    pack.extra = {"required": ["raw-types"]}
+    yield "raw-types", "unchanged, stored, replaced, removed", pack
+    pack = Pack().stored("w", Tensor("raw4:F4", (CHUNK + 1, 2), bytes(CHUNK) + b"\1"))
+    pack.unchanged("v", Tensor("raw12:X", (2, CHUNK), bytes(3 * CHUNK)))
+    pack.extra = {"required": ["raw-types"]}
+    yield "chunks-raw-types", "chunks count bytes", pack
+
+
 def kinds() -> Iterator[tuple[str, str, Pack]]:
     """Entry kinds and what the index can say."""
     old = floats("bf16", (4, 3))
@@ -241,6 +258,13 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     }
     yield "optional", "unknown optional features, escapes", pack
     pack = Pack().unchanged("w", old)
+    strings = {"format": "mlx", "modelspec.title": 'q"\\\n\u0001\u00fc', "ss_tag": "w", "": "\U0001f600"}
+    pack.extra = {"optional": {"dpk.metadata": {"": strings, "unet": {"format": "pt"}}}}
+    yield "metadata", "free strings for the headers of weight files", pack
+    pack = Pack().unchanged("w", old)
+    pack.extra = {"optional": {"dpk.metadata": {}}}
+    yield "metadata-none", "no folder, which is as if nothing were said", pack
+    pack = Pack().unchanged("w", old)
     pack.minor = 1
     yield "minor", "minor version 1", pack
     yield (
@@ -255,6 +279,32 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
             .file("sub/chat template.jinja", "\u00fc".encode())
         ),
     )
+    yield from raw_types()
+    vocab, merges = BASE_FILES["vocab.txt"], BASE_FILES["merges.txt"]
+    unix = merges.replace(b"\r\n", b"\n")
+    pack = Pack().file("merges.txt", unix, inside=False).file("vocab.txt", vocab.replace(b"\n", b"\r\n"), inside=False)
+    yield "files-line-ends", "the base has other line ends than at packing: the result has those of packing", pack
+    pack = (
+        Pack()
+        .file("LICENSE", b"of packing", inside=False)
+        .file("README.md", b"gone", inside=False)
+        .file("docs/NOTICE.txt", b"", inside=False)
+    )
+    pack.file("config.json", b"{}")
+    pack.contents = {"LICENSE": BASE_FILES["LICENSE"], "config.json": b"{}"}
+    yield "files-descriptive", "files for people: the base's of today, or none", pack
+    odd = b'{"a":[1,{},[],"x\\\\","\\"]"],"b":"{,","c":1e52}]],"cut\\"'
+    lines = b'{\n  "a": [\n    1,\n    {},\n    [],\n    "x\\\\",\n    "\\"]"\n  ],\n  "b": "{,",\n  "c": 1e52\n}\n]\n],\n"cut\\"'
+    for what, form in (("joined", odd), ("joined-lf", odd + b"\n"), ("spread", lines), ("spread-lf", lines + b"\n")):
+        yield f"files-{what}", "JSON of the base, laid out otherwise", Pack().file("odd.json", form, inside=False)
+    pack = Pack().referring("odd.json", lines * 9, to=lines)
+    yield "files-base-spread", "one that refers to the base's JSON, laid out otherwise", pack
+    pack = Pack().referring("vocab.txt", vocab[:200] + b"new token\n" + vocab[200:])
+    yield "files-base", "a file that refers to the base's", pack.file("config.json", b"{}")
+    pack = (
+        Pack().referring("merges.txt", unix * 40 + b"e f\n", to=unix).referring("vocab.txt", vocab * 2 + b"z", Blob(zstd(vocab * 2 + b"z")))
+    )
+    yield "files-base-line-ends", "one refers to the base's file with other line ends, one refers to it in name only", pack
     pack = Pack()
     pack.files = []
     yield "files-none", "an empty list of files: the result has none", pack
@@ -262,6 +312,25 @@ def kinds() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack().patched("w", old, grow, shape=(6, 3), tail=new)
     pack.entries[0]["stats"] = {"l1": "0.125", "max_abs": "1e-3"}
     yield "stats", "", pack
+
+
+def folders() -> Iterator[tuple[str, str, Pack]]:
+    """Weights in sub-folders, and bases that have more than they had at packing."""
+    old, some = floats("bf16", (4, 3)), [term("all", "int8", every(1, 12))]
+    pack = Pack().unchanged("top/w", old).patched("w", old, some).patched("2_Dense/w", old, some).patched("a/b/w", old, some)
+    pack.stored("a/b/new", tensor("i8", (1,), [1])).alias("a/tied", "a/c/w").unchanged("a/c/w", old).removed("gone/w", old)
+    pack.extra = {"required": ["folders"], "folders": {"2_Dense": "model", "a": "adapter_model", "a/b": "diffusion_pytorch_model"}}
+    yield "folders", "three folders, one in another; a name with a slash that is in none", pack.file("2_Dense/config.json", b"{}")
+    pack = Pack().unchanged("unet/w", old)
+    pack.extra = {"required": ["folders"], "folders": {"unet": "m" * 191}}
+    yield "folders-only", "no tensor at the top; the longest name of a weight file", pack
+    pack = Pack().patched("w", old, some)
+    pack.extra = {"base": pack.index_base()}
+    pack.base["more"] = floats("f32", (2,))
+    yield "base-has-another", "the base has a tensor that it did not have at packing", pack
+    pack = Pack().patched("w", old, some)
+    pack.extra = {"base": pack.index_base() | {"tensors": 3}}
+    yield "base-had-more", "the base has fewer tensors than it had at packing, but all that the pack names", pack
 
 
 def invalid_base() -> Iterator[tuple[str, str, Pack]]:
@@ -376,5 +445,5 @@ def free_values() -> Iterator[tuple[str, str, Pack]]:
 
 def valid_packs() -> Iterator[tuple[str, str, Pack]]:
     """Name, description and pack of each valid vector."""
-    for group in (codecs, arithmetic, kinds, invalid_base, large, frames, free_values):
+    for group in (codecs, arithmetic, kinds, folders, invalid_base, large, frames, free_values):
         yield from group()

@@ -30,8 +30,8 @@ def bounds() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack()
     for number in range(999):
         pack.file(f"{number:03}", b"")
-    pack.file("n" * 512, b"1")
-    yield "bounds-files", "1000 files, a name of 512 bytes", pack
+    pack.file("n" * 254 + "/" + "n" * 255 + "/n", b"1")
+    yield "bounds-files", "1000 files, a name of 512 bytes, a part of 255", pack
     pack = Pack().file("a-b", b"1").file("a", b"2").file("a.b/c", b"3").file("a.b/d/e..f", b"4").file("x.safetensors.md", b"5")
     yield "bounds-file-names", "no file is a folder of another; dots inside parts; an ending that only begins like weights", pack
     rows = floats("bf16", (4, 3))

@@ -9,6 +9,7 @@ import click
 import deltapack
 from deltapack.cli import options
 from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
+from deltapack.kinds import CHECKPOINT
 
 __all__ = ["command"]
 
@@ -16,9 +17,10 @@ __all__ = ["command"]
 @click.command(cls=options.Command, short_help="Restore a fine-tune from its base and a pack.")
 @options.base_argument
 @options.pack_argument
-@options.out_option("The folder to write, or a file if it ends in .safetensors.")
+@options.out_option(CHECKPOINT, "The folder to write, or a file if it ends in .safetensors.")
 @click.option("--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference.")
 @click.option("--rescale", type=float, metavar="F", help="Factor for kept values instead of the pack's own.")
+@options.weights_option
 @options.checkpoint_options
 @options.output_options
 def command(
@@ -27,6 +29,7 @@ def command(
     out: Path,
     weight: float,
     rescale: float | None,
+    weight_files: str | None,
     dtype: str | None,
     max_shard_size: str | None,
     no_verify: bool,
@@ -49,6 +52,7 @@ def command(
             out,
             weight=weight,
             rescale=rescale,
+            weight_files=weight_files,
             dtype=dtype,
             max_shard_size=max_shard_size,
             verify=not no_verify,
@@ -61,11 +65,22 @@ def command(
     if as_json:
         print_json(report.to_json())
     elif not quiet:
-        checked = "every tensor matches the digests in the pack"
+        asked = [
+            name for name, given in (("--weight", weight != 1), ("--rescale", rescale is not None), ("--dtype", dtype is not None)) if given
+        ]
         fields = [
             ("restored", str(report.out)),
             ("tensors", f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"),
-            ("verified", checked if report.verified else "no: not asked for, or another result was"),
+            ("verified", "every tensor matches the digests in the pack" if report.verified else f"no: {_why_not(no_verify, asked)}"),
         ]
         print_fields(fields)
         print_notes(report.notes)
+
+
+def _why_not(no_verify: bool, asked: list[str]) -> str:
+    """Say why the result was compared with no digest."""
+    if no_verify:
+        return "--no-verify was given"
+    if asked:
+        return f"{' and '.join(asked)} ask{'s' if len(asked) == 1 else ''} for another result than the pack's; the base was checked"
+    return "the pack has no digest for some of the tensors; the base was checked"

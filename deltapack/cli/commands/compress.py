@@ -20,6 +20,8 @@ from deltapack.cli.render import (
     print_table,
     show_progress,
 )
+from deltapack.cli.types import Choice
+from deltapack.kinds import PACK_FILE
 from deltapack.packing.recipe import (
     DENSE,
     INDEX_CHOICES,
@@ -54,7 +56,7 @@ def _parse_map(context: click.Context, parameter: click.Parameter, values: Seque
     for text in values:
         pattern, equals, replacement = text.rpartition("=")  # an expression may hold a `=`, a tensor's name does not
         if not equals or not pattern:
-            raise click.BadParameter(f"{text!r} is not of the form REGEX=REPLACEMENT.", context, parameter)
+            raise click.BadParameter(f"'{text}' is not of the form REGEX=REPLACEMENT.", context, parameter)
         pairs.append((pattern, replacement))
     return pairs
 
@@ -83,11 +85,11 @@ def _rescaled(how: str) -> str:
 @click.command(cls=options.Command, short_help="Pack the difference between a fine-tune and its base.")
 @options.base_argument
 @options.finetuned_argument
-@options.out_option("The pack to write. Required but for --dry-run.", required=False)
+@options.out_option(PACK_FILE, "The pack to write. Required but for --dry-run.", required=False)
 @click.option("--drop-rate", type=float, default=Recipe.drop_rate, show_default=True, help="Share of the difference to drop.")
 @click.option(
     "--sparsify",
-    type=click.Choice(list(SPARSIFY_CHOICES)),
+    type=Choice(list(SPARSIFY_CHOICES)),
     default=Recipe.sparsify,
     show_default=True,
     help=f"What to drop: {_DROPS}. All but {_RANDOM} store their positions.",
@@ -95,14 +97,14 @@ def _rescaled(how: str) -> str:
 @_sparsify_options
 @click.option(
     "--values",
-    type=click.Choice(VALUE_CHOICES),
+    type=Choice(VALUE_CHOICES),
     default=Recipe.values,
     show_default=True,
     help="How kept values are stored; auto takes the smallest that --fidelity allows.",
 )
 @click.option(
     "--index",
-    type=click.Choice(INDEX_CHOICES),
+    type=Choice(INDEX_CHOICES),
     default=Recipe.index,
     show_default=True,
     help=f"How kept positions are stored; auto takes the smallest. gaps is a bitmap where over {100 * DENSE:.0f} % are kept.",
@@ -141,6 +143,12 @@ def _rescaled(how: str) -> str:
 @click.option("--allow-unrelated", is_flag=True, help="Go on where most of FINETUNED has nothing to do with BASE.")
 @click.option("--include-code", is_flag=True, help="Let Python files of the fine-tune travel in the pack.")
 @click.option(
+    "--max-side-file", metavar="SIZE", help="Pack side files (tokenizer, config) up to this size, such as 200MB; 128 MiB unless given."
+)
+@click.option(
+    "--leave-out", multiple=True, metavar="GLOB", help="Leave side files of such names behind, such as '*.jsonl' or 'logs/*'. Repeatable."
+)
+@click.option(
     "--fidelity",
     type=float,
     metavar="SHARE",
@@ -148,12 +156,13 @@ def _rescaled(how: str) -> str:
 )
 @click.option(
     "--non-finite",
-    type=click.Choice(["error", "store"]),
+    type=Choice(["error", "store"]),
     default=Recipe.non_finite,
     show_default=True,
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would become of each tensor and about how large the pack would be, and stop.")
+@options.weights_option
 @options.workers_option
 @options.force_option
 @options.output_options
@@ -174,9 +183,12 @@ def command(
     keep_base: str | None,
     allow_unrelated: bool,
     include_code: bool,
+    max_side_file: str | None,
+    leave_out: Sequence[str],
     fidelity: float | None,
     non_finite: str,
     dry_run: bool,
+    weight_files: str | None,
     workers: int | None,
     force: bool,
     quiet: bool,
@@ -208,6 +220,9 @@ def command(
         "include_code": include_code,
         "keep_base": keep_base,
         "allow_unrelated": allow_unrelated,
+        "weight_files": weight_files,
+        "max_side_file": max_side_file,
+        "leave_out": leave_out,
         "workers": workers,
     }
     if dry_run:

@@ -10,6 +10,8 @@ import click
 
 from deltapack.cli import options
 from deltapack.cli.render import escaped, print_json, show_progress
+from deltapack.cli.types import OutPath
+from deltapack.kinds import CHECKPOINT
 
 __all__ = ["command"]
 
@@ -18,13 +20,13 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=OutPath(CHECKPOINT),
     default=Path("deltapack-demo"),
     show_default="./deltapack-demo",
     metavar="OUT",
     help="The folder to fill.",
 )
-@click.option("--force", is_flag=True, help="Replace the files of an earlier demo in that folder.")
+@click.option("--force", is_flag=True, help="Replace an earlier demo in that folder, if it is as the demo left it.")
 @options.workers_option
 @options.output_options
 def command(out: Path, force: bool, workers: int | None, quiet: bool, as_json: bool) -> None:
@@ -32,7 +34,7 @@ def command(out: Path, force: bool, workers: int | None, quiet: bool, as_json: b
 
     Trains a model and two fine-tunes of it on text that Python and its packages bring along, in about a minute
     and without a network, packs them at several drop rates, restores and merges them, and measures all. Leaves
-    the files in OUT to go on with.
+    the files in OUT to go on with, when all is done.
     """
     from deltapack.demo.flow import run_demo
 

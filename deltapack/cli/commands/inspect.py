@@ -54,9 +54,11 @@ def _print(summary: PackSummary) -> None:
         ("tensors", kinds_line(summary.kinds)),
     ]
     if summary.delta_elements:
-        share = f"{100 * summary.density:.4g} %"
+        weights, share = count_of(summary.delta_elements, "weight"), f"{100 * summary.density:.4g} %"
+        several = summary.term_elements != summary.delta_elements
+        whole = f"the {summary.term_elements:,} elements of several terms for {weights}" if several else weights
         fields += [
-            ("kept", f"{summary.nnz:,} of {count_of(summary.delta_elements, 'weight')} of changed tensors ({share})"),
+            ("kept", f"{summary.nnz:,} of {whole} of changed tensors ({share})"),
             ("bits per weight", f"{summary.delta_bits_per_weight:.4f}"),
             ("index codecs", kinds_line(summary.index_codecs)),
             ("value codecs", kinds_line(summary.value_codecs)),
@@ -89,7 +91,9 @@ def _settings(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 def _row(tensor: TensorSummary) -> tuple[str, ...]:
     shape = f"[{', '.join(map(str, tensor.shape))}]"
-    name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name
+    parts = tensor.base_parts
+    made_of = f" (from {f'{len(parts)} tensors' if len(parts) > 1 else parts[0]})" if parts else ""
+    name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name + made_of
     is_delta = bool(tensor.elements)
     return (
         name,

@@ -13,6 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
 from deltapack.cli.render import print_json, print_notes, show_progress
+from deltapack.kinds import EITHER
 
 if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
@@ -24,17 +25,16 @@ __all__ = ["command"]
 @click.command(cls=options.Command, short_help="Merge packs onto their common base.")
 @options.base_argument
 @click.argument("packs", type=options.pack_path, nargs=-1)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="OUT",
-    help="The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --explain.",
+@options.out_option(
+    EITHER,
+    "The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --report and --explain.",
+    required=False,
 )
 @options.merge_options
 @click.option("--dry-run", is_flag=True, help="Check everything that headers tell, and stop: names, types, disk, memory.")
 @click.option("--report", is_flag=True, help="Compare the packs layer by layer: overlap, conflicts of signs, cosine, norms.")
 @click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
+@options.weights_option
 @options.checkpoint_options
 @options.output_options
 def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
@@ -44,20 +44,25 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
     into a folder.
     """
     typed = _Typed(**given)
+    if out is None and not typed.report and typed.explain is None:
+        raise click.UsageError("Missing option '-o' / '--out' (only --report and --explain can do without).")
+    _refuse_what_has_no_effect(typed)
     asked = _from_options(packs, typed) if typed.recipe_file is None else _from_file(typed.recipe_file, packs, typed)
+    prefer = _owner("prefer", typed.prefer, asked, ())
     asked = replace(
         asked,
         dtype=typed.dtype or asked.dtype,
         assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
         vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
+        prefer=asked.prefer if prefer is None else Path(prefer),
     )
     call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
     if typed.explain is not None:
         call.explain(typed.explain)
         return
     if out is None:
-        raise click.UsageError("Missing option '-o' / '--out'.")
-    if typed.dry_run:
+        call.compare()
+    elif typed.dry_run:
         call.preview(out)
     else:
         call.merge(out)
@@ -76,12 +81,13 @@ class _Typed:
     parameters: tuple[str, ...]
     recipe_file: Path | None
     pack_folder: Path | None
-    prefer: Path | None
+    prefer: str | None
     assets: str | None
     vocab: str | None
     dry_run: bool
     report: bool
     explain: str | None
+    weight_files: str | None
     dtype: str | None
     max_shard_size: str | None
     no_verify: bool
@@ -89,6 +95,23 @@ class _Typed:
     workers: int | None
     device: str | None
     backend: str
+
+
+_NOT_EXPLAINED = ("out", "dry_run", "report", "assets", "dtype", "max_shard_size", "no_verify", "force", "device", "backend")
+"""Parameters of the command that an explanation has no use for."""
+
+
+def _refuse_what_has_no_effect(typed: _Typed) -> None:
+    """Refuse options that nothing would come of beside the others.
+
+    Raises:
+        click.UsageError: There is one; it is named.
+    """
+    useless = options.typed_options(_NOT_EXPLAINED) if typed.explain is not None else []
+    if useless:
+        raise click.UsageError(f"--explain prints a formula with its numbers and stops; {', '.join(useless)} would have no effect.")
+    if typed.pack_folder is not None and typed.recipe_file is None:
+        raise click.UsageError("--packs says where the packs of a recipe are; there is no --recipe.")
 
 
 @dataclass(frozen=True)
@@ -101,6 +124,7 @@ class _Asked:
     assets: Path | str | None = None
     vocab: Path | str | None = None
     notes: Sequence[str] = ()
+    prefer: Path | None = None
 
 
 def _from_options(packs: tuple[Path, ...], typed: _Typed) -> _Asked:
@@ -108,10 +132,12 @@ def _from_options(packs: tuple[Path, ...], typed: _Typed) -> _Asked:
 
     if not packs:
         raise click.UsageError("Missing argument 'PACKS...' (or --recipe FILE).")
-    parameters = dict(parse_parameter(text) for text in typed.parameters)
-    for name, value in (("lambda", typed.scale), ("normalize", typed.normalize)):
-        if value is not None:
-            parameters[name] = float(value)
+    pairs = [parse_parameter(text) for text in typed.parameters]
+    pairs += [(name, float(value)) for name, value in (("lambda", typed.scale), ("normalize", typed.normalize)) if value is not None]
+    parameters = dict(pairs)
+    for name in parameters:
+        if sum(name == other for other, _ in pairs) > 1:
+            raise click.UsageError(f"The parameter {name} has one value and is given twice.")
     recipe = recipe_from_texts(
         packs,
         method=typed.method or "linear",
@@ -138,7 +164,7 @@ def _from_file(path: Path, packs: tuple[Path, ...], typed: _Typed) -> _Asked:
     if given:
         raise click.UsageError(f"--recipe says it all; {', '.join(given)} cannot be given, too.")
     found = deltapack.read_merge_file(path, typed.pack_folder)
-    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes)
+    return _Asked(found.recipe, found.packs, found.dtype, found.assets, found.vocab, found.notes, found.prefer)
 
 
 def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> Path | str | None:
@@ -148,6 +174,8 @@ def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> 
     if text is None:
         return None
     name = text.removeprefix("from=")
+    if Path(name) in asked.packs:
+        return Path(name)
     return name if name in words else asked.packs[find_pack(what, name, asked.packs, words)]
 
 
@@ -166,11 +194,18 @@ class _Call:
         name = None if tensor == "auto" else tensor
         asked, typed = self.asked, self.typed
         report = deltapack.explain_merge(
-            self.base, asked.packs, name, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
+            self.base,
+            asked.packs,
+            name,
+            recipe=asked.recipe,
+            prefer=asked.prefer,
+            vocab=asked.vocab,
+            weight_files=typed.weight_files,
+            workers=typed.workers,
         )
         if self.as_json:
             print_json(report.to_json())
-        else:
+        elif not self.quiet:
             print_explanation(report)
 
     def preview(self, out: Path) -> None:
@@ -181,9 +216,10 @@ class _Call:
             asked.packs,
             out,
             recipe=asked.recipe,
-            prefer=typed.prefer,
+            prefer=asked.prefer,
             assets=asked.assets,
             vocab=asked.vocab,
+            weight_files=typed.weight_files,
             dtype=asked.dtype,
             max_shard_size=typed.max_shard_size,
             force=typed.force,
@@ -191,17 +227,33 @@ class _Call:
             device=typed.device,
             backend=typed.backend,
         )
-        survey = None
-        if typed.report:
-            survey = deltapack.survey_merge(
-                self.base, asked.packs, recipe=asked.recipe, prefer=typed.prefer, vocab=asked.vocab, workers=typed.workers
-            )
+        survey = self._survey() if typed.report else None
         if self.as_json:
             print_json(report.to_json() | {"survey": None if survey is None else survey.to_json()})
             return
         if not self.quiet:
-            print_preview(report)
+            print_preview(report, weighted=asked.recipe.formula.weighted)
         self._finish(survey, report.notes, [*report.warnings, *(survey.warnings if survey is not None else ())])
+
+    def compare(self) -> None:
+        """Print how the packs relate."""
+        survey = self._survey()
+        if self.as_json:
+            print_json(survey.to_json())
+        else:
+            self._finish(survey, [], survey.warnings)
+
+    def _survey(self) -> SurveyReport:
+        asked, typed = self.asked, self.typed
+        return deltapack.survey_merge(
+            self.base,
+            asked.packs,
+            recipe=asked.recipe,
+            prefer=asked.prefer,
+            vocab=asked.vocab,
+            weight_files=typed.weight_files,
+            workers=typed.workers,
+        )
 
     def merge(self, out: Path) -> None:
         """Merge and print what was done."""
@@ -212,9 +264,10 @@ class _Call:
                 asked.packs,
                 out,
                 recipe=asked.recipe,
-                prefer=typed.prefer,
+                prefer=asked.prefer,
                 assets=asked.assets,
                 vocab=asked.vocab,
+                weight_files=typed.weight_files,
                 dtype=asked.dtype,
                 max_shard_size=typed.max_shard_size,
                 verify=not typed.no_verify,
@@ -229,7 +282,7 @@ class _Call:
             print_json(report.to_json())
             return
         if not self.quiet:
-            print_merge(report, self.asked.recipe.method)
+            print_merge(report, self.asked.recipe.method, weighted=self.asked.recipe.formula.weighted)
         self._finish(report.survey, report.notes, report.warnings)
 
     def _finish(self, survey: SurveyReport | None, notes: Sequence[str], warnings: Sequence[str]) -> None:

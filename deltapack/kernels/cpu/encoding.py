@@ -16,6 +16,7 @@ from deltapack.kernels.reference.encoding import LANES, LEVELS, TINY, Groups, sa
 __all__ = ["compare", "difference", "kept_differences", "pack_codes", "quantize_groups", "sign_groups"]
 
 sign_groups = reference.sign_groups
+_INFINITE = 0x7F800000
 
 
 def compare(base: Elements, source: DType, tuned: Elements, target: DType) -> tuple[float, float, bool]:
@@ -25,6 +26,8 @@ def compare(base: Elements, source: DType, tuned: Elements, target: DType) -> tu
         return reference.compare(base, source, tuned, target)
     lanes = np.zeros(LANES, np.float64)
     largest = np.uint32(_statistics(one, other, lanes)).view(np.float32)
+    if not np.isfinite(largest):  # rare: are these the same on both sides?
+        return reference.compare(base, source, tuned, target)
     l1 = 0.0
     for lane in lanes.tolist():
         l1 += lane
@@ -55,14 +58,19 @@ def difference(base: Elements, source: DType, tuned: Elements, target: DType, ou
     if one is None or other is None:
         return reference.difference(base, source, tuned, target)
     out = np.empty(len(base), np.float32) if out is None else out
-    _subtract_all(one, other, out)
-    return out
+    largest = _subtract_all(one, other, out)
+    return out if largest < _INFINITE else reference.settled(out, base, source, tuned, target)
 
 
 @compiled
-def _subtract_all(base: NDArray[np.uint16], tuned: NDArray[np.uint16], out: Values) -> None:
+def _subtract_all(base: NDArray[np.uint16], tuned: NDArray[np.uint16], out: Values) -> np.uint32:
+    """Write the differences and return the bits of the largest exponent."""
+    largest = np.uint32(0)
     for i in range(np.uint64(len(base))):
-        out[i] = widen(tuned[i]) - widen(base[i])
+        delta = widen(tuned[i]) - widen(base[i])
+        out[i] = delta
+        largest = max(largest, as_u32(delta) & np.uint32(0x7F800000))
+    return largest
 
 
 def kept_differences(base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]) -> Values:
@@ -71,15 +79,20 @@ def kept_differences(base: Elements, source: DType, tuned: Elements, target: DTy
     if one is None or other is None:
         return reference.kept_differences(base, source, tuned, target, positions)
     out = np.empty(len(positions), np.float32)
-    _subtract(one, other, positions, out)
-    return out
+    largest = _subtract(one, other, positions, out)
+    return out if largest < _INFINITE else reference.settled(out, base[positions], source, tuned[positions], target)
 
 
 @compiled
-def _subtract(base: NDArray[np.uint16], tuned: NDArray[np.uint16], positions: NDArray[np.uint32], out: Values) -> None:
+def _subtract(base: NDArray[np.uint16], tuned: NDArray[np.uint16], positions: NDArray[np.uint32], out: Values) -> np.uint32:
+    """Write the differences at positions and return the bits of the largest exponent."""
+    largest = np.uint32(0)
     for i in range(np.uint64(len(positions))):
         position = np.uint64(positions[i])
-        out[i] = widen(tuned[position]) - widen(base[position])
+        delta = widen(tuned[position]) - widen(base[position])
+        out[i] = delta
+        largest = max(largest, as_u32(delta) & np.uint32(0x7F800000))
+    return largest
 
 
 def quantize_groups(values: Values, counts: Counts, top: int, mantissa_bits: int, candidates: int) -> Groups:

@@ -8,7 +8,7 @@ kept elements and elements of each tile. Where `out` is given, the result is a v
 from deltapack.kernels.reference.adding import add_encoded, add_in_place, add_sparse, are_finite, decode_encoded, sum_terms
 from deltapack.kernels.reference.blending import add_blended, blend
 from deltapack.kernels.reference.choosing import element_samples, histogram_high, histogram_low, places_below, places_between, row_ranks
-from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
+from deltapack.kernels.reference.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, settled, sign_groups
 from deltapack.kernels.reference.exact_model import context_ranges, count_symbols, decoding_table, frequencies_of
 from deltapack.kernels.reference.exact_rans import rans_decode, rans_encode
 from deltapack.kernels.reference.exact_symbols import (
@@ -78,6 +78,7 @@ __all__ = [
     "row_ranks",
     "sample_positions",
     "scalar_products",
+    "settled",
     "sign_groups",
     "stack_terms",
     "stairs_of",

@@ -14,7 +14,7 @@ from deltapack.kernels import rounding
 from deltapack.kernels.layout import GROUP, Counts, Elements, Values
 from deltapack.kernels.reference.values import group_counts
 
-__all__ = ["compare", "difference", "kept_differences", "pack_codes", "quantize_groups", "same_bits", "sign_groups"]
+__all__ = ["compare", "difference", "kept_differences", "pack_codes", "quantize_groups", "same_bits", "settled", "sign_groups"]
 
 Groups = tuple[NDArray[np.int8], NDArray[np.uint16]]
 LANES = 64
@@ -26,11 +26,40 @@ _PROBE = 4096
 
 
 def difference(base: Elements, source: DType, tuned: Elements, target: DType, out: Values | None = None) -> Values:
-    """Return fine-tuned minus base, `[n] f32`, rounded once (to f64 first, where one is f64); a backend may make it in `out`, `[n]`."""
+    """Return fine-tuned minus base, `[n] f32`, rounded once (to f64 first, where one is f64); a backend may make it in `out`, `[n]`.
+
+    Equal is equal: NaN less NaN and infinity less infinity are 0 as `settled` says.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         if "f64" in (source.name, target.name):
-            return (rounding.to_f64(tuned, target) - rounding.to_f64(base, source)).astype(np.float32)
-        return rounding.to_f32(tuned, target) - rounding.to_f32(base, source)
+            delta = (rounding.to_f64(tuned, target) - rounding.to_f64(base, source)).astype(np.float32)
+        else:
+            delta = rounding.to_f32(tuned, target) - rounding.to_f32(base, source)
+    return settled(delta, base, source, tuned, target)
+
+
+def settled(delta: Values, base: Elements, source: DType, tuned: Elements, target: DType) -> Values:
+    """Put 0 where a difference is not finite although base and fine-tune are the same; what differs keeps its NaN or infinity.
+
+    The same are elements of equal bits; of two types, where the converted base has the fine-tune's bits, and NaN and NaN, whose bits
+    cannot be compared.
+
+    Args:
+        delta: `[n] f32` fine-tuned minus base; changed in place.
+        base: `[n]` elements of the base.
+        source: Their type.
+        tuned: `[n]` elements of the fine-tune.
+        target: Their type.
+    """
+    odd = np.flatnonzero(~np.isfinite(delta))
+    if len(odd):
+        ours, theirs = rounding.convert(base[odd], source, target), tuned[odd]
+        ints = f"<u{target.itemsize}"
+        same = ours.view(ints) == theirs.view(ints)
+        if source != target:
+            same |= np.isnan(rounding.to_f64(ours, target)) & np.isnan(rounding.to_f64(theirs, target))
+        delta[odd[same]] = 0
+    return delta
 
 
 def kept_differences(base: Elements, source: DType, tuned: Elements, target: DType, positions: NDArray[np.uint32]) -> Values:

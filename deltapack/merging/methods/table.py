@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.errors import RecipeError
+from deltapack.errors import RecipeError, did_you_mean
 from deltapack.kernels.formulas import Formula
 from deltapack.kernels.layout import Sparse
 from deltapack.merging.methods import model_stock, ram, sce, ties, ties_paper, ties_peft
@@ -203,9 +203,10 @@ def find_method(name: str, semantics: str | None = None) -> MergeMethod:
         hint = "Use ties or sce on the packs, or restore the models with `deltapack apply` and merge those with mergekit."
         raise RecipeError(f"merge method {name!r} {REFUSED[name]}", hint=hint)
     if name not in METHODS:
-        raise RecipeError("merge method is unknown", expected="one of " + ", ".join(METHODS), found=name)
+        raise RecipeError("merge method is unknown", expected="one of " + ", ".join(METHODS), found=name, hint=did_you_mean(name, METHODS))
     variants = METHODS[name]
     wanted = semantics or "mergekit"
     if wanted not in variants:
-        raise RecipeError(f"semantics of {name} is unknown", expected="one of " + ", ".join(variants), found=wanted)
+        known = ", ".join(variants)
+        raise RecipeError(f"semantics of {name} is unknown", expected=f"one of {known}", found=wanted, hint=did_you_mean(wanted, variants))
     return variants[wanted]

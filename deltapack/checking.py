@@ -1,0 +1,74 @@
+"""What Python callers pass: a number, a path, a list of paths; anything else is one of our own errors, before work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from deltapack.errors import RecipeError
+
+__all__ = ["as_count", "as_number", "as_path", "as_paths"]
+
+_LONGEST = 60
+
+
+def as_number(what: str, value: object, *, path: Path | None = None) -> float:
+    """Return a number as a float: a Python, numpy or torch scalar, but no text, as `"0.9"` may be a number that was not read.
+
+    >>> as_number("weight", 1)
+    1.0
+
+    Raises:
+        RecipeError: It is none, or beyond f64.
+    """
+    if not isinstance(value, (bool, str, bytes)) and hasattr(value, "__float__"):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise RecipeError(f"{what} is not a number that a float can hold", path=path, found=_shown(value)) from error
+    raise RecipeError(f"{what} is not a number", path=path, expected="a number", found=_shown(value))
+
+
+def as_count(what: str, value: object, expected: str = "a whole number") -> int:
+    """Return a whole number.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise RecipeError(f"{what} is not a whole number", expected=expected, found=_shown(value))
+
+
+def as_path(what: str, value: object) -> Path:
+    """Return one path.
+
+    Raises:
+        RecipeError: It is none; of a list, the message says so.
+    """
+    if isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
+        return Path(value)
+    one = "one path, not several" if isinstance(value, Iterable) and not isinstance(value, bytes) else "a path"
+    raise RecipeError(f"{what} is not a path", expected=one, found=_shown(value))
+
+
+def as_paths(what: str, value: object) -> tuple[Path, ...]:
+    """Return several paths.
+
+    Raises:
+        RecipeError: It is a single one, whose characters nobody means, a mapping, or no list.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        raise RecipeError(f"{what} is one path, where a list is meant", found=_shown(value), hint=f"Write [{str(value)!r}].")
+    if isinstance(value, Mapping):
+        hint = "Give a list of paths, and what belongs to each with `weights`."
+        raise RecipeError(f"{what} is a mapping, where a list is meant", found=_shown(value), hint=hint)
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise RecipeError(f"{what} is not a list of paths", found=_shown(value))
+    return tuple(as_path(f"{what}[{number}]", item) for number, item in enumerate(value))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,0 +1,105 @@
+"""Types of arguments and options: what is typed is looked at before any work, and a wrong word gets the nearest right one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from deltapack.errors import RecipeError, did_you_mean
+from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of
+
+__all__ = ["CheckpointPath", "Choice", "OutPath", "PackPath", "Suggested"]
+
+
+class Choice(click.Choice[str]):
+    """A choice that says which word was probably meant."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return what is wrong with a word."""
+        near = did_you_mean(value, map(str, self.choices))
+        return super().get_invalid_choice_message(value, ctx) + (f" {near}" if near else "")
+
+
+class Suggested(click.types.StringParamType):
+    """Any text; the shell completes the words that are known."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = tuple(words)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the words that begin as what was typed."""
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+class CheckpointPath(click.Path):
+    """A folder or file that must exist; a name of the Hub is told from a path."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not os.path.exists(value):
+            self.fail(f"Path '{value}' does not exist. {hub_hint(value)}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class PackPath(click.Path):
+    """A file that must exist; what is plainly no pack is told before any work."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not os.path.exists(value):
+            self.fail(f"File '{value}' does not exist.{_near(str(value))}", param, ctx)
+        if os.path.isdir(value):
+            self.fail(f"'{value}' is a folder, and a pack is a .dpk file.{_swapped(ctx, value)}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class OutPath(click.Path):
+    """An output; a name that says something else than what is written is refused."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(path_type=Path)
+        self.what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not str(value):
+            self.fail("The name is empty.", param, ctx)
+        try:
+            check_output_name(value, self.what)
+        except RecipeError as error:
+            self.fail(f"{error}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _near(value: str) -> str:
+    """Say which pack of the folder may be meant."""
+    folder, name = os.path.split(value)
+    try:
+        packs = sorted(entry for entry in os.listdir(folder or ".") if entry.endswith(".dpk"))
+    except OSError:
+        return ""
+    near = did_you_mean(name, packs)
+    return f" {near}" if near else ""
+
+
+def _swapped(ctx: click.Context | None, value: object) -> str:
+    """Say so where base and pack seem to have changed places."""
+    base = (ctx.params if ctx is not None else {}).get("base")
+    if not isinstance(base, Path) or not base.is_file():
+        return " Where a base is given, too, it comes before the pack."
+    with open(base, "rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES), base.name)
+    if kind is None or kind.name != "pack":
+        return " The base comes before the pack."
+    return f" Base and pack have changed places: give '{value}' before '{base}'."

@@ -1,0 +1,29 @@
+"""Which features a reader of a pack has to know (spec/05-versions.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from deltapack.format.arrangement import FEATURE
+from deltapack.format.codecs import FILE_BASE, FOLDERS, RAW_TYPES
+from deltapack.format.index import Entry, FileEntry
+
+__all__ = ["features_of"]
+
+_NO_FOLDERS: Mapping[str, str] = MappingProxyType({})
+
+
+def features_of(
+    entries: Iterable[Entry], files: Iterable[FileEntry] | None = None, folders: Mapping[str, str] = _NO_FOLDERS
+) -> tuple[str, ...]:
+    """Return the required features of a pack: those of the codecs, types, files and folders that it has, and no other."""
+    found = {FILE_BASE} if any(file.base for file in files or ()) else set()
+    found |= {FOLDERS} if folders else set()
+    for entry in entries:
+        found |= {row.feature for term in entry.terms for row in (term.index_codec, term.value_codec)}
+        if entry.dtype.raw_bits or (entry.base is not None and entry.base.dtype.raw_bits):
+            found.add(RAW_TYPES)
+        if entry.base is not None and entry.base.arranged is not None:
+            found.add(FEATURE)
+    return tuple(sorted(found - {""}))

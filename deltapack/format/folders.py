@@ -1,0 +1,21 @@
+"""Tensors in sub-folders of a checkpoint. Implements spec/03-index.md section 3.9."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+__all__ = ["folder_of"]
+
+
+def folder_of(name: str, folders: Collection[str]) -> str:
+    """Return the sub-folder that a tensor of this name is in, the longest that fits; the empty string stands for the top.
+
+    >>> folder_of("a/b/w", {"a", "a/b"}), folder_of("a/c/w", {"a", "a/b"}), folder_of("a", {"a"})
+    ('a/b', 'a', '')
+    """
+    end = name.rfind("/") if folders else -1
+    while end > 0:
+        if name[:end] in folders:
+            return name[:end]
+        end = name.rfind("/", 0, end)
+    return ""

@@ -1,0 +1,284 @@
+"""Fine-tunes that hold tensors fused, split, stacked or transposed start from the base's; what the values do not bear out does not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.builders import Model, Tensor, cast, moved, random_tensor, read_model, whole, write_file
+
+import deltapack
+from deltapack.checkpoint import match_names, open_checkpoint
+from deltapack.checkpoint.families import find_families, siblings_of, template_of
+from deltapack.checkpoint.names import NameMatch
+from deltapack.checkpoint.tensors import TensorInfo
+from deltapack.dtypes import BY_NAME
+from deltapack.format.reader import PackReader
+from deltapack.packing.proposing import propose_arrangements
+from deltapack.packs.inspecting import inspect_pack
+
+EXPERTS, INNER, WIDTH = 3, 8, 16
+
+
+def joined(*parts: Tensor, axis: int = 0) -> Tensor:
+    """Tensors joined."""
+    return Tensor(parts[0].dtype, np.concatenate([part.bits for part in parts], axis))
+
+
+def stacked(*parts: Tensor) -> Tensor:
+    """Tensors stacked."""
+    return Tensor(parts[0].dtype, np.stack([part.bits for part in parts]))
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """The last two dimensions exchanged."""
+    return Tensor(tensor.dtype, np.ascontiguousarray(tensor.bits.swapaxes(-1, -2)))
+
+
+def tuned(model: Mapping[str, Tensor]) -> Model:
+    """A fine-tune in the same layout."""
+    return {name: moved(tensor, 100 + number, 0.01) for number, (name, tensor) in enumerate(model.items())}
+
+
+def matched(tmp_path: Path, base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]) -> NameMatch:
+    """What compress matches."""
+    paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("tuned", finetuned))]
+    with open_checkpoint(paths[0]) as one, open_checkpoint(paths[1]) as other:
+        return propose_arrangements(one, other, match_names(one.tensors, other.tensors))[1]
+
+
+def check_both_ways(tmp_path: Path, base: Model, layout: Model) -> None:
+    """Each of two layouts of one model is packed against the other: every tensor has a partner, and comes back in its own layout."""
+    one, two = (write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("one", base), ("two", layout)))
+    for base_path, tuned_path, wanted in ((one, two, layout), (two, one, base)):
+        out = tmp_path / f"{tuned_path.stem}.dpk"
+        recipe = deltapack.Recipe(drop_rate=0.0, values="int8")
+        report = deltapack.compress(base_path, tuned_path, out, recipe=recipe, force=True)
+        assert report.warnings == []
+        deltapack.verify(out, base_path)
+        deltapack.apply(base_path, out, tmp_path / "out.safetensors", force=True)
+        restored = read_model(tmp_path / "out.safetensors")
+        assert restored.keys() == wanted.keys()
+        assert all(restored[name].shape == wanted[name].shape for name in wanted)
+        assert max(float(np.abs(restored[name].f64 - wanted[name].f64).max()) for name in wanted) < 0.004
+        with PackReader(out) as reader:
+            assert reader.index.required == ("arranged",)
+            assert all(entry.base is not None for entry in reader.index.entries)
+
+
+def experts(names: tuple[str, str, str], prefix: str = "model.layers.0.mlp") -> Model:
+    """Separate experts."""
+    shapes = ((INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER))
+    made = itertools.product(range(EXPERTS), zip(names, shapes, strict=True))
+    return {f"{prefix}.experts.{e}.{n}.weight": random_tensor(7 * e + i, shape, "f32") for i, (e, (n, shape)) in enumerate(made)}
+
+
+def fused(separate: Model, names: tuple[str, str, str], prefix: str, *, lying: bool = False) -> Model:
+    """The same experts as transformers 5 holds them, or the other way round."""
+    gates, ups, downs = ([separate[f"{prefix}.experts.{e}.{n}.weight"] for e in range(EXPERTS)] for n in names)
+    both = stacked(*(joined(gate, up) for gate, up in zip(gates, ups, strict=True)))
+    down = stacked(*downs)
+    return {"gate_up_proj": turned(both) if lying else both, "down_proj": turned(down) if lying else down}
+
+
+QWEN, MIXTRAL = ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")
+
+
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize("names", [QWEN, MIXTRAL])
+def test_experts(tmp_path: Path, names: tuple[str, str, str], lying: bool) -> None:
+    """Stacked, joined, transposed, under the names of Qwen and of Mixtral."""
+    base, prefix = experts(names), "model.layers.0.mlp"
+    layout = fused(tuned(base), names, prefix, lying=lying)
+    check_both_ways(tmp_path, base, {f"{prefix}.experts.{name}": tensor for name, tensor in layout.items()})
+
+
+def test_experts_of_a_module_with_another_name(tmp_path: Path) -> None:
+    """Mixtral's block_sparse_moe, which transformers 5 calls mlp, with the router beside the experts."""
+    base: Model = {}
+    layout: Model = {}
+    for layer in range(2):
+        old, new = f"model.layers.{layer}.block_sparse_moe", f"model.layers.{layer}.mlp"
+        own = experts(MIXTRAL, old) | {f"{old}.gate.weight": random_tensor(90 + layer, (EXPERTS, WIDTH))}
+        base |= own
+        changed = tuned(own)
+        layout |= {f"{new}.experts.{name}": tensor for name, tensor in fused(changed, MIXTRAL, old).items()}
+        layout[f"{new}.gate.weight"] = changed[f"{old}.gate.weight"]
+    check_both_ways(tmp_path, base, layout)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("qkv")))
+def test_order_of_q_k_v_is_read_off_the_values(tmp_path: Path, order: tuple[str, ...]) -> None:
+    """All are square; with biases, which are in the same order though they are nothing in the base."""
+    base = {f"h.0.attn.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")}
+    base |= {f"h.0.attn.{n}_proj.bias": cast(np.zeros(WIDTH), "f32") for n in "qkv"}
+    changed = tuned(base)
+    layout = {f"h.0.attn.qkv.{kind}": joined(*(changed[f"h.0.attn.{n}_proj.{kind}"] for n in order)) for kind in ("weight", "bias")}
+    check_both_ways(tmp_path, base, layout)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("order", ["qkv", "kvq"])
+def test_heads_that_take_turns(tmp_path: Path, groups: int, order: str) -> None:
+    """Each head, or group of heads, with its q, k and v, as GPT-NeoX and InternLM2 hold them; of other sizes for q than for k and v."""
+    rows = {"q": 16 * groups, "k": 8 * groups, "v": 8 * groups}
+    base = {f"attn.{n}_proj.weight": random_tensor(i, (count, WIDTH)) for i, (n, count) in enumerate(rows.items())}
+    base |= {f"attn.{n}_proj.bias": cast(np.zeros(count), "f32") for n, count in rows.items()}
+    changed = tuned(base)
+
+    def woven(kind: str) -> Tensor:
+        parts = [changed[f"attn.{n}_proj.{kind}"].bits for n in order]
+        blocks = [np.split(part, groups) for part in parts]
+        return Tensor("f32", np.concatenate([block[group] for group in range(groups) for block in blocks]))
+
+    check_both_ways(tmp_path, base, {f"attn.query_key_value.{kind}": woven(kind) for kind in ("weight", "bias")})
+
+
+def test_in_proj_of_multihead_attention(tmp_path: Path) -> None:
+    base = {
+        f"attn.{n}_proj.{kind}": random_tensor(i, (WIDTH, WIDTH) if kind == "weight" else (WIDTH,)) for i, (n, kind) in enumerate(_qkv())
+    }
+    changed = tuned(base)
+    check_both_ways(
+        tmp_path, base, {f"attn.in_proj_{k}": joined(*(changed[f"attn.{n}_proj.{k}"] for n in "qkv")) for k in ("weight", "bias")}
+    )
+
+
+def _qkv() -> list[tuple[str, str]]:
+    return [(name, kind) for name in "qkv" for kind in ("weight", "bias")]
+
+
+def test_gate_and_up_of_a_dense_layer_joined_along_columns(tmp_path: Path) -> None:
+    """Phi-3's gate_up_proj; and as a Conv1D would hold it."""
+    base = {f"mlp.{n}_proj.weight": random_tensor(i, (INNER, WIDTH)) for i, n in enumerate(("gate", "up"))}
+    both = joined(*tuned(base).values())
+    check_both_ways(tmp_path, base, {"mlp.gate_up_proj.weight": both})
+    check_both_ways(tmp_path, base, {"mlp.gate_up_proj.weight": turned(both)})
+
+
+def test_matrices_of_the_same_name_that_lie_the_other_way_round(tmp_path: Path) -> None:
+    """GPT-2's Conv1D; a square one is told by its values, and one that lies as in the base stays."""
+    base = {
+        "c_attn.weight": random_tensor(1, (WIDTH, 3 * WIDTH)),
+        "c_proj.weight": random_tensor(2, (WIDTH, WIDTH)),
+        "same.weight": random_tensor(3, (WIDTH, WIDTH)),
+    }
+    changed = tuned(base)
+    layout = changed | {name: turned(changed[name]) for name in ("c_attn.weight", "c_proj.weight")}
+    check_both_ways(tmp_path, base, layout)
+    found = matched(tmp_path, base, layout)
+    assert [note.split("'")[1] for note in found.notes] == ["c_attn.weight", "c_proj.weight"]
+
+
+def test_other_types_are_converted(tmp_path: Path) -> None:
+    """The base's bf16 parts become a fused f32 tensor."""
+    base = {f"a.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH), "bf16") for i, n in enumerate("qkv")}
+    layout = {"a.qkv.weight": joined(*(moved(tensor, 9, 0.01, "f32") for tensor in base.values()))}
+    check_both_ways(tmp_path, base, layout)
+
+
+def test_values_that_do_not_fit_are_not_matched(tmp_path: Path) -> None:
+    """Names and shapes alone match nothing, and it is said."""
+    base = {f"a.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")}
+    found = matched(tmp_path, base, {"a.qkv.weight": random_tensor(50, (3 * WIDTH, WIDTH))})
+    assert found.base_of == {} and found.only_finetuned == ("a.qkv.weight",) and len(found.only_base) == 3
+    assert any("fit in no way" in note for note in found.notes)
+
+
+def test_two_orders_that_fit_alike_are_not_guessed(tmp_path: Path) -> None:
+    """Of equal parts nobody knows the order."""
+    same = random_tensor(1, (WIDTH, WIDTH))
+    base = {"a.gate_proj.weight": same, "a.up_proj.weight": same}
+    found = matched(tmp_path, base, {"a.gate_up_proj.weight": joined(moved(same, 2), moved(same, 3))})
+    assert found.base_of == {} and any("fit in no way" in note for note in found.notes)
+
+
+def test_one_layer_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    base = {f"l.{layer}.{n}_proj.weight": random_tensor(10 * layer + i, (WIDTH, WIDTH)) for layer in range(8) for i, n in enumerate("qkv")}
+    changed = tuned(base)
+    layout = {f"l.{layer}.qkv.weight": joined(*(changed[f"l.{layer}.{n}_proj.weight"] for n in "qkv")) for layer in range(8)}
+    layout["l.5.qkv.weight"] = random_tensor(99, (3 * WIDTH, WIDTH))
+    found = matched(tmp_path, base, layout)
+    assert sorted(found.base_of) == [f"l.{layer}.qkv.weight" for layer in range(8) if layer != 5]
+    assert any("'l.5.qkv.weight' was not matched" in note for note in found.notes)
+    assert found.only_base == tuple(f"l.5.{n}_proj.weight" for n in "kqv")
+
+
+def test_a_tensor_of_the_base_is_not_hidden(tmp_path: Path) -> None:
+    """Where the base has another tensor of the fused one's name, nothing is arranged: nobody would say what became of that."""
+    base = {f"a.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")} | {
+        "a.qkv.weight": random_tensor(8, (5, 2))
+    }
+    layout = {"a.qkv.weight": joined(*tuned({name: base[name] for name in sorted(base) if "_proj" in name}).values())}
+    found = matched(tmp_path, base, layout)
+    assert any("the base has another tensor of that name" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("dtype", ["f8_e4m3fn", "i32"])
+def test_codes_are_left_alone(tmp_path: Path, dtype: str) -> None:
+    """8-bit floats may have scales elsewhere, and integers are no weights."""
+
+    def codes(seed: int) -> Tensor:
+        return (
+            random_tensor(seed, (WIDTH, WIDTH), dtype)
+            if dtype[0] == "f"
+            else whole("i32", np.arange(seed, seed + WIDTH * WIDTH).reshape(WIDTH, WIDTH))
+        )
+
+    base = {f"a.{n}_proj.weight": codes(i) for i, n in enumerate("qkv")}
+    assert matched(tmp_path, base, {"a.qkv.weight": joined(*base.values())}).base_of == {}
+
+
+def infos(names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, BY_NAME["f32"], shape, "") for name in names.split()}
+
+
+@pytest.mark.parametrize(
+    ("fused_names", "parts", "expected"),
+    [
+        ("a.qkv.weight", "a.q_proj.weight a.k_proj.weight a.v_proj.weight", [("a.qkv.weight", 3, False)]),
+        ("a.qkv.weight", "a.q_proj.weight a.k_proj.weight", []),
+        ("a.qkv.bias", "a.q_proj.weight a.k_proj.weight a.v_proj.weight", []),
+        ("a.qkv.weight", "b.q_proj.weight b.k_proj.weight b.v_proj.weight", [("a.qkv.weight", 3, False)]),
+        ("a.qkv.weight", "b.q.weight b.k.weight b.v.weight c.q.weight c.k.weight c.v.weight", []),
+        (
+            "x.0.down_proj x.1.down_proj",
+            "x.0.0.w2.weight x.0.1.w2.weight x.1.0.w2.weight",
+            [("x.0.down_proj", 2, True), ("x.1.down_proj", 1, True)],
+        ),
+        ("x.down_proj", "x.1.w2.weight x.2.w2.weight", []),
+        ("x.down_proj", "x.w2.weight", []),
+    ],
+)
+def test_families(fused_names: str, parts: str, expected: list[tuple[str, int, bool]]) -> None:
+    """By names alone: all parts there, of one kind, experts counted from 0, and one module only that may be meant."""
+    found = find_families(infos(fused_names), infos(parts))
+    assert [(family.fused, sum(map(len, family.parts)), family.stacked) for family in found] == expected
+
+
+def test_siblings() -> None:
+    """Tensors beside the experts have the new name of the module, if the other side has one of this name."""
+    parts = infos("m.0.old.experts.0.w2.weight m.0.old.gate.weight m.0.old.other m.1.old.gate.weight")
+    names = infos("m.0.mlp.experts.down_proj m.0.mlp.gate.weight m.1.mlp.gate.weight")
+    assert siblings_of(find_families(names, parts), names, parts) == {"m.0.old.gate.weight": "m.0.mlp.gate.weight"}
+    assert template_of("m.0.x.12") == ("m.#.x.#", (0, 12))
+
+
+def test_the_report_says_what_was_matched(tmp_path: Path) -> None:
+    """Once for all layers; the preview says it tensor by tensor."""
+    base = experts(QWEN) | {"norm.weight": cast(np.ones(WIDTH), "f32")}
+    prefix = "model.layers.0.mlp"
+    layout: Any = {f"{prefix}.experts.{n}": t for n, t in fused(tuned(base), QWEN, prefix).items()} | {"norm.weight": base["norm.weight"]}
+    one, two = (write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("one", base), ("two", layout)))
+    report = deltapack.compress(one, two, tmp_path / "out.dpk")
+    assert report.kinds == {"delta": 2, "removed": 9, "unchanged": 1}
+    assert sum("was matched with the base's" in note for note in report.notes) == 2
+    assert not any("removed" in note for note in report.notes)
+    rows = {row.name: row for row in deltapack.preview_compress(one, two).tensors}
+    assert rows[f"{prefix}.experts.gate_up_proj"].base_name == "6 tensors"
+    shown = {tensor.name: tensor for tensor in inspect_pack(tmp_path / "out.dpk").tensors}
+    assert len(shown[f"{prefix}.experts.gate_up_proj"].base_parts) == 6 and shown["norm.weight"].base_parts == ()
