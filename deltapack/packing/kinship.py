@@ -107,9 +107,12 @@ def check_placeholders(base: Checkpoint, finetuned: Checkpoint, match: NameMatch
     Raises:
         CheckpointError: There is one: ZeRO-3 saves such placeholders unless told to gather the weights.
     """
-    for name, partner in match.base_of.items():
-        tensor = finetuned.tensors[name]
-        if tensor.numel == 0 and base.tensors[partner].numel:
+    ends: dict[str, list[str]] = {}
+    for name in match.only_base:
+        ends.setdefault(_end(name), []).append(name)
+    for name, tensor in finetuned.tensors.items():
+        partner = match.base_of.get(name) or next(iter(ends.get(_end(name), [])), None)
+        if tensor.numel == 0 and partner is not None and base.tensors[partner].numel:
             raise CheckpointError(
                 "the tensor has no elements where the base has some: the checkpoint was saved without gathering its parts",
                 path=finetuned.path,
@@ -118,6 +121,11 @@ def check_placeholders(base: Checkpoint, finetuned: Checkpoint, match: NameMatch
                 found=list(tensor.shape),
                 hint="With DeepSpeed ZeRO-3 set stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py and pack what it writes.",
             )
+
+
+def _end(name: str) -> str:
+    """Return the last two parts of a name, which a wrapper or another prefix does not change."""
+    return ".".join(name.replace("/", ".").split(".")[-2:])
 
 
 def check_codes(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles: tuple[Mapping[str, str], Mapping[str, str]]) -> None:

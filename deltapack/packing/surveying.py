@@ -68,7 +68,7 @@ def survey_inputs(
         notes.append(f"removed, as the fine-tune lacks them: {shortened(removed)}")
     if kept:
         notes.append(f"kept from the base, though the fine-tune lacks them: {shortened(kept)}")
-    for setting, lost in missing_by_config(config, removed, finetuned.tensors).items():
+    for setting, lost in missing_by_config(config, removed, [*finetuned.tensors, *match.base_of.values()]).items():
         warnings.append(
             f"the fine-tune lacks {shortened(lost)}, which its config.json still asks for ({setting}): a program that loads the result "
             "may make them up. --keep-base REGEX keeps the base's."

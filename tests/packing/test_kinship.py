@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builders import Model, Tensor, cast, random_tensor, whole, write_file
+from support.builders import Model, Tensor, cast, random_tensor, whole, write_file, write_folder
 
 import deltapack
 from deltapack import CompressReport
@@ -106,6 +106,9 @@ def test_placeholders(tmp_path: Path) -> None:
     empty = Tensor("f32", np.zeros(0, "<f4"))
     with pytest.raises(CheckpointError, match=r"'layers\.3\.weight'.*without gathering.*expected \[64, 64\], found \[0\]"):
         packed(tmp_path, BASE, TUNED | {"layers.3.weight": empty})
+    wrapped = {f"module.{name}": empty for name in BASE}
+    with pytest.raises(CheckpointError, match=r"without gathering"):
+        packed(tmp_path, BASE, wrapped | {"n": random_tensor(1, (8,))})
     both = {"none": Tensor("f32", np.zeros((0, 5), "<f4"))}
     assert packed(tmp_path, BASE | both, TUNED | both).kinds["unchanged"] == 1
 
@@ -119,3 +122,21 @@ def test_tensors_of_the_base_that_are_kept(tmp_path: Path) -> None:
         packed(tmp_path, base, TUNED, keep_base="eagle")
     with pytest.raises(RecipeError, match="regular expression"):
         packed(tmp_path, base, TUNED, keep_base="(")
+
+
+def test_a_partner_of_another_shape_is_none(tmp_path: Path) -> None:
+    """It has the name, but nothing can be subtracted: the tensor is stored whole, and that is told."""
+    tuned = TUNED | {f"layers.{number}.weight": random_tensor(number, (64, 32)) for number in range(2)}
+    (warning,) = (text for text in packed(tmp_path, BASE, tuned).warnings if "have no partner" in text)
+    assert warning.startswith("11 % of the fine-tune's float bytes") and "layers.0.weight, layers.1.weight" in warning
+
+
+def test_buffers_of_layers_under_another_name_are_not_missed(tmp_path: Path) -> None:
+    """Layers were renamed, and their buffers removed: the config does not ask for these."""
+    layers = {f"model.layers.{number}.mlp.weight": random_tensor(number, (64, 64)) for number in range(3)}
+    buffers = {f"model.layers.{number}.rotary_emb.inv_freq": random_tensor(number, (16,)) for number in range(3)}
+    renamed = {name.replace("model.layers", "model.language_model.layers"): near(tensor) for name, tensor in layers.items()}
+    base = write_folder(tmp_path / "base", layers | buffers, {"config.json": '{"num_hidden_layers": 3}'})
+    tuned = write_folder(tmp_path / "tuned", renamed, {"config.json": '{"num_hidden_layers": 3}'})
+    report = deltapack.compress(base, tuned, tmp_path / "x.dpk")
+    assert not [warning for warning in report.warnings if "config.json" in warning]

@@ -143,6 +143,14 @@ KINDS: list[tuple[str, str]] = [
     ("quantised", "l.weight u8[64, 32], l.weight_scale f8_e4m3fn[64, 4], l.weight_scale_2 f32[], l.input_scale f32[]"),
     ("quantised", "l.W_q u8[64, 64], l.scale f16[64, 1], l.zero f16[64, 1]"),
     ("quantised", "l.weight._data i8[64, 64], l.weight._scale f32[64, 1]"),
+    ("quantised", "l.weight f8_e4m3fn[64, 64], l.scale_weight f32[], l.scale_input f32[]"),
+    ("quantised", "q/qweight i32[8, 64], q/scales f16[1, 64], a.self_attn.k_scale f32[], a.w13_input_scale f32[4]"),
+    ("quantised", "l.B i32[8, 64], l.s f16[1, 64]"),
+    ("quantised", "l.qweight i8[64, 32], l.wscales bf16[1, 64], l.weight_scales f16[64]"),
+    ("statistic", "bn/running_var f32[64], image_normalizer/mean f32[1, 768], x/inv_freq f32[64]"),
+    ("statistic", "vq.codebook.embed_sum f32[2048, 256], vq.codebook.cluster_usage f32[2048], vq.codebook._initialized f32[1]"),
+    ("statistic", "normalize_inputs.buffer_state.min f32[14], normalize_inputs.buffer_state.max f32[14]"),
+    ("vector", "a.k_scale f32[1], a.logit_scale f32[]"),
 ]
 """Tensors of one checkpoint as `name type[shape]`, and the role that all of them have."""
 
