@@ -117,7 +117,7 @@ def parts_of(name: str) -> Parts:
     >>> parts_of("unet/module.w")
     ('unet/', 'module', 'w')
     """
-    return tuple(re.split(r"\.|(?<=/)", name))
+    return tuple(re.split(r"(?<=/)|\.", name))
 
 
 def joined(parts: Parts) -> str:
