@@ -177,8 +177,11 @@ def _of_base(base: Checkpoint, entry: FileEntry, verify: bool) -> tuple[bytes | 
 def _other_file(base: Checkpoint, entry: FileEntry, found: str, rule: str) -> BaseMismatchError:
     referred = bool(entry.base)
     fetch = f"Fetch {entry.name} of the base as it was at packing: the result needs it"
+    what = f"the base has no side file {entry.name!r}" if rule == "R11" else f"side file {entry.name!r} is not the one"
+    if not base.is_folder:
+        fetch = f"Name the base's folder, with {entry.name} in it, or a .safetensors file as output, which has none beside it"
     return BaseMismatchError(
-        f"side file {entry.name!r} is not the one that the pack was made with" + (" and that its own refers to" if referred else ""),
+        f"{what} that the pack was made with" + (" and that its own refers to" if referred else ""),
         path=base.path,
         expected=f"sha256 {entry.base}" if referred else f"{entry.size:,} bytes, sha256 {entry.sha256}",
         found=found,

@@ -56,7 +56,7 @@ def apply(
         pack: The pack.
         out: Folder to write, or a file if it ends in `.safetensors`.
         weight: Factor for the whole difference; 0 gives the base.
-        rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        rescale: Factor above 0 instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
         weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
@@ -138,7 +138,8 @@ def write_checkpoint(
     tensors besides those that `result_metadata` composes.
     """
     refuse_for_file(out, options)
-    check_base_files(base, composition.assets, verify=options.verify)
+    if out.suffix != ".safetensors":  # one file has nothing beside it
+        check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
@@ -168,7 +169,7 @@ def write_checkpoint(
                 writer.write_side_file(name, data)
 
         if isinstance(writer, FileWriter):
-            notes = [*notes, *_not_written(composition, own_files)]
+            return [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
 
