@@ -78,7 +78,7 @@ def test_printed_commands_work(report: DemoReport) -> None:
 
 def test_existing_folder_is_refused_and_kept(tmp_path: Path, demo_size: DemoSize, sources: Folders) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="the folder exists.*no demo is in it"):
+    with pytest.raises(OutputError, match=r"the folder exists.*no demo is in it"):
         run_demo(tmp_path, size=demo_size, sources=sources)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
