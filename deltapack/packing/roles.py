@@ -110,7 +110,9 @@ _OF_MODULE = (
 )
 """Leaves that mark a quantised module when all are there and one holds codes, and the leaves that then belong to it."""
 
-_SCALE = re.compile(r".*(scales?|zero_points?|zeros|absmax|amax)(_.*|\d*)")
+_SCALE = re.compile(
+    r".*(scale|scaling|zero|amax|absmax|offset|shift|quant_map|smooth_factor).*|biases|tables\d*|suh|svh|SU|SV|s[12]?|z", re.IGNORECASE
+)
 """Leaves that belong to the codes of their module."""
 
 _ACTIVATIONS = re.compile(r"(.*_)?(input|output|act|activation|k|v|q|kv|prob|attn|pre_quant)_(scale|zero(_point)?)s?(_inv|_ub)?")
@@ -142,8 +144,8 @@ def roles_of(tensors: Mapping[str, Described]) -> dict[str, str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return what comes before the last dot or slash, with it, and the rest; a slash ends the name of a sub-folder."""
-    at = max(name.rfind("."), name.rfind("/")) + 1
+    """Return what comes before the last separator, with it, and the rest: dot, slash of a sub-folder, colon of a part (torchao)."""
+    at = max(name.rfind("."), name.rfind("/"), name.rfind(":")) + 1
     return name[:at], name[at:]
 
 
@@ -188,7 +190,7 @@ def _quantised(tensors: Mapping[str, Described], modules: Mapping[str, set[str]]
         if found is None:
             continue
         code = found["code"]
-        for owner in (code, f"{code}.weight", f"{code}_blocks", f"{code}._data", f"{code}_qdata"):
+        for owner in (code, code.removesuffix("_quantizer"), f"{code}.weight", f"{code}_blocks", f"{code}._data", f"{code}_qdata"):
             if owner in tensors and owner != name and _is_code(tensors[owner].dtype):
                 yield from (owner, name)
 
