@@ -16,7 +16,16 @@ from deltapack.format.index import FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["check_base_files", "check_carried", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
+__all__ = [
+    "check_base_files",
+    "check_carried",
+    "check_intact",
+    "choose_donor",
+    "copy_side_files",
+    "read_side_file",
+    "side_files_bytes",
+    "with_dtype",
+]
 
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
@@ -145,6 +154,19 @@ def check_carried(base: Checkpoint, pack: PackReader) -> None:
     for entry in pack.index.files or ():
         if entry.blob is not None:
             _content(base, pack, entry, True)
+
+
+def check_intact(base: Checkpoint, pack: PackReader | None) -> None:
+    """Read what a pack carries for a result that has no side files: what is damaged is refused, what the base lacks is not missed.
+
+    Raises:
+        FormatError: A file is damaged, or has a name that nobody should create.
+    """
+    for entry in (pack.index.files or ()) if pack is not None else ():
+        check_side_name(entry.name)
+        with suppress(BaseMismatchError):
+            if pack is not None and entry.blob is not None:
+                _content(base, pack, entry, True)
 
 
 def _content(base: Checkpoint, pack: PackReader, entry: FileEntry, verify: bool) -> bytes | None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.arranged import arranged_base
-from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
@@ -185,6 +185,7 @@ def write_checkpoint(
                 writer.write_side_file(name, data)
 
         if isinstance(writer, FileWriter):
+            check_intact(base, composition.assets)
             return [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
