@@ -86,7 +86,7 @@ def _check_file(out: Path) -> None:
         length = int.from_bytes(head[:8], "little")
         header = b"{" + file.read(length - 1) if length <= DEFAULT_LIMITS.header_bytes else b""
     if not _says_ours(header):
-        what, expected = "the output is a file that deltapack did not write", f"metadata {OWN_METADATA}... in its header"
+        what, expected = "the output is a file that deltapack did not write", f"{OWN_METADATA}version or the like in its metadata"
         raise OutputError(what, path=out, expected=expected, found="none", hint=hint)
 
 

@@ -63,7 +63,7 @@ def _check_override(override: Override, recipe: Recipe, matched: Mapping[str, st
             name, role = next(iter(settled.items()))
             hint = "Add role=weight to drop from them all the same." if role == "vector" else "Leave the setting out."
             if role != matched[name]:  # made so by --set, not by its name
-                hint = f"Leave the setting out, or role={role}, which allows {_either(OF_VECTORS) if role == 'vector' else 'none'}."
+                hint = f"Leave the setting out, or role={role}, which allows {' and '.join(OF_VECTORS) if role == 'vector' else 'none'}."
             raise RecipeError(
                 f"--set '{override.pattern}' sets {key.replace('_', '-')}, which does nothing",
                 tensor=name,
@@ -71,10 +71,6 @@ def _check_override(override: Override, recipe: Recipe, matched: Mapping[str, st
                 found=f"{ROLES[role].name} ({ROLES[role].text})",
                 hint=hint,
             )
-
-
-def _either(words: Iterable[str]) -> str:
-    return " and ".join(words)
 
 
 def _takes(key: str, by_name: str, settled: str) -> bool:
