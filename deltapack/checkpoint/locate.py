@@ -38,6 +38,7 @@ class Location:
         notes: What the user should be told about the choice.
         metadata: Strings that the index says besides.
         rival: The shards of an index, where one file and an index are there and nobody said which counts.
+        chosen: Whether the choice that the user made decided on it.
         prefix: The sub-folder that the files are in, with a `/` at its end; the names of files and tensors begin with it.
     """
 
@@ -49,6 +50,7 @@ class Location:
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     rival: Location | None = None
+    chosen: bool = False
     prefix: str = ""
 
 
@@ -146,11 +148,11 @@ def one_of_two(single: Location, index: str, names: Collection[str], limits: Lim
     """
     whole = single.files[0]
     if choice == "single":
-        return replace(single, notes=(f"{whole} was read, not {index}",)), _of_index(single, index, limits)
+        return replace(single, notes=(f"{whole} was read, not {index}",), chosen=True), _of_index(single, index, limits)
     shards = location_of_index(single.folder, index, single.format, limits)
     known = frozenset((whole, *shards.files))
     if choice == "index":
-        return replace(shards, notes=(f"{index} was read, not {whole}",)), known
+        return replace(shards, notes=(f"{index} was read, not {whole}",), chosen=True), known
     own, there = shards.files == (whole,), any(name in names for name in shards.files)
     why = "has the same weights" if there else "names shards that are not there"
     return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None), known
