@@ -5,15 +5,16 @@ A tensor of a sub-folder has the folder's path, a `/` and its own name as its na
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from deltapack.checkpoint.formats import FORMATS, WeightFormat
-from deltapack.checkpoint.locate import Location, locate, location_of_index, nothing_found, search_folder
-from deltapack.checkpoint.sidefiles import is_training_state, reason_to_skip_folder
+from deltapack.checkpoint.locate import Location, locate, location_of_index, nothing_found, one_of_two, search_folder
+from deltapack.checkpoint.sidefiles import is_never_a_part, is_training_state, is_weight_file, reason_to_skip_folder
 from deltapack.checkpoint.tensors import ParsedFile, check_tensor
 from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
@@ -23,6 +24,7 @@ __all__ = ["Located", "check_folders", "locate_all", "prefixed"]
 
 _PARTS = ("model_index.json", "modules.json")
 """Files of diffusers and sentence-transformers that say of a folder without weights that its sub-folders are the parts of one model."""
+_LARGEST_LIST = 1 << 20
 _NUMBER = re.compile(r"-\d+-of-\d+")
 _OTHER_TOOLS = re.compile(r"consolidated\..*|tokenizer.*")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -61,8 +63,11 @@ def locate_all(path: Path, limits: Limits, choice: str | None = None) -> Located
     top, names = search_folder(path, limits, choice)
     inner: dict[str, Location] = {}
     unread = [] if top is None else list(_variants(top, names))
-    for folder, files in _sub_folders(path):
-        found = _in_sub_folder(path / folder, files, limits)
+    parts = _declared(path, names)
+    for folder, files, reason in _sub_folders(path):
+        found = _in_sub_folder(path / folder, files, limits, choice) if reason is None else _behind(path, folder, reason)
+        if found is None and reason is None and _is_part(folder, parts, inner):
+            found = _in_another_format(path / folder, files)
         if isinstance(found, UnsupportedError):
             unread.append(found)
         elif found is not None:
@@ -75,22 +80,94 @@ def locate_all(path: Path, limits: Limits, choice: str | None = None) -> Located
     return Located(tuple(places), {folder: _stem(found) for folder, found in inner.items()}, tuple(unread))
 
 
-def _sub_folders(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the sub-folders that belong to a checkpoint, by name, each with the names of its files."""
+def _sub_folders(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
+    """Yield the sub-folders that may belong to a checkpoint, by name, each with the names of its files, or why it is not looked into."""
     pending = [""]
     while pending:
         prefix = pending.pop(0)
         try:
             entries = sorted(os.scandir(path / prefix), key=lambda entry: entry.name)
         except OSError:
-            continue  # listing side files says so
-        inside = [entry for entry in entries if entry.is_dir()]
-        pending += [f"{prefix}{entry.name}/" for entry in inside if reason_to_skip_folder(entry, prefix + entry.name) is None]
+            yield prefix[:-1], [], "it cannot be listed"
+            continue
+        for entry in entries:
+            if not entry.is_dir() or is_never_a_part(entry.name):
+                continue
+            reason = reason_to_skip_folder(entry, prefix + entry.name)
+            if reason is None:
+                pending.append(f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, [], reason
         if prefix:
-            yield prefix[:-1], [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+            yield prefix[:-1], [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()], None
 
 
-def _in_sub_folder(folder: Path, names: Sequence[str], limits: Limits) -> Location | UnsupportedError | None:
+def _behind(path: Path, folder: str, reason: str) -> UnsupportedError | None:
+    """Return an error where a folder that is not read holds weights.
+
+    A link to what the checkpoint itself is in, or to a state of training in it (`latest`), is of no use to the model.
+    """
+    root, target = path.resolve(), (path / folder).resolve()
+    inside = target.relative_to(root).parts if target.is_relative_to(root) else ()
+    if root.is_relative_to(target) or any(map(is_never_a_part, inside)):
+        return None
+    closed: list[OSError] = []
+    for where, below, files in os.walk(path / folder, onerror=closed.append):
+        below[:] = sorted(name for name in below if is_never_a_part(name) is None)
+        names = [name for name in sorted(files) if not name.startswith(".") and not is_training_state(name)]
+        held = [name for name in names if any(_is_of(name, row) for row in FORMATS) or _is_unknown_pickle(name, names)]
+        if held:
+            return _unread(path / folder, reason, os.path.join(os.path.relpath(where, path), held[0]))
+    return _unread(path / folder, reason, f"{closed[0].strerror or closed[0]}") if closed else None
+
+
+def _unread(folder: Path, reason: str, found: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"weights may be in a folder that is not read: {reason}",
+        path=folder,
+        expected="folders that are no links, can be listed, and lie at most 4 below the top",
+        found=found,
+        hint="Put the folder itself where the model is loaded from, or move it out of the checkpoint if it is no part of the model.",
+    )
+
+
+def _declared(path: Path, names: Collection[str]) -> frozenset[str]:
+    """Return the sub-folders that diffusers or sentence-transformers load as parts of a model, by its lists; of a malformed list none."""
+    parts: set[str] = set()
+    for name in _PARTS:
+        try:
+            text = (path / name).read_bytes() if name in names and (path / name).stat().st_size <= _LARGEST_LIST else b"null"
+            found = json.loads(text)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            parts |= found.keys()
+        for row in found if isinstance(found, list) else ():
+            if isinstance(row, dict) and isinstance(row.get("path"), str):
+                parts.add(row["path"].strip("/"))
+    return frozenset(parts - {""})
+
+
+def _is_part(folder: str, parts: Collection[str], inner: Collection[str]) -> bool:
+    """Whether a folder is a part of a model, or in one, of which no weights are read so far: beside some, others are exports."""
+    above = [folder, *(str(parent) for parent in PurePosixPath(folder).parents)]
+    return any(name in parts for name in above) and not any(name in inner for name in above)
+
+
+def _in_another_format(folder: Path, names: Sequence[str]) -> UnsupportedError | None:
+    """Return an error where a part of a model has weights only in a format that is not read, such as ONNX."""
+    others = [name for name in names if is_weight_file(name) and not is_training_state(name) and not _OTHER_TOOLS.fullmatch(name)]
+    if not others:
+        return None
+    return UnsupportedError(
+        "a part of the model has weights only in a format that is not read",
+        path=folder / others[0],
+        expected="one .safetensors file or pytorch_model.bin, or shards with their index",
+        hint="Save them as safetensors, or take the part out of the list of parts.",
+    )
+
+
+def _in_sub_folder(folder: Path, names: Sequence[str], limits: Limits, choice: str | None) -> Location | UnsupportedError | None:
     """Find the weights of a sub-folder; an error where they are not one checkpoint, so that nobody loses some of them in silence."""
     names = [name for name in names if not is_training_state(name)]
     for row in FORMATS:
@@ -100,7 +177,13 @@ def _in_sub_folder(folder: Path, names: Sequence[str], limits: Limits) -> Locati
             continue
         found = None
         if len(indices) == 1 and indices[0].endswith(".index.json"):
-            found = location_of_index(folder, indices[0], row, limits)
+            whole = indices[0].removesuffix(".index.json")
+            if whole in weights:
+                single = Location(folder, (whole,), row)
+                found, known = one_of_two(single, indices[0], names, limits, choice)
+                weights = [name for name in weights if name not in known]
+            else:
+                found = location_of_index(folder, indices[0], row, limits)
         elif len(weights) == 1 and not indices and not _NUMBER.search(weights[0]):
             found = Location(folder, tuple(weights), row)
         more = [*indices, *weights] if found is None else [name for name in weights if name not in found.files]
@@ -151,9 +234,15 @@ def _several(folder: Path, names: Sequence[str]) -> UnsupportedError:
 def _moved(found: Location, root: Path, prefix: str) -> Location:
     """Return a location as one of a part of `root`: names of files and tensors begin with the sub-folder."""
     weight_map = found.weight_map and {prefix + name: prefix + file for name, file in found.weight_map.items()}
-    index = found.index and prefix + found.index
     return replace(
-        found, folder=root, files=tuple(prefix + name for name in found.files), weight_map=weight_map, index=index, prefix=prefix
+        found,
+        folder=root,
+        files=tuple(prefix + name for name in found.files),
+        weight_map=weight_map,
+        index=found.index and prefix + found.index,
+        notes=tuple(f"{prefix}: {note}" for note in found.notes),
+        rival=found.rival and _moved(found.rival, root, prefix),
+        prefix=prefix,
     )
 
 

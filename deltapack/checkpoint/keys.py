@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +11,10 @@ from itertools import chain
 
 from deltapack.checkpoint.tensors import TensorInfo
 
-__all__ = ["NUMBER", "Key", "Parts", "Side", "fits", "kind_of", "plain_keys", "shown", "template_of"]
+__all__ = ["NUMBER", "Key", "Parts", "Side", "fits", "joined", "kind_of", "parts_of", "plain_keys", "shown", "template_of"]
 
 Parts = tuple[str, ...]
-"""A name, cut at its dots."""
+"""A name, cut at its dots and behind each `/`: the folders of a tensor in a sub-folder are parts of its name."""
 NUMBER = "\0"
 """Stands for a part that is a number, in templates; no name holds a NUL."""
 _WRAPPERS: tuple[Parts, ...] = (
@@ -102,7 +103,7 @@ class Side:
 
 
 def _is_number(part: str) -> bool:
-    return part.isascii() and part.isdigit()
+    return part.isascii() and part.removesuffix("/").isdigit()
 
 
 def template_of(parts: Parts) -> Parts:
@@ -110,9 +111,23 @@ def template_of(parts: Parts) -> Parts:
     return tuple(NUMBER if _is_number(part) else part for part in parts)
 
 
+def parts_of(name: str) -> Parts:
+    """Return a name in parts.
+
+    >>> parts_of("unet/module.w")
+    ('unet/', 'module', 'w')
+    """
+    return tuple(re.split(r"(?<=/)|\.", name))
+
+
+def joined(parts: Parts) -> str:
+    """Return the name that parts were cut from."""
+    return ".".join(parts).replace("/.", "/")
+
+
 def shown(parts: Parts) -> str:
     """Return parts as a message shows them, at most 80 characters of them."""
-    text = ".".join("*" if part == NUMBER else part for part in parts)
+    text = joined(tuple("*" if part == NUMBER else part for part in parts))
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -130,20 +145,20 @@ def plain_keys(tensors: Mapping[str, TensorInfo]) -> dict[str, Key]:
     """Return keys without wrappers and with today's names of parameters; where two would be one, both stay as they are."""
     keys = {name: _plain(name, info) for name, info in tensors.items()}
     counts = Counter(key.parts for key in keys.values())
-    plain = {name: key if counts[key.parts] == 1 else Key(name, key.info, tuple(name.split("."))) for name, key in keys.items()}
+    plain = {name: key if counts[key.parts] == 1 else Key(name, key.info, parts_of(name)) for name, key in keys.items()}
     again = Counter(key.parts for key in plain.values())
-    return {name: key if again[key.parts] == 1 else Key(name, key.info, tuple(name.split("."))) for name, key in plain.items()}
+    return {name: key if again[key.parts] == 1 else Key(name, key.info, parts_of(name)) for name, key in plain.items()}
 
 
 def _plain(name: str, info: TensorInfo) -> Key:
-    whole = tuple(name.split("."))
+    whole = parts_of(name)
     if _MARKS.isdisjoint(whole):
         return Key(name, info, whole)
     parts: list[str] = []
     removed: dict[Parts, None] = {}
     start = 0
     while start < len(whole):
-        runs = _WRAPPERS if parts or removed else (*_WRAPPERS, *_STATES)
+        runs = _WRAPPERS if removed or not all(part.endswith("/") for part in parts) else (*_WRAPPERS, *_STATES)
         run = next((run for run in runs if whole[start : start + len(run)] == run), ())
         if run and start + len(run) < len(whole):
             removed[run] = None

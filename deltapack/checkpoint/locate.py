@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, R
 from deltapack.kinds import MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
 from deltapack.limits import Limits
 
-__all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_folder"]
+__all__ = ["Location", "locate", "location_of_index", "nothing_found", "one_of_two", "search_folder"]
 
 CHOICES = ("index", "single")
 """What counts where a folder has one file and an index of shards: the shards, or the file."""
@@ -110,7 +110,7 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     """Find the weights of one format; none where the folder has none."""
     if row.whole in names:
         single = Location(folder, (row.whole,), row)
-        return _one_of_two(single, row.index, names, limits, choice) if row.index in names else single
+        return one_of_two(single, row.index, names, limits, choice)[0] if row.index in names else single
     if row.index in names:
         return location_of_index(folder, row.index, row, limits)
     if not row.any_name:
@@ -120,7 +120,7 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     if len(indices) == 1:
         whole = indices[0].removesuffix(".index.json")
         if whole in names:
-            return _one_of_two(Location(folder, (whole,), row), indices[0], names, limits, choice)
+            return one_of_two(Location(folder, (whole,), row), indices[0], names, limits, choice)[0]
         return location_of_index(folder, indices[0], row, limits)
     if len(loose) == 1 and not indices and not re.search(r"-of-0*([2-9]|[1-9]\d+)\.", loose[0]):
         return Location(folder, tuple(loose), row)
@@ -136,18 +136,36 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     )
 
 
-def _one_of_two(single: Location, index: str, names: list[str], limits: Limits, choice: str | None) -> Location:
-    """Choose between a file and an index beside it: as the user says, else the file, as loaders do, with the shards as its rival."""
+def one_of_two(single: Location, index: str, names: Collection[str], limits: Limits, choice: str | None) -> tuple[Location, frozenset[str]]:
+    """Choose between a file and an index beside it: as the user says, else the file, as loaders do, with the shards as its rival.
+
+    Returns:
+        The choice, and the names of all files that belong to one of the two.
+
+    Raises:
+        CheckpointError: The index is malformed.
+        LimitError: The index exceeds `limits`.
+    """
     whole = single.files[0]
-    if choice == "index":
-        shards = location_of_index(single.folder, index, single.format, limits)
-        return replace(shards, notes=(f"{index} was read, not {whole}",), chosen=True)
     if choice == "single":
-        return replace(single, notes=(f"{whole} was read, not {index}",), chosen=True)
+        return replace(single, notes=(f"{whole} was read, not {index}",), chosen=True), _of_index(single, index, limits)
     shards = location_of_index(single.folder, index, single.format, limits)
+    known = frozenset((whole, *shards.files))
+    if choice == "index":
+        return replace(shards, notes=(f"{index} was read, not {whole}",), chosen=True), known
     own, there = shards.files == (whole,), any(name in names for name in shards.files)
     why = "has the same weights" if there else "names shards that are not there"
-    return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None)
+    return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None), known
+
+
+def _of_index(single: Location, index: str, limits: Limits) -> frozenset[str]:
+    """Return the names of a file and of the shards beside it; of an index that cannot be read, which nobody chose, all that may be its."""
+    try:
+        return frozenset((*single.files, *location_of_index(single.folder, index, single.format, limits).files))
+    except (CheckpointError, LimitError):
+        stem = index.removesuffix(".index.json").removesuffix(single.format.suffixes[0])
+        names = os.listdir(single.folder)
+        return frozenset((*single.files, *(name for name in names if name.startswith(stem) and _SHARD.search(name))))
 
 
 def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits) -> Location:

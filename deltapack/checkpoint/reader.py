@@ -258,7 +258,7 @@ def _check_rival(checkpoint: Checkpoint, place: Location, other: Checkpoint, riv
             path=checkpoint.path,
             tensor=name,
             expected=f"the same in {place.files[0]} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
-            found=_both(own.get(name), other.tensors.get(name)),
+            found=_both(own.get(checkpoint.aliases.get(name, name)), other.tensors.get(other.aliases.get(name, name))),
             hint="Delete one of them, or choose: --weights single reads the file, --weights index the shards (weight_files= in Python).",
         )
 

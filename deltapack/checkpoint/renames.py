@@ -12,7 +12,7 @@ from itertools import chain
 
 from deltapack.checkpoint.choosing import Choice, choose_insertions, choose_replacements
 from deltapack.checkpoint.conversions import rename_as_transformers
-from deltapack.checkpoint.keys import Key, Parts, Side, fits, kind_of, plain_keys, template_of
+from deltapack.checkpoint.keys import Key, Parts, Side, fits, joined, kind_of, plain_keys, template_of
 from deltapack.checkpoint.rewrites import Budget, Candidates, Pair, Rewrite, insertions, replacements
 from deltapack.checkpoint.tensors import TensorInfo
 
@@ -185,7 +185,7 @@ def _rewritten(side: Side, rewrite: Rewrite, followers: set[str] | None, claimed
 
 def _convert(state: _State, models: Sequence[str]) -> _State:
     """Pair names of which transformers turns one into the other."""
-    sides = [{".".join(key.parts): name for name, key in side.free.items()} for side in (state.base, state.tuned)]
+    sides = [{joined(key.parts): name for name, key in side.free.items()} for side in (state.base, state.tuned)]
     changed = [rename_as_transformers(models, sorted(names)) for names in sides]
     pairs: list[Pair] = []
     for renames, (olds, news) in ((changed[0], sides), (changed[1], sides[::-1])):

@@ -44,6 +44,10 @@ class _Weights(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Tensors by name."""
 
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """From second names of tied tensors to the names in `tensors`."""
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
         """Return elements of a tensor."""
 
@@ -56,14 +60,19 @@ def first_difference(own: Mapping[str, TensorInfo], one: _Weights, other: _Weigh
         one: The one set.
         other: The other, all of which is compared.
 
+    A tied tensor may be a tensor of its own in the other set, of the same bytes, or have no second name there: the model is the same.
     Headers come first, then the first elements of each tensor, for weights that differ mostly do so at once; then all.
     """
-    for name in sorted(own.keys() | other.tensors.keys()):
-        ours, theirs = own.get(name), other.tensors.get(name)
+    mine = {**own, **{name: own[kept] for name, kept in one.aliases.items() if kept in own}}
+    its = {**other.tensors, **{name: other.tensors[kept] for name, kept in other.aliases.items()}}
+    names = sorted(own.keys() | other.tensors.keys() | (mine.keys() & its.keys()))
+    for name in names:
+        ours, theirs = mine.get(name), its.get(name)
         if ours is None or theirs is None or (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
             return name
     for first in (True, False):
-        for name, info in own.items():
+        for name in names:
+            info = mine[name]
             for start in range(0, min(1, info.numel) if first else info.numel, _STEP):
                 stop = min(start + (1024 if first else _STEP), info.numel)
                 if one.read(name, start, stop).tobytes() != other.read(name, start, stop).tobytes():

@@ -20,6 +20,7 @@ __all__ = [
     "SideFile",
     "check_side_name",
     "is_config_or_tokenizer",
+    "is_never_a_part",
     "is_side_file",
     "is_training_state",
     "is_weight_file",
@@ -240,15 +241,17 @@ def is_training_state(name: str) -> bool:
     return bool(_TRAINING.fullmatch(name))
 
 
+def is_never_a_part(name: str) -> str | None:
+    """Return why a folder of this name is of no use to the model whatever it holds, or None where it may be."""
+    if name.startswith("."):
+        return "hidden"
+    return "cache or training state" if name == "__pycache__" or _TRAINING_FOLDER.fullmatch(name) else None
+
+
 def reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
     """Return why nothing in a sub-folder is part of the model, or None where it may be; `name` is its path in the checkpoint."""
-    if entry.name.startswith("."):
-        return "hidden"
-    if entry.is_symlink():
-        return "a link to a folder"
-    if entry.name == "__pycache__" or _TRAINING_FOLDER.fullmatch(entry.name):
-        return "cache or training state"
-    return "nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name)
+    reason = is_never_a_part(entry.name) or ("a link to a folder" if entry.is_symlink() else None)
+    return reason or ("nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name))
 
 
 def _look_at(entry: os.DirEntry[str], name: str, include_code: bool) -> SideFile | LeftOut:

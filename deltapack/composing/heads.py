@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from deltapack.checkpoint import Checkpoint
 from deltapack.composing.assets import read_side_file
 from deltapack.composing.compose import Composition
 from deltapack.errors import DeltapackError, MergeConflictError
+from deltapack.format.folders import folder_of
 from deltapack.format.reader import PackReader
 
 __all__ = ["CONFIG", "fit_head"]
@@ -37,29 +39,52 @@ class _Source:
 
 
 def fit_head(
-    base: Checkpoint, readers: Sequence[PackReader], composition: Composition, preferred: int | None, config: bytes | None = None
-) -> tuple[Composition, bytes | None]:
-    """Make head and config of a merge fit each other.
+    base: Checkpoint,
+    readers: Sequence[PackReader],
+    composition: Composition,
+    preferred: int | None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> tuple[Composition, dict[str, bytes]]:
+    """Make heads and configs of a merge fit each other, in each folder, as a sub-folder is a model with a config of its own.
 
     Args:
         base: The base.
         readers: The packs.
         composition: What the result is made of.
         preferred: The pack that decides where packs disagree.
-        config: The result's config.json, if it is not that of the pack or base whose side files the result has.
+        files: Side files of the result that are not those of the pack or base whose side files it has.
 
     Returns:
-        The composition, without heads where the preferred pack ties them, with a note; and a config whose `tie_word_embeddings` is
+        The composition, without heads where the preferred pack ties them, with a note; and configs by name whose `tie_word_embeddings` is
         changed, where all packs agree on what it has to be.
 
     Raises:
         MergeConflictError: They do not fit, and packs disagree on what would.
     """
-    heads, found = _heads(base, readers, composition), config or _config_of(base, composition.assets)
+    changed = {}
+    for folder in ("", *composition.folders):
+        name = f"{folder}/{CONFIG}" if folder else CONFIG
+        composition, config = _fit(base, readers, composition, preferred, folder, name, files.get(name))
+        if config is not None:
+            changed[name] = config
+    return composition, changed
+
+
+def _fit(
+    base: Checkpoint,
+    readers: Sequence[PackReader],
+    composition: Composition,
+    preferred: int | None,
+    folder: str,
+    name: str,
+    config: bytes | None,
+) -> tuple[Composition, bytes | None]:
+    """Make head and config of one folder fit each other; `name` is that of its config."""
+    heads, found = _heads(base, readers, composition, folder), config or _config_of(base, composition.assets, name)
     if (len(readers) == 1 and composition.assets is readers[0]) or found is None or not heads:
         return composition, None
-    packs = [_source(_config_of(base, reader), _names_of(reader), heads) for reader in readers]
-    own = _source(_config_of(base, None), base.tensors, heads)
+    packs = [_source(_config_of(base, reader, name), _names_of(reader), heads) for reader in readers]
+    own = _source(_config_of(base, None, name), base.tensors, heads)
     donor = own if composition.assets is None else packs[readers.index(composition.assets)]
     said = _ties(found)
     tied = donor.tied if said is None else said
@@ -69,17 +94,23 @@ def fit_head(
     if bool(kept) != tied or (kept and not any(source.heads and not source.tied for source in (own, *packs))):
         return _noted(composition, readers, packs, kept, tied), None
     if all(pack.tied != bool(kept) for pack in packs):
-        text = f"{CONFIG} of the result says {_KEY}: {json.dumps(not kept)}, as the packs do"
+        text = f"{name} of the result says {_KEY}: {json.dumps(not kept)}, as the packs do"
         return replace(composition, notes=(*composition.notes, text)), _with_ties(found, not kept)
     if kept and preferred is not None and packs[preferred].tied and composition.assets is readers[preferred]:
         text = f"{', '.join(sorted(kept))} left out: {readers[preferred].path} ties it to the embeddings"
         jobs = tuple(job for job in composition.jobs if job.name not in kept)
         return replace(composition, jobs=jobs, notes=(*composition.notes, text)), None
-    raise _conflict(composition, readers, packs, heads, tied, base)
+    raise _conflict(composition, readers, packs, heads, tied, base, name)
 
 
 def _conflict(
-    composition: Composition, readers: Sequence[PackReader], packs: Sequence[_Source], heads: Collection[str], tied: bool, base: Checkpoint
+    composition: Composition,
+    readers: Sequence[PackReader],
+    packs: Sequence[_Source],
+    heads: Collection[str],
+    tied: bool,
+    base: Checkpoint,
+    name: str,
 ) -> MergeConflictError:
     where = base.path if composition.assets is None else composition.assets.path
     says = [f"{reader.path.name} {'ties it' if pack.tied else 'does not'}" for reader, pack in zip(readers, packs, strict=True)]
@@ -88,7 +119,7 @@ def _conflict(
         "the packs do not agree whether the output head is tied to the embeddings",
         path=where,
         tensor=min(heads),
-        expected=f"{_KEY}: {json.dumps(not tied)} in the result's {CONFIG}, as the result has {what}",
+        expected=f"{_KEY}: {json.dumps(not tied)} in the result's {name}, as the result has {what}",
         found=f"{json.dumps(tied)}; {', '.join(says)}",
         hint="Say which pack decides with --prefer PACK: with one that ties, the head is left out; with one that does not, it stays.",
     )
@@ -105,17 +136,22 @@ def _noted(
     return replace(composition, notes=(*composition.notes, text))
 
 
-def _heads(base: Checkpoint, readers: Sequence[PackReader], composition: Composition) -> frozenset[str]:
-    """Return the names of tensors that would be tied to embeddings of the result: called like a head, and of their shape."""
-    embeddings = {job.shape[1:] for job in composition.jobs if _EMBEDDING.fullmatch(job.name)}
+def _heads(base: Checkpoint, readers: Sequence[PackReader], composition: Composition, folder: str) -> frozenset[str]:
+    """Return the names of a folder's tensors that would be tied to its embeddings in the result: called like a head, and of their shape."""
+
+    def is_called(pattern: re.Pattern[str], name: str) -> bool:
+        here = folder_of(name, composition.folders) == folder
+        return here and pattern.fullmatch(name[len(folder) + 1 :] if folder else name) is not None
+
+    embeddings = {job.shape[1:] for job in composition.jobs if is_called(_EMBEDDING, job.name)}
     shapes = {name: info.shape for name, info in base.tensors.items()}
     shapes |= {entry.name: entry.shape for reader in readers for entry in reader.index.entries if entry.in_result}
-    return frozenset(name for name, shape in shapes.items() if _HEAD.fullmatch(name) and len(shape) == 2 and shape[1:] in embeddings)
+    return frozenset(name for name, shape in shapes.items() if is_called(_HEAD, name) and len(shape) == 2 and shape[1:] in embeddings)
 
 
-def _config_of(base: Checkpoint, reader: PackReader | None) -> bytes | None:
+def _config_of(base: Checkpoint, reader: PackReader | None, name: str) -> bytes | None:
     with suppress(DeltapackError):  # what is missing or damaged is told where it is written
-        return read_side_file(base, reader, CONFIG)
+        return read_side_file(base, reader, name)
     return None
 
 

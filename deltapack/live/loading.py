@@ -42,6 +42,7 @@ def load_state_dict(
     backend: str = "auto",
     prefer: str | Path | None = None,
     verify: bool = True,
+    weight_files: str | None = None,
     workers: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of base + packs, the very bits that `merge` writes.
@@ -54,6 +55,7 @@ def load_state_dict(
         backend: `auto`, `cpu`, `torch` or `triton`.
         prefer: The pack that decides on tensors that cannot be added.
         verify: Whether digests are compared.
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
 
     Returns:
@@ -67,7 +69,7 @@ def load_state_dict(
         RecipeError: An argument is out of range.
     """
     with ExitStack() as stack:
-        return _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers).load()
+        return _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, weight_files, workers).load()
 
 
 def load_model(
@@ -80,6 +82,7 @@ def load_model(
     backend: str = "auto",
     prefer: str | Path | None = None,
     verify: bool = True,
+    weight_files: str | None = None,
     workers: int | None = None,
 ) -> Any:
     """Return a transformers model of base + packs, as loading the restored folder would give it.
@@ -97,6 +100,7 @@ def load_model(
         backend: As in `load_state_dict`.
         prefer: As in `load_state_dict`.
         verify: As in `load_state_dict`.
+        weight_files: As in `load_state_dict`.
         workers: As in `load_state_dict`.
 
     Raises:
@@ -107,7 +111,7 @@ def load_model(
     """
     transformers = _transformers()
     with ExitStack() as stack:
-        loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, workers)
+        loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, weight_files, workers)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if loader.composition.folders:
             found = ", ".join(loader.composition.folders)
@@ -157,6 +161,7 @@ class _Loader:
         backend: str,
         prefer: str | Path | None,
         verify: bool,
+        weight_files: str | None,
         workers: int | None,
     ) -> _Loader:
         weights = weights_of(packs)
@@ -168,13 +173,13 @@ class _Loader:
         place = resolve_device(device)
         choice = choose(backend, place) if backend != "cpu" else choose(backend, torch.device("cpu"))
         target, threads = None if dtype is None else float_dtype(dtype), resolve_workers(workers)
-        checkpoint = stack.enter_context(open_checkpoint(base))
+        checkpoint = stack.enter_context(open_checkpoint(base, weights=weight_files))
         readers = [stack.enter_context(PackReader(path)) for path in weights]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
         number = None if prefer is None else order.index(Path(prefer).resolve())
         checkpoint = arranged_base(checkpoint, readers)
-        composition, config = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
-        return cls(checkpoint, composition, place, choice, target, verify, threads, config)
+        composition, configs = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
+        return cls(checkpoint, composition, place, choice, target, verify, threads, configs.get(CONFIG))
 
     def write_configuration(self, folder: Path) -> None:
         """Write what the result's config and generation config are."""

@@ -40,6 +40,7 @@ def attach(
     backend: str = "auto",
     undo: UndoMode = "auto",
     verify: bool = True,
+    weight_files: str | None = None,
     workers: int | None = None,
 ) -> LiveModel:
     """Make a model in memory ready to take packs.
@@ -54,6 +55,7 @@ def attach(
         backend: `auto`, `cpu`, `torch` or `triton`.
         undo: `log` keeps the replaced elements, `copy` the whole tensors that are changed, `auto` whichever is smaller.
         verify: Whether the model is compared with the base that packs were made from.
+        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads that decode; every core unless given.
 
     Raises:
@@ -69,7 +71,7 @@ def attach(
     if base is None:
         found = find_model_tensors(model, None, names or {})
     else:
-        with open_checkpoint(base) as checkpoint:
+        with open_checkpoint(base, weights=weight_files) as checkpoint:
             found = find_model_tensors(model, checkpoint, names or {})
             if verify:
                 found.compare_slices(checkpoint)

@@ -13,7 +13,7 @@ from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import read_side_file
 from deltapack.composing.basecheck import BaseTensors, check_base
 from deltapack.composing.compose import Composition, Vocab, compose
-from deltapack.composing.heads import CONFIG, fit_head
+from deltapack.composing.heads import fit_head
 from deltapack.composing.tokenizer_files import TOKENIZER, files_with, parse_tokenizer
 from deltapack.composing.vocabulary import Vocabulary, growth_of, unite
 from deltapack.composing.weighted import WeightedPack
@@ -102,8 +102,8 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
-    composition, fitting = fit_head(base_ckpt, readers, composition, preferred, files.get(CONFIG))
-    files |= {CONFIG: fitting} if fitting is not None else {}
+    composition, fitting = fit_head(base_ckpt, readers, composition, preferred, files)
+    files |= fitting
     return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files, donor)
 
 

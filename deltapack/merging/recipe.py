@@ -15,26 +15,36 @@ from deltapack.merging.methods.table import MergeMethod, find_method
 
 __all__ = ["Layers", "MergeRecipe", "Rule", "Schedule", "constant"]
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|[./])(?:layers?|h|blocks?)\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
 class Layers:
-    """How deep a tensor lies in the model: its layer's number over the last one's, as its name tells; 0 outside of the layers."""
+    """How deep a tensor lies in the model: its layer's number over the last one's, as its name tells; 0 outside of the layers.
 
-    count: int
+    Attributes:
+        counts: The number of layers of each sub-folder, a model of its own; of the checkpoint itself for `""`.
+    """
+
+    counts: Mapping[str, int]
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Layers:
         """Count the layers that the names of a model's tensors mention."""
-        return cls(1 + max((number for number in map(layer_number, names) if number is not None), default=-1))
+        counts: dict[str, int] = {}
+        for name in names:
+            number, folder = layer_number(name), name.rpartition("/")[0]
+            if number is not None:
+                counts[folder] = max(counts.get(folder, 0), number + 1)
+        return cls(counts)
 
     def depth(self, name: str) -> float:
         """Return a number from 0 (first layer) to 1 (last); a model of one layer is at 1, as in mergekit."""
         number = layer_number(name)
         if number is None:
             return 0.0
-        return number / (self.count - 1) if self.count > 1 else 1.0
+        count = self.counts.get(name.rpartition("/")[0], 0)
+        return number / (count - 1) if count > 1 else 1.0
 
 
 def layer_number(name: str) -> int | None:

@@ -235,6 +235,39 @@ def test_a_difference_at_the_very_end_is_seen(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("whole_ties", [False, True])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_declared_tie_is_the_same_as_two_equal_tensors(whole_ties: bool, there: bool, tmp_path: Path) -> None:
+    one = {"a.weight": torch.ones(4)}
+
+    def write(second: torch.Tensor, name: str) -> Path:
+        """A folder of which one set of weights declares that `b` is `a`, and the other holds `b`, if it is there."""
+        both = one | ({"b.weight": second} if there else {})
+        folder = shards(tmp_path / name, {ONE: both if whole_ties else one})
+        save_file(one if whole_ties else both, folder / "model.safetensors")
+        file = folder / ("model.safetensors" if whole_ties else ONE)
+        save_file(one, file, {"b.weight": "a.weight"})
+        return folder
+
+    with open_checkpoint(write(torch.ones(4), "same")) as checkpoint:
+        assert "has the same weights" in checkpoint.notes[0]
+        assert dict(checkpoint.aliases) == ({"b.weight": "a.weight"} if whole_ties else {})
+    if there:
+        with pytest.raises(RecipeError, match="two models") as error:
+            open_checkpoint(write(torch.zeros(4), "other"))
+        assert error.value.tensor == "b.weight" and "other elements" in str(error.value)
+
+
+def test_ties_to_different_tensors_are_two_models(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.ones(4), "b.weight": torch.zeros(4)}
+    folder = shards(tmp_path / "m", {ONE: tensors})
+    save_file(tensors, folder / ONE, {"c.weight": "a.weight"})
+    save_file(tensors, folder / "model.safetensors", {"c.weight": "b.weight"})
+    with pytest.raises(RecipeError, match="two models") as error:
+        open_checkpoint(folder)
+    assert error.value.tensor == "c.weight"
+
+
 def test_an_index_of_the_single_file_itself_is_no_other_model(tmp_path: Path) -> None:
     with open_checkpoint(shards(tmp_path / "m", {"model.safetensors": {"a": torch.ones(2)}})) as checkpoint:
         assert list(checkpoint.tensors) == ["a"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.layouts import LAYOUTS, Shapes, clip_tower, gpt2, infos, llama, qwen_visual, renamed
 
 from deltapack.checkpoint import NameMatch, TensorInfo, match_names, rewrites
-from deltapack.checkpoint.keys import fits
+from deltapack.checkpoint.keys import fits, joined, parts_of
 from deltapack.checkpoint.renames import STEPS, match_renamed
 from deltapack.checkpoint.rewrites import LONGEST
 
@@ -322,3 +322,9 @@ def test_towers_of_equal_shapes_are_never_swapped(data: st.DataObject) -> None:
     # where a tower took the name of one that is gone, equal names are partners, and nothing is known of what is left
     assert wrong == {} or any(truth[new] != new for new in equal)
     assert len(set(found.base_of.values())) == len(found.base_of)
+
+
+@given(st.text("a0./", max_size=12))
+def test_parts_of_a_name_are_the_name(name: str) -> None:
+    parts = parts_of(name)
+    assert joined(parts) == name and len(parts) == 1 + name.count(".") + name.count("/")

@@ -35,13 +35,18 @@ def values(texts: list[str], name: str = "x") -> list[float | None]:
     ],
 )
 def test_depth(name: str, depth: float) -> None:
-    assert LAYERS.count == 5
     assert LAYERS.depth(name) == depth
 
 
 def test_a_model_of_one_layer_is_at_its_end_and_one_without_at_its_start() -> None:
     assert Layers.of(["layers.0.w"]).depth("layers.0.w") == 1
     assert Layers.of(["w"]).depth("w") == 0
+
+
+def test_each_sub_folder_has_layers_of_its_own() -> None:
+    layers = Layers.of(["unet/blocks.2.w", "unet/blocks.0.w", "a/te/layers.4.w", "layers.8.w", "vae/w", "unet/out.w"])
+    depths = {"unet/blocks.1.w": 0.5, "unet/h.2.w": 1, "a/te/model.layers.1.w": 0.25, "layers.4.w": 0.5, "vae/w": 0, "unet/out.w": 0}
+    assert {name: layers.depth(name) for name in depths} == depths
 
 
 @given(depth=st.floats(0, 1), points=st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builders import Model, moved, random_tensor, read_folder, read_model, write_folder
+from support.builders import Model, moved, random_tensor, read_file, read_folder, read_model, write_file, write_folder
 
 import deltapack
 from deltapack.errors import MergeConflictError
@@ -148,3 +148,39 @@ def test_loading_is_merging(tmp_path: Path) -> None:
         state = deltapack.load_state_dict(base, packs, prefer=pack)
         merged = read_model(tmp_path / "out")
         assert {name: tensor.numpy().tobytes() for name, tensor in state.items()} == {name: tensor.raw for name, tensor in merged.items()}
+
+
+def pipeline(path: Path, tensors: Model, tied: bool, seed: int | None) -> Path:
+    """A model whose language model is in a sub-folder, with a config of its own that says whether it ties."""
+    top = {"lm_head.weight": random_tensor(7, (64, 32)), "embed_tokens.weight": random_tensor(8, (64, 32))}
+    write_folder(path, top if seed is None else {name: moved(tensor, 99 + seed) for name, tensor in top.items()}, config(False))
+    (path / "text").mkdir()
+    own = tensors if seed is None else {name: moved(tensor, 10 * seed + at) for at, (name, tensor) in enumerate(tensors.items())}
+    write_file(path / "text" / "model.safetensors", own)
+    (path / "text" / "config.json").write_text(config(tied, seed=seed)["config.json"])
+    return path
+
+
+def text_of(path: Path) -> tuple[bool, bool, bool]:
+    """What the config of the sub-folder says, whether a head is in it, and whether one is at the top."""
+    said = json.loads((path / "text" / "config.json").read_text())["tie_word_embeddings"]
+    return said, HEAD in read_file(path / "text" / "model.safetensors"), HEAD in read_file(path / "model.safetensors")
+
+
+def test_a_head_in_a_sub_folder_goes_by_the_config_there(tmp_path: Path) -> None:
+    base, packs = pipeline(tmp_path / "base", UNTIED, False, None), []
+    for seed, tied in enumerate((True, False, True), start=1):
+        packs.append(tmp_path / f"{seed}.dpk")
+        deltapack.compress(base, pipeline(tmp_path / str(seed), TIED if tied else UNTIED, tied, seed), packs[-1])
+    with pytest.raises(MergeConflictError, match="tied to the embeddings") as error:
+        deltapack.merge(base, packs[:2], tmp_path / "out")
+    assert error.value.tensor == f"text/{HEAD}" and "text/config.json" in str(error.value)
+    for preferred, expected in ((0, (True, False, True)), (1, (False, True, True))):
+        deltapack.merge(base, packs[:2], tmp_path / "out", prefer=packs[preferred], force=True)
+        assert text_of(tmp_path / "out") == expected
+    report = deltapack.merge(base, [packs[0], packs[2]], tmp_path / "out", force=True)
+    assert any("text/config.json of the result says tie_word_embeddings: true" in str(note) for note in report.notes)
+    deltapack.merge(base, [packs[0], packs[2]], tmp_path / "merged.dpk")
+    deltapack.apply(base, tmp_path / "merged.dpk", tmp_path / "again")
+    assert text_of(tmp_path / "out") == text_of(tmp_path / "again") == (True, False, True)
+    assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
