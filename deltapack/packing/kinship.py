@@ -132,14 +132,21 @@ def _end(name: str) -> str:
     return ".".join(name.replace("/", ".").split(".")[-2:])
 
 
-def check_codes(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
+def check_codes(
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    match: NameMatch,
+    roles: tuple[Mapping[str, str], Mapping[str, str]],
+    exact: Collection[str],
+) -> None:
     """Refuse to pair quantised codes with weights.
 
     Args:
         base: The base.
         finetuned: The fine-tune.
         match: Their names.
-        roles: Roles of the base's tensors and of the fine-tune's, as the user wants them.
+        roles: Roles of the base's tensors and of the fine-tune's by their names.
+        exact: Tensors of the fine-tune that the user wants stored whole.
 
     Raises:
         UnsupportedError: One side holds codes where the other holds weights.
@@ -148,7 +155,7 @@ def check_codes(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles
     codes = {name for name, role in of_tuned.items() if role == "quantised"}
     at_base = {name for name, role in of_base.items() if role == "quantised"}
     for name, partner in match.base_of.items():
-        if (name in codes) == (partner in at_base) or of_tuned[name] == "exact":
+        if (name in codes) == (partner in at_base) or name in exact:
             continue
         one, other = finetuned.tensors[name], base.tensors[partner]
         raise UnsupportedError(

@@ -51,7 +51,8 @@ def survey_inputs(
     kept = _kept(keep_base, match, finetuned)
     check_placeholders(base, finetuned, match)
     settled = {name: recipe.for_tensor(name, role).role for name, role in roles.items()}
-    check_codes(base, finetuned, match, (roles_of(base.tensors), settled))
+    exact = {name for name, role in settled.items() if role == "exact"}
+    check_codes(base, finetuned, match, (roles_of(base.tensors), roles), exact)
     if not allow_unrelated:
         check_export(base, finetuned, match, settled)
     kinship = measure_kinship(base, finetuned, match, settled, kept)
