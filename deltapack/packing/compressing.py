@@ -9,6 +9,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
+from deltapack.checking import as_path
 from deltapack.checkpoint import Checkpoint
 from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
@@ -78,12 +79,12 @@ def compress(
         LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
-        RecipeError: A setting is out of range, or would do nothing.
+        RecipeError: A setting is out of range or of another type, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read, such as a
             variant in a second precision.
     """
-    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
-    out, count = Path(out), resolve_workers(workers)
+    asked = Asked(Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
+    out, count = as_path("out", out), resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
         for checkpoint in (inputs.base, inputs.finetuned):
