@@ -74,7 +74,8 @@ def locate(path: Path) -> Location:
         if kind is not None:
             raise NotACheckpointError(f"this is {kind.text}, not a checkpoint", path=path, hint=kind.as_checkpoint)
         expected = _either(["a folder", *dict.fromkeys(suffix for row in FORMATS for suffix in row.suffixes)])
-        raise NotACheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name)
+        hint = "Name the folder of the model, or its file of weights."
+        raise NotACheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
     return Location(path.parent, (name,), row)
 
 

@@ -55,8 +55,7 @@ def _matters(reader: PackReader) -> dict[str, str] | None:
 
 def _changes_shapes(index: Index) -> bool:
     """Whether a pack does more than add; what it makes others of is not gone."""
-    kinds, pieces = ("grown", "shrunk", "stored", "removed"), index.pieces
-    return any(entry.kind in kinds and not (entry.kind == "removed" and entry.name in pieces) for entry in index.entries)
+    return any(entry.kind in ("grown", "shrunk", "stored", "removed") for entry in index.telling)
 
 
 def check_base_files(base: Checkpoint, pack: PackReader | None, *, verify: bool) -> list[str]:

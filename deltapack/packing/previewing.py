@@ -72,7 +72,8 @@ def preview_compress(
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     strings = len(compress_frame(dump_canonical(optional_metadata(metadata)), INDEX_LEVEL))
     size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + strings + side
-    kinds = dict(sorted(Counter(row.kind for row in rows).items()))
+    pieces = {name for tensor in inputs.base.tensors.values() if tensor.arranged is not None for name in tensor.arranged.names}
+    kinds = dict(sorted(Counter(row.kind for row in rows if row.kind != "removed" or row.name not in pieces).items()))
     return CompressPreview(size, checkpoint_bytes, side, kinds, rows, inputs.survey.warnings, notes)
 
 
