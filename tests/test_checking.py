@@ -62,9 +62,9 @@ def test_lists_pairs_and_texts() -> None:
     for wrong in ("ab", b"a", {"a": "b"}, 3, None, Path("a")):
         with pytest.raises(RecipeError, match="x is not a list: expected a list of texts"):
             as_items("x", wrong, "texts")
-    for wrong in ("ab", ("a",), ("a", 3), {"a", "b"}, None):
+    for pair in ("ab", ("a",), ("a", 3), {"a", "b"}, None):
         with pytest.raises(RecipeError, match="x is not a pair of texts"):
-            as_pair("x", wrong)
+            as_pair("x", pair)
     with pytest.raises(RecipeError, match="x is not a text: expected a text, found 3"):
         as_text("x", 3)
 

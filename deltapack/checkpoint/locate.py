@@ -12,7 +12,7 @@ from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
-from deltapack.kinds import MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
+from deltapack.kinds import ADAPTER, MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
 from deltapack.limits import Limits
 
 __all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_folder"]
@@ -20,7 +20,6 @@ __all__ = ["Location", "locate", "location_of_index", "nothing_found", "search_f
 CHOICES = ("index", "single")
 """What counts where a folder has one file and an index of shards: the shards, or the file."""
 
-_ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
@@ -62,7 +61,7 @@ def locate(path: Path) -> Location:
     if not os.path.lexists(path):
         raise NotACheckpointError("no such file or folder", path=path, hint=hub_hint(path))
     name = path.name
-    if _ADAPTER.fullmatch(name):
+    if ADAPTER.fullmatch(name):
         raise NotACheckpointError("this is an adapter, not a checkpoint", path=path, hint=MERGE_LORA)
     if _META.fullmatch(name):
         raise NotACheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
@@ -115,7 +114,7 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     if not row.any_name:
         return None
     indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
-    loose = [name for name in names if name.endswith(row.suffixes) and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
+    loose = [name for name in names if name.endswith(row.suffixes) and not ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
     if len(indices) == 1:
         whole = indices[0].removesuffix(".index.json")
         if whole in names:

@@ -83,7 +83,9 @@ def compress(
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read, such as a
             variant in a second precision.
     """
-    asked = Asked(Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
+    asked = Asked(
+        Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
+    )
     out, count = as_path("out", out), resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())

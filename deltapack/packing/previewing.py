@@ -62,7 +62,9 @@ def preview_compress(
         RecipeError: A setting is out of range or of another type, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read.
     """
-    asked = Asked(Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
+    asked = Asked(
+        Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
+    )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         rows = _rows(inputs, count, progress or (lambda done, total: None))

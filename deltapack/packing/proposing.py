@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deltapack.checkpoint import Checkpoint, NameMatch, TensorInfo
-from deltapack.checkpoint.families import Family, Reading, find_families, fused_from, parts_from, readings_of, siblings_of, template_of
+from deltapack.checkpoint.families import Family, Reading, find_families, fused_from, parts_from, readings_of, siblings_of, without_numbers
 from deltapack.format.arrangement import Arrangement, Piece
 from deltapack.kernels import rounding
 
@@ -70,9 +70,9 @@ def _told(found: Mapping[str, Arrangement]) -> Iterator[str]:
     """Say what was matched, once for all layers."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, arrangement in found.items():
-        made_of = dict.fromkeys(template_of(piece)[0] for piece in arrangement.names)
+        made_of = dict.fromkeys(without_numbers(piece)[0] for piece in arrangement.names)
         turned = "transposed" if any(piece.transposed for piece in arrangement.pieces) else ""
-        groups.setdefault((template_of(name)[0], turned, *made_of), []).append(name)
+        groups.setdefault((without_numbers(name)[0], turned, *made_of), []).append(name)
     for (template, turned, *parts), names in groups.items():
         count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
         yield f"{count} matched with the base's {' and '.join(map(repr, parts))}" + (", transposed" if turned else "")
@@ -115,8 +115,8 @@ class _Search:
             arrangement = Arrangement(grid, (Piece(of, (0,) * len(grid), True),))
             fits = self._fits({name: arrangement}) >= max(_LIKE, plain + _AHEAD)
             (out if fits else unclear)[name] = arrangement
-        clear = {template_of(name)[0] for name in out}
-        unlike = {name: arrangement for name, arrangement in unclear.items() if template_of(name)[0] in clear}
+        clear = {without_numbers(name)[0] for name in out}
+        unlike = {name: arrangement for name, arrangement in unclear.items() if without_numbers(name)[0] in clear}
         self._tell_unlike(unlike)
         out.update(unlike)
         for name in out:

@@ -13,7 +13,7 @@ from support.builders import Model, Tensor, cast, moved, random_tensor, read_mod
 
 import deltapack
 from deltapack.checkpoint import match_names, open_checkpoint
-from deltapack.checkpoint.families import find_families, siblings_of, template_of
+from deltapack.checkpoint.families import find_families, siblings_of, without_numbers
 from deltapack.checkpoint.names import NameMatch
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.dtypes import BY_NAME
@@ -301,6 +301,7 @@ def infos(names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, TensorInfo]:
         ),
         ("x.down_proj", "x.1.w2.weight x.2.w2.weight", []),
         ("x.down_proj", "x.w2.weight", []),
+        ("x.².down_proj", "x.².0.w2.weight x.².².w2.weight", [("x.².down_proj", 1, True)]),
     ],
 )
 def test_families(fused_names: str, parts: str, expected: list[tuple[str, int, bool]]) -> None:
@@ -314,7 +315,8 @@ def test_siblings() -> None:
     parts = infos("m.0.old.experts.0.w2.weight m.0.old.gate.weight m.0.old.other m.1.old.gate.weight")
     names = infos("m.0.mlp.experts.down_proj m.0.mlp.gate.weight m.1.mlp.gate.weight")
     assert siblings_of(find_families(names, parts), names, parts) == {"m.0.old.gate.weight": "m.0.mlp.gate.weight"}
-    assert template_of("m.0.x.12") == ("m.#.x.#", (0, 12))
+    assert without_numbers("m.0.x.12") == ("m.#.x.#", (0, 12))
+    assert without_numbers("m.².x.٣") == ("m.².x.٣", ())  # digits, but no numbers
 
 
 def test_equal_models_in_two_layouts_are_equal(tmp_path: Path) -> None:
