@@ -23,6 +23,9 @@ from deltapack.errors import RecipeError
 
 __all__ = ["batches", "for_each", "ordered_map", "resolve_workers"]
 
+MOST_WORKERS = 1024
+"""More threads than any machine has cores; a system refuses to start many more."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -31,12 +34,14 @@ def resolve_workers(workers: int | None) -> int:
     """Return the worker count to use: `workers`, or every core this process may run on.
 
     Raises:
-        RecipeError: `workers` is no whole number, or below 1.
+        RecipeError: `workers` is no whole number, below 1, or more threads than a system starts.
     """
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if as_count("workers", workers) < 1:
         raise RecipeError("workers is out of range", expected="at least 1", found=workers)
+    if workers > MOST_WORKERS:
+        raise RecipeError("workers is out of range", expected=f"at most {MOST_WORKERS}", found=workers)
     return workers
 
 

@@ -1002,7 +1002,8 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
             acc += (stored - nearest_f32(old, raw)) * np.float32(part.weight)
             kept[:] = True
         for term in part.entry.get("terms", []):
-            own = np.float32(f32_of_bits(term["factor"]) if factor is None else factor) * np.float32(part.weight)
+            given = factor is not None and term["index"] != "all"
+            own = np.float32(factor if given else f32_of_bits(term["factor"])) * np.float32(part.weight)
             for chunk in term_chunks(part.data, term, common):
                 where = positions(term, chunk) + chunk["start"]
                 acc[where] += term_values(term, chunk, own)
@@ -1169,7 +1170,7 @@ def restore_several(
         base_tensors: Name to (dtype name, shape, little-endian bytes in row-major order).
         weights: What scales the difference of each pack; 1 unless given.
         prefer: The number, from 0, of the pack that decides where packs cannot be added.
-        factor: Takes the place of every factor in the packs.
+        factor: Takes the place of the factor of every term that does not keep all elements.
 
     Returns:
         The tensors of the result; aliases are not among them. Where one pack is applied with weight 1 and its own factors, all

@@ -141,8 +141,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    # SIGTERM then cleans up as Ctrl-C does; by default it would leave temporary files behind.
+    # They then clean up as Ctrl-C does; by default they would leave temporary files behind. A closed terminal sends SIGHUP.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     try:

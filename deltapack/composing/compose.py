@@ -275,7 +275,7 @@ def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[OwnTerm]:
         if rows is not None:
             yield StoredTerm(rows, np.float32(weight))
     for term in entry.terms:
-        yield PackTerm(reader, term, term_chunks(reader, entry, term), part.pack.factor(term.factor, weight))
+        yield PackTerm(reader, term, term_chunks(reader, entry, term), part.pack.factor(term, weight))
 
 
 def _rows(part: _Part) -> StoredRows | None:

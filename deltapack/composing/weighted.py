@@ -10,6 +10,7 @@ import numpy as np
 
 from deltapack.checking import as_number
 from deltapack.errors import RecipeError
+from deltapack.format.index import Term
 from deltapack.format.reader import PackReader
 
 __all__ = ["WeightedPack"]
@@ -17,7 +18,14 @@ __all__ = ["WeightedPack"]
 
 @dataclass(frozen=True)
 class WeightedPack:
-    """A pack and what it is applied with; `rescale` replaces the factors of its terms, `by_tensor` the weight of base tensors."""
+    """A pack and what it is applied with.
+
+    Attributes:
+        reader: The pack.
+        weight: Factor for all its differences.
+        rescale: What replaces the factors of terms that do not keep all elements; where they do, nothing was dropped.
+        by_tensor: Weights of single base tensors, by name.
+    """
 
     reader: PackReader
     weight: float = 1.0
@@ -45,7 +53,8 @@ class WeightedPack:
         """Return the weight for a base tensor."""
         return self.by_tensor.get(tensor, self.weight)
 
-    def factor(self, factor: float, weight: float | None = None) -> np.float32:
+    def factor(self, term: Term, weight: float | None = None) -> np.float32:
         """Return the factor of a term times a weight, the pack's own unless given (spec/06-arithmetic.md section 6.1)."""
+        own = self.rescale is None or term.index_codec.kept == "all"
         with np.errstate(over="ignore"):
-            return np.float32(factor if self.rescale is None else self.rescale) * np.float32(self.weight if weight is None else weight)
+            return np.float32(term.factor if own else self.rescale) * np.float32(self.weight if weight is None else weight)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 from deltapack.kernels.encoded import Encoded
+from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.formulas import Formula
-from deltapack.kernels.layout import Bytes, Counts, Elements, Positions, Sparse, Values
+from deltapack.kernels.layout import Bits, Bytes, Counts, Elements, Positions, Sparse, Values
 
 __all__ = ["Backend", "Encoded", "active"]
 
@@ -131,6 +132,60 @@ class Backend(Protocol):
 
     def bitmap_of(self, positions: Positions, length: int) -> Bytes:
         """Encode a bitmap."""
+
+    def symbols_of(self, predicted: Bits, tuned: Bits, numbers: Numbers, far: int) -> Bytes:
+        """Return the symbol of each difference."""
+
+    def raw_bits_of(self, predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, far: int) -> tuple[Bytes, Counts]:
+        """Return the raw bits of each tile."""
+
+    def numbers_from(self, predicted: Bits, symbols: Bytes, raw: Bytes, starts: Counts, numbers: Numbers, far: int) -> tuple[Bits, Counts]:
+        """Return numbers from symbols and raw bits."""
+
+    def flips_of(self, predicted: Bits, tuned: Bits, numbers: Numbers) -> tuple[int, int]:
+        """Count the signs that change."""
+
+    def block_sums(self, symbols: Bytes) -> NDArray[np.uint32]:
+        """Add up the symbols of each block."""
+
+    def contexts_of(self, base: Bits, classes: Bytes, maps: NDArray[np.uint8], numbers: Numbers) -> Bytes:
+        """Return the context of each number."""
+
+    def predicted_of(self, base: Bits, classes: Bytes, stairs: NDArray[np.uint64], numbers: Numbers) -> Bits:
+        """Add steps to numbers."""
+
+    def stairs_of(
+        self, base: Bits, tuned: Bits, classes: Bytes, wanted: int, every: int, numbers: Numbers
+    ) -> tuple[NDArray[np.uint64], int, int, int]:
+        """Find out what is mostly added."""
+
+    def count_symbols(self, base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> NDArray[np.int64]:
+        """Count symbols by class and context byte."""
+
+    def context_ranges(self, counts: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], int]:
+        """Divide context bytes into ranges."""
+
+    def frequencies_of(self, counts: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
+        """Scale counts to frequencies."""
+
+    def decoding_table(self, frequencies: NDArray[np.int64], precision: int) -> NDArray[np.uint32]:
+        """Return what each slot of each context stands for."""
+
+    def rans_encode(
+        self, contexts: Bytes, symbols: Bytes, frequencies: NDArray[np.int64], precision: int, lanes: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16], Counts]:
+        """Encode symbols."""
+
+    def rans_decode(
+        self,
+        contexts: Bytes,
+        table: NDArray[np.uint32],
+        precision: int,
+        states: NDArray[np.uint32],
+        words: NDArray[np.uint16],
+        counts: Counts,
+    ) -> tuple[Bytes, bool]:
+        """Decode symbols."""
 
 
 @cache

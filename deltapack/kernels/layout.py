@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.format.digest import TILE
 
-__all__ = ["ESCAPE", "GROUP", "SPARE", "TILE", "Bytes", "Counts", "Elements", "Positions", "Sparse", "Values"]
+__all__ = [
+    "BIT",
+    "ESCAPE",
+    "EXACT_BLOCK",
+    "GROUP",
+    "RANS_LOW",
+    "SPARE",
+    "STEPS",
+    "TILE",
+    "Bits",
+    "Bytes",
+    "Counts",
+    "Elements",
+    "Positions",
+    "Sparse",
+    "Values",
+]
 
 ESCAPE = 255
 """The gap that says: skip so many, nothing is kept here, go on."""
@@ -17,9 +33,19 @@ GROUP = 128
 """Kept values that share a scale."""
 SPARE = 256
 """How many elements behind the last position or value a backend may overwrite."""
+EXACT_BLOCK = 128
+"""Numbers of the exact codec that share a class."""
+STEPS = 64
+"""Steps of a staircase of the exact codec."""
+RANS_LOW = 1 << 15
+"""The least state of its range coder; encoding begins with it."""
+BIT = 1 << 16
+"""A bit, in the units in which it counts costs."""
 
 Elements = NDArray[np.generic]
 """Elements of a tensor, in the storage type of their dtype."""
+Bits = NDArray[np.unsignedinteger[Any]]
+"""Numbers of the exact codec as their bits, `[n]`."""
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 """Kept elements, or elements, of each tile of a chunk, `[tiles]`."""

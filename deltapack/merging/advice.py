@@ -9,6 +9,8 @@ from math import prod
 from deltapack.format.reader import PackReader
 from deltapack.merging.planning import MergePlan
 from deltapack.merging.recipe import MergeRecipe
+from deltapack.packing.kinship import shortened
+from deltapack.restoring.applying import changed_statistics
 from deltapack.sparsify.table import method_of
 
 __all__ = ["changed_and_alone", "shown_weights", "warnings_of"]
@@ -30,7 +32,7 @@ def warnings_of(plan: MergePlan) -> list[str]:
     """Return sentences about the recipe and the packs that a person should read."""
     readers, method = [pack.reader for pack in plan.packs], plan.recipe.formula
     normalized = bool(plan.recipe.options.get("normalize"))
-    out = [*_no_difference(plan.recipe), *_sum_warning(plan)]
+    out = [*_no_difference(plan.recipe), *_sum_warning(plan), *_statistics_warning(readers)]
     if (method.by_agreeing or (normalized and not method.is_linear)) and len(readers) > 1:
         out += _divisor_warning(readers, method.name, normalized=normalized)
     for reader in readers:
@@ -44,6 +46,17 @@ def warnings_of(plan: MergePlan) -> list[str]:
                 "independent masks are what makes merging after dropping work"
             )
     return out
+
+
+def _statistics_warning(readers: Sequence[PackReader]) -> list[str]:
+    """Warn where running means, variances and the like are merged as weights are, which they are not."""
+    changed = list(dict.fromkeys(name for reader in readers for name in changed_statistics(reader.index)))
+    if not changed:
+        return []
+    return [
+        f"statistics are merged as weights are ({shortened(changed)}): only weights that add up to 1 average them, and with others a "
+        "variance may come out negative. Measure them again on the merged model"
+    ]
 
 
 def _no_difference(recipe: MergeRecipe) -> list[str]:

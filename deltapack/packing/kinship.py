@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,9 @@ __all__ = ["Kinship", "check_codes", "check_export", "check_placeholders", "meas
 WARNED, REFUSED = 0.1, 0.5
 """Shares of the bytes above which a person is told, and above which nothing is packed."""
 
-_NORM, _COSINE = 0.7, 0.5
+_NORM, _COSINE, _SCALE = 0.7, 0.5, 10.0
+"""Relative norm of a difference and cosine of two tensors that have nothing to do with each other, and a ratio of their norms that says
+that they are not in the same units, such as codes and what they stand for."""
 _SPOTS, _SPOT = 4, 1024
 _MEASURED = 1000
 """Tensors that are sampled at most, the largest first."""
@@ -46,13 +48,15 @@ class Kinship:
     changed_share: float
 
 
-def measure_kinship(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles: Mapping[str, str]) -> Kinship:
-    """Compare headers, and a few thousand elements of each large weight."""
+def measure_kinship(
+    base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles: Mapping[str, str], kept: Collection[str] = ()
+) -> Kinship:
+    """Compare headers, and a few thousand elements of each large weight; `kept` are tensors of the base that stay all the same."""
     floats = {name: tensor for name, tensor in finetuned.tensors.items() if tensor.dtype.is_delta}
     partners = {name: base.tensors[match.base_of[name]] for name in floats if name in match.base_of}
     fitting = {name for name, partner in partners.items() if partner.dtype.is_delta and partner.shape[1:] == floats[name].shape[1:]}
     made_of = {name: arranged.names for name in match.base_of.values() if (arranged := base.tensors[name].arranged) is not None}
-    used = {held for name in match.base_of.values() for held in made_of.get(name, (name,))}
+    used = {held for name in match.base_of.values() for held in made_of.get(name, (name,))} | set(kept)
     at_base = {name: tensor for name, tensor in base.files.tensors.items() if tensor.dtype.is_delta}
     weights = [name for name in fitting if ROLES[roles[name]].route == "drop"]
     weights = sorted(weights, key=lambda name: (-floats[name].nbytes, name))[:_MEASURED]
@@ -107,9 +111,12 @@ def check_placeholders(base: Checkpoint, finetuned: Checkpoint, match: NameMatch
     Raises:
         CheckpointError: There is one: ZeRO-3 saves such placeholders unless told to gather the weights.
     """
-    for name, partner in match.base_of.items():
-        tensor = finetuned.tensors[name]
-        if tensor.numel == 0 and base.tensors[partner].numel:
+    ends: dict[str, list[str]] = {}
+    for name in match.only_base:
+        ends.setdefault(_end(name), []).append(name)
+    for name, tensor in finetuned.tensors.items():
+        partner = match.base_of.get(name) or next(iter(ends.get(_end(name), [])), None)
+        if tensor.numel == 0 and partner is not None and base.tensors[partner].numel:
             raise CheckpointError(
                 "the tensor has no elements where the base has some: the checkpoint was saved without gathering its parts",
                 path=finetuned.path,
@@ -118,6 +125,11 @@ def check_placeholders(base: Checkpoint, finetuned: Checkpoint, match: NameMatch
                 found=list(tensor.shape),
                 hint="With DeepSpeed ZeRO-3 set stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py and pack what it writes.",
             )
+
+
+def _end(name: str) -> str:
+    """Return the last two parts of a name, which a wrapper or another prefix does not change."""
+    return ".".join(name.replace("/", ".").split(".")[-2:])
 
 
 def check_codes(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
@@ -204,7 +216,10 @@ def _is_another(base: Checkpoint, finetuned: Checkpoint, partner: TensorInfo, te
     one, other = one / largest, other / largest
     square, product, whole = float(one @ one), float(one @ other), float(other @ other)
     difference = max(square - 2 * product + whole, 0.0)
-    return difference > _NORM**2 * square and product < _COSINE * np.sqrt(square * whole) if difference else False
+    if not (difference and square and whole):
+        return False
+    turned = difference > _NORM**2 * square and product < _COSINE * np.sqrt(square * whole)
+    return bool(turned or not 1 / _SCALE**2 < whole / square < _SCALE**2)
 
 
 def _floats(checkpoint: Checkpoint, tensor: TensorInfo, start: int, length: int) -> NDArray[np.float64]:

@@ -30,6 +30,8 @@ Read = Callable[[int, int], NDArray[np.float32]]
 
 _AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.auto]
 _SAMPLE_TILES = 8
+_TAILED = 10.0
+"""Mean square of a vector's differences over their median square, up to which it counts; of a Gaussian it is 2.2."""
 _NOISE_FLOOR = 1e-4
 """Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
@@ -194,11 +196,15 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
     error e adds e/(1-p). So the rule is e <= fidelity * p.
     """
     kept, counts = _sample(base, finetuned, plan)
-    power = float(np.square(kept, dtype=np.float64).sum())
+    squares = np.square(kept, dtype=np.float64)
+    power = float(squares.sum())
     if power == 0 or not np.isfinite(power):
         return _AUTO_ORDER[0] if power == 0 else "f32"
     drop_rate = 1 - plan.recipe.density
     allowed = max(fidelity * drop_rate, _NOISE_FLOOR)
+    if plan.recipe.role == "vector":
+        # Each of its elements counts: a few that change much must not make the others' changes a matter of rounding.
+        power = min(power, _TAILED * float(np.median(squares)) * len(squares))
     for values in _AUTO_ORDER[:-1]:
         _, seen = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
         noise = float(np.square(seen - kept, dtype=np.float64).sum())

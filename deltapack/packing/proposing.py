@@ -60,7 +60,7 @@ def propose_arrangements(base: Checkpoint, finetuned: Checkpoint, match: NameMat
             *match.notes,
             *notes,
             *_told(found),
-            *(f"{name!r} was matched with the base's {of!r}, beside these" for name, of in renamed.items()),
+            *_told_beside(renamed),
         ),
         unlike=tuple(name for name in search.unlike if name in found),
     )
@@ -76,6 +76,16 @@ def _told(found: Mapping[str, Arrangement]) -> Iterator[str]:
     for (template, turned, *parts), names in groups.items():
         count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
         yield f"{count} matched with the base's {' and '.join(map(repr, parts))}" + (", transposed" if turned else "")
+
+
+def _told_beside(renamed: Mapping[str, str]) -> Iterator[str]:
+    """Say which tensors beside those were matched under another name, once for all layers."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, of in renamed.items():
+        groups.setdefault((template_of(name)[0], template_of(of)[0]), []).append(name)
+    for (template, of), names in groups.items():
+        count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
+        yield f"{count} matched with the base's {(of if len(names) > 1 else renamed[names[0]])!r}, beside these"
 
 
 @dataclass

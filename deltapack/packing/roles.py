@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -73,12 +73,12 @@ _FLAT = 1 << 20
 _COUNTS = r"num_batches_tracked|num_updates|n_updates|steps?|global_step|.*_counts?|counts?|counter|.*_seen|(.*_)?tokens_per_expert"
 _MOMENTS = (
     r"(running|moving|global|pixel|image|latents?|data|input|target|feature|feat|mel|norm|cmvn)_(mean|means|var|variance|std|stds|avg|average|min|max)"
-    r"|running_.*|moving_.*|means?|stds?|var|variance|istd|(min|max)_vals?|loc_buffer|scale_factor"
+    r"|running_.*|moving_.*|means?|stds?|var|variance|istd|(min|max)(_vals?)?|q(01|99)|loc_buffer|scale_factor"
 )
-_AVERAGES = r"ema|_?ema_.*|.*_ema|embed_avg|cluster_size|_?ema_cluster_size.*|codebook_usage|usage|init(t?ed|ialized)"
+_AVERAGES = r"ema|_?ema_.*|.*_ema|embed(ding)?_(avg|sum)|_?cluster_(size|usage)|_?ema_cluster_size.*|(codebook_)?usage|_?init(t?ed|ialized)"
 _POSITIONS = (
     r"(.*_)?inv_freqs?|(cos|sin)(_cached?|_table)?|freqs(_cis|_cos|_sin|_complex)?|.*_freqs_cis|position_ids|token_type_ids"
-    r"|relative_position_index|relative_coords_table|pe|pos_table|sinusoid.*|_float_tensor|alibi|(alibi_)?slopes"
+    r"|relative_position_index|relative_coords_table|pe|pos_table|pos(ition(al)?)?_enc(odings?)?|sinusoid.*|_float_tensor|alibi|(alibi_)?slopes"
 )
 _MASKS = r"masked_bias|(attn|attention|causal|tril|triu)_?mask|mask|tril"
 _SIGNALS = r"mel_(filters?|fb|basis)|fb|(hann_|stft_)?window|dct(_mat)?|forward_basis|inverse_basis"
@@ -88,9 +88,9 @@ _SCHEDULES = (
 _STATISTIC = re.compile("|".join((_COUNTS, _MOMENTS, _AVERAGES, _POSITIONS, _MASKS, _SIGNALS, _SCHEDULES)))
 _POWER_ITERATION = {"weight_u": "weight_v", "weight_v": "weight_u", "_u": "_v", "_v": "_u"}
 """Vectors of spectral norm, which come in pairs; the `weight_v` of weight norm has a `weight_g` beside it and is learned."""
-_OBSERVED = re.compile(r"(.*\.)?(activation_post_process|weight_fake_quant|fake_quant)(\..*)?")
+_OBSERVED = re.compile(r"(.*[./])?(activation_post_process|weight_fake_quant|fake_quant)(\..*)?")
 _CODEBOOK = frozenset(("embed", "embedding", "codebook", "embeddings", "weight"))
-_CODEBOOK_COUNTS = frozenset(("cluster_size", "ema_cluster_size", "_ema_cluster_size", "embed_avg"))
+_CODEBOOK_COUNTS = frozenset(("cluster_size", "_cluster_size", "cluster_usage", "ema_cluster_size", "_ema_cluster_size", "embed_avg"))
 _VECTOR = re.compile(
     r"A_logs?|D|Ds|dt_bias|time_(decay|first|mix.*|maa.*|faaaa)|layer_scale.*|gamma(_\d)?|ls\d?|logit_scale|logit_bias|temperature"
 )
@@ -106,10 +106,19 @@ _OF_MODULE = (
     (frozenset(("W_q",)), re.compile(r"(?!bias$).*")),
     (frozenset(("codes", "codebooks")), re.compile(r"codes|codebooks|scales")),
     (frozenset(("indices", "centroids")), re.compile(r"(?!bias$).*")),
+    (frozenset(("B", "s")), re.compile(r"B|s|meta|workspace")),
 )
 """Leaves that mark a quantised module when all are there and one holds codes, and the leaves that then belong to it."""
 
-_ACTIVATIONS = re.compile(r"(input|output|act|activation|k|v|q|kv|prob|attn)_(scale|zero_point)s?(_inv|_ub)?|(k|v)_(scale|zero)")
+_SCALE = re.compile(
+    r".*(scale|scaling|zero|amax|absmax|offset|shift|quant_map|smooth_factor).*|biases|tables\d*|suh|svh|SU|SV|s[12]?|z", re.IGNORECASE
+)
+"""Leaves that belong to the codes of their module."""
+
+_ACTIVATIONS = re.compile(r"(.*_)?(input|output|act|activation|k|v|q|kv|prob|attn|pre_quant)_(scale|zero(_point)?)s?(_inv|_ub)?")
+"""Leaves that belong to the codes of a checkpoint wherever they are, such as those of a cache of keys and values."""
+
+_CENTROIDS = re.compile(r"(?P<module>.*\.)((res_|outlier_)?centroids)\.weight")
 
 
 def roles_of(tensors: Mapping[str, Described]) -> dict[str, str]:
@@ -126,19 +135,27 @@ def roles_of(tensors: Mapping[str, Described]) -> dict[str, str]:
     """
     modules: dict[str, set[str]] = defaultdict(set)
     for name in tensors:
-        module, _, leaf = name.rpartition(".")
-        modules[module].add(leaf)
+        prefix, leaf = _split(name)
+        modules[prefix].add(leaf)
     quantised = set(_quantised(tensors, modules))
+    if quantised:
+        quantised |= {name for name in tensors if _ACTIVATIONS.fullmatch(_split(name)[1])}
     return {name: _role(name, tensor, modules, name in quantised) for name, tensor in tensors.items()}
 
 
+def _split(name: str) -> tuple[str, str]:
+    """Return what comes before the last separator, with it, and the rest: dot, slash of a sub-folder, colon of a part (torchao)."""
+    at = max(name.rfind("."), name.rfind("/"), name.rfind(":")) + 1
+    return name[:at], name[at:]
+
+
 def _role(name: str, tensor: Described, modules: Mapping[str, set[str]], quantised: bool) -> str:
-    module, _, leaf = name.rpartition(".")
+    prefix, leaf = _split(name)
     if quantised:
         return "quantised"
     if not tensor.dtype.is_delta:
         return "integer"
-    if _is_statistic(module, leaf, tensor.shape, modules[module]):
+    if _is_statistic(prefix, leaf, tensor.shape, modules[prefix]):
         return "statistic"
     numel = math.prod(tensor.shape)
     line = sum(extent > 1 for extent in tensor.shape) < 2
@@ -147,8 +164,8 @@ def _role(name: str, tensor: Described, modules: Mapping[str, set[str]], quantis
     return "weight"
 
 
-def _is_statistic(module: str, leaf: str, shape: tuple[int, ...], neighbours: set[str]) -> bool:
-    if _STATISTIC.fullmatch(leaf) or _OBSERVED.fullmatch(module):
+def _is_statistic(prefix: str, leaf: str, shape: tuple[int, ...], neighbours: set[str]) -> bool:
+    if _STATISTIC.fullmatch(leaf) or _OBSERVED.fullmatch(prefix[:-1]):
         return True
     if (leaf in _CODEBOOK and neighbours & _CODEBOOK_COUNTS) or _POWER_ITERATION.get(leaf) in neighbours:
         return True
@@ -158,27 +175,29 @@ def _is_statistic(module: str, leaf: str, shape: tuple[int, ...], neighbours: se
 
 def _quantised(tensors: Mapping[str, Described], modules: Mapping[str, set[str]]) -> Iterator[str]:
     """Yield the names of the tensors that are codes, or belong to codes."""
-    for module, leaves in modules.items():
-        prefix = f"{module}." if module else ""
+    for prefix, leaves in modules.items():
         for marks, members in _OF_MODULE:
             if marks <= leaves and any(_is_code(tensors[prefix + mark].dtype) for mark in marks):
                 yield from (prefix + leaf for leaf in leaves if members.fullmatch(leaf))
-        if _has_codes(tensors, prefix, leaves):
-            yield from (prefix + leaf for leaf in leaves if _ACTIVATIONS.fullmatch(leaf))
+        scales = {leaf for leaf in leaves if _SCALE.fullmatch(leaf)}
+        codes = [leaf for leaf in leaves - scales if _may_be_scaled(tensors[prefix + leaf])]
+        if scales and codes:
+            yield from (prefix + leaf for leaf in (*scales, *codes))
     for name in tensors:
+        if (centroids := _CENTROIDS.fullmatch(name)) and f"{centroids['module']}indices" in tensors:
+            yield name
         found = _SUFFIXES.fullmatch(name)
         if found is None:
             continue
         code = found["code"]
-        for owner in (code, f"{code}.weight", f"{code}_blocks", f"{code}._data", f"{code}_qdata"):
+        for owner in (code, code.removesuffix("_quantizer"), f"{code}.weight", f"{code}_blocks", f"{code}._data", f"{code}_qdata"):
             if owner in tensors and owner != name and _is_code(tensors[owner].dtype):
                 yield from (owner, name)
 
 
-def _has_codes(tensors: Mapping[str, Described], prefix: str, leaves: Iterable[str]) -> bool:
-    """Whether a leaf holds codes and another one says scale."""
-    scaled = [leaf for leaf in leaves if "scale" in leaf]
-    return bool(scaled) and any(_is_code(tensors[prefix + leaf].dtype) for leaf in leaves if leaf not in scaled)
+def _may_be_scaled(tensor: Described) -> bool:
+    """Whether a tensor beside scales holds codes: bytes, or bytes packed into words, but no counter and no flag."""
+    return _is_code(tensor.dtype) and tensor.dtype.name not in ("bool", "i64", "u64") and len(tensor.shape) > 1
 
 
 def _is_code(dtype: DType) -> bool:

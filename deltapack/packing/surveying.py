@@ -12,7 +12,7 @@ from deltapack.packing.configs import compare_configs, config_of
 from deltapack.packing.effects import check_effects
 from deltapack.packing.kinship import check_codes, check_export, check_placeholders, measure_kinship, refuse_unrelated, shortened
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.roles import roles_of
+from deltapack.packing.roles import ROLES, roles_of
 from deltapack.packing.wanted import missing_by_config
 
 __all__ = ["Survey", "survey_inputs"]
@@ -54,21 +54,23 @@ def survey_inputs(
     check_codes(base, finetuned, match, (roles_of(base.tensors), settled))
     if not allow_unrelated:
         check_export(base, finetuned, match, settled)
-    kinship = measure_kinship(base, finetuned, match, settled)
+    kinship = measure_kinship(base, finetuned, match, settled, kept)
     config = config_of(finetuned)
     warnings = [*compare_configs(config_of(base), config), *refuse_unrelated(kinship, base, finetuned, allowed=allow_unrelated)]
-    notes = []
     if kinship.changed and not any("differ from their partner" in warning for warning in warnings):
-        notes.append(
-            f"differ from their partner as much as they are large, as if made anew: {shortened(kinship.changed)}; "
-            "--exclude stores such tensors whole"
+        warnings.append(
+            f"{shortened(kinship.changed)}: as different from the base's as if made anew, so what is dropped is no small difference; "
+            "--exclude or --set 'REGEX:role=exact' stores such tensors whole."
         )
+    if recipe.include is not None and not any(ROLES[role].route == "drop" for role in settled.values()):
+        warnings.append("nothing is dropped, and all that changed is stored whole: --include leaves no weights (matrices of floats).")
+    notes = []
     removed = [name for name in match.only_base if name not in kept]
     if removed:
         notes.append(f"removed, as the fine-tune lacks them: {shortened(removed)}")
     if kept:
         notes.append(f"kept from the base, though the fine-tune lacks them: {shortened(kept)}")
-    for setting, lost in missing_by_config(config, removed, finetuned.tensors).items():
+    for setting, lost in missing_by_config(config, removed, [*finetuned.tensors, *match.base_of.values()]).items():
         warnings.append(
             f"the fine-tune lacks {shortened(lost)}, which its config.json still asks for ({setting}): a program that loads the result "
             "may make them up. --keep-base REGEX keeps the base's."

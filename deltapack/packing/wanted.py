@@ -67,10 +67,15 @@ def missing_by_config(config: Mapping[str, Any], removed: Sequence[str], kept: I
         lost = tuple(name for name in removed if wish.tensors.fullmatch(name))
         if lost and not any(map(wish.tensors.fullmatch, kept)):
             out |= {f"{key} = {_shown(value)}": lost for key, value in settings if key in wish.keys and wish.asks(value)}
+    there = set(map(_layer_of, kept))
+    kinds = {layer[: layer.rstrip(".").rindex(".")] for layer in there if layer}
     for key, value in settings:
         if key in _LAYERS and _positive(value):
             inside = tuple(name for name in removed if any(int(number) < value for number in _LAYER.findall(name)))
-            lost = tuple(name for name in inside if not _layer_is_there(name, kept))
+            # Only of layers of which the fine-tune has some: those of another architecture are not asked for.
+            lost = tuple(
+                name for name in inside if (layer := _layer_of(name)) not in there and layer[: layer.rstrip(".").rindex(".")] in kinds
+            )
             if lost:
                 out[f"{key} = {value}"] = lost
     return out
@@ -84,11 +89,10 @@ def _settings(config: Mapping[str, Any], depth: int = 3) -> Iterator[tuple[str, 
             yield from _settings(value, depth - 1)
 
 
-def _layer_is_there(name: str, kept: Iterable[str]) -> bool:
+def _layer_of(name: str) -> str:
+    """Return a name up to the number of its layer, empty where it is in none."""
     found = _LAYER.search(name)
-    assert found is not None
-    layer = name[: found.end()]
-    return any(other.startswith(layer) for other in kept)
+    return name[: found.end()] if found is not None else ""
 
 
 def _shown(value: Any) -> str:

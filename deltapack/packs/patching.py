@@ -110,7 +110,7 @@ def _add_to(
     # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
     _check_base([held for held in tensors if verify or held.base.arranged is not None], reader.path, count)
     patches = [
-        _Patch(held, terms[held.entry.name], tuple(pack.factor(term.factor, weight) for term in held.entry.terms))
+        _Patch(held, terms[held.entry.name], tuple(pack.factor(term, weight) for term in held.entry.terms))
         for held in tensors
         if held.entry.kind == "delta" and held.entry.terms
     ]

@@ -18,15 +18,18 @@ from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import RecipeError
+from deltapack.format.index import Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.kinds import CHECKPOINT, check_output_name
+from deltapack.packing.kinship import shortened
+from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
 from deltapack.restoring.provenance import restored
 
-__all__ = ["WriteOptions", "apply", "refuse_for_file", "write_checkpoint"]
+__all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
 
 def apply(
@@ -56,7 +59,8 @@ def apply(
         pack: The pack.
         out: Folder to write, or a file if it ends in `.safetensors`.
         weight: Factor for the whole difference; 0 gives the base.
-        rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344).
+        rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344); where nothing was dropped, as
+            from vectors, it has no effect.
         weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
@@ -81,9 +85,21 @@ def apply(
         composition = compose(seen, [weighted], dtype=options.dtype)
         notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
         jobs = composition.jobs
+        changed = changed_statistics(reader.index) if weight not in (0, 1) else []
+        if changed:
+            notes.append(
+                f"statistics went by the weight as well, which may make a variance negative: {shortened(changed)}; measure them again"
+            )
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
         return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+
+
+def changed_statistics(index: Index) -> list[str]:
+    """Return the statistics, such as running variances, that a pack changes."""
+    entries = {entry.name: entry for entry in index.entries if entry.in_result and entry.kind != "unchanged"}
+    roles = roles_of({entry.name: entry for entry in index.entries if entry.in_result})
+    return [name for name in entries if roles[name] == "statistic"]
 
 
 @dataclass(frozen=True)

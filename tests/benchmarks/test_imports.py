@@ -13,7 +13,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("assets", "child", "gpu_model", "kernels", "launch", "results", "sentences"),
     ("pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
-    ("codes", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
+    ("codes", "exact", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
     ("speed.inputs",),
     ("speed.checks",),
     ("speed.curves", "speed.peers", "speed.profile"),

@@ -172,3 +172,19 @@ def test_masks_that_share_too_much(shared: float, expected: float, warns: bool) 
     if warns:
         assert f"{100 * shared / 8000:.1f} % of the changed elements" in warnings[0]
         assert f"independent masks would share {100 * expected / 8000:.1f} %" in warnings[0]
+
+
+def test_statistics_are_merged_as_weights_are(tmp_path: Path) -> None:
+    from support.builders import write_file
+
+    import deltapack
+
+    base = {"w": random_tensor(1, (60, 60)), "bn.running_var": random_tensor(2, (50,))}
+    path = write_file(tmp_path / "base.safetensors", base)
+    packs = []
+    for seed in (1, 2):
+        tuned = write_file(tmp_path / f"{seed}.safetensors", tuned_model(base, seed))
+        packs.append(tmp_path / f"{seed}.dpk")
+        deltapack.compress(path, tuned, packs[-1])
+    report = deltapack.merge(path, packs, tmp_path / "out.safetensors", weights=[0.5, 0.5])
+    assert [warning for warning in report.warnings if "statistics are merged as weights are (bn.running_var)" in warning]

@@ -18,6 +18,7 @@ from support.builders import (
     leftovers,
     moved,
     random_tensor,
+    read_model,
     small_model,
     tuned_model,
     whole,
@@ -323,3 +324,17 @@ def test_stored_gaps_of_a_dense_mask_are_a_bitmap(pack_of: PackOf) -> None:
     with deltapack.open_pack(pack_of(base, tuned_model(base), "sparser", drop_rate=0.8, index="gaps")) as pack:
         (term,) = pack["w"].entry.terms
         assert (term.index, term.shift) == ("gaps", 0)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 8.0, 1000.0])
+def test_an_outlier_does_not_cost_the_rest_of_a_vector(tmp_path: Path, outlier: float) -> None:
+    base = {"norm.weight": random_tensor(1, (400,))}
+    tuned = {"norm.weight": moved(base["norm.weight"], 2, 1e-3)}
+    tuned["norm.weight"].bits[7] += np.float32(outlier)
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
+    deltapack.compress(*paths, tmp_path / "x.dpk")
+    deltapack.apply(paths[0], tmp_path / "x.dpk", tmp_path / "out.safetensors")
+    rest = np.arange(400) != 7
+    wanted = (tuned["norm.weight"].f64 - base["norm.weight"].f64)[rest]
+    found = (read_model(tmp_path / "out.safetensors")["norm.weight"].f64 - base["norm.weight"].f64)[rest]
+    assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builders import Model, Tensor, cast, random_tensor, whole, write_file
+from support.builders import Model, Tensor, cast, random_tensor, whole, write_file, write_folder
 
 import deltapack
 from deltapack import CompressReport
@@ -27,7 +27,7 @@ BASE = {f"layers.{number}.weight": random_tensor(number, (64, 64)) for number in
 TUNED = {name: near(tensor) for name, tensor in BASE.items()}
 
 
-@pytest.mark.parametrize(("strangers", "outcome"), [(0, "silent"), (1, "noted"), (2, "warned"), (5, "warned"), (6, "refused")])
+@pytest.mark.parametrize(("strangers", "outcome"), [(0, "silent"), (1, "told"), (2, "warned"), (5, "warned"), (6, "refused")])
 def test_tensors_that_changed_beyond_recognition(strangers: int, outcome: str, tmp_path: Path) -> None:
     tuned = TUNED | {f"layers.{number}.weight": random_tensor(90 + number, (64, 64)) for number in range(strangers)}
     if outcome == "refused":
@@ -38,14 +38,21 @@ def test_tensors_that_changed_beyond_recognition(strangers: int, outcome: str, t
         return
     report = packed(tmp_path, BASE, tuned)
     assert any("as much as they are large" in warning for warning in report.warnings) is (outcome == "warned")
-    assert any("as if made anew: layers.0.weight" in note for note in report.notes) is (outcome == "noted")
+    assert any(text.startswith("layers.0.weight: as different") for text in report.warnings) is (outcome == "told")
 
 
 def test_what_is_scaled_or_starts_at_zero_is_related(tmp_path: Path) -> None:
     """A cosine near 1 tells kin however long the difference is, and nothing is known of a tensor that starts at zero."""
     base = {"a": random_tensor(1, (64, 64)), "b": Tensor("f32", np.zeros((64, 64), "<f4"))}
     report = packed(tmp_path, base, {"a": cast(base["a"].f64 * 2.5, "f32"), "b": random_tensor(2, (64, 64))})
-    assert not [text for text in (*report.warnings, *report.notes) if "as large" in text or "made anew" in text]
+    assert not [text for text in report.warnings if "as large" in text or "made anew" in text]
+
+
+def test_codes_of_another_scale_are_not_related(tmp_path: Path) -> None:
+    """They point the same way as what they stand for, and are a hundred times as long."""
+    codes = {name: cast(tensor.f64 * 100, "f32") for name, tensor in BASE.items()}
+    with pytest.raises(BaseMismatchError, match=r"differ from their partner as much as they are large"):
+        packed(tmp_path, codes, TUNED)
 
 
 @pytest.mark.parametrize(("others", "outcome"), [(1, "silent"), (2, "warned"), (11, "refused")])
@@ -106,6 +113,9 @@ def test_placeholders(tmp_path: Path) -> None:
     empty = Tensor("f32", np.zeros(0, "<f4"))
     with pytest.raises(CheckpointError, match=r"'layers\.3\.weight'.*without gathering.*expected \[64, 64\], found \[0\]"):
         packed(tmp_path, BASE, TUNED | {"layers.3.weight": empty})
+    wrapped = {f"module.{name}": empty for name in BASE}
+    with pytest.raises(CheckpointError, match=r"without gathering"):
+        packed(tmp_path, BASE, wrapped | {"n": random_tensor(1, (8,))})
     both = {"none": Tensor("f32", np.zeros((0, 5), "<f4"))}
     assert packed(tmp_path, BASE | both, TUNED | both).kinds["unchanged"] == 1
 
@@ -119,3 +129,29 @@ def test_tensors_of_the_base_that_are_kept(tmp_path: Path) -> None:
         packed(tmp_path, base, TUNED, keep_base="eagle")
     with pytest.raises(RecipeError, match="regular expression"):
         packed(tmp_path, base, TUNED, keep_base="(")
+
+
+def test_a_partner_of_another_shape_is_none(tmp_path: Path) -> None:
+    """It has the name, but nothing can be subtracted: the tensor is stored whole, and that is told."""
+    tuned = TUNED | {f"layers.{number}.weight": random_tensor(number, (64, 32)) for number in range(2)}
+    (warning,) = (text for text in packed(tmp_path, BASE, tuned).warnings if "have no partner" in text)
+    assert warning.startswith("11 % of the fine-tune's float bytes") and "layers.0.weight, layers.1.weight" in warning
+
+
+def test_buffers_of_layers_under_another_name_are_not_missed(tmp_path: Path) -> None:
+    """Layers were renamed, and their buffers removed: the config does not ask for these."""
+    layers = {f"model.layers.{number}.mlp.weight": random_tensor(number, (64, 64)) for number in range(3)}
+    buffers = {f"model.layers.{number}.rotary_emb.inv_freq": random_tensor(number, (16,)) for number in range(3)}
+    renamed = {name.replace("model.layers", "model.language_model.layers"): near(tensor) for name, tensor in layers.items()}
+    base = write_folder(tmp_path / "base", layers | buffers, {"config.json": '{"num_hidden_layers": 3}'})
+    tuned = write_folder(tmp_path / "tuned", renamed, {"config.json": '{"num_hidden_layers": 3}'})
+    report = deltapack.compress(base, tuned, tmp_path / "x.dpk")
+    assert not [warning for warning in report.warnings if "config.json" in warning]
+
+
+def test_include_that_leaves_nothing_to_drop_is_told(tmp_path: Path) -> None:
+    base = BASE | {"norm.weight": random_tensor(1, (500,))}
+    tuned = TUNED | {"norm.weight": near(base["norm.weight"])}
+    report = packed(tmp_path, base, tuned, recipe=deltapack.Recipe(include="norm"))
+    assert any("nothing is dropped" in warning for warning in report.warnings)
+    assert not any("nothing is dropped" in warning for warning in packed(tmp_path, base, tuned).warnings)

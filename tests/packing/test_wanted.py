@@ -41,3 +41,8 @@ def test_a_config_that_goes_deep() -> None:
     for _ in range(5000):
         config = {"text_config": config}
     assert missing_by_config(config, [HEAD], [EMBED]) == {}
+
+
+def test_layers_of_another_architecture_are_not_asked_for() -> None:
+    removed, kept = ["bert.encoder.layer.0.weight"], ["model.layers.0.weight", "model.layers.1.weight"]
+    assert missing_by_config({"num_hidden_layers": 2}, removed, kept) == {}

@@ -280,3 +280,27 @@ def test_unchanged_tensors_go_from_file_to_file(tmp_path: Path, monkeypatch: pyt
     assert sorted(copied) == [36, 4 * CHUNK]
     found = read_file(out)
     assert found["big"] == base["big"] and found["none"] == base["none"] and found["moved"] != base["moved"]
+
+
+def test_rescale_leaves_vectors_alone(tmp_path: Path) -> None:
+    """Nothing was dropped from them, so there is nothing to make up for."""
+    base = {"w": random_tensor(1, (60, 60)), "norm.weight": random_tensor(2, (500,))}
+    tuned = tuned_model(base)
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
+    deltapack.compress(*paths, tmp_path / "x.dpk")
+    results = []
+    for number, rescale in enumerate((None, 3.0)):
+        out = tmp_path / f"out{number}.safetensors"
+        deltapack.apply(paths[0], tmp_path / "x.dpk", out, rescale=rescale)
+        results.append(read_model(out))
+    assert results[0]["norm.weight"] == results[1]["norm.weight"] and results[0]["w"] != results[1]["w"]
+    assert decode_by_spec(base, tmp_path / "x.dpk", factor=3.0) == results[1]
+
+
+@pytest.mark.parametrize(("weight", "told"), [(1.0, False), (2.0, True), (0.0, False)])
+def test_statistics_go_by_the_weight_and_that_is_told(tmp_path: Path, weight: float, told: bool) -> None:
+    base = {"w": random_tensor(1, (60, 60)), "bn.running_var": random_tensor(2, (50,))}
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned_model(base))
+    deltapack.compress(*paths, tmp_path / "x.dpk")
+    report = deltapack.apply(paths[0], tmp_path / "x.dpk", tmp_path / "out.safetensors", weight=weight)
+    assert any("bn.running_var" in note for note in report.notes) is told

@@ -12,6 +12,7 @@ It uses neither the package nor the reference decoder, so that the three can be 
     base_files.json              the side files of every base, in hex
     v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
                                  (the .json file that holds a base to restore it with, or null)
+    exact.json                   exact chunks, valid and invalid, by themselves
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
+from vectors import exact_cases  # noqa: E402
 from vectors.arranged import valid_arranged  # noqa: E402
 from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
@@ -113,6 +115,17 @@ def main() -> None:
         expected[name] = {"rule": rule, "error": error, "base": base and f"v1-ok-{base}.json"}
     write_json(FOLDER / "base_files.json", {"files": {name: content.hex() for name, content in BASE_FILES.items()}})
     write_json(FOLDER / "invalid.json", {"vectors": expected})
+    write_exact()
+
+
+def write_exact() -> None:
+    """Replace the vectors of exact chunks."""
+    document = {
+        "about": "chunks of spec/codecs/exact.md; `base` and `result` are lists of [hex, repeat]; `rule` is what is broken",
+        "valid": {name: vector.document() for name, vector in exact_cases.valid()},
+        "invalid": {name: vector.document(rule) for name, rule, vector in exact_cases.invalid()},
+    }
+    write_json(FOLDER / "exact.json", document)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,18 @@ from deltapack.kernels.cpu.adding import add_in_place, add_sparse, are_finite, s
 from deltapack.kernels.cpu.blending import add_blended, blend
 from deltapack.kernels.cpu.choosing import element_samples, histogram_high, histogram_low, places_below, places_between, row_ranks
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
+from deltapack.kernels.cpu.exact_model import context_ranges, count_symbols, decoding_table, frequencies_of
+from deltapack.kernels.cpu.exact_rans import rans_decode, rans_encode
+from deltapack.kernels.cpu.exact_symbols import (
+    block_sums,
+    contexts_of,
+    flips_of,
+    numbers_from,
+    predicted_of,
+    raw_bits_of,
+    stairs_of,
+    symbols_of,
+)
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
@@ -29,28 +41,42 @@ __all__ = [
     "bitmap_of",
     "bitmap_positions",
     "blend",
+    "block_sums",
     "byte_gap_positions",
     "byte_gaps",
     "code_values",
     "compare",
+    "context_ranges",
+    "contexts_of",
     "count_shared",
+    "count_symbols",
     "decode_encoded",
+    "decoding_table",
     "difference",
     "element_samples",
+    "flips_of",
+    "frequencies_of",
     "histogram_high",
     "histogram_low",
     "kept_differences",
+    "numbers_from",
     "pack_codes",
     "places_below",
     "places_between",
     "plane_values",
+    "predicted_of",
     "quantize_groups",
+    "rans_decode",
+    "rans_encode",
+    "raw_bits_of",
     "rice_gap_positions",
     "row_ranks",
     "sample_positions",
     "scalar_products",
     "sign_groups",
     "stack_terms",
+    "stairs_of",
     "sum_of_squares",
     "sum_terms",
+    "symbols_of",
 ]

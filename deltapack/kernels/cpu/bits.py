@@ -18,7 +18,21 @@ from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 
-__all__ = ["addresses", "array_at", "as_f32", "as_u32", "compiled", "exponent", "loops_on", "narrow", "prefetch", "trailing_zeros", "widen"]
+__all__ = [
+    "addresses",
+    "array_at",
+    "as_f32",
+    "as_u32",
+    "compiled",
+    "exponent",
+    "leading_zeros",
+    "load_u64",
+    "loops_on",
+    "narrow",
+    "prefetch",
+    "trailing_zeros",
+    "widen",
+]
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -53,6 +67,27 @@ def trailing_zeros(typing: Any, word: Any) -> Any:
     """Return the number of zero bits below the lowest one of a u64 that is not 0."""
     undefined_for_zero = ir.Constant(ir.IntType(1), 1)
     return types.uint64(types.uint64), lambda context, builder, sig, args: builder.cttz(args[0], undefined_for_zero)
+
+
+@_intrinsic
+def leading_zeros(typing: Any, word: Any) -> Any:
+    """Return the number of zero bits above the highest one of a word of 32 or 64 bits, as such a word."""
+    defined_for_zero = ir.Constant(ir.IntType(1), 0)
+    return word(word), lambda context, builder, sig, args: builder.ctlz(args[0], defined_for_zero)
+
+
+@_intrinsic
+def load_u64(typing: Any, array: Any, byte: Any) -> Any:
+    """Return the 8 bytes from a byte of a contiguous array on, which need not be aligned, as a little-endian number."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        value = builder.load(place)
+        value.align = 1
+        return value
+
+    return types.uint64(array, types.uint64), generate
 
 
 @_intrinsic
