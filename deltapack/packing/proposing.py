@@ -82,7 +82,7 @@ def _told_beside(renamed: Mapping[str, str]) -> Iterator[str]:
     """Say which tensors beside those were matched under another name, once for all layers."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, of in renamed.items():
-        groups.setdefault((template_of(name)[0], template_of(of)[0]), []).append(name)
+        groups.setdefault((without_numbers(name)[0], without_numbers(of)[0]), []).append(name)
     for (template, of), names in groups.items():
         count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
         yield f"{count} matched with the base's {(of if len(names) > 1 else renamed[names[0]])!r}, beside these"
