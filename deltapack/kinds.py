@@ -14,6 +14,7 @@ __all__ = [
     "ADAPTER",
     "CHECKPOINT",
     "EITHER",
+    "FOLDER",
     "HEAD_BYTES",
     "MERGE_LORA",
     "NO_PACK",
@@ -26,14 +27,16 @@ __all__ = [
     "kind_of",
     "kind_of_folder",
     "kind_of_path",
+    "pack_hint",
 ]
 
 HEAD_BYTES = 16
 """As many first bytes as `kind_of` wants to see."""
-CHECKPOINT, PACK_FILE, EITHER = (
+CHECKPOINT, PACK_FILE, EITHER, FOLDER = (
     "a checkpoint: a folder, or a .safetensors file",
     "a pack: a .dpk file",
     "a folder, a .safetensors file, or a .dpk pack",
+    "a folder",
 )
 """What an output may be, for `check_output_name`."""
 PACK_MAGIC = b"\x89DPK\r\n\x1a\n"
@@ -52,6 +55,7 @@ _LORA = re.compile(
 ADAPTER = re.compile(r"adapter_(model|config).*")
 """Names of the files of an adapter."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILE = re.compile(r"\.(md|jsonl?|txt|ya?ml|toml|py|ipynb|model|jinja|csv|parquet|log|pdf|tgz|tar|gz|dpk)", re.IGNORECASE)
 _HUB_URL = re.compile(r"(?:hf://|https:/+huggingface\.co/)(?:models/)?([\w.-]+/[\w.-]+).*")
 _TOKENIZER = re.compile(r"tokenizer.*|vocab\.(json|txt)|merges\.txt|spiece\.model|special_tokens_map\.json")
 
@@ -121,21 +125,23 @@ def check_output_name(out: str | Path, what: str) -> None:
 
     Args:
         out: The output.
-        what: `CHECKPOINT`, `PACK_FILE` or `EITHER`.
+        what: `CHECKPOINT`, `PACK_FILE`, `EITHER` or `FOLDER`.
 
     Raises:
         RecipeError: It does, or it is `-`: nothing is written to standard output.
     """
     text, suffix = str(out), PurePath(out).suffix.lower()
-    ours = {CHECKPOINT: (".safetensors",), PACK_FILE: (".dpk",), EITHER: (".safetensors", ".dpk")}[what]
+    ours = {CHECKPOINT: (".safetensors",), PACK_FILE: (".dpk",), EITHER: (".safetensors", ".dpk"), FOLDER: ()}[what]
     if text == "-":
         raise RecipeError("nothing is written to standard output", expected=what, found="-", hint="Give a name.")
     if suffix in ours and PurePath(out).suffix != suffix:
         raise RecipeError("the ending is in capitals", path=out, expected=suffix, found=PurePath(out).suffix)
     if suffix in _WEIGHTS and suffix not in ours:
         hints = {".dpk": "Compress base and fine-tune to get a pack, or merge into one.", ".safetensors": "Restore the pack with `apply`."}
-        hint = hints.get(suffix, "Files of that kind are not written; take one of these.")
+        hint = hints.get(suffix, "Files of that kind are not written; take one of these.") if ours else "Choose a name without that ending."
         raise RecipeError(f"the output cannot be a {suffix} file", path=out, expected=what, hint=hint)
+    if what == PACK_FILE and suffix not in ours:
+        raise RecipeError("the name of a pack ends in .dpk", path=out, expected=what, found=suffix or "no ending", hint=f"Take {text}.dpk.")
 
 
 def kind_of(head: bytes, name: str) -> Kind | None:
@@ -220,10 +226,31 @@ def hub_hint(path: str | Path) -> str:
     text = str(path).rstrip("/")
     url = _HUB_URL.fullmatch(text)
     name = url[1] if url else text
-    if not url and not _HUB_ID.fullmatch(text):
+    if not url and not _is_hub_id(text):
         return "Is the path right? A model on the Hugging Face Hub must be downloaded first, with `hf download ORG/NAME`."
     folder = name.rpartition("/")[2]
     return (
         f"If {name} is a model on the Hugging Face Hub, download it first: hf download {name} --local-dir {folder}, "
         f"or huggingface_hub.snapshot_download({name!r}) in Python, which returns its folder."
     )
+
+
+def pack_hint(path: str | Path) -> str | None:
+    """Return what to do about a pack that does not exist and may be on the Hub; none where its name is that of a file."""
+    text = str(path).rstrip("/")
+    url = _HUB_URL.fullmatch(text)
+    if not url and not ("/" in text and _is_hub_id(text)):
+        return None
+    name = url[1] if url else text
+    folder = name.rpartition("/")[2]
+    return (
+        f"If {name} is on the Hugging Face Hub, download its packs first, hf download {name} --include '*.dpk' --local-dir {folder}, "
+        f"and name one of them."
+    )
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether this may be the name of a model on the Hub, and not that of a file."""
+    suffix = PurePath(text).suffix
+    known = suffix.lower() in _WEIGHTS or suffix.lower() in _BY_SUFFIX or _FILE.fullmatch(suffix)
+    return _HUB_ID.fullmatch(text) is not None and not known

@@ -100,7 +100,7 @@ def put_old(verb: str, model: Path, out: Path) -> None:
     if out.suffix == ".dpk":
         shutil.copy(model / "other.dpk", out)
     elif out.suffix == ".safetensors":
-        shutil.copy(model / "base" / "model.safetensors", out)
+        deltapack.apply(model / "base", model / "other.dpk", out)
     else:
         shutil.copytree(model / "base", out)
         (out / MANIFEST).write_bytes(manifest_of(out, "checkpoint"))

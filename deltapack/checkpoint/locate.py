@@ -37,6 +37,7 @@ class Location:
         notes: What the user should be told about the choice.
         metadata: Strings that the index says besides.
         rival: The shards of an index, where one file and an index are there and nobody said which counts.
+        chosen: Whether the choice that the user made decided on it.
         prefix: The sub-folder that the files are in, with a `/` at its end; the names of files and tensors begin with it.
     """
 
@@ -48,6 +49,7 @@ class Location:
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     rival: Location | None = None
+    chosen: bool = False
     prefix: str = ""
 
 
@@ -138,9 +140,10 @@ def _one_of_two(single: Location, index: str, names: list[str], limits: Limits, 
     """Choose between a file and an index beside it: as the user says, else the file, as loaders do, with the shards as its rival."""
     whole = single.files[0]
     if choice == "index":
-        return replace(location_of_index(single.folder, index, single.format, limits), notes=(f"{index} was read, not {whole}",))
+        shards = location_of_index(single.folder, index, single.format, limits)
+        return replace(shards, notes=(f"{index} was read, not {whole}",), chosen=True)
     if choice == "single":
-        return replace(single, notes=(f"{whole} was read, not {index}",))
+        return replace(single, notes=(f"{whole} was read, not {index}",), chosen=True)
     shards = location_of_index(single.folder, index, single.format, limits)
     own, there = shards.files == (whole,), any(name in names for name in shards.files)
     why = "has the same weights" if there else "names shards that are not there"

@@ -17,7 +17,7 @@ from pathlib import Path
 from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import OutputError
 
-__all__ = ["MANIFEST", "check_own", "first_other", "listed", "manifest_of"]
+__all__ = ["MANIFEST", "check_own", "first_other", "is_kind", "listed", "manifest_of"]
 
 MANIFEST = ".deltapack.json"
 _VERSION = 1
@@ -47,6 +47,11 @@ def listed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_kind(folder: Path, kind: str) -> bool:
+    """Whether the folder has a list of this kind."""
+    return _read(folder, kind) is not None
+
+
 def check_own(folder: Path, kind: str) -> None:
     """Refuse a folder to be replaced that holds anything but what its list says, as it was written.
 
@@ -67,7 +72,9 @@ def check_own(folder: Path, kind: str) -> None:
             others.append(f"{name} (changed since)")
     if others:
         hint = "Only what it wrote is replaced, and nothing was: move them away, or choose another output."
-        raise OutputError("the folder holds files that deltapack did not write", path=folder, found=_few(others), hint=hint)
+        whose = "this demo" if kind == "demo" else "deltapack"
+        what = f"the folder holds files that {whose} did not write, or that were changed since"
+        raise OutputError(what, path=folder, found=_few(others), hint=hint)
 
 
 def first_other(folder: Path, new: Path, heads: Mapping[str, int] | None = None) -> str | None:

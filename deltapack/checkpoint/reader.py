@@ -19,7 +19,7 @@ from deltapack.checkpoint.formats import WeightFormat
 from deltapack.checkpoint.joining import aliases_of, check_index, strings_of
 from deltapack.checkpoint.locate import Location
 from deltapack.checkpoint.manifest import MANIFEST
-from deltapack.checkpoint.rivals import first_difference
+from deltapack.checkpoint.rivals import check_chosen, first_difference
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
@@ -46,6 +46,7 @@ class Checkpoint:
             (without suffix and shard numbers).
         unread: Errors for weights of the folder that were not read; a fine-tune with some is not packed.
         notes: What the user should be told about how it was read.
+        chosen: Whether there was anything to choose, for the `weights` that it was opened with.
         files: The checkpoint as its files hold it: itself, but for one that `with_arranged` returned.
     """
 
@@ -53,7 +54,7 @@ class Checkpoint:
         self.path = path
         self.is_folder = path.is_dir()
         self._places, self.folders, self.unread = located.places, located.stems, located.unread
-        self._limits = limits
+        self._limits, self.chosen = limits, any(place.chosen for place in located.places)
         files = [file for own in parsed for file in own]
         self._handles = [handle for file in files for handle in file.handles]
         self._sources: dict[str, Source] = {}
@@ -159,7 +160,7 @@ class Checkpoint:
         Args:
             include_code: Whether `.py` files travel.
             limits: Bounds on size and number; those that the checkpoint was opened with unless given.
-            leave_out: Shell patterns of names that stay behind.
+            leave_out: Shell patterns of names that stay behind; see `sidefiles.list_side_files`.
 
         Raises:
             LimitError: A file, or the files together, exceed the limits.
@@ -210,19 +211,22 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: str | None = None, *, one_of_several: bool = False
+) -> Checkpoint:
     """Open a Hugging Face folder, a `.safetensors` file or a PyTorch state dict.
 
     Args:
         path: The folder or file.
         limits: Bounds on headers, names, shapes and side files.
         weights: What counts where a folder has `model.safetensors` and an index of shards, too; unless given they have to be the same.
+        one_of_several: Whether `weights` may be for another checkpoint, which the caller checks.
 
     Raises:
         CheckpointError: It is malformed or damaged.
         NotACheckpointError: This is something else, such as an adapter, a pack or a GGUF file, or nothing to read was found.
         LimitError: It exceeds `limits`.
-        RecipeError: `path` is no path, there is no such choice of weights, or a folder has two models and nobody chose.
+        RecipeError: `path` is no path, there is no such choice of weights, nothing to choose, or two models and nobody chose.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
     path = as_path("the checkpoint", path)
@@ -230,6 +234,7 @@ def open_checkpoint(path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: 
     checkpoint = _open(path, located, limits)
     rivals = [(place, place.rival) for place in located.places if place.rival is not None]
     try:
+        check_chosen(None if one_of_several else weights, checkpoint)
         for place, rival in rivals:
             with _open(path, Located((rival,)), limits) as other:
                 _check_rival(checkpoint, place, other, rival)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checkpoint.manifest import check_own, first_other, listed
+from deltapack.checkpoint.safetensors import OWN_METADATA
 from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, temporary_sibling, writing
+from deltapack.limits import DEFAULT_LIMITS
 
 __all__ = ["check_output", "check_protected", "check_unlisted", "swap_in"]
 
@@ -70,13 +73,31 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
 
 
 def _check_file(out: Path) -> None:
-    """Refuse to replace a file that is no safetensors file; one that is was named by whoever asked for it."""
+    """Refuse to replace a file that does not say of itself that it was restored or merged; an empty one holds nothing to lose."""
     if not out.is_file():
         raise OutputError("the output is not a regular file", path=out)
+    hint = "Move or remove it yourself, or choose another name."
     with writing(out), open(out, "rb") as file:
         head = file.read(9)
-    if head and head[8:] != b"{":
-        raise OutputError("the output exists and is no safetensors file", path=out, hint="Remove it yourself, or choose another name.")
+        if not head:
+            return
+        if head[8:] != b"{":
+            raise OutputError("the output exists and is no safetensors file", path=out, hint=hint)
+        length = int.from_bytes(head[:8], "little")
+        header = b"{" + file.read(length - 1) if length <= DEFAULT_LIMITS.header_bytes else b""
+    if not _says_ours(header):
+        what, expected = "the output is a file that deltapack did not write", f"{OWN_METADATA}version or the like in its metadata"
+        raise OutputError(what, path=out, expected=expected, found="none", hint=hint)
+
+
+def _says_ours(header: bytes) -> bool:
+    """Whether the header of a safetensors file says that this program restored or merged it."""
+    try:
+        document = json.loads(header)
+    except (ValueError, RecursionError):
+        return False
+    strings = document.get("__metadata__") if isinstance(document, dict) else None
+    return isinstance(strings, dict) and any(key.startswith(OWN_METADATA) for key in strings)
 
 
 def check_unlisted(out: Path, new: Path, heads: Mapping[str, int] | None = None) -> None:

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from deltapack.checkpoint.tensors import TensorInfo
+from deltapack.errors import RecipeError
 
-__all__ = ["first_difference"]
+__all__ = ["check_chosen", "first_difference"]
 
 _STEP = 1 << 22
+
+
+class _Chosen(Protocol):
+    path: Path
+    chosen: bool
+
+
+def check_chosen(choice: str | None, *checkpoints: _Chosen) -> None:
+    """Refuse a choice of weights that decided nothing in any of these checkpoints.
+
+    Raises:
+        RecipeError: There was nothing to choose.
+    """
+    if choice is None or any(checkpoint.chosen for checkpoint in checkpoints):
+        return
+    raise RecipeError(
+        f"weights {choice!r} were asked for, and there is nothing to choose",
+        path=checkpoints[0].path,
+        expected="a folder with one file of weights and an index of shards beside it",
+        found=f"no such folder in {' or '.join(str(checkpoint.path) for checkpoint in checkpoints)}",
+        hint="Leave out --weights (weight_files= in Python).",
+    )
 
 
 class _Weights(Protocol):

@@ -15,9 +15,11 @@ from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeErr
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
+    "AS_ASKED",
     "LeftOut",
     "SideFile",
     "check_side_name",
+    "is_config_or_tokenizer",
     "is_side_file",
     "is_training_state",
     "is_weight_file",
@@ -25,6 +27,8 @@ __all__ = [
     "reason_to_skip_folder",
 ]
 
+AS_ASKED = "as asked for"
+"""Why a file does not travel that the user does not want to."""
 _MAX_DEPTH, _PART_BYTES = 4, 255
 _SIDE = re.compile(r"\.(jsonl?|txt|model|jinja|md|ya?ml|vocab|merges|tiktoken|bpe|spm|spiece|codes)")
 _TOKENIZER = re.compile(r"(?i).*(tokenizer|tokeniser|tekken|spiece|sentencepiece|vocab|merges).*")
@@ -111,7 +115,8 @@ def list_side_files(
         include_code: Whether `.py` files travel.
         limits: Bounds on size and number.
         weights: Files of the checkpoint itself, which are not to be mentioned.
-        leave_out: Shell patterns of names that stay behind, as the user wants it; a pattern without `/` is for the last part of a name.
+        leave_out: Shell patterns of names that stay behind, as the user wants it; one without `/` is for the files of the folder itself,
+            `**/` at its begin for those of all folders.
 
     Returns:
         The files and what was left out, each sorted by name.
@@ -146,17 +151,33 @@ def list_side_files(
             if isinstance(found, LeftOut):
                 left.append(found)
                 continue
-            wanted = [pattern for pattern in leave_out if fnmatchcase(name if "/" in pattern else entry.name, pattern)]
+            wanted = [pattern for pattern in leave_out if _fits(name, pattern)]
             if wanted:
-                left.append(LeftOut(name, "as asked for"))
+                left.append(LeftOut(name, AS_ASKED))
             else:
                 files.append(found)
             for pattern in wanted:
                 unused.pop(pattern, None)
     if unused:
-        raise RecipeError("a pattern of side files to leave out fits none", path=folder, found=", ".join(unused))
+        deeper = [f"'**/{pattern}'" for pattern in unused if any(_fits(file.name, f"**/{pattern}") for file in files)]
+        hint = f"In sub-folders there are some: {', '.join(deeper)} fits them." if deeper else None
+        raise RecipeError("a pattern of side files to leave out fits none", path=folder, found=", ".join(unused), hint=hint)
     _check_sizes(folder, files, limits)
     return sorted(files, key=lambda file: file.name.encode()), sorted(left, key=lambda item: item.name)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a shell pattern is for a file; `config.json` is for the one at the top, and not for `1_Pooling/config.json`."""
+    if pattern.startswith("**/"):
+        parts = name.split("/")
+        return any(_fits("/".join(parts[start:]), pattern[3:]) for start in range(len(parts)))
+    return ("/" in pattern or "/" not in name) and fnmatchcase(name, pattern)
+
+
+def is_config_or_tokenizer(name: str) -> bool:
+    """Whether loaders look for a file of this name, or path, before they look at weights."""
+    last = name.rpartition("/")[2]
+    return last in ("config.json", "params.json", "model_index.json", "modules.json") or bool(_TOKENIZER.fullmatch(last))
 
 
 def _check_sizes(folder: Path, files: Sequence[SideFile], limits: Limits) -> None:

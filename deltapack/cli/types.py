@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from deltapack.errors import RecipeError, did_you_mean
-from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of
+from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of, pack_hint
 
 __all__ = ["CheckpointPath", "Choice", "OutPath", "PackPath", "Suggested"]
 
@@ -58,7 +58,7 @@ class PackPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
         if not os.path.exists(value):
-            self.fail(f"File '{value}' does not exist.{_near(str(value))}", param, ctx)
+            self.fail(f"File '{value}' does not exist.{_near(str(value)) or _on_the_hub(value)}", param, ctx)
         if os.path.isdir(value):
             self.fail(f"'{value}' is a folder, and a pack is a .dpk file.{_swapped(ctx, value)}", param, ctx)
         return super().convert(value, param, ctx)
@@ -91,6 +91,11 @@ def _near(value: str) -> str:
         return ""
     near = did_you_mean(name, packs)
     return f" {near}" if near else ""
+
+
+def _on_the_hub(value: Any) -> str:
+    hint = pack_hint(value)
+    return f" {hint}" if hint else ""
 
 
 def _swapped(ctx: click.Context | None, value: object) -> str:

@@ -15,7 +15,16 @@ from deltapack.format.index import FileEntry, Index
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["check_base_files", "check_carried", "choose_donor", "copy_side_files", "read_side_file", "side_files_bytes", "with_dtype"]
+__all__ = [
+    "check_base_files",
+    "check_carried",
+    "check_intact",
+    "choose_donor",
+    "copy_side_files",
+    "read_side_file",
+    "side_files_bytes",
+    "with_dtype",
+]
 
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
@@ -143,6 +152,19 @@ def check_carried(base: Checkpoint, pack: PackReader) -> None:
             _content(base, pack, entry, True)
 
 
+def check_intact(base: Checkpoint, pack: PackReader | None) -> None:
+    """Read what a pack carries for a result that has no side files: what is damaged is refused, what the base lacks is not missed.
+
+    Raises:
+        FormatError: A file is damaged, or has a name that nobody should create.
+    """
+    for entry in (pack.index.files or ()) if pack is not None else ():
+        check_side_name(entry.name)
+        with suppress(BaseMismatchError):
+            if pack is not None and entry.blob is not None:
+                _content(base, pack, entry, True)
+
+
 def _content(base: Checkpoint, pack: PackReader, entry: FileEntry, verify: bool) -> bytes | None:
     """Return a file that a pack carries, or that it leaves to the base; none for a text that the base has no more."""
     if entry.blob is not None and not entry.base:
@@ -173,8 +195,11 @@ def _of_base(base: Checkpoint, entry: FileEntry, verify: bool) -> tuple[bytes | 
 def _other_file(base: Checkpoint, entry: FileEntry, found: str, rule: str) -> BaseMismatchError:
     referred = bool(entry.base)
     fetch = f"Fetch {entry.name} of the base as it was at packing: the result needs it"
+    what = f"the base has no side file {entry.name!r}" if rule == "R11" else f"side file {entry.name!r} is not the one"
+    if not base.is_folder:
+        fetch = f"Name the base's folder, with {entry.name} in it, or a .safetensors file as output, which has none beside it"
     return BaseMismatchError(
-        f"side file {entry.name!r} is not the one that the pack was made with" + (" and that its own refers to" if referred else ""),
+        f"{what} that the pack was made with" + (" and that its own refers to" if referred else ""),
         path=base.path,
         expected=f"sha256 {entry.base}" if referred else f"{entry.size:,} bytes, sha256 {entry.sha256}",
         found=found,

@@ -37,6 +37,9 @@ class WeightedPack:
             number = 0.0 if value is None and name == "rescale" else as_number(name, value, path=self.reader.path)
             if not (math.isfinite(number) and abs(number) < 3e38):
                 raise RecipeError(f"{name} is not a finite f32", path=self.reader.path, found=value)
+        if self.rescale is not None and self.rescale <= 0:
+            hint = "--weight 0 gives the base." if self.rescale == 0 else "--weight takes negative factors."
+            raise RecipeError("rescale is out of range", path=self.reader.path, expected="above 0", found=self.rescale, hint=hint)
         index = self.reader.index
         # Factors of a merged pack hold its weights, which a rescale would wipe out, be it of a single pack.
         is_merged = "packs" in index.recipe or any(len(entry.terms) > 1 for entry in index.entries)

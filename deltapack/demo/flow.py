@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deltapack.checkpoint.manifest import MANIFEST, check_own, manifest_of
+from deltapack.checkpoint.manifest import MANIFEST, check_own, is_kind, manifest_of
 from deltapack.checkpoint.replace import swap_in
 from deltapack.demo.corpus import Corpus, Folders, read_corpus
 from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
 from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.kinds import FOLDER, check_output_name
 from deltapack.merging.merge import merge
 from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
@@ -124,9 +125,11 @@ def run_demo(
 
     Raises:
         OutputError: `folder` exists and `force` is False, it holds what no demo wrote, or it cannot be written.
+        RecipeError: `folder` is called as a file of weights.
         DeltapackError: The installation holds too little text.
     """
     out, what, threads = Path(folder), size or DemoSize(), resolve_workers(workers)
+    check_output_name(out, FOLDER)
     _check(out, force)
     before = torch.get_num_threads()
     # The operations are so small that a second thread saves a tenth when the machine is idle, costs many times that
@@ -154,10 +157,11 @@ def _check(out: Path, force: bool) -> None:
     with writing(out):
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
-        if not force:
-            raise OutputError("the folder exists", path=out, hint="Choose another, or replace the demo in it with --force.")
         if not out.is_dir() or out.is_symlink():
             raise OutputError("the output exists and is no folder", path=out, hint="Choose another name.")
+        if not force:
+            hint = "Choose another, or replace the demo in it with --force." if is_kind(out, _KIND) else "Choose another: no demo is in it."
+            raise OutputError("the folder exists", path=out, hint=hint)
         check_own(out, _KIND)
 
 

@@ -57,13 +57,16 @@ def commands(report: DemoReport) -> Iterator[str]:
     def path(name: str) -> str:
         return shlex.quote(str(report.folder / name))
 
+    def own(name: str) -> str:  # beside the folder, which else were no more as the demo left it
+        return shlex.quote(f"{report.folder}-{name}")
+
     pack, other = report.merged
     weight = f"{report.merge_weight:g}"
     yield f"deltapack inspect {path(pack)}"
     yield f"deltapack verify {path(pack)} --base {path('base')}"
-    yield f"deltapack compress {path('base')} {path('code-finetuned')} -o {path('my.dpk')} --drop-rate 0.8"
-    yield f"deltapack apply {path('base')} {path('my.dpk')} -o {path('my-restored')}"
-    yield (f"deltapack merge {path('base')} {path(pack)} {path(other)} -o {path('my-merged')} --weight {weight} --weight {weight}")
+    yield f"deltapack compress {path('base')} {path('code-finetuned')} -o {own('my.dpk')} --drop-rate 0.8"
+    yield f"deltapack apply {path('base')} {own('my.dpk')} -o {own('restored')}"
+    yield (f"deltapack merge {path('base')} {path(pack)} {path(other)} -o {own('merged')} --weight {weight} --weight {weight}")
 
 
 def _group(row: Row) -> str:

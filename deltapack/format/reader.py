@@ -21,6 +21,7 @@ from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
 from deltapack.format.table import ChunkRecord, Layout
+from deltapack.kinds import pack_hint
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["ChunkedBlob", "PackReader"]
@@ -49,7 +50,8 @@ class PackReader:
             self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot open: {error.strerror}"
-            raise NotAPackError(what, path=self.path) from error
+            hint = pack_hint(self.path) if isinstance(error, FileNotFoundError) else None
+            raise NotAPackError(what, path=self.path, hint=hint) from error
         try:
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 what = "this is a folder, not a pack" if self.path.is_dir() else "not a regular file"

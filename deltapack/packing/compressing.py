@@ -11,13 +11,13 @@ from pathlib import Path
 from deltapack._version import __version__
 from deltapack.checking import as_path
 from deltapack.checkpoint import Checkpoint
-from deltapack.errors import OutputError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.features import features_of
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.metadata import optional_metadata
 from deltapack.format.writer import open_pack_writer
 from deltapack.kernels.buffers import Buffers
+from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
@@ -65,7 +65,7 @@ def compress(
         allow_unrelated: Whether to go on where most of the fine-tune has nothing to do with the base.
         weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
         max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
-        leave_out: Shell patterns of side files that stay behind.
+        leave_out: Shell patterns of side files that stay behind; without a `/` of files at the top, with `**/` before it of all.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -87,10 +87,9 @@ def compress(
         Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
     )
     out, count = as_path("out", out), resolve_workers(workers)
+    check_output_name(out, PACK_FILE)
     with open_inputs(base, finetuned, asked) as inputs:
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
-        for checkpoint in (inputs.base, inputs.finetuned):
-            _protect(checkpoint, out)
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=weights) as writer:
             run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
@@ -103,16 +102,6 @@ def compress(
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
         notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
-
-
-def _protect(checkpoint: Checkpoint, out: Path) -> None:
-    """Refuse to write over a file of an input's folder; an earlier pack there may be replaced.
-
-    Raises:
-        OutputError: It would.
-    """
-    if checkpoint.is_folder and out.exists() and out.suffix != ".dpk" and out.resolve().is_relative_to(checkpoint.path.resolve()):
-        raise OutputError("the output is a file of an input", path=out, hint="Choose another name.")
 
 
 BaseRow = tuple[str, str, tuple[int, ...], str]

@@ -62,6 +62,8 @@ def _check_override(override: Override, recipe: Recipe, matched: Mapping[str, st
         if not any(_takes(key, matched[name], role) for name, role in settled.items()):
             name, role = next(iter(settled.items()))
             hint = "Add role=weight to drop from them all the same." if role == "vector" else "Leave the setting out."
+            if role != matched[name]:  # made so by --set, not by its name
+                hint = f"Leave the setting out, or role={role}, which allows {' and '.join(OF_VECTORS) if role == 'vector' else 'none'}."
             raise RecipeError(
                 f"--set '{override.pattern}' sets {key.replace('_', '-')}, which does nothing",
                 tensor=name,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltapack.checking import as_count, as_items, as_pair, as_path, as_text
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
+from deltapack.checkpoint.rivals import check_chosen
 from deltapack.errors import RecipeError
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.sides import list_sides
+from deltapack.packing.sides import list_sides, missed
 from deltapack.packing.surveying import Survey, survey_inputs
 
 __all__ = ["Asked", "Inputs", "open_inputs"]
@@ -102,7 +103,8 @@ class Inputs:
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
         unread = [f"not read in the base: {error}" for error in self.base.unread]
-        return [*self.base.notes, *unread, *self.finetuned.notes, *self.match.notes, *self.survey.notes]
+        of_base, of_tuned = [f"base: {note}" for note in self.base.notes], [f"fine-tune: {note}" for note in self.finetuned.notes]
+        return [*of_base, *unread, *of_tuned, *self.match.notes, *self.survey.notes]
 
 
 @contextlib.contextmanager
@@ -118,7 +120,10 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
     """
     choice = asked.weight_files
     base, finetuned = as_path("base", base), as_path("finetuned", finetuned)
-    with open_checkpoint(base, weights=choice) as base_ckpt, open_checkpoint(finetuned, weights=choice) as tuned_ckpt:
+    with contextlib.ExitStack() as stack:
+        base_ckpt = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
+        tuned_ckpt = stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
+        check_chosen(choice, base_ckpt, tuned_ckpt)
         files, left_out = list_sides(tuned_ckpt, asked.include_code, asked.max_side_file, asked.leave_out)
         match = match_names(
             base_ckpt.tensors,
@@ -130,4 +135,5 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         )
         seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
         survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
+        survey = replace(survey, warnings=(*survey.warnings, *missed(left_out)))
         yield Inputs(seen, tuned_ckpt, asked, match, survey, files, left_out)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltapack.checkpoint import Checkpoint, LeftOut, SideFile, parse_size
+from deltapack.checkpoint.sidefiles import AS_ASKED, is_config_or_tokenizer
 from deltapack.errors import RecipeError
 from deltapack.format.index import FileEntry
 from deltapack.format.writer import PackWriter
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["list_sides", "sides_with_base", "write_sides"]
+__all__ = ["list_sides", "missed", "sides_with_base", "write_sides"]
 
 
 def list_sides(
@@ -33,6 +34,14 @@ def list_sides(
             raise RecipeError("max_side_file is out of range", expected="at least 0 bytes", found=size)
         limits = replace(limits, packed_file_bytes=size)
     return finetuned.list_side_files(include_code, limits=limits, leave_out=leave_out)
+
+
+def missed(left_out: Sequence[LeftOut]) -> list[str]:
+    """Return a warning where the user leaves behind what the model is loaded with."""
+    names = [name for name, reason in left_out if reason == AS_ASKED and is_config_or_tokenizer(name)]
+    if not names:
+        return []
+    return [f"{', '.join(names)} left out as asked for: what is restored lacks {'them' if len(names) > 1 else 'it'} and may not load"]
 
 
 def sides_with_base(base: Checkpoint, files: Sequence[SideFile]) -> Iterator[tuple[str, bytes, bytes | None]]:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.arranged import arranged_base
-from deltapack.composing.assets import check_base_files, copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
@@ -59,8 +59,8 @@ def apply(
         pack: The pack.
         out: Folder to write, or a file if it ends in `.safetensors`.
         weight: Factor for the whole difference; 0 gives the base.
-        rescale: Factor instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344); where nothing was dropped, as
-            from vectors, it has no effect.
+        rescale: Factor above 0 instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344); where nothing was
+            dropped, as from vectors, it has no effect.
         weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
         dtype: Type of all float tensors of the result, such as `"bf16"`; their own unless given.
         max_shard_size: Bytes of a shard, or text such as `"5GB"`; the base's layout unless given.
@@ -154,7 +154,8 @@ def write_checkpoint(
     tensors besides those that `result_metadata` composes.
     """
     refuse_for_file(out, options)
-    check_base_files(base, composition.assets, verify=options.verify)
+    if out.suffix != ".safetensors":  # one file has nothing beside it
+        check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
     shards = plan_shards(
         [(job.name, job.dtype, job.shape) for job in jobs],
@@ -184,7 +185,8 @@ def write_checkpoint(
                 writer.write_side_file(name, data)
 
         if isinstance(writer, FileWriter):
-            notes = [*notes, *_not_written(composition, own_files)]
+            check_intact(base, composition.assets)
+            return [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
 

@@ -26,7 +26,7 @@ SHARDS = plan_shards([("a", F32, (2, 3)), ("b", F32, (4,)), ("c", F32, (5,))], m
 
 def write(out: Path, *, number: float = 1, force: bool = False) -> None:
     """Three shards, their index and side files, one of them in a folder; of a single file, that."""
-    with open_writer(out, SHARDS, force=force) as writer:
+    with open_writer(out, SHARDS, force=force, metadata={"": {"deltapack.version": "0"}}) as writer:
         for name, count in (("c", 5), ("b", 4), ("a", 6)):
             writer.write(name, 0, np.full(count, number, "<f4"))
         for name in ("config.json", "1_Pooling/config.json", "2_Dense/deeper/config.json"):

@@ -185,7 +185,7 @@ def test_shards_share_their_strings(tmp_path: Path) -> None:
     (tuned / "model.safetensors.index.json").write_text(json.dumps(index))
     report = deltapack.compress(base, tuned, tmp_path / "x.dpk")
     assert [note for note in report.notes if "metadata" in note] == [
-        "the files have different metadata 'shard'; that of the first one counts"
+        "fine-tune: the files have different metadata 'shard'; that of the first one counts"
     ]
     deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out", max_shard_size=300)
     restored = sorted((tmp_path / "out").glob("*.safetensors"))

@@ -140,15 +140,20 @@ def test_files_stay_behind_that_the_user_leaves_out(tmp_path: Path) -> None:
     def kept(*patterns: str) -> list[str]:
         return [file.name for file in list_side_files(tmp_path, leave_out=patterns)[0]]
 
-    assert kept("a.json") == ["b.json", "sub/c.txt"]
+    assert kept("a.json") == ["b.json", "sub/a.json", "sub/c.txt"]
+    assert kept("*.json") == ["sub/a.json", "sub/c.txt"]
+    assert kept("**/a.json") == ["b.json", "sub/c.txt"]
+    assert kept("**/sub/*.json") == ["a.json", "b.json", "sub/c.txt"]
     assert kept("sub/*") == ["a.json", "b.json"]
-    assert kept("?.json", "c.*") == []
+    assert kept("**/?.json", "sub/c.*") == []
     assert [tuple(item) for item in list_side_files(tmp_path, leave_out=["b.json"])[1]] == [("b.json", "as asked for")]
     small = replace(DEFAULT_LIMITS, packed_file_bytes=5)
-    assert list_side_files(tmp_path, limits=small, leave_out=["*.json", "*.txt"])[0] == []
+    assert list_side_files(tmp_path, limits=small, leave_out=["**/*.json", "**/*.txt"])[0] == []
     with pytest.raises(RecipeError, match="fits none") as caught:
         kept("a.json", "b.JSON")
-    assert caught.value.found == "b.JSON"
+    assert caught.value.found == "b.JSON" and caught.value.hint is None
+    with pytest.raises(RecipeError, match=r"fits none: found c\.txt\. In sub-folders there are some: '\*\*/c\.txt' fits"):
+        kept("c.txt")
 
 
 def test_a_file_that_changes_its_size_is_an_error(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ def fill(writer: FolderWriter | FileWriter) -> None:
     writer.write("b", 0, np.arange(4, dtype="<f4"))
 
 
+OURS = {"": {"deltapack.version": "0"}}
+"""What a file says of itself that `apply` or `merge` wrote."""
+
+
 def write(out: Path, **options: Any) -> None:
     with open_writer(out, SHARDS, **options) as writer:
         fill(writer)
@@ -254,11 +258,39 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_an_existing_output_needs_force(tmp_path: Path) -> None:
     for name in ("out", "out.safetensors"):
-        write(tmp_path / name)
+        write(tmp_path / name, metadata=OURS)
         with pytest.raises(OutputError, match="--force"):
-            write(tmp_path / name)
-        write(tmp_path / name, force=True)
+            write(tmp_path / name, metadata=OURS)
+        write(tmp_path / name, metadata=OURS, force=True)
     assert left_over(tmp_path) == ["out", "out.safetensors"]
+
+
+def _framed(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _framed(b"{}"),
+        _framed(b'{"__metadata__":{"format":"pt"}}'),
+        _framed(b'{"__metadata__":["deltapack.version"]}'),
+        _framed(b'{"deltapack.version":"1"}'),
+        _framed(b"{" + b"[" * 100_000),
+        _framed(b"{\xff}"),
+        (2**63).to_bytes(8, "little") + b"{}",
+        b"\x40\0\0\0\0\0\0\0{",
+    ],
+    ids=["empty", "plain", "list", "tensor", "deep", "text", "long", "cut"],
+)
+def test_a_file_of_others_is_not_replaced(content: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(content)
+    with pytest.raises(
+        OutputError, match=r"that deltapack did not write: expected deltapack\.version .* in its metadata, found none\. Move or remove it"
+    ) as caught:
+        write(out, metadata=OURS, force=True)
+    assert caught.value.path == out and out.read_bytes() == content and left_over(tmp_path) == ["out.safetensors"]
 
 
 def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:
@@ -410,7 +442,7 @@ def test_bytes_are_copied_from_file_to_file(tmp_path: Path) -> None:
     with contextlib.closing(ReadFile(tmp_path / "source")) as source:
         for shift in (0, 1, 123, None):
             out = tmp_path / "out.safetensors"
-            with open_writer(out, plan_shards(tensors), force=True) as writer:
+            with open_writer(out, plan_shards(tensors), force=True, metadata=OURS) as writer:
                 at = writer._places["a"][2] if shift is None else shift
                 for start, count in ((5001, 14_999), (0, 1), (1, 5000)):
                     writer.copy("a", start, count, source, at + start)

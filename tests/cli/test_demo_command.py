@@ -51,11 +51,12 @@ def test_options_and_output(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_the_commands_it_prints_are_understood(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
     for name in ("base", "code-finetuned", "prose-finetuned"):
-        (tmp_path / name).mkdir()
-    for name in ("code-drop0.9.dpk", "prose-drop0.9.dpk", "my.dpk"):
+        (folder / name).mkdir(parents=True)
+    for name in ("demo/code-drop0.9.dpk", "demo/prose-drop0.9.dpk", "demo-my.dpk"):
         (tmp_path / name).touch()
-    for line in commands(report(tmp_path)):
+    for line in commands(report(folder)):
         program, name, *arguments = shlex.split(line)
         command = cli.get_command(click.Context(cli), name)
         assert program == "deltapack" and command is not None

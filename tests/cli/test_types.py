@@ -93,6 +93,7 @@ def test_only_damage_has_code_3(run: Run, pair: Pair, tmp_path: Path) -> None:
         ("apply", "x.pt", "Files of that kind are not written"),
         ("merge", "x.gguf", "expected a folder, a .safetensors file, or a .dpk pack"),
         ("merge", "x.DPK", "the ending is in capitals: expected .dpk, found .DPK"),
+        ("compress", "x", "the name of a pack ends in .dpk: expected a pack: a .dpk file, found no ending. Take x.dpk."),
         ("demo", "x.dpk", "the output cannot be a .dpk file"),
         *((command, "-", "nothing is written to standard output") for command in ("compress", "apply", "merge", "demo")),
         *((command, "", "The name is empty") for command in ("compress", "apply", "merge", "demo")),
@@ -112,10 +113,10 @@ def test_outputs_that_are_called_something_else(
     [
         (["aply"], "No such command 'aply'. Did you mean apply?"),
         (["unpack"], "No such command 'unpack'."),
-        (["compress", "BASE", "TUNED", "-o", "OUT", "--sparsify", "magnitud"], "Did you mean magnitude?"),
-        (["compress", "BASE", "TUNED", "-o", "OUT", "--values", "in4"], "Did you mean int4?"),
-        (["compress", "BASE", "TUNED", "-o", "OUT", "--set", "a.*:drop-rat=0.5"], "found drop-rat. Did you mean drop-rate?"),
-        (["compress", "BASE", "TUNED", "-o", "OUT", "--set", "a.*:values=in4"], "Did you mean int4?"),
+        (["compress", "BASE", "TUNED", "-o", "NEW", "--sparsify", "magnitud"], "Did you mean magnitude?"),
+        (["compress", "BASE", "TUNED", "-o", "NEW", "--values", "in4"], "Did you mean int4?"),
+        (["compress", "BASE", "TUNED", "-o", "NEW", "--set", "a.*:drop-rat=0.5"], "found drop-rat. Did you mean drop-rate?"),
+        (["compress", "BASE", "TUNED", "-o", "NEW", "--set", "a.*:values=in4"], "Did you mean int4?"),
         (["apply", "BASE", "PACK", "-o", "OUT", "--backend", "tritn"], "Did you mean triton?"),
         (["apply", "BASE", "PACK", "-o", "OUT", "--dtype", "b16"], "Did you mean bf16?"),
         (["merge", "BASE", "PACK", "-o", "OUT", "--method", "tie"], "Did you mean ties?"),
@@ -127,7 +128,7 @@ def test_outputs_that_are_called_something_else(
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_the_nearest_word_is_offered(typed: list[str], near: str, run: Run, pair: Pair, tmp_path: Path) -> None:
-    places = {"BASE": pair.base, "TUNED": pair.finetuned, "PACK": pair.pack, "OUT": tmp_path / "out"}
+    places = {"BASE": pair.base, "TUNED": pair.finetuned, "PACK": pair.pack, "OUT": tmp_path / "out", "NEW": tmp_path / "x.dpk"}
     result = run(*(places.get(word, word) for word in typed))
     refused(result, near)
     assert "Did you mean" in near or "Did you mean" not in result.stderr

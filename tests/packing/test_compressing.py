@@ -278,10 +278,15 @@ def test_the_output_is_never_an_input(tmp_path: Path) -> None:
     tuned = write_file(tmp_path / "tuned.safetensors", tuned_model(small_model()))
     before = base.read_bytes(), tuned.read_bytes()
     for out in (base, tuned):
-        with pytest.raises(OutputError):
+        with pytest.raises(RecipeError, match=r"cannot be a \.safetensors file"):
             deltapack.compress(base, tuned, out, force=True)
+        (tmp_path / "link.dpk").unlink(missing_ok=True)
+        (tmp_path / "link.dpk").symlink_to(out)
+        with pytest.raises(OutputError, match="one of the inputs"):
+            deltapack.compress(base, tuned, tmp_path / "link.dpk", force=True)
+    (tmp_path / "folder.dpk").mkdir()
     with pytest.raises(OutputError, match="folder"):
-        deltapack.compress(base, tuned, tmp_path, force=True)
+        deltapack.compress(base, tuned, tmp_path / "folder.dpk", force=True)
     with pytest.raises(OutputError, match="does not exist"):
         deltapack.compress(base, tuned, tmp_path / "no" / "out.dpk")
     assert (base.read_bytes(), tuned.read_bytes()) == before

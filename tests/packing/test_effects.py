@@ -27,6 +27,8 @@ ROLES = {
         (Recipe(exclude="lm_head"), r"--exclude matches no tensor"),
         (Recipe(overrides=(Override("up_proj", drop_rate=0.5),)), r"--set matches no tensor: .*whole name"),
         (Recipe(overrides=(Override(".*norm.*", drop_rate=0.5),)), r"drop-rate, which does nothing.*found vector.*role=weight"),
+        (Recipe(overrides=(Override(".*up_proj.*", drop_rate=0.5, role="vector"),)), r"or role=vector, which allows values and rescale"),
+        (Recipe(overrides=(Override(".*up_proj.*", values="bf16", role="exact"),)), r"found exact.*or role=exact, which allows none"),
         (Recipe(overrides=(Override(".*norm.*", values="bf16", index="gaps"),)), r"sets index, which does nothing"),
         (Recipe(overrides=(Override(r"bn\..*", values="f32"),)), r"sets values.*found statistic"),
         (Recipe(overrides=(Override("position_ids", role="weight"),)), r"sets role, which does nothing.*found integer"),

@@ -165,17 +165,23 @@ def test_weight_zero_gives_the_base(pack_of: PackOf, applied: Applied) -> None:
     assert applied(pack_of(base, tuned_model(base)), weight=0) == base
 
 
-@pytest.mark.parametrize("rescale", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("rescale", [0.0, -1.0])
+def test_a_rescale_that_is_none_is_refused(rescale: float, pack_of: PackOf, applied: Applied) -> None:
+    """0 would give the base in silence."""
+    base = small_model()
+    with pytest.raises(RecipeError, match=r"rescale is out of range: expected above 0.*--weight"):
+        applied(pack_of(base, tuned_model(base)), rescale=rescale)
+    with pytest.raises(RecipeError, match="rescale is out of range"):
+        deltapack.Recipe(rescale=rescale)
+
+
+@pytest.mark.parametrize("rescale", [1.0, 4.0])
 def test_rescale(rescale: float, pack_of: PackOf, applied: Applied) -> None:
     base = small_model()
     pack = pack_of(base, tuned_model(base), drop_rate=0.9, values="int4")
     result = applied(pack, rescale=rescale)
     assert result == decode_by_spec(base, pack, factor=rescale)
-    if rescale == 0:  # of no use in a pack
-        with pytest.raises(RecipeError, match="rescale is out of range"):
-            deltapack.Recipe(rescale=rescale)
-    else:
-        assert result == applied(pack_of(base, tuned_model(base), "own", drop_rate=0.9, values="int4", rescale=rescale))
+    assert result == applied(pack_of(base, tuned_model(base), "own", drop_rate=0.9, values="int4", rescale=rescale))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

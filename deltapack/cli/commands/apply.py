@@ -19,7 +19,7 @@ __all__ = ["command"]
 @options.pack_argument
 @options.out_option(CHECKPOINT, "The folder to write, or a file if it ends in .safetensors.")
 @click.option("--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference.")
-@click.option("--rescale", type=float, metavar="F", help="Factor for kept values instead of the pack's own.")
+@click.option("--rescale", type=float, metavar="F", help="Factor above 0 for kept values instead of the pack's own.")
 @options.weights_option
 @options.checkpoint_options
 @options.output_options

@@ -146,7 +146,10 @@ def _rescaled(how: str) -> str:
     "--max-side-file", metavar="SIZE", help="Pack side files (tokenizer, config) up to this size, such as 200MB; 128 MiB unless given."
 )
 @click.option(
-    "--leave-out", multiple=True, metavar="GLOB", help="Leave side files of such names behind, such as '*.jsonl' or 'logs/*'. Repeatable."
+    "--leave-out",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave side files behind: '*.md' at the top, 'logs/*' below logs, '**/*.md' anywhere.",
 )
 @click.option(
     "--fidelity",

@@ -11,7 +11,7 @@ import click
 from deltapack.cli import options
 from deltapack.cli.render import escaped, print_json, show_progress
 from deltapack.cli.types import OutPath
-from deltapack.kinds import CHECKPOINT
+from deltapack.kinds import FOLDER
 
 __all__ = ["command"]
 
@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--out",
-    type=OutPath(CHECKPOINT),
+    type=OutPath(FOLDER),
     default=Path("deltapack-demo"),
     show_default="./deltapack-demo",
     metavar="OUT",
