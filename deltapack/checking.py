@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltapack.errors import RecipeError
 
-__all__ = ["as_count", "as_number", "as_path", "as_paths"]
+__all__ = ["as_count", "as_items", "as_number", "as_pair", "as_path", "as_paths", "as_text"]
 
 _LONGEST = 60
 
@@ -39,6 +39,39 @@ def as_count(what: str, value: object, expected: str = "a whole number") -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise RecipeError(f"{what} is not a whole number", expected=expected, found=_shown(value))
+
+
+def as_text(what: str, value: object) -> str:
+    """Return a text.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    if isinstance(value, str):
+        return value
+    raise RecipeError(f"{what} is not a text", expected="a text", found=_shown(value))
+
+
+def as_items(what: str, value: object, expected: str) -> tuple[object, ...]:
+    """Return what is in a list.
+
+    Raises:
+        RecipeError: It is no list; a text, whose characters nobody means, or a mapping.
+    """
+    if isinstance(value, (str, bytes, os.PathLike, Mapping)) or not isinstance(value, Iterable):
+        raise RecipeError(f"{what} is not a list", expected=f"a list of {expected}", found=_shown(value))
+    return tuple(value)
+
+
+def as_pair(what: str, value: object) -> tuple[str, str]:
+    """Return two texts.
+
+    Raises:
+        RecipeError: They are not.
+    """
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(text, str) for text in value):
+        return value[0], value[1]
+    raise RecipeError(f"{what} is not a pair of texts", expected="two texts", found=_shown(value))
 
 
 def as_path(what: str, value: object) -> Path:

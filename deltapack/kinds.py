@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from deltapack.errors import RecipeError
 
 __all__ = [
+    "ADAPTER",
     "CHECKPOINT",
     "EITHER",
     "FOLDER",
@@ -51,7 +52,8 @@ _WEIGHTS = frozenset(
 _LORA = re.compile(
     r"(^|[._])(lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)|hada_w[12]|lokr_w[12])(?![a-z])|\.(alpha|dora_scale)$"
 )
-_ADAPTER = re.compile(r"adapter_(model|config).*")
+ADAPTER = re.compile(r"adapter_(model|config).*")
+"""Names of the files of an adapter."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE = re.compile(r"\.(md|jsonl?|txt|ya?ml|toml|py|ipynb|model|jinja|csv|parquet|log|pdf|tgz|tar|gz|dpk)", re.IGNORECASE)
 _HUB_URL = re.compile(r"(?:hf://|https:/+huggingface\.co/)(?:models/)?([\w.-]+/[\w.-]+).*")
@@ -180,7 +182,7 @@ def kind_of_folder(folder: Path, names: Iterable[str]) -> tuple[str, str] | None
     below = [name for name in known if (folder / name).is_dir()]
     if not known:
         return "the folder is empty", "Was the download complete?"
-    if any(map(_ADAPTER.fullmatch, known)):
+    if any(map(ADAPTER.fullmatch, known)):
         return "the folder holds an adapter (LoRA), not a whole model", MERGE_LORA
     if "snapshots" in below:
         return "this is a cache folder of the Hugging Face Hub", _below(folder / "snapshots")

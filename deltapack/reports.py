@@ -43,7 +43,7 @@ class CompressReport(_Report):
         delta_elements: Elements of the tensors that were dropped from.
         delta_bits_per_weight: Everything in the pack but stored tensors and side files, in bits per such element.
         split: Stored bytes by use: index (positions), codes, scales, tables, stored, files, header.
-        kinds: Number of tensors of each entry kind.
+        kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
         roles: Number of tensors of the fine-tune of each role, as they were packed.
         max_abs_delta: Largest |fine-tuned - base|.
         worst: Names and largest |delta| of the tensors with the largest deltas.

@@ -1218,13 +1218,14 @@ def restore(
 def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None = None) -> dict[str, bytes | None] | None:
     """Section 9.6: the side files of a result, as `side_files` gives them; None: those of the base, all of them."""
     indices = [read_pack(path)["index"] for path in pack_paths]
-    known = [index["files"] and [(file["name"], file["sha256"]) for file in index["files"]] for index in indices]
+    known = [index["files"] for index in indices]
+    matter = [files and [(file["name"], file["sha256"]) for file in files if not is_descriptive(file["name"])] for files in known]
     shapes = ("grown", "shrunk", "stored", "removed")
     gone = [{piece["name"] for entry in index["tensors"] for piece, _ in pieces_of(entry)} for index in indices]  # as pieces they stay
     told = [[e for e in index["tensors"] if e["kind"] != "removed" or e["name"] not in gone[i]] for i, index in enumerate(indices)]
     shaping = [i for i, entries in enumerate(told) if any(entry["kind"] in shapes for entry in entries)]
     donor = prefer
-    if prefer is None and all(files == known[0] for files in known):
+    if prefer is None and all(files == matter[0] for files in matter):
         donor = 0
     elif prefer is None and len(shaping) == 1:
         donor = shaping[0]

@@ -14,7 +14,7 @@ from support.builders import small_model, tuned_model
 from support.fixtures import PackOf
 
 import deltapack
-from deltapack.checking import as_count, as_number, as_path, as_paths
+from deltapack.checking import as_count, as_items, as_number, as_pair, as_path, as_paths, as_text
 from deltapack.errors import RecipeError
 from deltapack.merging.recipe import MergeRecipe, Rule
 
@@ -57,6 +57,44 @@ def test_paths() -> None:
         as_paths("x", ["a", 3])
 
 
+def test_lists_pairs_and_texts() -> None:
+    assert as_text("x", "a") == "a" and as_pair("x", ["a", "b"]) == ("a", "b") and as_items("x", iter("ab"), "texts") == ("a", "b")
+    for wrong in ("ab", b"a", {"a": "b"}, 3, None, Path("a")):
+        with pytest.raises(RecipeError, match="x is not a list: expected a list of texts"):
+            as_items("x", wrong, "texts")
+    for pair in ("ab", ("a",), ("a", 3), {"a", "b"}, None):
+        with pytest.raises(RecipeError, match="x is not a pair of texts"):
+            as_pair("x", pair)
+    with pytest.raises(RecipeError, match="x is not a text: expected a text, found 3"):
+        as_text("x", 3)
+
+
+WRONG_SETTINGS: dict[str, object] = {
+    "recipe": {"drop_rate": 0.5},
+    "name_map": "x=y",
+    "leave_out": "*.txt",
+    "keep_base": 5,
+    "weight_files": ["single"],
+    "max_side_file": 1.5,
+    "workers": "2",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*WRONG_SETTINGS.items(), ("recipe", {}), ("name_map", ["x=y"]), ("leave_out", [3])])
+@pytest.mark.parametrize("preview", [True, False])
+def test_settings_of_a_compression(name: str, value: object, preview: bool, pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model()
+    pack_of(base, tuned_model(base))
+    options: dict[str, Any] = {name: value}
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RecipeError, match=name):
+        if preview:
+            deltapack.preview_compress(tmp_path / "base.safetensors", tmp_path / "base.safetensors", **options)
+        else:
+            deltapack.compress(tmp_path / "base.safetensors", tmp_path / "base.safetensors", tmp_path / "out.dpk", **options)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 WRONG_CALLS: dict[str, Callable[[Path, Path, Path], object]] = {
     "one pack to merge": lambda base, pack, out: deltapack.merge(base, str(pack), out),
     "one path to merge": lambda base, pack, out: deltapack.merge(base, pack, out),  # type: ignore[arg-type]
@@ -76,6 +114,10 @@ WRONG_CALLS: dict[str, Callable[[Path, Path, Path], object]] = {
     "recipe and weights": lambda base, pack, out: deltapack.merge(base, [pack], out, recipe=MergeRecipe(), weights=[0.5]),
     "recipe and method": lambda base, pack, out: deltapack.merge(base, [pack], out, recipe=MergeRecipe(), method="ties"),
     "workers text": lambda base, pack, out: deltapack.merge(base, [pack], out, workers="2"),  # type: ignore[arg-type]
+    "compress a list": lambda base, pack, out: deltapack.compress([base], base, out),  # type: ignore[arg-type]
+    "compress a number": lambda base, pack, out: deltapack.compress(base, 5, out),  # type: ignore[arg-type]
+    "compress to a list": lambda base, pack, out: deltapack.compress(base, base, [out]),  # type: ignore[arg-type]
+    "preview a number": lambda base, pack, out: deltapack.preview_compress(base, 5),  # type: ignore[arg-type]
     "shards": lambda base, pack, out: deltapack.apply(base, pack, out, max_shard_size=[5]),  # type: ignore[arg-type]
     "dtype of many": lambda base, pack, out: deltapack.apply(base, pack, out, dtype=["bf16"]),  # type: ignore[arg-type]
     "apply a list": lambda base, pack, out: deltapack.apply(base, [pack], out),  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from itertools import permutations, product
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.format.arrangement import Arrangement, Piece
 
-__all__ = ["Family", "Reading", "find_families", "fused_from", "parts_from", "readings_of", "siblings_of", "template_of"]
+__all__ = ["Family", "Reading", "find_families", "fused_from", "parts_from", "readings_of", "siblings_of", "without_numbers"]
 
 _ROLES = {
     **dict.fromkeys(("gate_proj", "w1"), "gate"),
@@ -53,7 +53,7 @@ class Family:
     @property
     def key(self) -> tuple[str, ...]:
         """What families have in common that differ in the number of their layer."""
-        return template_of(self.fused)[0], *(template_of(part)[0] for part in self.parts[0])
+        return without_numbers(self.fused)[0], *(without_numbers(part)[0] for part in self.parts[0])
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,20 @@ class Reading:
     blocks: int = 1
 
 
-def template_of(name: str) -> tuple[str, tuple[int, ...]]:
+def without_numbers(name: str) -> tuple[str, tuple[int, ...]]:
     """Return a name with its numbers taken out, and these.
 
-    >>> template_of("layers.3.experts.12.w1.weight")
+    >>> without_numbers("layers.3.experts.12.w1.weight")
     ('layers.#.experts.#.w1.weight', (3, 12))
     """
     words = name.split(".")
-    return ".".join("#" if word.isdigit() else word for word in words), tuple(int(word) for word in words if word.isdigit())
+    numbers = tuple(int(word) for word in words if _is_number(word))
+    return ".".join("#" if _is_number(word) else word for word in words), numbers
+
+
+def _is_number(word: str) -> bool:
+    """Whether it is one that `int` reads: other digits, such as a superscript, are not."""
+    return word.isascii() and word.isdigit()
 
 
 def find_families(fused: Mapping[str, TensorInfo], parts: Mapping[str, TensorInfo]) -> list[Family]:
@@ -96,11 +102,11 @@ def find_families(fused: Mapping[str, TensorInfo], parts: Mapping[str, TensorInf
         exact = list(_families(name, leaf, kind, modules.get((module, kind), {})))
         found += exact
         if not exact and _wanted(leaf):
-            template, numbers = template_of(module)
+            template, numbers = without_numbers(module)
             left.setdefault((template, leaf, kind), {})[numbers] = name
     by_template: dict[tuple[str, str], dict[tuple[int, ...], dict[tuple[int, str], str]]] = {}
     for (module, kind), group in modules.items():
-        template, numbers = template_of(module)
+        template, numbers = without_numbers(module)
         by_template.setdefault((template, kind), {})[numbers] = group
     for (_, leaf, kind), names in left.items():
         fitting = [
@@ -133,7 +139,7 @@ def _modules(parts: Mapping[str, TensorInfo]) -> dict[tuple[str, str], dict[tupl
         if leaf in _ROLES:
             out.setdefault((module, kind), {})[-1, _ROLES[leaf]] = name
             outer, _, number = module.rpartition(".")
-            if number.isdigit():
+            if _is_number(number):
                 out.setdefault((outer, kind), {})[int(number), _ROLES[leaf]] = name
     return out
 

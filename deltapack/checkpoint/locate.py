@@ -12,7 +12,7 @@ from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
-from deltapack.kinds import MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
+from deltapack.kinds import ADAPTER, MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
 from deltapack.limits import Limits
 
 __all__ = ["Location", "locate", "location_of_index", "nothing_found", "one_of_two", "search_folder"]
@@ -20,7 +20,6 @@ __all__ = ["Location", "locate", "location_of_index", "nothing_found", "one_of_t
 CHOICES = ("index", "single")
 """What counts where a folder has one file and an index of shards: the shards, or the file."""
 
-_ADAPTER = re.compile(r"adapter_(model|config).*")
 _META = re.compile(r"consolidated\.\d+\.pth")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
@@ -64,7 +63,7 @@ def locate(path: Path) -> Location:
     if not os.path.lexists(path):
         raise NotACheckpointError("no such file or folder", path=path, hint=hub_hint(path))
     name = path.name
-    if _ADAPTER.fullmatch(name):
+    if ADAPTER.fullmatch(name):
         raise NotACheckpointError("this is an adapter, not a checkpoint", path=path, hint=MERGE_LORA)
     if _META.fullmatch(name):
         raise NotACheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
@@ -76,7 +75,8 @@ def locate(path: Path) -> Location:
         if kind is not None:
             raise NotACheckpointError(f"this is {kind.text}, not a checkpoint", path=path, hint=kind.as_checkpoint)
         expected = _either(["a folder", *dict.fromkeys(suffix for row in FORMATS for suffix in row.suffixes)])
-        raise NotACheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name)
+        hint = "Name the folder of the model, or its file of weights."
+        raise NotACheckpointError("not a checkpoint", path=path, expected=expected, found=path.suffix or name, hint=hint)
     return Location(path.parent, (name,), row)
 
 
@@ -116,7 +116,7 @@ def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits
     if not row.any_name:
         return None
     indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in row.suffixes))]
-    loose = [name for name in names if name.endswith(row.suffixes) and not _ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
+    loose = [name for name in names if name.endswith(row.suffixes) and not ADAPTER.fullmatch(name) and not name.startswith("consolidated")]
     if len(indices) == 1:
         whole = indices[0].removesuffix(".index.json")
         if whole in names:

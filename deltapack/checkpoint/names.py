@@ -23,12 +23,14 @@ class NameMatch:
         only_finetuned: Names that only the fine-tune has, sorted.
         only_base: Names that only the base has, sorted.
         notes: What was matched otherwise than by equal names, for the user.
+        unlike: Names in the fine-tune whose layout others of their kind tell, while their values have nothing of the base's.
     """
 
     base_of: Mapping[str, str]
     only_finetuned: tuple[str, ...]
     only_base: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
 
 
 def match_names(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
@@ -55,20 +54,17 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
 
 _NAMED = 4
 """Files that a note names."""
-_FOR_PEOPLE = re.compile(r"(.*/)?([^/]*\.md|(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([.\-_ ][^/]*)?)", re.IGNORECASE)
-"""Cards, licences and other texts: they may differ where the models are of one kind."""
 
 
 def _matters(reader: PackReader) -> dict[str, str] | None:
     """Return the digests of the side files of a pack that a model works with, by name; `None` where it was made from a bare file."""
     files = reader.index.files
-    return None if files is None else {file.name: file.sha256 for file in files if not _FOR_PEOPLE.fullmatch(file.name)}
+    return None if files is None else {file.name: file.sha256 for file in files if not is_descriptive(file.name)}
 
 
 def _changes_shapes(index: Index) -> bool:
     """Whether a pack does more than add; what it makes others of is not gone."""
-    kinds, pieces = ("grown", "shrunk", "stored", "removed"), index.pieces
-    return any(entry.kind in kinds and not (entry.kind == "removed" and entry.name in pieces) for entry in index.entries)
+    return any(entry.kind in ("grown", "shrunk", "stored", "removed") for entry in index.telling)
 
 
 def check_base_files(base: Checkpoint, pack: PackReader | None, *, verify: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which features a reader of a pack has to know (spec/05-versions.md)."""
+"""Which features a reader of a pack has to know (spec/05-versioning.md)."""
 
 from __future__ import annotations
 

@@ -252,6 +252,12 @@ class Index:
         return frozenset(name for base in bases if base.arranged is not None for name in base.arranged.names)
 
     @property
+    def telling(self) -> tuple[Entry, ...]:
+        """Entries but for `removed` ones of tensors that arranged ones are made of: these are in the result all the same."""
+        pieces = self.pieces
+        return tuple(entry for entry in self.entries if not (entry.kind == "removed" and entry.name in pieces))
+
+    @property
     def blobs(self) -> tuple[BlobRef, ...]:
         """All blobs in file order."""
         files = tuple(file.blob for file in self.files or () if file.blob is not None)

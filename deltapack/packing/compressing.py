@@ -79,11 +79,13 @@ def compress(
         LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
-        RecipeError: A setting is out of range, or would do nothing.
+        RecipeError: A setting is out of range or of another type, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read, such as a
             variant in a second precision.
     """
-    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
+    asked = Asked(
+        Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
+    )
     out, count = as_path("out", out), resolve_workers(workers)
     check_output_name(out, PACK_FILE)
     with open_inputs(base, finetuned, asked) as inputs:

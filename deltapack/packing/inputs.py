@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deltapack.checking import as_count, as_items, as_pair, as_path, as_text
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.checkpoint.rivals import check_chosen
+from deltapack.errors import RecipeError
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
@@ -20,7 +22,11 @@ __all__ = ["Asked", "Inputs", "open_inputs"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a compression is asked for, besides its files; see `deltapack.compress`."""
+    """What a compression is asked for, besides its files; see `deltapack.compress`.
+
+    Raises:
+        RecipeError: Something is of another type.
+    """
 
     recipe: Recipe
     name_map: Sequence[tuple[str, str]] = ()
@@ -30,6 +36,19 @@ class Asked:
     weight_files: str | None = None
     max_side_file: int | str | None = None
     leave_out: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Recipe):
+            raise RecipeError("recipe is not a Recipe", expected="such as deltapack.Recipe(drop_rate=0.5)", found=repr(self.recipe)[:60])
+        pairs = as_items("name_map", self.name_map, "pairs of regular expression and replacement")
+        object.__setattr__(self, "name_map", tuple(as_pair(f"name_map[{number}]", pair) for number, pair in enumerate(pairs)))
+        patterns = as_items("leave_out", self.leave_out, "shell patterns")
+        object.__setattr__(self, "leave_out", tuple(as_text(f"leave_out[{number}]", text) for number, text in enumerate(patterns)))
+        for what in ("keep_base", "weight_files"):
+            if getattr(self, what) is not None:
+                as_text(what, getattr(self, what))
+        if self.max_side_file is not None and not isinstance(self.max_side_file, str):
+            as_count("max_side_file", self.max_side_file, 'a number of bytes, or text such as "200MB"')
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,7 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune has weights that are not read.
     """
     choice = asked.weight_files
+    base, finetuned = as_path("base", base), as_path("finetuned", finetuned)
     with contextlib.ExitStack() as stack:
         base_ckpt = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
         tuned_ckpt = stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))

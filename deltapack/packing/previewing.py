@@ -8,12 +8,16 @@ from pathlib import Path
 
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.errors import NonFiniteError
+from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.frames import compress_frame
+from deltapack.format.metadata import optional_metadata
 from deltapack.format.table import Layout
-from deltapack.format.writer import StoredChunk, stored_side_file
+from deltapack.format.writer import INDEX_LEVEL, StoredChunk, stored_side_file
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
+from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import left_out_notes
@@ -55,18 +59,23 @@ def preview_compress(
         CheckpointError: An input is damaged or not a checkpoint.
         LimitError: A side file is larger than `max_side_file`.
         NonFiniteError: A sampled chunk overflows the value codec that the recipe names.
-        RecipeError: A setting is out of range, or would do nothing.
+        RecipeError: A setting is out of range or of another type, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read.
     """
-    asked = Asked(recipe or Recipe(), name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out)
+    asked = Asked(
+        Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
+    )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         rows = _rows(inputs, count, progress or (lambda done, total: None))
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
-        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out")]
+        metadata, too_long = carried_metadata(inputs.finetuned.metadata)
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out"), *too_long]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-    size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + side
-    kinds = dict(sorted(Counter(row.kind for row in rows).items()))
+    strings = len(compress_frame(dump_canonical(optional_metadata(metadata)), INDEX_LEVEL))
+    size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + strings + side
+    pieces = {name for tensor in inputs.base.tensors.values() if tensor.arranged is not None for name in tensor.arranged.names}
+    kinds = dict(sorted(Counter(row.kind for row in rows if row.kind != "removed" or row.name not in pieces).items()))
     return CompressPreview(size, checkpoint_bytes, side, kinds, rows, inputs.survey.warnings, notes)
 
 

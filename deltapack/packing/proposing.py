@@ -1,18 +1,19 @@
 """Partners that the base holds in another layout: fused or split, stacked, transposed. Names and shapes propose, values decide.
 
 A proposal is taken only where a sample of the fine-tune points the same way as the base's elements in that layout and no other layout
-comes near; so neither square matrices nor the order of q, k and v are guessed.
+comes near; so neither square matrices nor the order of q, k and v are guessed. What most layers say holds for all: one that was made anew
+has the layout, too, so that packs of one layout go together, and is stored whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from deltapack.checkpoint import Checkpoint, NameMatch, TensorInfo
-from deltapack.checkpoint.families import Family, Reading, find_families, fused_from, parts_from, readings_of, siblings_of, template_of
+from deltapack.checkpoint.families import Family, Reading, find_families, fused_from, parts_from, readings_of, siblings_of, without_numbers
 from deltapack.format.arrangement import Arrangement, Piece
 from deltapack.kernels import rounding
 
@@ -61,6 +62,7 @@ def propose_arrangements(base: Checkpoint, finetuned: Checkpoint, match: NameMat
             *_told(found),
             *_told_beside(renamed),
         ),
+        unlike=tuple(name for name in search.unlike if name in found),
     )
 
 
@@ -68,9 +70,9 @@ def _told(found: Mapping[str, Arrangement]) -> Iterator[str]:
     """Say what was matched, once for all layers."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, arrangement in found.items():
-        made_of = dict.fromkeys(template_of(piece)[0] for piece in arrangement.names)
+        made_of = dict.fromkeys(without_numbers(piece)[0] for piece in arrangement.names)
         turned = "transposed" if any(piece.transposed for piece in arrangement.pieces) else ""
-        groups.setdefault((template_of(name)[0], turned, *made_of), []).append(name)
+        groups.setdefault((without_numbers(name)[0], turned, *made_of), []).append(name)
     for (template, turned, *parts), names in groups.items():
         count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
         yield f"{count} matched with the base's {' and '.join(map(repr, parts))}" + (", transposed" if turned else "")
@@ -80,7 +82,7 @@ def _told_beside(renamed: Mapping[str, str]) -> Iterator[str]:
     """Say which tensors beside those were matched under another name, once for all layers."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, of in renamed.items():
-        groups.setdefault((template_of(name)[0], template_of(of)[0]), []).append(name)
+        groups.setdefault((without_numbers(name)[0], without_numbers(of)[0]), []).append(name)
     for (template, of), names in groups.items():
         count = f"{len(names):,} tensors {template!r} were" if len(names) > 1 else f"{names[0]!r} was"
         yield f"{count} matched with the base's {(of if len(names) > 1 else renamed[names[0]])!r}, beside these"
@@ -97,6 +99,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.notes: list[str] = []
         self.siblings: dict[str, str] = {}
+        self.unlike: list[str] = []
         taken = self.match.base_of
         misfits = {name: of for name, of in taken.items() if not _rows_fit(self.finetuned.tensors[name], self.base.tensors[of])}
         self.misfits = misfits
@@ -105,7 +108,8 @@ class _Search:
 
     def transposed(self) -> dict[str, Arrangement]:
         """Return tensors that lie the other way round in the base under the name that they were matched with."""
-        out = {}
+        out: dict[str, Arrangement] = {}
+        unclear: dict[str, Arrangement] = {}
         for name, of in self.match.base_of.items():
             tuned, held = self.finetuned.tensors[name], self.base.tensors[of]
             turned = (*held.shape[:-2], *held.shape[:-3:-1])
@@ -119,11 +123,22 @@ class _Search:
                 continue
             grid = tuple((size,) for size in tuned.shape)
             arrangement = Arrangement(grid, (Piece(of, (0,) * len(grid), True),))
-            if self._fits({name: arrangement}) >= max(_LIKE, plain + _AHEAD):
-                out[name] = arrangement
-                self.free_base.pop(of, None)
-                self.free_tuned.pop(name, None)
+            fits = self._fits({name: arrangement}) >= max(_LIKE, plain + _AHEAD)
+            (out if fits else unclear)[name] = arrangement
+        clear = {without_numbers(name)[0] for name in out}
+        unlike = {name: arrangement for name, arrangement in unclear.items() if without_numbers(name)[0] in clear}
+        self._tell_unlike(unlike)
+        out.update(unlike)
+        for name in out:
+            self.free_base.pop(self.match.base_of[name], None)
+            self.free_tuned.pop(name, None)
         return out
+
+    def _tell_unlike(self, names: Iterable[str]) -> None:
+        """Note tensors whose layout is that of others of their kind, with other values."""
+        for name in names:
+            self.unlike.append(name)
+            self.notes.append(f"{name!r} is stored whole: it has the layout of others of its kind, but nothing of the base")
 
     def families(self) -> dict[str, Arrangement]:
         """Return fused tensors of the fine-tune made of the base's separate ones, and separate ones from its fused ones."""
@@ -163,7 +178,7 @@ class _Search:
 
         tried = families[:: max(1, len(families) // _TRIED)][:_TRIED]
         known = [reading for reading in readings if (reading.order, reading.blocks) == orders.get(modules)]
-        fits = [min(self._fits(made(family, reading)) for family in tried) for reading in readings]
+        fits = [sorted(self._fits(made(family, reading)) for family in tried)[(len(tried) - 1) // 2] for reading in readings]
         scores = sorted(zip(fits, readings, strict=True), key=lambda score: -score[0])
         best, chosen = scores[0]
         clear = best >= _LIKE and (len(scores) == 1 or best >= scores[1][0] + _AHEAD)
@@ -175,10 +190,11 @@ class _Search:
         orders[modules] = chosen.order, chosen.blocks
         for family in families:
             arrangements = made(family, chosen) if readings_of(family, fused[family.fused], parts) else {}
-            if first.kind == "bias" or (arrangements and self._fits(arrangements) >= _LIKE):
-                out.update(arrangements)
-            else:
-                self.notes.append(f"{family.fused!r} was not matched, unlike others of its kind, as its values do not fit")
+            out.update(arrangements)
+            if not arrangements:
+                self.notes.append(f"{family.fused!r} was not matched, unlike others of its kind, as its shape does not fit")
+            elif first.kind != "bias" and self._fits(arrangements) < _LIKE:
+                self._tell_unlike(one for one, arrangement in arrangements.items() if self._fits({one: arrangement}) < _LIKE)
 
     def _fits(self, arrangements: Mapping[str, Arrangement]) -> float:
         """Return the least cosine of a few of some tensors."""
@@ -187,7 +203,7 @@ class _Search:
         return min(self._cosine(view, name, name) for name in names)
 
     def _cosine(self, base: Checkpoint, name: str, of: str, samples: int = _SAMPLES) -> float:
-        """Return the cosine of samples of two tensors of one shape; 0 where one is nothing."""
+        """Return the cosine of what is finite in samples of two tensors of one shape; 0 where one is nothing."""
         tuned, held = self.finetuned.tensors[name], base.tensors[of]
         # At irregular places: those of blocks that take turns are regular.
         runs = np.unique((np.arange(samples) * _GOLDEN % 1 * max(1, tuned.numel - _LENGTH + 1)).astype(np.int64))
@@ -196,6 +212,8 @@ class _Search:
             stop = min(start + _LENGTH, tuned.numel)
             one = rounding.to_f64(self.finetuned.read(name, start, stop), tuned.dtype)
             other = rounding.to_f64(base.read(of, start, stop), held.dtype)
+            finite = np.isfinite(one) & np.isfinite(other)
+            one, other = one[finite], other[finite]
             with np.errstate(all="ignore"):
                 dots += one @ other, one @ one, other @ other
         cosine = dots[0] / np.sqrt(dots[1] * dots[2]) if dots[1] * dots[2] > 0 else 0.0

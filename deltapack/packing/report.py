@@ -49,7 +49,7 @@ def compress_report(
         elements,
         8 * counted / elements if elements else 0.0,
         parts,
-        dict(sorted(Counter(entry.kind for entry in index.entries).items())),
+        dict(sorted(Counter(entry.kind for entry in index.telling).items())),
         dict(sorted(Counter(recipe.for_tensor(name, role).role for name, role in survey.roles.items()).items())),
         worst[0][1] if worst else 0.0,
         worst[:5],
@@ -69,11 +69,13 @@ def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out") -> list[
 
 def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, survey: Survey, index: Index) -> list[str]:
     out = list[str]()
-    if all(entry.kind in ("unchanged", "alias") for entry in index.entries):
+    if all(entry.kind in ("unchanged", "alias") for entry in index.telling):
         files = sum(file.blob is not None for file in index.files or ())
         also = f" Only {files} side file{'s' if files > 1 else ''} differ{'' if files > 1 else 's'}." if files else ""
+        laid = ", in another layout" if index.pieces else ""
         out.append(
-            f"base and fine-tune are equal: every tensor has the same bits, so there is no difference to pack.{also} Are the paths right?"
+            f"base and fine-tune are equal: every tensor has the same bits{laid}, so there is no difference to pack.{also} "
+            "Are the paths right?"
         )
     settings = {name: recipe.for_tensor(name, survey.roles[name]) for name, _ in worst}
     dropped = [(name, value, settings[name]) for name, value in worst if settings[name].keep < ALL_KEPT]

@@ -23,7 +23,7 @@ class Survey:
     """What was found.
 
     Attributes:
-        roles: Role of each tensor of the fine-tune, by its name alone.
+        roles: Role of each tensor of the fine-tune, by its name alone; `exact` where nothing of the base is left in it.
         kept: Tensors that only the base has and that the result keeps.
         warnings: Sentences that a person should read.
         notes: What was noticed.
@@ -46,7 +46,7 @@ def survey_inputs(
         RecipeError: A setting would do nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune is a quantised export.
     """
-    roles = roles_of(finetuned.tensors)
+    roles = {**roles_of(finetuned.tensors), **dict.fromkeys(match.unlike, "exact")}
     check_effects(recipe, roles)
     kept = _kept(keep_base, match, finetuned)
     check_placeholders(base, finetuned, match)

@@ -83,7 +83,7 @@ class PackSummary:
         nnz: Elements that were kept.
         delta_bits_per_weight: Everything in the pack but stored tensors and side files, in bits per such element.
         split: Stored bytes by use: terms, stored, digests, files, header.
-        kinds: Number of tensors of each entry kind.
+        kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
         index_codecs: Number of terms of each index codec.
         value_codecs: Number of terms of each value codec.
         max_abs_delta: Largest |fine-tuned - base|, where the pack tells.
@@ -171,7 +171,7 @@ def inspect_pack(path: str | Path) -> PackSummary:
         nnz=sum(tensor.nnz for tensor in tensors),
         delta_bits_per_weight=8 * counted / elements if elements else 0.0,
         split=split,
-        kinds=_count(tensor.kind for tensor in tensors),
+        kinds=_count(entry.kind for entry in index.telling),
         index_codecs=_count(codec for tensor in tensors for codec in tensor.index_codecs),
         value_codecs=_count(codec for tensor in tensors for codec in tensor.value_codecs),
         max_abs_delta=max(deltas, default=None),

@@ -331,6 +331,7 @@ def test_a_folder_without_weights_says_what_it_is(names: list[str], text: str, t
         ("weights.npz", "this is a NumPy file"),
         ("last.ckpt", "ending .pt"),
         ("notes.md", "not a checkpoint: expected a folder, .safetensors"),
+        ("notes.txt", "found .txt. Name the folder of the model, or its file of weights."),
         ("no-suffix-st", "this is a safetensors checkpoint, not a checkpoint. Give its name the ending .safetensors."),
         ("really-a-pack.safetensors", "this is a deltapack pack, not what its name says: expected .safetensors"),
         ("really-a-pack.bin", "this is a deltapack pack"),
@@ -340,7 +341,7 @@ def test_a_folder_without_weights_says_what_it_is(names: list[str], text: str, t
         ("model.gguf", "safetensors checkpoint"),
         ("consolidated.00.pth", "slice"),
         ("model.safetensors.index.json", "folder"),
-        ("README", "not a checkpoint"),
+        ("README", "found README. Name the folder of the model"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_says_what_it_is(name: str, text: str, tmp_path: Path) -> None:

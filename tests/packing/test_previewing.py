@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builders import CHUNK, Tensor, moved, random_tensor, tuned_model, whole, write_folder
+from support.builders import CHUNK, Tensor, moved, random_tensor, read_model, tuned_model, whole, write_file, write_folder
 from support.commands import Run
 
 import deltapack
@@ -53,6 +53,19 @@ def test_it_foresees_what_happens(recipe: Recipe, pair: tuple[Path, Path], tmp_p
     assert foreseen.pack_bytes == pytest.approx(done.pack_bytes, rel=0.1)
     assert foreseen.checkpoint_bytes == done.checkpoint_bytes
     assert set(foreseen.warnings) <= set(done.warnings) and not (pair[1] / "x.dpk").exists()
+
+
+def test_it_foresees_the_metadata_that_travel(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """They take place in the index, and what is too long is told."""
+    letters = np.random.default_rng(0).integers(33, 93, 700_000).astype(np.uint8).tobytes().decode()
+    tuned = tmp_path / "tuned.safetensors"
+    write_file(tuned, read_model(pair[1]), {"ss_big": "x" * 1_200_000, "ss_mid": letters})
+    foreseen, done = deltapack.preview_compress(pair[0], tuned), deltapack.compress(pair[0], tuned, tmp_path / "x.dpk")
+    plain = deltapack.preview_compress(*pair)
+    assert foreseen.pack_bytes - plain.pack_bytes == pytest.approx(done.pack_bytes - plain.pack_bytes, rel=0.1) and done.pack_bytes > 5e5
+    assert foreseen.side_file_bytes == 0
+    told = [note for note in foreseen.notes if "left out of the metadata: 'ss_big'" in note]
+    assert told and told == [note for note in done.notes if "metadata" in note]
 
 
 def test_roles_are_those_of_the_recipe(pair: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ from support.builders import Model, Tensor, cast, moved, random_tensor, read_mod
 
 import deltapack
 from deltapack.checkpoint import match_names, open_checkpoint
-from deltapack.checkpoint.families import find_families, siblings_of, template_of
+from deltapack.checkpoint.families import find_families, siblings_of, without_numbers
 from deltapack.checkpoint.names import NameMatch
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.dtypes import BY_NAME
@@ -197,15 +197,64 @@ def test_two_orders_that_fit_alike_are_not_guessed(tmp_path: Path) -> None:
     assert found.base_of == {} and any("fit in no way" in note for note in found.notes)
 
 
-def test_one_layer_that_does_not_fit_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("anew", [0, 5])
+def test_a_layer_made_anew_has_the_layout_of_the_others(tmp_path: Path, anew: int) -> None:
+    """It is stored whole and named, whether or not it is one of the layers by which the layout is chosen."""
     base = {f"l.{layer}.{n}_proj.weight": random_tensor(10 * layer + i, (WIDTH, WIDTH)) for layer in range(8) for i, n in enumerate("qkv")}
     changed = tuned(base)
     layout = {f"l.{layer}.qkv.weight": joined(*(changed[f"l.{layer}.{n}_proj.weight"] for n in "qkv")) for layer in range(8)}
-    layout["l.5.qkv.weight"] = random_tensor(99, (3 * WIDTH, WIDTH))
+    name = f"l.{anew}.qkv.weight"
+    layout[name] = random_tensor(99, (3 * WIDTH, WIDTH))
     found = matched(tmp_path, base, layout)
-    assert sorted(found.base_of) == [f"l.{layer}.qkv.weight" for layer in range(8) if layer != 5]
-    assert any("'l.5.qkv.weight' was not matched" in note for note in found.notes)
-    assert found.only_base == tuple(f"l.5.{n}_proj.weight" for n in "kqv")
+    assert sorted(found.base_of) == [f"l.{layer}.qkv.weight" for layer in range(8)] and found.only_base == ()
+    assert found.unlike == (name,) and sum(f"{name!r} is stored whole" in note for note in found.notes) == 1
+    report = deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "out.dpk")
+    assert report.kinds == {"delta": 7, "stored": 1}
+    deltapack.apply(tmp_path / "base.safetensors", tmp_path / "out.dpk", tmp_path / "out.safetensors")
+    assert np.array_equal(read_model(tmp_path / "out.safetensors")[name].bits, layout[name].bits)
+
+
+def test_packs_of_one_layout_merge_though_one_has_a_layer_made_anew(tmp_path: Path) -> None:
+    """In both directions; of a split one, only what was made anew is stored whole."""
+    parts = {f"l.{layer}.{n}_proj.weight": random_tensor(10 * layer + i, (WIDTH, WIDTH)) for layer in range(4) for i, n in enumerate("qkv")}
+
+    def fuse(model: Mapping[str, Tensor]) -> Model:
+        return {f"l.{layer}.qkv.weight": joined(*(model[f"l.{layer}.{n}_proj.weight"] for n in "qkv")) for layer in range(4)}
+
+    anew = tuned(parts) | {"l.3.v_proj.weight": random_tensor(99, (WIDTH, WIDTH))}
+    whole_anew = anew | {f"l.3.{n}_proj.weight": random_tensor(200 + i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")}
+    for base, one, two, stored in ((parts, fuse(tuned(parts)), fuse(whole_anew), 1), (fuse(parts), tuned(parts), anew, 1)):
+        paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("one", one), ("two", two))]
+        packs = [tmp_path / f"{path.stem}.dpk" for path in paths[1:]]
+        reports = [deltapack.compress(paths[0], path, pack, force=True) for path, pack in zip(paths[1:], packs, strict=True)]
+        assert [report.kinds.get("stored", 0) for report in reports] == [0, stored]
+        deltapack.merge(paths[0], packs, tmp_path / "merged.safetensors", force=True)
+        assert read_model(tmp_path / "merged.safetensors").keys() == one.keys()
+
+
+@pytest.mark.parametrize("rows", [WIDTH, 2 * WIDTH])
+def test_a_matrix_made_anew_lies_as_others_of_its_kind(tmp_path: Path, rows: int) -> None:
+    """Turned round in all layers but for a tensor of another kind, of which nothing is known."""
+    base = {f"l.{layer}.{n}.weight": random_tensor(10 * layer + i, (rows, WIDTH)) for layer in range(3) for i, n in enumerate("ab")}
+    layout = {name: turned(tensor) for name, tensor in tuned(base).items()}
+    layout["l.1.a.weight"] = random_tensor(99, (WIDTH, rows))
+    layout |= {f"l.{layer}.b.weight": random_tensor(200 + layer, (WIDTH, rows)) for layer in range(3)}
+    paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("tuned", layout))]
+    with open_checkpoint(paths[0]) as one, open_checkpoint(paths[1]) as other:
+        seen, found = propose_arrangements(one, other, match_names(one.tensors, other.tensors))
+        arranged = {name for name in seen.tensors if seen.tensors[name].arranged is not None}
+    assert arranged == {f"l.{layer}.a.weight" for layer in range(3)} and found.unlike == ("l.1.a.weight",)
+
+
+def test_rows_of_nan_do_not_hide_the_layout(tmp_path: Path) -> None:
+    """Such as unused rows that both have; what is not finite says nothing."""
+    base = {f"a.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")}
+    changed = tuned(base)
+    for name in base:
+        for model in (base, changed):
+            model[name] = cast(np.where(np.arange(WIDTH)[:, None] >= WIDTH - 2, np.nan, model[name].f64), "f32")
+    found = matched(tmp_path, base, {"a.qkv.weight": joined(*changed.values())})
+    assert found.base_of == {"a.qkv.weight": "a.qkv.weight"} and found.only_base == () and found.unlike == ()
 
 
 def test_a_tensor_of_the_base_is_not_hidden(tmp_path: Path) -> None:
@@ -252,6 +301,7 @@ def infos(names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, TensorInfo]:
         ),
         ("x.down_proj", "x.1.w2.weight x.2.w2.weight", []),
         ("x.down_proj", "x.w2.weight", []),
+        ("x.².down_proj", "x.².0.w2.weight x.².².w2.weight", [("x.².down_proj", 1, True)]),
     ],
 )
 def test_families(fused_names: str, parts: str, expected: list[tuple[str, int, bool]]) -> None:
@@ -265,7 +315,21 @@ def test_siblings() -> None:
     parts = infos("m.0.old.experts.0.w2.weight m.0.old.gate.weight m.0.old.other m.1.old.gate.weight")
     names = infos("m.0.mlp.experts.down_proj m.0.mlp.gate.weight m.1.mlp.gate.weight")
     assert siblings_of(find_families(names, parts), names, parts) == {"m.0.old.gate.weight": "m.0.mlp.gate.weight"}
-    assert template_of("m.0.x.12") == ("m.#.x.#", (0, 12))
+    assert without_numbers("m.0.x.12") == ("m.#.x.#", (0, 12))
+    assert without_numbers("m.².x.٣") == ("m.².x.٣", ())  # digits, but no numbers
+
+
+def test_equal_models_in_two_layouts_are_equal(tmp_path: Path) -> None:
+    """It is said, in both directions, and nothing is called removed."""
+    base = {f"a.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")} | {"o.weight": random_tensor(9, (8, 8))}
+    layout = {"a.qkv.weight": joined(*(base[f"a.{n}_proj.weight"] for n in "qkv")), "o.weight": base["o.weight"]}
+    one, two = (write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("one", base), ("two", layout)))
+    for number, (of, tuned_path) in enumerate(((one, two), (two, one))):
+        report = deltapack.compress(of, tuned_path, tmp_path / f"{number}.dpk")
+        assert report.kinds == {"unchanged": 2 if number == 0 else 4} == inspect_pack(report.pack).kinds
+        assert len(report.warnings) == 1 and "are equal: every tensor has the same bits, in another layout" in report.warnings[0]
+    lacking = write_file(tmp_path / "lacking.safetensors", {"a.qkv.weight": layout["a.qkv.weight"]})
+    assert not any("are equal" in warning for warning in deltapack.compress(one, lacking, tmp_path / "lacking.dpk").warnings)
 
 
 def test_the_report_says_what_was_matched(tmp_path: Path) -> None:
@@ -275,7 +339,7 @@ def test_the_report_says_what_was_matched(tmp_path: Path) -> None:
     layout: Any = {f"{prefix}.experts.{n}": t for n, t in fused(tuned(base), QWEN, prefix).items()} | {"norm.weight": base["norm.weight"]}
     one, two = (write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("one", base), ("two", layout)))
     report = deltapack.compress(one, two, tmp_path / "out.dpk")
-    assert report.kinds == {"delta": 2, "removed": 9, "unchanged": 1}
+    assert report.kinds == deltapack.preview_compress(one, two).kinds == {"delta": 2, "unchanged": 1}
     assert sum("was matched with the base's" in note for note in report.notes) == 2
     assert not any("removed" in note for note in report.notes)
     rows = {row.name: row for row in deltapack.preview_compress(one, two).tensors}

@@ -343,6 +343,9 @@ def files() -> Group:
     packs = {"a": pack('{"a":1}'), "a-too": pack('{"a":1}'), "b": pack('{"b":1}'), "none": pack(None), "empty": pack(None)}
     packs |= {"c-shapes": pack('{"c":1}', shapes=True), "d-shapes": pack('{"d":1}', shapes=True), "none-shapes": pack(None, shapes=True)}
     packs["empty"].files = []
+    packs["a-texts"] = Pack().patched("w", old, [term("all", "int4", [0, 1, 2, 3])])
+    for name, text in (("config.json", '{"a":1}'), ("LICENSE", "another"), ("changelog.txt", "news")):
+        packs["a-texts"].file(name, text.encode())
     of_base, license_of_base = {name: text.decode() for name, text in BASE_FILES.items()}, {"LICENSE": "from the base"}
     cases = {}
     for chosen, prefer, config in (
@@ -362,7 +365,10 @@ def files() -> Group:
         case = Case(chosen, ("1",) * len(chosen), prefer, files=license_of_base | {"config.json": config} if config else of_base)
         cases["-".join(chosen) + (f"-prefer-{prefer}" if prefer is not None else "")] = case
     cases["empty-a-prefer-0"] = Case(("empty", "a"), ("1", "1"), 0, files={})
-    assert all(set(case.files or {}) <= {*names, *BASE_FILES} for case in cases.values())
+    texts = {"config.json": '{"a":1}', "LICENSE": "another", "changelog.txt": "news"}
+    cases |= {"a-texts-a": Case(("a-texts", "a"), ("1", "1"), files=texts)}  # what people read does not make them differ
+    cases |= {"a-a-texts": Case(("a", "a-texts"), ("1", "1"), files=license_of_base | {"config.json": '{"a":1}'})}
+    assert all(set(case.files or {}) <= {*names, "changelog.txt", *BASE_FILES} for case in cases.values())
     return Group("side files", {"w": old}, packs, cases)
 
 
