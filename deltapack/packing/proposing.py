@@ -7,7 +7,9 @@ has the layout, too, so that packs of one layout go together, and is stored whol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +28,8 @@ _GLANCE, _SURE = 4, 0.9
 _GOLDEN = (5**0.5 - 1) / 2
 _LIKE, _AHEAD = 0.5, 0.25
 """The cosine that two tensors need to be partners, and by how much it must be above that of any other layout."""
+_PIECES = 512
+"""Pieces of a tensor that are looked at one by one."""
 _TRIED = 3
 """Layers by which the layout of all is chosen."""
 
@@ -193,8 +197,8 @@ class _Search:
             out.update(arrangements)
             if not arrangements:
                 self.notes.append(f"{family.fused!r} was not matched, unlike others of its kind, as its shape does not fit")
-            elif first.kind != "bias" and self._fits(arrangements) < _LIKE:
-                self._tell_unlike(one for one, arrangement in arrangements.items() if self._fits({one: arrangement}) < _LIKE)
+            elif first.kind != "bias":
+                self._tell_unlike(one for one, arrangement in arrangements.items() if self._worst_piece(one, arrangement) < _LIKE)
 
     def _fits(self, arrangements: Mapping[str, Arrangement]) -> float:
         """Return the least cosine of a few of some tensors."""
@@ -202,22 +206,47 @@ class _Search:
         view = self.base.with_arranged({name: arrangements[name] for name in names})
         return min(self._cosine(view, name, name) for name in names)
 
+    def _worst_piece(self, name: str, arrangement: Arrangement) -> float:
+        """Return the least cosine of the pieces of a tensor: one expert in the place of another is lost in the mean of many."""
+        view, shape = self.base.with_arranged({name: arrangement}), self.finetuned.tensors[name].shape
+        corners = itertools.product(*(itertools.accumulate((0, *extents[:-1])) for extents in arrangement.grid))
+        cells = [(corner, cell) for corner, (_, cell) in zip(corners, arrangement.cells, strict=True)]
+        return min(self._cosine_at(view, name, name, _runs_in(shape, *cell)) for cell in cells[:: max(1, len(cells) // _PIECES)])
+
     def _cosine(self, base: Checkpoint, name: str, of: str, samples: int = _SAMPLES) -> float:
-        """Return the cosine of what is finite in samples of two tensors of one shape; 0 where one is nothing."""
-        tuned, held = self.finetuned.tensors[name], base.tensors[of]
+        """Return the cosine of samples of two tensors of one shape."""
+        numel = self.finetuned.tensors[name].numel
         # At irregular places: those of blocks that take turns are regular.
-        runs = np.unique((np.arange(samples) * _GOLDEN % 1 * max(1, tuned.numel - _LENGTH + 1)).astype(np.int64))
+        starts = np.unique((np.arange(samples) * _GOLDEN % 1 * max(1, numel - _LENGTH + 1)).astype(np.int64))
+        return self._cosine_at(base, name, of, [(start, min(start + _LENGTH, numel)) for start in map(int, starts)])
+
+    def _cosine_at(self, base: Checkpoint, name: str, of: str, runs: Iterable[tuple[int, int]]) -> float:
+        """Return the cosine of what is finite in some runs of elements of two tensors; 0 where one is nothing, 1 where both are."""
+        tuned, held = self.finetuned.tensors[name], base.tensors[of]
         dots = np.zeros(3)
-        for start in map(int, runs):
-            stop = min(start + _LENGTH, tuned.numel)
+        for start, stop in runs:
             one = rounding.to_f64(self.finetuned.read(name, start, stop), tuned.dtype)
             other = rounding.to_f64(base.read(of, start, stop), held.dtype)
             finite = np.isfinite(one) & np.isfinite(other)
             one, other = one[finite], other[finite]
             with np.errstate(all="ignore"):
                 dots += one @ other, one @ one, other @ other
+        if not dots.any():
+            return 1.0
         cosine = dots[0] / np.sqrt(dots[1] * dots[2]) if dots[1] * dots[2] > 0 else 0.0
         return float(cosine) if np.isfinite(cosine) else 0.0
+
+
+def _runs_in(shape: Sequence[int], corner: Sequence[int], cell: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield a few runs of elements inside of a cell of a tensor, as ranges of its flat elements."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    length = min(_LENGTH, cell[-1])
+    places = math.prod(cell[:-1]) * (cell[-1] - length + 1)
+    for number in sorted({int((run + 0.5) * _GOLDEN % 1 * places) for run in range(_GLANCE)}):
+        row, column = divmod(number, cell[-1] - length + 1)
+        at = [*(int(one) for one in np.unravel_index(row, cell[:-1])), column] if len(cell) > 1 else [column]
+        start = sum((first + one) * stride for first, one, stride in zip(corner, at, strides, strict=True))
+        yield start, start + length
 
 
 def _floats(checkpoint: Checkpoint, names: set[str]) -> dict[str, TensorInfo]:

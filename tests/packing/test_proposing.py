@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +346,23 @@ def test_the_report_says_what_was_matched(tmp_path: Path) -> None:
     assert rows[f"{prefix}.experts.gate_up_proj"].base_name == "6 tensors"
     shown = {tensor.name: tensor for tensor in inspect_pack(tmp_path / "out.dpk").tensors}
     assert len(shown[f"{prefix}.experts.gate_up_proj"].base_parts) == 6 and shown["norm.weight"].base_parts == ()
+
+
+def test_one_piece_in_the_place_of_another_is_not_lost_in_the_mean(tmp_path: Path) -> None:
+    """Two of eight experts are exchanged: the tensor has their layout, but is stored whole, and comes back."""
+    base = {f"mlp.experts.{e}.{n}_proj.weight": random_tensor(10 * e + len(n), (32, 48), "f32") for e in range(8) for n in ("gate", "up")}
+
+    def fused(order: Sequence[int]) -> Tensor:
+        rows = [np.concatenate([moved(base[f"mlp.experts.{e}.{n}_proj.weight"], e, 1e-3).bits for n in ("gate", "up")]) for e in order]
+        return Tensor("f32", np.stack(rows))
+
+    right, wrong = fused(range(8)), fused([0, 1, 5, 3, 4, 2, 6, 7])
+    name = "mlp.experts.gate_up_proj"
+    path = write_file(tmp_path / "base.safetensors", base)
+    for what, tuned, kind in (("right", right, "delta"), ("wrong", wrong, "stored")):
+        out = tmp_path / f"{what}.dpk"
+        report = deltapack.compress(path, write_file(tmp_path / f"{what}.safetensors", {name: tuned}), out, allow_unrelated=True)
+        assert report.kinds[kind] == 1 and any("stored whole" in note for note in report.notes) is (kind == "stored")
+        if kind == "stored":
+            deltapack.apply(path, out, tmp_path / "out.safetensors")
+            assert read_model(tmp_path / "out.safetensors")[name] == wrong
