@@ -21,7 +21,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
 from deltapack.device.regions import Region, region_of, write_chunk
 from deltapack.dtypes import DType, float_dtype
-from deltapack.errors import BackendError, RecipeError, UnsupportedError
+from deltapack.errors import BackendError, DeltapackError, RecipeError, UnsupportedError
 from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
@@ -125,7 +125,9 @@ def load_model(
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             made = _class_of(transformers, config, model_class, base)
-        except (OSError, ValueError) as error:
+        except DeltapackError:
+            raise
+        except Exception as error:  # transformers and huggingface_hub have many of their own for a config that they do not understand
             hint = "Build the model yourself and use load_state_dict."
             raise RecipeError(f"transformers cannot build the model: {error}", path=base, hint=hint) from error
         state = loader.load()
