@@ -48,7 +48,7 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (DOCS, rf"the rule is e <= {NUMBER} p", (USUAL_FIDELITY,)),
     (DOCS, rf"above {NUMBER} it gets risky at a drop rate of 0.9, near {NUMBER} it does not work", (RISKY, HOPELESS)),
     (DOCS, rf"Above {NUMBER} % it warns, with the nearest names; above {NUMBER} % it", (100 * kinship.WARNED, 100 * kinship.REFUSED)),
-    (DOCS, rf"more than {NUMBER} of the base's norm, and a cosine below {NUMBER}\)", (kinship._NORM, kinship._COSINE)),
+    (DOCS, rf"more than {NUMBER} of the base's norm, and a cosine below {NUMBER}; or norms", (kinship._NORM, kinship._COSINE)),
     (DOCS, rf"one dimension \(norms, biases\), up to {NUMBER} elements", (roles._TINY,)),
     (DOCS, rf"More than {NUMBER} elements in one dimension", (roles._FLAT,)),
     (DOCS, rf"bf16 where int8 would lose more than {NUMBER} % of its difference", (100 * planning._NOISE_FLOOR**0.5,)),
