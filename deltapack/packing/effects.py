@@ -43,9 +43,10 @@ def check_effects(recipe: Recipe, roles: Mapping[str, str]) -> None:
         RecipeError: There is one.
     """
     check_options(recipe)
-    settled = [recipe.for_tensor(name, role) for name, role in roles.items()]
-    if recipe.fidelity is not None and not any(one.role == "weight" and one.values == "auto" for one in settled):
-        raise RecipeError("fidelity does nothing", expected="a weight with values=auto", found="none", hint="Leave out --fidelity.")
+    if recipe.fidelity is not None:
+        settled = (recipe.for_tensor(name, role) for name, role in roles.items())
+        if not any(one.role == "weight" and one.values == "auto" for one in settled):
+            raise RecipeError("fidelity does nothing", expected="a weight with values=auto", found="none", hint="Leave out --fidelity.")
     for option, pattern in (("include", recipe.include), ("exclude", recipe.exclude)):
         if pattern is not None and not any(re.search(pattern, name) for name in roles):
             raise _matches_nothing(option, pattern, roles)

@@ -104,7 +104,7 @@ def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
     index, values = (
         (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "stored") else ("", "")
     )
-    role = inputs.asked.recipe.for_tensor(tensor.name, inputs.survey.roles[tensor.name]).role
+    role = inputs.survey.settled[tensor.name]
     name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and kind != "stored" else ""
     return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
 

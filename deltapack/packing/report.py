@@ -50,7 +50,7 @@ def compress_report(
         8 * counted / elements if elements else 0.0,
         parts,
         dict(sorted(Counter(entry.kind for entry in index.telling).items())),
-        dict(sorted(Counter(recipe.for_tensor(name, role).role for name, role in survey.roles.items()).items())),
+        dict(sorted(Counter(survey.settled.values()).items())),
         worst[0][1] if worst else 0.0,
         worst[:5],
         [*survey.warnings, *_warnings(worst, recipe, survey, index)],

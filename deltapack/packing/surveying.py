@@ -24,12 +24,14 @@ class Survey:
 
     Attributes:
         roles: Role of each tensor of the fine-tune, by its name alone; `exact` where nothing of the base is left in it.
+        settled: Its role as the recipe has it.
         kept: Tensors that only the base has and that the result keeps.
         warnings: Sentences that a person should read.
         notes: What was noticed.
     """
 
     roles: Mapping[str, str]
+    settled: Mapping[str, str]
     kept: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ def survey_inputs(
             f"the fine-tune lacks {shortened(lost)}, which its config.json still asks for ({setting}): a program that loads the result "
             "may make them up. --keep-base REGEX keeps the base's."
         )
-    return Survey(roles, kept, tuple(warnings), tuple(notes))
+    return Survey(roles, settled, kept, tuple(warnings), tuple(notes))
 
 
 def _kept(pattern: str | None, match: NameMatch, finetuned: Checkpoint) -> tuple[str, ...]:
