@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.command import main
-from benchmarks.exact.inputs import Case, real_cases, step_case, step_runs, trained_cases
+from benchmarks.exact.inputs import real_cases, step_case, step_runs, trained_cases
 from benchmarks.exact.sizes import size_tables, step_tables
 from benchmarks.exact.speed import speed_table
 from benchmarks.exact.thresholds import VARIANTS, threshold_tables

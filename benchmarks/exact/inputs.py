@@ -136,16 +136,25 @@ def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def write_files(case: Case, folder: Path) -> None:
-    """Write what tools work on: `base.bin` and `tuned.bin`, all elements end to end, where the base has zeros instead of a partner
-    that is missing; and the tensors with a partner as checkpoints, `base` and `tuned`."""
+    """Write what tools work on.
+
+    That is all elements end to end, `base.bin` and `tuned.bin`, where the base has zeros instead of a partner that is missing; and
+    checkpoints: `base`, `tuned`, and `common` with those tensors of the fine-tune that have a partner.
+    """
     with (folder / "base.bin").open("wb") as base, (folder / "tuned.bin").open("wb") as tuned:
         for tensor in case.tensors:
             base.write(bytes(tensor.tuned.nbytes) if tensor.base is None else tensor.base.tobytes())
             tuned.write(tensor.tuned.tobytes())
-    common = {f"t{place}": (own.base, own.tuned) for place, own in enumerate(case.tensors) if own.base is not None}
-    shards = plan_shards([(name, case.dtype, (len(sides[1]),)) for name, sides in common.items()], max_shard_size=1 << 40)
-    for side, out in enumerate((folder / "base", folder / "tuned")):
-        with open_writer(out, shards) as writer:
-            for name, sides in common.items():
-                for start in range(0, len(sides[1]), CHUNK):
-                    writer.write(name, start, sides[side][start : start + CHUNK])
+    named = [(f"t{place}", tensor) for place, tensor in enumerate(case.tensors)]
+    partners = [(name, tensor.base) for name, tensor in named if tensor.base is not None]
+    _write_checkpoint(folder / "base", case.dtype, partners)
+    _write_checkpoint(folder / "tuned", case.dtype, [(name, tensor.tuned) for name, tensor in named])
+    _write_checkpoint(folder / "common", case.dtype, [(name, tensor.tuned) for name, tensor in named if tensor.base is not None])
+
+
+def _write_checkpoint(out: Path, dtype: DType, tensors: Sequence[tuple[str, Array]]) -> None:
+    shards = plan_shards([(name, dtype, (len(elements),)) for name, elements in tensors], max_shard_size=1 << 40)
+    with open_writer(out, shards) as writer:
+        for name, elements in tensors:
+            for start in range(0, len(elements), CHUNK):
+                writer.write(name, start, elements[start : start + CHUNK])

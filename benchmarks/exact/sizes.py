@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.exact.entropy import chunk_entropy, model_entropy
-from benchmarks.exact.inputs import Case, chunks_of, step_case, step_runs
-from benchmarks.exact.packs import Packed, packed
+from benchmarks.exact.inputs import Case, chunks_of, step_case, step_runs, write_files
+from benchmarks.exact.packs import Whole, whole
 from benchmarks.exact.tools import Result, tool_results
 from benchmarks.exact.training import Run
 from benchmarks.results import Cell, Table, progress
@@ -18,31 +20,31 @@ from deltapack.codecs.exact import encode_exact_chunk
 __all__ = ["SIZE_HEADERS", "STEP_HEADERS", "TOOL_HEADERS", "size_row", "size_tables", "step_tables"]
 
 FORMS = ("equal", "planes", "dense", "sparse", "shared")
-OURS = "deltapack, exact"
+OURS = "deltapack --exact"
 SIZE_HEADERS = (
-    "pair", "type", "MB", "changed %", "payload", "entropy", "over %", "entropy, model", "over it %", "best other tool", "its share",
-    "payload is x smaller", "alone", "chunks",
+    "pair", "type", "MB", "changed %", "pack", "payload", "entropy", "over %", "entropy, model", "over it %", "best other tool",
+    "its share", "pack is x smaller", "alone", "chunks",
 )  # fmt: skip
-TOOL_HEADERS = ("pair", "type", "tool", "share", "x payload", "encode s", "decode s", "remark")
-STEP_HEADERS = ("run", "step", "changed %", "payload bytes", "payload", "entropy", "over %", "entropy, model", "over it %")
-TOOL_STEP_HEADERS = ("run", "steps", "changed %", "tool", "share", "x smaller than whole", "x payload", "encode s", "decode s")
+TOOL_HEADERS = ("pair", "type", "tool", "share", "x pack", "encode s", "decode s", "remark")
+STEP_HEADERS = ("run", "step", "changed %", "pack bytes", "payload bytes", "payload", "entropy", "over %", "entropy, model", "over it %")
+TOOL_STEP_HEADERS = ("run", "steps", "changed %", "tool", "share", "x smaller than whole", "x pack", "encode s", "decode s")
 EVERY = 10
 """Other tools are measured on every so many steps."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a pair: the payload of a pack, and what bounds it, in bytes."""
+    """Of a pair: its pack, and what bounds its payload, in bytes."""
 
-    payload: Packed
+    pack: Whole
     chunks: float
     model: float
     alone: int
     forms: str
 
 
-def sizes_of(case: Case) -> Sizes:
-    """Encode a pair, and chunk by chunk what there is to compare it with."""
+def sizes_of(case: Case, folder: Path) -> Sizes:
+    """Pack a pair whose files are in a folder, and find chunk by chunk what there is to compare it with."""
     entropy, alone, forms = 0.0, 0, [0] * len(FORMS)
     for chunk in chunks_of(case.tensors):
         data = encode_exact_chunk(chunk.base, chunk.tuned, case.dtype)
@@ -50,7 +52,7 @@ def sizes_of(case: Case) -> Sizes:
         entropy += chunk_entropy(chunk, data, case.dtype)
         alone += len(encode_exact_chunk(None, chunk.tuned, case.dtype))
     named = ", ".join(f"{count} {form}" for form, count in zip(FORMS, forms, strict=True) if count)
-    return Sizes(packed(case), entropy, model_entropy(case), alone, named)
+    return Sizes(whole(folder / "base", folder / "tuned"), entropy, model_entropy(case), alone, named)
 
 
 def size_tables(cases: Sequence[Case]) -> tuple[Table, Table]:
@@ -58,7 +60,8 @@ def size_tables(cases: Sequence[Case]) -> tuple[Table, Table]:
     sizes, tools = [], []
     for case in cases:
         progress(f"{case.name} as {case.dtype}")
-        found, results = sizes_of(case), list(tool_results(case))
+        with _files(case) as folder:
+            found, results = sizes_of(case, folder), list(tool_results(case, folder))
         sizes.append(size_row(case, found, results))
         tools += tool_rows(case, found, results)
     return Table("pairs", "Pairs", SIZE_HEADERS, tuple(sizes)), Table("tools", "Pairs, tool by tool", TOOL_HEADERS, tuple(tools))
@@ -66,11 +69,18 @@ def size_tables(cases: Sequence[Case]) -> tuple[Table, Table]:
 
 def size_row(case: Case, found: Sizes, results: Sequence[Result]) -> tuple[Cell, ...]:
     """Return a row of the table of pairs."""
-    whole, own = case.nbytes, found.payload.size
-    best = min((result for result in results if result.size is not None), key=lambda result: result.size or 0, default=None)
-    peer: tuple[Cell, ...] = (None, None, None) if best is None or not best.size else (best.tool, best.size / whole, best.size / own)
-    floors = (found.chunks / whole, over(own, found.chunks), found.model / whole, over(own, found.model))
-    return case.name, case.dtype.name, whole / 1e6, case.changed, own / whole, *floors, *peer, found.alone / whole, found.forms
+    nbytes, own = case.nbytes, found.pack.payload
+    known = [(result.size, result.tool) for result in results if result.size]
+    least, tool = min(known) if known else (None, None)
+    peer = (tool, None, None) if least is None else (tool, least / nbytes, least / found.pack.size)
+    head = (case.name, case.dtype.name, nbytes / 1e6, case.changed, found.pack.size / nbytes, own / nbytes)
+    return *head, *floors(case, found), *peer, found.alone / nbytes, found.forms
+
+
+def floors(case: Case, found: Sizes) -> tuple[Cell, ...]:
+    """Return both entropies as shares, each with how far the payload is above it."""
+    own, nbytes = found.pack.payload, case.nbytes
+    return found.chunks / nbytes, over(own, found.chunks), found.model / nbytes, over(own, found.model)
 
 
 def over(size: float, floor: float) -> float | None:
@@ -79,13 +89,25 @@ def over(size: float, floor: float) -> float | None:
 
 
 def tool_rows(case: Case, found: Sizes, results: Sequence[Result]) -> list[tuple[Cell, ...]]:
-    own = Result(OURS, found.payload.size, found.payload.encode, found.payload.decode)
+    own = ours(found.pack)
     rows: list[tuple[Cell, ...]] = []
     for result in (own, *results):
         share = None if result.size is None else result.size / case.nbytes
-        times = None if result.size is None else result.size / found.payload.size
+        times = None if result.size is None else result.size / found.pack.size
         rows.append((case.name, case.dtype.name, result.tool, share, times, result.encode, result.decode, result.remark))
     return rows
+
+
+def ours(pack: Whole) -> Result:
+    """Return a pack as what a tool made."""
+    return Result(OURS, pack.size, *pack.seconds)
+
+
+@contextmanager
+def _files(case: Case) -> Iterator[Path]:
+    with TemporaryDirectory() as name:
+        write_files(case, Path(name))
+        yield Path(name)
 
 
 def step_tables(quick: bool) -> tuple[Table, Table]:
@@ -103,10 +125,10 @@ def step_tables(quick: bool) -> tuple[Table, Table]:
 
 def _step_row(run: Run, folder: Path, number: int) -> tuple[Cell, ...]:
     case = step_case(run, folder, number)
-    found, whole = sizes_of(case), case.nbytes
-    own = found.payload.size
-    floors = (found.chunks / whole, over(own, found.chunks), found.model / whole, over(own, found.model))
-    return run.name, number, case.changed, own, own / whole, *floors
+    with _files(case) as files:
+        found = sizes_of(case, files)
+    sizes = (found.pack.size, found.pack.payload, found.pack.payload / case.nbytes)
+    return run.name, number, case.changed, *sizes, *floors(case, found)
 
 
 def _tool_steps(run: Run, folder: Path, numbers: Sequence[int]) -> list[tuple[Cell, ...]]:
@@ -116,16 +138,16 @@ def _tool_steps(run: Run, folder: Path, numbers: Sequence[int]) -> list[tuple[Ce
     for number in numbers:
         progress(f"{run.name}, step {number}")
         case = step_case(run, folder, number)
-        own = packed(case)
         cases.append((case.nbytes, case.changed))
-        for result in (Result(OURS, own.size, own.encode, own.decode), *tool_results(case)):
-            results.setdefault(result.tool, []).append(result)
-    whole, changed = (statistics.mean(values) for values in zip(*cases, strict=True))
-    payload = statistics.mean(result.size or 0 for result in results[OURS])
+        with _files(case) as files:
+            for result in (ours(whole(files / "base", files / "tuned")), *tool_results(case, files)):
+                results.setdefault(result.tool, []).append(result)
+    nbytes, changed = (statistics.mean(values) for values in zip(*cases, strict=True))
+    pack = statistics.mean(result.size or 0 for result in results[OURS])
     rows: list[tuple[Cell, ...]] = []
     for tool, found in results.items():
         size, *times = (_mean([getattr(result, field) for result in found]) for field in ("size", "encode", "decode"))
-        shares = (None, None, None) if size is None else (size / whole, whole / size, size / payload)
+        shares = (None, None, None) if size is None else (size / nbytes, nbytes / size, size / pack)
         rows.append((run.name, len(numbers), changed, tool, *shares, *times))
     return rows
 
@@ -133,5 +155,3 @@ def _tool_steps(run: Run, folder: Path, numbers: Sequence[int]) -> list[tuple[Ce
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else None
-
-

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks import peers
 from benchmarks.checkpoints import cache_folder
-from benchmarks.exact.inputs import Case, write_files
+from benchmarks.exact.inputs import Case
 
 __all__ = ["Result", "elements_tools", "tool_results"]
 
@@ -51,15 +50,12 @@ class Result:
     remark: str = ""
 
 
-def tool_results(case: Case) -> Iterator[Result]:
-    """Yield what each tool makes of a pair."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        write_files(case, folder)
-        yield from elements_tools(case, folder)
-        yield _zstd(folder, 19)
-        yield _xdelta(folder)
-        yield _deltatensors(case, folder)
+def tool_results(case: Case, folder: Path) -> Iterator[Result]:
+    """Yield what each tool makes of a pair, whose files are in a folder."""
+    yield from elements_tools(case, folder)
+    yield _zstd(folder, 19)
+    yield _xdelta(folder)
+    yield _deltatensors(case, folder)
     base = np.concatenate([np.zeros_like(own.tuned) if own.base is None else own.base for own in case.tensors])
     tuned = np.concatenate([own.tuned for own in case.tensors])
     base, tuned = (side.view(f"<u{case.dtype.itemsize}") for side in (base, tuned))
@@ -127,7 +123,7 @@ def _deltatensors(case: Case, folder: Path) -> Result:
     tool = "deltatensors, nothing dropped"
     if case.dtype.name not in ("f32", "bf16"):
         return Result(tool, remark=f"has no {case.dtype}")
-    return _task(tool, "deltatensors_all", folder / "base", folder / "tuned", folder / "out.wdelta")
+    return _task(tool, "deltatensors_all", folder / "base", folder / "common", folder / "out.wdelta")
 
 
 def _task(tool: str, *words: str | Path) -> Result:
@@ -172,5 +168,3 @@ def _gaps(base: Array, tuned: Array) -> int:
     wide = gaps.astype(np.uint16 if gaps.max(initial=0) < 1 << 16 else np.uint32)
     pack = zstandard.ZstdCompressor(level=3).compress
     return min(len(pack(way.tobytes())) for way in (small, wide)) + len(pack(tuned[changed].tobytes()))
-
-

@@ -110,7 +110,9 @@ def _train(run: Run, folder: Path) -> None:
     last = run.steps
     for step in _steps(model, run, lambda generator: _predicted(model.weights(), tuned, generator)):
         if run.keep_steps or step == last:
-            _save({name: tensor.to(kind) for name, tensor in model.weights().items()}, folder / (f"{step:04}" if run.keep_steps else "tuned"))
+            _save(
+                {name: tensor.to(kind) for name, tensor in model.weights().items()}, folder / (f"{step:04}" if run.keep_steps else "tuned")
+            )
 
 
 def _texts() -> tuple[Tensor, Tensor]:
