@@ -9,9 +9,11 @@ import sys
 
 from benchmarks.command import main
 from benchmarks.exact.inputs import real_cases, step_case, step_runs, trained_cases
+from benchmarks.exact.packs import file_table
 from benchmarks.exact.sizes import size_tables, step_tables
 from benchmarks.exact.speed import speed_table
 from benchmarks.exact.thresholds import VARIANTS, threshold_tables
+from benchmarks.pairs import real_pairs
 from benchmarks.results import Section
 
 NOTES = (
@@ -36,13 +38,14 @@ def measure(quick: bool = False) -> Section:
     real, missing = real_cases(quick)
     cases = real if quick else [*real, *trained_cases()]
     steps = [] if quick else [step_case(run, folder, step) for run, folder in step_runs() for step in (2, 10, 50, 100)]
-    tables = size_tables(cases)
+    tables = list(size_tables(cases))
     if not quick:
         tables += step_tables()
-    quickly = {"A", "B1"} if quick else {"A", "B1", "adamw, decay 0.1"}
-    tables += (speed_table([case for case in cases if case.name in quickly], 1 if quick else 5),)
+        tables.append(file_table(real_pairs()[0]))
+    quickly = {"A", "B1", "adamw, decay 0.1"}
+    tables.append(speed_table([case for case in cases if case.name in quickly], 1 if quick else 5))
     tables += threshold_tables([*cases, *steps], VARIANTS[:1] if quick else VARIANTS)
-    return Section("Exact packs", "python -m benchmarks.exact", tables, (*NOTES, *missing))
+    return Section("Exact packs", "python -m benchmarks.exact", tuple(tables), (*NOTES, *missing))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _case(pair: Pair, kind: str) -> Case:
                 continue
             partners = [key for key in base.tensors if key == name or key.endswith(f".{name}")]
             partners = [key for key in partners if base.tensors[key].dtype == entry.dtype and base.tensors[key].shape == entry.shape]
-            sides = [base.read(partners[0]).reshape(-1)] if partners else []
+            sides: list[Array] = [base.read(partners[0]).reshape(-1)] if partners else []
             sides.append(tuned.read(name).reshape(-1))
             if entry.dtype != dtype:
                 scale = _scale(sides[0]) if dtype.itemsize == 1 else np.float32(1)
@@ -113,7 +113,7 @@ def _case(pair: Pair, kind: str) -> Case:
     return Case(pair.name, dtype, tuple(tensors))
 
 
-def _scale(elements: NDArray[np.float32]) -> np.float32:
+def _scale(elements: Array) -> np.float32:
     """Return the power of two that brings a tensor just into the range of e4m3; both sides of a pair are scaled as the base asks."""
     largest = float(np.abs(elements).max())
     return np.float32(2.0 ** np.floor(np.log2(LARGEST_F8 / largest))) if largest else np.float32(1)

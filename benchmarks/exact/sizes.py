@@ -110,15 +110,15 @@ def _files(case: Case) -> Iterator[Path]:
         yield Path(name)
 
 
-def step_tables(quick: bool) -> tuple[Table, Table]:
+def step_tables() -> tuple[Table, Table]:
     """Return the table of every step, and that of tools on every tenth."""
     steps: list[tuple[Cell, ...]] = []
     tools: list[tuple[Cell, ...]] = []
     for run, folder in step_runs():
         progress(f"each step of {run.name}")
-        numbers = (1, run.steps) if quick else range(1, run.steps + 1)
+        numbers = range(1, run.steps + 1)
         steps += [_step_row(run, folder, number) for number in numbers]
-        tools += _tool_steps(run, folder, numbers[-1:] if quick else numbers[EVERY - 1 :: EVERY])
+        tools += _tool_steps(run, folder, numbers[EVERY - 1 :: EVERY])
     caption = "Steps of a training, in bf16"
     return Table("steps", caption, STEP_HEADERS, tuple(steps)), Table("step-tools", f"{caption}: tools", TOOL_STEP_HEADERS, tuple(tools))
 

@@ -70,6 +70,18 @@ def _best_quantile(encode: Callable[[Bits, Bits, Numbers], bytes]) -> Callable[[
     return tried
 
 
+def _spread_sample(places: int, length: int) -> Callable[[Bits | None, Bits, Numbers], float]:
+    """Return an estimate of planes from so many stretches of so many numbers, in place of one in the middle."""
+
+    def estimate(base: Bits | None, tuned: Bits, numbers: Numbers) -> float:
+        starts = np.linspace(0, max(0, len(tuned) - length), places).astype(int)
+        inside = [slice(start, start + length) for start in starts]
+        found = sum(exact_planes.estimate_planes(None if base is None else base[own], tuned[own], numbers) for own in inside)
+        return found * len(tuned) / sum(len(tuned[own]) for own in inside)
+
+    return estimate
+
+
 def _ranges_with(symbol: int, start: int) -> Any:
     """Return the search for ranges, compiled with other costs of a symbol and a range, in bits."""
     import numba
@@ -81,7 +93,7 @@ def _ranges_with(symbol: int, start: int) -> Any:
 
 def _variants() -> Iterator[Variant]:
     yield Variant("classes of blocks", "Otsu", "none", (exact_dense, "_classes_of"), _no_classes)
-    yield Variant("classes of blocks", "Otsu", "best of 11 quantiles", (exact, "encode_dense"), _best_quantile(exact.encode_dense))
+    yield Variant("classes of blocks", "Otsu", "best of 11 quantiles", (exact, "encode_dense"), _best_quantile(exact_dense.encode_dense))
     yield from _family("least chunk with classes", exact_dense, "_LEAST_FOR_CLASSES", 1024, 16384)
     yield from _family("hits of a staircase", exact_dense, "_LEAST_HITS", 0.1, 0.2, 0.5, 2, texts=("0.1", "0.2", "0.5", "no staircases"))
     yield from _family("gain of a staircase", exact_dense, "_LEAST_GAIN", 0.0, 0.005, 0.1)
@@ -91,6 +103,9 @@ def _variants() -> Iterator[Variant]:
     yield from _family("changed for gaps, at most 1 in", exact, "_SPARSE_TOO", 16, 256)
     yield from _family("changed for gaps alone, at most 1 in", exact, "_SPARSE_ONLY", 256, 1 << 30, texts=("256", "both always tried"))
     yield from _family("planes where below dense by", exact, "_UNFORESEEN", 0.9, 1.0, 9.0, texts=("0.9", "1.0", "always tried"))
+    for places, length in ((4, 1024), (3, 4096), (16, 1024)):
+        sampled = _spread_sample(places, length)
+        yield Variant("sample for planes", "4,096 numbers", f"{places} times {length:,}", (exact, "estimate_planes"), sampled)
     yield from _family("a plane coded where below plain by", exact_planes, "_WORTHWHILE", 0.98, 1.0)
     for symbol, start in ((6, 40), (12, 40), (9, 20), (9, 80), (7, 24)):
         name = f"{symbol} and {start} bits"

@@ -92,27 +92,27 @@ def trained(run: Run) -> Path:
 def _train(run: Run, folder: Path) -> None:
     general, tuned = _texts()
     if run.kind == "cnn":
-        model = _Classifier()
-        labelled = (general, tuned)
-        start = Run("cnn base", 2e-3, 60, 0.01)
-        for _ in _steps(model, start, lambda generator: _classified(model, *labelled, generator)):
-            pass
-        _save(model.state_dict(), folder / "base")
-        for _ in _steps(model, run, lambda generator: _classified(model, *reversed(labelled), generator)):
-            pass
-        _save(model.state_dict(), folder / "tuned")
+        _train_classifier(run, folder, general, tuned)
         return
-    base = _language_model(general)
     kind = torch.bfloat16 if run.keep_steps else torch.float32
-    base = {name: tensor.to(kind).float() for name, tensor in base.items()}  # trainers start from what is published
+    base = {name: tensor.to(kind).float() for name, tensor in _language_model(general).items()}  # from what is published, as trainers do
     _save({name: tensor.to(kind) for name, tensor in base.items()}, folder / "base")
-    model = _Adapted(base, 8) if run.kind == "lora" else _Full(base)
-    last = run.steps
+    model: _Full | _Adapted = _Adapted(base, 8) if run.kind == "lora" else _Full(base)
     for step in _steps(model, run, lambda generator: _predicted(model.weights(), tuned, generator)):
-        if run.keep_steps or step == last:
-            _save(
-                {name: tensor.to(kind) for name, tensor in model.weights().items()}, folder / (f"{step:04}" if run.keep_steps else "tuned")
-            )
+        if run.keep_steps or step == run.steps:
+            state = {name: tensor.to(kind) for name, tensor in model.weights().items()}
+            _save(state, folder / (f"{step:04}" if run.keep_steps else "tuned"))
+
+
+def _train_classifier(run: Run, folder: Path, first: Tensor, second: Tensor) -> None:
+    """Train a classifier, then further with its classes exchanged."""
+    model = _Classifier()
+    for _ in _steps(model, Run("base", 2e-3, 60, 0.01), lambda generator: _classified(model, first, second, generator)):
+        pass
+    _save(model.state_dict(), folder / "base")
+    for _ in _steps(model, run, lambda generator: _classified(model, second, first, generator)):
+        pass
+    _save(model.state_dict(), folder / "tuned")
 
 
 def _texts() -> tuple[Tensor, Tensor]:
