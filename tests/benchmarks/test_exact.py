@@ -76,8 +76,10 @@ def test_speeds_are_measured_in_turns() -> None:
 
 def test_a_variant_of_a_threshold_is_tried_and_taken_back() -> None:
     before = exact_dense._LEAST_HITS
-    base = np.random.default_rng(1).standard_normal(1 << 14).astype(np.float32)
-    moved = (base.view(np.uint32) + np.uint32(5)).view(np.float32)
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal(1 << 14).astype(np.float32)
+    steps = rng.integers(0, 1000, 64).astype(np.uint32)
+    moved = (base.view(np.uint32) + steps[base.view(np.uint32) >> 17 & 63]).view(np.float32)
     case = Case("moved", BY_NAME["f32"], (Tensor(base, moved),))
     without = [variant for variant in thresholds.VARIANTS if variant.variant == "no staircases"]
     summary, details = thresholds.threshold_tables([case], without)
