@@ -59,10 +59,12 @@ def make_chunk(job: TensorJob, chunk: int, held: Elements, buffers: Buffers) -> 
         `[n]` in the storage type of the job; the memory of `held` where that can be.
     """
     start, parts = chunk * CHUNK, []
-    common = held[: max(0, job.common - start)]
-    if isinstance(job.source, FromBase) and len(common):
+    common, rows, stop = held[: max(0, job.common - start)], job.source.rows, min(start + CHUNK, job.numel)
+    if isinstance(job.source, FromBase) and job.source.exact is not None and start < stop:
+        exact = job.source.exact
+        parts.append(rounding.convert(exact.part(chunk, common, job.source.base.dtype), exact.dtype, job.dtype))
+    elif isinstance(job.source, FromBase) and len(common):
         parts.append(_combine(job.source, job.dtype, chunk, common, buffers))
-    rows, stop = job.source.rows, min(start + CHUNK, job.numel)
     if rows is not None and stop > max(start, rows.start):
         parts.append(rounding.convert(rows.read(max(start, rows.start), stop), rows.dtype, job.dtype))
     if not parts:

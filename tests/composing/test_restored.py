@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.builders import CHUNK, Model, Tensor, cast, edited, moved, random_tensor, read_folder, small_model, tuned_model, whole
+from support.builders import (
+    CHUNK,
+    Model,
+    Tensor,
+    cast,
+    edited,
+    moved,
+    random_tensor,
+    read_folder,
+    read_model,
+    small_model,
+    tuned_model,
+    whole,
+)
 from support.chains import State, Steps, make_steps
 
 import deltapack
@@ -23,6 +36,7 @@ from deltapack.format.arrangement import Arrangement
 from deltapack.format.reader import PackReader
 
 MODEL = small_model()
+RECIPES = (deltapack.Recipe(), deltapack.Recipe(exact=True), deltapack.Recipe(drop_rate=0.5, exact="b"))
 
 
 def same_checkpoint(view: Checkpoint, written: Path) -> None:
@@ -56,7 +70,8 @@ def check_steps(steps: Steps) -> None:
             same_checkpoint(view, folder)
 
 
-def test_a_chain_of_a_hundred_packs_restores_every_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES, ids=["lossy", "exact", "both"])
+def test_a_chain_of_a_hundred_packs_restores_every_step(recipe: deltapack.Recipe, tmp_path: Path) -> None:
     model = {"a": random_tensor(1, (50, 20)), "b": random_tensor(2, (300,), "bf16"), "c": whole("i64", np.arange(9))}
     states = [State(model)]
     for number in range(100):
@@ -66,10 +81,12 @@ def test_a_chain_of_a_hundred_packs_restores_every_step(tmp_path: Path) -> None:
         if number % 7 == 0:
             changed["c"] = edited(changed["c"], number % 9, number)
         states.append(State(changed))
-    steps = make_steps(tmp_path, states)
+    steps = make_steps(tmp_path, states, recipe=recipe)
     check_steps(steps)
     deltapack.apply(steps.base, steps.packs, tmp_path / "out")
     assert read_folder(tmp_path / "out") == read_folder(steps.folders[-1])
+    if recipe.exact is True:
+        assert read_model(tmp_path / "out") == states[-1].tensors
 
 
 NAMES = ("a.weight", "b.weight", "c.weight", "d.weight")
@@ -123,23 +140,24 @@ def chains(draw: st.DrawFn) -> list[State]:
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
-@given(chains(), st.booleans())
-def test_random_chains(states: list[State], code: bool) -> None:
+@given(chains(), st.booleans(), st.sampled_from(RECIPES))
+def test_random_chains(states: list[State], code: bool, recipe: deltapack.Recipe) -> None:
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
-        steps = make_steps(folder, states, include_code=code)
+        steps = make_steps(folder, states, include_code=code, recipe=recipe)
         check_steps(steps)
         deltapack.apply(steps.base, steps.packs, folder / "out", workers=1)
         assert read_folder(folder / "out") == read_folder(steps.folders[-1])
 
 
-def test_tensors_of_several_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES[:2], ids=["lossy", "exact"])
+def test_tensors_of_several_chunks(recipe: deltapack.Recipe, tmp_path: Path) -> None:
     """In place where lengths are the same; grown, cut and converted over chunks where they are not; ranges across chunks."""
     base = random_tensor(1, (CHUNK // 512 + 3, 512), "bf16")
     grown = Tensor("bf16", np.concatenate([base.bits, base.bits[: CHUNK // 512]]))
     models: list[Model] = [{"w": base}, {"w": moved(base, 2)}, {"w": moved(grown, 3)}, {"w": moved(grown, 4, dtype="f32")}]
     models.append({"w": Tensor("f32", models[-1]["w"].bits[: CHUNK // 512 + 1])})
-    steps = make_steps(tmp_path, [State(model) for model in models])
+    steps = make_steps(tmp_path, [State(model) for model in models], recipe=recipe)
     check_steps(steps)
     with open_checkpoint(steps.base) as files, PackReader(steps.packs[0]) as one, PackReader(steps.packs[1]) as two:
         view = restored_from(files, [one, two])
@@ -148,7 +166,8 @@ def test_tensors_of_several_chunks(tmp_path: Path) -> None:
                 assert view.read("w", start, stop).tobytes() == there.read("w", start, stop).tobytes()
 
 
-def test_arranged_tensors_in_the_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES[:2], ids=["lossy", "exact"])
+def test_arranged_tensors_in_the_middle(recipe: deltapack.Recipe, tmp_path: Path) -> None:
     """A fine-tune in another layout, whose fused tensors the next packs change."""
     q, k = random_tensor(1, (64, 64)), random_tensor(2, (64, 64))
     fused = Tensor("f32", np.concatenate([q.bits, k.bits]))
@@ -162,7 +181,7 @@ def test_arranged_tensors_in_the_middle(tmp_path: Path) -> None:
     }
     assert fused.shape == (128, 64)
     states = [State(split), State(tuned_model(split, 50)), State(tuned_model(fused_model, 60)), State(tuned_model(fused_model, 70))]
-    steps = make_steps(tmp_path, states)
+    steps = make_steps(tmp_path, states, recipe=recipe)
     with PackReader(steps.packs[1]) as pack:
         assert "arranged" in pack.index.required
     check_steps(steps)

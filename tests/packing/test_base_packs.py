@@ -59,7 +59,7 @@ def test_another_base_is_refused(name: str, steps: Steps, tmp_path: Path) -> Non
 
 
 def test_a_gap_is_refused(steps: Steps, tmp_path: Path) -> None:
-    with pytest.raises(BaseMismatchError, match="tensor 'layer.weight': the base tensor has other content"):
+    with pytest.raises(BaseMismatchError, match=r"tensor .layer.weight.: the base tensor has other content"):
         deltapack.compress(steps.base, steps.base.parent / "last", tmp_path / "x.dpk", base_packs=steps.packs[1:])
 
 
