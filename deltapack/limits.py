@@ -24,12 +24,14 @@ class Limits:
         numel: Number of elements of a tensor.
         terms: Number of sparse terms that one tensor may add up.
         pieces: Number of boxes of base tensors that one tensor may start from.
+        tables: Number of tables that chunks of exact tensors share.
         json_depth: Nesting depth of a JSON document.
         window_bytes: Window of a zstd frame.
         side_file_bytes: Size of one side file. It is held in memory whole, with its frame and, where that refers to it, the base's file.
         packed_file_bytes: Size of one side file that is packed unless its writer asks for more; at most `side_file_bytes`.
         side_files_bytes: Size of all side files together.
         side_files: Number of side files.
+        links: Number of packs in a chain.
     """
 
     index_bytes: int = 64 * MIB
@@ -42,12 +44,14 @@ class Limits:
     numel: int = 1 << 48
     terms: int = 64
     pieces: int = 4096
+    tables: int = 4096
     json_depth: int = 8
     window_bytes: int = 8 * MIB
     side_file_bytes: int = 256 * MIB
     packed_file_bytes: int = 128 * MIB
     side_files_bytes: int = 1024 * MIB
     side_files: int = 1000
+    links: int = 1000
 
 
 DEFAULT_LIMITS = Limits()
