@@ -95,11 +95,13 @@ def plan_values(values: Symbols, numbers: Numbers, tables: SharedTables) -> Plan
             symbols = loops.symbols_of(predicted, values.tuned, numbers, -1)
     far = _far_exponent(predicted, values, numbers)
     if far >= 0:
-        symbols = loops.symbols_of(predicted, values.tuned, numbers, far)
+        symbols = loops.far_symbols_of(predicted, values.tuned, symbols, numbers, far)
     found = _count(base, symbols, classes, stairs, numbers)
-    plain = predicted is base and far < 0
-    counts = found.whole if plain else loops.count_symbols(base, np.zeros_like(classes), values.symbols, numbers, 1)[0]
-    shared = _plan_shared(values, counts, numbers, tables)
+    shared = None
+    if tables.are_some:
+        plain = predicted is base and far < 0
+        counts = found.whole if plain else loops.count_symbols(base, np.zeros_like(classes), values.symbols, numbers, 1)[0]
+        shared = _plan_shared(values, counts, numbers, tables)
     if shared is not None and shared.bits <= found.bits + _raw_bits(found.whole, numbers, far):
         return shared
     own = _plan_own(found, far, numbers, len(base))

@@ -31,6 +31,11 @@ class SharedTables:
     blobs: tuple[bytes, ...] = ()
     first: int = 0
 
+    @property
+    def are_some(self) -> bool:
+        """Whether there is any table."""
+        return self.first < len(self.blobs)
+
     def table(self, number: int, numbers: Numbers) -> Table:
         """Return the table that a chunk of such numbers calls by a number.
 
@@ -51,8 +56,6 @@ class SharedTables:
         Returns:
             The table's number, and the bits in units of 2^-16, without raw bits.
         """
-        if self.first == len(self.blobs):
-            return None
         places, costs = _costs(self, numbers)
         used = np.flatnonzero(counts)
         if not len(places):
