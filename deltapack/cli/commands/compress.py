@@ -149,6 +149,7 @@ def _rescaled(how: str) -> str:
     show_default=True,
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )
+@options.base_packs_option
 @click.option("--dry-run", is_flag=True, help="Show what would become of each tensor and about how large the pack would be, and stop.")
 @options.weights_option
 @options.workers_option
@@ -176,6 +177,7 @@ def command(
     leave_out: Sequence[str],
     fidelity: float | None,
     non_finite: str,
+    base_packs: tuple[Path, ...],
     dry_run: bool,
     weight_files: str | None,
     workers: int | None,
@@ -213,6 +215,7 @@ def command(
         "weight_files": weight_files,
         "max_side_file": max_side_file,
         "leave_out": leave_out,
+        "base_packs": base_packs,
         "workers": workers,
     }
     if dry_run:
