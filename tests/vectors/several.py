@@ -31,6 +31,8 @@ TABLE = """
 """
 """What becomes of a tensor of which the first pack (rows) and the second (columns) say different things. `sum` has the new rows
 of the only pack that grew it; of two, one decides (`rows`). A conflict leaves the preferred pack's part alone."""
+WHOLE = ("stored", "exact")
+"""Kinds that say what all elements are."""
 WEIGHTS = ("0.5", "-1.25")
 
 
@@ -60,7 +62,7 @@ class Group:
 
 def addend(old: Tensor, said: Said, weight: str) -> Addend:
     """What a pack adds to a tensor."""
-    stored = said.result if said.kind == "stored" and blends(old, said.result) else None
+    stored = said.result if said.kind in WHOLE and blends(old, said.result) else None
     return Addend(said.terms, stored, float(weight))
 
 
@@ -72,8 +74,8 @@ def summed(old: Tensor, parts: Sequence[tuple[Said, str]], dtype: str | None = N
 
 def alone(old: Tensor, said: Said, weight: str) -> Tensor:
     """What one pack makes of a tensor."""
-    can_blend = said.kind == "stored" and blends(old, said.result) and float(weight) != 1
-    if said.kind == "unchanged" or (said.kind == "stored" and not can_blend):
+    can_blend = said.kind in WHOLE and blends(old, said.result) and float(weight) != 1
+    if said.kind == "unchanged" or (said.kind in WHOLE and not can_blend):
         return said.result
     return summed(old, [(said, weight)], said.result.dtype, said)
 
