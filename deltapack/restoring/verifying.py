@@ -66,6 +66,8 @@ def verify(
             check_side_name(file.name)
         for file in carried:
             reader.check_side_file(file)
+        for table in reader.index.tables:
+            reader.plain_blob(table)
         for entry in reader.index.entries:
             reader.chunk_digests(entry)
             _check_empty(reader.path, entry)
