@@ -290,7 +290,7 @@ RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
 RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
 MAX_PIECES = 4096
-MAX_STEPS, MAX_TABLES = 64, 4096
+MAX_STEPS, MAX_TABLES, MAX_TABLE = 64, 4096, 32_774
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_STATS = 64
 
@@ -353,6 +353,7 @@ def check_index(index: Any) -> None:
     for table in index.get("tables", []):
         check_type(table, "blob", "tables")
     need(len(index.get("tables", [])) <= MAX_TABLES, "R6", "too many tables")
+    need(all(length <= MAX_TABLE for _, length, _ in index.get("tables", [])), "R6", "a table is too long")
     need(len(index["tensors"]) <= MAX_TENSORS, "R6", "too many tensors")
     for entry in index["tensors"]:
         check_entry(entry)

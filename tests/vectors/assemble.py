@@ -340,10 +340,11 @@ def encode_step(before: bytes | None, new: Tensor) -> list[bytes]:
         x, y = exact.numbers(base.ljust(len(own), b"\0"), kind) if base else None, exact.numbers(own, kind)
         if x == y:
             out.append(b"\0")
-        elif x is not None and len(y) <= 4096:
-            out.append(exact.spell(exact.dense(x, y, kind)))
-        else:
-            out.append(exact.spell(exact.planes(y, kind, ["zstd"] * (kind.width // 8), x)))
+            continue
+        is_small = len(y) <= 4096
+        mode = "stored" if is_small else "zstd"
+        ways = [exact.planes(y, kind, [mode] * (kind.width // 8), x)] + ([exact.dense(x, y, kind)] if x is not None and is_small else [])
+        out.append(min(map(exact.spell, ways[::-1]), key=lambda way: len(way) > 64 + 2 * len(own)))
     return out
 
 

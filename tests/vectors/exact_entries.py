@@ -12,7 +12,15 @@ from vectors.scalar import CHUNK, ITEMSIZE
 from vectors.valid import floats, special, tensor
 from vectors.weighted import numbers, rolled, with_weight
 
-OLD, NEW = floats("bf16", (4, 3)), floats("bf16", (4, 3), 80)
+def near(old: Tensor, seed: int) -> Tensor:
+    """Other elements, most of which differ by little."""
+    size = ITEMSIZE[old.dtype]
+    moved = ((old.bits(i) + z % 5) % (1 << 8 * size) for i, z in enumerate(exact.noise(old.numel, seed)))
+    return Tensor(old.dtype, old.shape, b"".join(bits.to_bytes(size, "little") for bits in moved))
+
+
+OLD = floats("bf16", (4, 3))
+NEW = near(OLD, 80)
 
 
 def noise(dtype: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -32,6 +40,7 @@ def types() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack()
     for number, dtype in enumerate(ITEMSIZE):
         old, new = noise(dtype, (3, 4), number), noise(dtype, (3, 4), number + 50)
+        new = new if dtype == "bool" else near(old, number)
         pack.exact(f"{dtype}.partner", new, (f"{dtype}.partner", old)).exact(f"{dtype}.alone", new)
     yield "exact-types", "every type, with and without a partner", pack
     pack = Pack()
@@ -43,7 +52,7 @@ def types() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack().exact("same", Tensor("raw4:F4", (3, 4), b"abcdef"), ("same", Tensor("raw4:F4", (3, 4), b"fbcdea")))
     pack.exact("rows", Tensor("raw6:F6_E3M2", (6, 4), bytes(range(18))), ("rows", Tensor("raw6:F6_E3M2", (2, 4), bytes(range(6)))))
     pack.exact("other", Tensor("raw8:X", (3,), b"\1\2\3"), ("other", Tensor("raw8:Y", (3,), b"\1\2\4")))
-    yield "exact-raw-types", "bytes; two raw types are no partners", pack.exact("new", Tensor("raw16:X", (2,), b"abcd")).requires("raw-types")
+    yield "exact-raw-types", "bytes; two raw types are no partners", pack.exact("new", Tensor("raw16:Z", (2,), b"abcd")).requires("raw-types")
 
 
 def shapes() -> Iterator[tuple[str, str, Pack]]:
@@ -68,26 +77,26 @@ def shapes() -> Iterator[tuple[str, str, Pack]]:
 
 def steps() -> Iterator[tuple[str, str, Pack]]:
     """Several steps, and tables that chunks share."""
-    states = [floats("bf16", (4, 3), seed) for seed in (83, 84)]
+    states = [near(OLD, seed) for seed in (83, 84)]
     pack = one(through=states).exact("alone", NEW, through=states).exact("back", OLD, ("back", OLD), through=[NEW, NEW])
     pack.exact("rows", floats("bf16", (6, 3), 81), ("rows", OLD), through=[floats("bf16", (6, 3), 85)])
     yield "exact-steps", "each step starts from the result of the one before", pack.exact("64", NEW, ("64", OLD), through=[NEW] * 63)
     pack, kind = Pack(), exact.KINDS["bf16"]
     chunks = []
     for lanes, seed in ((4, 1), (1, 86)):
-        old, new = (exact.numbers(t.data, kind) for t in (OLD, floats("bf16", (4, 3), seed + 1)))
+        old, new = (exact.numbers(t.data, kind) for t in (OLD, near(OLD, seed)))
         chunk, table = exact.shared(exact.dense(old, new, kind, lanes=lanes), len(chunks), lanes)
         chunks.append(exact.spell(chunk))
         pack.shares(table)
-    last, own = floats("bf16", (4, 3), 87), chunks[1]
-    pack.exact("a", floats("bf16", (4, 3), 2), ("a", OLD), chunks=chunks[:1]).exact("b", last, ("b", OLD), chunks=[own])
+    last, own = near(OLD, 86), chunks[1]
+    pack.exact("a", near(OLD, 1), ("a", OLD), chunks=chunks[:1]).exact("b", last, ("b", OLD), chunks=[own])
     shifted = bytes([own[0], own[1] - 4]) + own[2:]
     pack.exact("c", last, ("c", OLD), chunks=[shifted], tables=[1]).exact("d", NEW, ("d", OLD), through=[last], chunks=[own], tables=[0, 9])
     yield "exact-tables", "chunks that share tables; numbers of tables from that of a step on", pack.file("x", b"1")
-    pack = one()
-    for _ in range(4096):
+    pack = one().shares(bytes(32_774))
+    for _ in range(4095):
         pack.shares(b"")
-    yield "exact-4096-tables", "tables that no chunk refers to", pack
+    yield "exact-4096-tables", "tables that no chunk refers to, of any bytes", pack
 
 
 def chunks() -> Iterator[tuple[str, str, Pack]]:
@@ -182,6 +191,7 @@ def index_cases() -> Iterator[Case]:
     for _ in range(4097):
         many.shares(b"")
     yield "R6", "tables-4097", LIMIT, base, many.build()
+    yield "R6", "tables-too-long", FORMAT, base, one().shares(bytes(32_775)).build()
     row = Tensor("u8", (CHUNK + 2,), bytes(CHUNK + 1) + b"\1")
     based = Pack().exact("across", row, ("across", row))
     based.entries[0]["digests"] = Blob(b"".join(2 * row.chunk_digests))
@@ -229,7 +239,7 @@ def blob_cases() -> Iterator[Case]:
     yield "R8", "exact-raw-zero", FORMAT, base, stored(lambda chunk: chunk.update(streams=[(b"", 0)]))
     # A table of more symbols than there are elements: of 24 bytes more than 112.
     x, y = (exact.numbers(t.data, kind) for t in (OLD, NEW))
-    long = exact.spell(exact.dense(x, y, kind, precision=12, besides=dict.fromkeys(range(60), 1)))
+    long = exact.spell(exact.dense(x, y, kind, precision=12, besides=dict.fromkeys(range(90), 1)))
     assert len(long) > 64 + 2 * len(NEW.data)
     yield "R8", "exact-raw-long", FORMAT, base, one(chunks=[long]).build()
     table = one().shares(b"any bytes")
@@ -247,7 +257,7 @@ def chunk_cases() -> Iterator[Case]:
 
     turn = iter((0, 1))
     yield "R9", "exact-damaged", FORMAT, base, one(spoil=flip_last).build()
-    second = one(through=[rolled(OLD)], spoil=lambda chunk: flip_last(chunk) if next(turn) else None)
+    second = one(through=[near(OLD, 83)], spoil=lambda chunk: flip_last(chunk) if next(turn) else None)
     yield "R9", "exact-damaged-step", FORMAT, base, second.build()
     replaced = Pack().exact("signed", tensor("i16", (3,), 1), ("signed", tensor("u16", (3,), [1, 2, 65535])), chunks=[b"\0"])
     yield "R9", "exact-no-partner", FORMAT, "exact-replaces", replaced.build()
