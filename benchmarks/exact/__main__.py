@@ -68,7 +68,7 @@ def measure_thresholds(quick: bool = False) -> Section:
     real, missing = real_cases(quick)
     steps = [] if quick else [step_case(run, folder, step) for run, folder in step_runs() for step in (1, 3, 10, 100)]
     cases = real if quick else [*real, *trained_cases(), *steps]
-    note = "More %: bytes of all chunks of a pair, against the encoder as it is. Chunks of steps have tables of their own here."
+    note = "More %: bytes of all chunks of a pair, against the encoder as it is."
     tables = threshold_tables(cases, VARIANTS[:1] if quick else VARIANTS)
     return Section("Exact thresholds", "python -m benchmarks.exact thresholds", tables, (note, *CASES, *missing))
 

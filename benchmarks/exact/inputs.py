@@ -55,7 +55,7 @@ class Case:
         """The share of elements with a partner that differ from it in a bit, in percent."""
         same = [(np.count_nonzero(_bits(own.base) != _bits(own.tuned)), len(own.tuned)) for own in self.tensors if own.base is not None]
         differ, whole = map(sum, zip(*same, strict=True))
-        return 100 * differ / whole
+        return 100 * float(differ / whole)
 
 
 def _bits(elements: Array) -> Array:

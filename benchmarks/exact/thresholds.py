@@ -1,11 +1,10 @@
-"""What the encoder's thresholds are worth, on pairs that they were not tuned on, too: `python -m benchmarks.exact.thresholds`.
+"""What the encoder's thresholds are worth, on pairs that they were not tuned on, too: `python -m benchmarks.exact thresholds`.
 
 A decoder knows nothing of them. Each variant sets one constant of the encoder anew and encodes all pairs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.exact.inputs import Case, chunks_of, real_cases, step_case, step_runs, trained_cases
+from benchmarks.exact.inputs import Case, chunks_of
 from benchmarks.results import Cell, Table, progress
-from deltapack.codecs import exact, exact_dense, exact_planes
+from deltapack.codecs import exact, exact_modelling, exact_planes, exact_sharing
+from deltapack.codecs.exact_modelling import Plan, Symbols
+from deltapack.codecs.exact_sharing import Sample
+from deltapack.codecs.exact_tables import SharedTables
 from deltapack.kernels.cpu import exact_model
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.layout import BIT, Bits
@@ -57,17 +59,13 @@ def _no_classes(sums: NDArray[np.uint32], numbers: Numbers) -> NDArray[np.uint8]
     return np.zeros(len(sums), np.uint8)
 
 
-def _best_quantile(encode: Callable[[Bits, Bits, Numbers], bytes]) -> Callable[[Bits, Bits, Numbers], bytes]:
-    """Return an encoder that tries many ways of dividing blocks, and that of the threshold: what the best one could win."""
-
-    def tried(base: Bits, tuned: Bits, numbers: Numbers) -> bytes:
-        found = [encode(base, tuned, numbers)]
-        for share in QUANTILES:
-            with _set(exact_dense, "_classes_of", lambda sums, numbers, share=share: (sums > np.quantile(sums, share)).astype(np.uint8)):
-                found.append(encode(base, tuned, numbers))
-        return min(found, key=len)
-
-    return tried
+def _best_quantile(values: Symbols, numbers: Numbers, tables: SharedTables) -> Plan:
+    """Plan with many ways of dividing blocks, and with that of the threshold: what the best one could win."""
+    found = [exact_modelling.plan_values(values, numbers, tables)]
+    for share in QUANTILES:
+        with _set(exact_modelling, "_classes_of", lambda sums, numbers, share=share: (sums > np.quantile(sums, share)).astype(np.uint8)):
+            found.append(exact_modelling.plan_values(values, numbers, tables))
+    return min(found, key=lambda plan: plan.bits)
 
 
 def _spread_sample(places: int, length: int) -> Callable[[Bits | None, Bits, Numbers], float]:
@@ -92,17 +90,22 @@ def _ranges_with(symbol: int, start: int) -> Any:
 
 
 def _variants() -> Iterator[Variant]:
-    yield Variant("classes of blocks", "Otsu", "none", (exact_dense, "_classes_of"), _no_classes)
-    yield Variant("classes of blocks", "Otsu", "best of 11 quantiles", (exact, "encode_dense"), _best_quantile(exact_dense.encode_dense))
-    yield from _family("least chunk with classes", exact_dense, "_LEAST_FOR_CLASSES", 1024, 16384)
-    yield from _family("hits of a staircase", exact_dense, "_LEAST_HITS", 0.1, 0.2, 0.5, 2, texts=("0.1", "0.2", "0.5", "no staircases"))
-    yield from _family("gain of a staircase", exact_dense, "_LEAST_GAIN", 0.0, 0.005, 0.1)
-    yield from _family("staircases from every so many blocks", exact_dense, "_EVERY", 4, 64)
+    yield Variant("classes of blocks", "Otsu", "none", (exact_modelling, "_classes_of"), _no_classes)
+    yield Variant("classes of blocks", "Otsu", "best of 11 quantiles", (exact, "plan_values"), _best_quantile)
+    yield from _family("least chunk with classes", exact_modelling, "_LEAST_FOR_CLASSES", 1024, 16384)
+    yield from _family(
+        "hits of a staircase", exact_modelling, "_LEAST_HITS", 0.1, 0.2, 0.5, 2, texts=("0.1", "0.2", "0.5", "no staircases")
+    )
+    yield from _family("gain of a staircase", exact_modelling, "_LEAST_GAIN", 0.0, 0.005, 0.1)
+    yield from _family("staircases from every so many blocks", exact_modelling, "_EVERY", 4, 64)
     flips = ("1/64", "1/1024", "any flip", "no far symbols")
-    yield from _family("flips for far symbols, 1 in", exact_dense, "_FLIPS", 64, 1024, 1 << 30, 0, texts=flips)
-    yield from _family("changed for gaps, at most 1 in", exact, "_SPARSE_TOO", 16, 256)
-    yield from _family("changed for gaps alone, at most 1 in", exact, "_SPARSE_ONLY", 256, 1 << 30, texts=("256", "both always tried"))
+    yield from _family("flips for far symbols, 1 in", exact_modelling, "_FLIPS", 64, 1024, 1 << 30, 0, texts=flips)
+    yield from _family("changed for gaps, at most 1 in", exact, "_SPARSE_TOO", 4, 64, 256)
+    yield from _family("changed for gaps alone, at most 1 in", exact, "_SPARSE_ONLY", 1024, 1 << 30, texts=("1024", "both always tried"))
+    yield from _family("tables that are shared, at most", exact_sharing, "_MOST_TABLES", 0, 1, 2, 32)
+    yield from _family("changed for symbols that may occur, 1 in", exact_sharing, "_WIDE", 16, 256)
     yield from _family("planes where below dense by", exact, "_UNFORESEEN", 0.9, 1.0, 9.0, texts=("0.9", "1.0", "always tried"))
+    yield from _family("planes where more bits a number than", exact, "_STRUCTURE", 0.0, 1.0)
     for places, length in ((4, 1024), (3, 4096), (16, 1024)):
         sampled = _spread_sample(places, length)
         yield Variant("sample for planes", "4,096 numbers", f"{places} times {length:,}", (exact, "estimate_planes"), sampled)
@@ -151,16 +154,8 @@ def threshold_tables(cases: Sequence[Case], variants: Sequence[Variant] = VARIAN
 
 
 def _size(case: Case) -> int:
-    return sum(len(exact.encode_exact_chunk(chunk.base, chunk.tuned, case.dtype)) for chunk in chunks_of(case.tensors))
-
-
-def main() -> int:
-    """Print the tables for all pairs and some steps."""
-    steps = [step_case(run, folder, step) for run, folder in step_runs() for step in (2, 10, 50, 100)]
-    for table in threshold_tables([*trained_cases(), *real_cases(False)[0], *steps]):
-        print(table.markdown())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Return the bytes of all chunks of a case, and of the tables that they share."""
+    chunks = list(chunks_of(case.tensors))
+    blobs = exact_sharing.learn_tables(Sample(chunk.base, chunk.tuned, case.dtype) for chunk in chunks if chunk.base is not None)
+    tables = SharedTables(blobs)
+    return sum(map(len, blobs)) + sum(len(exact.encode_exact_chunk(chunk.base, chunk.tuned, case.dtype, tables)) for chunk in chunks)

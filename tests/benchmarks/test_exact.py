@@ -17,7 +17,7 @@ from benchmarks.exact.inputs import Case, Tensor, chunks_of, step_case, write_fi
 from benchmarks.exact.packs import file_table, whole
 from benchmarks.exact.training import Run
 from benchmarks.pairs import Pair
-from deltapack.codecs import exact_dense
+from deltapack.codecs import exact_modelling
 from deltapack.codecs.exact import encode_exact_chunk
 from deltapack.demo.model import ModelSize
 from deltapack.dtypes import BY_NAME
@@ -75,7 +75,7 @@ def test_speeds_are_measured_in_turns() -> None:
 
 
 def test_a_variant_of_a_threshold_is_tried_and_taken_back() -> None:
-    before = exact_dense._LEAST_HITS
+    before = exact_modelling._LEAST_HITS
     rng = np.random.default_rng(1)
     base = rng.standard_normal(1 << 14).astype(np.float32)
     steps = rng.integers(0, 1000, 64).astype(np.uint32)
@@ -83,7 +83,7 @@ def test_a_variant_of_a_threshold_is_tried_and_taken_back() -> None:
     case = Case("moved", BY_NAME["f32"], (Tensor(base, moved),))
     without = [variant for variant in thresholds.VARIANTS if variant.variant == "no staircases"]
     summary, details = thresholds.threshold_tables([case], without)
-    assert before == exact_dense._LEAST_HITS
+    assert before == exact_modelling._LEAST_HITS
     assert float(summary.rows[0][4] or 0) > 0 and details.rows[0][2] == "moved"
 
 
