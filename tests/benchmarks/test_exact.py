@@ -11,12 +11,14 @@ pytest.importorskip("torch")
 pytest.importorskip("numba")
 
 from benchmarks.checkpoints import cache_folder
-from benchmarks.exact import sizes, speed, thresholds, tools, training
+from benchmarks.exact import __main__ as command
+from benchmarks.exact import packs, sizes, speed, thresholds, tools, training
 from benchmarks.exact.entropy import chunk_entropy, model_entropy
 from benchmarks.exact.inputs import Case, Tensor, chunks_of, step_case, write_files
 from benchmarks.exact.packs import file_table, whole
 from benchmarks.exact.training import Run
 from benchmarks.pairs import Pair
+from benchmarks.results import load_sections
 from deltapack.codecs import exact_modelling
 from deltapack.codecs.exact import encode_exact_chunk
 from deltapack.demo.model import ModelSize
@@ -107,3 +109,27 @@ def test_steps_of_a_training_are_kept_and_read(tmp_path: Path, monkeypatch: pyte
             assert whole(folder / "0001", folder / "0002").payload > 0
         else:
             assert (folder / "tuned" / "model.safetensors").exists()
+
+
+HEADERS = {
+    "exact-pairs-pairs.csv": sizes.SIZE_HEADERS,
+    "exact-pairs-tools.csv": sizes.TOOL_HEADERS,
+    "exact-pairs-files.csv": packs.FILE_HEADERS,
+    "exact-steps-steps.csv": sizes.STEP_HEADERS,
+    "exact-steps-step-tools.csv": sizes.TOOL_STEP_HEADERS,
+    "exact-speed-speed.csv": speed.SPEED_HEADERS,
+    "exact-thresholds-thresholds.csv": thresholds.HEADERS,
+    "exact-thresholds-threshold-pairs.csv": thresholds.DETAIL_HEADERS,
+}
+
+
+@pytest.mark.parametrize("file", HEADERS)
+def test_columns_keep_their_places(file: str) -> None:
+    """The files in the repository begin with the columns that the scripts write today; those that are new come last."""
+    (found,) = [table for one in load_sections().values() for table in one.tables if one.file_of(table) == file]
+    assert found.headers == HEADERS[file][: len(found.headers)]
+
+
+def test_a_part_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(["pairs", "sizes"]) == 2
+    assert "no such part: sizes; there are pairs, steps, speed, thresholds" in capsys.readouterr().err
