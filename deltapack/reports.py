@@ -117,13 +117,17 @@ class CompressPreview(_Report):
 
 @dataclass(frozen=True)
 class ApplyReport(_Report):
-    """What `apply` did: the output, tensors and bytes written, whether every digest was checked, what to read."""
+    """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read.
+
+    `written` is false where the output held all of it already.
+    """
 
     out: Path
     tensors: int
     tensor_bytes: int
     verified: bool
     notes: Sequence[str] = field(default_factory=list)
+    written: bool = True
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "include_code": (["--include-code"], {"include_code": True}),
         "max_side_file": (["--max-side-file", "9MB"], {"max_side_file": "9MB"}),
         "leave_out": (["--leave-out", "*.md"], {"leave_out": ("*.md",)}),
+        "base_packs": (["--base-pack", "PACK"], {"base_packs": ("PACK",)}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
         "workers": (["--workers", "3"], {"workers": 3}),
@@ -93,7 +94,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
 """Of each command, by the name of its parameter: what is typed, and what the library is told instead of its default."""
 ELSEWHERE = {
     "compress": {"base", "finetuned", "out", "quiet", "as_json", "dry_run"},
-    "apply": {"base", "pack", "out", "quiet", "as_json"},
+    "apply": {"base", "packs", "out", "quiet", "as_json"},
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
     "verify": {"pack", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},

@@ -167,6 +167,7 @@ def _rescaled(how: str) -> str:
     show_default=True,
     help="What to do with a changed tensor that holds NaN or infinity: stop, or store it whole.",
 )
+@options.base_packs_option
 @click.option("--dry-run", is_flag=True, help="Show what would become of each tensor and about how large the pack would be, and stop.")
 @options.weights_option
 @options.workers_option
@@ -194,6 +195,7 @@ def command(
     leave_out: Sequence[str],
     fidelity: float | None,
     non_finite: str,
+    base_packs: tuple[Path, ...],
     dry_run: bool,
     weight_files: str | None,
     workers: int | None,
@@ -231,6 +233,7 @@ def command(
         "weight_files": weight_files,
         "max_side_file": max_side_file,
         "leave_out": leave_out,
+        "base_packs": base_packs,
         "workers": workers,
     }
     if dry_run:
