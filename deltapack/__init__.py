@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
+    from deltapack.runs.keeping import pack_step, restore_step
+    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
@@ -62,8 +65,10 @@ __all__ = [
     "Override",
     "Pack",
     "PackEntry",
+    "PackedStep",
     "PreviewReport",
     "Recipe",
+    "SkippedStep",
     "Slice",
     "SurveyReport",
     "VerifyReport",
@@ -76,11 +81,14 @@ __all__ = [
     "load_state_dict",
     "merge",
     "open_pack",
+    "pack_step",
     "preview_compress",
     "preview_merge",
     "read_merge_file",
+    "restore_step",
     "survey_merge",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -97,8 +105,10 @@ _HOMES = {
     "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
+    "PackedStep": "runs.steps",
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
+    "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
@@ -110,11 +120,14 @@ _HOMES = {
     "load_state_dict": "live.loading",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
+    "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
+    "restore_step": "runs.keeping",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
+    "watch": "runs.watching",
 }
 
 

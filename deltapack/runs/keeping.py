@@ -6,7 +6,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.checking import as_count, as_path
@@ -18,36 +17,12 @@ from deltapack.packing.recipe import Recipe
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
 from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
+from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
-__all__ = ["EVERY_ANCHOR", "PackedStep", "keep_newest", "pack_step", "remove_from", "restore_step"]
+__all__ = ["keep_newest", "pack_step", "remove_from", "restore_step"]
 
-EVERY_ANCHOR = 20
-"""Packs of a chain, of which the first is made from the base."""
 _EMPTY = b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "
 """A safetensors file without tensors."""
-
-
-@dataclass(frozen=True)
-class PackedStep:
-    """A step that was packed.
-
-    Attributes:
-        step: The step.
-        pack: The file.
-        pack_bytes: Its size.
-        checkpoint_bytes: Size of the checkpoint's tensors.
-        follows: The step whose pack it follows; None for an anchor.
-        removed: Steps whose packs were removed, as newer ones are kept.
-        notes: What `compress` noticed.
-    """
-
-    step: int
-    pack: Path
-    pack_bytes: int
-    checkpoint_bytes: int
-    follows: int | None
-    removed: tuple[int, ...]
-    notes: tuple[str, ...]
 
 
 def pack_step(

@@ -11,30 +11,14 @@ from deltapack.checking import as_number, as_path
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import CheckpointError, LimitError, RecipeError, UnsupportedError
 from deltapack.runs.finding import Found, Signature, checkpoints_in, signature_of
-from deltapack.runs.keeping import EVERY_ANCHOR, PackedStep, pack_step
+from deltapack.runs.keeping import pack_step
 from deltapack.runs.links import Run, read_run
+from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, PackedStep, SkippedStep
 
-__all__ = ["POLL", "SETTLE", "SkippedStep", "watch"]
+__all__ = ["watch"]
 
-SETTLE, POLL = 10.0, 2.0
-"""Seconds for which nothing of a checkpoint may change before it counts as complete, and between two looks."""
 _UNREADABLE = (CheckpointError, LimitError, UnsupportedError)
 _PACKS = "packs"
-
-
-@dataclass(frozen=True)
-class SkippedStep:
-    """A checkpoint that was not packed, as long as it stays what it is.
-
-    Attributes:
-        step: Its step.
-        path: Its folder or file.
-        reason: Why: it is incomplete, or no checkpoint that is read.
-    """
-
-    step: int
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True)

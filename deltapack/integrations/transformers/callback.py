@@ -14,7 +14,8 @@ from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import writing
 from deltapack.reports import Progress
-from deltapack.runs.keeping import EVERY_ANCHOR, PackedStep, pack_step, remove_from, restore_step
+from deltapack.runs.keeping import pack_step, remove_from, restore_step
+from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
 __all__ = ["PackCallback", "restore_checkpoint"]
 
