@@ -16,10 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.builders import bytes_of
-from support.distributed import Extent, Parts, parts_of
+from support.distributed import Extent, Parts, parts_of, save_alone
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
-from torch.distributed.checkpoint.state_dict_saver import save
 
 import deltapack
 from deltapack.checkpoint import open_checkpoint
@@ -27,11 +26,6 @@ from deltapack.checkpoint.files import ReadFile
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
-
-
-@pytest.fixture(autouse=True)
-def _quiet(recwarn: pytest.WarningsRecorder) -> None:
-    """torch says that there is one process."""
 
 
 def check(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -55,7 +49,7 @@ def test_what_one_process_saves(tmp_path: Path) -> None:
         "empty": torch.zeros(0, 3),
         "one": torch.ones(1, 1, 1),
     }
-    save(state, checkpoint_id=tmp_path / "x")
+    save_alone(state, tmp_path / "x")
     check(tmp_path / "x", state)
     with open_checkpoint(tmp_path / "x") as checkpoint:
         assert checkpoint.notes == ()
@@ -68,7 +62,7 @@ def test_what_one_process_saves(tmp_path: Path) -> None:
 def test_every_element_type(dtype: Any, tmp_path: Path) -> None:
     raw = torch.arange(80, 128, dtype=torch.uint8)
     tensor = raw % 2 == 0 if dtype.torch == "bool" else raw.view(getattr(torch, dtype.torch))
-    save({"w": tensor}, checkpoint_id=tmp_path / "x")
+    save_alone({"w": tensor}, tmp_path / "x")
     with open_checkpoint(tmp_path / "x") as checkpoint:
         assert checkpoint.tensors["w"].dtype is dtype
         assert checkpoint.read("w").tobytes() == bytes_of(tensor)
@@ -160,7 +154,7 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 @pytest.mark.parametrize("case", STATES)
 def test_of_a_state_of_training_the_model_is_read(case: str, tmp_path: Path) -> None:
     state, names, note = STATES[case]
-    save(state, checkpoint_id=tmp_path / "x")
+    save_alone(state, tmp_path / "x")
     with open_checkpoint(tmp_path / "x") as checkpoint:
         assert list(checkpoint.tensors) == names
         assert all(checkpoint.read(name).tolist() == W.tolist() for name in names)
@@ -185,7 +179,7 @@ def test_without_paths_the_first_part_of_a_name_counts(tmp_path: Path) -> None:
     ],
 )
 def test_what_has_no_one_model(state: dict[str, Any], text: str, tmp_path: Path) -> None:
-    save(state, checkpoint_id=tmp_path / "x")
+    save_alone(state, tmp_path / "x")
     with pytest.raises(NotACheckpointError, match=text):
         open_checkpoint(tmp_path / "x")
 
@@ -198,13 +192,13 @@ def test_two_tensors_of_one_name(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_trainer_with_fsdp(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    save({"model": {"a": W}}, checkpoint_id=tmp_path / "pytorch_model_fsdp_0")
-    save({"optimizer": {"a": M}}, checkpoint_id=tmp_path / "optimizer_0")
+    save_alone({"model": {"a": W}}, tmp_path / "pytorch_model_fsdp_0")
+    save_alone({"optimizer": {"a": M}}, tmp_path / "optimizer_0")
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.read("a").tolist() == W.tolist()
         assert checkpoint.notes == ("the weights are those in pytorch_model_fsdp_0",)
         assert [file.name for file in checkpoint.side_files()] == ["config.json"]
-    save({"model": {"a": W}}, checkpoint_id=tmp_path / "pytorch_model_fsdp_1")
+    save_alone({"model": {"a": W}}, tmp_path / "pytorch_model_fsdp_1")
     with pytest.raises(NotACheckpointError, match="several distributed checkpoints"):
         open_checkpoint(tmp_path)
 
@@ -213,7 +207,7 @@ def test_use_cases_take_such_a_folder(tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(30, 40), "b.bias": torch.randn(9)}
     parts_of(tmp_path / "base", state, {"a.weight": [((0, 0), (30, 10)), ((0, 10), (30, 30))]}).write(tmp_path / "base")
     tuned = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in state.items()}
-    save({"model": tuned}, checkpoint_id=tmp_path / "tuned")
+    save_alone({"model": tuned}, tmp_path / "tuned")
     deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "x.dpk", recipe=deltapack.Recipe(drop_rate=0, values="f32"))
     deltapack.apply(tmp_path / "base", tmp_path / "x.dpk", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == ["model.safetensors"]
@@ -222,7 +216,7 @@ def test_use_cases_take_such_a_folder(tmp_path: Path) -> None:
 
 
 def test_parts_are_not_named_as_checkpoints(tmp_path: Path) -> None:
-    save({"a": W}, checkpoint_id=tmp_path)
+    save_alone({"a": W}, tmp_path)
     for name in (".metadata", "__0_0.distcp"):
         with pytest.raises(NotACheckpointError, match="part of a distributed checkpoint"):
             open_checkpoint(tmp_path / name)
@@ -232,7 +226,7 @@ def test_parts_are_not_named_as_checkpoints(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save({"a": W}, checkpoint_id=tmp_path / "x")
+    save_alone({"a": W}, tmp_path / "x")
     monkeypatch.setitem(sys.modules, "torch", None)
     with open_checkpoint(tmp_path / "x") as checkpoint:
         assert checkpoint.read("a").tolist() == W.tolist()

@@ -16,7 +16,6 @@ from support.runs import FILES, base_model, same_model, step_model, weights_of, 
 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, OutputError, RecipeError
-from deltapack.runs import keeping
 from deltapack.runs.keeping import keep_newest, pack_step, remove_from, restore_step
 from deltapack.runs.links import read_run
 
@@ -101,12 +100,12 @@ def test_packs_are_removed_from_the_newest_on(tmp_path: Path, monkeypatch: pytes
 
     def once(path: Path) -> None:
         unlink(path)
-        monkeypatch.setattr(keeping.os, "unlink", refuse)
+        monkeypatch.setattr("deltapack.runs.keeping.os.unlink", refuse)
 
     def refuse(path: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(keeping.os, "unlink", once)
+    monkeypatch.setattr("deltapack.runs.keeping.os.unlink", once)
     with pytest.raises(OutputError, match="cannot be removed: Operation not permitted"):
         keep_newest(folder, 1)
     monkeypatch.undo()
@@ -208,7 +207,6 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     write_step(tmp_path, 2)
     code = f"""
 import os, signal, deltapack
-from deltapack.runs import keeping
 keeping.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 deltapack.pack_step({str(tmp_path / "packs")!r}, {str(tmp_path / "checkpoint-2")!r}, 2, base={str(base)!r})
 """

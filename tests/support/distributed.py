@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.state_dict_saver import save
 
 Extent = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -35,6 +37,14 @@ class Parts:
         metadata = Metadata(self.described, self.planner, self.stored)
         (folder / ".metadata").write_bytes(pickle.dumps(metadata))
         return folder
+
+
+def save_alone(state: Mapping[str, Any], folder: Path) -> Path:
+    """Save a state as the only process, which torch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        save(dict(state), checkpoint_id=folder)
+    return folder
 
 
 def whole(tensor: torch.Tensor) -> list[Extent]:
