@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
     from deltapack.packing.recipe import Recipe
+    from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.reports import (
         ApplyReport,
@@ -58,6 +59,7 @@ __all__ = [
     "DeltapackError",
     "ExplainReport",
     "Limits",
+    "Lineage",
     "LiveModel",
     "MergeFile",
     "MergeRecipe",
@@ -79,6 +81,7 @@ __all__ = [
     "explain_merge",
     "load_model",
     "load_state_dict",
+    "log_packs",
     "merge",
     "open_pack",
     "pack_step",
@@ -98,6 +101,7 @@ _HOMES = {
     "DeltapackError": "errors",
     "ExplainReport": "reports",
     "Limits": "limits",
+    "Lineage": "packs.lineage",
     "LiveModel": "live.model",
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
@@ -118,6 +122,7 @@ _HOMES = {
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
+    "log_packs": "packs.lineage",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
     "pack_step": "runs.keeping",
