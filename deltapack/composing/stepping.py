@@ -15,9 +15,10 @@ import numpy as np
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.checkpoint.files import ReadFile
-from deltapack.composing.basecheck import wrong_base
+from deltapack.composing.basecheck import base_at_fault, wrong_base
 from deltapack.composing.chunks import make_chunk
 from deltapack.composing.tensor_job import TensorJob
+from deltapack.errors import BaseMismatchError, FormatError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
@@ -58,7 +59,7 @@ class Said:
         """
         if not self.digests and held.numel > CHUNK:
             return
-        expected, found = self._root, chunk_digest(elements)
+        expected, found = self.root, chunk_digest(elements)
         if self.digests:
             expected, seen = self.digests[chunk].hex(), found.hex()
         else:
@@ -67,7 +68,8 @@ class Said:
             raise wrong_base(base.path, held.name, expected, f"digest {seen}, chunk {chunk}")
 
     @property
-    def _root(self) -> str:
+    def root(self) -> str:
+        """Root digest of the base tensor."""
         return self.entry.base.digest if self.entry.base is not None else ""
 
 
@@ -132,9 +134,18 @@ class SteppedSource:
         for step in self.steps:
             if not elements.flags.writeable:
                 elements = elements.copy()
-            elements = make_chunk(step, chunk, elements, buffers)
+            try:
+                elements = make_chunk(step, chunk, elements, buffers)
+            except FormatError as error:
+                raise self._base_at_fault() or error from error
         if not np.may_share_memory(elements, out):
             out[:] = elements
+
+    def _base_at_fault(self) -> BaseMismatchError | None:
+        """Return the error for a base that is another one, if it is."""
+        if self.base is None or self.held is None or self.said is None:
+            return None
+        return base_at_fault(self.base, self.held, self.said.root)
 
     def _of_base(self, chunk: int, out: Elements) -> Elements:
         """Return the elements of the base's chunk, checked, in `out` if they fit there."""

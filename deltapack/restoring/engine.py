@@ -9,9 +9,10 @@ from itertools import chain, groupby
 from typing import Protocol
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.composing.basecheck import wrong_base, wrong_result
+from deltapack.composing.basecheck import base_at_fault, wrong_base, wrong_result
 from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.tensor_job import FromBase, TensorJob
+from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
@@ -103,7 +104,12 @@ def restore_tensors(
         of_base = digests or (verify and isinstance(job.source, FromBase) and bool(job.source.digest))
         if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
             return done
-        elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
+        try:
+            elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
+        except FormatError as error:
+            if isinstance(job.source, FromBase) and job.source.exact is not None:
+                raise base_at_fault(base, job.source.base, job.source.digest) or error from error
+            raise
         if not len(elements):
             return replace(done, base_digest=base_digest)
         digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None

@@ -70,11 +70,11 @@ def check_steps(steps: Steps) -> None:
             same_checkpoint(view, folder)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=["lossy", "exact", "both"])
-def test_a_chain_of_a_hundred_packs_restores_every_step(recipe: deltapack.Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "count"), zip(RECIPES, (20, 100, 20), strict=True), ids=["lossy", "exact", "both"])
+def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, tmp_path: Path) -> None:
     model = {"a": random_tensor(1, (50, 20)), "b": random_tensor(2, (300,), "bf16"), "c": whole("i64", np.arange(9))}
     states = [State(model)]
-    for number in range(100):
+    for number in range(count):
         changed = dict(states[-1].tensors)
         name = "ab"[number % 2]
         changed[name] = moved(changed[name], number)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.builders import edited, leftovers, moved, read_file, read_folder, small_model, tuned_model, write_file
+from support.builders import edited, leftovers, moved, random_tensor, read_file, read_folder, small_model, tuned_model, write_file
 from support.chains import State, Steps, make_steps
 
 import deltapack
@@ -173,3 +173,18 @@ def test_without_verification(steps: Steps, tmp_path: Path) -> None:
 def test_a_base_that_cannot_be_read(steps: Steps, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         deltapack.apply(tmp_path, steps.packs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rows", [300, 2100], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("count", [1, 2], ids=["a pack", "a chain"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_base_of_exact_packs_is_no_damaged_pack(rows: int, count: int, workers: int, tmp_path: Path) -> None:
+    """What is coded after the elements of the base cannot be decoded after others, and says so with the words for a damaged pack."""
+    base = {"w": random_tensor(1, (rows, 1024), "bf16")}
+    states = [State(base), State({"w": moved(base["w"], 2)}), State({"w": moved(base["w"], 3)})]
+    steps = make_steps(tmp_path, states[: count + 1], recipe=deltapack.Recipe(exact=True))
+    other = State({"w": random_tensor(9, (rows, 1024), "bf16")}).write(tmp_path / "other")
+    with pytest.raises(BaseMismatchError, match="other: tensor 'w': the base tensor has other content"):
+        deltapack.apply(other, steps.packs, tmp_path / "out", workers=workers)
+    with pytest.raises(BaseMismatchError):
+        deltapack.verify(steps.packs[0], other)
