@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deltapack.packing.recipe import Recipe
     from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.pack import Pack, PackEntry, open_pack
+    from deltapack.packs.squashing import SquashReport, squash
     from deltapack.reports import (
         ApplyReport,
         CompressPreview,
@@ -67,6 +68,7 @@ __all__ = [
     "PreviewReport",
     "Recipe",
     "Slice",
+    "SquashReport",
     "SurveyReport",
     "VerifyReport",
     "__version__",
@@ -82,6 +84,7 @@ __all__ = [
     "preview_compress",
     "preview_merge",
     "read_merge_file",
+    "squash",
     "survey_merge",
     "verify",
 ]
@@ -104,6 +107,7 @@ _HOMES = {
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
     "Slice": "device.model_tensors",
+    "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
@@ -118,6 +122,7 @@ _HOMES = {
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
+    "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
 }

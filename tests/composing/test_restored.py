@@ -15,7 +15,6 @@ from support.builders import (
     CHUNK,
     Model,
     Tensor,
-    cast,
     edited,
     moved,
     random_tensor,
@@ -25,7 +24,7 @@ from support.builders import (
     tuned_model,
     whole,
 )
-from support.chains import State, Steps, make_steps
+from support.chains import State, Steps, chains, make_steps
 
 import deltapack
 from deltapack.checkpoint import Checkpoint, open_checkpoint
@@ -87,56 +86,6 @@ def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, 
     assert read_folder(tmp_path / "out") == read_folder(steps.folders[-1])
     if recipe.exact is True:
         assert read_model(tmp_path / "out") == states[-1].tensors
-
-
-NAMES = ("a.weight", "b.weight", "c.weight", "d.weight")
-
-
-def change(draw: st.DrawFn, state: State, seed: int) -> State:
-    """One more step: tensors moved, added, removed, renamed, grown, cut, converted, tied; files and metadata, too."""
-    tensors, ties, files, metadata = dict(state.tensors), dict(state.ties), dict(state.files), dict(state.metadata)
-    for number in range(draw(st.integers(0, 3))):
-        what = draw(
-            st.sampled_from(("move", "move", "add", "remove", "rename", "grow", "cut", "convert", "tie", "untie", "file", "string"))
-        )
-        free = [name for name in NAMES if name not in tensors and name not in ties]
-        kept = [name for name in tensors if name not in ties.values()]
-        name = draw(st.sampled_from(sorted(tensors)))
-        old = tensors[name]
-        if what == "move" and old.dtype != "i64":
-            tensors[name] = moved(old, seed + number)
-        elif what == "add" and free:
-            tensors[free[0]] = random_tensor(seed + number, (draw(st.integers(0, 9)), 30))
-        elif what == "remove" and len(kept) > 1 and len(tensors) > 2:
-            del tensors[kept[0]]
-        elif what == "rename" and free and kept:
-            tensors[free[0]] = tensors.pop(kept[-1])
-        elif what == "grow":
-            tensors[name] = Tensor(old.dtype, np.concatenate([old.bits, old.bits[:2]]))
-        elif what == "cut":
-            tensors[name] = Tensor(old.dtype, old.bits[: max(1, len(old.bits) - 1)])
-        elif what == "convert" and old.dtype != "i64":
-            tensors[name] = cast(old.f64, draw(st.sampled_from(("f32", "bf16", "f16"))))
-        elif what == "tie" and free:
-            ties[free[-1]] = name
-        elif what == "untie":
-            ties.clear()
-        elif what == "file":
-            file = draw(st.sampled_from(("tokenizer.json", "README.md", "code.py", "config.json")))
-            files[file] = f'{{"x": {seed}, "y": "{"word " * 40}"}}\n'
-        elif what == "string":
-            metadata["step"] = str(seed)
-    return State(tensors, ties, files, metadata)
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> list[State]:
-    """A base and a few states after it."""
-    base: Model = {"a.weight": random_tensor(1, (40, 30)), "b.weight": random_tensor(2, (70,), "bf16"), "ids": whole("i64", np.arange(5))}
-    states = [State(base, files={"tokenizer.json": '{"y": "' + "word " * 40 + '"}\n'})]
-    for number in range(draw(st.integers(1, 5))):
-        states.append(change(draw, states[-1], 10 * number))
-    return states
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
