@@ -157,8 +157,8 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         yield match_inputs(base_ckpt, tuned_ckpt, asked)
 
 
-def match_inputs(base: Checkpoint, finetuned: Checkpoint, asked: Asked) -> Inputs:
-    """Match and survey two checkpoints that are open. Raises as `open_inputs`."""
+def match_inputs(base: Checkpoint, finetuned: Checkpoint, asked: Asked, *, known: bool = False) -> Inputs:
+    """Match two checkpoints that are open, and survey them unless the one is known to be made of the other. Raises as `open_inputs`."""
     files, left_out = list_sides(finetuned, asked.include_code, asked.max_side_file, asked.leave_out)
     match = match_names(
         base.tensors,
@@ -169,6 +169,9 @@ def match_inputs(base: Checkpoint, finetuned: Checkpoint, asked: Asked) -> Input
         models=(*model_names(config_of(base)), *model_names(config_of(finetuned))),
     )
     seen, match = propose_arrangements(base, finetuned, match)
+    if known:
+        roles = dict.fromkeys(finetuned.tensors, "exact")
+        return Inputs(seen, finetuned, asked, match, Survey(roles, roles), files, left_out)
     survey = survey_inputs(seen, finetuned, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
     survey = replace(survey, warnings=(*survey.warnings, *missed(left_out)))
     return Inputs(seen, finetuned, asked, match, survey, files, left_out)

@@ -105,9 +105,8 @@ def _anew(
     """Pack what the chain restores, exactly."""
     with ExitStack() as stack:
         files = stack.enter_context(open_checkpoint(base, weights=weight_files))
-        asked = Asked(Recipe(exact=True), include_code=True, allow_unrelated=True, weight_files=weight_files)
-        inputs = match_inputs(files, restored_from(files, links), asked)
+        asked = Asked(Recipe(exact=True), include_code=True, weight_files=weight_files)
+        inputs = match_inputs(files, restored_from(files, links), asked, known=True)
         report = write_pack(inputs, out, workers=workers, force=force, progress=progress)
     paths = [link.path for link in links]
-    notes = [*report.notes, *report.warnings]
-    return SquashReport(out, report.pack_bytes, paths, sum(link.file_bytes for link in links), coded_anew=True, notes=notes)
+    return SquashReport(out, report.pack_bytes, paths, sum(link.file_bytes for link in links), coded_anew=True, notes=report.notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.builders import (
     Model,
@@ -24,9 +24,10 @@ from support.builders import (
     tuned_model,
     whole,
 )
-from support.chains import State, Steps, chains, make_steps
+from support.chains import State, Steps, chains, comes_back, make_steps
 
 import deltapack
+from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import BaseMismatchError, FormatError, OutputError, RecipeError
 from deltapack.format.reader import PackReader
 
@@ -39,8 +40,8 @@ def same_result(one: Path, other: Path) -> None:
     assert read_model(one) == read_model(other)
     rest = [{name: data for name, data in read_folder(folder).items() if not name.endswith(".safetensors")} for folder in (one, other)]
     assert rest[0] == rest[1]
-    with deltapack.checkpoint.open_checkpoint(one) as ours, deltapack.checkpoint.open_checkpoint(other) as theirs:
-        assert (ours.aliases, ours.metadata, ours.weight_shards()) == (theirs.aliases, theirs.metadata, theirs.weight_shards())
+    with open_checkpoint(one) as ours, open_checkpoint(other) as theirs:
+        assert (ours.aliases, ours.metadata, ours.folders) == (theirs.aliases, theirs.metadata, theirs.folders)
 
 
 def check(steps: Steps, folder: Path, base: bool) -> deltapack.SquashReport:
@@ -57,12 +58,13 @@ def check(steps: Steps, folder: Path, base: bool) -> deltapack.SquashReport:
     return report
 
 
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(chains(), st.sampled_from((deltapack.Recipe(), EXACT)))
 def test_random_chains(states: list[State], recipe: deltapack.Recipe) -> None:
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         steps = make_steps(folder, states, recipe=recipe, include_code=True)
+        assume(not comes_back(steps))
         check(steps, folder, base=True)
         if recipe.exact:
             try:
