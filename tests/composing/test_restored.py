@@ -69,7 +69,7 @@ def check_steps(steps: Steps) -> None:
             same_checkpoint(view, folder)
 
 
-@pytest.mark.parametrize(("recipe", "count"), zip(RECIPES, (20, 100, 20), strict=True), ids=["lossy", "exact", "both"])
+@pytest.mark.parametrize(("recipe", "count"), list(zip(RECIPES, (20, 100, 20), strict=True)), ids=["lossy", "exact", "both"])
 def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, tmp_path: Path) -> None:
     model = {"a": random_tensor(1, (50, 20)), "b": random_tensor(2, (300,), "bf16"), "c": whole("i64", np.arange(9))}
     states = [State(model)]

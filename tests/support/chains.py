@@ -59,7 +59,7 @@ def make_steps(folder: Path, states: Sequence[State], **options: Any) -> Steps:
 
 def comes_back(steps: Steps) -> bool:
     """Whether the tensors are once again what they were before, after others: this is refused."""
-    states = []
+    states: list[str] = []
     for pack in steps.packs:
         with PackReader(pack) as reader:
             states += [reader.index.base_fingerprint] * (not states) + [reader.index.result_fingerprint]
