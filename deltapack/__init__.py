@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
     from deltapack.packing.recipe import Recipe
+    from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.reports import (
         ApplyReport,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
+    from deltapack.runs.keeping import pack_step, restore_step
+    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
@@ -55,6 +59,7 @@ __all__ = [
     "DeltapackError",
     "ExplainReport",
     "Limits",
+    "Lineage",
     "LiveModel",
     "MergeFile",
     "MergeRecipe",
@@ -62,8 +67,10 @@ __all__ = [
     "Override",
     "Pack",
     "PackEntry",
+    "PackedStep",
     "PreviewReport",
     "Recipe",
+    "SkippedStep",
     "Slice",
     "SurveyReport",
     "VerifyReport",
@@ -74,13 +81,17 @@ __all__ = [
     "explain_merge",
     "load_model",
     "load_state_dict",
+    "log_packs",
     "merge",
     "open_pack",
+    "pack_step",
     "preview_compress",
     "preview_merge",
     "read_merge_file",
+    "restore_step",
     "survey_merge",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -90,6 +101,7 @@ _HOMES = {
     "DeltapackError": "errors",
     "ExplainReport": "reports",
     "Limits": "limits",
+    "Lineage": "packs.lineage",
     "LiveModel": "live.model",
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
@@ -97,8 +109,10 @@ _HOMES = {
     "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
+    "PackedStep": "runs.steps",
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
+    "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
@@ -108,13 +122,17 @@ _HOMES = {
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
+    "log_packs": "packs.lineage",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
+    "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
+    "restore_step": "runs.keeping",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
+    "watch": "runs.watching",
 }
 
 

@@ -31,6 +31,7 @@ class Limits:
         packed_file_bytes: Size of one side file that is packed unless its writer asks for more; at most `side_file_bytes`.
         side_files_bytes: Size of all side files together.
         side_files: Number of side files.
+        links: Number of packs in a chain.
     """
 
     index_bytes: int = 64 * MIB
@@ -50,6 +51,7 @@ class Limits:
     packed_file_bytes: int = 128 * MIB
     side_files_bytes: int = 1024 * MIB
     side_files: int = 1000
+    links: int = 1000
 
 
 DEFAULT_LIMITS = Limits()

@@ -15,6 +15,7 @@ from deltapack.merging.choices import METHOD_NAMES, SEMANTICS_NAMES
 __all__ = [
     "Command",
     "base_argument",
+    "base_packs_option",
     "checkpoint_options",
     "checkpoint_path",
     "finetuned_argument",
@@ -24,6 +25,7 @@ __all__ = [
     "output_options",
     "pack_argument",
     "pack_path",
+    "packs_argument",
     "typed_options",
     "weights_option",
     "workers_option",
@@ -56,10 +58,10 @@ class Command(click.Command):
         places = [number for number, word in enumerate(args[:-1]) if word in optional and not args[number + 1].startswith("-")]
         if len(places) != 1:
             return args
-        _, found, _ = self.make_parser(context).parse_args(list(args))
-        wanted = sum(isinstance(one, click.Argument) and one.required for one in self.params)
         at = places[0]
-        return args if len(found) >= wanted else [*args[:at], f"{args[at]}={optional[args[at]]}", *args[at + 1 :]]
+        given_back = [*args[:at], f"{args[at]}={optional[args[at]]}", *args[at + 1 :]]
+        _, too_many, _ = self.make_parser(context).parse_args(list(given_back))
+        return args if too_many else given_back
 
 
 def typed_options(names: Collection[str]) -> list[str]:
@@ -77,6 +79,15 @@ pack_path = PackPath()
 base_argument = click.argument("base", type=checkpoint_path, is_eager=True)
 finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
+packs_argument = click.argument("packs", type=pack_path, nargs=-1, required=True, metavar="PACK...")
+base_packs_option = click.option(
+    "--base-pack",
+    "base_packs",
+    type=pack_path,
+    multiple=True,
+    metavar="PACK",
+    help="The base is what PACK restores from BASE. Repeatable, for a chain of packs.",
+)
 
 weights_option = click.option(
     "--weights",

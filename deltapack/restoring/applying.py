@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
-from deltapack.checking import as_count, as_path
+from deltapack.checking import as_count, as_path, as_paths
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
@@ -19,7 +21,6 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import RecipeError
 from deltapack.format.index import Index
-from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
@@ -27,6 +28,7 @@ from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
@@ -34,7 +36,7 @@ __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "wr
 
 def apply(
     base: str | Path,
-    pack: str | Path,
+    pack: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     weight: float = 1.0,
@@ -49,16 +51,18 @@ def apply(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> ApplyReport:
-    """Restore the fine-tuned checkpoint from its base and a pack.
+    """Restore the fine-tuned checkpoint from its base and a pack, or a chain of packs: each was made from what the one before gives.
 
     Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
-    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well.
+    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well. A chain is put in order and checked by
+    its digests before anything is written; the base is read once, and no state in between is ever written. An `out` that holds what a
+    chain gives is left as it is.
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
-        pack: The pack.
+        pack: The pack, or a list of them: a chain.
         out: Folder to write, or a file if it ends in `.safetensors`.
-        weight: Factor for the whole difference; 0 gives the base.
+        weight: Factor for the whole difference; 0 gives the base. Only for one pack, as is `rescale`.
         rescale: Factor above 0 instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344); where nothing was
             dropped, as from vectors, it has no effect.
         weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
@@ -73,18 +77,26 @@ def apply(
 
     Raises:
         BackendError: The device or backend cannot be used here.
-        BaseMismatchError: This is not the base of the pack.
-        FormatError: The pack is damaged.
+        BaseMismatchError: This is not the base of the pack, or the packs are no chain.
+        FormatError: A pack is damaged.
+        LimitError: There are more than 1,000 packs.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     check_output_name(out, CHECKPOINT)
-    with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
+    paths = _links(pack, weight, rescale)
+    with open_checkpoint(base, weights=weight_files) as files, open_links(paths) as packs:
+        *before, reader = in_order(packs)
+        base_ckpt = restored_from(files, before, verify=verify)
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
         jobs = composition.jobs
+        if before and not force and max_shard_size is None and is_there(out, seen, composition, options.workers):
+            told = f"{out} holds what the chain gives already: every tensor was compared, nothing was written"
+            nbytes = sum(job.nbytes for job in jobs)
+            return ApplyReport(out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, told], written=False)
+        notes = write_checkpoint(seen, composition, out, paths, options, metadata=restored(weighted, composition, verify=verify))
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -93,6 +105,24 @@ def apply(
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
         return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+
+
+def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:
+    """Return the paths of a chain, be it of one pack.
+
+    Raises:
+        RecipeError: They are no paths, none, or several with a weight.
+    """
+    if isinstance(pack, (str, PathLike)) or not isinstance(pack, Iterable):
+        return [as_path("the pack", pack)]
+    paths = list(as_paths("pack", pack))
+    if not paths:
+        raise RecipeError("there is no pack to apply", expected="a path, or a list of them")
+    if len(paths) > 1 and (weight != 1 or rescale is not None):
+        what = "weight" if weight != 1 else "rescale"
+        hint = "Each pack of a chain follows what the one before gives in full. `deltapack merge` takes weights, for packs of one base."
+        raise RecipeError(f"{what} is for one pack", found=f"a chain of {len(paths)}", hint=hint)
+    return paths
 
 
 def changed_statistics(index: Index) -> list[str]:
