@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deltapack.packing.recipe import Recipe
     from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.pack import Pack, PackEntry, open_pack
+    from deltapack.packs.squashing import SquashReport, squash
     from deltapack.reports import (
         ApplyReport,
         CompressPreview,
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
+    from deltapack.runs.keeping import pack_step, restore_step
+    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
@@ -64,9 +68,12 @@ __all__ = [
     "Override",
     "Pack",
     "PackEntry",
+    "PackedStep",
     "PreviewReport",
     "Recipe",
+    "SkippedStep",
     "Slice",
+    "SquashReport",
     "SurveyReport",
     "VerifyReport",
     "__version__",
@@ -79,11 +86,15 @@ __all__ = [
     "log_packs",
     "merge",
     "open_pack",
+    "pack_step",
     "preview_compress",
     "preview_merge",
     "read_merge_file",
+    "restore_step",
+    "squash",
     "survey_merge",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -101,9 +112,12 @@ _HOMES = {
     "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
+    "PackedStep": "runs.steps",
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
+    "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
+    "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
@@ -115,11 +129,15 @@ _HOMES = {
     "log_packs": "packs.lineage",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
+    "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
+    "restore_step": "runs.keeping",
+    "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
+    "watch": "runs.watching",
 }
 
 

@@ -38,7 +38,8 @@ def model_entropy(case: Case) -> float:
             continue
         base, tuned = chunk.base.view(numbers.storage), chunk.tuned.view(numbers.storage)
         symbols = loops.symbols_of(base, tuned, numbers, -1)
-        counts += loops.count_symbols(base, np.zeros(-(-len(base) // EXACT_BLOCK), np.uint8), symbols, numbers, 1)[0]
+        first, (own,) = loops.count_symbols(base, np.zeros(-(-len(base) // EXACT_BLOCK), np.uint8), symbols, numbers, 1)
+        counts[first : first + len(own), : own.shape[1]] += own
         raw += int(widths[symbols].sum(dtype=np.int64))
     return (_bits(counts) + raw) / 8 + alone
 
@@ -62,8 +63,8 @@ def chunk_entropy(chunk: Tensor, data: bytes, dtype: DType) -> float:
             classes = np.frombuffer(cursor.stream(blocks, blocks, "the classes"), np.uint8).copy()
         predicted = base if table.steps is None else loops.predicted_of(base, classes, table.steps, numbers)
     symbols = loops.symbols_of(predicted, tuned, numbers, far)
-    counts = loops.count_symbols(base, classes, symbols, numbers, kinds).reshape(-1, 256)
-    size = (_bits(counts) + int(symbol_table(numbers, far).widths[symbols].sum(dtype=np.int64))) / 8
+    counts = loops.count_symbols(base, classes, symbols, numbers, kinds)[1]
+    size = (_bits(counts.reshape(-1, counts.shape[-1])) + int(symbol_table(numbers, far).widths[symbols].sum(dtype=np.int64))) / 8
     return size if data[0] == _DENSE else min(size, len(data))
 
 

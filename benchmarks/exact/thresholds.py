@@ -100,7 +100,6 @@ def _variants() -> Iterator[Variant]:
     yield from _family("staircases from every so many blocks", exact_modelling, "_EVERY", 4, 64)
     flips = ("1/64", "1/1024", "any flip", "no far symbols")
     yield from _family("flips for far symbols, 1 in", exact_modelling, "_FLIPS", 64, 1024, 1 << 30, 0, texts=flips)
-    yield from _family("changed for gaps, at most 1 in", exact, "_SPARSE_TOO", 4, 64, 256)
     yield from _family("changed for gaps alone, at most 1 in", exact, "_SPARSE_ONLY", 1024, 1 << 30, texts=("1024", "both always tried"))
     yield from _family("tables that are shared, at most", exact_sharing, "_MOST_TABLES", 0, 1, 2, 32)
     yield from _family("changed for symbols that may occur, 1 in", exact_sharing, "_WIDE", 16, 256)
