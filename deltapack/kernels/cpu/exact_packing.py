@@ -10,19 +10,28 @@ from numpy.typing import NDArray
 from deltapack.kernels.cpu.bits import compiled
 from deltapack.kernels.layout import Bytes
 
-__all__ = ["pack_raw_bits"]
+__all__ = ["pack_raw_bits", "packing_room"]
 
 
-def pack_raw_bits(values: Any, widths: Bytes, width: int, room: NDArray[np.uint64]) -> int:
-    """Pack raw bits of numbers of a width; returns how many there are.
+Room = tuple[NDArray[np.uint64], NDArray[np.uint64], Bytes]
+
+
+def packing_room(most: int) -> Room:
+    """Return room to pack at most so many numbers: the words, values that are joined, and their widths."""
+    return np.empty(most + 2, np.uint64), np.empty(most + 1, np.uint64), np.empty(most + 1, np.uint8)
+
+
+def pack_raw_bits(values: Any, widths: Bytes, width: int, room: Room) -> int:
+    """Pack raw bits of numbers of a width into the words of a room; returns how many there are.
 
     Neighbours are joined first while they are sure to fit into 64 bits: numbers of 32 bits have at most 30 raw ones, of 16 at most 13.
     """
+    words, joined, sums = room
     for _ in range({64: 0, 32: 1}.get(width, 2)):
-        joined, sums = np.empty(len(values) + 1 >> 1, np.uint64), np.empty(len(values) + 1 >> 1, np.uint8)
-        _join(values, widths, joined, sums)
-        values, widths = joined, sums
-    return int(_pack(values, widths, room))
+        half = len(values) + 1 >> 1
+        _join(values, widths, joined[:half], sums[:half])
+        (values, joined), (widths, sums) = (joined[:half], joined[half:]), (sums[:half], sums[half:])
+    return int(_pack(values, widths, words))
 
 
 @compiled

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.kernels.cpu.bits import compiled, leading_zeros, load_u64
-from deltapack.kernels.cpu.exact_packing import pack_raw_bits
+from deltapack.kernels.cpu.exact_packing import pack_raw_bits, packing_room
 from deltapack.kernels.exact_numbers import Numbers, symbol_table
 from deltapack.kernels.layout import EXACT_BLOCK, STEPS, TILE, Bits, Bytes, Counts
 
@@ -190,15 +190,14 @@ def raw_bits_of(predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, 
     counts = np.zeros(tiles, np.int64)
     if not _has_raw_bits(symbols, numbers, far):
         return np.zeros(0, np.uint8), counts
-    typed = _typed(numbers, -numbers.signed, numbers.shift)
-    values, widths = np.empty(most, typed[0].dtype), np.empty(most, np.uint8)
-    out, room = [], np.empty(most + 2, np.uint64)
+    typed, room = _typed(numbers, -numbers.signed, numbers.shift), packing_room(most)
+    out, values, widths = [], np.empty(most, numbers.storage), np.empty(most, np.uint8)
     for tile in range(tiles):
         inside = slice(tile * TILE, (tile + 1) * TILE)
         own = symbols[inside]
         loops.parts(predicted[inside], tuned[inside], own, typed[0], far >= 0, typed[1], values[: len(own)], widths[: len(own)])
         counts[tile] = pack_raw_bits(values[: len(own)], widths[: len(own)], numbers.width, room)
-        out.append(room.view(np.uint8)[: -(-int(counts[tile]) // 8)].copy())
+        out.append(room[0].view(np.uint8)[: -(-int(counts[tile]) // 8)].copy())
     return np.concatenate(out), counts
 
 
