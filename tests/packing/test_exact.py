@@ -351,6 +351,8 @@ def test_nothing_else_means_anything_where_all_is_exact(asked: dict[str, Any]) -
     with pytest.raises(RecipeError, match=f"{name} does nothing where all is exact.*--exact REGEX"):
         Recipe(exact=True, **asked)
     assert Recipe(exact="lm_head", **asked).exact == "lm_head"
+    nothing: Any = []
+    assert Recipe(exact=True, overrides=nothing).exact is True
 
 
 @pytest.mark.parametrize("exact", ["", 1, None, "(", ["a"]])
