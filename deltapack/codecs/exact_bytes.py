@@ -12,7 +12,10 @@ from deltapack.format.frames import pack_stream, unpack_stream
 
 __all__ = ["Cursor", "need", "varint", "varints", "write_stream"]
 
-_MOST_DIGITS = 10
+_MOST_DIGITS, _FEW = 10, 200
+
+
+_SMALL = [bytes([value]) for value in range(128)]
 
 
 def need(condition: object, what: str, *, expected: object = None, found: object = None) -> None:
@@ -32,6 +35,8 @@ def varint(value: int) -> bytes:
     >>> varint(300).hex()
     'ac02'
     """
+    if value < 128:
+        return _SMALL[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -42,6 +47,8 @@ def varint(value: int) -> bytes:
 
 def varints(values: NDArray[np.integer[Any]]) -> bytes:
     """Spell many numbers one after the other."""
+    if len(values) < _FEW:
+        return b"".join(map(varint, values.tolist()))
     digits = -(-max(1, int(values.max()).bit_length()) // 7)
     shifted = values.astype(np.uint64)[:, None] >> np.uint64(7) * np.arange(digits, dtype=np.uint64)
     is_used = shifted > 0

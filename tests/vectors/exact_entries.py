@@ -157,7 +157,8 @@ def exact_cases() -> Iterator[Case]:
     yield from chunk_cases()
     base = "kind-exact"
     yield "R11", "exact-missing", MISMATCH, "index-empty", one().build()
-    yield "R11", "exact-dtype", MISMATCH, base, Pack().exact("w", NEW, ("w", floats("f32", (4, 3)))).build()
+    halves = {"digest": OLD.digest, "dtype": "f16"}
+    yield "R11", "exact-dtype", MISMATCH, base, one().build(put("tensors", 0, "base", halves))
     yield "R11", "exact-replaced-shape", MISMATCH, base, Pack().exact("w", NEW, ("w", floats("bf16", (12,)))).build()
     yield "R12", "exact-partner", MISMATCH, base, one().build(put("tensors", 0, "base", "digest", "0" * 32))
     yield "R12", "result-exact", CHECKSUM, base, one(coded=rolled(NEW)).build()
