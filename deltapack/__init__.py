@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
     from deltapack.packing.compressing import compress
+    from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
-    from deltapack.packing.recipe import Override, Recipe
+    from deltapack.packing.recipe import Recipe
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.reports import (
         ApplyReport,

@@ -24,6 +24,7 @@ class Limits:
         numel: Number of elements of a tensor.
         terms: Number of sparse terms that one tensor may add up.
         pieces: Number of boxes of base tensors that one tensor may start from.
+        tables: Number of tables that chunks of exact tensors share.
         json_depth: Nesting depth of a JSON document.
         window_bytes: Window of a zstd frame.
         side_file_bytes: Size of one side file. It is held in memory whole, with its frame and, where that refers to it, the base's file.
@@ -44,6 +45,7 @@ class Limits:
     numel: int = 1 << 48
     terms: int = 64
     pieces: int = 4096
+    tables: int = 4096
     json_depth: int = 8
     window_bytes: int = 8 * MIB
     side_file_bytes: int = 256 * MIB

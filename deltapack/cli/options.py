@@ -38,12 +38,28 @@ class Command(click.Command):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse, and count what was typed."""
+        args = args if context.resilient_parsing else self._without_taken(context, args)
         _, _, typed = self.make_parser(context).parse_args(list(args)) if not context.resilient_parsing else ({}, [], [])
         for parameter in {id(one): one for one in typed}.values():
             single = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag or parameter.count)
             if single and sum(one is parameter for one in typed) > 1:
                 raise click.UsageError(f"Option {max(parameter.opts, key=len)!r} takes one value and is given twice.", context)
         return super().parse_args(context, args)
+
+    def _without_taken(self, context: click.Context, args: list[str]) -> list[str]:
+        """Give back to the arguments what an option whose value may be left out took from them.
+
+        click takes the next word as its value, also where that is an argument: `--exact BASE FINETUNED`.
+        """
+        may_be_empty = [one for one in self.params if isinstance(one, click.Option) and isinstance(one.flag_value, str)]
+        optional = {flag: one.flag_value for one in may_be_empty if not one.is_flag for flag in one.opts}
+        places = [number for number, word in enumerate(args[:-1]) if word in optional and not args[number + 1].startswith("-")]
+        if len(places) != 1:
+            return args
+        _, found, _ = self.make_parser(context).parse_args(list(args))
+        wanted = sum(isinstance(one, click.Argument) and one.required for one in self.params)
+        at = places[0]
+        return args if len(found) >= wanted else [*args[:at], f"{args[at]}={optional[args[at]]}", *args[at + 1 :]]
 
 
 def typed_options(names: Collection[str]) -> list[str]:

@@ -64,7 +64,9 @@ def _matters(reader: PackReader) -> dict[str, str] | None:
 
 def _changes_shapes(index: Index) -> bool:
     """Whether a pack does more than add; what it makes others of is not gone."""
-    return any(entry.kind in ("grown", "shrunk", "stored", "removed") for entry in index.telling)
+    reshaping = ("grown", "shrunk", "stored", "removed")
+    made_anew = (entry for entry in index.telling if entry.kind == "exact" and (entry.base is None or entry.base.shape != entry.shape))
+    return any(entry.kind in reshaping for entry in index.telling) or any(made_anew)
 
 
 def check_base_files(base: Checkpoint, pack: PackReader | None, *, verify: bool) -> list[str]:

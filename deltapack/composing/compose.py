@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from deltapack.checkpoint import TensorInfo
 from deltapack.checkpoint.metadata import Strings
-from deltapack.codecs.chunk import term_chunks
-from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.assets import choose_donor
 from deltapack.composing.basecheck import BaseTensors, check_base
 from deltapack.composing.folders import folders_of_result
 from deltapack.composing.metadata import choose_metadata
-from deltapack.composing.tensor_job import FromBase, FromPack, OwnTerm, PackTerm, StoredRows, StoredTerm, TensorJob, TermSource
+from deltapack.composing.parts import WHOLE, Chooser, Part, adds, name_of, rows_of, terms_of, whole_job
+from deltapack.composing.tensor_job import FromBase, OwnTerm, StoredRows, TensorJob, TermSource
 from deltapack.composing.tied import second_names
 from deltapack.composing.vocabulary import Vocabulary
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
-from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 
 __all__ = ["Blend", "Composition", "Vocab", "compose"]
@@ -50,20 +46,6 @@ class Composition:
     notes: tuple[str, ...]
     folders: Mapping[str, str] = field(default_factory=dict)
     metadata: Strings | None = None
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one pack says of one tensor."""
-
-    pack: WeightedPack
-    number: int
-    entry: Entry
-
-    @property
-    def is_structural(self) -> bool:
-        """Whether it does more than add: new rows, fewer rows, or a tensor stored whole."""
-        return self.entry.kind in ("grown", "shrunk", "stored")
 
 
 def compose(
@@ -97,7 +79,7 @@ def compose(
     grown = _grown_rows(by_base) if isinstance(vocab, Vocabulary) else {}
     if vocab is not None:
         by_base = {name: [_with_rows_of(part, base.tensors[name], vocab) for part in parts] for name, parts in by_base.items()}
-    chooser = _Chooser(packs[prefer] if prefer is not None else None)
+    chooser = Chooser(packs[prefer] if prefer is not None else None)
     maker = _JobMaker(packs, digests, chooser, blend)
     jobs = []
     for name, tensor in base.tensors.items():
@@ -106,7 +88,7 @@ def compose(
         if staying:
             job = maker.based_job(tensor, staying)
             jobs.append(vocab.grow(job, grown[name]) if isinstance(vocab, Vocabulary) and name in grown else job)
-    jobs += [whole for parts in new.values() if (whole := _whole_job(chooser.one(parts))) is not None]
+    jobs += [whole for parts in new.values() if (whole := whole_job(chooser.one(parts), None)) is not None]
     names = {job.name for job in jobs}
     if len(names) != len(jobs):
         twice = next(job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1)
@@ -123,7 +105,7 @@ def compose(
     return Composition(tuple(ordered), tied, reader, told, folders, choose_metadata(readers, choice))
 
 
-def _not_needed(base: BaseTensors, by_base: Mapping[str, Sequence[_Part]], digests: Mapping[str, str]) -> tuple[str, ...]:
+def _not_needed(base: BaseTensors, by_base: Mapping[str, Sequence[Part]], digests: Mapping[str, str]) -> tuple[str, ...]:
     """Say which tensors of the base no pack knows: the packs were made when it had none of them, and so has the result."""
     unknown = sorted(name for name in base.tensors if name not in by_base and name not in digests)
     if not unknown:
@@ -132,64 +114,38 @@ def _not_needed(base: BaseTensors, by_base: Mapping[str, Sequence[_Part]], diges
     return (f"the base has tensors that it did not have at packing, and that the result does not get: {unknown[0]}{more}",)
 
 
-def _grown_rows(parts: Mapping[str, Sequence[_Part]]) -> dict[str, dict[int, StoredRows]]:
+def _grown_rows(parts: Mapping[str, Sequence[Part]]) -> dict[str, dict[int, StoredRows]]:
     """Return the new rows of each tensor that packs grew, by the packs' numbers."""
     out: dict[str, dict[int, StoredRows]] = {}
     for name, part in ((name, part) for name, own in parts.items() for part in own if part.entry.kind == "grown"):
-        rows = _rows(part)
-        if rows is not None:
+        rows = rows_of(part)
+        if isinstance(rows, StoredRows):
             out.setdefault(name, {})[part.number] = rows
     return out
 
 
-def _with_rows_of(part: _Part, tensor: TensorInfo, vocab: Vocab) -> _Part:
+def _with_rows_of(part: Part, tensor: TensorInfo, vocab: Vocab) -> Part:
     """Return a part without its new rows, unless it is of the pack whose rows are wanted as they are."""
     if part.entry.kind != "grown" or part.number == vocab:
         return part
     return replace(part, entry=replace(part.entry, kind="delta", shape=tensor.shape, stored=None, digest=""))
 
 
-@dataclass(frozen=True)
-class _Chooser:
-    """Decides between parts that cannot be added."""
-
-    preferred: WeightedPack | None
-
-    def one(self, parts: Sequence[_Part]) -> _Part:
-        """Return the part that decides.
-
-        Raises:
-            MergeConflictError: The parts differ and none of them is the preferred pack's.
-        """
-        if len({part.entry.digest for part in parts}) == 1:
-            return parts[0]
-        for part in parts:
-            if part.pack is self.preferred:
-                return part
-        growing = all(part.entry.kind == "grown" for part in parts)
-        raise MergeConflictError(
-            "packs disagree on a tensor that cannot be added (new, integer, of another shape, or with new rows)",
-            tensor=parts[0].entry.name,
-            found=" and ".join(str(part.pack.reader.path) for part in parts),
-            hint="Say which pack decides with --prefer PACK." + (" --vocab union takes the new tokens of all." if growing else ""),
-        )
-
-
-def _group(base: BaseTensors, packs: Sequence[WeightedPack]) -> tuple[dict[str, list[_Part]], dict[str, list[_Part]]]:
+def _group(base: BaseTensors, packs: Sequence[WeightedPack]) -> tuple[dict[str, list[Part]], dict[str, list[Part]]]:
     """Return the parts of each base tensor, and of each new tensor by name, in pack order."""
-    by_base: dict[str, list[_Part]] = {}
-    new: dict[str, list[_Part]] = {}
+    by_base: dict[str, list[Part]] = {}
+    new: dict[str, list[Part]] = {}
     for number, pack in enumerate(packs):
         entries = pack.reader.index.entries
         used = {entry.base.name for entry in entries if entry.base is not None}
         for entry in entries:
             if entry.base is not None:
                 name = base.aliases.get(entry.base.name, entry.base.name)
-                by_base.setdefault(name, []).append(_Part(pack, number, entry))
+                by_base.setdefault(name, []).append(Part(pack, number, entry))
                 continue
             replaces = entry.name in base.tensors and entry.name not in used
-            if replaces or entry.kind == "stored":
-                (by_base if replaces else new).setdefault(entry.name, []).append(_Part(pack, number, entry))
+            if replaces or entry.kind in WHOLE:
+                (by_base if replaces else new).setdefault(entry.name, []).append(Part(pack, number, entry))
     return by_base, new
 
 
@@ -199,13 +155,13 @@ class _JobMaker:
 
     packs: Sequence[WeightedPack]
     digests: Mapping[str, str]
-    chooser: _Chooser
+    chooser: Chooser
     blend: Blend | None
 
-    def based_job(self, tensor: TensorInfo, parts: Sequence[_Part]) -> TensorJob:
+    def based_job(self, tensor: TensorInfo, parts: Sequence[Part]) -> TensorJob:
         """Plan one tensor from what the packs that keep it say of it."""
         digest = self.digests.get(tensor.name, "")
-        name = _name_of(tensor.name, parts, self.chooser)
+        name = name_of(tensor.name, parts, self.chooser)
         changing = [part for part in parts if part.entry.kind != "unchanged"]
         if not changing:
             return TensorJob(name, tensor.dtype, tensor.shape, FromBase(tensor, digest), digest)
@@ -213,7 +169,7 @@ class _JobMaker:
         whole = self._whole(only, tensor, name) if len(changing) == 1 else None
         if whole is not None:
             return whole
-        structural = [part for part in changing if part.is_structural and not _adds(part, tensor)]
+        structural = [part for part in changing if part.is_structural and not adds(part, tensor)]
         if structural:
             return self._structural_job(tensor, name, digest, parts, structural)
         dtypes = {part.entry.dtype for part in changing}
@@ -221,13 +177,14 @@ class _JobMaker:
         source = FromBase(tensor, digest, self._added(tensor, parts))
         return TensorJob(name, dtype, tensor.shape, source, self._promised(only), only.pack.reader.path)
 
-    def _whole(self, part: _Part, tensor: TensorInfo, name: str) -> TensorJob | None:
+    def _whole(self, part: Part, tensor: TensorInfo, name: str) -> TensorJob | None:
         """Plan a stored tensor as it is, if it is one, where nothing else changes it: no weight scales what cannot be added."""
         as_is = self.blend is None and part.pack.weight_of(tensor.name) == 1
-        whole = _whole_job(part) if as_is or not _adds(part, tensor) else None
+        based = FromBase(tensor, self.digests.get(tensor.name, ""))
+        whole = whole_job(part, based) if as_is or not adds(part, tensor) else None
         return None if whole is None else replace(whole, name=name)
 
-    def _structural_job(self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[_Part], structural: Sequence[_Part]) -> TensorJob:
+    def _structural_job(self, tensor: TensorInfo, name: str, digest: str, parts: Sequence[Part], structural: Sequence[Part]) -> TensorJob:
         """Plan a tensor whose shape or rows one pack decides; what the others add to the common rows is added."""
         part = self.chooser.one(structural)
         entry = part.entry
@@ -238,59 +195,20 @@ class _JobMaker:
             if whole is not None:
                 return whole
             entry, parts = part.entry, [part]
-        adding = [other for other in parts if not other.is_structural or other.entry.kind == entry.kind or _adds(other, tensor)]
-        source = FromBase(tensor, digest, self._added(tensor, adding), _rows(part) if entry.kind == "grown" else None)
+        adding = [other for other in parts if not other.is_structural or other.entry.kind == entry.kind or adds(other, tensor)]
+        source = FromBase(tensor, digest, self._added(tensor, adding), rows_of(part) if entry.kind == "grown" else None)
         return TensorJob(name, entry.dtype, entry.shape, source, self._promised(part), part.pack.reader.path)
 
-    def _added(self, tensor: TensorInfo, parts: Sequence[_Part]) -> tuple[TermSource, ...]:
+    def _added(self, tensor: TensorInfo, parts: Sequence[Part]) -> tuple[TermSource, ...]:
         """Return what is added to the common elements."""
         if self.blend is not None:
-            return self.blend(tensor, {part.number: tuple(_terms(part, tensor, 1)) for part in parts})
-        return tuple(term for part in parts for term in _terms(part, tensor, part.pack.weight_of(tensor.name)))
+            return self.blend(tensor, {part.number: tuple(terms_of(part, tensor, 1)) for part in parts})
+        return tuple(term for part in parts for term in terms_of(part, tensor, part.pack.weight_of(tensor.name)))
 
-    def _promised(self, part: _Part) -> str:
+    def _promised(self, part: Part) -> str:
         """Return the digest of the result, if the only pack says what it is."""
         alone = len(self.packs) == 1 and self.packs[0].is_plain and self.blend is None
         return part.entry.digest if alone else ""
-
-
-def _whole_job(part: _Part) -> TensorJob | None:
-    """Plan a tensor that a pack stores whole; `None` where it does not."""
-    entry, rows = part.entry, _rows(part)
-    if entry.kind != "stored" or rows is None:
-        return None
-    return TensorJob(entry.name, entry.dtype, entry.shape, FromPack(entry, rows), entry.digest, part.pack.reader.path)
-
-
-def _adds(part: _Part, tensor: TensorInfo) -> bool:
-    """Whether a tensor that is stored whole can be seen as a difference to the base."""
-    entry = part.entry
-    return entry.kind == "stored" and entry.shape == tensor.shape and entry.dtype.is_delta and tensor.dtype.is_delta
-
-
-def _terms(part: _Part, tensor: TensorInfo, weight: float) -> Iterator[OwnTerm]:
-    entry, reader = part.entry, part.pack.reader
-    if entry.kind == "stored":
-        rows = _rows(part)
-        if rows is not None:
-            yield StoredTerm(rows, np.float32(weight))
-    for term in entry.terms:
-        yield PackTerm(reader, term, term_chunks(reader, entry, term), part.pack.factor(term, weight))
-
-
-def _rows(part: _Part) -> StoredRows | None:
-    entry, reader = part.entry, part.pack.reader
-    if entry.stored is None:
-        return None
-    return StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
-
-
-def _name_of(base_name: str, parts: Sequence[_Part], chooser: _Chooser) -> str:
-    """The name that the packs agree on, else the preferred pack's, else the base's."""
-    names = {part.entry.name for part in parts} or {base_name}
-    if len(names) == 1:
-        return names.pop()
-    return next((part.entry.name for part in parts if part.pack is chooser.preferred), base_name)
 
 
 def _cast(job: TensorJob, dtype: DType | None) -> TensorJob:

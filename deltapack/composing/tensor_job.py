@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
 from deltapack.codecs.chunk import add_term_chunk, decode_term_chunk
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.stored import decode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
@@ -107,6 +108,10 @@ class StoredRows:
         """What they take in their pack."""
         return self.ref.length
 
+    def part(self, chunk: int, base: Elements, source: DType) -> Elements:
+        """Return the elements of a chunk of a tensor that is stored whole, as many as there are of the base."""
+        return self.read(chunk * CHUNK, chunk * CHUNK + len(base))
+
     def read(self, start: int, stop: int) -> Elements:
         """Return elements [start, stop) of the result."""
         first, last = (start - self.start) // CHUNK, (stop - 1 - self.start) // CHUNK
@@ -165,14 +170,14 @@ class UnitedRows:
 
 @dataclass(frozen=True)
 class StoredTerm:
-    """A tensor stored whole, seen as a dense difference: `weight * (f32(stored) - f32(base))`."""
+    """A tensor stored whole or coded exactly, seen as a dense difference: `weight * (f32(stored) - f32(base))`."""
 
-    rows: StoredRows
+    rows: StoredRows | ExactTensor
     weight: np.float32
 
     def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:
         """Compute a chunk."""
-        stored = self.rows.read(number * CHUNK, number * CHUNK + len(base))
+        stored = self.rows.part(number, base, source)
         with np.errstate(over="ignore", invalid="ignore"):
             delta = rounding.to_f32(stored, self.rows.dtype) - rounding.to_f32(base, source)
             return Sparse(np.arange(len(base), dtype=np.uint32), delta * self.weight)
@@ -199,6 +204,7 @@ class FromBase:
         base: The base tensor.
         digest: What its root digest must be; empty where nobody says.
         terms: What is added to the common elements; nothing where the tensor stays as it is.
+        exact: What a pack makes of the whole tensor instead.
         rows: The elements after the common ones, where the result has more than the base.
     """
 
@@ -206,11 +212,12 @@ class FromBase:
     digest: str = ""
     terms: tuple[TermSource, ...] = ()
     rows: RowSource | None = None
+    exact: ExactTensor | None = None
 
 
 @dataclass(frozen=True)
 class FromPack:
-    """What a pack stores whole.
+    """What a pack holds without the base.
 
     Attributes:
         entry: The entry that it is taken from, as it is.
@@ -218,7 +225,7 @@ class FromPack:
     """
 
     entry: Entry
-    rows: StoredRows
+    rows: StoredRows | ExactTensor
 
 
 @dataclass(frozen=True)
@@ -267,7 +274,7 @@ class TensorJob:
         source = self.source
         if not isinstance(source, FromBase):
             return False
-        return not source.terms and self.dtype == source.base.dtype and self.numel == source.base.numel
+        return not source.terms and source.exact is None and self.dtype == source.base.dtype and self.numel == source.base.numel
 
     @property
     def extent(self) -> int:

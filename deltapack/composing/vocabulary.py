@@ -15,6 +15,7 @@ import numpy as np
 
 from deltapack.checkpoint import TensorInfo
 from deltapack.composing.basecheck import BaseTensors
+from deltapack.composing.parts import WHOLE
 from deltapack.composing.tensor_job import FromPack, StoredRows, TensorJob, UnitedRows
 from deltapack.composing.tokenizer_files import AddedToken, Tokenizer
 from deltapack.errors import MergeConflictError
@@ -57,7 +58,7 @@ def growth_of(base: BaseTensors, packs: Sequence[PackReader]) -> Growth:
         if rows is not None:
             grown[number] = rows
             for entry in pack.index.entries:
-                if entry.kind == "stored" and entry.shape[:1] == (rows,):
+                if entry.kind in WHOLE and entry.shape[:1] == (rows,):
                     what = "the pack stores old and new rows together, as a tensor of its own"
                     raise _conflict(what, pack.path, tensor=entry.name, expected="new rows after those of the base")
     return Growth(start, grown)
@@ -84,7 +85,7 @@ def _check_tensor(path: Path, tensor: TensorInfo, start: int, entry: Entry | Non
     if rows is not None and (entry is None or entry.kind != "grown" or entry.shape[0] != rows):
         what = "the pack grew another tensor, and this one otherwise or not at all"
         raise _conflict(what, path, tensor=tensor.name, expected=f"a grown tensor of {rows} rows", found=found)
-    if rows is None and entry is not None and entry.kind in ("shrunk", "stored") and entry.shape != tensor.shape:
+    if rows is None and entry is not None and entry.kind in ("shrunk", *WHOLE) and entry.shape != tensor.shape:
         what = "a pack that grew no tensor has another shape"
         raise _conflict(what, path, tensor=tensor.name, expected=f"{start} rows", found=found)
 
@@ -124,7 +125,7 @@ class Vocabulary:
         """
         if not self.new:
             return job
-        if isinstance(job.source, FromPack):
+        if isinstance(job.source, FromPack) or job.source.exact is not None:
             what, found = "the preferred pack stores the tensor whole, and others add rows to it", f"{job.dtype} {list(job.shape)}"
             raise MergeConflictError(what, path=job.pack, tensor=job.name, expected=f"{self.size} rows", found=found, hint=_WAY_OUT)
         owners = tuple((stored[number], np.array(places, np.int64)) for number, places in self.places.items())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from deltapack.format.arrangement import FEATURE
+from deltapack.format.blobs import EXACT
 from deltapack.format.codecs import FILE_BASE, FOLDERS, RAW_TYPES
 from deltapack.format.index import Entry, FileEntry
 
@@ -26,4 +27,6 @@ def features_of(
             found.add(RAW_TYPES)
         if entry.base is not None and entry.base.arranged is not None:
             found.add(FEATURE)
+        if entry.kind == EXACT:
+            found.add(EXACT)
     return tuple(sorted(found - {""}))

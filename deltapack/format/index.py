@@ -13,12 +13,13 @@ from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.format.arrangement import BaseRef
+from deltapack.format.blobs import EXACT, BlobRef, ExactStep
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
 
-__all__ = ["BaseRef", "BlobRef", "Entry", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
+__all__ = ["BaseRef", "BlobRef", "Entry", "ExactStep", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
 
-KINDS = frozenset({"alias", "delta", "grown", "removed", "shrunk", "stored", "unchanged"})
+KINDS = frozenset({"alias", "delta", EXACT, "grown", "removed", "shrunk", "stored", "unchanged"})
 
 
 def f32_of_bits(bits: str) -> float:
@@ -30,24 +31,6 @@ def f32_of_bits(bits: str) -> float:
 def bits_of_f32(value: float) -> str:
     """Return the bits of `value`, rounded to f32, as 8 hexadecimal digits."""
     return struct.pack(">f", value).hex()
-
-
-@dataclass(frozen=True)
-class BlobRef:
-    """A byte range of the file and its hash (16 hexadecimal digits)."""
-
-    offset: int
-    length: int
-    hash: str
-
-    @property
-    def end(self) -> int:
-        """Offset of the first byte after the blob."""
-        return self.offset + self.length
-
-    def to_json(self) -> list[Any]:
-        """Return the reference as the index spells it."""
-        return [self.offset, self.length, self.hash]
 
 
 @dataclass(frozen=True)
@@ -132,6 +115,7 @@ class Entry:
     digests: BlobRef | None = None
     stats: Stats | None = None
     of: str = ""
+    exact: tuple[ExactStep, ...] = ()
 
     @property
     def in_result(self) -> bool:
@@ -151,14 +135,24 @@ class Entry:
     @property
     def common(self) -> int:
         """Number of leading elements that are base plus terms."""
-        if self.base is None or self.kind in ("removed", "stored"):
+        if self.base is None or self.kind in ("removed", "stored", EXACT):
             return 0
         return min(self.numel, self.base.numel)
 
     @property
+    def partner(self) -> BaseRef | None:
+        """The base tensor that an exact entry's first step starts from; none where it is only replaced (spec/03-index.md 3.12)."""
+        base = self.base
+        if self.kind != EXACT or base is None:
+            return None
+        rows = len(base.shape) == len(self.shape) >= 1 and base.shape[1:] == self.shape[1:]
+        types = base.dtype == self.dtype or (base.dtype.is_delta and self.dtype.is_delta)
+        return base if types and (rows or base.shape == self.shape) else None
+
+    @property
     def needs_digests(self) -> bool:
         """Whether the entry must have a `digests` blob."""
-        if self.kind not in ("delta", "grown", "shrunk", "stored"):
+        if self.kind not in ("delta", EXACT, "grown", "shrunk", "stored"):
             return False
         return max(self.numel, self.base.numel if self.base else 0) > CHUNK
 
@@ -170,7 +164,7 @@ class Entry:
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
         """Its blobs in file order."""
-        rest = (self.stored, self.digests)
+        rest = (self.stored, *(step.blob for step in self.exact), self.digests)
         return (*(term.blob for term in self.terms), *(blob for blob in rest if blob is not None))
 
     def to_json(self) -> dict[str, Any]:
@@ -186,6 +180,8 @@ class Entry:
             out["terms"] = [term.to_json() for term in self.terms]
         if self.stored is not None:
             out["stored"] = self.stored.to_json()
+        if self.exact:
+            out["exact"] = [step.to_json() for step in self.exact]
         if self.digests is not None:
             out["digests"] = self.digests.to_json()
         if self.stats is not None:
@@ -229,7 +225,7 @@ class Index:
     """Everything a pack says about itself.
 
     `files` is `None` where the fine-tune was a bare file. `folders` has its sub-folders with weights, and the name of the weight file
-    in each, without suffix.
+    in each, without suffix. `tables` are those that chunks of exact entries share.
     """
 
     base_fingerprint: str
@@ -244,6 +240,7 @@ class Index:
     required: tuple[str, ...] = ()
     optional: Mapping[str, Any] = field(default_factory=dict)
     folders: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[BlobRef, ...] = ()
 
     @property
     def pieces(self) -> frozenset[str]:
@@ -261,11 +258,11 @@ class Index:
     def blobs(self) -> tuple[BlobRef, ...]:
         """All blobs in file order."""
         files = tuple(file.blob for file in self.files or () if file.blob is not None)
-        return tuple(blob for entry in self.entries for blob in entry.blobs) + files
+        return tuple(blob for entry in self.entries for blob in entry.blobs) + files + self.tables
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of spec/03-index.md section 3.2."""
-        out = {
+        out: dict[str, Any] = {
             "format": "dpk",
             "required": list(self.required),
             "created_by": self.created_by,
@@ -280,4 +277,5 @@ class Index:
             "files": None if self.files is None else [file.to_json() for file in self.files],
         }
         out |= {"folders": dict(self.folders)} if self.folders else {}
+        out |= {"tables": [blob.to_json() for blob in self.tables]} if EXACT in self.required else {}
         return out | ({"optional": dict(self.optional)} if self.optional else {})

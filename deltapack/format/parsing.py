@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.arrangement import FEATURE
 from deltapack.format.base_fields import parse_base
+from deltapack.format.blobs import EXACT, MOST_STEPS, ExactStep
 from deltapack.format.canonical import load_index
 from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.digest import fingerprint
@@ -51,10 +52,11 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
-    unknown = sorted(set(required) - known_features() - {FEATURE})
+    unknown = sorted(set(required) - known_features() - {FEATURE, EXACT})
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
-    check_keys(top, "the index", required=_TOP | ({"folders"} if FOLDERS in required else set()), optional={"optional"})
+    of_features = {key for key, feature in (("folders", FOLDERS), ("tables", EXACT)) if feature in required}
+    check_keys(top, "the index", required=_TOP | of_features, optional={"optional"})
     base, result = typed(top, "base", dict), typed(top, "result", dict)
     check_keys(base, "base", required={"fingerprint", "tensors"})
     check_keys(result, "result", required={"fingerprint", "tensors", "bytes"})
@@ -72,6 +74,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         required=tuple(required),
         optional=typed(top, "optional", dict) if "optional" in top else {},
         folders=folders,
+        tables=_tables(top, limits) if "tables" in top else (),
     )
     check_metadata(index.optional)
     _check_entries(index)
@@ -92,6 +95,7 @@ _KEYS: Mapping[str, tuple[set[str], set[str]]] = {
     "delta": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
     "shrunk": (_TENSOR | {"base", "terms"}, {"digests", "stats"}),
     "grown": (_TENSOR | {"base", "terms", "stored"}, {"digests", "stats"}),
+    EXACT: (_TENSOR | {"exact"}, {"base", "digests"}),
 }
 
 
@@ -141,9 +145,33 @@ def _entry(row: Any, limits: Limits) -> Entry:
         stored=blob_ref(row, "stored") if "stored" in row else None,
         digests=blob_ref(row, "digests") if "digests" in row else None,
         stats=_stats(row) if "stats" in row else None,
+        exact=tuple(map(_step, _some_of(row, "exact", MOST_STEPS))) if "exact" in row else (),
     )
     _check_kind(entry)
     return entry
+
+
+def _some_of(row: Any, key: str, most: int) -> list[Any]:
+    """Return a list that is not empty and not too long."""
+    found = typed(row, key, list)
+    if not 1 <= len(found) <= most:
+        raise FormatError(f"no such number of {key!r}", rule="R6", expected=f"1 to {most}", found=len(found))
+    return found
+
+
+def _step(row: Any) -> ExactStep:
+    check_keys(row, "a step", required={"blob"}, optional={"tables"})
+    tables = count(row, "tables") if "tables" in row else 0
+    if "tables" in row and not tables:
+        raise FormatError("a step says that its tables begin at 0", rule="R6")
+    return ExactStep(blob_ref(row, "blob"), tables)
+
+
+def _tables(top: Any, limits: Limits) -> tuple[BlobRef, ...]:
+    rows = typed(top, "tables", list)
+    if len(rows) > limits.tables:
+        raise LimitError("too many tables", rule="R6", expected=f"at most {limits.tables}", found=len(rows))
+    return tuple(blob_ref({"table": row}, "table") for row in rows)
 
 
 def _check_kind(entry: Entry) -> None:
@@ -212,6 +240,8 @@ def _check_entries(index: Index) -> None:
     held = {entry.name for entry in index.entries if entry.in_result}
     bases = [entry.base.name for entry in index.entries if entry.base is not None]
     for entry in index.entries:
+        if entry.kind == EXACT and EXACT not in index.required:
+            raise FormatError("an exact tensor without the feature", tensor=entry.name, rule="R6", expected=EXACT)
         if entry.kind == "alias" and entry.of not in held:
             raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
     held_by_base = {name for entry in index.entries if entry.base is not None for name in entry.base.held}

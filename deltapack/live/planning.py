@@ -121,14 +121,18 @@ class Planner:
 
     def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | HostWork | None:
         name, digest, region = place(job, self.model)
-        if region is None or (not job.terms and job.source.rows is None):
+        exact = job.source.exact if isinstance(job.source, FromBase) else None
+        if region is None or (not job.terms and job.source.rows is None and exact is None):
             return None
+        if exact is not None and region.memory.numel() < job.numel:
+            hint = "Restore the checkpoint with deltapack.apply and load that."
+            raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
         # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
         if self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None):
             self.model.check(name, digest)
         device = region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
-        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None:
+        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None or exact is not None:
             return HostWork(job, region)
         resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
         return Work(region, job.dtype, resident)

@@ -13,6 +13,7 @@ from deltapack import kernels
 from deltapack._version import __version__
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing.assets import check_base_files, copy_side_files
@@ -33,6 +34,7 @@ from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
+from deltapack.merging.exact_entries import write_exact
 from deltapack.packing.metadata import carried_metadata
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
@@ -157,7 +159,12 @@ class MergedPack:
         job, source = restored.job, restored.job.source
         entry = Entry(job.name, "stored", job.dtype, job.shape, restored.root)
         if isinstance(source, FromPack):
-            entry = replace(entry, base=source.entry.base, stored=self.writer.copy_blob(source.rows.reader, source.rows.ref))
+            rows, entry = source.rows, replace(entry, base=source.entry.base)
+            if isinstance(rows, ExactTensor):
+                entry = replace(entry, kind="exact")
+                entry = replace(entry, exact=write_exact(self.writer, self.base, job, entry))
+            else:
+                entry = replace(entry, stored=self.writer.copy_blob(rows.reader, rows.ref))
             return self.writer.chunk_digests(entry, source.rows.reader.chunk_digests(source.entry)[0], restored.digests)
         base = source.base
         entry = replace(entry, base=BaseRef(base.name, base.dtype, base.shape, restored.base_root(base), base.arranged))
@@ -168,6 +175,9 @@ class MergedPack:
 
     def _changed(self, entry: Entry, job: TensorJob, source: FromBase) -> Entry:
         """Return the entry of a tensor that is not the base's any more, with its kind and blobs."""
+        if source.exact is not None:
+            entry = replace(entry, kind="exact")
+            return replace(entry, exact=write_exact(self.writer, self.base, job, entry))
         terms = [term for term in source.terms if isinstance(term, PackTerm)]
         sums = [term for term in source.terms if isinstance(term, _RecordedTerm)]
         if sums or len(terms) == len(source.terms):

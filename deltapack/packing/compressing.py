@@ -93,7 +93,7 @@ def compress(
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=weights) as writer:
             run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
-            entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe.non_finite == "store", split)
+            entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe, split)
             entries, base_rows = run.write(entry_writer)
             files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
             metadata, too_long = carried_metadata(inputs.finetuned.metadata)

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from deltapack.errors import RecipeError
-from deltapack.packing.recipe import OF_VECTORS, Override, Recipe, settings_of
+from deltapack.packing.overrides import OF_VECTORS, Override, settings_of
+from deltapack.packing.recipe import Recipe
 from deltapack.packing.roles import ROLES
 from deltapack.sparsify.table import SPARSIFIERS
 
@@ -47,7 +48,8 @@ def check_effects(recipe: Recipe, roles: Mapping[str, str]) -> None:
         settled = (recipe.for_tensor(name, role) for name, role in roles.items())
         if not any(one.role == "weight" and one.values == "auto" for one in settled):
             raise RecipeError("fidelity does nothing", expected="a weight with values=auto", found="none", hint="Leave out --fidelity.")
-    for option, pattern in (("include", recipe.include), ("exclude", recipe.exclude)):
+    exact = recipe.exact if isinstance(recipe.exact, str) else None
+    for option, pattern in (("include", recipe.include), ("exclude", recipe.exclude), ("exact", exact)):
         if pattern is not None and not any(re.search(pattern, name) for name in roles):
             raise _matches_nothing(option, pattern, roles)
     for override in recipe.overrides:

@@ -9,6 +9,7 @@ import numpy as np
 from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import encode_term_chunk
+from deltapack.codecs.exact_entry import stored_exact
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.errors import NonFiniteError
@@ -19,7 +20,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements, Positions, Sparse
 from deltapack.kernels.reference.encoding import same_bits
 from deltapack.kernels.reference.positions import tile_counts
-from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
+from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, exact_chunk
 from deltapack.sparsify import dare
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
@@ -73,13 +74,17 @@ def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, chunk:
     if isinstance(plan, WholePlan):
         equal = plan.twin is not None and same_bits(elements, tuned)
         digest = chunk_digest(tuned) if len(tuned) else None
-        whole = encode_stored_chunk(tuned) if len(tuned) else None
+        whole = _whole_chunk(plan, elements, tuned) if len(tuned) else None
         return ChunkOutcome(base_digest, digest, digest, whole=whole, equal=equal, elements=len(tuned))
     common = min(len(elements), len(tuned), max(0, plan.common - chunk * CHUNK))
     if common == 0:
         digest = chunk_digest(tuned) if len(tuned) else None
         return ChunkOutcome(base_digest, digest, digest, elements=len(tuned))
     return _encode_delta(plan, chunk, elements[:common], tuned, base_digest, buffers)
+
+
+def _whole_chunk(plan: WholePlan, base: Elements, tuned: Elements) -> StoredChunk:
+    return stored_exact(exact_chunk(plan.entry, base, tuned)) if plan.exact else encode_stored_chunk(tuned)
 
 
 def encode_tail_chunk(finetuned: Checkpoint, plan: DeltaPlan, chunk: int) -> StoredChunk:

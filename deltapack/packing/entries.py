@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.codecs.stored import encode_stored_chunk, stored_layout
+from deltapack.codecs.stored import stored_layout
 from deltapack.errors import NonFiniteError
-from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
-from deltapack.format.index import BaseRef, BlobRef, Entry, Stats, Term
+from deltapack.format.digest import chunk_count, root_digest
+from deltapack.format.index import BaseRef, BlobRef, Entry, ExactStep, Stats, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import PackWriter, StoredChunk
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk, encode_tail_chunk
-from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
+from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, plan_whole
+from deltapack.packing.recipe import Recipe
 
 __all__ = ["Digests", "EntryWriter", "unchanged"]
 
@@ -51,14 +52,14 @@ class EntryWriter:
         writer: The pack.
         base: The base, for tensors that turn out to need another code.
         finetuned: The fine-tune, for these and for tensors that turn out to be stored whole.
-        store_non_finite: Whether a tensor with NaN or Inf is stored whole instead of refused.
+        recipe: What the user asked for.
         split: Stored bytes by use, added up here.
     """
 
     writer: PackWriter
     base: Checkpoint
     finetuned: Checkpoint
-    store_non_finite: bool
+    recipe: Recipe
     split: dict[str, int]
 
     def write(self, plan: PackPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
@@ -71,7 +72,7 @@ class EntryWriter:
 
     def _whole(self, plan: WholePlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         start, digests, equal, twin = self.writer.end, Digests(), True, plan.twin
-        blob = self.writer.chunked_blob(stored_layout(plan.tensor.numel))
+        blob = self.writer.chunked_blob(stored_layout(plan.tensor.numel))  # that of a step of an exact entry, too
         for outcome in outcomes:
             digests.add(outcome)
             equal = equal and outcome.equal
@@ -80,7 +81,7 @@ class EntryWriter:
         if equal and twin is not None:
             self.writer.rewind(start)
             return unchanged(plan.tensor, twin, digests), digests
-        return self._stored(plan, blob.close(), digests, digests.result), digests
+        return self._stored(plan, blob.close(), digests), digests
 
     def _delta(self, plan: DeltaPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         start, digests = self.writer.end, Digests()
@@ -104,7 +105,7 @@ class EntryWriter:
             return unchanged(plan.tensor, plan.base, digests), digests
         if not finite or (overflow and not equal):
             self._refuse_non_finite(plan, finite)
-            return self._store_instead(plan, start, digests), digests
+            return self._store_instead(plan, start)
         if altered and not equal:
             self.writer.rewind(start)
             sparing = plan.sparing_odd()
@@ -113,7 +114,7 @@ class EntryWriter:
         if not equal:
             ref = blob.close()
             if ref.length >= plan.common * plan.tensor.dtype.itemsize:
-                return self._store_instead(plan, start, digests), digests
+                return self._store_instead(plan, start)
             self._count(split | {"tables": ref.length - sum(split.values())})
         else:
             self.writer.rewind(start)
@@ -123,10 +124,10 @@ class EntryWriter:
         stats = Stats(f"{l1:.7g}", f"{largest:.7g}")
         return self._with_base(plan, digests, terms, self._tail(plan), result, stats), digests
 
-    def _encoded(self, plan: DeltaPlan) -> Iterable[ChunkOutcome]:
+    def _encoded(self, plan: PackPlan) -> Iterable[ChunkOutcome]:
         """Encode a tensor once more, by another plan."""
-        buffers = Buffers()
-        for chunk in range(chunk_count(max(plan.tensor.numel, plan.base.numel))):
+        buffers, of_base = Buffers(), 0 if plan.base is None else plan.base.numel
+        for chunk in range(chunk_count(max(plan.tensor.numel, of_base))):
             yield encode_chunk(self.base, self.finetuned, plan, chunk, buffers)
 
     def _with_base(
@@ -161,19 +162,11 @@ class EntryWriter:
         chunks = (encode_tail_chunk(self.finetuned, plan, chunk) for chunk in range(layout.chunks))
         return self._stored_blob(layout, chunks)
 
-    def _store_instead(self, plan: DeltaPlan, start: int, digests: Digests) -> Entry:
-        """Drop the term written since `start` and store the tensor whole, reading it once more."""
+    def _store_instead(self, plan: DeltaPlan, start: int) -> tuple[Entry, Digests]:
+        """Drop the term written since `start` and keep the tensor as it is, reading it once more."""
         self.writer.rewind(start)
-        tensor, layout = plan.tensor, stored_layout(plan.tensor.numel)
-        result: list[bytes] = []
-
-        def chunks() -> Iterable[StoredChunk]:
-            for chunk in range(layout.chunks):
-                elements = self.finetuned.read(tensor.name, chunk * CHUNK, min((chunk + 1) * CHUNK, tensor.numel))
-                result.append(chunk_digest(elements))
-                yield encode_stored_chunk(elements)
-
-        return self._stored(plan, self._stored_blob(layout, chunks()), digests, result, counted=True)
+        whole = plan_whole(self.base, self.finetuned, plan.tensor, plan.base, self.recipe)
+        return self._whole(whole, self._encoded(whole))
 
     def _stored_blob(self, layout: Layout, chunks: Iterable[StoredChunk]) -> BlobRef:
         blob = self.writer.chunked_blob(layout)
@@ -183,17 +176,16 @@ class EntryWriter:
         self._count({"stored": ref.length})
         return ref
 
-    def _stored(self, plan: PackPlan, blob: BlobRef, digests: Digests, result: list[bytes], counted: bool = False) -> Entry:
-        tensor = plan.tensor
-        if not counted:
-            self._count({"stored": blob.length})
-        root = root_digest(tensor.dtype.name, tensor.shape, result)
-        base = None if plan.base is None else _base_ref(plan.base, digests)
-        entry = Entry(tensor.name, "stored", tensor.dtype, tensor.shape, root, base, stored=blob)
-        return self.writer.chunk_digests(entry, digests.base, result)
+    def _stored(self, plan: WholePlan, blob: BlobRef, digests: Digests) -> Entry:
+        tensor, entry = plan.tensor, plan.entry
+        self._count({entry.kind: blob.length})
+        root = root_digest(tensor.dtype.name, tensor.shape, digests.result)
+        entry = replace(entry, digest=root, base=None if plan.base is None else _base_ref(plan.base, digests))
+        entry = replace(entry, exact=(ExactStep(blob),)) if plan.exact else replace(entry, stored=blob)
+        return self.writer.chunk_digests(entry, digests.base, digests.result)
 
     def _refuse_non_finite(self, plan: DeltaPlan, finite: bool) -> None:
-        if self.store_non_finite:
+        if self.recipe.non_finite == "store":
             return
         name, path = plan.tensor.name, self.finetuned.path
         if finite:

@@ -12,18 +12,23 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
+from deltapack.codecs.exact import encode_exact_chunk
+from deltapack.codecs.exact_entry import padded_base
 from deltapack.codecs.indices import best_index
+from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.errors import RecipeError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
-from deltapack.format.digest import TILE
+from deltapack.format.digest import CHUNK, TILE
+from deltapack.format.index import BaseRef, Entry
 from deltapack.kernels.buffers import Buffers
+from deltapack.kernels.layout import Elements
 from deltapack.packing.recipe import Recipe, TensorRecipe
 from deltapack.sparsify import dare
 from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.kept import Sparsifier, TensorDelta
 from deltapack.sparsify.table import SPARSIFIERS
 
-__all__ = ["DeltaPlan", "PackPlan", "WholePlan", "identity_of", "plan_tensor"]
+__all__ = ["DeltaPlan", "PackPlan", "WholePlan", "exact_chunk", "identity_of", "plan_tensor", "plan_whole"]
 
 Read = Callable[[int, int], NDArray[np.float32]]
 """Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
@@ -32,6 +37,8 @@ _AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.
 _SAMPLE_TILES = 8
 _TAILED = 10.0
 """Mean square of a vector's differences over their median square, up to which it counts; of a Gaussian it is 2.2."""
+_SLIGHT, _WELL_BELOW = 64, 0.98
+"""What must not change is coded where that is smaller than storing it by so many bytes, and to this share: fewer readers know the code."""
 _NOISE_FLOOR = 1e-4
 """Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
@@ -71,15 +78,24 @@ class DeltaPlan:
 
 @dataclass(frozen=True)
 class WholePlan:
-    """A tensor of the fine-tune that is stored whole, unless it is that of the base.
+    """A tensor of the fine-tune of which nothing is lost.
 
     Attributes:
         tensor: The tensor.
         base: Its partner in the base, if any.
+        exact: Whether its chunks are coded (spec/codecs/exact.md), and not stored.
     """
 
     tensor: TensorInfo
     base: TensorInfo | None
+    exact: bool = True
+
+    @property
+    def entry(self) -> Entry:
+        """Its entry, as far as its header tells."""
+        base = self.base
+        ref = None if base is None else BaseRef(base.name, base.dtype, base.shape, "", base.arranged)
+        return Entry(self.tensor.name, "exact" if self.exact else "stored", self.tensor.dtype, self.tensor.shape, base=ref)
 
     @property
     def twin(self) -> TensorInfo | None:
@@ -134,7 +150,7 @@ def plan_tensor(
     tensor = finetuned.tensors[name]
     partner = base.tensors[base_name] if base_name is not None else None
     if partner is None or not _can_subtract(tensor, partner, settings):
-        return WholePlan(tensor, partner)
+        return plan_whole(base, finetuned, tensor, partner, recipe)
     key = dare.mask_key(recipe.seed, identity, name)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
@@ -145,6 +161,32 @@ def plan_tensor(
         return plan
     row = tensor.shape[-1] if len(tensor.shape) > 1 else plan.common
     return replace(plan, sparsifier=settings.method.plan(_delta(_reader(base, finetuned, plan), plan.common, row, plan, workers)))
+
+
+def plan_whole(base: Checkpoint, finetuned: Checkpoint, tensor: TensorInfo, partner: TensorInfo | None, recipe: Recipe) -> WholePlan:
+    """Plan a tensor of which nothing is lost; reads its first chunk unless all is exact."""
+    plan = WholePlan(tensor, partner)
+    if recipe.exact is True or not tensor.numel:
+        return replace(plan, exact=recipe.exact is True)
+    stop = min(CHUNK, tensor.numel)
+    elements = finetuned.read(tensor.name, 0, stop)
+    before = np.zeros(0, tensor.dtype.storage) if partner is None else base.read(partner.name, 0, min(stop, partner.numel))
+    coded = len(exact_chunk(plan.entry, before, elements))
+    stored = sum(map(len, encode_stored_chunk(elements).streams))
+    return replace(plan, exact=coded + _SLIGHT < _WELL_BELOW * stored)
+
+
+def exact_chunk(entry: Entry, before: Elements, elements: Elements) -> bytes:
+    """Code the elements of a chunk exactly, after those of its base where that is a partner.
+
+    Args:
+        entry: The exact entry, with its base.
+        before: Elements of the base at the places of the chunk.
+        elements: Its elements.
+    """
+    partner = entry.partner
+    start = None if partner is None else padded_base(before[: len(elements)], partner.dtype, entry.dtype, len(elements))
+    return encode_exact_chunk(start, elements, entry.dtype)
 
 
 def _delta(read: Read, numel: int, row: int, plan: DeltaPlan, workers: int) -> TensorDelta:

@@ -18,7 +18,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
-from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
+from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, plan_whole
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import left_out_notes
 from deltapack.packing.sides import sides_with_base
@@ -102,7 +102,7 @@ def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
     outcomes = [encode_chunk(inputs.base, inputs.finetuned, plan, chunk, buffers) for chunk in chosen]
     kind, size = _foresee(inputs, plan, outcomes)
     index, values = (
-        (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "stored") else ("", "")
+        (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "exact", "stored") else ("", "")
     )
     role = inputs.survey.settled[tensor.name]
     name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and kind != "stored" else ""
@@ -115,7 +115,7 @@ def _foresee(inputs: Inputs, plan: PackPlan, outcomes: Sequence[ChunkOutcome]) -
     if isinstance(plan, WholePlan):
         if equal and plan.twin is not None:
             return "unchanged", 0
-        return "stored", _scaled([outcome.whole for outcome in outcomes], tensor.numel, stored_layout(tensor.numel))
+        return plan.entry.kind, _scaled([outcome.whole for outcome in outcomes], tensor.numel, stored_layout(tensor.numel))
     same = plan.base.dtype == tensor.dtype and plan.base.shape == tensor.shape
     if equal and same:
         return "unchanged", 0
@@ -125,13 +125,20 @@ def _foresee(inputs: Inputs, plan: PackPlan, outcomes: Sequence[ChunkOutcome]) -
             raise NonFiniteError(
                 "the difference to the base holds NaN or infinity", path=inputs.finetuned.path, tensor=tensor.name, hint=hint
             )
-        return "stored", _stored_bytes(inputs, tensor.name, 0, tensor.numel)
+        return _kept_whole(inputs, plan)
     terms = [outcome.term for outcome in outcomes if outcome.term is not None]
     size = _scaled(terms, plan.common, Layout(plan.common, len(terms[0].streams) if terms else 1, has_counts=True))
     if size >= plan.common * tensor.dtype.itemsize:
-        return "stored", _stored_bytes(inputs, tensor.name, 0, tensor.numel)
+        return _kept_whole(inputs, plan)
     kind = "delta" if tensor.shape == plan.base.shape else "grown" if tensor.numel > plan.base.numel else "shrunk"
     return kind, size + _stored_bytes(inputs, tensor.name, plan.common, tensor.numel)
+
+
+def _kept_whole(inputs: Inputs, plan: DeltaPlan) -> tuple[str, int]:
+    """Return kind and bytes of a tensor that turns out to be no difference that is worth storing."""
+    whole = plan_whole(inputs.base, inputs.finetuned, plan.tensor, plan.base, inputs.asked.recipe)
+    sample = encode_chunk(inputs.base, inputs.finetuned, whole, 0, Buffers()).whole
+    return whole.entry.kind, _scaled([sample], plan.tensor.numel, stored_layout(plan.tensor.numel))
 
 
 def _scaled(sampled: Sequence[StoredChunk | None], numel: int, layout: Layout) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from deltapack.checking import as_number
 from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, settings_of
 from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
 from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
@@ -18,16 +19,11 @@ from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
 __all__ = [
     "DENSE",
     "INDEX_CHOICES",
-    "OF_VECTORS",
-    "SETTINGS",
     "SPARSIFY_CHOICES",
     "USUAL_FIDELITY",
     "VALUE_CHOICES",
-    "Override",
     "Recipe",
     "TensorRecipe",
-    "parse_override",
-    "settings_of",
 ]
 
 VALUE_CHOICES = ("auto", *VALUE_CODECS)
@@ -73,23 +69,6 @@ class TensorRecipe:
 
 
 @dataclass(frozen=True)
-class Override:
-    """Other settings for tensors whose whole name matches `pattern`; `None` leaves a setting as it is.
-
-    `role` takes one of `deltapack.packing.roles.SETTABLE`. Of a vector only `values` and `rescale` can be set unless it is made a weight,
-    of an exact tensor nothing but its role.
-    """
-
-    pattern: str
-    drop_rate: float | None = None
-    values: str | None = None
-    index: str | None = None
-    rescale: float | None = None
-    sparsify: str | None = None
-    role: str | None = None
-
-
-@dataclass(frozen=True)
 class Recipe:
     """How to compress.
 
@@ -114,6 +93,8 @@ class Recipe:
         gamma: For `"breadcrumbs"`, share of the largest elements to drop; 0.01 unless given.
         fidelity: Noise that an `auto` value codec may add, as a share of the noise of dropping itself, up to 1; 0.05 unless given.
         non_finite: What to do with a tensor that holds NaN or Inf: `"error"` or `"store"` (whole).
+        exact: Whether nothing is lost: the result is the fine-tune, bit for bit; then no other setting means anything. Or a regular
+            expression (search): tensors that match come back bit for bit.
 
     Raises:
         RecipeError: A setting is out of range.
@@ -132,9 +113,11 @@ class Recipe:
     sparsify: str = "dare"
     epsilon: float | None = None
     gamma: float | None = None
+    exact: bool | str = False
 
     def __post_init__(self) -> None:
         _numbers(self)
+        _exact(self)
         keep_of_drop_rate(self.drop_rate)
         _choice("values", self.values, VALUE_CHOICES)
         _choice("index", self.index, INDEX_CHOICES)
@@ -150,13 +133,14 @@ class Recipe:
             if option.check is not None and getattr(self, option.name) is not None:
                 option.check(getattr(self, option.name))
         self._settled(self.sparsify, 1 - self.drop_rate)
-        for pattern in (self.include, self.exclude, *(override.pattern for override in self.overrides)):
+        exact = self.exact if isinstance(self.exact, str) else None
+        for pattern in (self.include, self.exclude, exact, *(override.pattern for override in self.overrides)):
             _regex(pattern)
         for override in self.overrides:
             # A Recipe of the same settings checks their ranges.
             named = dict(settings_of(override))
             _choice("role", named.pop("role", SETTABLE[0]), SETTABLE)
-            replace(self, overrides=(), include=None, exclude=None, **named)
+            replace(self, overrides=(), include=None, exclude=None, exact=False, **named)
 
     @property
     def noise_share(self) -> float:
@@ -171,7 +155,8 @@ class Recipe:
                 named |= settings_of(override)
         skipped = self.include is not None and not re.search(self.include, name)
         excluded = self.exclude is not None and bool(re.search(self.exclude, name))
-        asked = "exact" if skipped or excluded else named.pop("role", role)
+        exact = self.exact is True or (isinstance(self.exact, str) and bool(re.search(self.exact, name)))
+        asked = "exact" if skipped or excluded or exact else named.pop("role", role)
         role = role if role == "integer" and asked != "exact" else asked
         route = ROLES[role].route
         usual = {key: getattr(self, key) for key in _OF_WEIGHTS}
@@ -188,6 +173,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a pack states it: strings and integers only."""
+        if self.exact is True:
+            return {"method": "exact"}
         out: dict[str, Any] = {
             "method": self.sparsify,
             "drop_rate": repr(float(self.drop_rate)),
@@ -197,6 +184,7 @@ class Recipe:
             "seed": str(self.seed),
             "include": self.include,
             "exclude": self.exclude,
+            "exact": self.exact or None,
             "fidelity": repr(float(self.noise_share)),
             **{name: repr(float(value)) for name, value in self._settled(self.sparsify, 1 - self.drop_rate).items()},
             "overrides": [
@@ -211,50 +199,10 @@ class Recipe:
         return method.settled(density, {option.name: getattr(self, option.name) for option in method.options})
 
 
-def parse_override(text: str) -> Override:
-    """Parse an expression and settings.
-
-    >>> parse_override(".*lm_head.*:drop-rate=0.5,values=bf16")
-    Override(pattern='.*lm_head.*', drop_rate=0.5, values='bf16', index=None, rescale=None, sparsify=None, role=None)
-
-    Raises:
-        RecipeError: The text is not of this form.
-    """
-    pattern, colon, settings = text.rpartition(":")
-    found: dict[str, Any] = {}
-    for setting in settings.split(","):
-        key, equals, value = setting.partition("=")
-        name = key.strip().replace("-", "_")
-        if colon and equals and name not in SETTINGS:
-            known = [setting.replace("_", "-") for setting in SETTINGS]
-            hint = did_you_mean(name, known)
-            raise RecipeError("an override has no such setting", expected=f"one of {', '.join(known)}", found=key.strip(), hint=hint)
-        if not colon or not equals:
-            expected = "REGEX:drop-rate=0.5,values=bf16,index=gaps,rescale=2,sparsify=dare,role=weight"
-            raise RecipeError("cannot read an override", expected=expected, found=text)
-        try:
-            found[name] = float(value) if name in ("drop_rate", "rescale") else value.strip()
-        except ValueError as error:
-            raise RecipeError(f"{key} is not a number", found=value) from error
-    return Override(pattern, **found)
-
-
-SETTINGS = ("drop_rate", "values", "index", "rescale", "sparsify", "role")
-"""What an override may set."""
-
-OF_VECTORS = ("values", "rescale")
-"""What it may set of a tensor whose difference is kept whole."""
-
 _OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
 _ALL_OF_IT = {"drop_rate": 0.0, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
 _FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
 USUAL_FIDELITY = 0.05
-
-
-def settings_of(override: Override) -> Mapping[str, Any]:
-    """Return what an override sets."""
-    pairs = {key: getattr(override, key) for key in SETTINGS}
-    return {key: value for key, value in pairs.items() if value is not None}
 
 
 def _numbers(recipe: Recipe) -> None:
@@ -267,6 +215,20 @@ def _numbers(recipe: Recipe) -> None:
     if not isinstance(found, (tuple, list)) or not all(isinstance(override, Override) for override in found):
         hint = 'Write (deltapack.Override("REGEX", drop_rate=0.5),).'
         raise RecipeError("overrides is not a tuple of Override", found=repr(found)[:60], hint=hint)
+
+
+def _exact(recipe: Recipe) -> None:
+    """Require that `exact` is one of its two kinds, and that nothing is asked of what is lost where nothing is."""
+    if not isinstance(recipe.exact, (bool, str)) or recipe.exact == "":
+        expected = "True, or a regular expression such as 'lm_head'"
+        raise RecipeError("exact is neither a bool nor a regular expression", expected=expected, found=repr(recipe.exact)[:60])
+    if recipe.exact is not True:
+        return
+    asked = [field.name for field in fields(recipe) if field.name != "exact" and getattr(recipe, field.name) != field.default]
+    if asked:
+        name = asked[0].replace("_", "-")
+        hint = "Leave it out, or name the tensors that must be exact: --exact REGEX."
+        raise RecipeError(f"{name} does nothing where all is exact", expected="exact alone", found=f"exact and {name}", hint=hint)
 
 
 def _choice(name: str, value: str, choices: Collection[str]) -> None:

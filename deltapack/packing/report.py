@@ -32,12 +32,12 @@ def compress_report(
 ) -> CompressReport:
     """Sum up a finished compression."""
     files = sum(file.blob.length for file in index.files or () if file.blob is not None)
-    parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0} | dict(split)
+    parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0, "exact": 0} | dict(split)
     parts["tables"] += sum(entry.digests.length for entry in index.entries if entry.digests is not None)
     parts |= {"files": files, "header": pack_bytes - sum(parts.values()) - files}
     changed = [entry for entry in index.entries if entry.terms]
     elements = sum(entry.common for entry in changed)
-    counted = pack_bytes - parts["stored"] - files
+    counted = pack_bytes - parts["stored"] - parts["exact"] - files
     worst = sorted(
         ((entry.name, float(entry.stats.max_abs)) for entry in changed if entry.stats is not None),
         key=lambda row: (-row[1], row[0]),

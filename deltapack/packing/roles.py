@@ -39,8 +39,7 @@ class Role:
     Attributes:
         name: Its name.
         text: Which tensors, and what becomes of their change, for people.
-        route: `"drop"`: what a sparsifier keeps of the difference; `"difference"`: all of it; `"exact"`: stored whole, bit for bit,
-            where it is not the base's.
+        route: `"drop"`: what a sparsifier keeps of the difference; `"difference"`: all of it; `"exact"`: it comes back bit for bit.
     """
 
     name: str

@@ -154,7 +154,7 @@ def inspect_pack(path: str | Path) -> PackSummary:
     tensors = tuple(_tensor(entry, roles.get(entry.name)) for entry in index.entries)
     split = _split(index, pack_bytes)
     elements = sum(tensor.elements for tensor in tensors)
-    counted = pack_bytes - split["stored"] - split["files"]
+    counted = pack_bytes - split["stored"] - split["exact"] - split["files"]
     deltas = [tensor.max_abs_delta for tensor in tensors if tensor.max_abs_delta is not None]
     return PackSummary(
         path=Path(path),
@@ -211,6 +211,7 @@ def _split(index: Index, pack_bytes: int) -> dict[str, int]:
     parts = {
         "terms": sum(term.blob.length for entry in entries for term in entry.terms),
         "stored": sum(entry.stored.length for entry in entries if entry.stored is not None),
+        "exact": sum(step.blob.length for entry in entries for step in entry.exact) + sum(blob.length for blob in index.tables),
         "digests": sum(entry.digests.length for entry in entries if entry.digests is not None),
         "files": sum(file.blob.length for file in index.files or () if file.blob is not None),
     }

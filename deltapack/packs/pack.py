@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
@@ -150,7 +151,7 @@ class PackEntry:
 
     @property
     def kind(self) -> str:
-        """One of delta, unchanged, stored, grown, shrunk, removed, alias."""
+        """One of delta, unchanged, exact, stored, grown, shrunk, removed, alias."""
         return self.entry.kind
 
     @property
@@ -181,7 +182,7 @@ class PackEntry:
             RecipeError: The entry is no difference (stored, removed or alias).
         """
         if self.kind not in ("delta", "unchanged", "grown", "shrunk"):
-            hint = "Use to_dense() for stored tensors."
+            hint = "Use to_dense() for stored tensors, deltapack.apply for those that are coded exactly after a base's."
             raise RecipeError(f"a tensor of kind {self.kind} has no difference", tensor=self.name, hint=hint)
         entry, parts = self.entry, []
         blobs = [(term, term_chunks(self._reader, entry, term)) for term in entry.terms]
@@ -201,8 +202,10 @@ class PackEntry:
 
         Raises:
             FormatError: The pack is damaged.
-            RecipeError: The tensor is removed or an alias.
+            RecipeError: The tensor is removed or an alias, or coded exactly after the base's, which is not at hand here.
         """
+        if self.kind == "exact" and self.entry.partner is None:
+            return ExactTensor.of(self._reader, self.entry).read(0, self.entry.numel).reshape(self.shape)
         if self.kind == "stored" and self.entry.stored is not None:
             return self._rows(self.entry.stored).reshape(self.shape)
         positions, values = self.to_sparse()

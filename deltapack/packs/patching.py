@@ -11,6 +11,7 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack.codecs.chunk import LoadedChunks, TermChunks, add_term_chunk, decode_term_chunk, load_term_chunks, term_chunks
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.composing.basecheck import wrong_base, wrong_result
 from deltapack.composing.weighted import WeightedPack
@@ -73,6 +74,10 @@ def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob
         yield term, term_chunks(reader, entry, term)
 
 
+def _exact(reader: PackReader, entry: Entry) -> ExactTensor | None:
+    return ExactTensor.of(reader, entry) if entry.kind == "exact" else None
+
+
 @dataclass(frozen=True)
 class _Held:
     """A tensor of the state: what the pack says of it, the base tensor that it must be, its elements in memory, flat."""
@@ -84,11 +89,12 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Patch:
-    """One tensor that changes: what to add and the factors of that."""
+    """One tensor that changes: what to add and the factors of that, or what it becomes."""
 
     held: _Held
     terms: Terms
     factors: tuple[np.float32, ...]
+    exact: ExactTensor | None = None
 
 
 def _add_to(
@@ -110,9 +116,9 @@ def _add_to(
     # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
     _check_base([held for held in tensors if verify or held.base.arranged is not None], reader.path, count)
     patches = [
-        _Patch(held, terms[held.entry.name], tuple(pack.factor(term, weight) for term in held.entry.terms))
+        _Patch(held, terms[held.entry.name], tuple(pack.factor(term, weight) for term in held.entry.terms), _exact(reader, held.entry))
         for held in tensors
-        if held.entry.kind == "delta" and held.entry.terms
+        if held.entry.partner is not None or (held.entry.kind == "delta" and held.entry.terms)
     ]
     tasks = [(patch, chunk) for patch in patches for chunk in range(chunk_count(patch.held.entry.numel))]
     digests = [b""] * len(tasks) if verify and pack.is_plain else None
@@ -128,6 +134,8 @@ def _add_to(
     for entry in reader.index.entries:
         if entry.kind == "stored" and entry.stored is not None:
             state[entry.name] = decode_stored(stored_chunks(reader, entry, entry.stored), entry.dtype).reshape(entry.shape)
+        elif entry.kind == "exact" and entry.partner is None:
+            state[entry.name] = ExactTensor.of(reader, entry).read(0, entry.numel).reshape(entry.shape)
         elif entry.kind == "removed":
             state.pop(entry.name, None)
     if digests is not None:
@@ -141,6 +149,9 @@ def _add_to(
 def _add_chunk(patch: _Patch, chunk: int, elements: Elements, buffers: Buffers) -> None:
     """Add all terms of a tensor to the elements of one of its chunks."""
     dtype, scratch = patch.held.entry.dtype, buffers.scratch(len(elements))
+    if patch.exact is not None:
+        elements[:] = patch.exact.part(chunk, elements, dtype)
+        return
     if len(patch.terms) == 1:
         ((term, chunks),) = patch.terms
         add_term_chunk(chunks, term, chunk, patch.factors[0], elements, dtype, next(scratch))
@@ -158,11 +169,12 @@ def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, w
         RecipeError: It cannot be changed in place.
     """
     name = entry.name
-    if entry.kind in ("grown", "shrunk") or (entry.kind == "delta" and base.dtype != entry.dtype) or base.name != name:
+    moved = (base.dtype, base.shape) != (entry.dtype, entry.shape) and (entry.kind == "delta" or entry.partner is not None)
+    if entry.kind in ("grown", "shrunk") or moved or base.name != name:
         what = f"a tensor of kind {entry.kind} changes its shape, type or name and cannot be patched in place"
         raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
-    if entry.kind == "stored" and weight != 1 and base.dtype.is_delta and base.shape == entry.shape:
-        what = "a tensor that is stored whole cannot be weighted in place"
+    if entry.kind in ("exact", "stored") and weight != 1 and base.dtype.is_delta and base.shape == entry.shape:
+        what = "a tensor that is stored whole or coded exactly cannot be weighted in place"
         raise RecipeError(what, path=path, tensor=name, hint="Use deltapack.apply.")
     array = _array_of(state.get(name))
     if array is None or array.shape != base.dtype.torch_shape(base.shape) or array.dtype != np.dtype(base.dtype.storage):
@@ -175,7 +187,7 @@ def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, w
             rule="R11",
             hint="" if base.arranged is None else f"{name!r} is made of {_made_of(base.arranged)}: hold it so, or use deltapack.apply.",
         )
-    if entry.terms and not (array.flags.c_contiguous and array.flags.writeable):
+    if (entry.terms or entry.partner is not None) and not (array.flags.c_contiguous and array.flags.writeable):
         raise RecipeError("the tensor is not contiguous or not writable", path=path, tensor=name, hint="Give a contiguous copy.")
     return array.reshape(-1)
 

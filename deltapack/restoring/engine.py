@@ -166,7 +166,7 @@ def restore_chunk(base: BaseElements, job: TensorJob, chunk: int, buffers: Buffe
 
     The elements are valid until the thread restores its next chunk with the same `buffers`.
     """
-    start, digest, parts = chunk * CHUNK, None, []
+    start, digest, parts, common = chunk * CHUNK, None, [], np.zeros(0, job.dtype.storage)
     if isinstance(job.source, FromBase) and start < job.source.base.numel:
         held = job.source.base
         elements = buffers.take("base", held.dtype.storage, min(start + CHUNK, held.numel) - start)
@@ -174,9 +174,12 @@ def restore_chunk(base: BaseElements, job: TensorJob, chunk: int, buffers: Buffe
         # Now, as terms are added in place.
         digest = chunk_digest(elements) if base_digest else None
         common = elements[: max(0, job.common - start)]
-        if len(common):
+        if job.source.exact is None and len(common):
             parts.append(_combine(job.source, job.dtype, chunk, common, buffers))
     rows, stop = job.source.rows, min(start + CHUNK, job.numel)
+    if isinstance(job.source, FromBase) and job.source.exact is not None and start < stop:
+        exact = job.source.exact
+        parts.append(rounding.convert(exact.part(chunk, common, job.source.base.dtype), exact.dtype, job.dtype))
     if rows is not None and stop > max(start, rows.start):
         parts.append(rounding.convert(rows.read(max(start, rows.start), stop), rows.dtype, job.dtype))
     if not parts:

@@ -12,6 +12,7 @@ import numpy as np
 
 from deltapack.checkpoint import check_side_name, open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
+from deltapack.codecs.exact_entry import ExactTensor, exact_bytes
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_carried
@@ -96,7 +97,8 @@ def verify(
 
 def _chunk_count(entry: Entry) -> int:
     stored = chunk_count(entry.numel - entry.common) if entry.stored is not None else 0
-    return len(entry.terms) * chunk_count(entry.common) + stored
+    exact = len(entry.exact) if entry.partner is not None else min(1, len(entry.exact))
+    return len(entry.terms) * chunk_count(entry.common) + stored + exact * chunk_count(entry.numel)
 
 
 def _chunk_tasks(reader: PackReader, buffers: Buffers) -> Iterator[Callable[[], object]]:
@@ -106,6 +108,8 @@ def _chunk_tasks(reader: PackReader, buffers: Buffers) -> Iterator[Callable[[], 
             blob = term_chunks(reader, entry, term)
             for chunk in range(blob.layout.chunks):
                 yield partial(_decode_term, blob, term, chunk, buffers)
+        if entry.exact:
+            yield from _exact_tasks(ExactTensor.of(reader, entry), reader.chunk_digests(entry)[1])
         if entry.stored is not None:
             rows = StoredRows(reader, entry.stored, stored_chunks(reader, entry, entry.stored), entry.dtype, entry.common)
             digests = reader.chunk_digests(entry)[1]
@@ -113,11 +117,21 @@ def _chunk_tasks(reader: PackReader, buffers: Buffers) -> Iterator[Callable[[], 
                 yield partial(_check_stored, rows, entry, digests, chunk)
 
 
+def _exact_tasks(exact: ExactTensor, digests: Sequence[bytes]) -> Iterator[Callable[[], object]]:
+    """Yield one check of each chunk of each step: its bytes where it starts from the base, else the restored elements."""
+    entry = exact.entry
+    for chunk in range(chunk_count(entry.numel)):
+        if entry.partner is None:
+            yield partial(_check_stored, exact, entry, digests, chunk)
+        else:
+            yield from (partial(exact_bytes, blob, chunk, entry.dtype) for blob in exact.blobs)
+
+
 def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
     decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
 
 
-def _check_stored(rows: StoredRows, entry: Entry, digests: Sequence[bytes], chunk: int) -> None:
+def _check_stored(rows: StoredRows | ExactTensor, entry: Entry, digests: Sequence[bytes], chunk: int) -> None:
     """Decode a stored chunk, and compare what ends in it of the result's chunks: those that hold no element of the base.
 
     Args:

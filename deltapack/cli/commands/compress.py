@@ -22,15 +22,8 @@ from deltapack.cli.render import (
 )
 from deltapack.cli.types import Choice
 from deltapack.kinds import PACK_FILE
-from deltapack.packing.recipe import (
-    DENSE,
-    INDEX_CHOICES,
-    SETTINGS,
-    SPARSIFY_CHOICES,
-    VALUE_CHOICES,
-    Recipe,
-    parse_override,
-)
+from deltapack.packing.overrides import SETTINGS, parse_override
+from deltapack.packing.recipe import DENSE, INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe
 from deltapack.packing.roles import SETTABLE
 
 if TYPE_CHECKING:
@@ -46,6 +39,7 @@ PARTS = {
     "scales": "scales",
     "tables": "tables and digests",
     "stored": "stored tensors",
+    "exact": "exact tensors",
     "files": "side files",
     "header": "header and index of the file",
 }
@@ -73,6 +67,8 @@ def _sparsify_options(command: Command) -> Command:
     return command
 
 
+ALL = ".*"
+"""What `--exact` means without an expression."""
 _DROPS = "; ".join(f"{row.name} {row.text}" for row in SPARSIFY_CHOICES.values())
 _RANDOM = " and ".join(row.name for row in SPARSIFY_CHOICES.values() if row.random)
 
@@ -115,6 +111,13 @@ def _rescaled(how: str) -> str:
     metavar="FACTOR",
     help=f"Factor for kept values; unless given, 1 / (1 - rate) for {_rescaled('rate')}, one over the probability of each element for "
     f"{_rescaled('element')}, 1 for others.",
+)
+@click.option(
+    "--exact",
+    is_flag=False,
+    flag_value=ALL,
+    metavar="[REGEX]",
+    help="Lose nothing: the restored checkpoint is FINETUNED byte for byte. With REGEX: tensors whose name has a match, bit for bit.",
 )
 @click.option("--seed", type=int, default=Recipe.seed, show_default=True, metavar="N", help="Another seed drops other elements.")
 @click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")
@@ -178,6 +181,7 @@ def command(
     values: str,
     index: str,
     rescale: float | None,
+    exact: str | None,
     seed: int,
     include: str | None,
     exclude: str | None,
@@ -215,6 +219,7 @@ def command(
         overrides=tuple(map(parse_override, overrides)),
         fidelity=fidelity,
         non_finite=non_finite,
+        exact=True if exact == ALL else exact or False,
         **of_sparsifiers,
     )
     how: dict[str, Any] = {

@@ -17,6 +17,7 @@ __all__ = ["command"]
 PARTS = {
     "terms": "deltas",
     "stored": "stored tensors",
+    "exact": "exact tensors",
     "digests": "digests",
     "files": "side files",
     "header": "header and index of the file",
