@@ -24,10 +24,11 @@ from deltapack.checkpoint.metadata import PLAIN, Strings, of_file
 from deltapack.checkpoint.safetensors import header_bytes, parse_head
 from deltapack.checkpoint.tensors import Layout, ParsedFile, TensorInfo
 from deltapack.errors import CheckpointError, FormatError, LimitError, UnsupportedError
+from deltapack.format.containers import is_index_of_shards
 from deltapack.format.folders import folder_of
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["BARE", "Head", "is_index", "new_head", "new_indices", "read_head", "read_heads", "shards_of_heads", "sources_of_heads"]
+__all__ = ["BARE", "Head", "new_head", "new_indices", "read_head", "read_heads", "shards_of_heads", "sources_of_heads"]
 
 BARE = "model.safetensors"
 """Under which name the head of a checkpoint goes that is one file: what that is called is no part of it."""
@@ -40,11 +41,6 @@ class Head:
 
     name: str
     data: bytes
-
-
-def is_index(name: str) -> bool:
-    """Whether a head of this name is that of an index of shards."""
-    return name.endswith(".index.json")
 
 
 def sources_of_heads(places: Sequence[Location], parsed: Sequence[Sequence[ParsedFile]], is_folder: bool) -> dict[str, ReadFile | Path]:
@@ -125,7 +121,7 @@ def shards_of_heads(
     wanted = {tensor.name: tensor for tensor in tensors}
     shards, infos = list[Shard](), dict[str, TensorInfo]()
     for head in heads:
-        if is_index(head.name):
+        if is_index_of_shards(head.name):
             continue
         with _as_format_error(head.name, path):
             shard, own = _shard_of(head, wanted, folders, limits)
@@ -137,7 +133,7 @@ def shards_of_heads(
     missing = next((name for name in wanted if name not in infos), None)
     if missing is not None:
         raise FormatError("no head of a weight file speaks of a tensor", path=path, tensor=missing, rule="R9")
-    indices = [head for head in heads if is_index(head.name)]
+    indices = [head for head in heads if is_index_of_shards(head.name)]
     for prefix in dict.fromkeys(_split(head.name)[0] for head in heads):
         own_indices = [head for head in indices if _split(head.name)[0] == prefix]
         files = tuple(sorted(shard.file for shard in shards if shard.prefix == prefix))

@@ -9,15 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checking import as_count, as_path
-from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, Shard, open_checkpoint, open_writer, parse_size, plan_shards
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.containers import WeightFiles, restored_files
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import RecipeError
+from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
@@ -27,7 +29,7 @@ from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
-from deltapack.restoring.provenance import restored
+from deltapack.restoring.provenance import restored as own_metadata
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
@@ -52,7 +54,8 @@ def apply(
     """Restore the fine-tuned checkpoint from its base and a pack.
 
     Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
-    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well.
+    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well. A pack that holds the headers of the
+    fine-tune's weight files (`Recipe(exact=True)`) restores these files byte for byte, unless another result or layout is asked for.
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
@@ -83,7 +86,9 @@ def apply(
     with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted], dtype=options.dtype)
-        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=restored(weighted, composition, verify=verify))
+        own = own_metadata(weighted, composition, verify=verify)
+        files, told = _weight_files(base_ckpt, weighted, out, options)
+        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=own, files=files)
         jobs = composition.jobs
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
@@ -92,7 +97,29 @@ def apply(
             )
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes])
+
+
+def _weight_files(base: Checkpoint, pack: WeightedPack, out: Path, options: WriteOptions) -> tuple[WeightFiles | None, list[str]]:
+    """Return the weight files of the fine-tune where the pack knows them and they are what is asked for; and what to tell else.
+
+    Raises:
+        BaseMismatchError: A head that the pack leaves to the base, or refers to, is not there or another one.
+        FormatError: A head is damaged, or does not fit the tensors.
+    """
+    containers = pack.reader.index.containers
+    reasons = {
+        "another weight or rescale is asked for": not pack.is_plain,
+        "another dtype is asked for": options.dtype is not None,
+        "shards of another size are asked for": options.max_shard_bytes is not None,
+        "the output is one file": out.suffix == ".safetensors" and restored_weight_files(containers) > 1,
+    }
+    why = next((text for text, holds in reasons.items() if holds), None)
+    if not containers:
+        return None, []
+    if why is not None:
+        return None, [f"the weight files are not byte for byte those of the fine-tune, which the pack could restore: {why}"]
+    return restored_files(pack.reader, base.head, base.path), []
 
 
 def changed_statistics(index: Index) -> list[str]:
@@ -147,23 +174,18 @@ def write_checkpoint(
     options: WriteOptions,
     own_files: Mapping[str, bytes] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({}),
+    files: WeightFiles | None = None,
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
     `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
-    tensors besides those that `result_metadata` composes.
+    tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin.
     """
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
         check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
-    shards = plan_shards(
-        [(job.name, job.dtype, job.shape) for job in jobs],
-        like=base.weight_shards(),
-        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
-        max_shard_size=options.max_shard_bytes,
-        folders=composition.folders,
-    )
+    shards, indices = (_like_base(base, composition, options), None) if files is None else files
     with open_writer(
         out,
         shards,
@@ -172,6 +194,7 @@ def write_checkpoint(
         aliases=composition.aliases,
         metadata=result_metadata(base, composition.metadata, composition.folders, metadata),
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
+        indices=indices,
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
         with closing(restoring) as tensors:
@@ -189,6 +212,18 @@ def write_checkpoint(
             return [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
+
+
+def _like_base(base: Checkpoint, composition: Composition, options: WriteOptions) -> list[Shard]:
+    """Return the weight files of a result that are laid out as the base's are, or as the options say."""
+    jobs = composition.jobs
+    return plan_shards(
+        [(job.name, job.dtype, job.shape) for job in jobs],
+        like=base.weight_shards(),
+        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
+        max_shard_size=options.max_shard_bytes,
+        folders=composition.folders,
+    )
 
 
 def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:
