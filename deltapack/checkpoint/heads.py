@@ -24,8 +24,7 @@ from deltapack.checkpoint.metadata import PLAIN, Strings, of_file
 from deltapack.checkpoint.safetensors import header_bytes, parse_head
 from deltapack.checkpoint.tensors import Layout, ParsedFile, TensorInfo
 from deltapack.errors import CheckpointError, FormatError, LimitError, UnsupportedError
-from deltapack.format.containers import is_index_of_shards
-from deltapack.format.folders import folder_of
+from deltapack.format.folders import folder_of, is_index_of_shards
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["BARE", "Head", "new_head", "new_indices", "read_head", "read_heads", "shards_of_heads", "sources_of_heads"]

@@ -17,7 +17,7 @@ from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
 from deltapack.checkpoint.heads import Head, new_head, new_indices
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
-from deltapack.checkpoint.manifest import MANIFEST, manifest_of
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
 from deltapack.checkpoint.metadata import Strings
 from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
@@ -233,7 +233,8 @@ class FileWriter(_Writer):
         self._create_shard(self._temporary, self._shards[0])
 
     def _commit(self) -> None:
-        check_output(self.out, folder=False, force=self._force)
+        if not (self._shards[0].head and self._force and same_bytes(self.out, self._temporary)):  # else nothing is lost
+            check_output(self.out, folder=False, force=self._force)
         os.replace(self._temporary, self.out)
         fsync_folder(self.out.parent)
 
@@ -277,14 +278,14 @@ def open_writer(
     out = Path(out)
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
-    check_output(out, folder=not single, force=force, unlisted=True)
+    alone = shards[0].head if len(shards) == 1 else b""
+    check_output(out, folder=not single, force=force, unlisted=True, head=alone)
     tied = dict(aliases or {})
     if single:
         folders = sorted({shard.prefix for shard in shards} - {""})
         if folders:
             hint = "Name a folder, without .safetensors."
             raise RecipeError("one file cannot hold weights of sub-folders", path=out, found=", ".join(folders), hint=hint)
-        alone = len(shards) == 1 and shards[0].head
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
         whole = shards if alone else plan_shards(tensors)
         writer: FolderWriter | FileWriter = FileWriter(out, whole, (), tied, metadata, force, 0)

@@ -8,18 +8,14 @@ from typing import Any
 from deltapack.errors import FormatError, LimitError
 from deltapack.format.fields import blob_ref, check_keys, count, hexadecimal, sorted_unique, typed
 from deltapack.format.fileparsing import check_path
+from deltapack.format.folders import is_index_of_shards
 from deltapack.format.index import FileEntry
 from deltapack.limits import Limits
 
-__all__ = ["CONTAINERS", "check_containers", "check_head_name", "is_index_of_shards", "parse_containers", "restored_weight_files"]
+__all__ = ["CONTAINERS", "check_containers", "check_head_name", "parse_containers", "restored_weight_files"]
 
 CONTAINERS = "containers"
 """The required feature of a pack that has heads of weight files."""
-
-
-def is_index_of_shards(name: str) -> bool:
-    """Whether a head of this name is that of an index of shards, which is the whole file, and not of a safetensors file."""
-    return name.endswith(".index.json")
 
 
 def restored_weight_files(containers: Sequence[FileEntry]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.headers import RawSafetensors
 from deltapack.checkpoint import Checkpoint, Head, Shard, open_checkpoint, open_writer, plan_shards, shards_of_heads
 from deltapack.checkpoint.heads import BARE
 from deltapack.dtypes import BY_NAME
-from deltapack.errors import CheckpointError, FormatError, LimitError
+from deltapack.errors import CheckpointError, FormatError, LimitError, OutputError
 from deltapack.limits import Limits
 
 F32 = BY_NAME["f32"]
@@ -242,6 +243,24 @@ def test_a_head_in_a_folder_that_is_none_or_another() -> None:
             shards_for([head_of(rows, "f/model.safetensors")], wanted, folders=folders)
     with pytest.raises(LimitError):
         shards_for([head_of(GOOD)], limits=Limits(header_bytes=20))
+
+
+def test_the_same_file_may_be_written_again_and_another_is_kept(raw_safetensors: RawSafetensors, tmp_path: Path) -> None:
+    path, out = raw_safetensors(header(ODD), bytes(range(59)), "in.safetensors"), tmp_path / "out.safetensors"
+    with open_checkpoint(path) as source:
+        shards, _ = shards_of_heads(source.heads(), source.tensors.values(), path=path)
+        for spoil, force in ((0, True), (1, True), (0, False)):
+            data = path.read_bytes()
+            out.write_bytes(data[:-1] + bytes([data[-1] ^ spoil]))
+            before = out.read_bytes()
+            expected = nullcontext() if force and not spoil else pytest.raises(OutputError, match="did not write" if force else "exists")
+            with expected, open_writer(out, shards, force=force) as writer:
+                for name in source.tensors:
+                    writer.write(name, 0, source.read(name))
+            assert out.read_bytes() == before
+    out.write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    with pytest.raises(OutputError, match="did not write"), open_writer(out, shards, force=True):
+        raise AssertionError("refused before anything is read")
 
 
 def test_missing_elements_are_still_an_error(tmp_path: Path) -> None:

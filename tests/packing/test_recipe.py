@@ -11,8 +11,8 @@ import pytest
 from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
-from deltapack.packing.planning import _AUTO_ORDER
 from deltapack.packing.overrides import Override, parse_override
+from deltapack.packing.planning import _AUTO_ORDER
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe
 
 
