@@ -15,7 +15,8 @@ __all__ = ["decode_exact"]
 TILE, BLOCK = 65_536, 128
 LEAST_STATE = 1 << 15
 MAX_TABLE, MAX_RAW_BITS = 1 << 15, 62
-EQUAL, PLANES, DENSE, SPARSE = range(4)
+EQUAL, PLANES, DENSE, SPARSE, SHARED = range(5)
+LANES = (1, 4, 8, 32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,28 +121,38 @@ class Reader:
         need(self.at == len(self.data), "R9", "bytes are left over")
 
 
-def decode_exact(data: bytes, base: bytes | None, dtype: str, itemsize: int, length: int) -> bytes:
+class Given(NamedTuple):
+    """What a chunk is decoded with: its numbers' kind, and the shared tables, the first being number 0."""
+
+    kind: Numbers
+    tables: list[bytes]
+
+
+def decode_exact(data: bytes, base: bytes | None, dtype: str, itemsize: int, length: int, tables: list[bytes]) -> bytes:
     """The elements of a chunk, from those of the base at the same places, if there are any; all as little-endian bytes."""
     kind, reader = FLOATS.get(dtype) or OTHERS[itemsize], Reader(data)
     size = kind.width // 8
     before = None if base is None else [int.from_bytes(base[at : at + size], "little") for at in range(0, len(base), size)]
     count = length * itemsize // size
-    result = decode_form(reader, before, count, kind, (EQUAL, PLANES, DENSE, SPARSE)) if count else []
+    result = decode_form(reader, before, count, Given(kind, tables), (EQUAL, PLANES, DENSE, SPARSE, SHARED)) if count else []
     reader.end()
     return b"".join(number.to_bytes(size, "little") for number in result)
 
 
-def decode_form(reader: Reader, base: list[int] | None, count: int, kind: Numbers, forms: tuple[int, ...]) -> list[int]:
+def decode_form(reader: Reader, base: list[int] | None, count: int, given: Given, forms: tuple[int, ...]) -> list[int]:
     """Numbers in one of these forms."""
     form = reader.byte()
     need(form in forms, "R9", f"form {form}")
     if form == PLANES:
-        return decode_planes(reader, base, count, kind)
+        return decode_planes(reader, base, count, given.kind)
     need(base is not None, "R9", "there is no base")
     assert base is not None
     if form == EQUAL:
         return base
-    return decode_dense(reader, base, kind) if form == DENSE else decode_sparse(reader, base, kind)
+    if form == SPARSE:
+        return decode_sparse(reader, base, given)
+    table = shared_table(reader, given) if form == SHARED else read_table(reader.stream(1, MAX_TABLE), given.kind)
+    return decode_dense(reader, base, table, given.kind)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,9 +160,18 @@ def decode_form(reader: Reader, base: list[int] | None, count: int, kind: Number
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def decode_dense(reader: Reader, base: list[int], kind: Numbers) -> list[int]:
+def shared_table(reader: Reader, given: Given) -> Table:
+    """The shared table that a chunk names, with the lanes that it names."""
+    number, lanes = divmod(reader.varint((1 << 64) - 1), 4)
+    need(number < len(given.tables), "R9", f"there is no shared table {number}")
+    blob = Reader(given.tables[number])
+    raw = blob.stream(1, MAX_TABLE)
+    blob.end()
+    return read_table(raw, given.kind)._replace(lanes=LANES[lanes])
+
+
+def decode_dense(reader: Reader, base: list[int], table: Table, kind: Numbers) -> list[int]:
     """As many numbers as the base has."""
-    table = read_table(reader.stream(1, MAX_TABLE), kind)
     blocks = -(-len(base) // BLOCK)
     classes = reader.stream(blocks, blocks) if len(table.starts) == 2 else bytes(blocks)
     need(max(classes) <= 1, "R9", "no such class")
@@ -217,7 +237,7 @@ def read_table(raw: bytes, kind: Numbers) -> Table:
     reader = Reader(raw)
     precision, lanes, flags = reader.byte(), reader.byte(), reader.byte()
     need(precision in (10, 11, 12), "R9", f"precision {precision}")
-    need(lanes in (4, 8, 32), "R9", f"{lanes} lanes")
+    need(lanes in LANES, "R9", f"{lanes} lanes")
     need(flags < 4, "R9", f"flags {flags}")
     need(not flags & 2 or kind.far, "R9", "far symbols")
     far = reader.byte() if flags & 2 else None
@@ -347,39 +367,35 @@ def decode_plane(reader: Reader, count: int, last_mode: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def decode_sparse(reader: Reader, base: list[int], kind: Numbers) -> list[int]:
+def decode_sparse(reader: Reader, base: list[int], given: Given) -> list[int]:
     """As many numbers as the base has."""
     shift = reader.byte()
     need(1 <= shift <= 15, "R9", f"shift {shift}")
-    lengths = [min(TILE, len(base) - start) for start in range(0, len(base), TILE)]
-    counts = [reader.varint(length) for length in lengths]
-    need(any(counts), "R9", "no number is given anew")
-    places = read_gaps(reader, shift, counts, lengths)
-    given = decode_form(reader, [base[place] for place in places], len(places), kind, (PLANES, DENSE))
+    count = reader.varint(len(base))
+    need(count >= 1, "R9", "no number is given anew")
+    places = read_gaps(reader, shift, count, len(base))
+    anew = decode_form(reader, [base[place] for place in places], count, given, (PLANES, DENSE, SHARED))
     result = list(base)
-    for place, number in zip(places, given, strict=True):
+    for place, number in zip(places, anew, strict=True):
         result[place] = number
     return result
 
 
-def read_gaps(reader: Reader, shift: int, counts: list[int], lengths: list[int]) -> list[int]:
-    """Section `gaps` of index.md: positions in the chunk."""
-    total = sum(counts)
-    low_bytes, most = -(-total * shift // 8), total + sum(length >> shift for length in lengths)
+def read_gaps(reader: Reader, shift: int, count: int, length: int) -> list[int]:
+    """Section `gaps` of index.md, with one tile: positions in the chunk."""
+    low_bytes, most = -(-count * shift // 8), count + (length >> shift)
     size = reader.varint(low_bytes + -(-most // 8))
-    need(size >= low_bytes + -(-total // 8), "R9", "the gaps are too short")
+    need(size >= low_bytes + -(-count // 8), "R9", "the gaps are too short")
     raw = reader.take(size)
     low, unary = int.from_bytes(raw[:low_bytes], "little"), int.from_bytes(raw[low_bytes:], "little")
-    need(low >> total * shift == 0, "R9", "unused bits of the gaps are set")
+    need(low >> count * shift == 0, "R9", "unused bits of the gaps are set")
     need(raw[-1] != 0, "R9", "unused bytes of the gaps")
-    need(unary.bit_count() == total, "R9", "another number of gaps")
-    places, number, at = [], 0, 0
-    for tile, (count, length) in enumerate(zip(counts, lengths, strict=True)):
-        cursor = 0
-        for _ in range(count):
-            zeros = (unary >> at & -(unary >> at)).bit_length() - 1
-            cursor += (zeros << shift) + (low >> number * shift & (1 << shift) - 1)
-            places.append(tile * TILE + cursor)
-            cursor, number, at = cursor + 1, number + 1, at + zeros + 1
-        need(cursor <= length, "R9", "a position outside its tile")
+    need(unary.bit_count() == count, "R9", "another number of gaps")
+    places, cursor, at = [], 0, 0
+    for number in range(count):
+        zeros = (unary >> at & -(unary >> at)).bit_length() - 1
+        cursor += (zeros << shift) + (low >> number * shift & (1 << shift) - 1)
+        places.append(cursor)
+        cursor, at = cursor + 1, at + zeros + 1
+    need(cursor <= length, "R9", "a position outside the chunk")
     return places

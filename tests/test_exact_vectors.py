@@ -22,6 +22,7 @@ from test_vectors import ROOT, VECTORS, reference
 
 from deltapack import kernels
 from deltapack.codecs.exact import decode_exact_chunk, encode_exact_chunk
+from deltapack.codecs.exact_tables import SharedTables
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
 from deltapack.kernels.exact_numbers import numbers_of
@@ -49,9 +50,13 @@ def load_decoder() -> ModuleType:
 DECODER = load_decoder()
 
 
+def tables_of(vector: dict[str, Any]) -> list[bytes]:
+    return [bytes.fromhex(table) for table in vector["tables"]]
+
+
 def by_spec(vector: dict[str, Any], decoder: ModuleType = DECODER) -> bytes:
     chunk, base = bytes.fromhex(vector["chunk"]), data_of(vector["base"])
-    found: bytes = decoder.decode_exact(chunk, base, vector["dtype"], vector["itemsize"], vector["length"])
+    found: bytes = decoder.decode_exact(chunk, base, vector["dtype"], vector["itemsize"], vector["length"], tables_of(vector))
     return found
 
 
@@ -59,7 +64,8 @@ def by_package(vector: dict[str, Any], backend: str) -> bytes:
     dtype, base = BY_NAME[vector["dtype"]], data_of(vector["base"])
     elements = None if base is None else np.frombuffer(base, dtype.storage)
     with mock.patch.object(kernels, "active", return_value=load(backend)):
-        return decode_exact_chunk(bytes.fromhex(vector["chunk"]), elements, dtype, vector["length"]).tobytes()
+        tables = SharedTables(tuple(tables_of(vector)))
+        return decode_exact_chunk(bytes.fromhex(vector["chunk"]), elements, dtype, vector["length"], tables).tobytes()
 
 
 DECODERS: dict[str, Decode] = {
@@ -93,7 +99,7 @@ def test_what_the_package_writes_is_read_by_the_specification(name: str) -> None
     for own in (base, None):
         given = None if own is None else np.frombuffer(own, dtype.storage)
         chunk = encode_exact_chunk(given, tuned, dtype)
-        assert DECODER.decode_exact(chunk, own, dtype.name, dtype.itemsize, len(tuned)) == result
+        assert DECODER.decode_exact(chunk, own, dtype.name, dtype.itemsize, len(tuned), []) == result
 
 
 Fault = tuple[str, int]
@@ -139,6 +145,8 @@ TWICE = {
     "table-stored-over-raw": "no frame is longer than what it holds: also R10",
     "varint-11-bytes": "what has eleven digits of zeros is also spelt too long",
     "frequenc*": "other sums are other slots, so other symbols",
+    "shared-blob-cut": "a byte that is missing is not there to be read",
+    "shared-number-over-64-bits": "there is no table of so large a number",
     "state-too-*": "another state is another symbol",
     "words-too-many": "more words than numbers can take are not used up",
     "raw-bits-too-many": "more bits than numbers can take are not used up",
@@ -186,7 +194,7 @@ def test_checks_are_found() -> None:
 
 def test_every_type_and_form_has_a_chunk() -> None:
     assert {vector["dtype"] for vector in VALID.values()} == BY_NAME.keys()
-    assert {int(vector["chunk"][:2], 16) for vector in VALID.values() if vector["chunk"]} == {0, 1, 2, 3}
+    assert {int(vector["chunk"][:2], 16) for vector in VALID.values() if vector["chunk"]} == {0, 1, 2, 3, 4}
 
 
 def test_numbers_are_those_of_the_page() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from deltapack import kernels
 from deltapack.codecs.exact_bytes import Cursor, need, write_stream
 from deltapack.codecs.exact_coding import Tiles, decode_symbols, lanes_for, read_tiles, write_tiles
-from deltapack.codecs.exact_table import MOST_RANGES, MOST_TABLE_BYTES, Table, read_table, write_table
+from deltapack.codecs.exact_table import LANES, MOST_RANGES, MOST_TABLE_BYTES, Table, read_table, write_table
+from deltapack.codecs.exact_tables import SharedTables
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.layout import BIT, EXACT_BLOCK, Bits, Bytes
 from deltapack.kernels.reference.exact_model import LOGARITHMS
 
-__all__ = ["decode_dense", "encode_dense"]
+__all__ = ["decode_dense", "decode_shared", "encode_dense"]
 
 _LEAST_FOR_CLASSES = 4096
 """Chunks of fewer numbers have neither classes nor staircases: nothing is won on them."""
@@ -117,14 +118,27 @@ def _frequencies(counts: NDArray[np.int64], precision: int) -> NDArray[np.int64]
     return kernels.active().frequencies_of(counts, precision)
 
 
+def decode_shared(cursor: Cursor, base: Bits, numbers: Numbers, tables: SharedTables) -> Bits:
+    """Decode as many numbers as the base has, with a table that is not in the chunk.
+
+    Raises:
+        FormatError: What the cursor reads is damaged, or there is no such table for such numbers (rules R8 to R10).
+    """
+    number, lanes = divmod(cursor.number((1 << 64) - 1, "the reference to a table"), len(LANES))
+    return _decode(cursor, base, numbers, replace(tables.table(number, numbers), lanes=LANES[lanes]))
+
+
 def decode_dense(cursor: Cursor, base: Bits, numbers: Numbers) -> Bits:
     """Decode as many numbers as the base has.
 
     Raises:
         FormatError: What the cursor reads is damaged (rules R8 to R10).
     """
+    return _decode(cursor, base, numbers, read_table(cursor.stream(1, MOST_TABLE_BYTES, "the table"), numbers))
+
+
+def _decode(cursor: Cursor, base: Bits, numbers: Numbers, table: Table) -> Bits:
     loops, blocks = kernels.active(), -(-len(base) // EXACT_BLOCK)
-    table = read_table(cursor.stream(1, MOST_TABLE_BYTES, "the table"), numbers)
     classes = np.zeros(blocks, np.uint8)
     if table.kinds == 2:
         classes = np.frombuffer(cursor.stream(blocks, blocks, "the classes"), np.uint8).copy()

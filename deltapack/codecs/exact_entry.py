@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltapack.codecs.exact import decode_exact_chunk
+from deltapack.codecs.exact_tables import SharedTables
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.format.blobs import BlobRef
@@ -119,10 +120,10 @@ class ExactTensor:
         length = max(0, min(CHUNK, self.entry.numel - chunk * CHUNK))
         has_partner = self.entry.partner is not None
         now = padded_base(base[:length], source, self.dtype, length) if has_partner and length else None
-        for blob in self.blobs if length else ():
-            data = exact_bytes(blob, chunk, self.dtype)
+        for blob, step in zip(self.blobs, self.entry.exact, strict=True) if length else ():
+            data, tables = exact_bytes(blob, chunk, self.dtype), SharedTables(self.reader.tables, step.tables)
             try:
-                now = decode_exact_chunk(data, now, self.dtype, length)
+                now = decode_exact_chunk(data, now, self.dtype, length, tables)
             except FormatError as error:
                 blob.locate(error)
                 raise

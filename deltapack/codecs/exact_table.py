@@ -17,7 +17,8 @@ from deltapack.kernels.layout import STEPS, Counts
 
 __all__ = ["LANES", "MOST_RANGES", "MOST_TABLE_BYTES", "PRECISIONS", "Table", "read_table", "write_table"]
 
-LANES = (4, 8, 32)
+LANES = (1, 4, 8, 32)
+"""Of the range coder, in the order in which a reference to a shared table numbers them."""
 PRECISIONS = (10, 11, 12)
 MOST_RANGES = 16
 MOST_TABLE_BYTES = 1 << 15

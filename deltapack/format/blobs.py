@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["EXACT", "MOST_STEPS", "BlobRef", "ExactStep"]
+__all__ = ["EXACT", "MOST_STEPS", "MOST_TABLE", "BlobRef", "ExactStep"]
 
 EXACT = "exact"
 """The required feature of a pack with tensors that are coded exactly, and their kind."""
-MOST_STEPS = 64
-"""Steps of an entry, at most."""
+MOST_STEPS, MOST_TABLE = 64, (1 << 15) + 6
+"""Steps of an entry, and bytes of a table that chunks share, at most."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from deltapack.errors import FormatError, LimitError, UnsupportedError
 from deltapack.format.arrangement import FEATURE
 from deltapack.format.base_fields import parse_base
-from deltapack.format.blobs import EXACT, MOST_STEPS, ExactStep
+from deltapack.format.blobs import EXACT, MOST_STEPS, MOST_TABLE, ExactStep
 from deltapack.format.canonical import load_index
 from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
 from deltapack.format.containers import CONTAINERS, check_containers, parse_containers
@@ -175,7 +175,11 @@ def _tables(top: Any, limits: Limits) -> tuple[BlobRef, ...]:
     rows = typed(top, "tables", list)
     if len(rows) > limits.tables:
         raise LimitError("too many tables", rule="R6", expected=f"at most {limits.tables}", found=len(rows))
-    return tuple(blob_ref({"table": row}, "table") for row in rows)
+    tables = tuple(blob_ref({"table": row}, "table") for row in rows)
+    longest = max((table.length for table in tables), default=0)
+    if longest > MOST_TABLE:
+        raise FormatError("a table is too long", rule="R6", expected=f"at most {MOST_TABLE} bytes", found=longest)
+    return tables
 
 
 def _check_kind(entry: Entry) -> None:

@@ -82,6 +82,15 @@ class PackReader:
         """Size of the file."""
         return os.fstat(self._opened()).st_size
 
+    @cached_property
+    def tables(self) -> tuple[bytes, ...]:
+        """What chunks of exact tensors share, as it is stored.
+
+        Raises:
+            ChecksumError: One is damaged.
+        """
+        return tuple(map(self.plain_blob, self.index.tables))
+
     def _opened(self) -> int:
         """Return the descriptor of the file.
 

@@ -69,6 +69,8 @@ def verify(
         for file in carried:
             reader.check_side_file(file)
         check_heads_alone(reader)
+        for table in reader.index.tables:
+            reader.plain_blob(table)
         for entry in reader.index.entries:
             reader.chunk_digests(entry)
             _check_empty(reader.path, entry)

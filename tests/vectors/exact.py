@@ -171,13 +171,10 @@ def plane(row: bytes, mode: str) -> Json:
     return {"mode": 2, "table": table, "tiles": tiles_of([0] * len(row), list(row), [frequencies], table, None)}
 
 
-def sparse(base: Sequence[int], places: Sequence[int], shift: int, inner: Json) -> Json:
+def sparse(places: Sequence[int], shift: int, inner: Json) -> Json:
     """A chunk of form `sparse`; `inner` holds the numbers at these places."""
-    tiles = -(-len(base) // TILE)
-    counts = [sum(place // TILE == tile for place in places) for tile in range(tiles)]
     gaps, last = [], -1
     for place in places:
-        last = max(last, place // TILE * TILE - 1)
         gaps.append(place - last - 1)
         last = place
     low, unary, at = 0, 0, 0
@@ -187,7 +184,13 @@ def sparse(base: Sequence[int], places: Sequence[int], shift: int, inner: Json) 
         unary |= 1 << at
         at += 1
     content = low.to_bytes(-(-len(gaps) * shift // 8), "little") + unary.to_bytes(-(-at // 8), "little")
-    return {"form": 3, "shift": shift, "counts": counts, "gaps": content, "inner": inner}
+    return {"form": 3, "shift": shift, "count": len(places), "gaps": content, "inner": inner}
+
+
+def shared(chunk: Json, number: int = 0, lanes: int = 4) -> tuple[Json, bytes]:
+    """A dense chunk whose table is shared, and the table as a blob. `lanes` are those that the chunk was made with."""
+    blob = stream(spell_table(chunk["table"] | {"lanes": 32}, chunk["width"]))
+    return chunk | {"form": 4, "reference": 4 * number + (1, 4, 8, 32).index(lanes)}, blob
 
 
 def varint(value: int) -> bytes:
@@ -240,13 +243,16 @@ def spell(chunk: Json) -> bytes:
     if chunk["form"] == 1:
         out += bytes([chunk["kind"]])
         out += b"".join(map(spell_plane, chunk["planes"]))
+    if chunk["form"] == 4:
+        out += varint(chunk["reference"])
     if chunk["form"] == 2:
         out += chunk.get("table_stream") or stream(spell_table(chunk["table"], chunk["width"]), chunk.get("zstd", False))
+    if chunk["form"] in (2, 4):
         out += b"" if chunk["classes"] is None else stream(chunk["classes"], chunk.get("zstd", False))
         out += spell_tiles(chunk["tiles"])
     if chunk["form"] == 3:
         size = varint(chunk.get("size", len(chunk["gaps"])))
-        out += bytes([chunk["shift"]]) + b"".join(map(varint, chunk["counts"])) + size + chunk["gaps"] + spell(chunk["inner"])
+        out += bytes([chunk["shift"]]) + varint(chunk["count"]) + size + chunk["gaps"] + spell(chunk["inner"])
     more: bytes = chunk.get("more", b"")
     return out + more
 
@@ -259,6 +265,7 @@ class Vector:
     base: Sequence[int] | None
     result: Sequence[int]
     chunk: bytes
+    tables: Sequence[bytes] = ()
 
     def document(self, rule: str | None = None) -> Json:
         """As exact.json spells it."""
@@ -266,6 +273,7 @@ class Vector:
         size, parts = kind.width // 8, 2 if self.dtype == "c64" else 1
         out: Json = {"dtype": self.dtype, "itemsize": size * parts, "length": len(self.result) // parts}
         out["base"] = None if self.base is None else runs(self.base, size)
+        out["tables"] = [table.hex() for table in self.tables]
         return out | {"chunk": self.chunk.hex()} | ({"rule": rule} if rule else {"result": runs(self.result, size)})
 
 

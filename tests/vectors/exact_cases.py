@@ -11,15 +11,18 @@ from vectors.exact import (
     SIZES,
     Edit,
     Json,
+    Kind,
     Vector,
     dense,
     edited,
     kind_of,
     noise,
     planes,
+    shared,
     sparse,
     spell,
     spell_table,
+    stream,
     varint,
 )
 
@@ -82,7 +85,7 @@ def valid() -> Iterator[tuple[str, Vector]]:
     base, tuned = wave(160, 1)
     for precision in (10, 11, 12):
         yield f"precision-{precision}", Vector("bf16", base, tuned, spell(dense(base, tuned, BF16, precision=precision)))
-    for lanes in (4, 8, 32):
+    for lanes in (1, 4, 8, 32):
         yield f"lanes-{lanes}", Vector("bf16", base, tuned, spell(dense(base, tuned, BF16, lanes=lanes)))
     for name, how in hows().items():
         yield name, Vector("bf16", base, tuned, spell(dense(base, tuned, BF16, **how)))
@@ -94,6 +97,7 @@ def valid() -> Iterator[tuple[str, Vector]]:
     yield from valid_tiles()
     yield from valid_planes()
     yield from valid_sparse()
+    yield from valid_shared()
 
 
 def hows() -> dict[str, dict[str, Any]]:
@@ -164,21 +168,44 @@ def valid_planes() -> Iterator[tuple[str, Vector]]:
 
 
 def valid_sparse() -> Iterator[tuple[str, Vector]]:
-    """Few numbers, in tiles of which one has none; unchanged ones among them; the rest dense or planes."""
+    """Few numbers, in a chunk of several tiles; unchanged ones among them; the rest dense or planes."""
     for shift in (1, 4, 15):
         places = [0, 3, 130, 159]
         base, tuned = few(160, places)
         inner = dense([base[i] for i in places], [tuned[i] for i in places], BF16)
-        yield f"sparse-shift-{shift}", Vector("bf16", base, tuned, spell(sparse(base, places, shift, inner)))
+        yield f"sparse-shift-{shift}", Vector("bf16", base, tuned, spell(sparse(places, shift, inner)))
     places = [65_535, 2 * 65_536]
     base, tuned = few(2 * 65_536 + 2, places)
-    yield "sparse-tiles-3", Vector("bf16", base, tuned, spell(sparse(base, places, 12, dense([0x3F80] * 2, [0x3F83] * 2, BF16))))
+    yield "sparse-several-tiles", Vector("bf16", base, tuned, spell(sparse(places, 12, dense([0x3F80] * 2, [0x3F83] * 2, BF16))))
     base, tuned = few(40, [4, 9])
     places = [4, 7, 9]
     inner = planes([tuned[i] for i in places], BF16, ["stored", "constant"])
-    yield "sparse-planes", Vector("bf16", base, tuned, spell(sparse(base, places, 2, inner)))
+    yield "sparse-planes", Vector("bf16", base, tuned, spell(sparse(places, 2, inner)))
     inner = planes([tuned[i] for i in places], BF16, ["stored", "constant"], [base[i] for i in places])
-    yield "sparse-planes-added", Vector("bf16", base, tuned, spell(sparse(base, places, 2, inner)))
+    yield "sparse-planes-added", Vector("bf16", base, tuned, spell(sparse(places, 2, inner)))
+
+
+def valid_shared() -> Iterator[tuple[str, Vector]]:
+    """Tables that chunks share: each number of lanes, any number of a table, classes, every kind of numbers, inside `sparse`."""
+    base, tuned = wave(160, 1)
+    for lanes in (1, 4, 8, 32):
+        chunk, blob = shared(dense(base, tuned, BF16, lanes=lanes), lanes=lanes)
+        yield f"shared-lanes-{lanes}", Vector("bf16", base, tuned, spell(chunk), [blob])
+    chunk, blob = shared(dense(base, tuned, BF16, **hows()["classes"]), 40)
+    yield "shared-classes-number-40", Vector("bf16", base, tuned, spell(chunk), [*[b""] * 40, blob, b""])
+    chunk, blob = shared(dense(base, tuned, BF16, besides={0: 1, 50: 1}, starts=[[0, 121]]))
+    yield "shared-symbols-unused", Vector("bf16", base, tuned, spell(chunk), [blob])
+    base, tuned = [x % 16 for x in base], [x % 16 + x % 3 for x in base]
+    for dtype in ("f8_e4m3fn", "u16", "f64"):
+        chunk, blob = shared(dense(base, tuned, kind_of(dtype)))
+        yield f"shared-{dtype}", Vector(dtype, base, tuned, spell(chunk), [blob])
+    base, tuned = few(40 * 128, [9, 4000])
+    chunk, blob = shared(dense(base, tuned, BF16, steps=[[0] * 64]))
+    framed = stream(spell_table(chunk["table"], 16), True)
+    assert len(framed) < len(blob)
+    yield "shared-zstd", Vector("bf16", base, tuned, spell(chunk), [framed])
+    chunk, blob = shared(dense([0x3F80] * 2, [0x3F83] * 2, BF16, lanes=1), 1, 1)
+    yield "shared-sparse", Vector("bf16", base, tuned, spell(sparse([9, 4000], 8, chunk)), [b"", blob])
 
 
 def put(*path: Any) -> Edit:
@@ -205,16 +232,19 @@ def invalid() -> Iterator[tuple[str, str, Vector]]:
     yield "bytes-none", "R9", bad("bf16", base, base, b"")
     yield "bytes-for-no-elements", "R9", bad("bf16", [], [], b"\0")
     yield "bytes-after", "R9", bad("bf16", base, base, b"\0\0")
-    yield "form-4", "R9", bad("bf16", base, base, b"\x04")
+    yield "form-5", "R9", bad("bf16", base, base, b"\x05")
     yield "form-255", "R9", bad("bf16", base, base, b"\xff")
     for form in (0, 2, 3):
         chunk = {0: b"\0", 2: spell(normal()), 3: edited(few_places, lambda chunk: None)}[form]
         yield f"no-base-{form}", "R9", bad("bf16", None, base, chunk)
+    for name, rule, dtype, row, tables in shared_faults():
+        yield name, rule, Vector(dtype, base if dtype == "bf16" else [0] * 160, [0] * 160, row, tables)
+    yield "no-base-4", "R9", Vector("bf16", None, [0] * 160, spell(shared(normal())[0]), [shared(normal())[1]])
     yield "state-last-another", "R9", bad("bf16", *EXAMPLE, edited(example, put("tiles", "states", 0, 2, 0x2FDC0 + 1024)))
     yield "far-above-mask", "R9", bad("f16", [0] * 8, [0] * 8, spell(dense([0] * 8, [0] * 8, KINDS["f16"], far=32)))
     for dtype in ("f8_e4m3fn", "i32", "f64"):
         for name, row in type_faults(dtype):
-            yield f"{name}-{dtype}", "R9", bad(dtype, [0] * 8, [0] * 8, row)
+            yield f"{name}-{dtype}", "R9", bad(dtype, [0] * 160, [0] * 160, row)
     for name, rule, edit in plane_faults():
         yield name, rule, bad("bf16", base, base, edited(lambda: planes(tuned, BF16, ["coded", "zstd"]), edit))
     yield "planes-added-alone", "R9", bad("bf16", None, base, edited(lambda: planes(tuned, BF16, ["coded", "zstd"]), put("kind", 1)))
@@ -250,12 +280,12 @@ def untouched(chunk: Json) -> None:
 
 def few_places(shift: int = 4) -> Json:
     """A sparse chunk."""
-    return sparse([0] * 160, [0, 3, 130, 159], shift, dense([0x3F80] * 4, [0x3F83] * 4, BF16))
+    return sparse([0, 3, 130, 159], shift, dense([0x3F80] * 4, [0x3F83] * 4, BF16))
 
 
 def near_places(shift: int) -> Json:
     """One whose gaps are shorter than they might be."""
-    return sparse([0] * 160, [0, 3, 40], shift, dense([0x3F80] * 3, [0x3F83] * 3, BF16))
+    return sparse([0, 3, 40], shift, dense([0x3F80] * 3, [0x3F83] * 3, BF16))
 
 
 Fault = tuple[str, str, Make, Edit]
@@ -374,11 +404,17 @@ def unused_bit(chunk: Json) -> None:
 
 def type_faults(dtype: str) -> Iterator[tuple[str, bytes]]:
     """What numbers of a type do not have."""
-    kind = kind_of(dtype)
-    yield "far", spell(with_far(dense([0] * 8, [0] * 8, kind), 0))
-    yield "staircase", spell(dense([0] * 8, [0] * 8, kind, steps=[[0] * 64]))
+    for name, chunk in type_chunks(kind_of(dtype)):
+        yield name, spell(chunk)
+
+
+def type_chunks(kind: Kind) -> Iterator[tuple[str, Json]]:
+    """Dense chunks of 160 zeros whose tables are none for numbers of a kind."""
+    zeros = [0] * 160
+    yield "far", with_far(dense(zeros, zeros, kind), 0)
+    yield "staircase", dense(zeros, zeros, kind, steps=[[0] * 64])
     if kind.mask < 255:
-        yield "range-above-mask", spell(dense([0] * 8, [0] * 8, kind, starts=[[0, kind.mask + 1]]))
+        yield "range-above-mask", dense(zeros, zeros, kind, starts=[[0, kind.mask + 1]])
 
 
 def with_far(chunk: Json, least: int) -> Json:
@@ -418,15 +454,15 @@ def sparse_faults() -> Iterator[tuple[str, Edit]]:
     """Faults of positions; what follows them is valid."""
     for shift in (0, 16):
         yield f"sparse-shift-{shift}", another_shift(shift)
-    yield "sparse-none", lambda chunk: chunk.update(counts=[0], gaps=b"", inner={"form": 1, "kind": 0, "planes": []})
-    yield "sparse-more-than-all", put("counts", [161])
-    yield "sparse-one-less", put("counts", [3])
+    yield "sparse-none", lambda chunk: chunk.update(count=0, gaps=b"", inner={"form": 1, "kind": 0, "planes": []})
+    yield "sparse-more-than-all", put("count", 161)
+    yield "sparse-one-less", put("count", 3)
     yield "sparse-gaps-too-long", lambda chunk: chunk.update(gaps=chunk["gaps"] + bytes(20))
     yield "sparse-gaps-too-short", lambda chunk: chunk.update(gaps=chunk["gaps"][:2])
     yield "sparse-gaps-unused-byte", lambda chunk: chunk.update(near := near_places(4), gaps=near["gaps"] + b"\0")
     yield "sparse-gaps-one-more", lambda chunk: chunk.update(gaps=chunk["gaps"][:-1] + bytes([chunk["gaps"][-1] | 128]))
-    yield "sparse-leaves-tile", lambda chunk: chunk.update(gaps=sparse([0] * 160, [0, 3, 130, 160], 4, {})["gaps"])
-    yield "sparse-in-sparse", lambda chunk: chunk.update(inner=sparse([0x3F80] * 4, [1], 1, dense([0], [3], BF16)))
+    yield "sparse-leaves-chunk", lambda chunk: chunk.update(gaps=sparse([0, 3, 130, 160], 4, {})["gaps"])
+    yield "sparse-in-sparse", lambda chunk: chunk.update(inner=sparse([1], 1, dense([0], [3], BF16)))
     yield "sparse-inner-equal", lambda chunk: chunk.update(inner={"form": 0})
 
     def low_bit(chunk: Json) -> None:
@@ -436,3 +472,24 @@ def sparse_faults() -> Iterator[tuple[str, Edit]]:
         chunk["gaps"] = bytes(raw)
 
     yield "sparse-unused-low-bit", low_bit
+
+
+def shared_faults() -> Iterator[tuple[str, str, str, bytes, list[bytes]]]:
+    """Tables that there are not, that are damaged, or that are none for the numbers of the chunk: name, rule, type, chunk, tables."""
+    chunk, blob = shared(normal())
+    row, raw = spell(chunk), spell_table(chunk["table"], 16)
+    yield "shared-no-tables", "R9", "bf16", row, []
+    yield "shared-number-too-large", "R9", "bf16", spell(chunk | {"reference": 4}), [blob]
+    yield "shared-number-over-64-bits", "R9", "bf16", spell(chunk | {"reference": 1 << 66}), [blob]
+    yield "shared-reference-longer-than-it-need-be", "R9", "bf16", row[:1] + bytes([row[1] | 128, 0]) + row[2:], [blob]
+    yield "shared-blob-none", "R9", "bf16", row, [b""]
+    yield "shared-blob-cut", "R9", "bf16", row, [blob[:-1]]
+    yield "shared-blob-bytes-after", "R9", "bf16", row, [blob + b"\0"]
+    yield "shared-blob-no-frame", "R10", "bf16", row, [varint(len(raw) + 1) + varint(len(raw)) + raw]
+    yield "shared-table-lanes-2", "R9", "bf16", row, [stream(raw[:1] + b"\2" + raw[2:])]
+    yield "shared-other-table", "R9", "bf16", row, [shared(dense(*wave(160, 2), BF16))[1]]
+    two, blob = shared(classes())
+    yield "shared-class-2", "R9", "bf16", spell(two | {"classes": bytes([0, 2])}), [blob]
+    kind = kind_of("f8_e4m3fn")
+    for name, made in type_chunks(kind):
+        yield f"shared-{name}-f8_e4m3fn", "R9", "f8_e4m3fn", spell(shared(made)[0]), [shared(made)[1]]

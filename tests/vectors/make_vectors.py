@@ -121,7 +121,7 @@ def main() -> None:
 def write_exact() -> None:
     """Replace the vectors of exact chunks."""
     document = {
-        "about": "chunks of spec/codecs/exact.md; `base` and `result` are lists of [hex, repeat]; `rule` is what is broken",
+        "about": "chunks of spec/codecs/exact.md with shared tables; `base`, `result`: lists of [hex, repeat]; `rule`: what is broken",
         "valid": {name: vector.document() for name, vector in exact_cases.valid()},
         "invalid": {name: vector.document(rule) for name, rule, vector in exact_cases.invalid()},
     }

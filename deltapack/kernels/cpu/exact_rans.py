@@ -83,7 +83,8 @@ def _encode(
     """Encode a tile from its end; words fill their array from its end, too. Returns where they begin."""
     lanes, eight = np.uint64(len(states)), np.uint64(8)
     i, at = np.uint64(len(symbols)), np.uint64(len(words) - 1)
-    while i % lanes:
+    whole = i - i % lanes if lanes >= np.uint64(4) else np.uint64(0)
+    while i > whole:
         i -= np.uint64(1)
         states[i % lanes], at = _push((np.uint64(contexts[i]) << eight) | np.uint64(symbols[i]), upper, lower, states[i % lanes], words, at)
     while i > np.uint64(0):
@@ -141,7 +142,7 @@ def _decode(
     """Decode a tile; returns how many words it took, of which there are as many as symbols."""
     n, lanes = np.uint64(len(symbols)), np.uint64(len(states))
     i, at = np.uint64(0), np.uint64(0)
-    whole = n - n % lanes
+    whole = n - n % lanes if lanes >= np.uint64(4) else np.uint64(0)
     while i < whole:
         for lane in range(np.uint64(0), lanes, np.uint64(4)):
             entry, states[lane], at = _pop(contexts[i], table, precision, states[lane], words, at)
