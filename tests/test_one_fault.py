@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from test_vectors import BASE_FILES, INVALID, ROOT, VECTORS, companion, tensors
+from test_vectors import BASE_FILES, INVALID, ROOT, VECTORS, companion, heads_of_base, tensors
 
 SOURCE = ROOT / "spec" / "reference_decoder.py"
 Fault = tuple[str, int]
@@ -104,8 +104,9 @@ def faults_of(name: str) -> tuple[Fault, ...]:
     try:
         decoder.check_alone(VECTORS / name)
         if base:
+            held = tensors(companion(base)["base"])
             with np.errstate(all="ignore"):
-                decoder.restore(VECTORS / name, tensors(companion(base)["base"]))
+                decoder.restore_containers(VECTORS / name, decoder.restore(VECTORS / name, held), heads_of_base(held))
             decoder.restore_files(VECTORS / name, BASE_FILES)
     except decoder.Invalid as error:
         lines = [frame.lineno or 0 for frame in traceback.extract_tb(error.__traceback__) if frame.name != "fail"]

@@ -164,10 +164,11 @@ def _shard_of(head: Head, wanted: Mapping[str, Layout], folders: Collection[str]
         tensor = wanted.get(info.name)
         if tensor is None or folder_of(info.name, folders) != prefix[:-1]:
             raise CheckpointError("it speaks of a tensor that is not to be in this file", tensor=info.name)
-        if (tensor.dtype, tuple(tensor.shape)) != (info.dtype, info.shape):
+        wide = tensor.dtype.count(tensor.shape) * tensor.dtype.itemsize  # a raw type without elements may be of any width
+        if (tensor.dtype.safetensors, tuple(tensor.shape), wide) != (info.dtype.safetensors, info.shape, info.nbytes):
             expected, found = f"{tensor.dtype} {list(tensor.shape)}", f"{info.dtype} {list(info.shape)}"
             raise CheckpointError("it says another type or shape", tensor=info.name, expected=expected, found=found)
-        tensors.append(NewTensor(info.name, info.dtype, info.shape))
+        tensors.append(NewTensor(info.name, tensor.dtype, info.shape))
         infos.append(info)
     return Shard(head.name, tuple(tensors), prefix, head.data), infos
 
