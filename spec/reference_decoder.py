@@ -1406,7 +1406,11 @@ def heads_of(pack: Json, base_heads: Mapping[str, bytes] | None = None) -> dict[
             before = base_heads.get(name, b"")
             same = hashlib.sha256(before).hexdigest() == row.get("base", row["sha256"])
             need(same or name not in base_heads, "R12", f"the base has another head of {name!r}")
-            need("blob" in row or len(before) == row["size"], "R12", f"the base has a head of another size of {name!r}")
+            need(
+                "blob" in row or len(before) == row["size"] or name not in base_heads,
+                "R12",
+                f"the base has a head of another size of {name!r}",
+            )
         content = held_file(pack["data"], row, before) if "blob" in row else before
         if content is not None:
             out[name] = content
@@ -1440,9 +1444,9 @@ def rows_of(head: bytes) -> dict[str, tuple[str, list[int], int, int]]:
     need(is_unicode(json.dumps(metadata, ensure_ascii=False)), "R9", "__metadata__ is no Unicode")
     for row in header.values():
         need(type(row) is dict and row.keys() == {"dtype", "shape", "data_offsets"}, "R9", "the fields of a tensor")
-        numbers = [*row["shape"], *row["data_offsets"]] if type(row["shape"]) is type(row["data_offsets"]) is list else [-1]
-        need(all(type(number) is int and number >= 0 for number in numbers), "R9", "a shape or an offset is no list of integers")
-        need(len(row["data_offsets"]) == 2, "R9", "other than two offsets")
+        shape, offsets = row["shape"], row["data_offsets"]
+        numbers = [*shape, *offsets] if type(shape) is type(offsets) is list and len(offsets) == 2 else [-1]
+        need(all(type(number) is int and number >= 0 for number in numbers), "R9", "a shape is no list of integers, or offsets no two")
     rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
     return dict(sorted(rows.items(), key=lambda item: item[1][2:]))
 

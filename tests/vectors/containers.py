@@ -115,7 +115,7 @@ def _of_the_index() -> Iterator[Case]:
     yield "R6", "containers-none", FORMAT, base, two().build(lambda index: index.update(containers=[], required=["containers"]))
     shards = sharded(FIRST, SECOND, index_of(MAP))
     yield "R6", "containers-unsorted", FORMAT, base, shards.build(lambda index: index["containers"].reverse())
-    yield "R6", "containers-twice", FORMAT, base, sharded(FIRST, SECOND, index_of(MAP)).container(INDEX, index_of(MAP)).build()
+    yield "R6", "containers-twice", FORMAT, base, sharded(FIRST, SECOND, index_of(MAP)).container(SHARDS[1], SECOND).build()
     for what, size, error in (("negative", -1, FORMAT), ("limit", 100_000_009, LIMIT)):
         edit: Callable[[Json], None] = put("containers", 0, "size", size)
         yield "R6", f"container-size-{what}", error, None, two().container(FILE, b"", inside=False).build(edit)
@@ -135,14 +135,14 @@ def _of_the_index() -> Iterator[Case]:
 def _names() -> Iterator[Case]:
     """R13."""
     names = {
-        **{"parent": "../x.safetensors", "absolute": "/x.safetensors", "hidden": ".x.safetensors", "only-suffix": "a/.safetensors"},
+        **{"parent": "../x.safetensors", "absolute": "/x.safetensors", "hidden": ".x.safetensors", "only-suffix": ".safetensors"},
         **{
             "backslash": "a\\x.safetensors",
             "drive": "c:x.safetensors",
             "control": "a\n.safetensors",
             "part-256": "n" * 244 + ".safetensors",
         },
-        **{"other": "x.json", "upper": "x.SAFETENSORS", "in-weights": "x.safetensors/x.safetensors", "pickle": "pytorch_model.bin"},
+        **{"other": "x.txt", "upper": "x.SAFETENSORS", "in-weights": "x.safetensors/x.safetensors", "pickle": "pytorch_model.bin"},
         **{"path-513": "/".join(["n" * 99] * 5) + "/.safetensors".replace("/.", "/n.")},
     }
     for what, name in names.items():
@@ -159,7 +159,8 @@ def _contents() -> Iterator[Case]:
     base, head = "containers", framed(TURNED)
     yield "R8", "container-hash", CHECKSUM, base, two().container(FILE, head).build(_flip)
     yield "R8", "container-sha256", CHECKSUM, base, two().container(FILE, head).build(put("containers", 0, "sha256", "0" * 64))
-    yield "R8", "container-blob-longer", FORMAT, base, two().container(FILE, head, blob=Blob(head + b" ")).build()
+    empty = framed(b"{}")
+    yield "R8", "container-blob-longer", FORMAT, "index-empty", Pack().container(FILE, empty, blob=Blob(zstd(empty))).build()
     yield "R8", "container-base-as-it-is", FORMAT, base, _refers(Blob(_referring_head())).build()
     yield "R10", "container-cut", FORMAT, base, two().container(FILE, head, blob=Blob(zstd(head)[:-1])).build()
     cut = zstd_after(base_heads(two().base)[FILE], _referring_head())[:-1]
@@ -185,7 +186,7 @@ def _of_the_base() -> Iterator[Case]:
     yield "R11", "container-missing", MISMATCH, base, two().container("other.safetensors", head, inside=False).build()
     missing = two().container("other.safetensors", _referring_head(), before=head)
     yield "R11", "container-base-missing", MISMATCH, base, missing.build()
-    yield "R12", "container-differs", MISMATCH, base, two().container(FILE, _referring_head(), inside=False).build()
+    yield "R12", "container-differs", MISMATCH, base, two().container(FILE, head.replace(b" ", b"\n"), inside=False).build()
     same = two().container(FILE, head, inside=False)
     yield "R12", "container-size", MISMATCH, base, same.build(put("containers", 0, "size", len(head) + 1))
     yield "R12", "container-base-differs", MISMATCH, base, _refers(to=head.replace(b" ", b"\n")).build()
@@ -196,12 +197,16 @@ def _headers() -> Iterator[Case]:
     base, good = "containers", json.dumps(TURNED)
     text = good.encode()
     heads: dict[str, bytes] = {
-        **{"empty": b"", "seven-bytes": b"\2\0\0\0\0\0\0", "length-more": framed(text)[:-1], "length-less": framed(text) + b" "},
+        **{
+            "empty": b"",
+            "seven-bytes": b"\2\0\0\0\0\0\0",
+            "length-more": (len(text) + 1).to_bytes(8, "little") + text,
+            "length-less": framed(text) + b" ",
+        },
         **{"space-first": framed(b" " + text), "list": framed(b"[" + text + b"]"), "no-json": framed(text[:-1])},
         **{
             "more-behind": framed(text + b"{}"),
             "utf-8": framed(text.replace(b"dtype", b"dtyp\xff", 1)),
-            "bom": framed(b"\xef\xbb\xbf" + text),
         },
         **{
             "name-twice": framed(text[:-1] + b', "v": ' + json.dumps(TURNED["v"]).encode() + b"}"),
@@ -262,10 +267,10 @@ def _indices() -> Iterator[Case]:
         **{
             "file-number": index_of(MAP | {"v": 2}),
             "file-lacks": index_of({"w": one}),
-            "file-else": index_of(MAP | {"v": "x.safetensors"}),
+            "file-else": index_of(MAP | {"u": "x.safetensors"}),
         },
-        **{"file-above": index_of(MAP | {"v": "../" + other}), "swapped": index_of({"w": other, "v": one})},
+        **{"file-above": index_of(MAP | {"u": "../" + other}), "swapped": index_of({"w": other, "v": one})},
         "no-tensor": index_of(MAP | {"x": one}),
     }
     for what, index in indices.items():
-        yield "R9", f"container-index-{what}", FORMAT, base, sharded(FIRST, SECOND, index).build()
+        yield "R9", f"container-index-{what}", FORMAT, base, sharded(FIRST, SECOND, index).alias("u", "v").build()
