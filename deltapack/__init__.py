@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
     from deltapack.packing.recipe import Recipe
+    from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.reports import (
         ApplyReport,
@@ -55,6 +56,7 @@ __all__ = [
     "DeltapackError",
     "ExplainReport",
     "Limits",
+    "Lineage",
     "LiveModel",
     "MergeFile",
     "MergeRecipe",
@@ -74,6 +76,7 @@ __all__ = [
     "explain_merge",
     "load_model",
     "load_state_dict",
+    "log_packs",
     "merge",
     "open_pack",
     "preview_compress",
@@ -90,6 +93,7 @@ _HOMES = {
     "DeltapackError": "errors",
     "ExplainReport": "reports",
     "Limits": "limits",
+    "Lineage": "packs.lineage",
     "LiveModel": "live.model",
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
@@ -108,6 +112,7 @@ _HOMES = {
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
+    "log_packs": "packs.lineage",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
     "preview_compress": "packing.previewing",

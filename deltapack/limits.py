@@ -33,6 +33,7 @@ class Limits:
         side_files: Number of side files.
         heads: Number of heads of weight files, and of indices of shards, that a pack may hold; of one, `header_bytes` bounds the size.
         heads_bytes: Size of them together.
+        links: Number of packs in a chain.
     """
 
     index_bytes: int = 64 * MIB
@@ -54,6 +55,7 @@ class Limits:
     side_files: int = 1000
     heads: int = 2048
     heads_bytes: int = 1024 * MIB
+    links: int = 1000
 
 
 DEFAULT_LIMITS = Limits()

@@ -120,7 +120,13 @@ WRONG_CALLS: dict[str, Callable[[Path, Path, Path], object]] = {
     "preview a number": lambda base, pack, out: deltapack.preview_compress(base, 5),  # type: ignore[arg-type]
     "shards": lambda base, pack, out: deltapack.apply(base, pack, out, max_shard_size=[5]),  # type: ignore[arg-type]
     "dtype of many": lambda base, pack, out: deltapack.apply(base, pack, out, dtype=["bf16"]),  # type: ignore[arg-type]
-    "apply a list": lambda base, pack, out: deltapack.apply(base, [pack], out),  # type: ignore[arg-type]
+    "apply no pack": lambda base, pack, out: deltapack.apply(base, [], out),
+    "apply a list of lists": lambda base, pack, out: deltapack.apply(base, [[pack]], out),  # type: ignore[list-item]
+    "apply a number": lambda base, pack, out: deltapack.apply(base, 5, out),  # type: ignore[arg-type]
+    "apply with a weight to two": lambda base, pack, out: deltapack.apply(base, [pack, pack], out, weight=0.5),
+    "rescale two": lambda base, pack, out: deltapack.apply(base, [pack, pack], out, rescale=2),
+    "a pack twice": lambda base, pack, out: deltapack.apply(base, [pack, pack], out),
+    "one pack of the base": lambda base, pack, out: deltapack.compress(base, base, out, base_packs=pack),  # type: ignore[arg-type]
     "apply to a list": lambda base, pack, out: deltapack.apply(base, pack, [out]),  # type: ignore[arg-type]
     "apply with text": lambda base, pack, out: deltapack.apply(base, pack, out, weight="1"),  # type: ignore[arg-type]
     "apply with nothing": lambda base, pack, out: deltapack.apply(base, pack, out, weight=None),  # type: ignore[arg-type]

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 __all__ = ["model_names", "rename_as_transformers"]
 
-_LARGEST_CONFIG = 16 << 20
 _LONGEST_NAME = 512
 _MOST_MODELS = 32
 _Rule = Callable[[str], str]
 
 
-def model_names(path: Path) -> tuple[str, ...]:
-    """Return what a checkpoint's config.json calls its model: classes, then types, the outer ones first; nothing without one."""
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_bytes()) if file.stat().st_size <= _LARGEST_CONFIG else None
-    except (OSError, ValueError, RecursionError):
-        return ()
-    if not isinstance(config, dict):
-        return ()
+def model_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return what a config.json calls its model: classes, then types, the outer ones first."""
     classes = config.get("architectures")
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     found = [*(classes if isinstance(classes, list) else []), *(part.get("model_type") for part in parts)]

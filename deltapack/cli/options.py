@@ -15,6 +15,7 @@ from deltapack.merging.choices import METHOD_NAMES, SEMANTICS_NAMES
 __all__ = [
     "Command",
     "base_argument",
+    "base_packs_option",
     "checkpoint_options",
     "checkpoint_path",
     "finetuned_argument",
@@ -24,6 +25,7 @@ __all__ = [
     "output_options",
     "pack_argument",
     "pack_path",
+    "packs_argument",
     "typed_options",
     "weights_option",
     "workers_option",
@@ -77,6 +79,15 @@ pack_path = PackPath()
 base_argument = click.argument("base", type=checkpoint_path, is_eager=True)
 finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
+packs_argument = click.argument("packs", type=pack_path, nargs=-1, required=True, metavar="PACK...")
+base_packs_option = click.option(
+    "--base-pack",
+    "base_packs",
+    type=pack_path,
+    multiple=True,
+    metavar="PACK",
+    help="The base is what PACK restores from BASE. Repeatable, for a chain of packs.",
+)
 
 weights_option = click.option(
     "--weights",

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of, pack_hint
 
-__all__ = ["CheckpointPath", "Choice", "OutPath", "PackPath", "Suggested"]
+__all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackPath", "Suggested"]
 
 
 class Choice(click.Choice[str]):
@@ -61,6 +61,19 @@ class PackPath(click.Path):
             self.fail(f"File '{value}' does not exist.{_near(str(value)) or _on_the_hub(value)}", param, ctx)
         if os.path.isdir(value):
             self.fail(f"'{value}' is a folder, and a pack is a .dpk file.{_swapped(ctx, value)}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class PackOrFolder(click.Path):
+    """A pack, or a folder of packs, that must exist."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not os.path.exists(value):
+            self.fail(f"'{value}' does not exist.{_near(str(value)) or _on_the_hub(value)}", param, ctx)
         return super().convert(value, param, ctx)
 
 

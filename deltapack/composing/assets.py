@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
-from deltapack.checkpoint import Checkpoint, check_side_name
+from deltapack.checkpoint import Checkpoint, SideFile, check_side_name
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
 from deltapack.format.forms import form_with, is_descriptive
@@ -16,15 +17,32 @@ from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
 __all__ = [
+    "BaseFiles",
     "check_base_files",
     "check_carried",
     "check_intact",
     "choose_donor",
     "copy_side_files",
     "read_side_file",
+    "side_file_of",
     "side_files_bytes",
     "with_dtype",
 ]
+
+
+class BaseFiles(Protocol):
+    """The side files of a base: a checkpoint's, or those that packs make of them."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+
+    def side_file(self, name: str) -> SideFile | None:
+        """Return the file of this name, if there is one."""
 
 
 def side_files_bytes(base: Checkpoint, pack: PackReader | None) -> int:
@@ -120,7 +138,7 @@ def copy_side_files(
     code = []
     for entry in pack.index.files:
         code += [entry.name] if entry.blob is not None and entry.name.endswith(".py") else []
-        data = _content(base, pack, entry, verify)
+        data = side_file_of(base, pack, entry, verify=verify)
         if data is not None:
             write(entry.name, with_dtype(entry.name, data, dtype))
     if code:
@@ -139,7 +157,7 @@ def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> byte
         at_base = base.side_file(name)
         return None if at_base is None else at_base.read()
     entry = next((entry for entry in pack.index.files if entry.name == name), None)
-    return None if entry is None else _content(base, pack, entry, False)
+    return None if entry is None else side_file_of(base, pack, entry, verify=False)
 
 
 def check_carried(base: Checkpoint, pack: PackReader) -> None:
@@ -151,7 +169,7 @@ def check_carried(base: Checkpoint, pack: PackReader) -> None:
     """
     for entry in pack.index.files or ():
         if entry.blob is not None:
-            _content(base, pack, entry, True)
+            side_file_of(base, pack, entry, verify=True)
 
 
 def check_intact(base: Checkpoint, pack: PackReader | None) -> None:
@@ -164,18 +182,23 @@ def check_intact(base: Checkpoint, pack: PackReader | None) -> None:
         check_side_name(entry.name)
         with suppress(BaseMismatchError):
             if pack is not None and entry.blob is not None:
-                _content(base, pack, entry, True)
+                side_file_of(base, pack, entry, verify=True)
 
 
-def _content(base: Checkpoint, pack: PackReader, entry: FileEntry, verify: bool) -> bytes | None:
-    """Return a file that a pack carries, or that it leaves to the base; none for a text that the base has no more."""
+def side_file_of(base: BaseFiles, pack: PackReader, entry: FileEntry, *, verify: bool) -> bytes | None:
+    """Return a file that a pack carries, or that it leaves to the base; none for a text that the base has no more.
+
+    Raises:
+        BaseMismatchError: The base lacks it, or has another one.
+        FormatError: It is damaged in the pack.
+    """
     if entry.blob is not None and not entry.base:
         return pack.side_file(entry)
     data, _ = _of_base(base, entry, verify)
     return pack.side_file(entry, data or b"") if entry.blob is not None else data
 
 
-def _of_base(base: Checkpoint, entry: FileEntry, verify: bool) -> tuple[bytes | None, list[str]]:
+def _of_base(base: BaseFiles, entry: FileEntry, verify: bool) -> tuple[bytes | None, list[str]]:
     """Return the base's file that an entry stands for or refers to, in the form that has the digest, and what to tell of it."""
     at_base, wanted = base.side_file(entry.name), entry.base or entry.sha256
     may_differ = not entry.base and is_descriptive(entry.name)
@@ -194,7 +217,7 @@ def _of_base(base: Checkpoint, entry: FileEntry, verify: bool) -> tuple[bytes | 
     return data, []
 
 
-def _other_file(base: Checkpoint, entry: FileEntry, found: str, rule: str) -> BaseMismatchError:
+def _other_file(base: BaseFiles, entry: FileEntry, found: str, rule: str) -> BaseMismatchError:
     referred = bool(entry.base)
     fetch = f"Fetch {entry.name} of the base as it was at packing: the result needs it"
     what = f"the base has no side file {entry.name!r}" if rule == "R11" else f"side file {entry.name!r} is not the one"

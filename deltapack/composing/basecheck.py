@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from deltapack.checkpoint import TensorInfo
+from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.errors import BaseMismatchError, ChecksumError
+from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.reader import PackReader
 
-__all__ = ["BaseTensors", "check_base", "wrong_base", "wrong_result"]
+__all__ = ["BaseTensors", "base_at_fault", "check_base", "wrong_base", "wrong_result"]
 
 
 class BaseTensors(Protocol):
@@ -116,6 +117,21 @@ def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "
         rule="R12",
         hint=hint or "Use the very base checkpoint (same revision, same dtype) that the fine-tune was compressed against.",
     )
+
+
+def base_at_fault(base: Checkpoint, tensor: TensorInfo, digest: str) -> BaseMismatchError | None:
+    """Return the error for a base tensor where what starts from it cannot be decoded, if it is another than the one of packing.
+
+    What is coded exactly is decoded after the elements of the base: with others it may look like a damaged pack.
+
+    Args:
+        base: The base.
+        tensor: Its tensor, which is read whole.
+        digest: The root digest that the pack knows; empty where nobody says.
+    """
+    spans = ((start, min(start + CHUNK, tensor.numel)) for start in range(0, tensor.numel, CHUNK))
+    found = root_digest(tensor.dtype.name, tensor.shape, (chunk_digest(base.read(tensor.name, *span)) for span in spans))
+    return wrong_base(base.path, tensor.name, digest, found) if digest and found != digest else None
 
 
 def wrong_result(path: Path | None, tensor: str, expected: str, found: str, hint: str = "") -> ChecksumError:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.tensor_job import FromBase, FromPack, TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
@@ -18,7 +19,6 @@ from deltapack.errors import UnsupportedError
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.parallel import for_each
-from deltapack.restoring.engine import restore_chunk
 
 __all__ = ["HostEngine", "HostWork", "Place", "place"]
 

@@ -7,12 +7,12 @@ import numpy as np
 from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.exact import encode_exact_chunk
 from deltapack.codecs.exact_entry import exact_layout, padded_base, stored_exact
+from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.format.digest import CHUNK
 from deltapack.format.index import Entry, ExactStep
 from deltapack.format.writer import PackWriter
 from deltapack.kernels.buffers import Buffers
-from deltapack.restoring.engine import restore_chunk
 
 __all__ = ["write_exact"]
 

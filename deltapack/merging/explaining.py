@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.compose import Composition
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.errors import RecipeError
@@ -24,7 +25,6 @@ from deltapack.merging.recipe import MergeRecipe
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
-from deltapack.restoring.engine import restore_chunk
 
 __all__ = ["explain_merge"]
 

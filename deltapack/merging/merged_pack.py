@@ -17,6 +17,7 @@ from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing.assets import check_base_files, copy_side_files
+from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.compose import Composition
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
@@ -38,7 +39,7 @@ from deltapack.merging.exact_entries import write_exact
 from deltapack.packing.metadata import carried_metadata
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
-from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_chunk, restore_tensors
+from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_tensors
 
 __all__ = ["MergedPack", "check_terms"]
 

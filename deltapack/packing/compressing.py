@@ -11,6 +11,7 @@ from pathlib import Path
 from deltapack._version import __version__
 from deltapack.checking import as_path
 from deltapack.checkpoint import Checkpoint
+from deltapack.format.blobs import EXACT
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.features import features_of
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
@@ -26,6 +27,7 @@ from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report, left_out_notes
+from deltapack.packing.sharing import planned
 from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
@@ -46,6 +48,7 @@ def compress(
     weight_files: str | None = None,
     max_side_file: int | str | None = None,
     leave_out: Sequence[str] = (),
+    base_packs: Sequence[str | Path] = (),
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -67,6 +70,7 @@ def compress(
         weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
         max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
         leave_out: Shell patterns of side files that stay behind; without a `/` of files at the top, with `**/` before it of all.
+        base_packs: Packs of a chain that begins at `base`; the base of the new pack is what the last one restores, which is never written.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         progress: Called with bytes of the fine-tune done so far and in all.
@@ -75,9 +79,10 @@ def compress(
         Sizes, counts and warnings.
 
     Raises:
-        BaseMismatchError: Most of the fine-tune has nothing to do with the base.
+        BaseMismatchError: Most of the fine-tune has nothing to do with the base, or `base_packs` are no chain from it.
         CheckpointError: An input is damaged or not a checkpoint.
-        LimitError: A side file is larger than `max_side_file`.
+        FormatError: One of `base_packs` is damaged.
+        LimitError: A side file is larger than `max_side_file`, or there are more than 1,000 packs in a chain.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
         RecipeError: A setting is out of range or of another type, or would do nothing.
@@ -85,7 +90,15 @@ def compress(
             variant in a second precision.
     """
     asked = Asked(
-        Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
+        Recipe() if recipe is None else recipe,
+        name_map,
+        include_code,
+        keep_base,
+        allow_unrelated,
+        weight_files,
+        max_side_file,
+        leave_out,
+        base_packs,
     )
     out, count = as_path("out", out), resolve_workers(workers)
     check_output_name(out, PACK_FILE)
@@ -93,13 +106,15 @@ def compress(
         weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
         split: dict[str, int] = {}
         with open_pack_writer(out, force=force, inputs=weights) as writer:
-            run = _Run(inputs, count, progress or (lambda done, total: None), Buffers())
+            plans, tables = planned(inputs, count)
+            run = _Run(inputs, plans, count, progress or (lambda done, total: None), Buffers())
             entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe, split)
             entries, base_rows = run.write(entry_writer)
             files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
             heads, no_heads = _heads(writer, inputs, entries)
             metadata, too_long = carried_metadata(inputs.finetuned.metadata)
             index = _index(entries, base_rows, files, inputs.finetuned.folders, asked.recipe, heads)
+            index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
             size = writer.finish(replace(index, optional=optional_metadata(metadata)))
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
         notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long, *no_heads]
@@ -132,12 +147,17 @@ class _Run:
     """One compression: a stream of chunk tasks whose outcomes come back in order."""
 
     inputs: Inputs
+    plans: Iterable[PackPlan]
     workers: int
     progress: Progress
     buffers: Buffers
 
     def write(self, entry_writer: EntryWriter) -> tuple[list[Entry], list[BaseRow]]:
-        """Write the blobs of every tensor; return the entries by name and the base's digests."""
+        """Write the blobs of every tensor; return the entries by name and the base's digests.
+
+        Raises:
+            BaseMismatchError: A tensor of a chain's result is not what its last pack promises.
+        """
         entries, base_rows = [], []
         with closing(ordered_map(self._encode_all, batches(self._tasks(), _size, CHUNK), self.workers)) as results:
             for job, group in groupby(self._counted(chain.from_iterable(results)), key=lambda result: result[0]):
@@ -152,6 +172,7 @@ class _Run:
                 base = self.inputs.base.files.tensors[job.name] if job.plan is None else job.plan.base
                 if base is not None and base.arranged is None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
+                    self.inputs.check_base(base.name, base_rows[-1][-1])
                 if job.plan is None and job.name in self.inputs.survey.kept:
                     kept = self.inputs.base.files.tensors[job.name]
                     entries.append(unchanged(kept, kept, digests))
@@ -180,7 +201,7 @@ class _Run:
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
     def _tasks(self) -> Iterator[_Task]:
-        for plan in self.inputs.plans(self.workers):
+        for plan in self.plans:
             numel = max(plan.tensor.numel, plan.base.numel if plan.base is not None else 0)
             # A tensor without elements still is one task, so that it gets its entry.
             for chunk in range(max(1, chunk_count(numel))):

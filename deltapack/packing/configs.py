@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 
 from deltapack.checkpoint import Checkpoint
-from deltapack.checkpoint.files import ReadFile
 from deltapack.errors import CheckpointError
 
 __all__ = ["compare_configs", "config_of"]
@@ -17,15 +16,9 @@ _PARTS = ("text_config", "vision_config", "audio_config")
 
 def config_of(checkpoint: Checkpoint) -> Mapping[str, object]:
     """Return the config.json of a checkpoint; empty where it has none, or none that can be read: a pack does not depend on it."""
-    path = checkpoint.path / "config.json"
-    if not checkpoint.is_folder or not path.is_file():
-        return {}
+    file = checkpoint.side_file("config.json")
     try:
-        file = ReadFile(path)
-        try:
-            document = json.loads(file.read(0, file.size)) if file.size <= _MAX_CONFIG else None
-        finally:
-            file.close()
+        document = json.loads(file.read()) if file is not None and file.size <= _MAX_CONFIG else None
     except (CheckpointError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

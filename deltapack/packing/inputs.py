@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltapack.checking import as_count, as_items, as_pair, as_path, as_text
+from deltapack.checking import as_count, as_items, as_pair, as_path, as_paths, as_text
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.checkpoint.rivals import check_chosen
+from deltapack.composing.basecheck import wrong_base
+from deltapack.composing.chain import in_order, open_links, restored_from
+from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import RecipeError
+from deltapack.packing.configs import config_of
 from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
 from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
@@ -36,6 +40,7 @@ class Asked:
     weight_files: str | None = None
     max_side_file: int | str | None = None
     leave_out: Sequence[str] = ()
+    base_packs: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, Recipe):
@@ -44,6 +49,7 @@ class Asked:
         object.__setattr__(self, "name_map", tuple(as_pair(f"name_map[{number}]", pair) for number, pair in enumerate(pairs)))
         patterns = as_items("leave_out", self.leave_out, "shell patterns")
         object.__setattr__(self, "leave_out", tuple(as_text(f"leave_out[{number}]", text) for number, text in enumerate(patterns)))
+        object.__setattr__(self, "base_packs", as_paths("base_packs", self.base_packs))
         for what in ("keep_base", "weight_files"):
             if getattr(self, what) is not None:
                 as_text(what, getattr(self, what))
@@ -100,6 +106,17 @@ class Inputs:
             for name in clash:
                 del partners[name]
 
+    def check_base(self, name: str, digest: str) -> None:
+        """Compare the digest of a tensor of the base's files with what the pack says that makes it, if one does.
+
+        Raises:
+            BaseMismatchError: It is another: the chain begins at another base.
+        """
+        base = self.base.files
+        promised = base.promised.get(name) if isinstance(base, RestoredCheckpoint) else None
+        if promised is not None and promised != digest:
+            raise wrong_base(base.path, name, promised, f"digest {digest}", "The packs of the base are for another checkpoint.")
+
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
         unread = [f"not read in the base: {error}" for error in self.base.unread]
@@ -112,9 +129,10 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
     """Open, match and survey two checkpoints.
 
     Raises:
-        BaseMismatchError: Most of the fine-tune has nothing to do with the base.
+        BaseMismatchError: Most of the fine-tune has nothing to do with the base, or the packs of the base are no chain from it.
         CheckpointError: One is damaged or not a checkpoint.
-        LimitError: A side file is too large.
+        FormatError: A pack of the base is damaged.
+        LimitError: A side file is too large, or there are too many packs.
         RecipeError: A setting does nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune has weights that are not read.
     """
@@ -124,6 +142,8 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         base_ckpt = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
         tuned_ckpt = stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
         check_chosen(choice, base_ckpt, tuned_ckpt)
+        links = stack.enter_context(open_links(list(map(Path, asked.base_packs))))
+        base_ckpt = restored_from(base_ckpt, in_order(links))
         files, left_out = list_sides(tuned_ckpt, asked.include_code, asked.max_side_file, asked.leave_out)
         match = match_names(
             base_ckpt.tensors,
@@ -131,7 +151,7 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
             asked.name_map,
             base_aliases=base_ckpt.aliases,
             finetuned_aliases=tuned_ckpt.aliases,
-            models=(*model_names(base_ckpt.path), *model_names(tuned_ckpt.path)),
+            models=(*model_names(config_of(base_ckpt)), *model_names(config_of(tuned_ckpt))),
         )
         seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
         survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)

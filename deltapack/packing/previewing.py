@@ -46,6 +46,7 @@ def preview_compress(
     weight_files: str | None = None,
     max_side_file: int | str | None = None,
     leave_out: Sequence[str] = (),
+    base_packs: Sequence[str | Path] = (),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CompressPreview:
@@ -55,15 +56,24 @@ def preview_compress(
     before it packs is refused here, too.
 
     Raises:
-        BaseMismatchError: Most of the fine-tune has nothing to do with the base.
+        BaseMismatchError: Most of the fine-tune has nothing to do with the base, or `base_packs` are no chain from it.
         CheckpointError: An input is damaged or not a checkpoint.
-        LimitError: A side file is larger than `max_side_file`.
+        FormatError: One of `base_packs` is damaged.
+        LimitError: A side file is larger than `max_side_file`, or there are more than 1,000 packs in a chain.
         NonFiniteError: A sampled chunk overflows the value codec that the recipe names.
         RecipeError: A setting is out of range or of another type, or would do nothing.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read.
     """
     asked = Asked(
-        Recipe() if recipe is None else recipe, name_map, include_code, keep_base, allow_unrelated, weight_files, max_side_file, leave_out
+        Recipe() if recipe is None else recipe,
+        name_map,
+        include_code,
+        keep_base,
+        allow_unrelated,
+        weight_files,
+        max_side_file,
+        leave_out,
+        base_packs,
     )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
@@ -105,7 +115,8 @@ def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
         (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "exact", "stored") else ("", "")
     )
     role = inputs.survey.settled[tensor.name]
-    name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and kind != "stored" else ""
+    used = base is not None and kind != "stored" and (kind != "exact" or WholePlan(tensor, base).entry.partner is not None)
+    name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and used else ""
     return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
-from deltapack.checking import as_count, as_path
-from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, Shard, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.checking import as_count, as_path, as_paths
+from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.compose import Composition, compose
-from deltapack.composing.containers import WeightFiles, restored_files
+from deltapack.composing.containers import WeightFiles
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import RecipeError
-from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Index
-from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
@@ -29,14 +29,16 @@ from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
+from deltapack.restoring.weight_files import files_like_base, finetuned_files
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
 
 def apply(
     base: str | Path,
-    pack: str | Path,
+    pack: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     weight: float = 1.0,
@@ -51,17 +53,19 @@ def apply(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> ApplyReport:
-    """Restore the fine-tuned checkpoint from its base and a pack.
+    """Restore the fine-tuned checkpoint from its base and a pack, or a chain of packs: each was made from what the one before gives.
 
     Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
-    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well. A pack that holds the headers of the
-    fine-tune's weight files (`Recipe(exact=True)`) restores these files byte for byte, unless another result or layout is asked for.
+    rescale and dtype every restored tensor is checked, too. `out` appears only when all is well. A chain is put in order and checked by
+    its digests before anything is written; the base is read once, and no state in between is ever written. An `out` that holds what a
+    chain gives is left as it is. A pack that holds the headers of the fine-tune's weight files (`Recipe(exact=True)`) restores these
+    files byte for byte, unless another result or layout is asked for.
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
-        pack: The pack.
+        pack: The pack, or a list of them: a chain.
         out: Folder to write, or a file if it ends in `.safetensors`.
-        weight: Factor for the whole difference; 0 gives the base.
+        weight: Factor for the whole difference; 0 gives the base. Only for one pack, as is `rescale`.
         rescale: Factor above 0 instead of the 1 / (1 - drop_rate) that the pack holds (DAREx-q, arXiv 2410.09344); where nothing was
             dropped, as from vectors, it has no effect.
         weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
@@ -76,20 +80,28 @@ def apply(
 
     Raises:
         BackendError: The device or backend cannot be used here.
-        BaseMismatchError: This is not the base of the pack.
-        FormatError: The pack is damaged.
+        BaseMismatchError: This is not the base of the pack, or the packs are no chain.
+        FormatError: A pack is damaged.
+        LimitError: There are more than 1,000 packs.
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     check_output_name(out, CHECKPOINT)
-    with open_checkpoint(base, weights=weight_files) as base_ckpt, PackReader(pack) as reader:
+    paths = _links(pack, weight, rescale)
+    with open_checkpoint(base, weights=weight_files) as files, open_links(paths) as packs:
+        *before, reader = in_order(packs)
+        base_ckpt = restored_from(files, before, verify=verify)
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted], dtype=options.dtype)
-        own = own_metadata(weighted, composition, verify=verify)
-        files, told = _weight_files(base_ckpt, weighted, out, options)
-        notes = write_checkpoint(seen, composition, out, [reader.path], options, metadata=own, files=files)
         jobs = composition.jobs
+        kept, told = finetuned_files(base_ckpt, weighted, out, dtype=options.dtype, shard_bytes=options.max_shard_bytes)
+        if before and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
+            there = f"{out} holds what the chain gives already: every tensor was compared, nothing was written"
+            nbytes = sum(job.nbytes for job in jobs)
+            return ApplyReport(out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False)
+        own = own_metadata(weighted, composition, verify=verify)
+        notes = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept)
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -100,26 +112,22 @@ def apply(
         return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes])
 
 
-def _weight_files(base: Checkpoint, pack: WeightedPack, out: Path, options: WriteOptions) -> tuple[WeightFiles | None, list[str]]:
-    """Return the weight files of the fine-tune where the pack knows them and they are what is asked for; and what to tell else.
+def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:
+    """Return the paths of a chain, be it of one pack.
 
     Raises:
-        BaseMismatchError: A head that the pack leaves to the base, or refers to, is not there or another one.
-        FormatError: A head is damaged, or does not fit the tensors.
+        RecipeError: They are no paths, none, or several with a weight.
     """
-    containers = pack.reader.index.containers
-    reasons = {
-        "another weight or rescale is asked for": not pack.is_plain,
-        "another dtype is asked for": options.dtype is not None,
-        "shards of another size are asked for": options.max_shard_bytes is not None,
-        "the output is one file": out.suffix == ".safetensors" and restored_weight_files(containers) > 1,
-    }
-    why = next((text for text, holds in reasons.items() if holds), None)
-    if not containers:
-        return None, []
-    if why is not None:
-        return None, [f"the weight files are not byte for byte those of the fine-tune, which the pack could restore: {why}"]
-    return restored_files(pack.reader, base.head, base.path), []
+    if isinstance(pack, (str, PathLike)) or not isinstance(pack, Iterable):
+        return [as_path("the pack", pack)]
+    paths = list(as_paths("pack", pack))
+    if not paths:
+        raise RecipeError("there is no pack to apply", expected="a path, or a list of them")
+    if len(paths) > 1 and (weight != 1 or rescale is not None):
+        what = "weight" if weight != 1 else "rescale"
+        hint = "Each pack of a chain follows what the one before gives in full. `deltapack merge` takes weights, for packs of one base."
+        raise RecipeError(f"{what} is for one pack", found=f"a chain of {len(paths)}", hint=hint)
+    return paths
 
 
 def changed_statistics(index: Index) -> list[str]:
@@ -185,7 +193,7 @@ def write_checkpoint(
     if out.suffix != ".safetensors":  # one file has nothing beside it
         check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
-    shards, indices = (_like_base(base, composition, options), None) if files is None else files
+    shards, indices = (files_like_base(base, composition, options.max_shard_bytes), None) if files is None else files
     with open_writer(
         out,
         shards,
@@ -212,18 +220,6 @@ def write_checkpoint(
             return [*notes, *_not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
-
-
-def _like_base(base: Checkpoint, composition: Composition, options: WriteOptions) -> list[Shard]:
-    """Return the weight files of a result that are laid out as the base's are, or as the options say."""
-    jobs = composition.jobs
-    return plan_shards(
-        [(job.name, job.dtype, job.shape) for job in jobs],
-        like=base.weight_shards(),
-        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
-        max_shard_size=options.max_shard_bytes,
-        folders=composition.folders,
-    )
 
 
 def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:

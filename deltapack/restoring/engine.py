@@ -6,40 +6,23 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
-
-from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.composing.basecheck import wrong_base, wrong_result
+from deltapack.composing.basecheck import base_at_fault, wrong_base, wrong_result
+from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.tensor_job import FromBase, TensorJob
-from deltapack.dtypes import DType
+from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
-from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
-__all__ = ["BaseElements", "Nowhere", "RestoredChunk", "RestoredTensor", "Sink", "check_digests", "restore_chunk", "restore_tensors"]
+__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "restore_tensors"]
 
 _BATCH = 4 * CHUNK
 """Elements that one task restores, at least; no more are in memory at a time than those of one chunk."""
-
-
-class BaseElements(Protocol):
-    """Where elements of the base come from: a checkpoint, or what a live model holds."""
-
-    def read_into(self, name: str, start: int, out: Elements) -> None:
-        """Fill `out` with the elements of a tensor from `start`."""
-
-
-class RestoredChunk(NamedTuple):
-    """Elements of the result, none where it ends before the base; and, if wanted, the digest of the base's chunk where there is one."""
-
-    elements: Elements
-    base_digest: bytes | None
 
 
 @dataclass(frozen=True)
@@ -121,7 +104,12 @@ def restore_tensors(
         of_base = digests or (verify and isinstance(job.source, FromBase) and bool(job.source.digest))
         if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
             return done
-        elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
+        try:
+            elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
+        except FormatError as error:
+            if isinstance(job.source, FromBase) and job.source.exact is not None:
+                raise base_at_fault(base, job.source.base, job.source.digest) or error from error
+            raise
         if not len(elements):
             return replace(done, base_digest=base_digest)
         digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
@@ -159,48 +147,6 @@ class _Done:
     nbytes: int
     base_digest: bytes | None = None
     digest: bytes | None = None
-
-
-def restore_chunk(base: BaseElements, job: TensorJob, chunk: int, buffers: Buffers, *, base_digest: bool = False) -> RestoredChunk:
-    """Return the elements of a chunk of the result and, if wanted, the chunk digest of the base.
-
-    The elements are valid until the thread restores its next chunk with the same `buffers`.
-    """
-    start, digest, parts, common = chunk * CHUNK, None, [], np.zeros(0, job.dtype.storage)
-    if isinstance(job.source, FromBase) and start < job.source.base.numel:
-        held = job.source.base
-        elements = buffers.take("base", held.dtype.storage, min(start + CHUNK, held.numel) - start)
-        base.read_into(held.name, start, elements)
-        # Now, as terms are added in place.
-        digest = chunk_digest(elements) if base_digest else None
-        common = elements[: max(0, job.common - start)]
-        if job.source.exact is None and len(common):
-            parts.append(_combine(job.source, job.dtype, chunk, common, buffers))
-    rows, stop = job.source.rows, min(start + CHUNK, job.numel)
-    if isinstance(job.source, FromBase) and job.source.exact is not None and start < stop:
-        exact = job.source.exact
-        parts.append(rounding.convert(exact.part(chunk, common, job.source.base.dtype), exact.dtype, job.dtype))
-    if rows is not None and stop > max(start, rows.start):
-        parts.append(rounding.convert(rows.read(max(start, rows.start), stop), rows.dtype, job.dtype))
-    if not parts:
-        return RestoredChunk(np.zeros(0, job.dtype.storage), digest)
-    return RestoredChunk(np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts)), digest)
-
-
-def _combine(made_of: FromBase, target: DType, chunk: int, base: Elements, buffers: Buffers) -> Elements:
-    """Return base plus terms; `base` is overwritten."""
-    source, terms, loops = made_of.base.dtype, made_of.terms, kernels.active()
-    if not terms:
-        return rounding.convert(base, source, target)
-    scratch = buffers.scratch(len(base))
-    if len(terms) == 1 and source == target:
-        terms[0].add_to(chunk, base, source, scratch)
-        return base
-    parts = [term.chunk(chunk, base, source, scratch) for term in terms]
-    if source != target:
-        return loops.add_sparse(base, source, target, *loops.sum_terms(len(base), parts))
-    loops.add_in_place(base, source, parts)
-    return base
 
 
 def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:

@@ -87,7 +87,7 @@ def verify(
             notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
             check_carried(base_ckpt, reader)
             if reader.index.containers:
-                restored_files(reader, base_ckpt.head, base_ckpt.path)
+                restored_files(reader, base_ckpt)
             restored = restore_tensors(
                 seen,
                 composition.jobs,

@@ -29,6 +29,7 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "weight_files": None,
         "max_side_file": None,
         "leave_out": (),
+        "base_packs": (),
         "workers": None,
         "force": False,
         "progress": None,
@@ -42,7 +43,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "--non-finite store --include-code --max-side-file 200MB "
         "--leave-out '*.md' --leave-out 'logs/*' --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
-    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated"]
+    maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated", *(["--base-pack", str(pair.pack)] * 2)]
     result = run("compress", pair.base, pair.finetuned, "--out", tmp_path / "x.dpk", *options, *maps)
     assert result.exit_code == 0, result.stderr
     assert use_case.kwargs == {
@@ -65,6 +66,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "weight_files": None,
         "max_side_file": "200MB",
         "leave_out": ("*.md", "logs/*"),
+        "base_packs": (pair.pack, pair.pack),
         "workers": 2,
         "force": True,
         "progress": None,

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "values": (["--values", "int2"], {"recipe.values": "int2"}),
         "index": (["--index", "gaps"], {"recipe.index": "gaps"}),
         "rescale": (["--rescale", "3"], {"recipe.rescale": 3.0}),
+        "exact": (["--exact", "fc"], {"recipe.exact": "fc"}),
         "seed": (["--seed", "7"], {"recipe.seed": 7}),
         "include": (["--include", "a"], {"recipe.include": "a"}),
         "exclude": (["--exclude", "b"], {"recipe.exclude": "b"}),
@@ -48,6 +49,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "include_code": (["--include-code"], {"include_code": True}),
         "max_side_file": (["--max-side-file", "9MB"], {"max_side_file": "9MB"}),
         "leave_out": (["--leave-out", "*.md"], {"leave_out": ("*.md",)}),
+        "base_packs": (["--base-pack", "PACK"], {"base_packs": ("PACK",)}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
         "workers": (["--workers", "3"], {"workers": 3}),
@@ -93,7 +95,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
 """Of each command, by the name of its parameter: what is typed, and what the library is told instead of its default."""
 ELSEWHERE = {
     "compress": {"base", "finetuned", "out", "quiet", "as_json", "dry_run"},
-    "apply": {"base", "pack", "out", "quiet", "as_json"},
+    "apply": {"base", "packs", "out", "quiet", "as_json"},
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
     "verify": {"pack", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},

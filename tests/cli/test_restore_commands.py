@@ -48,6 +48,21 @@ def test_apply_passes_its_options(run: Run, pair: Pair, stand_in: StandIn, tmp_p
     assert use_case.kwargs == CHOSEN | {"weight": -0.5, "rescale": 2.0}
 
 
+def test_apply_passes_a_chain(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    use_case = stand_in("apply", ApplyReport(out, 3, 4096, True, ["nothing was written"], written=False))
+    result = run("apply", pair.base, pair.pack, pair.pack, "-o", out)
+    assert use_case.args == (pair.base, (pair.pack, pair.pack), out)
+    assert f"there already  {out}\n" in result.stdout and "Note: nothing was written\n" in result.stdout
+    assert json.loads(run("apply", pair.base, pair.pack, pair.pack, "-o", out, "--json").stdout)["written"] is False
+
+
+def test_a_chain_takes_no_weight(run: Run, pair: Pair, tmp_path: Path) -> None:
+    for option, name in (("--weight", "weight"), ("--rescale", "rescale")):
+        result = run("apply", pair.base, pair.pack, pair.pack, "-o", tmp_path / "out", option, "2")
+        assert (result.exit_code, result.stdout) == (2, "") and f"{name} is for one pack" in result.stderr
+
+
 def test_merge_passes_its_options(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     report = MergeReport(tmp_path / "out", 3, 4096, [("a.dpk", 0.5)], ["heavy"], ["a note"])
     use_case = stand_in("merge", report)
@@ -104,7 +119,7 @@ def test_json(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stand_in("apply", ApplyReport(out, 3, 4096, True, ["n"]))
     document = json.loads(run("apply", pair.base, pair.pack, "-o", out, "--json").stdout)
-    assert document == {"out": str(out), "tensors": 3, "tensor_bytes": 4096, "verified": True, "notes": ["n"]}
+    assert document == {"out": str(out), "tensors": 3, "tensor_bytes": 4096, "verified": True, "notes": ["n"], "written": True}
     stand_in("merge", MergeReport(out, 3, 4096, [("a.dpk", 0.5)], ["w"]))
     result = run("merge", pair.base, pair.pack, "-o", out, "--json")
     assert (json.loads(result.stdout)["weights"], result.stderr) == ([["a.dpk", 0.5]], "")

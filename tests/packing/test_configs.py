@@ -44,10 +44,12 @@ def test_kinds_of_models_are_compared(base: dict[str, Any], finetuned: dict[str,
     assert (found == []) if words is None else (len(found) == 1 and words in found[0])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\xff"])
-def test_a_config_that_cannot_be_read_says_nothing(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [None, "", "[]", "{", "[" * 100_000, "\xff"])
+def test_a_config_that_cannot_be_read_says_nothing(text: str | None, tmp_path: Path) -> None:
     write_folder(tmp_path / "m", BASE)
-    (tmp_path / "m" / "config.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "m" / "config.json").unlink()
+    if text is not None:
+        (tmp_path / "m" / "config.json").write_bytes(text.encode("latin-1"))
     with open_checkpoint(tmp_path / "m") as checkpoint:
         assert config_of(checkpoint) == {}
 

@@ -14,9 +14,9 @@ from deltapack.kinds import CHECKPOINT
 __all__ = ["command"]
 
 
-@click.command(cls=options.Command, short_help="Restore a fine-tune from its base and a pack.")
+@click.command(cls=options.Command, short_help="Restore a fine-tune from its base and a pack, or a chain of packs.")
 @options.base_argument
-@options.pack_argument
+@options.packs_argument
 @options.out_option(CHECKPOINT, "The folder to write, or a file if it ends in .safetensors.")
 @click.option("--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference.")
 @click.option("--rescale", type=float, metavar="F", help="Factor above 0 for kept values instead of the pack's own.")
@@ -25,7 +25,7 @@ __all__ = ["command"]
 @options.output_options
 def command(
     base: Path,
-    pack: Path,
+    packs: tuple[Path, ...],
     out: Path,
     weight: float,
     rescale: float | None,
@@ -42,13 +42,14 @@ def command(
 ) -> None:
     """Restore the checkpoint that PACK was made from, over its BASE.
 
-    Every tensor of the base is checked against the pack, and every restored tensor against the digest of the
+    Several packs are a chain: each was made from what the one before gives (compress --base-pack). Every
+    tensor of the base is checked against the pack, and every restored tensor against the digest of the
     result (unless --weight, --rescale or --dtype ask for another result).
     """
     with show_progress("restoring", quiet=quiet) as progress:
         report = deltapack.apply(
             base,
-            pack,
+            packs[0] if len(packs) == 1 else packs,
             out,
             weight=weight,
             rescale=rescale,
@@ -69,7 +70,7 @@ def command(
             name for name, given in (("--weight", weight != 1), ("--rescale", rescale is not None), ("--dtype", dtype is not None)) if given
         ]
         fields = [
-            ("restored", str(report.out)),
+            ("restored" if report.written else "there already", str(report.out)),
             ("tensors", f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"),
             ("verified", "every tensor matches the digests in the pack" if report.verified else f"no: {_why_not(no_verify, asked)}"),
         ]
