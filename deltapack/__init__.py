@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
+    from deltapack.runs.keeping import pack_step, restore_step
+    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
@@ -64,8 +67,10 @@ __all__ = [
     "Override",
     "Pack",
     "PackEntry",
+    "PackedStep",
     "PreviewReport",
     "Recipe",
+    "SkippedStep",
     "Slice",
     "SurveyReport",
     "VerifyReport",
@@ -79,11 +84,14 @@ __all__ = [
     "log_packs",
     "merge",
     "open_pack",
+    "pack_step",
     "preview_compress",
     "preview_merge",
     "read_merge_file",
+    "restore_step",
     "survey_merge",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -101,8 +109,10 @@ _HOMES = {
     "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
+    "PackedStep": "runs.steps",
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
+    "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
@@ -115,11 +125,14 @@ _HOMES = {
     "log_packs": "packs.lineage",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
+    "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
+    "restore_step": "runs.keeping",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
+    "watch": "runs.watching",
 }
 
 

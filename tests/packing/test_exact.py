@@ -210,7 +210,7 @@ def test_more_than_one_chunk(dtype: str, tmp_path: Path) -> None:
     paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("tuned", tuned))]
     packs = [tmp_path / "1.dpk", tmp_path / "4.dpk"]
     for pack, workers in zip(packs, (1, 4), strict=True):
-        deltapack.compress(*paths, pack, recipe=EXACT, workers=workers)
+        deltapack.compress(paths[0], paths[1], pack, recipe=EXACT, workers=workers)
     assert packs[0].read_bytes() == packs[1].read_bytes() and kinds_of(packs[0]) == {"cut": "exact", "w": "exact"}
     for workers in (1, 3):
         deltapack.apply(paths[0], packs[0], tmp_path / "out.safetensors", workers=workers, force=True)
@@ -234,7 +234,7 @@ def test_other_names_and_layouts(tmp_path: Path) -> None:
     for number, (base, tuned) in enumerate(((parts, fused), (fused, tuned_model(changed)))):
         paths = [write_file(tmp_path / f"{number} {name}.safetensors", model) for name, model in (("base", base), ("tuned", tuned))]
         pack, out = tmp_path / f"{number}.dpk", tmp_path / f"{number} out.safetensors"
-        report = deltapack.compress(*paths, pack, recipe=EXACT)
+        report = deltapack.compress(paths[0], paths[1], pack, recipe=EXACT)
         assert report.kinds == {"exact": len(tuned)}
         with deltapack.open_pack(pack) as opened:
             partners = [opened[name].entry.partner for name in tuned]
@@ -289,7 +289,7 @@ def test_some_tensors_are_exact_and_others_lossy(tmp_path: Path) -> None:
     base, tuned = every_kind()
     paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("tuned", tuned))]
     pack = tmp_path / "x.dpk"
-    deltapack.compress(*paths, pack, recipe=Recipe(exact="^(bf16|embed)"))
+    deltapack.compress(paths[0], paths[1], pack, recipe=Recipe(exact="^(bf16|embed)"))
     found = kinds_of(pack)
     assert (found["bf16"], found["embed.weight"], found["codes"]) == ("exact",) * 3
     assert (found["layer.weight"], found["rows"], found["fewer"]) == ("delta", "grown", "shrunk")
@@ -307,9 +307,9 @@ def test_what_must_not_change_is_coded_only_where_that_is_smaller(tmp_path: Path
     tuned = {"w": moved(base["w"], 1), "codes": edited(base["codes"], 3, -1), "noise": noise}
     paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("tuned", tuned))]
     pack = tmp_path / "x.dpk"
-    deltapack.compress(*paths, pack, allow_unrelated=True)
+    deltapack.compress(paths[0], paths[1], pack, allow_unrelated=True)
     assert kinds_of(pack) == {"w": "delta", "codes": "exact", "noise": "stored"}
-    deltapack.compress(*paths, pack, recipe=EXACT, allow_unrelated=True, force=True)
+    deltapack.compress(paths[0], paths[1], pack, recipe=EXACT, allow_unrelated=True, force=True)
     assert set(kinds_of(pack).values()) == {"exact"}
 
 
@@ -371,7 +371,7 @@ def test_damaged_bytes_are_found(tmp_path: Path) -> None:
     tuned = {"a": moved(base["a"], 2), "b": edited(base["b"], 5, 99), "c": random_tensor(3, (20,), "f16")}
     paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("tuned", tuned))]
     pack, broken, out = tmp_path / "x.dpk", tmp_path / "broken.dpk", tmp_path / "out"
-    deltapack.compress(*paths, pack, recipe=EXACT)
+    deltapack.compress(paths[0], paths[1], pack, recipe=EXACT)
     data = pack.read_bytes()
     for place in range(0, len(data), 5):
         shutil.copy(pack, broken)

@@ -203,7 +203,7 @@ def command(
         overrides=tuple(map(parse_override, overrides)),
         fidelity=fidelity,
         non_finite=non_finite,
-        exact=True if exact == ALL else exact or False,
+        exact=exact is not None and (exact == ALL or exact),
         **of_sparsifiers,
     )
     how: dict[str, Any] = {
