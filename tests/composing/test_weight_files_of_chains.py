@@ -11,7 +11,7 @@ import deltapack
 from deltapack import Recipe
 from deltapack.checkpoint import open_checkpoint
 from deltapack.composing.chain import restored_from
-from deltapack.errors import BaseMismatchError
+from deltapack.errors import BaseMismatchError, OutputError
 from deltapack.format.reader import PackReader
 
 EXACT = Recipe(exact=True)
@@ -27,8 +27,9 @@ def save(folder: Path, tensors: Model, file: str = "model.safetensors", **metada
 
 @pytest.fixture
 def steps(tmp_path: Path) -> list[Path]:
-    """A base and steps: as the base was saved, with other strings, that again, under another name."""
-    how: list[dict[str, str]] = [{}, {}, {"step": "2" * 300}, {"step": "2" * 299 + "3"}, {"file": "other.safetensors"}]
+    """A base and steps: as the base was saved, under another name, there with other strings, under a third name."""
+    two = {"file": "two.safetensors"}
+    how: list[dict[str, str]] = [{}, {}, two | {"step": "2" * 300}, two | {"step": "2" * 299 + "3"}, {"file": "other.safetensors"}]
     return [save(tmp_path / str(number), tuned_model(MODEL, 10 * number), **options) for number, options in enumerate(how)]
 
 
@@ -61,14 +62,14 @@ def test_every_step_comes_back(steps: list[Path], chain: list[Path], tmp_path: P
 
 
 def test_the_same_tensors_in_another_file_are_not_the_result(steps: list[Path], chain: list[Path], tmp_path: Path) -> None:
-    out = save(tmp_path / "out", tuned_model(MODEL, 20))
+    out = save(tmp_path / "out", tuned_model(MODEL, 20), "two.safetensors")
     before = read_folder(out)
-    with pytest.raises(deltapack.OutputError, match="exists"):
+    with pytest.raises(OutputError, match="exists"):
         deltapack.apply(steps[0], chain[:2], out)
     assert read_folder(out) == before
     file = tmp_path / "out.safetensors"
     deltapack.apply(steps[0], chain[:2], file)
-    assert file.read_bytes() == (steps[2] / "model.safetensors").read_bytes()
+    assert file.read_bytes() == (steps[2] / "two.safetensors").read_bytes()
     assert not deltapack.apply(steps[0], chain[:2], file).written
 
 
