@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
+    from deltapack.runs.keeping import pack_step, restore_step
+    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
@@ -65,8 +68,10 @@ __all__ = [
     "Override",
     "Pack",
     "PackEntry",
+    "PackedStep",
     "PreviewReport",
     "Recipe",
+    "SkippedStep",
     "Slice",
     "SquashReport",
     "SurveyReport",
@@ -81,12 +86,15 @@ __all__ = [
     "log_packs",
     "merge",
     "open_pack",
+    "pack_step",
     "preview_compress",
     "preview_merge",
     "read_merge_file",
+    "restore_step",
     "squash",
     "survey_merge",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -104,8 +112,10 @@ _HOMES = {
     "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
+    "PackedStep": "runs.steps",
     "PreviewReport": "reports",
     "Recipe": "packing.recipe",
+    "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
@@ -119,12 +129,15 @@ _HOMES = {
     "log_packs": "packs.lineage",
     "merge": "merging.merge",
     "open_pack": "packs.pack",
+    "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
+    "restore_step": "runs.keeping",
     "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
+    "watch": "runs.watching",
 }
 
 

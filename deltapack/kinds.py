@@ -188,9 +188,10 @@ def kind_of_folder(folder: Path, names: Iterable[str]) -> tuple[str, str] | None
         return "this is a cache folder of the Hugging Face Hub", _below(folder / "snapshots")
     if any(name.startswith("models--") for name in below):
         return "this is the cache of the Hugging Face Hub", f"Name a folder such as {folder / next(filter(_is_cached, below))}/snapshots/*."
-    if ".distcp" in suffixes or "zero_to_fp32.py" in known:
-        tool = "zero_to_fp32.py" if "zero_to_fp32.py" in known else "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        return "the folder holds a sharded training state", f"Turn it into one state dict first, with {tool}."
+    if ".distcp" in suffixes:
+        return "the folder holds parts of a distributed checkpoint, but not its .metadata", "Was the save interrupted, or the copy?"
+    if "zero_to_fp32.py" in known:
+        return "the folder holds a sharded training state", "Turn it into one state dict first, with zero_to_fp32.py."
     if ".dpk" in suffixes:
         return f"the folder holds packs, such as {suffixes['.dpk']}, and no checkpoint", PACK.as_checkpoint
     for suffix, kind in _BY_SUFFIX.items():

@@ -41,8 +41,8 @@ class CompressReport(_Report):
         pack_bytes: Its size.
         checkpoint_bytes: Size of the fine-tune's tensors.
         delta_elements: Elements of the tensors that were dropped from.
-        delta_bits_per_weight: Everything in the pack but stored tensors and side files, in bits per such element.
-        split: Stored bytes by use: index (positions), codes, scales, tables, stored, files, header.
+        delta_bits_per_weight: Everything in the pack but stored and exact tensors and side files, in bits per such element.
+        split: Stored bytes by use: index (positions), codes, scales, tables, stored, exact, files, header.
         kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
         roles: Number of tensors of the fine-tune of each role, as they were packed.
         max_abs_delta: Largest |fine-tuned - base|.

@@ -1,7 +1,7 @@
 """Decoder of exact chunks: codecs/exact.md as a program, number by number.
 
-It shares no code with deltapack and prefers clarity to speed, as reference_decoder.py does, whose checks of zstd frames it uses.
-No entry of version 1.0 holds such chunks; vectors of single chunks are in tests/vectors/exact.json.
+It shares no code with deltapack and prefers clarity to speed, as reference_decoder.py does, whose checks of zstd frames it uses and
+which calls it for the chunks of entries of kind `exact`. Vectors of single chunks are in tests/vectors/exact.json.
 """
 
 from __future__ import annotations

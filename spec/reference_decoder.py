@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -284,11 +285,12 @@ ITEMSIZE = {
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES = ("arranged", "files.base", "folders", "raw-types")
+FEATURES = ("arranged", "exact", "files.base", "folders", "raw-types")
 RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
 RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
 MAX_PIECES = 4096
+MAX_STEPS, MAX_TABLES, MAX_TABLE = 64, 4096, 32_774
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_STATS = 64
 
@@ -300,9 +302,11 @@ FIELDS = {  # kind -> fields that must, fields that may be there
     "grown": (f"{PATCHED} stored:blob", "digests:blob stats:object"),
     "shrunk": (PATCHED, "digests:blob stats:object"),
     "stored": (f"{COMMON} stored:blob", "base:object digests:blob"),
+    "exact": (f"{COMMON} exact:list", "base:object digests:blob"),
     "removed": ("name:string kind:string base:object", ""),
     "alias": ("name:string kind:string of:string", ""),
 }
+WHOLE = ("stored", "exact")  # kinds that say what all elements are, and not what is added to them
 BASE_MAY = "name:string dtype:string shape:ints grid:list pieces:list"
 TERM = "index:string values:string factor:hex8 nnz:int blob:blob"
 TERM_FIELDS = {"seeded": f"{TERM} keep:int key:hex16", "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
@@ -340,14 +344,20 @@ def check_index(index: Any) -> None:
         need(feature in FEATURES, "R5", f"unknown feature {feature!r}")
     top = "format:string required:list created_by:string base:object result:object recipe:object tensors:list"
     top += " folders:object" if "folders" in index["required"] else ""
+    top += " tables:list" if "exact" in index["required"] else ""
     check_fields({k: v for k, v in index.items() if k != "files"}, "index", top, "optional:object")
     check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
     check_fields(index["result"], "result", "fingerprint:hex64 tensors:int bytes:int")
     need("files" in index, "R4", "no `files`")
     check_metadata(index.get("optional", {}).get("dpk.metadata", {}))
+    for table in index.get("tables", []):
+        check_type(table, "blob", "tables")
+    need(len(index.get("tables", [])) <= MAX_TABLES, "R6", "too many tables")
+    need(all(length <= MAX_TABLE for _, length, _ in index.get("tables", [])), "R6", "a table is too long")
     need(len(index["tensors"]) <= MAX_TENSORS, "R6", "too many tensors")
     for entry in index["tensors"]:
         check_entry(entry)
+        need(entry["kind"] != "exact" or "tables" in index, "R6", f"{entry['name']!r} is exact, the feature is not there")
     check_together(index)
     if "folders" in index["required"]:
         check_folders(index["folders"], index["tensors"])
@@ -392,7 +402,7 @@ def base_of(entry: Json) -> tuple[str, str, list[int]]:
 
 def common_numel(entry: Json) -> int:
     """The number of elements that the base tensor and the result share."""
-    return 0 if entry["kind"] == "stored" else min(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]))
+    return 0 if entry["kind"] in WHOLE else min(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]))
 
 
 def digests_length(entry: Json) -> int:
@@ -423,7 +433,7 @@ def check_entry(entry: Any) -> None:
     if "dtype" in entry:
         check_tensor(entry["dtype"], entry["shape"], where)
         biggest = max(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]) if "base" in entry else 0)
-        wanted = kind != "unchanged" and chunk_count(biggest) > 1
+        wanted = kind != "unchanged" and chunk_count(biggest) > 1 and not has_partner(entry)
         need(("digests" in entry) == wanted, "R6", f"{where}: `digests` is {'missing' if wanted else 'not needed'}")
         need(not wanted or entry["digests"][1] == digests_length(entry), "R6", f"{where}: length of `digests`")
     if kind in ("delta", "unchanged"):
@@ -440,11 +450,26 @@ def check_entry(entry: Any) -> None:
         need(len(entry["terms"]) <= MAX_TERMS, "R6", f"{where}: too many terms")
         for term in entry["terms"]:
             check_term(term, where, common_numel(entry))
+    if "exact" in entry:
+        need(1 <= len(entry["exact"]) <= MAX_STEPS, "R6", f"{where}: number of steps")
+        for step in entry["exact"]:
+            check_fields(step, f"{where} step", "blob:blob", "tables:int")
+            need(step.get("tables", 1) >= 1, "R6", f"{where}: tables of a step begin at {step.get('tables')}")
     if "stats" in entry:
         check_fields(entry["stats"], f"{where} stats", "l1:string max_abs:string")
         decimal = r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
         need(all(re.fullmatch(decimal, value) for value in entry["stats"].values()), "R6", f"{where}: stats")
         need(all(len(value) <= MAX_STATS for value in entry["stats"].values()), "R6", f"{where}: stats are too long")
+
+
+def has_partner(entry: Json) -> bool:
+    """Section 3.12: whether an exact tensor starts from its base tensor, or merely replaces it."""
+    if entry["kind"] != "exact" or "base" not in entry:
+        return False
+    _, old_dtype, old = base_of(entry)
+    dtype, new = entry["dtype"], entry["shape"]
+    rows = len(old) == len(new) >= 1 and old[1:] == new[1:]
+    return (old == new or rows) and (old_dtype == dtype or {old_dtype, dtype} <= set(FLOATS))
 
 
 def check_arranged(entry: Json, where: str) -> None:
@@ -527,7 +552,7 @@ def held_by_base(entries: Sequence[Json]) -> set[str]:
 
 def named(entries: Sequence[Json]) -> set[str]:
     """The tensors of the base that entries replace or drop by their names alone."""
-    return {entry["name"] for entry in entries if entry["kind"] in ("stored", "alias")}
+    return {entry["name"] for entry in entries if entry["kind"] in (*WHOLE, "alias")}
 
 
 def check_path(name: str) -> None:
@@ -588,12 +613,16 @@ def blobs_in_order(index: Json) -> Iterator[list[Any]]:
     for entry in index["tensors"]:
         for term in entry.get("terms", []):
             yield term["blob"]
-        for key in ("stored", "digests"):
-            if key in entry:
-                yield entry[key]
+        if "stored" in entry:
+            yield entry["stored"]
+        for step in entry.get("exact", []):
+            yield step["blob"]
+        if "digests" in entry:
+            yield entry["digests"]
     for file in index["files"] or []:
         if "blob" in file:
             yield file["blob"]
+    yield from index.get("tables", [])
 
 
 def check_layout(index: Json, data: bytes, index_offset: int) -> None:
@@ -627,7 +656,7 @@ def read_pack(path: str | Path) -> Json:
 def read_chunks(data: bytes, ref: list[Any], count: int, streams: int, nnz: int | None = None) -> Iterator[Json]:
     """R8: check the table of a chunked blob over `count` elements, then yield its chunks one by one.
 
-    A term gives its `nnz`; the table of `stored`, which has no counts, does not need it.
+    A term gives its `nnz`; the tables of `stored` and `exact`, which have no counts, do not need it.
     """
     blob, chunks = blob_bytes(data, ref), spans(count, CHUNK)
     tiles = 0 if nnz is None else len(spans(count, TILE))
@@ -847,6 +876,11 @@ def to_f32(dtype: str, raw: bytes) -> np.ndarray:
     return numbers
 
 
+def to_numbers(dtype: str, raw: bytes) -> np.ndarray:
+    """Elements as float64 where that is their type, else as float32."""
+    return np.frombuffer(raw, "<f8") if dtype == "f64" else to_f32(dtype, raw)
+
+
 def convert(values: np.ndarray, dtype: str) -> np.ndarray:
     """Section 6.3: float32 or float64 numbers to elements of `dtype`."""
     if dtype != "f64":
@@ -871,11 +905,11 @@ def convert(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def add_chunk(base: bytes, base_dtype: str, dtype: str, kept: np.ndarray, acc: np.ndarray) -> bytes:
     """Section 6.2 on one chunk: `kept` bool and `acc` float32, one per element."""
+    start = to_numbers(base_dtype, base)
     if "f64" in (base_dtype, dtype):
-        start = np.frombuffer(base, "<f8") if base_dtype == "f64" else to_f32(base_dtype, base).astype(np.float64)
+        start = start.astype(np.float64)
         total = start + acc.astype(np.float64)
     else:
-        start = to_f32(base_dtype, base)
         total = start + acc
     same = np.frombuffer(base, f"<u{ITEMSIZE[dtype]}") if base_dtype == dtype else convert(start, dtype)
     out: np.ndarray = np.where(kept, convert(total, dtype), same)
@@ -978,6 +1012,49 @@ def restore_stored(data: bytes, entry: Json, common: int) -> bytes:
     return b"".join(out)
 
 
+@functools.cache
+def exact_decoder() -> Any:
+    """codecs/exact.md as a program: the file beside this one, which takes its checks from here."""
+    spec = importlib.util.spec_from_file_location("exact_decoder", Path(__file__).with_name("exact_decoder.py"))
+    assert spec is not None and spec.loader is not None
+    sys.modules.setdefault("reference_decoder", sys.modules[__name__])
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.need, module.unzstd = need, unzstd  # also where this program runs under another name
+    return module
+
+
+def shared_tables(pack: Json) -> list[bytes]:
+    """Section 3.12: the tables that exact chunks of a pack share."""
+    return [plain_blob(pack["data"], ref) for ref in pack["index"].get("tables", [])]
+
+
+def exact_chunks(data: bytes, entry: Json, step: Json) -> Iterator[tuple[int, int, bytes]]:
+    """R8: of each chunk of a step the start and the length, in bytes of the tensor, and its bytes."""
+    size = itemsize(entry["dtype"])
+    for chunk in read_chunks(data, step["blob"], numel(entry["dtype"], entry["shape"]), 1):
+        stored, raw_length = chunk["streams"][0]
+        length = sum(chunk["tiles"]) * size
+        need(1 <= raw_length <= 64 + 2 * length, "R8", "raw length of an exact chunk")
+        need(len(stored) == raw_length, "R8", "an exact chunk is not stored as it is")
+        yield chunk["start"] * size, length, stored
+
+
+def restore_exact(data: bytes, tables: list[bytes], entry: Json, base: Tensor | None) -> bytes:
+    """Section 3.12: the elements of an exact tensor; where it has a partner, that is `base`."""
+    dtype, size, now = entry["dtype"], itemsize(entry["dtype"]), b""
+    if has_partner(entry) and base is not None:
+        now = base[2] if base[0] == dtype else convert(to_numbers(base[0], base[2]), dtype).tobytes()
+    for step in entry["exact"]:
+        parts, own_tables = [], tables[step.get("tables", 0) :]
+        for start, length, chunk in exact_chunks(data, entry, step):
+            before = now[start : start + length]
+            padded = before.ljust(length, b"\0") if before else None
+            parts.append(exact_decoder().decode_exact(chunk, padded, dtype, size, length // size, own_tables))
+        now = b"".join(parts)
+    return now
+
+
 def check_base_digest(name: str, digest: str, base: Tensor) -> None:
     """R12 on the base tensor of an entry of this name."""
     need(tensor_digest(*base) == digest, "R12", f"the base of {name!r} differs")
@@ -995,11 +1072,11 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
     raw, size = base[2][: common * ITEMSIZE[base[0]]], ITEMSIZE[base[0]]
     acc, kept = np.zeros(common, np.float32), np.zeros(common, bool)
     for part in parts:
-        if part.entry["kind"] == "stored":
+        if part.entry["kind"] in WHOLE:
             if part.base_digest is not None:
                 check_base_digest(part.entry["name"], part.base_digest, base)
-            stored = nearest_f32(part.entry["dtype"], restore_stored(part.data, part.entry, 0))
-            acc += (stored - nearest_f32(old, raw)) * np.float32(part.weight)
+            new = nearest_f32(part.entry["dtype"], elements_of(part, base))
+            acc += (new - nearest_f32(old, raw)) * np.float32(part.weight)
             kept[:] = True
         for term in part.entry.get("terms", []):
             given = factor is not None and term["index"] != "all"
@@ -1024,11 +1101,12 @@ class Part(NamedTuple):
     entry: Json
     weight: float
     base_digest: str | None  # of the base tensor, where any pack states one
+    tables: list[bytes]  # that chunks of its pack share
 
 
 def common_of(part: Part) -> int:
     """The number of elements that a part adds to."""
-    return numel(part.entry["dtype"], part.entry["shape"]) if part.entry["kind"] == "stored" else common_numel(part.entry)
+    return numel(part.entry["dtype"], part.entry["shape"]) if part.entry["kind"] in WHOLE else common_numel(part.entry)
 
 
 def nearest_f32(dtype: str, raw: bytes) -> np.ndarray:
@@ -1050,17 +1128,17 @@ def grouped(
     of_base: dict[str, list[Part]] = {}
     of_new: dict[str, list[Part]] = {}
     for number, (pack, weight) in enumerate(zip(packs, weights, strict=True)):
-        entries = pack["index"]["tensors"]
+        entries, tables = pack["index"]["tensors"], shared_tables(pack)
         used = {base_of(entry)[0] for entry in entries if "base" in entry}
         for entry in entries:
             name = entry["name"]
             base_name = base_of(entry)[0] if "base" in entry else name
-            part = Part(number, pack["data"], entry, weight, digests.get(base_name))
+            part = Part(number, pack["data"], entry, weight, digests.get(base_name), tables)
             if "base" in entry:
                 of_base.setdefault(base_name, []).append(part)
             elif name in base and name not in used:
                 of_base.setdefault(name, []).append(part)
-            elif entry["kind"] == "stored":
+            elif entry["kind"] in WHOLE:
                 of_new.setdefault(name, []).append(part)
     return [of_base, of_new]
 
@@ -1084,16 +1162,23 @@ def name_of(base_name: str, parts: Sequence[Part], prefer: int | None) -> str:
 
 
 def blends(part: Part, base: Tensor) -> bool:
-    """Section 9.2: whether a stored tensor can be seen as a difference to the base tensor."""
+    """Section 9.2: whether a stored or exact tensor can be seen as a difference to the base tensor."""
     entry = part.entry
-    floats = entry["kind"] == "stored" and {entry["dtype"], base[0]} <= set(FLOATS)
+    floats = entry["kind"] in WHOLE and {entry["dtype"], base[0]} <= set(FLOATS)
     return floats and tuple(entry["shape"]) == tuple(base[1])
 
 
-def whole(part: Part) -> Tensor:
-    """A stored tensor as it is; its digest holds, whatever the weight."""
+def elements_of(part: Part, base: Tensor | None) -> bytes:
+    """The elements of a stored or exact tensor."""
+    if part.entry["kind"] == "stored":
+        return restore_stored(part.data, part.entry, 0)
+    return restore_exact(part.data, part.tables, part.entry, base)
+
+
+def whole(part: Part, base: Tensor | None = None) -> Tensor:
+    """A stored or exact tensor as it is; its digest holds, whatever the weight."""
     entry = part.entry
-    tensor = entry["dtype"], tuple(entry["shape"]), restore_stored(part.data, entry, 0)
+    tensor = entry["dtype"], tuple(entry["shape"]), elements_of(part, base)
     need(tensor_digest(*tensor) == entry["digest"], "R12", f"the restored {entry['name']!r} differs")
     return tensor
 
@@ -1103,8 +1188,8 @@ def combine(parts: Sequence[Part], base: Tensor, prefer: int | None, factor: flo
     parts = [part for part in parts if part.entry["kind"] != "unchanged"]
     if not parts:
         return base
-    if len(parts) == 1 and parts[0].entry["kind"] == "stored" and (parts[0].weight == 1 or not blends(parts[0], base)):
-        return whole(parts[0])
+    if len(parts) == 1 and parts[0].entry["kind"] in WHOLE and (parts[0].weight == 1 or not blends(parts[0], base)):
+        return whole(parts[0], base)
     shaping = [part for part in parts if part.entry["kind"] != "delta" and not blends(part, base)]
     if not shaping:
         dtypes = {part.entry["dtype"] for part in parts}
@@ -1147,7 +1232,7 @@ def check_bases(packs: Sequence[Json], base: Mapping[str, Tensor]) -> dict[str, 
             if "digests" in entry:
                 check_digests_blob(pack["data"], entry)
             # The result does not depend on what is removed, nor on what is replaced, unless a weight blends it.
-            if "base" in entry and entry["kind"] not in ("removed", "stored"):
+            if has_partner(entry) or ("base" in entry and entry["kind"] not in ("removed", *WHOLE)):
                 check_base_digest(entry["name"], entry["base"]["digest"], base[base_of(entry)[0]])
         for entry in (entry for entry in index["tensors"] if "base" in entry):
             stated = digests.setdefault(base_of(entry)[0], entry["base"]["digest"])
@@ -1215,15 +1300,21 @@ def restore(
     return restore_several([pack_path], base_tensors, weights=[weight], factor=factor)
 
 
+def reshapes(entry: Json) -> bool:
+    """Section 9.6: whether an entry does more than add."""
+    if entry["kind"] == "exact":
+        return "base" not in entry or "shape" in entry["base"]
+    return entry["kind"] in ("grown", "shrunk", "stored", "removed")
+
+
 def side_files_of_several(pack_paths: Sequence[str | Path], prefer: int | None = None) -> dict[str, bytes | None] | None:
     """Section 9.6: the side files of a result, as `side_files` gives them; None: those of the base, all of them."""
     indices = [read_pack(path)["index"] for path in pack_paths]
     known = [index["files"] for index in indices]
     matter = [files and [(file["name"], file["sha256"]) for file in files if not is_descriptive(file["name"])] for files in known]
-    shapes = ("grown", "shrunk", "stored", "removed")
     gone = [{piece["name"] for entry in index["tensors"] for piece, _ in pieces_of(entry)} for index in indices]  # as pieces they stay
     told = [[e for e in index["tensors"] if e["kind"] != "removed" or e["name"] not in gone[i]] for i, index in enumerate(indices)]
-    shaping = [i for i, entries in enumerate(told) if any(entry["kind"] in shapes for entry in entries)]
+    shaping = [i for i, entries in enumerate(told) if any(map(reshapes, entries))]
     donor = prefer
     if prefer is None and all(files == matter[0] for files in matter):
         donor = 0
@@ -1358,7 +1449,7 @@ def check_alone(pack_path: str | Path) -> None:
         Invalid: A rule is broken.
     """
     pack = read_pack(pack_path)
-    data = pack["data"]
+    data, tables = pack["data"], shared_tables(pack)
     side_files(pack_path)
     with np.errstate(all="ignore"):
         for entry in pack["index"]["tensors"]:
@@ -1368,15 +1459,20 @@ def check_alone(pack_path: str | Path) -> None:
                 for chunk in term_chunks(data, term, common_numel(entry)):
                     positions(term, chunk)
                     term_values(term, chunk, np.float32(1))
+            for step in entry.get("exact", []) if has_partner(entry) else []:
+                for _ in exact_chunks(data, entry, step):
+                    pass
             if "dtype" in entry:
-                check_own_chunks(data, entry)
+                check_own_chunks(data, tables, entry)
 
 
-def check_own_chunks(data: bytes, entry: Json) -> None:
-    """R12 for the chunks of the result that the pack stores whole."""
+def check_own_chunks(data: bytes, tables: list[bytes], entry: Json) -> None:
+    """R12 for the chunks of the result for which no base is needed."""
     common, count, size = common_numel(entry), numel(entry["dtype"], entry["shape"]), itemsize(entry["dtype"])
-    raw = restore_stored(data, entry, common) if "stored" in entry else b""
-    own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if "stored" in entry else []
+    raw, is_own = b"", "stored" in entry or ("exact" in entry and not has_partner(entry))
+    if is_own:
+        raw = restore_stored(data, entry, common) if "stored" in entry else restore_exact(data, tables, entry, None)
+    own = [(a, b) for a, b in spans(count, CHUNK) if common <= a] if is_own else []
     found = [xxhash.xxh3_128_digest(raw[(a - common) * size : (b - common) * size]) for a, b in own]
     if len(own) == chunk_count(count):  # all chunks; none, where there are no elements
         need(root_digest(entry["dtype"], entry["shape"], found) == entry["digest"], "R12", f"{entry['name']!r} differs")

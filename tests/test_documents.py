@@ -45,6 +45,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         deltapack.compress(folder / "base", folder / tuned, folder / f"{name}.dpk")
         for copy in (f"{name}.dpk", f"{name}-7b.dpk"):
             shutil.copy(folder / f"{name}.dpk", folder / "packs" / copy)
+    (folder / "run").mkdir()
+    for step, tuned in ((100, "code"), (200, "chat")):
+        shutil.copytree(folder / tuned, folder / "run" / f"checkpoint-{step}")
+        deltapack.pack_step(folder / "run" / "packs", folder / tuned, step, base=folder / "base")
     models = "models: [{model: org/math}, {model: org/code}]\n"
     for name in ("merge.yml", "mergekit.yml"):
         (folder / name).write_text(f"merge_method: linear\nbase_model: org/base\n{models}parameters: {{weight: 0.5}}\n")

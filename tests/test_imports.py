@@ -25,6 +25,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("packs",),
     ("merging",),
     ("live",),
+    ("runs",),
+    ("integrations",),
     ("demo",),
     ("cli",),
     ("__main__",),
@@ -47,7 +49,7 @@ NARROW: dict[str, set[str]] = {
     "merging.recipe": {"checking", "errors", "merging.methods"},
 }
 """Rooms and modules that know less than their floor allows."""
-DOORS = {"cli", "demo", "__main__"}
+DOORS = {"cli", "demo", "integrations", "__main__"}
 """Nothing imports these, but for `cli`, which starts `demo`."""
 BEHIND_USE_CASES = {"checkpoint", "codecs", "composing", "device", "format", "kernels", "merging.methods", "sparsify"}
 """Rooms that the command line reaches through use cases only."""
@@ -60,6 +62,7 @@ LAZY = {
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
     "torch": {"demo", "device", "live", "restoring.on_device"},
+    "transformers": {"integrations"},
     "triton": {"device.triton_decoding", "device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""

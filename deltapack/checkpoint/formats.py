@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from deltapack.checkpoint.distributed import METADATA, parse_distributed
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.safetensors import parse_safetensors
 from deltapack.checkpoint.tensors import ParsedFile
 from deltapack.checkpoint.torchfile import parse_torch_file
 from deltapack.limits import Limits
 
-__all__ = ["FORMATS", "WeightFormat", "format_of"]
+__all__ = ["DISTRIBUTED", "FORMATS", "WeightFormat", "format_of"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ FORMATS: tuple[WeightFormat, ...] = (
     WeightFormat((".bin",), parse_torch_file, "diffusion_pytorch_model.bin", kinds=("torch", "pickle")),
 )
 """Formats in the order in which a folder is searched for them."""
+
+DISTRIBUTED = WeightFormat((METADATA,), parse_distributed, METADATA, kinds=("pickle",))
+"""What a folder without any of these may be: its file of metadata stands for all of it, and is never a checkpoint by itself."""
 
 
 def format_of(name: str) -> WeightFormat | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deltapack.checkpoint.distributed import METADATA, SHARD
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
+from deltapack.checkpoint.formats import DISTRIBUTED, FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
 from deltapack.kinds import ADAPTER, MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
@@ -22,6 +23,8 @@ CHOICES = ("index", "single")
 
 _META = re.compile(r"consolidated\.\d+\.pth")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
+_OF_TRAINER = re.compile(r"pytorch_model_fsdp_\d+")
+"""The folder in a checkpoint of transformers' Trainer, or of accelerate, where a sharded model lies."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def locate(path: Path) -> Location:
         raise NotACheckpointError("this is one slice of Meta's own format", path=path, hint="Convert it to a Hugging Face folder.")
     if name.endswith(".index.json"):
         raise NotACheckpointError("this is the index of a sharded checkpoint", path=path, hint="Name its folder instead.")
+    if name == METADATA or name.endswith(SHARD):
+        raise NotACheckpointError("this is a part of a distributed checkpoint", path=path, hint="Name its folder instead.")
     row = format_of(name)
     if row is None:
         kind = kind_of_path(path)
@@ -103,7 +108,18 @@ def search_folder(folder: Path, limits: Limits, choice: str | None = None) -> tu
         found = _of_format(folder, names, row, limits, choice)
         if found is not None:
             return found, names
-    return None, names
+    return _distributed(folder, names), names
+
+
+def _distributed(folder: Path, names: Sequence[str]) -> Location | None:
+    """Find a distributed checkpoint: in the folder itself, or in the one below where a trainer puts the model."""
+    below = [name for name in names if _OF_TRAINER.fullmatch(name) and (folder / name / METADATA).is_file()]
+    if (folder / METADATA).is_file() and any(name.endswith(SHARD) for name in names):
+        return Location(folder, (METADATA,), DISTRIBUTED)
+    if len(below) > 1:
+        found, hint = ", ".join(below), "Name one of these folders."
+        raise NotACheckpointError("the folder holds several distributed checkpoints", path=folder, found=found, hint=hint)
+    return Location(folder / below[0], (METADATA,), DISTRIBUTED, notes=(f"the weights are those in {below[0]}",)) if below else None
 
 
 def _of_format(folder: Path, names: list[str], row: WeightFormat, limits: Limits, choice: str | None) -> Location | None:

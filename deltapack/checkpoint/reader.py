@@ -58,6 +58,9 @@ class Checkpoint:
         files = [file for own in parsed for file in own]
         self._handles = [handle for file in files for handle in file.handles]
         self._sources: dict[str, Source] = {}
+        self._parts = [
+            place.folder / name for place, own in zip(located.places, parsed, strict=True) for file in own for name in file.files
+        ]
         self._shards = [(name, [info.name for info, _ in file.tensors]) for name, file in zip(self._files(), files, strict=True)]
         tensors: dict[str, TensorInfo] = {}
         for file in files:
@@ -170,7 +173,7 @@ class Checkpoint:
             if leave_out:
                 raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
-        own = {*self._files(), *(place.index or "" for place in self._places), MANIFEST}
+        own = {*self._files(), *(path.name for path in self._parts), *(place.index or "" for place in self._places), MANIFEST}
         return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
 
     def side_files(self) -> list[SideFile]:
@@ -190,8 +193,8 @@ class Checkpoint:
         return [(name, list(tensors)) for name, tensors in self._shards]
 
     def weight_paths(self) -> list[Path]:
-        """Return the paths of the weight files, in shard order."""
-        return [place.folder / name for place in self._places for name in place.files]
+        """Return the paths of the weight files, in shard order; those of a distributed checkpoint after its metadata."""
+        return [*(place.folder / name for place in self._places for name in place.files), *self._parts]
 
     def _files(self) -> list[str]:
         """Return the names of the weight files, in shard order."""
@@ -214,7 +217,7 @@ class Checkpoint:
 def open_checkpoint(
     path: str | Path, limits: Limits = DEFAULT_LIMITS, weights: str | None = None, *, one_of_several: bool = False
 ) -> Checkpoint:
-    """Open a Hugging Face folder, a `.safetensors` file or a PyTorch state dict.
+    """Open a Hugging Face folder, a `.safetensors` file, a PyTorch state dict or a folder of `torch.distributed.checkpoint`.
 
     Args:
         path: The folder or file.

@@ -112,6 +112,7 @@ class ParsedFile:
         notes: What the user should be told about reading it.
         handles: Files to close in the end.
         prefix: What the names of tensors begin with for the sub-folder that the file is in; not those in `metadata`.
+        files: Names of further files beside it that hold its elements.
     """
 
     tensors: Sequence[tuple[TensorInfo, Source]]
@@ -120,6 +121,7 @@ class ParsedFile:
     notes: Sequence[str] = ()
     handles: Sequence[ReadFile] = ()
     prefix: str = ""
+    files: Sequence[str] = ()
 
 
 def check_count(path: Path, count: int, limits: Limits) -> None:

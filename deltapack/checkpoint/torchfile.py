@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import mmap
 import pickle
 import re
 import struct
@@ -19,20 +18,11 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.tensors import (
-    ArraySource,
-    FileSource,
-    ParsedFile,
-    Source,
-    TensorInfo,
-    check_count,
-    check_tensor,
-)
+from deltapack.checkpoint.tensors import ArraySource, ParsedFile, Source, TensorInfo, check_count, check_tensor
+from deltapack.checkpoint.torchzip import NOT_PLAIN, read_records, source_in_record
 from deltapack.dtypes import BY_TORCH
-from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
+from deltapack.errors import CheckpointError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["parse_torch_file"]
@@ -55,8 +45,6 @@ _BAD_INPUT = (
 )  # what torch, pickle and zipfile raise on damaged or hostile files
 _OBJECT = re.compile(r"(?:GLOBAL|class|type) ([A-Za-z_][\w.]*\.\w+)")
 """How torch's restricted unpickler names what it does not load."""
-_LOCAL_HEADER = 30
-_UNSAFE = "Only plain state dicts of tensors are read; save one with torch.save(model.state_dict(), path)."
 _KEY = "deltapack_record"
 
 
@@ -75,18 +63,18 @@ def parse_torch_file(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedF
     """
     torch = _torch(file)
     notes: list[str] = []
-    records = _records(file, limits) if file.size >= 4 and file.read(0, 4) == b"PK\x03\x04" else None
+    records = read_records(file, limits) if file.size >= 4 and file.read(0, 4) == b"PK\x03\x04" else None
     if records is None:
         notes.append(f"{file.path.name} cannot be read in place (an old or compressed format) and was loaded whole")
         document = _load_whole(torch, file)
     else:
-        document = _load_structure(torch, file, *records)
+        document = _load_structure(torch, file, records.data_pkl, records.spans)
     state = _unwrap(document, torch.Tensor, file, notes)
     check_count(file.path, len(state), limits)
     tensors: list[tuple[TensorInfo, Source]] = []
     aliases: dict[str, str] = {}
     owners: dict[object, str] = {}
-    spans = None if records is None else records[1]
+    spans = None if records is None else records.spans
     for name, tensor in state.items():
         info = _info(torch, name, tensor, file, limits)
         identity = _identity(tensor, spans is None)
@@ -96,53 +84,6 @@ def parse_torch_file(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedF
         owners[identity] = name
         tensors.append((info, _array(torch, tensor, info) if spans is None else _in_file(file, tensor, info, spans)))
     return ParsedFile(tensors, aliases=aliases, notes=notes, handles=[file])
-
-
-def _records(file: ReadFile, limits: Limits) -> tuple[bytes, dict[str, tuple[int, int]]] | None:
-    """Return `data.pkl` and the (offset, size) of every data record, or None where they cannot be read in place."""
-    spans: dict[str, tuple[int, int]] = {}
-    try:
-        with open(file.fd, "rb", closefd=False) as raw, zipfile.ZipFile(raw) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            if len(set(names)) != len(names):
-                raise CheckpointError("two records of the archive have one name", path=file.path)
-            pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
-            if len(pickles) != 1 or pickles[0].filename.count("/") > 1:
-                raise NotACheckpointError("a zip archive, but no PyTorch state dict: no single data.pkl", path=file.path, hint=_UNSAFE)
-            root = pickles[0].filename[: -len("data.pkl")]
-            if f"{root}constants.pkl" in names:
-                raise NotACheckpointError("this is a TorchScript archive, not a state dict", path=file.path, hint=_UNSAFE)
-            if pickles[0].file_size > limits.header_bytes:
-                raise LimitError("data.pkl is too long", path=file.path, found=pickles[0].file_size)
-            if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-                return None
-            for entry in entries:
-                if entry.filename.startswith(f"{root}data/"):
-                    if entry.compress_type != zipfile.ZIP_STORED:
-                        return None
-                    spans[entry.filename.removeprefix(f"{root}data/")] = _data_span(file, entry)
-            return archive.read(pickles[0]), spans
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        struct.error,
-    ) as error:
-        raise CheckpointError("not a readable zip archive", path=file.path, hint="It is cut or damaged.") from error
-
-
-def _data_span(file: ReadFile, entry: zipfile.ZipInfo) -> tuple[int, int]:
-    """Return where the bytes of a stored record are: after its local header, whose padding aligns them."""
-    header = file.read(entry.header_offset, _LOCAL_HEADER)
-    name_length, extra_length = struct.unpack_from("<HH", header, 26)
-    begin = entry.header_offset + _LOCAL_HEADER + name_length + extra_length
-    if header[:4] != b"PK\x03\x04" or begin + entry.file_size > file.size:
-        raise CheckpointError(f"the archive record {entry.filename!r} is damaged", path=file.path)
-    return begin, entry.file_size
 
 
 def _load_structure(torch: Any, file: ReadFile, data_pkl: bytes, spans: Mapping[str, tuple[int, int]]) -> object:
@@ -199,7 +140,7 @@ def _not_plain(file: ReadFile, error: BaseException) -> CheckpointError:
     found = _OBJECT.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if found is not None:
         what = f"the file holds a Python object ({found[1]}), not a plain state dict"
-        return NotACheckpointError(what, path=file.path, hint=_UNSAFE)
+        return NotACheckpointError(what, path=file.path, hint=NOT_PLAIN)
     return CheckpointError("cannot be read as a PyTorch file", path=file.path, hint="It is cut or damaged, or torch.save did not write it.")
 
 
@@ -218,11 +159,11 @@ def _unwrap(document: object, kind: type, file: ReadFile, notes: list[str]) -> M
             notes.append(f"{file.path.name}: read {keys[0]!r}" + (f", not {others}" if others else ""))
             document = document[keys[0]]
     if not isinstance(document, dict) or not document:
-        raise NotACheckpointError("no state dict in the file", path=file.path, found=type(document).__name__, hint=_UNSAFE)
+        raise NotACheckpointError("no state dict in the file", path=file.path, found=type(document).__name__, hint=NOT_PLAIN)
     for key, value in document.items():
         if not isinstance(key, str) or not isinstance(value, kind):
             found = type(value).__name__
-            raise NotACheckpointError(f"the entry {key!r} is not a tensor", path=file.path, found=found, hint=_UNSAFE)
+            raise NotACheckpointError(f"the entry {key!r} is not a tensor", path=file.path, found=found, hint=NOT_PLAIN)
     return document
 
 
@@ -255,16 +196,4 @@ def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, 
     key = getattr(tensor.untyped_storage(), _KEY, "")
     if key not in spans:
         raise CheckpointError("the tensor's data is not in the file", path=file.path, tensor=info.name)
-    begin, size = spans[key]
-    itemsize, strides = info.dtype.itemsize, tensor.stride()
-    first = tensor.storage_offset() * itemsize
-    reach = sum((dimension - 1) * stride for dimension, stride in zip(tensor.shape, strides, strict=True))
-    if info.numel and first + (reach + 1) * itemsize > size:
-        raise CheckpointError("the tensor reaches beyond its record", path=file.path, tensor=info.name, expected=size, found=first + reach)
-    if not info.numel or tensor.is_contiguous():
-        return FileSource(file, begin + first)
-    mapped = mmap.mmap(file.fd, 0, access=mmap.ACCESS_READ)
-    flat = np.frombuffer(mapped, np.uint8, count=size - first, offset=begin + first)
-    flat = flat[: flat.size // itemsize * itemsize].view(info.dtype.storage)
-    byte_strides = [stride * itemsize for stride in strides]
-    return ArraySource(np.lib.stride_tricks.as_strided(flat, tuple(tensor.shape), byte_strides, writeable=False))
+    return source_in_record(file, info.name, info.dtype, spans[key], tensor.storage_offset(), tuple(tensor.shape), tensor.stride())

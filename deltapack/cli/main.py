@@ -57,6 +57,7 @@ COMMANDS: Mapping[str, _Command] = {
     "compress": _Command("Pack the difference between a fine-tune and its base."),
     "apply": _Command("Restore a fine-tune from its base and a pack, or a chain of packs."),
     "merge": _Command("Merge packs onto their common base."),
+    "watch": _Command("Pack the checkpoints of a training run as they appear."),
     "inspect": _Command("Show what a pack holds.", writes=False),
     "verify": _Command("Check a pack for damage, and whether a base fits it.", writes=False),
     "log": _Command("Show which pack follows which.", writes=False),

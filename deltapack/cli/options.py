@@ -58,10 +58,10 @@ class Command(click.Command):
         places = [number for number, word in enumerate(args[:-1]) if word in optional and not args[number + 1].startswith("-")]
         if len(places) != 1:
             return args
-        _, found, _ = self.make_parser(context).parse_args(list(args))
-        wanted = sum(isinstance(one, click.Argument) and one.required for one in self.params)
         at = places[0]
-        return args if len(found) >= wanted else [*args[:at], f"{args[at]}={optional[args[at]]}", *args[at + 1 :]]
+        given_back = [*args[:at], f"{args[at]}={optional[args[at]]}", *args[at + 1 :]]
+        _, too_many, _ = self.make_parser(context).parse_args(list(given_back))
+        return args if too_many else given_back
 
 
 def typed_options(names: Collection[str]) -> list[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "print_json",
     "print_notes",
     "print_paragraph",
+    "print_parts",
     "print_table",
     "show_progress",
 ]
@@ -102,6 +103,18 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
             cell.ljust(width) if place < left else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         click.echo("  " + "  ".join(cells).rstrip())
+
+
+def print_parts(names: Mapping[str, str], split: Mapping[str, int], total: int) -> None:
+    """Print what a pack of `total` bytes is made of, without parts that it has not.
+
+    Args:
+        names: What parts are called for people; others as they are.
+        split: Bytes of each part.
+        total: Bytes of the pack.
+    """
+    there = [(names.get(part, part), count) for part, count in split.items() if count]
+    print_table(("part", "bytes", "share"), [(part, f"{count:,}", f"{100 * count / total:.1f} %") for part, count in there])
 
 
 def print_paragraph(label: str, text: str) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.codecs.exact_bytes import Cursor, need, varint
-from deltapack.codecs.exact_dense import decode_dense, decode_shared, encode_dense
+from deltapack.codecs.exact_dense import decode_dense, decode_shared, write_values
+from deltapack.codecs.exact_modelling import Plan, Symbols, plan_values, symbols_between
 from deltapack.codecs.exact_planes import decode_planes, encode_planes, estimate_planes
 from deltapack.codecs.exact_tables import NO_TABLES, SharedTables
 from deltapack.codecs.indices import encode_gaps, index_raw_bounds
@@ -24,18 +24,20 @@ from deltapack.kernels.layout import Bits, Elements
 __all__ = ["decode_exact_chunk", "encode_exact_chunk"]
 
 _EQUAL, _PLANES, _DENSE, _SPARSE, _SHARED = range(5)
-_SPARSE_ONLY, _SPARSE_TOO = 1024, 64
-"""Where fewer than one number in so many changed, positions and values are the only, or one, way that is tried."""
-_UNFORESEEN = 0.97
+_SPARSE_TOO, _SPARSE_ONLY = 16, 16384
+"""Where fewer than one number in so many changed, positions and values are one way that is looked at, or the only one."""
+_UNFORESEEN, _STRUCTURE = 0.97, 0.25
+"""Planes are tried where a sample of them takes less than this share of what was planned, and that is more than so many bits a number."""
 
 
-def encode_exact_chunk(base: Elements | None, tuned: Elements, dtype: DType) -> bytes:
+def encode_exact_chunk(base: Elements | None, tuned: Elements, dtype: DType, tables: SharedTables = NO_TABLES) -> bytes:
     """Encode a chunk, in the way that makes it smallest.
 
     Args:
         base: Elements of the base, `[n]` in the storage type of `dtype`; none where the tensor has no partner.
         tuned: Elements of the fine-tune, `[n]` in the storage type of `dtype`.
         dtype: Their type.
+        tables: That the chunk may refer to.
 
     Returns:
         The bytes; none for no elements. Never more than the elements take and a few bytes. Any number of threads may do this at once.
@@ -47,16 +49,16 @@ def encode_exact_chunk(base: Elements | None, tuned: Elements, dtype: DType) -> 
         return b""
     if before is None:
         return bytes([_PLANES]) + encode_planes(None, after, numbers)
-    is_changed = before != after
-    changed = int(np.count_nonzero(is_changed))
-    if not changed:
+    values = symbols_between(before, after, numbers)
+    if not values.changed:
         return bytes([_EQUAL])
-    ways = []
-    if changed * _SPARSE_TOO <= len(after):
-        ways.append(_encode_sparse(before, after, np.flatnonzero(is_changed).astype(np.uint32), numbers))
-    if not ways or changed * _SPARSE_ONLY > len(after):
-        ways.append(_encode_values(before, after, numbers))
-    return min(ways, key=len)
+    sparse = _plan_sparse(values, numbers, tables) if values.changed * _SPARSE_TOO <= len(after) else None
+    if sparse is not None and values.changed * _SPARSE_ONLY <= len(after):
+        return _write_sparse(sparse, numbers)
+    plan = plan_values(values, numbers, tables)
+    if sparse is not None and sparse.bits < plan.bits:
+        return _write_sparse(sparse, numbers)
+    return _write_values(plan, values, numbers)
 
 
 def _bits(elements: Elements, numbers: Numbers) -> Bits:
@@ -64,24 +66,41 @@ def _bits(elements: Elements, numbers: Numbers) -> Bits:
     return bits
 
 
-def _encode_values(base: Bits, tuned: Bits, numbers: Numbers) -> bytes:
+def _write_values(plan: Plan, values: Symbols, numbers: Numbers) -> bytes:
     """Encode numbers as differences, or as planes where a sample says that this is smaller."""
-    ways = [bytes([_DENSE]) + encode_dense(base, tuned, numbers)]
-    for partner in (None, base):
-        is_large = partner is None and len(ways[0]) > tuned.nbytes
-        if is_large or estimate_planes(partner, tuned, numbers) < _UNFORESEEN * len(ways[0]):
-            ways.append(bytes([_PLANES]) + encode_planes(partner, tuned, numbers))
+    ways = [bytes([_SHARED if plan.is_shared else _DENSE]) + write_values(plan, values.tuned, numbers)]
+    if 8 * len(ways[0]) > _STRUCTURE * len(values.tuned):
+        for partner in (None, values.base):
+            is_large = partner is None and len(ways[0]) > values.tuned.nbytes
+            if is_large or estimate_planes(partner, values.tuned, numbers) < _UNFORESEEN * len(ways[0]):
+                ways.append(bytes([_PLANES]) + encode_planes(partner, values.tuned, numbers))
     return min(ways, key=len)
 
 
-def _encode_sparse(base: Bits, tuned: Bits, changed: NDArray[np.uint32], numbers: Numbers) -> bytes:
-    """Encode the positions of numbers that changed, and these numbers as a chunk of their own."""
-    counts = np.array([len(changed)], np.int64)
-    mean = len(base) / len(changed)
-    near = int(max(1, min(13, np.log2(mean) - 1)))
-    gaps = min(((shift, encode_gaps(changed, counts, shift)) for shift in range(near, near + 3)), key=lambda way: len(way[1]))
-    head = bytes([_SPARSE, gaps[0]]) + varint(len(changed)) + varint(len(gaps[1])) + gaps[1]
-    return head + _encode_values(base[changed], tuned[changed], numbers)
+class _Sparse(NamedTuple):
+    """Numbers of which few changed: the bytes that say where these are, they themselves, how they are coded, and what all takes."""
+
+    head: bytes
+    values: Symbols
+    plan: Plan
+    bits: float
+
+
+def _plan_sparse(values: Symbols, numbers: Numbers, tables: SharedTables) -> _Sparse:
+    places = np.flatnonzero(values.symbols)
+    gaps = np.diff(places, prepend=-1) - 1
+    near = int(max(1, min(13, np.log2(len(values.base) / len(places)) - 1)))
+    shift = min(range(near, near + 3), key=lambda shift: len(gaps) * shift + int((gaps >> shift).sum()))
+    stream = encode_gaps(places.astype(np.uint32), np.array([len(places)], np.int64), shift)
+    head = bytes([_SPARSE, shift]) + varint(len(places)) + varint(len(stream)) + stream
+    own = values.at(places)
+    plan = plan_values(own, numbers, tables)
+    as_they_are = numbers.width * (len(places) + 1) + 16
+    return _Sparse(head, own, plan, min(plan.bits, as_they_are) + 8 * len(head))
+
+
+def _write_sparse(sparse: _Sparse, numbers: Numbers) -> bytes:
+    return sparse.head + _write_values(sparse.plan, sparse.values, numbers)
 
 
 def decode_exact_chunk(data: bytes, base: Elements | None, dtype: DType, length: int, tables: SharedTables = NO_TABLES) -> Elements:

@@ -26,9 +26,9 @@ def lengths_of(length: int) -> list[int]:
 
 
 def lanes_for(bits: float, length: int) -> int:
-    """Return how many lanes suit symbols that take so many bits: their states are to be no more than a hundredth or two of them."""
+    """Return how many lanes suit symbols that take so many bits: a lane costs three bytes a tile, of which there are to be few."""
     per_tile = bits / max(1, -(-length // TILE))
-    return 32 if per_tile > 102_400 else 8 if per_tile > 12_800 else 4
+    return 32 if per_tile > 102_400 else 8 if per_tile > 16_384 else 4 if per_tile > 4_096 else 1
 
 
 @dataclass(frozen=True)

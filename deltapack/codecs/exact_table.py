@@ -5,7 +5,7 @@ It stands by itself in the bytes of a chunk and speaks of nothing but the type o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from deltapack.codecs.exact_bytes import Cursor, need, varints
 from deltapack.kernels.exact_numbers import Numbers, symbol_table
-from deltapack.kernels.layout import STEPS, Counts
+from deltapack.kernels.layout import BIT, STEPS, Counts
 
-__all__ = ["LANES", "MOST_RANGES", "MOST_TABLE_BYTES", "PRECISIONS", "Table", "read_table", "write_table"]
+__all__ = ["LANES", "MOST_RANGES", "MOST_TABLE_BYTES", "NEVER", "PRECISIONS", "Table", "read_table", "write_table"]
 
 LANES = (1, 4, 8, 32)
 """Of the range coder, in the order in which a reference to a shared table numbers them."""
@@ -23,6 +23,8 @@ PRECISIONS = (10, 11, 12)
 MOST_RANGES = 16
 MOST_TABLE_BYTES = 1 << 15
 """No table is longer: two classes of 16 contexts with 256 frequencies of two bytes each, and two staircases."""
+NEVER = 1 << 40
+"""What a symbol costs that a context does not have: more than all symbols that there can be."""
 _CLASSES, _FAR, _STAIRS = 1, 2, 128
 
 
@@ -46,6 +48,10 @@ class Table:
     stairs: tuple[NDArray[np.uint64] | None, ...]
     frequencies: NDArray[np.int64]
 
+    def with_lanes(self, lanes: int) -> Table:
+        """Return the table for another number of lanes."""
+        return replace(self, lanes=lanes)
+
     @property
     def kinds(self) -> int:
         """Number of classes."""
@@ -59,6 +65,12 @@ class Table:
             rows.append(before + np.searchsorted(np.array(starts), np.arange(256), side="right") - 1)
             before += len(starts)
         return np.array(rows, np.uint8)
+
+    @property
+    def costs(self) -> NDArray[np.int64]:
+        """What each symbol takes in each context, in units of 2^-16 bits, `[contexts, 256]`."""
+        logarithms = np.round(np.log2(np.maximum(self.frequencies, 1)) * BIT).astype(np.int64)
+        return np.where(self.frequencies > 0, self.precision * BIT - logarithms, NEVER)
 
     @property
     def steps(self) -> NDArray[np.uint64] | None:

@@ -81,7 +81,8 @@ def _check_tensor(path: Path, tensor: TensorInfo, start: int, entry: Entry | Non
     if tensor.shape[0] != start:
         what = "packs grew tensors that have different numbers of rows in the base"
         raise _conflict(what, path, tensor=tensor.name, expected=f"{start} rows", found=f"{tensor.shape[0]} rows")
-    found = "no such tensor" if entry is None else f"a {entry.kind} tensor of shape {list(entry.shape)}"
+    article = "an" if entry is not None and entry.kind == "exact" else "a"
+    found = "no such tensor" if entry is None else f"{article} {entry.kind} tensor of shape {list(entry.shape)}"
     if rows is not None and (entry is None or entry.kind != "grown" or entry.shape[0] != rows):
         what = "the pack grew another tensor, and this one otherwise or not at all"
         raise _conflict(what, path, tensor=tensor.name, expected=f"a grown tensor of {rows} rows", found=found)

@@ -249,7 +249,7 @@ def _check_entries(index: Index) -> None:
         if entry.kind == "alias" and entry.of not in held:
             raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
     held_by_base = {name for entry in index.entries if entry.base is not None for name in entry.base.held}
-    lost = held_by_base - {*bases, *(entry.name for entry in index.entries if entry.kind in ("stored", "alias"))}
+    lost = held_by_base - {*bases, *(entry.name for entry in index.entries if entry.kind in ("stored", EXACT, "alias"))}
     if lost:
         raise FormatError("a piece is of a tensor that no entry speaks of", rule="R6", found=min(lost))
     if len(set(bases)) != len(bases):

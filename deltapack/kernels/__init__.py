@@ -136,6 +136,9 @@ class Backend(Protocol):
     def symbols_of(self, predicted: Bits, tuned: Bits, numbers: Numbers, far: int) -> Bytes:
         """Return the symbol of each difference."""
 
+    def far_symbols_of(self, predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, far: int) -> Bytes:
+        """Return symbols with far ones where signs change."""
+
     def raw_bits_of(self, predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, far: int) -> tuple[Bytes, Counts]:
         """Return the raw bits of each tile."""
 

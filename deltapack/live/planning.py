@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.composing.compose import Composition
-from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
+from deltapack.composing.tensor_job import FromBase, PackTerm, StoredTerm, TensorJob
 from deltapack.device.backends import Choice
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import ResidentPack
@@ -19,6 +21,7 @@ from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.live.cpu_engine import HostWork, place
 from deltapack.live.layouts import arranged_model
+from deltapack.merging.blending import BlendedTerm
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe
@@ -124,7 +127,7 @@ class Planner:
         exact = job.source.exact if isinstance(job.source, FromBase) else None
         if region is None or (not job.terms and job.source.rows is None and exact is None):
             return None
-        if exact is not None and region.memory.numel() < job.numel:
+        if region.memory.numel() < job.numel and any(_needing_all(job)):
             hint = "Restore the checkpoint with deltapack.apply and load that."
             raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
         # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
@@ -136,3 +139,12 @@ class Planner:
             return HostWork(job, region)
         resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
         return Work(region, job.dtype, resident)
+
+
+def _needing_all(job: TensorJob) -> Iterator[bool]:
+    """Yield whether each tensor that packs hold whole is decoded by all elements of its base: no slice gives its own elements."""
+    if isinstance(job.source, FromBase) and job.source.exact is not None:
+        yield True
+    for term in job.terms:
+        own = chain.from_iterable(term.by_pack) if isinstance(term, BlendedTerm) else (term,)
+        yield from (isinstance(one, StoredTerm) and isinstance(one.rows, ExactTensor) and one.rows.entry.partner is not None for one in own)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deltapack.checking import as_path
 from deltapack.checkpoint.replace import check_output, check_protected
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.composing.assets import side_files_bytes
 from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.errors import OutputError
@@ -123,7 +124,12 @@ def _check_output(plan: MergePlan, out: Path, force: bool) -> list[str]:
 def _fate(job: TensorJob) -> str:
     if job.terms:
         return "merged"
-    return "from one pack" if job.source.rows is not None else "from the base"
+    return "from one pack" if job.source.rows is not None or _exact(job) is not None else "from the base"
+
+
+def _exact(job: TensorJob) -> ExactTensor | None:
+    """Return what a pack makes of the base's tensor exactly, if it is made so."""
+    return job.source.exact if isinstance(job.source, FromBase) else None
 
 
 def _rows_change(job: TensorJob) -> tuple[str, int, int] | None:
@@ -144,7 +150,7 @@ def _pack_bytes(plan: MergePlan) -> int:
     for job in plan.composition.jobs:
         found = blended(job)
         total += sum(own.term.blob.length for own in job.terms if isinstance(own, PackTerm))
-        total += job.source.rows.nbytes if job.source.rows is not None else 0
+        total += sum(part.nbytes for part in (job.source.rows, _exact(job)) if part is not None)
         if found is not None:
             total += int(job.common * (4 * found.term.density(job.common) + 1 / 8))
         elif any(not isinstance(own, PackTerm) for own in job.terms):

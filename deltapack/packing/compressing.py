@@ -11,6 +11,7 @@ from pathlib import Path
 from deltapack._version import __version__
 from deltapack.checking import as_path
 from deltapack.checkpoint import Checkpoint
+from deltapack.format.blobs import EXACT
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
 from deltapack.format.features import features_of
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
@@ -25,6 +26,7 @@ from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report, left_out_notes
+from deltapack.packing.sharing import planned
 from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
@@ -125,12 +127,14 @@ def write_pack(
     weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths(), *protect)
     split: dict[str, int] = {}
     with open_pack_writer(out, force=force, inputs=weights) as writer:
-        run = _Run(inputs, workers, progress or (lambda done, total: None), Buffers())
+        plans, tables = planned(inputs, workers)
+        run = _Run(inputs, plans, workers, progress or (lambda done, total: None), Buffers())
         entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split)
         entries, base_rows = run.write(entry_writer)
         files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
         index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe)
+        index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
         size = writer.finish(replace(index, optional=optional_metadata(metadata)))
     checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long]
@@ -163,6 +167,7 @@ class _Run:
     """One compression: a stream of chunk tasks whose outcomes come back in order."""
 
     inputs: Inputs
+    plans: Iterable[PackPlan]
     workers: int
     progress: Progress
     buffers: Buffers
@@ -217,7 +222,7 @@ class _Run:
         return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
     def _tasks(self) -> Iterator[_Task]:
-        for plan in self.inputs.plans(self.workers):
+        for plan in self.plans:
             numel = max(plan.tensor.numel, plan.base.numel if plan.base is not None else 0)
             # A tensor without elements still is one task, so that it gets its entry.
             for chunk in range(max(1, chunk_count(numel))):

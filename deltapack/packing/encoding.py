@@ -84,7 +84,7 @@ def encode_chunk(base: Checkpoint, finetuned: Checkpoint, plan: PackPlan, chunk:
 
 
 def _whole_chunk(plan: WholePlan, base: Elements, tuned: Elements) -> StoredChunk:
-    return stored_exact(exact_chunk(plan.entry, base, tuned)) if plan.exact else encode_stored_chunk(tuned)
+    return stored_exact(exact_chunk(plan.entry, base, tuned, plan.tables)) if plan.exact else encode_stored_chunk(tuned)
 
 
 def encode_tail_chunk(finetuned: Checkpoint, plan: DeltaPlan, chunk: int) -> StoredChunk:

@@ -14,6 +14,7 @@ from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.exact import encode_exact_chunk
 from deltapack.codecs.exact_entry import padded_base
+from deltapack.codecs.exact_tables import NO_TABLES, SharedTables
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.errors import RecipeError
@@ -84,11 +85,13 @@ class WholePlan:
         tensor: The tensor.
         base: Its partner in the base, if any.
         exact: Whether its chunks are coded (spec/codecs/exact.md), and not stored.
+        tables: What these may share.
     """
 
     tensor: TensorInfo
     base: TensorInfo | None
     exact: bool = True
+    tables: SharedTables = NO_TABLES
 
     @property
     def entry(self) -> Entry:
@@ -176,17 +179,18 @@ def plan_whole(base: Checkpoint, finetuned: Checkpoint, tensor: TensorInfo, part
     return replace(plan, exact=coded + _SLIGHT < _WELL_BELOW * stored)
 
 
-def exact_chunk(entry: Entry, before: Elements, elements: Elements) -> bytes:
+def exact_chunk(entry: Entry, before: Elements, elements: Elements, tables: SharedTables = NO_TABLES) -> bytes:
     """Code the elements of a chunk exactly, after those of its base where that is a partner.
 
     Args:
         entry: The exact entry, with its base.
         before: Elements of the base at the places of the chunk.
         elements: Its elements.
+        tables: That it may refer to.
     """
     partner = entry.partner
     start = None if partner is None else padded_base(before[: len(elements)], partner.dtype, entry.dtype, len(elements))
-    return encode_exact_chunk(start, elements, entry.dtype)
+    return encode_exact_chunk(start, elements, entry.dtype, tables)
 
 
 def _delta(read: Read, numel: int, row: int, plan: DeltaPlan, workers: int) -> TensorDelta:

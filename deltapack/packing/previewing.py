@@ -115,7 +115,8 @@ def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
         (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "exact", "stored") else ("", "")
     )
     role = inputs.survey.settled[tensor.name]
-    name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and kind != "stored" else ""
+    used = base is not None and kind != "stored" and (kind != "exact" or WholePlan(tensor, base).entry.partner is not None)
+    name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and used else ""
     return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
 
 

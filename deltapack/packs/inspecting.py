@@ -81,8 +81,8 @@ class PackSummary:
         checkpoint_bytes: Size of the restored tensors.
         delta_elements: Elements of the tensors that were dropped from.
         nnz: Elements that were kept.
-        delta_bits_per_weight: Everything in the pack but stored tensors and side files, in bits per such element.
-        split: Stored bytes by use: terms, stored, digests, files, header.
+        delta_bits_per_weight: Everything in the pack but stored and exact tensors and side files, in bits per such element.
+        split: Stored bytes by use: terms, stored, exact, digests, files, header.
         kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
         index_codecs: Number of terms of each index codec.
         value_codecs: Number of terms of each value codec.

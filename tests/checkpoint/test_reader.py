@@ -302,7 +302,7 @@ def test_one_other_file_is_enough(name: str, tmp_path: Path) -> None:
         (["math.dpk"], "holds packs, such as math.dpk"),
         (["tokenizer.json", "config.json"], "holds config and tokenizer and no weights"),
         (["tokenizer.model", "tokenizer_config.json"], "holds a tokenizer and no weights"),
-        (["__0_0.distcp", ".metadata"], "dcp_to_torch_save"),
+        (["__0_0.distcp"], "but not its .metadata"),
         (["zero_to_fp32.py", "latest"], "with zero_to_fp32.py"),
         (["first/model.safetensors", "second/model.safetensors"], "Name the folder of one model, such as {folder}/first."),
         (["blobs/x", "refs/main", "snapshots/abc/model.safetensors"], "such as {folder}/snapshots/abc."),

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "values": (["--values", "int2"], {"recipe.values": "int2"}),
         "index": (["--index", "gaps"], {"recipe.index": "gaps"}),
         "rescale": (["--rescale", "3"], {"recipe.rescale": 3.0}),
+        "exact": (["--exact", "fc"], {"recipe.exact": "fc"}),
         "seed": (["--seed", "7"], {"recipe.seed": 7}),
         "include": (["--include", "a"], {"recipe.include": "a"}),
         "exclude": (["--exclude", "b"], {"recipe.exclude": "b"}),

@@ -178,7 +178,7 @@ def chunk_for_damage(form: int) -> tuple[bytes, Array, DType]:
     base = weights(dtype, 900, 1)
     tuned = bits_of(base).copy()
     if form == SPARSE:
-        tuned[[5, 99, 300]] += np.uint16(1)
+        tuned[[5, 99, 300]] ^= np.array([0x1234, 0x4321, 0x0F0F], np.uint16)  # a table for these symbols would take more than they do
     else:
         tuned += np.round(np.random.default_rng(3).standard_normal(900) * 5).astype(np.int64).astype(np.uint16)
     return encode_exact_chunk(None if form == PLANES else base, tuned.view(base.dtype), dtype), base, dtype
@@ -203,7 +203,7 @@ def test_damage_is_an_error_or_other_elements(form: int, backend: str) -> None:
                 except FormatError as error:
                     refused += 1
                     assert error.rule in ("R8", "R9", "R10")
-    assert refused > (100 if form == PLANES else 2 * len(data))  # a byte of a plane says nothing of its neighbours
+    assert refused > {PLANES: 100, DENSE: 2 * len(data), SPARSE: len(data) // 3}[form]  # a byte of a plane says nothing of its neighbours
 
 
 @settings(max_examples=200, deadline=None)

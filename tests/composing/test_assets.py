@@ -60,7 +60,7 @@ def add_all(base: Model, pack: Path) -> Model:
     out = {}
     with deltapack.open_pack(pack) as opened:
         for name, entry in opened.items():
-            if entry.kind == "stored":
+            if entry.kind in ("exact", "stored"):
                 out[name] = Tensor(entry.dtype, entry.to_dense())
             elif entry.kind in ("delta", "unchanged"):
                 assert entry.entry.base is not None

@@ -159,7 +159,8 @@ def test_other_shapes_and_types(pack_of: PackOf, applied: Applied) -> None:
     with pytest.raises(BaseMismatchError, match="100 % of the fine-tune's float bytes have no partner"):
         pack_of(base, tuned)
     pack = pack_of(base, tuned, allow_unrelated=True)
-    assert set(kinds(pack).values()) == {"stored"}
+    alike = ("quantised", "rank 0", "wider int")  # of few elements, or with what zstd finds: coding them saves nothing
+    assert kinds(pack) == {name: "stored" if name in alike else "exact" for name in tuned}
     assert restored(base, tuned, pack, applied) == tuned
 
 
@@ -167,7 +168,7 @@ def test_stored_tensors_across_chunks(pack_of: PackOf, applied: Applied) -> None
     base = {"old": whole("u8", np.arange(CHUNK + 5)), "x": random_tensor(1, (CHUNK + 1,), "f16")}
     tuned = {"old": whole("u8", np.arange(CHUNK + 5) + 1), "x": moved(base["x"], 3), "y": random_tensor(2, (CHUNK + 3,), "f16")}
     pack = pack_of(base, tuned, exclude="x", allow_unrelated=True)
-    assert set(kinds(pack).values()) == {"stored"}
+    assert kinds(pack) == {"old": "exact", "x": "exact", "y": "stored"}
     assert restored(base, tuned, pack, applied) == tuned
 
 
@@ -218,7 +219,7 @@ def test_untied_fine_tune_of_a_tied_base(tmp_path: Path) -> None:
     base = write_torch(tmp_path / "base", tied_pair())
     tuned = write_torch(tmp_path / "tuned", untied(tied_pair(), 0.1))
     deltapack.compress(base, tuned, tmp_path / "pack.dpk")
-    assert kinds(tmp_path / "pack.dpk") == {"embed": "unchanged", "lm_head": "stored"}
+    assert kinds(tmp_path / "pack.dpk") == {"embed": "unchanged", "lm_head": "exact"}
     deltapack.apply(base, tmp_path / "pack.dpk", tmp_path / "out")
     result = read_model(tmp_path / "out")
     wanted = untied(tied_pair(), 0.1)
@@ -284,7 +285,7 @@ def test_a_map(pack_of: PackOf, applied: Applied) -> None:
     pack = pack_of(base, tuned, name_map=maps)
     assert kinds(pack) == {"h.0.bias": "delta", "h.0.weight": "delta", "positions": "unchanged", "wte.weight": "delta"}
     restored(base, tuned, pack, applied)
-    assert sorted(kinds(pack_of(base, tuned, "plain", allow_unrelated=True)).values()).count("stored") == 3
+    assert sorted(kinds(pack_of(base, tuned, "plain", allow_unrelated=True)).values()).count("exact") == 3
     with pytest.raises(RecipeError):
         pack_of(base, tuned, "no match", name_map=(("nothing", "embed.weight"),))
 
@@ -296,7 +297,7 @@ def test_names_that_swap(pack_of: PackOf, applied: Applied) -> None:
     assert set(kinds(pack).values()) == {"delta"}
     restored(base, tuned, pack, applied)
     stored = pack_of(base, tuned, "stored", name_map=(("a", "b"), ("b", "a")), exclude="b")
-    assert kinds(stored) == {"a": "delta", "b": "stored", "c": "delta"}
+    assert kinds(stored) == {"a": "delta", "b": "exact", "c": "delta"}
     assert restored(base, tuned, stored, applied)["b"] == tuned["b"]
     # Base tensor `a` is not used, and its name is taken by a tensor that is matched with `b`: the match is given up.
     taken = pack_of({"a": base["a"], "b": base["b"]}, {"a": tuned["a"]}, "taken", name_map=(("a", "b"),))

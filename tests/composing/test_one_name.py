@@ -103,14 +103,14 @@ def check_pack(folder: Path, pack: Path, tuned: Model, kinds: dict[str, tuple[st
     found = read_file(folder / "out.safetensors")
     assert {name: (t.dtype, t.shape) for name, t in found.items()} == {name: (t.dtype, t.shape) for name, t in tuned.items()}
     assert found == decode_by_spec(BASE, pack)
-    assert all(found[name] == tuned[name] for name, (kind, _) in kinds.items() if kind == "stored")
+    assert all(found[name] == tuned[name] for name, (kind, _) in kinds.items() if kind == "exact")
 
 
 def test_the_encoder_gives_a_match_up_where_the_base_has_the_name_left_over(tmp_path: Path) -> None:
     """The fine-tune's q is the base's p by the map, and nothing uses the base's q: `removed q` beside `q` cannot be said."""
     tuned: Model = {"q": moved(P, 3)}
     pack = pack_of_names(tmp_path, "pack", tuned, [("q", "p")])
-    check_pack(tmp_path, pack, tuned, {"p": ("removed", "p"), "q": ("stored", None)})
+    check_pack(tmp_path, pack, tuned, {"p": ("removed", "p"), "q": ("exact", None)})
 
 
 def test_giving_one_match_up_frees_the_next(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_giving_one_match_up_frees_the_next(tmp_path: Path) -> None:
     deltapack.compress(
         tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "pack.dpk", name_map=[("q", "p"), ("r", "q")]
     )
-    assert sources(tmp_path / "pack.dpk") == {"p": ("removed", "p"), "q": ("stored", None), "r": ("stored", None)}
+    assert sources(tmp_path / "pack.dpk") == {"p": ("removed", "p"), "q": ("exact", None), "r": ("exact", None)}
     deltapack.apply(tmp_path / "base.safetensors", tmp_path / "pack.dpk", tmp_path / "out.safetensors")
     assert read_file(tmp_path / "out.safetensors") == tuned == decode_by_spec(base, tmp_path / "pack.dpk")
 

@@ -24,6 +24,7 @@ from deltapack.format.index import (
     BaseRef,
     BlobRef,
     Entry,
+    ExactStep,
     FileEntry,
     Index,
     Stats,
@@ -108,9 +109,21 @@ def draw_shapes(draw: Callable[[Any], Any], kind: str) -> tuple[tuple[int, ...],
     return shape, shape
 
 
+def draw_exact(draw: Callable[[Any], Any], name: str, blobs: Blobs) -> Entry:
+    """Return an exact entry: with a base that it starts from or only replaces, or without one."""
+    (shape, base_shape), pool = draw_shapes(draw, draw(st.sampled_from(["delta", "grown", "shrunk"]))), sorted(BY_NAME)
+    dtype, base_dtype = (BY_NAME[draw(st.sampled_from(pool))] for _ in range(2))
+    base = BaseRef(f"base of {name}", draw(st.sampled_from([dtype, base_dtype])), base_shape, draw(hexes[32]))
+    steps = tuple(ExactStep(blobs(), draw(st.integers(0, 9))) for _ in range(draw(st.integers(1, 3))))
+    entry = Entry(name, "exact", dtype, shape, draw(hexes[32]), draw(st.none() | st.just(base)), exact=steps)
+    return dataclasses.replace(entry, digests=blobs(entry.digests_length)) if entry.needs_digests else entry
+
+
 def draw_entry(draw: Callable[[Any], Any], name: str, kind: str, target: str, blobs: Blobs) -> Entry:
     if kind == "alias":
         return Entry(name, kind, of=target)
+    if kind == "exact":
+        return draw_exact(draw, name, blobs)
     shape, base_shape = draw_shapes(draw, kind)
     digest = draw(hexes[32])
     pool: list[DType] = FLOATS if kind in ("delta", "grown", "shrunk") else list(BY_NAME.values())
@@ -148,6 +161,8 @@ def indices(draw: Callable[[Any], Any]) -> tuple[Index, int]:
         plain = st.text("abcdefgh_-é", min_size=1, max_size=5)
         chosen = sorted(draw(st.lists(plain, max_size=3, unique=True)), key=str.encode)
         files = tuple(FileEntry(name, draw(lengths), draw(hexes[64]), blobs() if draw(st.booleans()) else None) for name in chosen)
+    required = ("exact",) if "exact" in kinds else ()
+    tables = tuple(blobs() for _ in range(draw(st.integers(0, 2)))) if required else ()
     result = [entry for entry in entries if entry.in_result]
     index = Index(
         base_fingerprint=draw(hexes[64]),
@@ -159,7 +174,9 @@ def indices(draw: Callable[[Any], Any]) -> tuple[Index, int]:
         entries=entries,
         files=files,
         created_by=draw(names),
+        required=required,
         optional={"note": [1, None, True]} if draw(st.booleans()) else {},
+        tables=tables,
     )
     return index, blobs.index_offset
 

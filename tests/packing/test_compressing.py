@@ -170,7 +170,7 @@ def test_overrides_include_and_exclude(pack_of: PackOf, applied: Applied) -> Non
         with deltapack.open_pack(pack_path) as pack:
             assert {name: entry.kind for name, entry in pack.items()} == {
                 "embed.weight": "delta",
-                "layer.bias": "stored",
+                "layer.bias": "exact",
                 "layer.weight": "delta",
                 "positions": "unchanged",
             }
@@ -223,7 +223,7 @@ def test_non_finite_fine_tune(pack_of: PackOf, applied: Applied, tmp_path: Path,
     result = applied(pack_of(base, tuned, non_finite="store"))
     assert result["w"] == tuned["w"]
     with deltapack.open_pack(tmp_path / "pack.dpk") as pack:
-        assert (pack["w"].kind, pack["ok"].kind) == ("stored", "delta")
+        assert (pack["w"].kind, pack["ok"].kind) == ("exact", "delta")
 
 
 def test_non_finite_elements_that_did_not_change_are_fine(pack_of: PackOf, applied: Applied) -> None:

@@ -98,13 +98,13 @@ def test_a_quantised_export(tmp_path: Path) -> None:
         packed(tmp_path, base, codes | scales)
 
 
-def test_codes_may_be_stored_whole_if_asked(tmp_path: Path) -> None:
+def test_codes_may_be_kept_bit_for_bit_if_asked(tmp_path: Path) -> None:
     base = BASE | {"l.weight": whole("f8_e4m3fn", np.full((64, 64), 3)), "l.weight_scale_inv": Tensor("f32", np.ones((1, 1), "<f4"))}
     tuned = TUNED | {"l.weight": random_tensor(1, (64, 64), "bf16")}
     with pytest.raises(UnsupportedError, match=r"'l\.weight'.*quantised codes.*expected what 'l\.weight' of the base is: f8_e4m3fn"):
         packed(tmp_path, base, tuned)
     recipe = deltapack.Recipe(overrides=(deltapack.Override(r"l\.weight", role="exact"),))
-    assert packed(tmp_path, base, tuned, recipe=recipe).kinds["stored"] == 1
+    assert packed(tmp_path, base, tuned, recipe=recipe).kinds["exact"] == 1
     plain = {"l.weight": whole("f8_e4m3fn", np.full((64, 64), 3))}  # without scales it is an ordinary float
     assert packed(tmp_path, BASE | plain, tuned).kinds["delta"] == 11
 

@@ -81,7 +81,7 @@ def test_roles_are_those_of_the_recipe(pair: tuple[Path, Path]) -> None:
         "new.weight": "weight",
         "same.weight": "weight",
     }
-    assert (rows["fc.bias"].index, rows["fc.bias"].values, rows["fc.weight"].kind) == ("all", "int8", "stored")
+    assert (rows["fc.bias"].index, rows["fc.bias"].values, rows["fc.weight"].kind) == ("all", "int8", "exact")
 
 
 def test_it_refuses_what_compress_refuses(pair: tuple[Path, Path], tmp_path: Path) -> None:

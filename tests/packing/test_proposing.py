@@ -209,7 +209,7 @@ def test_a_layer_made_anew_has_the_layout_of_the_others(tmp_path: Path, anew: in
     assert sorted(found.base_of) == [f"l.{layer}.qkv.weight" for layer in range(8)] and found.only_base == ()
     assert found.unlike == (name,) and sum(f"{name!r} is stored whole" in note for note in found.notes) == 1
     report = deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "out.dpk")
-    assert report.kinds == {"delta": 7, "stored": 1}
+    assert report.kinds == {"delta": 7, "exact": 1}
     deltapack.apply(tmp_path / "base.safetensors", tmp_path / "out.dpk", tmp_path / "out.safetensors")
     assert np.array_equal(read_model(tmp_path / "out.safetensors")[name].bits, layout[name].bits)
 
@@ -223,11 +223,11 @@ def test_packs_of_one_layout_merge_though_one_has_a_layer_made_anew(tmp_path: Pa
 
     anew = tuned(parts) | {"l.3.v_proj.weight": random_tensor(99, (WIDTH, WIDTH))}
     whole_anew = anew | {f"l.3.{n}_proj.weight": random_tensor(200 + i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")}
-    for base, one, two, stored in ((parts, fuse(tuned(parts)), fuse(whole_anew), 1), (fuse(parts), tuned(parts), anew, 1)):
+    for base, one, two, exact in ((parts, fuse(tuned(parts)), fuse(whole_anew), 1), (fuse(parts), tuned(parts), anew, 1)):
         paths = [write_file(tmp_path / f"{name}.safetensors", model) for name, model in (("base", base), ("one", one), ("two", two))]
         packs = [tmp_path / f"{path.stem}.dpk" for path in paths[1:]]
         reports = [deltapack.compress(paths[0], path, pack, force=True) for path, pack in zip(paths[1:], packs, strict=True)]
-        assert [report.kinds.get("stored", 0) for report in reports] == [0, stored]
+        assert [report.kinds.get("exact", 0) for report in reports] == [0, exact]
         deltapack.merge(paths[0], packs, tmp_path / "merged.safetensors", force=True)
         assert read_model(tmp_path / "merged.safetensors").keys() == one.keys()
 
@@ -359,10 +359,10 @@ def test_one_piece_in_the_place_of_another_is_not_lost_in_the_mean(tmp_path: Pat
     right, wrong = fused(range(8)), fused([0, 1, 5, 3, 4, 2, 6, 7])
     name = "mlp.experts.gate_up_proj"
     path = write_file(tmp_path / "base.safetensors", base)
-    for what, tuned, kind in (("right", right, "delta"), ("wrong", wrong, "stored")):
+    for what, tuned, kind in (("right", right, "delta"), ("wrong", wrong, "exact")):
         out = tmp_path / f"{what}.dpk"
         report = deltapack.compress(path, write_file(tmp_path / f"{what}.safetensors", {name: tuned}), out, allow_unrelated=True)
-        assert report.kinds[kind] == 1 and any("stored whole" in note for note in report.notes) is (kind == "stored")
-        if kind == "stored":
+        assert report.kinds[kind] == 1 and any("stored whole" in note for note in report.notes) is (kind == "exact")
+        if kind == "exact":
             deltapack.apply(path, out, tmp_path / "out.safetensors")
             assert read_model(tmp_path / "out.safetensors")[name] == wrong

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 import zstandard
-from vectors import scalar
+from vectors import exact, scalar
 from vectors.scalar import CHUNK, ITEMSIZE, TILE, itemsize, size_of
 
 ODD = b'{"a" :[ 1,{ },[\t],"x\\\\","\\"]"], "b":\r\n"{,", "c": 1e5 2}]] ,"cut\\"'
@@ -304,6 +304,50 @@ def stored_blob(data: bytes, size: int, spoil: Callable[[Json], None] | None = N
     return Blob(table + payloads, len(table))
 
 
+def chunk_blob(chunks: list[bytes], spoil: Callable[[Json], None] | None = None) -> Blob:
+    """A step of an exact tensor."""
+    table, payloads = b"", b""
+    for data in chunks:
+        chunk: Json = {"streams": [(data, len(data))], "flip": 0}
+        if spoil:
+            spoil(chunk)
+        payload, length = chunk["streams"][0]
+        table += struct.pack("<QII", xxhash.xxh3_64_intdigest(payload) ^ chunk["flip"], len(payload), length)
+        payloads += payload
+    return Blob(table + payloads, len(table))
+
+
+def is_partner(old: Tensor, new: Tensor) -> bool:
+    """Whether an exact tensor starts from this one (section 3.12)."""
+    shapes = old.shape == new.shape or (len(old.shape) == len(new.shape) > 0 and old.shape[1:] == new.shape[1:])
+    return shapes and (old.dtype == new.dtype or (old.dtype in FLOATS and new.dtype in FLOATS))
+
+
+def as_type(old: Tensor, dtype: str) -> bytes:
+    """The elements of a partner in the type of the exact tensor."""
+    if old.dtype == dtype:
+        return old.data
+    numbers = (scalar.patch(old.dtype, old.bits(i), dtype, []) for i in range(old.numel))
+    return b"".join(number.to_bytes(ITEMSIZE[dtype], "little") for number in numbers)
+
+
+def encode_step(before: bytes | None, new: Tensor) -> list[bytes]:
+    """The chunks of a step that starts from these elements (none where there is no partner)."""
+    kind, out, step = exact.kind_of(new.dtype), [], CHUNK * itemsize(new.dtype)
+    for start in range(0, len(new.data), step):
+        own = new.data[start : start + step]
+        base = before and before[start : start + len(own)]
+        x, y = exact.numbers(base.ljust(len(own), b"\0"), kind) if base else None, exact.numbers(own, kind)
+        if x == y:
+            out.append(b"\0")
+            continue
+        is_small = len(y) <= 4096
+        mode = "stored" if is_small else "zstd"
+        ways = [exact.planes(y, kind, [mode] * (kind.width // 8), x)] + ([exact.dense(x, y, kind)] if x is not None and is_small else [])
+        out.append(min(map(exact.spell, ways[::-1]), key=lambda way: len(way) > 64 + 2 * len(own)))
+    return out
+
+
 class Pack:
     """A pack in the making: `base` and `result` tensors and the entries of the index."""
 
@@ -356,8 +400,56 @@ class Pack:
         over: Tensor | None = None,
     ) -> Pack:
         """Add a stored tensor, and say which tensor of the base it replaces; `over` is one of its name that it does not speak of."""
-        entry: Json = {"name": name, "kind": "stored", "dtype": new.dtype, "shape": list(new.shape)}
-        entry |= {"digest": new.root, "stored": stored_blob(new.data, itemsize(new.dtype), spoil)}
+        return self._held({"stored": stored_blob(new.data, itemsize(new.dtype), spoil)}, name, new, replaces, over)
+
+    def exact(
+        self,
+        name: str,
+        new: Tensor,
+        base: tuple[str, Tensor] | None = None,
+        spoil: Callable[[Json], None] | None = None,
+        **options: Any,
+    ) -> Pack:
+        """Add an exact tensor, and say its base tensor.
+
+        Options: `through`, states of the tensor between steps; `over`, a tensor of the base of its name that it does not speak of;
+        `chunks`, those of the first step; `coded`, what a faulty pack codes in place of `new`; `tables` of each step.
+        """
+        has_partner = base is not None and is_partner(base[1], new)
+        before = as_type(base[1], new.dtype) if base is not None and has_partner else None
+        steps: list[Json] = []
+        for state in (*options.get("through", ()), options.get("coded", new)):
+            chunks = options["chunks"] if "chunks" in options and not steps else encode_step(before, state)
+            steps.append({"blob": chunk_blob(chunks, spoil)})
+            before = state.data
+        for step, first in zip(steps, options.get("tables", ()), strict=False):
+            step |= {"tables": first} if first else {}
+        self.requires("exact").extra.setdefault("tables", [])
+        return self._held({"exact": steps}, name, new, base, options.get("over"), needs_digests=not has_partner)
+
+    def requires(self, feature: str) -> Pack:
+        """Name a required feature."""
+        self.extra["required"] = sorted({*self.extra.get("required", []), feature})
+        return self
+
+    def shares(self, table: bytes) -> Pack:
+        """Add a table that exact chunks share."""
+        self.requires("exact").extra.setdefault("tables", []).append(Blob(table))
+        return self
+
+    def _held(
+        self,
+        content: Json,
+        name: str,
+        new: Tensor,
+        replaces: tuple[str, Tensor] | None,
+        over: Tensor | None,
+        needs_digests: bool = True,
+    ) -> Pack:
+        """Add an entry that says what all elements are."""
+        kind = next(iter(content))
+        entry: Json = {"name": name, "kind": kind, "dtype": new.dtype, "shape": list(new.shape)}
+        entry |= {"digest": new.root} | content
         digests, old_numel = list(new.chunk_digests), 0
         if replaces is not None:
             old_name, old = replaces
@@ -365,12 +457,12 @@ class Pack:
             entry["base"] = {"digest": old.root} | {key: was for key, was, now in differ if was != now}
             old_numel = old.numel
             digests = [*old.chunk_digests, *digests]
-        if max(new.numel, old_numel) > CHUNK:
+        if max(new.numel, old_numel) > CHUNK and needs_digests:
             entry["digests"] = Blob(b"".join(digests))
         self.result[name] = new
         was = replaces if replaces is not None else (name, over) if over is not None else None
         if was is not None:
-            self.base[was[0]], self.said[was[0]] = was[1], Said("stored", name, new)
+            self.base[was[0]], self.said[was[0]] = was[1], Said(kind, name, new)
         can_blend = was is not None and blends(was[1], new)
         addend = Addend([], new, float(self.weight))
         self._weigh(name, add_up(was[1], [addend], new.dtype, new.shape) if was is not None and can_blend else new)
@@ -401,8 +493,7 @@ class Pack:
         entry["base"] |= {"grid": grid, "pieces": pieces}
         del self.base[entry["name"]]
         self.base |= {} if hidden is None else {entry["name"]: hidden}
-        self.extra["required"] = ["arranged"]
-        return self
+        return self.requires("arranged")
 
     def alias(self, name: str, of: str, over: Tensor | None = None) -> Pack:
         """Add an alias; `over` is the tensor of its name in the base."""
@@ -417,8 +508,7 @@ class Pack:
         self.file(name, content, blob=blob or Blob(zstd_after(before, content)))
         assert self.files is not None
         self.files[-1]["base"] = hashlib.sha256(before).hexdigest()
-        self.extra["required"] = ["files.base"]
-        return self
+        return self.requires("files.base")
 
     def file(self, name: str, content: bytes, inside: bool = True, blob: Blob | None = None) -> Pack:
         """Add a side file."""
@@ -453,7 +543,7 @@ class Pack:
         index |= {"base": self.index_base()}
         index |= {"result": {"fingerprint": None, "tensors": None, "bytes": None}}
         index |= {"tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
-        index |= self.extra
+        index |= copy.deepcopy(self.extra)
         if edit:
             edit(index)
         region = settle(index, options.get("place", lambda n, end: round_up(end)))
@@ -475,8 +565,8 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
     """Put what follows from the rest in the place of each `Root`, each `Blob` and of None in `result`; return the blobs."""
     region, numbers = bytearray(), itertools.count()
 
-    def place(holder: Json, key: str) -> None:
-        blob = holder.get(key)
+    def place(holder: Any, key: str | int) -> None:
+        blob = holder.get(key) if isinstance(holder, dict) else holder[key]
         if isinstance(blob, Blob):
             start = start_of(next(numbers), 64 + len(region))
             region.extend(bytes(max(start - 64 - len(region), 0)))
@@ -500,10 +590,15 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
             if type(term) is dict:
                 place(term, "blob")
         place(entry, "stored")
+        for step in entry["exact"] if type(entry.get("exact")) is list else []:
+            if type(step) is dict:
+                place(step, "blob")
         place(entry, "digests")
     for file in index["files"] if type(index.get("files")) is list else []:
         if type(file) is dict:
             place(file, "blob")
+    for number in range(len(index["tables"])) if type(index.get("tables")) is list else []:
+        place(index["tables"], number)
     region.extend(bytes(-len(region) % 8))
     result = {"fingerprint": fingerprint_of(rows), "tensors": len(rows), "bytes": size}
     if type(index.get("result")) is dict:

@@ -42,7 +42,13 @@ BYTE = Kind(8, head=7)
 
 def kind_of(dtype: str) -> Kind:
     """Numbers of an element type."""
-    return KINDS[dtype] if dtype in KINDS else INTEGERS[SIZES[dtype]]
+    return KINDS[dtype] if dtype in KINDS else INTEGERS[SIZES.get(dtype, 1)]
+
+
+def numbers(data: bytes, kind: Kind) -> list[int]:
+    """The numbers of elements; of a raw type each byte is one."""
+    size = kind.width // 8
+    return [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
 
 
 def signed_ordinal(number: int, kind: Kind) -> int:

@@ -7,13 +7,14 @@ from typing import Any
 
 from vectors.arranged import valid_arranged
 from vectors.assemble import Blob, Pack
+from vectors.exact_entries import valid_exact
 from vectors.faults import FORMAT, Case, drop, put
 from vectors.valid import valid_packs
 
 # A valid vector that has such an entry, and the number of the entry in it.
 KINDS = {
     **{"delta": ("kind-delta", 0), "unchanged": ("kind-unchanged", 0), "grown": ("stats", 0), "shrunk": ("kind-shrunk", 0)},
-    **{"stored": ("kind-stored-replaces", 0), "removed": ("kind-removed", 0), "alias": ("kind-alias", 1)},
+    **{"stored": ("kind-stored-replaces", 0), "exact": ("kind-exact", 0), "removed": ("kind-removed", 0), "alias": ("kind-alias", 1)},
 }
 TENSOR = ("name", "kind", "dtype", "shape", "digest")
 MUST = {
@@ -22,16 +23,17 @@ MUST = {
     "grown": (*TENSOR, "base", "terms", "stored"),
     "shrunk": (*TENSOR, "base", "terms"),
     "stored": (*TENSOR, "stored"),
+    "exact": (*TENSOR, "exact"),
     "removed": ("name", "kind", "base"),
     "alias": ("name", "kind", "of"),
 }
 MAY = {
     **{"delta": ("digests", "stats"), "grown": ("digests", "stats"), "shrunk": ("digests", "stats")},
-    "stored": ("base", "digests"),
+    **dict.fromkeys(("stored", "exact"), ("base", "digests")),
 }
 ENTRY_VALUES: dict[str, Any] = {
     **{"dtype": "bf16", "shape": [4, 3], "digest": "0" * 32, "terms": [], "stored": Blob(b""), "digests": Blob(b"")},
-    **{"base": {"digest": "0" * 32}, "stats": {"l1": "0", "max_abs": "0"}, "of": "embed"},
+    **{"base": {"digest": "0" * 32}, "stats": {"l1": "0", "max_abs": "0"}, "of": "embed", "exact": []},
 }
 """What a key would hold, where it may be."""
 
@@ -44,6 +46,7 @@ OBJECTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "source-removed": ("kind-removed", ("tensors", 0, "base")),
     "arranged": ("arranged-experts", ("tensors", 4, "base")),
     "piece": ("arranged-experts", ("tensors", 4, "base", "pieces", 1)),
+    "step": ("kind-exact", ("tensors", 0, "exact", 0)),
     "stats": ("stats", ("tensors", 0, "stats")),
     "term-all": ("kind-delta", ("tensors", 0, "terms", 0)),
     "term-bitmap": ("kind-shrunk", ("tensors", 0, "terms", 0)),
@@ -60,6 +63,7 @@ OBJECTS_MUST = {
     "source-removed": ("digest", "dtype", "shape"),
     "arranged": ("digest", "grid", "pieces"),
     "piece": ("name", "from"),
+    "step": ("blob",),
     "stats": ("l1", "max_abs"),
     **{"term-all": TERM, "term-bitmap": TERM, "term-gaps": (*TERM, "shift"), "term-seeded": (*TERM, "keep", "key")},
     "file": ("name", "size", "sha256"),
@@ -89,12 +93,13 @@ source digest hex|source name string|source dtype string|source shape ints|stats
 term-all index string|term-all values string|term-all factor hex|term-all nnz int|term-all blob blob|term-seeded keep int
 term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|referring base hex
 digests digests blob|arranged grid grid|arranged pieces list|piece name string|piece from ints|piece transposed true
+exact exact list|step blob blob|step tables int
 """
 
 
 def field_cases() -> Iterator[Case]:
     """R4: keys that are not there, that may not be there, and values of other types."""
-    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged())}
+    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged(), *valid_exact())}
     yield from entry_cases(packs)
     yield from object_cases(packs)
     yield from type_cases(packs)
@@ -138,7 +143,7 @@ def type_cases(packs: dict[str, Pack]) -> Iterator[Case]:
                 edit, late = None, lambda index, key=key, path=path, by=value: _resize(index, (*path, key), by)
             data = packs[vector].build(edit, **({"late": late} if late else {}))
             yield "R4", f"type-{what}-{key}-{how}", FORMAT, vector, data
-    for what, key in (("index", "optional"), ("grown", "stats"), ("stored", "base"), ("digests", "digests"), ("file", "blob")):
+    for what, key in (("index", "optional"), ("grown", "stats"), ("stored", "base"), ("exact", "base"), ("digests", "digests"), ("file", "blob")):
         vector, path = _place(what)
         yield "R4", f"null-{what}-{key}", FORMAT, vector, packs[vector].build(put(*path, key, None))
     for what, value in (("int", 1), ("list", []), ("null", None)):

@@ -28,6 +28,7 @@ sys.path.insert(0, str(FOLDER.parent))
 from vectors import exact_cases  # noqa: E402
 from vectors.arranged import valid_arranged  # noqa: E402
 from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
+from vectors.exact_entries import valid_exact  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
 from vectors.scalar import itemsize  # noqa: E402
 from vectors.several import Case, several_packs  # noqa: E402
@@ -88,7 +89,7 @@ def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds(), *valid_arranged()):
+    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds(), *valid_arranged(), *valid_exact()):
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}

@@ -31,6 +31,8 @@ TABLE = """
 """
 """What becomes of a tensor of which the first pack (rows) and the second (columns) say different things. `sum` has the new rows
 of the only pack that grew it; of two, one decides (`rows`). A conflict leaves the preferred pack's part alone."""
+WHOLE = ("stored", "exact")
+"""Kinds that say what all elements are."""
 WEIGHTS = ("0.5", "-1.25")
 
 
@@ -60,7 +62,7 @@ class Group:
 
 def addend(old: Tensor, said: Said, weight: str) -> Addend:
     """What a pack adds to a tensor."""
-    stored = said.result if said.kind == "stored" and blends(old, said.result) else None
+    stored = said.result if said.kind in WHOLE and blends(old, said.result) else None
     return Addend(said.terms, stored, float(weight))
 
 
@@ -72,8 +74,8 @@ def summed(old: Tensor, parts: Sequence[tuple[Said, str]], dtype: str | None = N
 
 def alone(old: Tensor, said: Said, weight: str) -> Tensor:
     """What one pack makes of a tensor."""
-    can_blend = said.kind == "stored" and blends(old, said.result) and float(weight) != 1
-    if said.kind == "unchanged" or (said.kind == "stored" and not can_blend):
+    can_blend = said.kind in WHOLE and blends(old, said.result) and float(weight) != 1
+    if said.kind == "unchanged" or (said.kind in WHOLE and not can_blend):
         return said.result
     return summed(old, [(said, weight)], said.result.dtype, said)
 
@@ -81,8 +83,11 @@ def alone(old: Tensor, said: Said, weight: str) -> Tensor:
 OLD, OTHER = floats("bf16", (4, 3)), floats("bf16", (4, 3), 6)
 
 
-def pair_pack(kind: str, second: bool) -> Pack:
-    """A pack that says something of `w`, and that `x` is unchanged; not the same things for the first and the second of a pair."""
+def pair_pack(kind: str, second: bool, exactly: bool = False) -> Pack:
+    """A pack that says something of `w`, and that `x` is unchanged; not the same things for the first and the second of a pair.
+
+    `exactly`: what is stored is an exact tensor instead.
+    """
     pack, rows = Pack().unchanged("x", OTHER), 5 if second else 6
     some = term("bitmap", "f32", [0, 4, 5]) if second else term("gaps", "int4", [0, 5, 11], shift=0)
     few = term("all", "int8", [0, 1, 2, 3, 4, 5]) if second else term("bitmap", "int4", [0, 8])
@@ -90,12 +95,16 @@ def pair_pack(kind: str, second: bool) -> Pack:
         return pack.unchanged("w", OLD)
     if kind == "delta":
         return pack.patched("w", OLD, [some])
+    if kind == "blend" and exactly:
+        return pack.exact("w", floats("bf16", (4, 3), 20 + second), ("w", OLD))
     if kind == "blend":
         return pack.stored("w", floats("bf16", (4, 3), 20 + second), replaces=("w", OLD))
     if kind == "grown":
         return pack.patched("w", OLD, [some], shape=(rows, 3), tail=floats("bf16", (rows - 4, 3), 30 + second).data)
     if kind == "shrunk":
         return pack.patched("w", OLD, [few], shape=(2 if second else 3, 3))
+    if kind == "whole" and exactly:  # one that starts from the base, and one that only replaces it
+        return pack.exact("w", floats("bf16", (5, 3), 9) if second else tensor("i32", (2,), [1, 2]), ("w", OLD))
     if kind == "whole":
         return pack.stored("w", floats("bf16", (12,), 9) if second else tensor("i32", (2,), [1, 2]), replaces=("w", OLD))
     return pack.removed("w", OLD) if kind == "removed" else pack.alias("w", "x", over=OLD)
@@ -126,6 +135,36 @@ def pair_case(packs: dict[str, Pack], kinds: tuple[str, str], becomes: str, weig
 def pairs() -> Group:
     """Every pair of kinds."""
     packs = {f"{side}-{kind}": pair_pack(kind, side == "b") for side in "ab" for kind in KINDS}
+    cases = pair_cases(packs)
+    return Group("each pair of kinds: first-second", {"w": OLD, "x": OTHER}, packs, cases | triples(packs))
+
+
+def exact() -> Group:
+    """Pairs with exact tensors."""
+    packs = {f"{side}-{kind}": pair_pack(kind, side == "b", exactly=True) for side in "ab" for kind in KINDS}
+    cases = {name: case for name, case in pair_cases(packs).items() if {"blend", "whole"} & set(name.split("-"))}
+    packs |= {"c-stored": pair_pack("blend", second=False)}
+    mixed, alone = ("c-stored", "b-blend"), ("b-whole", "b-whole")
+    parts = [(packs[name].said["w"], weight) for name, weight in zip(mixed, WEIGHTS, strict=True)]
+    cases["stored-exact"] = Case(mixed, WEIGHTS, result={"x": OTHER, "w": summed(OLD, parts)})
+    cases["twice-whole"] = Case(alone, WEIGHTS, result={"x": OTHER, "w": packs["b-whole"].result["w"]})
+    cases["one-blend"] = Case(("a-blend",), ("1",), result={"x": OTHER, "w": packs["a-blend"].result["w"]})
+    new, newer = floats("f16", (2,), 4), tensor("i64", (1,), [5])
+    for name, of in (("new", new), ("new-too", new), ("new-else", newer)):
+        packs[name] = Pack().unchanged("x", OTHER).unchanged("w", OLD).exact("n", of)
+    both = {"x": OTHER, "w": OLD}
+    cases["new-the-same"] = Case(("new", "new-too"), WEIGHTS, result=both | {"n": new})
+    cases["new-conflict"] = Case(("new", "new-else"), WEIGHTS, error=CONFLICT)
+    cases["new-preferred"] = Case(("new", "new-else"), WEIGHTS, 1, result=both | {"n": newer})
+    packs["unsaid"] = Pack().unchanged("x", OTHER).exact("w", floats("bf16", (4, 3), 22), over=OLD)
+    parts = [(packs["unsaid"].said["w"], "0.5"), (packs["b-delta"].said["w"], "-1.25")]
+    cases["unsaid-delta"] = Case(("unsaid", "b-delta"), WEIGHTS, result={"x": OTHER, "w": summed(OLD, parts)})
+    used = {pack for case in cases.values() for pack in case.packs}
+    return Group("exact tensors: first-second", {"w": OLD, "x": OTHER}, {name: pack for name, pack in packs.items() if name in used}, cases)
+
+
+def pair_cases(packs: dict[str, Pack]) -> dict[str, Case]:
+    """What pairs give."""
     rows = [line.split() for line in TABLE.strip().splitlines()]
     table = {(row[0], column): what for row in rows[1:] for column, what in zip(rows[0], row[1:], strict=True)}
     cases: dict[str, Case] = {}
@@ -137,7 +176,7 @@ def pairs() -> Group:
                 cases[f"{name}-prefer-{prefer}"] = pair_case(packs, kinds, becomes, WEIGHTS, prefer)
         if "blend" in kinds and becomes != "conflict":
             cases[f"{name}-weight-1"] = pair_case(packs, kinds, becomes, ("1", "1"), None)
-    return Group("each pair of kinds: first-second", {"w": OLD, "x": OTHER}, packs, cases | triples(packs))
+    return cases
 
 
 def triples(packs: dict[str, Pack]) -> dict[str, Case]:
@@ -279,6 +318,7 @@ def bases() -> Group:
     packs |= {"unchanged": Pack().unchanged("w", old), "unsaid": Pack().stored("w", new, over=old)}
     packs |= {"removed": Pack().removed("w", old), "removed-other": Pack().removed("w", other)}
     packs |= {"stored": Pack().stored("w", new, replaces=("w", old)), "stored-other": Pack().stored("w", new, replaces=("w", other))}
+    packs |= {"exact": Pack().exact("w", new, ("w", old)), "exact-other": Pack().exact("w", new, ("w", other))}
 
     def says_other(index: Json) -> None:
         index["base"]["fingerprint"] = "0" * 64
@@ -294,6 +334,7 @@ def bases() -> Group:
         ("one", "removed", {"w": packs["one"].result["w"]}),
         ("removed", "removed", {}),
         ("unchanged", "stored", {"w": new}),
+        ("unchanged", "exact", {"w": new}),
         ("unsaid", "removed", half),
     ):
         # Also what drops or replaces the tensor has to name the digest that the others name, or that the base has.
@@ -302,7 +343,7 @@ def bases() -> Group:
         cases[f"{first}-{second}-other"] = Case((first, f"{second}-other"), weights, error=WRONG_BASE)
         cases[f"{second}-other-{first}"] = Case((f"{second}-other", first), weights[::-1], error=WRONG_BASE)
     edits: dict[str, Callable[[Json], None]] = {"says-other": says_other}
-    edits |= dict.fromkeys(("says-the-same", "removed-other", "stored-other"), says_the_same)
+    edits |= dict.fromkeys(("says-the-same", "removed-other", "stored-other", "exact-other"), says_the_same)
     return Group("the packs must have one base", {"w": old}, packs, cases, edits)
 
 
@@ -343,6 +384,9 @@ def files() -> Group:
     packs = {"a": pack('{"a":1}'), "a-too": pack('{"a":1}'), "b": pack('{"b":1}'), "none": pack(None), "empty": pack(None)}
     packs |= {"c-shapes": pack('{"c":1}', shapes=True), "d-shapes": pack('{"d":1}', shapes=True), "none-shapes": pack(None, shapes=True)}
     packs["empty"].files = []
+    for name, tuned in (("e-exact", "w"), ("f-new", "new")):
+        packs[name] = Pack().exact(tuned, floats("bf16", (2, 2), 5), ("w", old) if tuned == "w" else None)
+        packs[name].file("config.json", b'{"e":1}').file("LICENSE", b"from the base", inside=False)
     packs["a-texts"] = Pack().patched("w", old, [term("all", "int4", [0, 1, 2, 3])])
     for name, text in (("config.json", '{"a":1}'), ("LICENSE", "another"), ("changelog.txt", "news")):
         packs["a-texts"].file(name, text.encode())
@@ -355,6 +399,8 @@ def files() -> Group:
         (("a", "c-shapes"), None, '{"c":1}'),
         (("c-shapes", "a"), 1, '{"a":1}'),
         (("c-shapes", "d-shapes"), None, None),
+        (("a", "e-exact"), None, None),
+        (("a", "f-new"), None, '{"e":1}'),
         (("a", "none"), None, None),
         (("a", "none"), 0, '{"a":1}'),
         (("none", "a"), 0, None),
@@ -402,5 +448,5 @@ def arranged() -> Group:
 
 def several_packs() -> Iterator[tuple[str, Group]]:
     """Name and group."""
-    for make in (pairs, names, sums, example, bases, digests, files, arranged):
+    for make in (pairs, exact, names, sums, example, bases, digests, files, arranged):
         yield make.__name__, make()

@@ -10,16 +10,8 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import (
-    count_of,
-    human_bytes,
-    kinds_line,
-    print_fields,
-    print_json,
-    print_notes,
-    print_table,
-    show_progress,
-)
+from deltapack.cli.compress_tables import print_compression, print_preview
+from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
 from deltapack.kinds import PACK_FILE
 from deltapack.packing.overrides import SETTINGS, parse_override
@@ -33,16 +25,6 @@ __all__ = ["command"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Report = TypeVar("Report", "CompressReport", "CompressPreview")
-PARTS = {
-    "index": "index (positions)",
-    "codes": "values",
-    "scales": "scales",
-    "tables": "tables and digests",
-    "stored": "stored tensors",
-    "exact": "exact tensors",
-    "files": "side files",
-    "header": "header and index of the file",
-}
 
 
 def _parse_map(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
@@ -120,8 +102,8 @@ def _rescaled(how: str) -> str:
     help="Lose nothing: the restored checkpoint is FINETUNED byte for byte. With REGEX: tensors whose name has a match, bit for bit.",
 )
 @click.option("--seed", type=int, default=Recipe.seed, show_default=True, metavar="N", help="Another seed drops other elements.")
-@click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; store others whole.")
-@click.option("--exclude", metavar="REGEX", help="Store tensors whose name has a match whole.")
+@click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; keep others bit for bit.")
+@click.option("--exclude", metavar="REGEX", help="Keep tensors whose name has a match bit for bit.")
 @click.option(
     "--set",
     "overrides",
@@ -221,7 +203,7 @@ def command(
         overrides=tuple(map(parse_override, overrides)),
         fidelity=fidelity,
         non_finite=non_finite,
-        exact=True if exact == ALL else exact or False,
+        exact=exact is not None and (exact == ALL or exact),
         **of_sparsifiers,
     )
     how: dict[str, Any] = {
@@ -239,13 +221,13 @@ def command(
     if dry_run:
         with show_progress("looking", quiet=quiet) as progress:
             preview = deltapack.preview_compress(base, finetuned, progress=progress, **how)
-        _finish(preview, _print_preview, quiet=quiet, as_json=as_json)
+        _finish(preview, print_preview, quiet=quiet, as_json=as_json)
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
     with show_progress("compressing", quiet=quiet) as progress:
         report = deltapack.compress(base, finetuned, out, force=force, progress=progress, **how)
-    _finish(report, _print, quiet=quiet, as_json=as_json)
+    _finish(report, print_compression, quiet=quiet, as_json=as_json)
 
 
 def _finish(report: Report, show: Callable[[Report], None], *, quiet: bool, as_json: bool) -> None:
@@ -258,54 +240,3 @@ def _finish(report: Report, show: Callable[[Report], None], *, quiet: bool, as_j
         if report.notes:
             click.echo()
     print_notes([] if quiet else report.notes, report.warnings)
-
-
-def _print_preview(preview: CompressPreview) -> None:
-    size, whole = human_bytes(preview.pack_bytes), human_bytes(preview.checkpoint_bytes)
-    print_fields(
-        [
-            ("would write", f"about {size}, {preview.ratio:.1f} times smaller than the checkpoint of {whole}"),
-            ("side files", f"about {human_bytes(preview.side_file_bytes)} of that"),
-            ("tensors", kinds_line(preview.kinds)),
-        ]
-    )
-    click.echo()
-    rows = [
-        (
-            f"{row.name} = {row.base_name}" if row.kind == "alias" else row.name,
-            row.role,
-            row.kind,
-            row.dtype,
-            f"[{', '.join(map(str, row.shape))}]" if row.dtype else "",
-            "" if row.base_name == row.name or row.kind == "alias" else row.base_name,
-            row.index,
-            row.values,
-            f"{row.bytes:,}",
-        )
-        for row in preview.tensors
-    ]
-    print_table(("tensor", "role", "kind", "dtype", "shape", "from", "index", "values", "about bytes"), rows, left=8)
-
-
-def _print(report: CompressReport) -> None:
-    size, whole = human_bytes(report.pack_bytes), human_bytes(report.checkpoint_bytes)
-    exact, weights = f"{report.pack_bytes:,} bytes", count_of(report.delta_elements, "weight")
-    fields = [
-        ("pack", str(report.pack)),
-        ("size", f"{size} ({exact}), {report.ratio:.1f} times smaller than the checkpoint of {whole}"),
-        ("bits per weight", f"{report.delta_bits_per_weight:.4f} over {weights} of changed tensors"),
-        ("tensors", kinds_line(report.kinds)),
-        ("roles", kinds_line(report.roles)),
-    ]
-    if report.worst:
-        fields.append(("max |delta|", f"{report.max_abs_delta:.3g}"))
-    print_fields(fields)
-    click.echo()
-    parts = [(PARTS.get(part, part), count) for part, count in report.split.items()]
-    print_table(
-        ("part", "bytes", "share"),
-        [(part, f"{count:,}", f"{100 * count / report.pack_bytes:.1f} %") for part, count in parts],
-    )
-    if report.worst:
-        click.echo()
-        print_table(("largest deltas", "max |delta|"), [(name, f"{value:.3g}") for name, value in report.worst])

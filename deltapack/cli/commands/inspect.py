@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from deltapack.cli import options
-from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_table
+from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_parts, print_table
 from deltapack.packs.inspecting import PackSummary, TensorSummary, inspect_pack
 
 __all__ = ["command"]
@@ -64,13 +65,16 @@ def _print(summary: PackSummary) -> None:
             ("index codecs", kinds_line(summary.index_codecs)),
             ("value codecs", kinds_line(summary.value_codecs)),
         ]
+    exact = [tensor for tensor in summary.tensors if tensor.kind == "exact"]
+    coded = sum(map(_elements, exact))
+    if coded:
+        bits = 8 * summary.split["exact"] / coded
+        fields.append(("exact", f"{coded:,} elements of {count_of(len(exact), 'tensor')}, {bits:.4f} bits per element"))
     if summary.max_abs_delta is not None:
         fields.append(("max |delta|", f"{summary.max_abs_delta:.3g}"))
     print_fields(fields)
     click.echo()
-    parts = [(PARTS[part], count) for part, count in summary.split.items()]
-    rows = [(part, f"{count:,}", f"{100 * count / summary.pack_bytes:.1f} %") for part, count in parts]
-    print_table(("part", "bytes", "share"), rows)
+    print_parts(PARTS, summary.split, summary.pack_bytes)
     if summary.files:
         click.echo()
         files = [
@@ -90,12 +94,17 @@ def _settings(recipe: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: " + (" ".join(f"{k}={v}" for k, v in item.items()) if isinstance(item, dict) else str(item))
 
 
+def _elements(tensor: TensorSummary) -> int:
+    """Return what a tensor's bits are counted per: elements that were dropped from, or all that are coded exactly."""
+    return math.prod(tensor.shape) if tensor.kind == "exact" else tensor.elements
+
+
 def _row(tensor: TensorSummary) -> tuple[str, ...]:
     shape = f"[{', '.join(map(str, tensor.shape))}]"
     parts = tensor.base_parts
     made_of = f" (from {f'{len(parts)} tensors' if len(parts) > 1 else parts[0]})" if parts else ""
     name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name + made_of
-    is_delta = bool(tensor.elements)
+    counted = _elements(tensor)
     return (
         name,
         tensor.role or "",
@@ -104,8 +113,8 @@ def _row(tensor: TensorSummary) -> tuple[str, ...]:
         shape if tensor.dtype else "",
         "+".join(tensor.index_codecs),
         "+".join(tensor.value_codecs),
-        f"{tensor.nnz:,}" if is_delta else "",
-        f"{8 * tensor.stored_bytes / tensor.elements:.3f}" if is_delta else "",
+        f"{tensor.nnz:,}" if tensor.elements else "",
+        f"{8 * tensor.stored_bytes / counted:.3f}" if counted else "",
         f"{tensor.max_abs_delta:.3g}" if tensor.max_abs_delta is not None else "",
         f"{tensor.stored_bytes:,}",
     )

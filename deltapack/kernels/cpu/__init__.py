@@ -13,6 +13,7 @@ from deltapack.kernels.cpu.exact_rans import rans_decode, rans_encode
 from deltapack.kernels.cpu.exact_symbols import (
     block_sums,
     contexts_of,
+    far_symbols_of,
     flips_of,
     numbers_from,
     predicted_of,
@@ -54,6 +55,7 @@ __all__ = [
     "decoding_table",
     "difference",
     "element_samples",
+    "far_symbols_of",
     "flips_of",
     "frequencies_of",
     "histogram_high",

@@ -14,6 +14,7 @@ from deltapack.kernels.reference.exact_rans import rans_decode, rans_encode
 from deltapack.kernels.reference.exact_symbols import (
     block_sums,
     contexts_of,
+    far_symbols_of,
     flips_of,
     numbers_from,
     predicted_of,
@@ -56,6 +57,7 @@ __all__ = [
     "decoding_table",
     "difference",
     "element_samples",
+    "far_symbols_of",
     "flips_of",
     "frequencies_of",
     "gap_thresholds",

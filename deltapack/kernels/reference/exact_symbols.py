@@ -17,6 +17,7 @@ from deltapack.kernels.layout import EXACT_BLOCK, STEPS, TILE, Bits, Bytes, Coun
 __all__ = [
     "block_sums",
     "contexts_of",
+    "far_symbols_of",
     "flips_of",
     "numbers_from",
     "predicted_of",
@@ -32,10 +33,13 @@ def symbols_of(predicted: Bits, tuned: Bits, numbers: Numbers, far: int) -> Byte
     raw = np.maximum(_bit_lengths(magnitudes) - 1 - numbers.head, 0).astype(np.uint64)
     codes = (raw << np.uint64(numbers.head)) + (magnitudes >> raw)
     symbols = (2 * codes - negative).astype(np.uint8)
-    if far >= 0:
-        flipped, exponents = _flipped(predicted, tuned, numbers, far)
-        symbols[flipped] = (128 + exponents[flipped] - far).astype(np.uint8)
-    return symbols
+    return symbols if far < 0 else far_symbols_of(predicted, tuned, symbols, numbers, far)
+
+
+def far_symbols_of(predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, far: int) -> Bytes:
+    """Return symbols with far ones where signs change, given those without, `[n] uint8`."""
+    flipped, exponents = _flipped(predicted, tuned, numbers, far)
+    return np.where(flipped, 128 + exponents - far, symbols).astype(np.uint8)
 
 
 def raw_bits_of(predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, far: int) -> tuple[Bytes, Counts]:

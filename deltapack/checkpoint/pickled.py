@@ -1,0 +1,340 @@
+"""Pickles as data: what a pickle says, with nothing imported, called or built.
+
+A pickle is a program that names classes and calls them. Here each name stays a `Symbol`, each call a `Made` that tells what would have been
+called with what; who reads the result compares symbols with those that it knows. Containers are lists of what a pickle put into them, so
+that nothing of it is hashed or compared. All that a pickle can cost is an object for each of its instructions, whose number is bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltapack.errors import CheckpointError, LimitError
+
+__all__ = ["Made", "Pairs", "Reference", "Symbol", "plain_size", "read_pickle"]
+
+_MOST_STEPS = 1 << 25
+"""Instructions of a pickle; a checkpoint of 500,000 pieces has about as many."""
+
+_MOST_DIMS = 64
+"""Dimensions that torch gives to a tensor."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """The name of a class or function."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Made:
+    """What a call would have returned.
+
+    Attributes:
+        what: What would have been called; mostly a `Symbol`.
+        args: Its arguments; mostly a tuple.
+        state: What it would have been told afterwards (`__setstate__`); None where nothing.
+    """
+
+    what: object
+    args: object
+    state: object = None
+
+
+@dataclass(eq=False, slots=True)
+class Pairs:
+    """A dict: its keys and values in the order in which they were set."""
+
+    items: list[tuple[object, object]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reference:
+    """What lies outside of the pickle, by what it calls it (a persistent id)."""
+
+    key: object
+
+
+def plain_size(value: object) -> tuple[int, ...] | None:
+    """Return the integers of a `torch.Size`, a tuple or a list; none where it is something else, or one is negative."""
+    if isinstance(value, Made) and value.what == Symbol("torch", "Size") and isinstance(value.args, tuple) and len(value.args) == 1:
+        value = value.args[0]
+    if not isinstance(value, tuple | list) or len(value) > _MOST_DIMS or not all(type(part) is int and part >= 0 for part in value):
+        return None
+    return tuple(value)
+
+
+class _Mark:
+    """Where a list of arguments begins on the stack."""
+
+
+_MARK = _Mark()
+
+
+class _Bad(Exception):
+    """A pickle that no pickler writes."""
+
+
+def read_pickle(data: bytes, path: Path) -> object:
+    """Return what a pickle says: None, bool, int, float, str, bytes, list, tuple, `Pairs`, `Symbol`, `Made` or `Reference`.
+
+    Args:
+        data: The pickle, of protocol 2 to 5.
+        path: The file that it is from, for errors.
+
+    Raises:
+        CheckpointError: It is cut or damaged, or has an instruction that no pickler writes for data.
+        LimitError: It has too many instructions.
+    """
+    reader = _Reader(data)
+    try:
+        for _ in range(_MOST_STEPS):
+            step = _STEPS.get(reader.byte())
+            if step is None:
+                raise _Bad("an unknown instruction")
+            if step is _stop:
+                return reader.pop()
+            step(reader)
+    except (_Bad, IndexError, struct.error, UnicodeDecodeError) as error:
+        hint = "It is cut or damaged."
+        raise CheckpointError("not a readable pickle", path=path, found=f"{error} at byte {reader.at}", hint=hint) from error
+    raise LimitError("the pickle has too many instructions", path=path, expected=f"at most {_MOST_STEPS}")
+
+
+class _Reader:
+    """The bytes of a pickle, and the stack and memory that it works on."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+        self.stack: list[object] = []
+        self.memory: dict[int, object] = {}
+
+    def byte(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise _Bad("the end")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, size: int, signed: bool = False) -> int:
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.at)
+        text = self.take(end - self.at if end >= 0 else len(self.data))
+        self.at += 1
+        return text.decode()
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> object:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise _Bad("a mark where a value is wanted")
+        return value
+
+    def marked(self) -> list[object]:
+        """Take everything above the last mark off the stack, and the mark."""
+        at = len(self.stack) - 1
+        while self.stack[at] is not _MARK:
+            at -= 1
+            if at < 0:
+                raise _Bad("no mark")
+        taken = self.stack[at + 1 :]
+        del self.stack[at:]
+        return taken
+
+
+def _append(reader: _Reader, values: list[object]) -> None:
+    target = reader.stack[-1]
+    if not isinstance(target, list):
+        raise _Bad("no list")
+    target.extend(values)
+
+
+def _set(reader: _Reader, values: list[object]) -> None:
+    target = reader.stack[-1]
+    if isinstance(target, Made):  # an OrderedDict and its kin: what is in them is of no interest here
+        return
+    if not isinstance(target, Pairs) or len(values) % 2:
+        raise _Bad("no dict")
+    target.items.extend(zip(values[::2], values[1::2], strict=True))
+
+
+def _two(reader: _Reader) -> list[object]:
+    second, first = reader.pop(), reader.pop()
+    return [first, second]
+
+
+def _build(reader: _Reader) -> None:
+    state = reader.pop()
+    made = reader.stack[-1]
+    if not isinstance(made, Made) or made.state is not None:
+        raise _Bad("no object")
+    made.state = state
+
+
+def _make(reader: _Reader) -> None:
+    what, args = _two(reader)
+    reader.push(Made(what, args))
+
+
+def _make_with_names(reader: _Reader) -> None:
+    named = reader.pop()
+    what, args = _two(reader)
+    reader.push(Made(what, (args, named)))
+
+
+def _symbol(reader: _Reader) -> None:
+    module, name = _two(reader)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise _Bad("no name")
+    reader.push(Symbol(module, name))
+
+
+def _symbol_in_text(reader: _Reader) -> None:
+    module = reader.line()
+    reader.push(Symbol(module, reader.line()))
+
+
+def _last(count: int) -> Callable[[_Reader], None]:
+    def step(reader: _Reader) -> None:
+        values = [reader.pop() for _ in range(count)]
+        reader.push(tuple(reversed(values)))
+
+    return step
+
+
+def _long(reader: _Reader) -> None:
+    size = reader.byte()
+    if size > 8:
+        raise _Bad("an integer of more than 64 bits")
+    reader.push(reader.number(size, signed=True))
+
+
+def _remember(size: int) -> Callable[[_Reader], None]:
+    def step(reader: _Reader) -> None:
+        reader.memory[reader.number(size)] = _top(reader)
+
+    return step
+
+
+def _recall(size: int) -> Callable[[_Reader], None]:
+    def step(reader: _Reader) -> None:
+        number = reader.number(size)
+        if number not in reader.memory:
+            raise _Bad("nothing remembered under a number")
+        reader.push(reader.memory[number])
+
+    return step
+
+
+def _memoize(reader: _Reader) -> None:
+    reader.memory[len(reader.memory)] = _top(reader)
+
+
+def _top(reader: _Reader) -> object:
+    value = reader.pop()
+    reader.push(value)
+    return value
+
+
+def _text(size: int) -> Callable[[_Reader], None]:
+    return lambda reader: reader.push(reader.take(reader.number(size)).decode("utf-8", "surrogatepass"))
+
+
+def _bytes(size: int) -> Callable[[_Reader], None]:
+    return lambda reader: reader.push(reader.take(reader.number(size)))
+
+
+def _constant(value: object) -> Callable[[_Reader], None]:
+    return lambda reader: reader.push(value)
+
+
+def _integer(size: int, signed: bool = False) -> Callable[[_Reader], None]:
+    return lambda reader: reader.push(reader.number(size, signed))
+
+
+def _protocol(reader: _Reader) -> None:
+    if not 2 <= reader.byte() <= 5:
+        raise _Bad("an unknown protocol")
+
+
+def _frame(reader: _Reader) -> None:
+    """A frame says how much to read at once, which is all in memory here."""
+    reader.take(8)
+
+
+def _drop(reader: _Reader) -> None:
+    reader.stack.pop()
+
+
+def _drop_marked(reader: _Reader) -> None:
+    reader.marked()
+
+
+def _stop(_: _Reader) -> None:
+    """Where the pickle ends; `read_pickle` looks for it."""
+
+
+_STEPS: Mapping[int, Callable[[_Reader], None]] = {
+    ord("\x80"): _protocol,
+    ord("\x95"): _frame,
+    ord("."): _stop,
+    ord("("): _constant(_MARK),
+    ord("N"): _constant(None),
+    ord("\x88"): _constant(True),
+    ord("\x89"): _constant(False),
+    ord("K"): _integer(1),
+    ord("M"): _integer(2),
+    ord("J"): _integer(4, signed=True),
+    ord("\x8a"): _long,
+    ord("G"): lambda reader: reader.push(struct.unpack(">d", reader.take(8))[0]),
+    ord("X"): _text(4),
+    ord("\x8c"): _text(1),
+    ord("\x8d"): _text(8),
+    ord("B"): _bytes(4),
+    ord("C"): _bytes(1),
+    ord("\x8e"): _bytes(8),
+    ord("\x96"): _bytes(8),
+    ord("]"): lambda reader: reader.push([]),
+    ord("a"): lambda reader: _append(reader, [reader.pop()]),
+    ord("e"): lambda reader: _append(reader, reader.marked()),
+    ord(")"): _constant(()),
+    ord("\x85"): _last(1),
+    ord("\x86"): _last(2),
+    ord("\x87"): _last(3),
+    ord("t"): lambda reader: reader.push(tuple(reader.marked())),
+    ord("}"): lambda reader: reader.push(Pairs()),
+    ord("s"): lambda reader: _set(reader, _two(reader)),
+    ord("u"): lambda reader: _set(reader, reader.marked()),
+    ord("\x8f"): lambda reader: reader.push([]),
+    ord("\x90"): lambda reader: _append(reader, reader.marked()),
+    ord("\x91"): lambda reader: reader.push(reader.marked()),
+    ord("c"): _symbol_in_text,
+    ord("\x93"): _symbol,
+    ord("R"): _make,
+    ord("\x81"): _make,
+    ord("\x92"): _make_with_names,
+    ord("b"): _build,
+    ord("q"): _remember(1),
+    ord("r"): _remember(4),
+    ord("\x94"): _memoize,
+    ord("h"): _recall(1),
+    ord("j"): _recall(4),
+    ord("Q"): lambda reader: reader.push(Reference(reader.pop())),
+    ord("0"): _drop,
+    ord("1"): _drop_marked,
+}

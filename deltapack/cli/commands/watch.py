@@ -1,0 +1,88 @@
+"""`deltapack watch`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+import deltapack
+from deltapack.cli import options
+from deltapack.cli.render import human_bytes, print_paragraph
+from deltapack.kinds import FOLDER
+from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, PackedStep, SkippedStep
+
+__all__ = ["command"]
+
+
+@click.command(cls=options.Command, short_help="Pack the checkpoints of a training run as they appear.")
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--base", type=options.checkpoint_path, metavar="BASE", help="What the run started from; else an anchor holds everything.")
+@options.out_option(FOLDER, "The folder of the packs; packs in DIR unless given.", required=False)
+@click.option(
+    "--every-anchor",
+    type=click.IntRange(min=1),
+    default=EVERY_ANCHOR,
+    show_default=True,
+    metavar="N",
+    help="Packs of a chain: every so many the pack is made from BASE, and not from the step before.",
+)
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Remove packs of all but the newest steps and those that they need.")
+@click.option("--once", is_flag=True, help="End when all that is there is packed.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0),
+    default=SETTLE,
+    show_default=True,
+    metavar="SECONDS",
+    help="Pack a checkpoint when nothing of it has changed for so long.",
+)
+@click.option(
+    "--poll",
+    type=click.FloatRange(min=0, min_open=True),
+    default=POLL,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two looks.",
+)
+@options.workers_option
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for each step, a line each, on stdout.")
+def command(
+    folder: Path,
+    base: Path | None,
+    out: Path | None,
+    every_anchor: int,
+    keep: int | None,
+    once: bool,
+    settle: float,
+    poll: float,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Pack the checkpoints in DIR, bit for bit, the oldest first, as they appear and are complete; until Ctrl-C.
+
+    Checkpoints are folders or files such as checkpoint-500, step_7, global_step20 and step-100. Each is packed
+    against the one before, every so many against BASE: `deltapack apply BASE step-*.dpk` restores one from the
+    packs of its chain. Steps that have a pack are left alone, so the command may be started again at any time.
+    """
+    how: dict[str, Any] = {"base": base, "out": out, "every_anchor": every_anchor, "keep": keep, "settle": settle, "poll": poll}
+    for event in deltapack.watch(folder, once=once, workers=workers, **how):
+        if as_json:
+            click.echo(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
+        elif isinstance(event, SkippedStep):
+            print_paragraph("Warning", f"step {event.step} was not packed: {event.reason}")
+        elif not quiet:
+            _print(event)
+
+
+def _print(packed: PackedStep) -> None:
+    made = "from the base" if packed.follows is None else f"follows step {packed.follows}"
+    ratio = packed.checkpoint_bytes / packed.pack_bytes
+    click.echo(f"step {packed.step}: {packed.pack}, {human_bytes(packed.pack_bytes)}, {ratio:.1f} times smaller ({made})")
+    if packed.removed:
+        click.echo(f"removed packs of steps {', '.join(map(str, packed.removed))}")

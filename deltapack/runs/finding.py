@@ -1,0 +1,79 @@
+"""Checkpoints of a training run as trainers lay them out: a folder or file for each step, told by its name."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltapack.checkpoint.formats import format_of
+from deltapack.checkpoint.sidefiles import is_training_state
+from deltapack.errors import NotACheckpointError
+
+__all__ = ["Found", "Signature", "checkpoints_in", "signature_of", "step_of"]
+
+Signature = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change of each file: what is being written has another one soon."""
+_STEP = re.compile(r"(?:.*[^a-z0-9])?(?:checkpoint|ckpt|global_?step|step|iter(?:ation)?)[-_=]?(\d{1,15})(?:\.[a-z]+)?", re.IGNORECASE)
+_UNFINISHED = re.compile(r"[._]?(tmp|temp|partial)([^a-z0-9].*)?|.*[^a-z0-9](tmp|temp|partial|incomplete)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint of a run.
+
+    Attributes:
+        step: Its step.
+        path: Its folder or file.
+    """
+
+    step: int
+    path: Path
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step of what may be a checkpoint, by its name; none where the name says no step, or something unfinished.
+
+    >>> [step_of(Path(name)) for name in ("checkpoint-500", "step_7", "global_step20", "epoch=1-step=40.ckpt", "tmp-checkpoint-5", "runs")]
+    [500, 7, 20, 40, None, None]
+    """
+    match = _STEP.fullmatch(path.name)
+    if match is None or path.name.startswith(".") or _UNFINISHED.fullmatch(path.name) or is_training_state(path.name):
+        return None
+    return int(match[1])
+
+
+def checkpoints_in(folder: Path) -> list[Found]:
+    """Return the checkpoints in a folder, by step; of several of one step, by name.
+
+    Raises:
+        NotACheckpointError: The folder cannot be listed.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
+    found = [(step_of(Path(entry.name)), Path(entry.path)) for entry in entries if entry.is_dir() or format_of(entry.name) is not None]
+    return sorted((Found(step, path) for step, path in found if step is not None), key=lambda one: (one.step, one.path.name))
+
+
+def signature_of(path: Path) -> Signature | None:
+    """Return what changes as long as somebody writes to a checkpoint; none where it is gone."""
+    rows: list[tuple[str, int, int]] = []
+    try:
+        if path.is_file():
+            status = path.stat()
+            return ((path.name, status.st_size, status.st_mtime_ns),)
+        for where, folders, files in os.walk(path, onerror=_raise):
+            folders.sort()
+            for name in sorted(files):
+                status = os.stat(os.path.join(where, name))
+                rows.append((os.path.relpath(os.path.join(where, name), path), status.st_size, status.st_mtime_ns))
+    except OSError:
+        return None
+    return tuple(rows) if path.is_dir() else None
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,270 @@
+"""Use case: the checkpoints of a training run as exact packs, and any of them back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from deltapack.checking import as_count, as_path
+from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
+from deltapack.errors import BaseMismatchError, OutputError, RecipeError
+from deltapack.format.atomic import fsync_folder, writing
+from deltapack.packing.compressing import compress
+from deltapack.packing.recipe import Recipe
+from deltapack.reports import Progress
+from deltapack.restoring.applying import apply
+from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
+from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
+
+__all__ = ["keep_newest", "pack_step", "remove_from", "restore_step"]
+
+_EMPTY = b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "
+"""A safetensors file without tensors."""
+
+
+def pack_step(
+    folder: str | Path,
+    checkpoint: str | Path,
+    step: int,
+    *,
+    base: str | Path | None = None,
+    every_anchor: int = EVERY_ANCHOR,
+    keep: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PackedStep:
+    """Pack a checkpoint of a run, bit for bit: against the step before, or against the base where a chain is long enough.
+
+    Args:
+        folder: The folder of the run's packs; it is made if need be.
+        checkpoint: What to pack: a folder or file that `compress` takes.
+        step: Its step, which has no pack yet.
+        base: What the run started from. Without one an anchor holds all of its checkpoint.
+        every_anchor: Packs of a chain, at most; 1 makes each from the base.
+        keep: How many of the newest steps stay; all unless given. What they need stays, too.
+        workers: Threads; every core unless given.
+        progress: Called with bytes of the checkpoint done so far and in all.
+
+    Raises:
+        BaseMismatchError: The run was packed with another base, or the checkpoint has nothing to do with it.
+        CheckpointError: The checkpoint is damaged or no checkpoint.
+        FormatError: A pack of the run is damaged.
+        OutputError: The step has a pack already, or it cannot be written.
+        RecipeError: A number is out of range.
+        UnsupportedError: The checkpoint holds weights that are not read.
+    """
+    folder, step, length = as_path("the folder of packs", folder), _number("step", step, 0), _number("every_anchor", every_anchor)
+    kept = None if keep is None else _number("keep", keep)
+    run, path = read_run(folder), folder / pack_name(step)
+    if any(link.step == step for link in run.links):
+        raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    before = _chain_before(run, step, length)
+    if before:
+        check_root(before, base is not None)
+    with _workplace(folder) as work, _base_or_nothing(base) as start:
+        made = work / path.name
+
+        def pack(links: Sequence[Link]) -> tuple[int, tuple[str, ...]]:
+            report = compress(
+                start,
+                checkpoint,
+                made,
+                recipe=Recipe(exact=True),
+                base_packs=[link.path for link in links],
+                allow_unrelated=base is None,
+                workers=workers,
+                force=True,
+                progress=progress,
+            )
+            return report.checkpoint_bytes, (*report.notes, *report.warnings)
+
+        nbytes, notes = pack(before)
+        if before and _comes_back(before, _result(made, step)):
+            before = ()
+            nbytes, notes = pack(before)
+        with writing(path):
+            os.rename(made, path)
+            fsync_folder(folder)
+    removed = keep_newest(folder, kept) if kept is not None else ()
+    return PackedStep(step, path, path.stat().st_size, nbytes, before[-1].step if before else None, removed, notes)
+
+
+def _number(what: str, value: object, least: int = 1) -> int:
+    """Return a whole number that is not too small.
+
+    Raises:
+        RecipeError: It is, or is none.
+    """
+    number = as_count(what, value)
+    if number < least:
+        raise RecipeError(f"{what} is out of range", expected=f"at least {least}", found=number)
+    return number
+
+
+def _chain_before(run: Run, step: int, length: int) -> tuple[Link, ...]:
+    """Return the packs that the pack of a new step follows; none where it is to be an anchor."""
+    last = run.before(step)
+    chain = run.chain(last) if last is not None else ()
+    # What gives the base itself is as good as the base, and who reads the packs cannot tell one from the other.
+    return () if not chain or len(chain) >= length or chain[-1].result == chain[0].base else chain
+
+
+def _result(made: Path, step: int) -> str:
+    return read_run(made.parent).of(step).result
+
+
+def _comes_back(chain: Sequence[Link], result: str) -> bool:
+    """Whether a step gives what an earlier one than the last gives, or the base: nobody would restore it by going in a circle."""
+    return result != chain[-1].result and result in {chain[0].base, *(link.result for link in chain)}
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """Make a hidden folder for what is not finished; whatever happens, it goes."""
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".packing-", dir=folder, ignore_cleanup_errors=True) as work:
+        yield Path(work)
+
+
+@contextlib.contextmanager
+def _base_or_nothing(base: str | Path | None) -> Iterator[Path]:
+    """Return the base; where there is none, a checkpoint without tensors."""
+    if base is not None:
+        yield as_path("the base", base)
+        return
+    with tempfile.TemporaryDirectory(prefix="deltapack-") as work:
+        empty = Path(work) / "nothing.safetensors"
+        empty.write_bytes(_EMPTY)
+        yield empty
+
+
+def restore_step(
+    folder: str | Path,
+    step: int,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    force: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Restore the checkpoint of a step; every tensor is checked.
+
+    A folder `out` that holds a trainer's state, but no weights, gets the files that it lacks.
+
+    Args:
+        folder: The folder of the run's packs.
+        step: The step.
+        out: The folder to write, or a file if it ends in `.safetensors`.
+        base: What the run was packed with, if anything.
+        force: Whether to replace an existing `out`.
+        workers: Threads; every core unless given.
+        progress: Called with bytes of the result done so far and in all.
+
+    Returns:
+        `out`.
+
+    Raises:
+        BaseMismatchError: This is not the base, or a pack is missing.
+        FormatError: A pack is damaged.
+        OutputError: `out` holds weights, or cannot be written.
+        RecipeError: The step has no pack.
+    """
+    folder, out = as_path("the folder of packs", folder), as_path("out", out)
+    run = read_run(folder)
+    chain = run.chain(run.of(_number("step", step, 0)))
+    check_root(chain, base is not None)
+    packs = [link.path for link in chain]
+    if out.is_dir() and not force:
+        _check_unfilled(out)
+    with _base_or_nothing(base) as start, _missing_told(run, chain):
+        if force or not out.is_dir():
+            apply(start, packs, out, force=force, workers=workers, progress=progress)
+            return out
+        with writing(out), tempfile.TemporaryDirectory(prefix=".restoring-", dir=out, ignore_cleanup_errors=True) as work:
+            restored = Path(work) / "checkpoint"
+            apply(start, packs, restored, workers=workers, progress=progress)
+            _fill(restored, out)
+    return out
+
+
+@contextlib.contextmanager
+def _missing_told(run: Run, chain: Sequence[Link]) -> Iterator[None]:
+    """Say that a pack may be missing where the base is not that of a chain, and other chains of the run start from another one."""
+    try:
+        yield
+    except BaseMismatchError as error:
+        if len({run.chain(link)[0].base for link in run.links}) < 2:
+            raise
+        what = f"it follows a checkpoint that neither a pack of the run nor the base gives: {error.what}"
+        hint = "A pack of the run is missing, or this is another base."
+        raise BaseMismatchError(what, path=chain[0].path, expected=error.expected, found=error.found, hint=hint) from error
+
+
+def _check_unfilled(out: Path) -> None:
+    """Refuse a folder with weights of its own.
+
+    Raises:
+        OutputError: It has some.
+    """
+    weights = sorted(path.name for path in out.iterdir() if is_weight_file(path.name) and not is_training_state(path.name))
+    if weights:
+        hint = "Choose another output, or replace it by force."
+        raise OutputError("the output holds weights", path=out, expected="a folder without weights", found=weights[0], hint=hint)
+
+
+def _fill(restored: Path, out: Path) -> None:
+    """Move the files of a restored checkpoint to a folder that has none of its weights; an index last, as it says that all are there."""
+    from_packs = sorted(path.relative_to(restored) for path in restored.rglob("*") if path.is_file() and not path.name.startswith("."))
+    for name in sorted(from_packs, key=lambda name: name.name.endswith(".index.json")):
+        if not (out / name).exists():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(restored / name, out / name)
+    fsync_folder(out)
+
+
+def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:
+    """Remove the packs of old steps, but never one that a newer one needs.
+
+    Args:
+        folder: The folder of the run's packs.
+        count: How many of the newest steps stay.
+
+    Returns:
+        The steps whose packs were removed.
+
+    Raises:
+        FormatError: A pack is damaged; nothing is removed then.
+        OutputError: A pack cannot be removed.
+    """
+    run = read_run(as_path("the folder of packs", folder))
+    kept = run.newest(_number("keep", count))
+    return _remove([link for link in run.links if link not in kept])
+
+
+def remove_from(folder: str | Path, step: int) -> tuple[int, ...]:
+    """Remove the packs of a step and of all later ones: a run that went back goes on from there.
+
+    Returns:
+        The steps whose packs were removed.
+
+    Raises:
+        FormatError: A pack is damaged; nothing is removed then.
+        OutputError: A pack cannot be removed.
+    """
+    run = read_run(as_path("the folder of packs", folder))
+    return _remove([link for link in run.links if link.step >= step])
+
+
+def _remove(links: Sequence[Link]) -> tuple[int, ...]:
+    """Remove packs, the newest first: whenever this is cut short, none is left that follows a missing one."""
+    for link in reversed(links):
+        try:
+            os.unlink(link.path)
+        except OSError as error:
+            raise OutputError(f"a pack cannot be removed: {error.strerror or error}", path=link.path) from error
+    return tuple(link.step for link in links)

@@ -1,0 +1,152 @@
+"""Use case: pack the checkpoints of a training run as they appear."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltapack.checking import as_number, as_path
+from deltapack.checkpoint import open_checkpoint
+from deltapack.errors import CheckpointError, LimitError, RecipeError, UnsupportedError
+from deltapack.runs.finding import Found, Signature, checkpoints_in, signature_of
+from deltapack.runs.keeping import pack_step
+from deltapack.runs.links import Run, read_run
+from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, PackedStep, SkippedStep
+
+__all__ = ["watch"]
+
+_UNREADABLE = (CheckpointError, LimitError, UnsupportedError)
+_PACKS = "packs"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    folder: Path
+    out: Path
+    base: Path | None
+    every_anchor: int
+    keep: int | None
+    settle: float
+    workers: int | None
+
+
+@dataclass
+class _Memory:
+    """What was seen before: since when each checkpoint is what it is, and which could not be read."""
+
+    since: dict[Path, tuple[Signature, float]] = field(default_factory=dict)
+    skipped: dict[Path, Signature] = field(default_factory=dict)
+    run: Run | None = None
+
+
+def watch(
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    out: str | Path | None = None,
+    every_anchor: int = EVERY_ANCHOR,
+    keep: int | None = None,
+    settle: float = SETTLE,
+    poll: float = POLL,
+    once: bool = False,
+    workers: int | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[PackedStep | SkippedStep]:
+    """Pack the checkpoints of a run, the oldest first, each when it is complete: when nothing of it has changed for a while.
+
+    Which steps have a pack is read from the packs, so that a run may be watched again at any time. Checkpoints stay where they are.
+
+    Args:
+        folder: Where a trainer puts its checkpoints: `checkpoint-500`, `step_7`, `global_step20`, `step-100` and the like.
+        base: What the run started from. Without one an anchor holds all of its checkpoint.
+        out: The folder of the packs; `packs` in the folder unless given.
+        every_anchor: Packs of a chain, at most.
+        keep: How many of the newest steps stay packed, with what they need; all unless given.
+        settle: Seconds for which nothing of a checkpoint may change before it is packed.
+        poll: Seconds between two looks.
+        once: Whether to end as soon as all checkpoints that are there are packed or skipped.
+        workers: Threads; every core unless given.
+        sleep: Waits; for tests.
+        clock: Tells seconds; for tests.
+
+    Yields:
+        Each step that was packed, and each that was not, once, until it changes.
+
+    Raises:
+        BaseMismatchError: The run was packed with another base.
+        CheckpointError: The base is damaged or no checkpoint.
+        FormatError: A pack of the run is damaged.
+        NotACheckpointError: The folder cannot be listed.
+        OutputError: A pack cannot be written.
+        RecipeError: A number is out of range.
+    """
+    folder = as_path("the folder to watch", folder)
+    settle, poll = as_number("settle", settle), as_number("poll", poll)
+    if not settle >= 0 or not poll > 0:
+        raise RecipeError("the seconds are out of range", expected="settle of at least 0, poll above 0", found=f"{settle}, {poll}")
+    packs = folder / _PACKS if out is None else as_path("out", out)
+    settings = _Settings(folder, packs, None if base is None else as_path("the base", base), every_anchor, keep, settle, workers)
+    if settings.base is not None:
+        with open_checkpoint(settings.base):
+            pass  # a fault of the base is not one of each checkpoint
+    memory = _Memory()
+    while True:
+        waiting = yield from _look(settings, memory, clock)
+        if once and not waiting:
+            return
+        sleep(poll)
+
+
+def _look(settings: _Settings, memory: _Memory, clock: Callable[[], float]) -> Generator[PackedStep | SkippedStep, None, bool]:
+    """Pack what is complete; return whether something may become so."""
+    memory.run = read_run(settings.out, memory.run)
+    found = _wanted(checkpoints_in(settings.folder), memory.run, settings.keep)
+    now, waiting = clock(), False
+    for one in found:
+        signature = signature_of(one.path)
+        if signature is not None and memory.since.get(one.path, (None,))[0] != signature:
+            memory.since[one.path] = (signature, now)
+    for one in found:
+        signature, since = memory.since.get(one.path, (None, now))
+        if signature is None or memory.skipped.get(one.path) == signature:
+            continue
+        if now - since < settings.settle or signature_of(one.path) != signature:
+            waiting = True
+            break  # what comes after waits as well, so that each pack follows the step before
+        event = _pack(settings, one)
+        if isinstance(event, SkippedStep):
+            memory.skipped[one.path] = signature
+        yield event
+    return waiting
+
+
+def _wanted(found: list[Found], run: Run, keep: int | None) -> list[Found]:
+    """Return the checkpoints that are to be packed: those of steps without a pack, which are not too old to stay."""
+    packed = {link.step for link in run.links}
+    steps = sorted(packed | {one.step for one in found})
+    oldest = steps[-keep] if keep is not None and 0 < keep < len(steps) else -1
+    first: dict[int, Found] = {}
+    for one in found:
+        first.setdefault(one.step, one)
+    return [one for step, one in first.items() if step not in packed and step >= oldest]
+
+
+def _pack(settings: _Settings, one: Found) -> PackedStep | SkippedStep:
+    """Pack a checkpoint; say why where it cannot be read."""
+    try:
+        with open_checkpoint(one.path):
+            pass  # an index of shards is checked here, before anything is packed
+        return pack_step(
+            settings.out,
+            one.path,
+            one.step,
+            base=settings.base,
+            every_anchor=settings.every_anchor,
+            keep=settings.keep,
+            workers=settings.workers,
+        )
+    except _UNREADABLE as error:
+        return SkippedStep(one.step, one.path, str(error))

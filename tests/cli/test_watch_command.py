@@ -1,0 +1,72 @@
+"""`deltapack watch`: options reach the use case, and what it tells is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from support.commands import Run, StandIn
+from support.runs import same_model, write_base, write_step
+
+import deltapack
+
+
+def events(folder: Path) -> list[deltapack.PackedStep | deltapack.SkippedStep]:
+    return [
+        deltapack.PackedStep(1, folder / "step-00000001.dpk", 1000, 4000, None, (), ()),
+        deltapack.SkippedStep(2, folder / "checkpoint-2", "the index of the shards is missing"),
+        deltapack.PackedStep(3, folder / "step-00000003.dpk", 100, 4000, 1, (0,), ()),
+    ]
+
+
+def test_options_reach_the_use_case(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
+    recorder = stand_in("watch", iter(()))
+    assert run("watch", tmp_path).exit_code == 0
+    assert recorder.args == (tmp_path,)
+    how = {"base": None, "out": None, "every_anchor": 20, "keep": None, "settle": 10, "poll": 2, "once": False, "workers": None}
+    assert recorder.kwargs == how
+    base = write_base(tmp_path / "base")
+    typed = ["--base", base, "-o", tmp_path / "p", "--every-anchor", 3, "--keep", 2, "--settle", 0.5, "--poll", 1, "--once", "--workers", 1]
+    assert run("watch", tmp_path, *typed).exit_code == 0
+    assert recorder.kwargs == {
+        "base": base,
+        "out": tmp_path / "p",
+        "every_anchor": 3,
+        "keep": 2,
+        "settle": 0.5,
+        "poll": 1,
+        "once": True,
+        "workers": 1,
+    }
+
+
+def test_what_is_told_is_printed(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in("watch", events(tmp_path))
+    done = run("watch", tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("step 1: ") and lines[0].endswith("4.0 times smaller (from the base)")
+    assert lines[1].endswith("40.0 times smaller (follows step 1)") and lines[2] == "removed packs of steps 0"
+    assert "step 2 was not packed: the index of the shards is missing" in " ".join(done.stderr.split())
+    quiet = run("watch", tmp_path, "-q")
+    assert quiet.stdout == "" and "step 2" in quiet.stderr
+    rows = [json.loads(line) for line in run("watch", tmp_path, "--json").stdout.splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["pack"] == str(tmp_path / "step-00000001.dpk") and rows[1]["reason"] == "the index of the shards is missing"
+
+
+def test_numbers_that_cannot_be_are_usage_errors(run: Run, tmp_path: Path) -> None:
+    for wrong in (("--every-anchor", 0), ("--keep", 0), ("--settle", -1), ("--poll", 0), ("--base", tmp_path / "no"), ("-o", "x.dpk")):
+        assert run("watch", tmp_path, "--once", *wrong).exit_code == 2
+    assert run("watch", tmp_path / "nowhere").exit_code == 2
+
+
+def test_a_run_is_packed_and_restored(run: Run, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2):
+        write_step(tmp_path, step)
+    done = run("watch", tmp_path, "--base", base, "--once", "--settle", 0)
+    assert done.exit_code == 0, done.stderr
+    packs = sorted((tmp_path / "packs").iterdir())
+    assert [path.name for path in packs] == ["step-00000001.dpk", "step-00000002.dpk"]
+    assert run("apply", base, *packs, "-o", tmp_path / "out").exit_code == 0
+    assert same_model(tmp_path / "out", 2)

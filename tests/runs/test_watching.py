@@ -1,0 +1,214 @@
+"""Checkpoints packed as they appear: only complete ones, the oldest first, again and again; time is told by the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.builders import ROOT
+from support.distributed import save_alone
+from support.runs import same_model, write_base, write_step
+
+import deltapack
+from deltapack.checkpoint import open_checkpoint
+from deltapack.errors import BaseMismatchError, CheckpointError, FormatError, NotACheckpointError, OutputError, RecipeError
+from deltapack.runs.links import read_run
+
+
+class Stopped(Exception):
+    """The test has seen enough."""
+
+
+@dataclass
+class Time:
+    """A clock that only sleeping moves; at each sleep the next thing happens."""
+
+    happens: list[Callable[[], Any]] = field(default_factory=list)
+    now: float = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if not self.happens:
+            raise Stopped
+        self.happens.pop(0)()
+
+    def clock(self) -> float:
+        return self.now
+
+
+def nothing() -> None:
+    """Time passes."""
+
+
+def seen(folder: Path, *happens: Callable[[], Any], **options: Any) -> list[tuple[int, object]]:
+    """What is told while these things happen, one at each look: steps with what they follow, or why they were skipped."""
+    moments = Time(list(happens))
+    events = deltapack.watch(folder, settle=3, poll=1, sleep=moments.sleep, clock=moments.clock, **options)
+    return list(told(events))
+
+
+def told(events: Iterator[deltapack.PackedStep | deltapack.SkippedStep]) -> Iterator[tuple[int, object]]:
+    try:
+        for event in events:
+            yield event.step, event.follows if isinstance(event, deltapack.PackedStep) else event.reason
+    except Stopped:
+        return
+
+
+def test_the_oldest_first_and_only_what_has_settled(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    run = tmp_path / "run"
+    run.mkdir()
+    write_step(run, 10)
+    touched = run / "checkpoint-9" / "config.json"
+    waits = [nothing] * 3
+    assert seen(run, *waits, base=base) == [(10, None)]
+    write_step(run, 9)
+    write_step(run, 8)
+    # 9 is written to at each look, and 10 has a pack already.
+    assert seen(run, *[lambda: os.utime(touched)] * 9, base=base) == [(8, None)]
+    assert seen(run, nothing, nothing, base=base) == []
+    assert seen(run, *waits, base=base) == [(9, 8)]
+    for step in (8, 9, 10):
+        assert same_model(deltapack.restore_step(run / "packs", step, tmp_path / f"out{step}", base=base), step)
+
+
+def test_later_ones_wait_for_one_that_is_being_written(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    write_step(tmp_path, 1)
+    write_step(tmp_path, 2)
+    touched = tmp_path / "checkpoint-1" / "config.json"
+    busy: list[Callable[[], Any]] = [lambda: touched.write_text(touched.read_text() + " ")] * 5
+    assert seen(tmp_path, *busy, base=base) == []
+    assert seen(tmp_path, *busy, nothing, nothing, nothing, base=base) == [(1, None), (2, 1)]
+
+
+def test_once_ends_when_all_is_done(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2, 3):
+        write_step(tmp_path, step)
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    (tmp_path / "runs").mkdir()
+    first, second, third = seen(tmp_path, *[nothing] * 3, base=base, once=True)
+    assert (first, third) == ((1, None), (3, 1))
+    assert second[0] == 2 and "model.safetensors" in str(second[1])
+    assert seen(tmp_path, *[nothing] * 3, base=base, once=True) == [second]
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert seen(tmp_path, base=base, once=True) == []
+
+
+def test_what_could_not_be_read_is_told_once_and_tried_again_when_it_changes(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    whole = write_step(tmp_path, 1) / "model.safetensors"
+    data = whole.read_bytes()
+    whole.write_bytes(data[:-1])
+    events = seen(tmp_path, *[nothing] * 9, lambda: whole.write_bytes(data), *[nothing] * 3, base=base)
+    assert [step for step, _ in events] == [1, 1] and events[1][1] is None and "model.safetensors" in str(events[0][1])
+
+
+def test_shards_are_complete_when_their_index_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "step_5"
+    folder.mkdir()
+    names = [f"model-0000{at}-of-00002.safetensors" for at in (1, 2)]
+    save_file({"a": torch.ones(3)}, folder / names[0])
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": "{names[0]}", "b": "{names[1]}"}}}}')
+    last = lambda: save_file({"b": torch.ones(2)}, folder / names[1])  # noqa: E731
+    events = seen(tmp_path, *[nothing] * 6, last, *[nothing] * 3)
+    assert [(step, follows) for step, follows in events if follows is None] == [(5, None)]
+    assert "no such file" in str(events[0][1]) and len(events) == 2
+
+
+def test_folders_of_distributed_checkpoints(tmp_path: Path) -> None:
+    state = {"a": torch.arange(64.0), "b": torch.ones(5)}
+    for step in (1, 2):
+        save_alone({"model": state, "optimizer": {"m": torch.ones(99)}}, tmp_path / f"step-{step}")
+        state = {name: tensor + 1 for name, tensor in state.items()}
+    assert seen(tmp_path, *[nothing] * 3, once=True) == [(1, None), (2, 1)]
+    with open_checkpoint(deltapack.restore_step(tmp_path / "packs", 2, tmp_path / "out")) as checkpoint:
+        assert checkpoint.read("a").tolist() == list(range(1, 65)) and list(checkpoint.tensors) == ["a", "b"]
+
+
+def test_what_is_too_old_to_stay_is_not_packed_again(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    for step in range(1, 6):
+        write_step(tmp_path, step)
+    options = {"base": base, "once": True, "keep": 2, "every_anchor": 1}
+    assert seen(tmp_path, *[nothing] * 3, **options) == [(4, None), (5, None)]
+    write_step(tmp_path, 6)
+    assert seen(tmp_path, *[nothing] * 3, **options) == [(6, None)]
+    assert [link.step for link in read_run(tmp_path / "packs").links] == [5, 6]
+    assert seen(tmp_path, **options) == []
+
+
+def test_of_two_checkpoints_of_a_step_one_counts(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    write_step(tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "step_1")
+    assert seen(tmp_path, *[nothing] * 3, base=base, once=True) == [(1, None)]
+
+
+def test_a_checkpoint_that_goes_away_is_forgotten(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2):
+        write_step(tmp_path, step)
+    gone = lambda: shutil.rmtree(tmp_path / "checkpoint-1")  # noqa: E731
+    assert seen(tmp_path, nothing, gone, nothing, nothing, base=base) == [(2, None)]
+
+
+def test_what_is_no_fault_of_a_checkpoint_ends_it(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    write_step(tmp_path, 1)
+    with pytest.raises(NotACheckpointError, match="no such file or folder"):
+        seen(tmp_path, base=tmp_path / "nowhere")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x10")
+    with pytest.raises(CheckpointError):
+        seen(tmp_path, base=tmp_path / "damaged.safetensors")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        seen(tmp_path, *[nothing] * 3, base=base, out=tmp_path / "file")
+    with pytest.raises(NotACheckpointError, match="cannot list"):
+        seen(tmp_path / "nowhere")
+    for wrong in ({"settle": -1}, {"poll": 0}, {"settle": float("nan")}):
+        with pytest.raises(RecipeError, match="seconds are out of range"):
+            list(deltapack.watch(tmp_path, **wrong))
+    assert seen(tmp_path, *[nothing] * 3, base=base) == [(1, None)]
+    write_step(tmp_path, 2)
+    with pytest.raises(BaseMismatchError):
+        seen(tmp_path, *[nothing] * 3)
+    (tmp_path / "packs" / "step-00000001.dpk").write_bytes(b"damaged")
+    with pytest.raises(FormatError):
+        seen(tmp_path, *[nothing] * 3, base=base)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_may_be_stopped_at_any_time(how: signal.Signals, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in range(1, 9):
+        write_step(run, step)
+    command = [sys.executable, "-m", "deltapack", "watch", str(run), "--base", str(base), "--settle", "0", "--poll", "0.01"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # one step is packed, others are under way
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or "Interrupted" in errors
+    left = [path.name for path in (run / "packs").iterdir() if path.suffix != ".dpk"]
+    assert how == signal.SIGKILL or left == []
+    packed = [link.step for link in read_run(run / "packs").links]
+    assert packed == list(range(1, len(packed) + 1)) and packed
+    rest = [step for step, _ in seen(run, *[nothing] * 3, base=base, once=True)]
+    assert packed + rest == list(range(1, 9))
+    assert same_model(deltapack.restore_step(run / "packs", 8, tmp_path / "out", base=base), 8)
