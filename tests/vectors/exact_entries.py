@@ -53,7 +53,11 @@ def types() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack().exact("same", Tensor("raw4:F4", (3, 4), b"abcdef"), ("same", Tensor("raw4:F4", (3, 4), b"fbcdea")))
     pack.exact("rows", Tensor("raw6:F6_E3M2", (6, 4), bytes(range(18))), ("rows", Tensor("raw6:F6_E3M2", (2, 4), bytes(range(6)))))
     pack.exact("other", Tensor("raw8:X", (3,), b"\1\2\3"), ("other", Tensor("raw8:Y", (3,), b"\1\2\4")))
-    yield "exact-raw-types", "bytes; two raw types are no partners", pack.exact("new", Tensor("raw16:Z", (2,), b"abcd")).requires("raw-types")
+    yield (
+        "exact-raw-types",
+        "bytes; two raw types are no partners",
+        pack.exact("new", Tensor("raw16:Z", (2,), b"abcd")).requires("raw-types"),
+    )
 
 
 def shapes() -> Iterator[tuple[str, str, Pack]]:
@@ -110,7 +114,9 @@ def chunks() -> Iterator[tuple[str, str, Pack]]:
     pack.exact("beyond", row(CHUNK + 5, 1), ("beyond", row(7))).exact("at-end", row(CHUNK + 1, 1), ("at-end", row(CHUNK)))
     pack.exact("alone", row(CHUNK + 5, 1, 2)).exact("shrunk", row(3, 1, 2), ("shrunk", row(CHUNK + 2, 1)))
     replaced = Tensor("i8", (CHUNK + 1,), bytes(CHUNK + 1))
-    pack.exact("replaces", row(3, 1), ("replaces", replaced)).exact("replaces.2", row(CHUNK + 2, 9), ("replaces.2", Tensor("u8", (0, 3), b"")))
+    pack.exact("replaces", row(3, 1), ("replaces", replaced)).exact(
+        "replaces.2", row(CHUNK + 2, 9), ("replaces.2", Tensor("u8", (0, 3), b""))
+    )
     pack.exact("steps", row(CHUNK + 5, 1), ("steps", row(7)), through=[row(CHUNK + 5, 8, 9)])
     yield "exact-chunks", "partners that end before, in and at the end of a chunk; chunk digests only where there is no partner", pack
 
@@ -158,7 +164,8 @@ def exact_cases() -> Iterator[Case]:
     yield from chunk_cases()
     base = "kind-exact"
     yield "R11", "exact-missing", MISMATCH, "index-empty", one().build()
-    yield "R11", "exact-dtype", MISMATCH, base, Pack().exact("w", NEW, ("w", floats("f32", (4, 3)))).build()
+    halves = {"digest": OLD.digest, "dtype": "f16"}
+    yield "R11", "exact-dtype", MISMATCH, base, one().build(put("tensors", 0, "base", halves))
     yield "R11", "exact-replaced-shape", MISMATCH, base, Pack().exact("w", NEW, ("w", floats("bf16", (12,)))).build()
     yield "R12", "exact-partner", MISMATCH, base, one().build(put("tensors", 0, "base", "digest", "0" * 32))
     yield "R12", "result-exact", CHECKSUM, base, one(coded=rolled(NEW)).build()

@@ -385,7 +385,8 @@ def files() -> Group:
     packs |= {"c-shapes": pack('{"c":1}', shapes=True), "d-shapes": pack('{"d":1}', shapes=True), "none-shapes": pack(None, shapes=True)}
     packs["empty"].files = []
     for name, tuned in (("e-exact", "w"), ("f-new", "new")):
-        packs[name] = Pack().exact(tuned, floats("bf16", (2, 2), 5), ("w", old) if tuned == "w" else None)
+        packs[name] = Pack() if tuned == "w" else Pack().unchanged("w", old)
+        packs[name].exact(tuned, floats("bf16", (2, 2), 5), ("w", old) if tuned == "w" else None)
         packs[name].file("config.json", b'{"e":1}').file("LICENSE", b"from the base", inside=False)
     packs["a-texts"] = Pack().patched("w", old, [term("all", "int4", [0, 1, 2, 3])])
     for name, text in (("config.json", '{"a":1}'), ("LICENSE", "another"), ("changelog.txt", "news")):
