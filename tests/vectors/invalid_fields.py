@@ -143,7 +143,14 @@ def type_cases(packs: dict[str, Pack]) -> Iterator[Case]:
                 edit, late = None, lambda index, key=key, path=path, by=value: _resize(index, (*path, key), by)
             data = packs[vector].build(edit, **({"late": late} if late else {}))
             yield "R4", f"type-{what}-{key}-{how}", FORMAT, vector, data
-    for what, key in (("index", "optional"), ("grown", "stats"), ("stored", "base"), ("exact", "base"), ("digests", "digests"), ("file", "blob")):
+    for what, key in (
+        ("index", "optional"),
+        ("grown", "stats"),
+        ("stored", "base"),
+        ("exact", "base"),
+        ("digests", "digests"),
+        ("file", "blob"),
+    ):
         vector, path = _place(what)
         yield "R4", f"null-{what}-{key}", FORMAT, vector, packs[vector].build(put(*path, key, None))
     for what, value in (("int", 1), ("list", []), ("null", None)):
