@@ -45,7 +45,7 @@ SIZE_HEADERS = (
     "zstd -3 --patch-from",
     "alone",
     "zipnn, alone",
-    "equal, planes, dense, sparse",
+    "equal, planes, dense, sparse, shared",
 )
 SPEED_HEADERS = ("pair", "type", "chunks", "encode MB/s", "decode MB/s", "copy MB/s", "encode: x copy", "decode: x copy")
 NOTES = (
@@ -106,7 +106,8 @@ def entropy_bytes(chunk: Tensor, data: bytes, dtype: DType) -> float:
     classes = np.frombuffer(cursor.stream(blocks, blocks, "the classes"), np.uint8) if table.kinds == 2 else np.zeros(blocks, np.uint8)
     predicted = base if table.steps is None else loops.predicted_of(base, classes.copy(), table.steps, numbers)
     symbols = loops.symbols_of(predicted, tuned, numbers, table.far)
-    counts = loops.count_symbols(base, classes.copy(), symbols, numbers, table.kinds).reshape(-1, 256).astype(np.float64)
+    counts = loops.count_symbols(base, classes.copy(), symbols, numbers, table.kinds)[1].astype(np.float64)
+    counts = counts.reshape(-1, counts.shape[-1])
     sums = counts.sum(axis=1)
     bits = (sums * np.log2(np.maximum(sums, 1))).sum() - (counts * np.log2(np.maximum(counts, 1))).sum()
     return float(bits + symbol_table(numbers, table.far).widths[symbols].sum(dtype=np.int64)) / 8
@@ -136,7 +137,7 @@ def zipnn_bytes(tensors: list[Tensor], dtype: DType) -> int | None:
 
 def size_row(pair: Pair, dtype: DType, tensors: list[Tensor]) -> tuple[Cell, ...]:
     size = entropy = alone = 0.0
-    forms = [0] * 4
+    forms = [0] * 5
     for chunk in chunks_of(tensors):
         data = encode_exact_chunk(chunk.base, chunk.tuned, dtype)
         forms[data[0]] += 1

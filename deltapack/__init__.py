@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deltapack.packing.recipe import Recipe
     from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.pack import Pack, PackEntry, open_pack
+    from deltapack.packs.squashing import SquashReport, squash
     from deltapack.reports import (
         ApplyReport,
         CompressPreview,
@@ -72,6 +73,7 @@ __all__ = [
     "Recipe",
     "SkippedStep",
     "Slice",
+    "SquashReport",
     "SurveyReport",
     "VerifyReport",
     "__version__",
@@ -89,6 +91,7 @@ __all__ = [
     "preview_merge",
     "read_merge_file",
     "restore_step",
+    "squash",
     "survey_merge",
     "verify",
     "watch",
@@ -114,6 +117,7 @@ _HOMES = {
     "Recipe": "packing.recipe",
     "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
+    "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
@@ -130,6 +134,7 @@ _HOMES = {
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
     "restore_step": "runs.keeping",
+    "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",
     "watch": "runs.watching",

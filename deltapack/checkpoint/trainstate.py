@@ -19,6 +19,10 @@ _OF_TRAINING = re.compile(
     r"(.*[_-])?(optim(izer)?s?|schedulers?|dataloaders?|scaler)([_-].*)?|rng([_-].*)?|train(er|ing)?_state|callbacks|loops", re.IGNORECASE
 )
 """Keys of what only a trainer needs."""
+_FLAT = re.compile(
+    r"(optim(izer)?s?|optim(izer)?_states?|lr_schedulers?|schedulers?|rng_states?|train_state|dataloader)\..*", re.IGNORECASE
+)
+"""How flat keys of it begin, where no nested dict says so; a module of a model may well be called like one of the others."""
 _NAMED = 4
 
 
@@ -50,8 +54,8 @@ def model_tensors(keys: Iterable[str], paths: Mapping[str, Sequence[str]], path:
         CheckpointError: Two tensors get one name.
         NotACheckpointError: No tensor is left, or there are several models.
     """
-    known = {key: tuple(paths[key]) if key in paths else (key,) for key in keys}
-    state = {key for key, own in known.items() if any(map(_OF_TRAINING.fullmatch, own[:-1] if key in paths else key.split(".")[:2][:-1]))}
+    known = {key: tuple(paths.get(key, (key,))) for key in keys}
+    state = {key for key, own in known.items() if any(map(_OF_TRAINING.fullmatch, own[:-1])) or (len(own) == 1 and _FLAT.match(own[0]))}
     kept = {key: own for key, own in known.items() if key not in state}
     if not kept:
         what = "the checkpoint holds no tensors of a model" + (", but the state of an optimizer" if state else "")

@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, _Command] = {
     "inspect": _Command("Show what a pack holds.", writes=False),
     "verify": _Command("Check a pack for damage, and whether a base fits it.", writes=False),
     "log": _Command("Show which pack follows which.", writes=False),
+    "squash": _Command("Make one pack of a chain of packs."),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 

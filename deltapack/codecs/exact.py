@@ -26,8 +26,8 @@ __all__ = ["decode_exact_chunk", "encode_exact_chunk"]
 _EQUAL, _PLANES, _DENSE, _SPARSE, _SHARED = range(5)
 _SPARSE_TOO, _SPARSE_ONLY = 16, 16384
 """Where fewer than one number in so many changed, positions and values are one way that is looked at, or the only one."""
-_UNFORESEEN, _STRUCTURE = 0.97, 0.25
-"""Planes are tried where a sample of them takes less than this share of what was planned, and that is more than so many bits a number."""
+_UNFORESEEN, _STRUCTURE, _FEW = 0.97, 0.25, 64
+"""Planes are tried where a sample says that they take less than this share; and not of so few bits a number, or bytes."""
 
 
 def encode_exact_chunk(base: Elements | None, tuned: Elements, dtype: DType, tables: SharedTables = NO_TABLES) -> bytes:
@@ -52,13 +52,26 @@ def encode_exact_chunk(base: Elements | None, tuned: Elements, dtype: DType, tab
     values = symbols_between(before, after, numbers)
     if not values.changed:
         return bytes([_EQUAL])
-    sparse = _plan_sparse(values, numbers, tables) if values.changed * _SPARSE_TOO <= len(after) else None
-    if sparse is not None and values.changed * _SPARSE_ONLY <= len(after):
-        return _write_sparse(sparse, numbers)
+    data = _encode_values(values, numbers, tables)
+    return data if len(data) <= after.nbytes else min(data, bytes([_PLANES]) + encode_planes(None, after, numbers), key=len)
+
+
+def _encode_values(values: Symbols, numbers: Numbers, tables: SharedTables) -> bytes:
+    """Encode numbers of which some changed."""
+    if values.changed * _SPARSE_ONLY <= len(values.base):
+        return _write_sparse(_plan_sparse(values, numbers, tables), numbers)
     plan = plan_values(values, numbers, tables)
-    if sparse is not None and sparse.bits < plan.bits:
-        return _write_sparse(sparse, numbers)
+    if values.changed * _SPARSE_TOO <= len(values.base) and _bits_of_places(values) < plan.bits:
+        sparse = _plan_sparse(values, numbers, tables)
+        if sparse.bits < plan.bits:
+            return _write_sparse(sparse, numbers)
     return _write_values(plan, values, numbers)
+
+
+def _bits_of_places(values: Symbols) -> float:
+    """Return what it takes at least to say which numbers changed, if nothing is known of them but how many."""
+    share = values.changed / len(values.base)
+    return float(-values.changed * np.log2(share) - (len(values.base) - values.changed) * np.log2(max(1 - share, share)))
 
 
 def _bits(elements: Elements, numbers: Numbers) -> Bits:
@@ -69,10 +82,10 @@ def _bits(elements: Elements, numbers: Numbers) -> Bits:
 def _write_values(plan: Plan, values: Symbols, numbers: Numbers) -> bytes:
     """Encode numbers as differences, or as planes where a sample says that this is smaller."""
     ways = [bytes([_SHARED if plan.is_shared else _DENSE]) + write_values(plan, values.tuned, numbers)]
-    if 8 * len(ways[0]) > _STRUCTURE * len(values.tuned):
+    is_larger = len(ways[0]) > values.tuned.nbytes  # also where these are few among others, so that the chunk as a whole may not be
+    if is_larger or len(ways[0]) > max(_FEW, _STRUCTURE * len(values.tuned) / 8):
         for partner in (None, values.base):
-            is_large = partner is None and len(ways[0]) > values.tuned.nbytes
-            if is_large or estimate_planes(partner, values.tuned, numbers) < _UNFORESEEN * len(ways[0]):
+            if is_larger or estimate_planes(partner, values.tuned, numbers) < _UNFORESEEN * len(ways[0]):
                 ways.append(bytes([_PLANES]) + encode_planes(partner, values.tuned, numbers))
     return min(ways, key=len)
 

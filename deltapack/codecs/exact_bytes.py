@@ -12,7 +12,11 @@ from deltapack.format.frames import pack_stream, unpack_stream
 
 __all__ = ["Cursor", "need", "varint", "varints", "write_stream"]
 
-_MOST_DIGITS = 10
+_MOST_DIGITS, _FEW = 10, 200
+
+
+_SPELT = [bytes([value] if value < 128 else [value & 127 | 128, value >> 7]) for value in range(4097)]
+"""The varints of all frequencies that there are."""
 
 
 def need(condition: object, what: str, *, expected: object = None, found: object = None) -> None:
@@ -32,6 +36,8 @@ def varint(value: int) -> bytes:
     >>> varint(300).hex()
     'ac02'
     """
+    if value < len(_SPELT):
+        return _SPELT[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -42,6 +48,8 @@ def varint(value: int) -> bytes:
 
 def varints(values: NDArray[np.integer[Any]]) -> bytes:
     """Spell many numbers one after the other."""
+    if len(values) < _FEW:
+        return b"".join(map(varint, values.tolist()))
     digits = -(-max(1, int(values.max()).bit_length()) // 7)
     shifted = values.astype(np.uint64)[:, None] >> np.uint64(7) * np.arange(digits, dtype=np.uint64)
     is_used = shifted > 0

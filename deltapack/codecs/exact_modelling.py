@@ -99,9 +99,10 @@ def plan_values(values: Symbols, numbers: Numbers, tables: SharedTables) -> Plan
     found = _count(base, symbols, classes, stairs, numbers)
     shared = None
     if tables.are_some:
-        plain = predicted is base and far < 0
-        counts = found.whole if plain else loops.count_symbols(base, np.zeros_like(classes), values.symbols, numbers, 1)[0]
-        shared = _plan_shared(values, counts, numbers, tables)
+        whole = found.whole
+        if predicted is not base or far >= 0:
+            whole = loops.count_symbols(base, np.zeros_like(classes), values.symbols, numbers, 1)[1][0]
+        shared = _plan_shared(values, found.first, whole, numbers, tables)
     if shared is not None and shared.bits <= found.bits + _raw_bits(found.whole, numbers, far):
         return shared
     own = _plan_own(found, far, numbers, len(base))
@@ -109,8 +110,8 @@ def plan_values(values: Symbols, numbers: Numbers, tables: SharedTables) -> Plan
     return plan if shared is None or plan.bits < shared.bits else shared
 
 
-def _plan_shared(values: Symbols, counts: NDArray[np.int64], numbers: Numbers, tables: SharedTables) -> Plan | None:
-    found = tables.cheapest(counts, numbers)
+def _plan_shared(values: Symbols, first: int, counts: NDArray[np.int64], numbers: Numbers, tables: SharedTables) -> Plan | None:
+    found = tables.cheapest(first, counts, numbers)
     if found is None:
         return None
     number, bits = found[0], found[1] / BIT
@@ -128,7 +129,7 @@ def _plan_own(found: _Counted, far: int, numbers: Numbers, length: int) -> tuple
     precision = 12 if found.bits < 0.5 * length else 11 if contexts <= 8 else 10
     frequencies = np.array([kernels.active().frequencies_of(row, precision) for row in found.rows])
     table = Table(precision, 4, far, found.starts, found.stairs, frequencies)
-    bits = float((table.costs * found.rows).sum()) / BIT
+    bits = float((table.costs[:, : found.rows.shape[1]] * found.rows).sum()) / BIT
     table = table.with_lanes(lanes_for(bits, length))
     head = write_stream(write_table(table, numbers)) + (write_stream(found.classes.tobytes()) if table.kinds == 2 else b"")
     return table, head, bits + 8 * len(head) + _overhead(table.lanes, length)
@@ -140,7 +141,8 @@ def _overhead(lanes: int, length: int) -> int:
 
 
 def _raw_bits(counts: NDArray[np.int64], numbers: Numbers, far: int) -> int:
-    return int(counts.sum(axis=0) @ symbol_table(numbers, far).widths.astype(np.int64))
+    widths = symbol_table(numbers, far).widths[: counts.shape[1]]
+    return int(counts.sum(axis=0) @ widths.astype(np.int64)) if widths.any() else 0
 
 
 def _classes_of(sums: NDArray[np.uint32], numbers: Numbers) -> Bytes:
@@ -151,15 +153,14 @@ def _classes_of(sums: NDArray[np.uint32], numbers: Numbers) -> Bytes:
         shifted = sums.astype(np.int64) + 16
         exponents = np.frexp(shifted.astype(np.float64))[1].astype(np.int64) - 1
         levels, apart = ((exponents << 16) + LOGARITHMS[(shifted << 12 >> exponents) & 4095]) >> 12, 20
-    counts = np.bincount(levels).astype(np.float64)
-    below, weighted = np.cumsum(counts)[:-1], np.cumsum(counts * np.arange(len(counts)))
-    with np.errstate(all="ignore"):
-        low, high = weighted[:-1] / below, (weighted[-1] - weighted[:-1]) / (len(sums) - below)
-        gains = np.nan_to_num(below * (len(sums) - below) * (high - low) ** 2)
-    if not len(gains) or not gains.any():
+    least = int(levels.min())
+    if levels.max() - least <= apart:
         return np.zeros(len(sums), np.uint8)
-    best = int(np.argmax(gains))
-    return (levels > best if high[best] - low[best] > apart else np.zeros(len(sums))).astype(np.uint8)
+    counts = np.bincount(levels - least).astype(np.float64)  # its first and last are not 0, so there is something on both sides
+    below, weighted = np.cumsum(counts)[:-1], np.cumsum(counts * np.arange(len(counts)))
+    low, high = weighted[:-1] / below, (weighted[-1] - weighted[:-1]) / (len(sums) - below)
+    best = int(np.argmax(below * (len(sums) - below) * (high - low) ** 2))
+    return (levels > best + least if high[best] - low[best] > apart else np.zeros(len(sums))).astype(np.uint8)
 
 
 def _find_stairs(values: Symbols, classes: Bytes, kind: int, numbers: Numbers) -> NDArray[np.uint64] | None:
@@ -182,12 +183,13 @@ def _far_exponent(predicted: Bits, values: Symbols, numbers: Numbers) -> int:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Symbols by context: classes, where their ranges start, staircases; counts by context `[contexts, 256]` and by context byte, whole."""
+    """Symbols by context: classes, where their ranges start, staircases; counts by context, and by context byte from the first on."""
 
     classes: Bytes
     starts: tuple[tuple[int, ...], ...]
     stairs: tuple[NDArray[np.uint64] | None, ...]
     rows: NDArray[np.int64]
+    first: int
     whole: NDArray[np.int64]
     bits: float
 
@@ -195,7 +197,7 @@ class _Counted:
 def _count(base: Bits, symbols: Bytes, classes: Bytes, stairs: list[NDArray[np.uint64] | None], numbers: Numbers) -> _Counted:
     """Choose contexts for each class, and leave classes away that do not pay; `bits` are about those of symbols, table and classes."""
     loops, kinds = kernels.active(), len(stairs)
-    counts = loops.count_symbols(base, classes, symbols, numbers, kinds)
+    first, counts = loops.count_symbols(base, classes, symbols, numbers, kinds)
     whole: NDArray[np.int64] = counts[0] if kinds == 1 else counts.sum(axis=0)
     found, class_bits = [loops.context_ranges(own, MOST_RANGES) for own in counts], 0
     if kinds == 2:
@@ -204,6 +206,6 @@ def _count(base: Bits, symbols: Bytes, classes: Bytes, stairs: list[NDArray[np.u
             joined = loops.context_ranges(whole, MOST_RANGES)
             if joined[1] <= sum(cost for _, cost in found) + BIT * class_bits:
                 classes, counts, stairs, found, class_bits = np.zeros_like(classes), whole[None], [None], [joined], 0
-    starts = tuple(tuple(map(int, own)) for own, _ in found)
-    rows = np.concatenate([np.add.reduceat(own, first, axis=0) for own, (first, _) in zip(counts, found, strict=True)])
-    return _Counted(classes, starts, tuple(stairs), rows, whole, sum(cost for _, cost in found) / BIT + class_bits)
+    starts = tuple((0, *(int(row) + first for row in own[1:])) for own, _ in found)
+    rows = np.concatenate([np.add.reduceat(own, begins, axis=0) for own, (begins, _) in zip(counts, found, strict=True)])
+    return _Counted(classes, starts, tuple(stairs), rows, first, whole, sum(cost for _, cost in found) / BIT + class_bits)

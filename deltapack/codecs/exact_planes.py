@@ -40,8 +40,9 @@ def estimate_planes(base: Bits | None, tuned: Bits, numbers: Numbers) -> float:
     start = max(0, len(tuned) - _GLANCE) // 2
     inside = slice(start, start + _GLANCE)
     planes = _planes(None if base is None else base[inside], tuned[inside], numbers)
-    entropy, framed = sum(_entropy(_counts(plane)) for plane in planes), len(compress_frame(b"".join(map(bytes, planes)), 1))
-    return min(entropy, framed) * len(tuned) / min(_GLANCE, len(tuned))
+    counts, scale = [_counts(plane) for plane in planes], len(tuned) / min(_GLANCE, len(tuned))
+    coded = sum(min(_entropy(own) * scale + 2 * np.count_nonzero(own) + 4 * _MOST_LANES, len(tuned)) for own in counts)
+    return min(coded, len(compress_frame(b"".join(map(bytes, planes)), 1)) * scale)
 
 
 def _planes(base: Bits | None, tuned: Bits, numbers: Numbers) -> list[Bytes]:

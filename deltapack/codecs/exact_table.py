@@ -25,6 +25,8 @@ MOST_TABLE_BYTES = 1 << 15
 """No table is longer: two classes of 16 contexts with 256 frequencies of two bytes each, and two staircases."""
 NEVER = 1 << 40
 """What a symbol costs that a context does not have: more than all symbols that there can be."""
+_COSTS = np.concatenate([[NEVER], -np.round(np.log2(np.arange(1, (1 << max(PRECISIONS)) + 1)) * BIT).astype(np.int64)])
+"""What a symbol of each frequency takes, less the precision."""
 _CLASSES, _FAR, _STAIRS = 1, 2, 128
 
 
@@ -69,8 +71,8 @@ class Table:
     @property
     def costs(self) -> NDArray[np.int64]:
         """What each symbol takes in each context, in units of 2^-16 bits, `[contexts, 256]`."""
-        logarithms = np.round(np.log2(np.maximum(self.frequencies, 1)) * BIT).astype(np.int64)
-        return np.where(self.frequencies > 0, self.precision * BIT - logarithms, NEVER)
+        costs: NDArray[np.int64] = _COSTS[self.frequencies] + self.precision * BIT
+        return costs
 
     @property
     def steps(self) -> NDArray[np.uint64] | None:

@@ -46,21 +46,22 @@ class SharedTables:
         need(place < len(self.blobs), "no such shared table", expected=f"below {len(self.blobs)}", found=place)
         return _parsed(self.blobs[place], numbers)
 
-    def cheapest(self, counts: NDArray[np.int64], numbers: Numbers) -> tuple[int, int] | None:
+    def cheapest(self, first: int, counts: NDArray[np.int64], numbers: Numbers) -> tuple[int, int] | None:
         """Return which table codes symbols in the fewest bits, or none where there is no table for all of them.
 
         Args:
-            counts: Of each symbol for each context byte, `[256, 256]`.
+            first: The least context byte.
+            counts: Of each symbol for each context byte from it on, `[rows, columns]`.
             numbers: What the numbers are.
 
         Returns:
             The table's number, and the bits in units of 2^-16, without raw bits.
         """
         places, costs = _costs(self, numbers)
-        used = np.flatnonzero(counts)
         if not len(places):
             return None
-        bits = costs[:, used] @ counts.reshape(-1)[used]
+        rows, columns = np.nonzero(counts)
+        bits = costs[:, (rows + first << 8) + columns] @ counts[rows, columns]
         best = int(np.argmin(bits))
         return (places[best], int(bits[best])) if bits[best] < NEVER else None
 
@@ -76,7 +77,7 @@ def _parsed(blob: bytes, numbers: Numbers) -> Table:
     return read_table(raw, numbers)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _costs(tables: SharedTables, numbers: Numbers) -> tuple[list[int], NDArray[np.int64]]:
     """Return the numbers of the tables that an encoder may take for such numbers, and what each symbol costs, `[tables, 256 * 256]`.
 

@@ -66,15 +66,13 @@ def in_order(packs: Sequence[PackReader]) -> list[PackReader]:
         RecipeError: They come back to a state that they have left, or one is given twice.
     """
     chain = list(packs) if _follow(packs) else _sorted(packs)
-    states = {chain[0].index.base_fingerprint: chain[0]} if chain else {}
-    for link in chain:
-        if _stays(link):
-            continue
+    after = {chain[0].index.base_fingerprint: 0} if chain else {}
+    for number, link in enumerate(chain, 1):
         state = link.index.result_fingerprint
-        if state in states:
-            hint = f"Leave out what comes to nothing, from {states[state].path} to {link.path}."
+        if not _stays(link) and state in after:
+            hint = f"Leave out what comes to nothing, from {chain[after[state]].path} to {link.path}."
             raise RecipeError("the chain comes back to where it was", path=link.path, found=f"fingerprint {short(state)}", hint=hint)
-        states[state] = link
+        after[state] = number
     return chain
 
 

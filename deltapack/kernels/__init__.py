@@ -162,7 +162,7 @@ class Backend(Protocol):
     ) -> tuple[NDArray[np.uint64], int, int, int]:
         """Find out what is mostly added."""
 
-    def count_symbols(self, base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> NDArray[np.int64]:
+    def count_symbols(self, base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> tuple[int, NDArray[np.int64]]:
         """Count symbols by class and context byte."""
 
     def context_ranges(self, counts: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], int]:

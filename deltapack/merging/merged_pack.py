@@ -17,7 +17,6 @@ from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.composing.assets import check_base_files, copy_side_files
-from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.compose import Composition
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, RowSource, Scratch, StoredRows, TensorJob
@@ -30,12 +29,11 @@ from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Te
 from deltapack.format.metadata import optional_metadata
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
-from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements, Sparse
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import BlendedTerm, blended
-from deltapack.merging.exact_entries import write_exact
+from deltapack.merging.exact_entries import write_exact, write_whole
 from deltapack.packing.metadata import carried_metadata
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
@@ -162,8 +160,7 @@ class MergedPack:
         if isinstance(source, FromPack):
             rows, entry = source.rows, replace(entry, base=source.entry.base)
             if isinstance(rows, ExactTensor):
-                entry = replace(entry, kind="exact")
-                entry = replace(entry, exact=write_exact(self.writer, self.base, job, entry))
+                entry = write_exact(self.writer, self.base, job, entry)
             else:
                 entry = replace(entry, stored=self.writer.copy_blob(rows.reader, rows.ref))
             return self.writer.chunk_digests(entry, source.rows.reader.chunk_digests(source.entry)[0], restored.digests)
@@ -177,8 +174,7 @@ class MergedPack:
     def _changed(self, entry: Entry, job: TensorJob, source: FromBase) -> Entry:
         """Return the entry of a tensor that is not the base's any more, with its kind and blobs."""
         if source.exact is not None:
-            entry = replace(entry, kind="exact")
-            return replace(entry, exact=write_exact(self.writer, self.base, job, entry))
+            return write_exact(self.writer, self.base, job, entry)
         terms = [term for term in source.terms if isinstance(term, PackTerm)]
         sums = [term for term in source.terms if isinstance(term, _RecordedTerm)]
         if sums or len(terms) == len(source.terms):
@@ -186,12 +182,8 @@ class MergedPack:
             written = (sums[0].close(),) if sums else self._copied(terms)
             stored = self._rows(job, source.rows) if source.rows is not None else None
             return replace(entry, kind=kind, terms=written, stored=stored)
-        # A tensor that some pack stores whole and that others change: its sum is stored whole.
-        layout = stored_layout(job.numel)
-        chunked, buffers = self.writer.chunked_blob(layout), Buffers()
-        for chunk in range(layout.chunks):
-            chunked.append(encode_stored_chunk(restore_chunk(self.base, job, chunk, buffers).elements))
-        return replace(entry, stored=chunked.close())
+        # A tensor that some pack holds whole and that others change: its sum is kept whole.
+        return write_whole(self.writer, self.base, job, entry)
 
     def _rows(self, job: TensorJob, rows: RowSource) -> BlobRef:
         """Copy the rows that a pack stores after the common ones, or write those that are made of several packs'."""

@@ -16,9 +16,10 @@ from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprin
 from deltapack.format.features import features_of
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.metadata import optional_metadata
-from deltapack.format.writer import open_pack_writer
+from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.kinds import PACK_FILE, check_output_name
+from deltapack.packing.containers import write_heads
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
@@ -31,7 +32,7 @@ from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import CompressReport, Progress
 
-__all__ = ["compress"]
+__all__ = ["compress", "write_pack"]
 
 
 def compress(
@@ -102,21 +103,44 @@ def compress(
     out, count = as_path("out", out), resolve_workers(workers)
     check_output_name(out, PACK_FILE)
     with open_inputs(base, finetuned, asked) as inputs:
-        weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths())
-        split: dict[str, int] = {}
-        with open_pack_writer(out, force=force, inputs=weights) as writer:
-            plans, tables = planned(inputs, count)
-            run = _Run(inputs, plans, count, progress or (lambda done, total: None), Buffers())
-            entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, asked.recipe, split)
-            entries, base_rows = run.write(entry_writer)
-            files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
-            metadata, too_long = carried_metadata(inputs.finetuned.metadata)
-            index = _index(entries, base_rows, files, inputs.finetuned.folders, asked.recipe)
-            index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
-            size = writer.finish(replace(index, optional=optional_metadata(metadata)))
-        checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-        notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long]
-    return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, asked.recipe)
+        return write_pack(inputs, out, workers=count, force=force, progress=progress)
+
+
+def write_pack(
+    inputs: Inputs, out: Path, *, workers: int, force: bool, progress: Progress | None = None, protect: Sequence[Path] = ()
+) -> CompressReport:
+    """Write the pack of two checkpoints that are open.
+
+    Args:
+        inputs: The checkpoints, and how they are packed.
+        out: The pack.
+        workers: Threads.
+        force: Whether to replace an existing `out`.
+        progress: Called with bytes of the fine-tune done so far and in all.
+        protect: Files that `out` must not be, besides those that the checkpoints are read from.
+
+    Raises:
+        BaseMismatchError: A tensor of a chain's result is not what its last pack promises.
+        NonFiniteError: A changed tensor holds NaN or Inf.
+        OutputError: `out` exists or cannot be written.
+    """
+    recipe = inputs.asked.recipe
+    weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths(), *protect)
+    split: dict[str, int] = {}
+    with open_pack_writer(out, force=force, inputs=weights) as writer:
+        plans, tables = planned(inputs, workers)
+        run = _Run(inputs, plans, workers, progress or (lambda done, total: None), Buffers())
+        entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split)
+        entries, base_rows = run.write(entry_writer)
+        files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
+        heads, no_heads = _heads(writer, inputs, entries)
+        metadata, too_long = carried_metadata(inputs.finetuned.metadata)
+        index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe, heads)
+        index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
+        size = writer.finish(replace(index, optional=optional_metadata(metadata)))
+    checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
+    notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long, *no_heads]
+    return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, recipe)
 
 
 BaseRow = tuple[str, str, tuple[int, ...], str]
@@ -167,6 +191,7 @@ class _Run:
                 else:
                     entry, digests = entry_writer.write(job.plan, outcomes)
                     entries.append(entry)
+                    self.inputs.check_finetuned(entry.name, entry.digest)
                 base = self.inputs.base.files.tensors[job.name] if job.plan is None else job.plan.base
                 if base is not None and base.arranged is None:
                     base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
@@ -219,12 +244,20 @@ def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[E
     ]
 
 
+def _heads(writer: PackWriter, inputs: Inputs, entries: Sequence[Entry]) -> tuple[tuple[FileEntry, ...], list[str]]:
+    """Write the heads of the weight files where all of them is to come back, and return what is to be told."""
+    if inputs.asked.recipe.exact is not True:
+        return (), []
+    return write_heads(writer, inputs.base.files, inputs.finetuned, entries, inputs.survey.kept)
+
+
 def _index(
     entries: Sequence[Entry],
     base_rows: Sequence[BaseRow],
     files: tuple[FileEntry, ...] | None,
     folders: Mapping[str, str],
     recipe: Recipe,
+    containers: tuple[FileEntry, ...],
 ) -> Index:
     result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
     return Index(
@@ -237,6 +270,7 @@ def _index(
         entries=tuple(entries),
         files=files,
         created_by=f"deltapack {__version__}",
-        required=features_of(entries, files, folders),
+        required=features_of(entries, files, folders, containers),
         folders=folders,
+        containers=containers,
     )

@@ -21,7 +21,7 @@ from deltapack.packing.recipe import Recipe
 from deltapack.packing.sides import list_sides, missed
 from deltapack.packing.surveying import Survey, survey_inputs
 
-__all__ = ["Asked", "Inputs", "open_inputs"]
+__all__ = ["Asked", "Inputs", "match_inputs", "open_inputs"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,16 @@ class Inputs:
         if promised is not None and promised != digest:
             raise wrong_base(base.path, name, promised, f"digest {digest}", "The packs of the base are for another checkpoint.")
 
+    def check_finetuned(self, name: str, digest: str) -> None:
+        """Compare the digest of a tensor that is packed exactly with what the last pack of a chain promises, if that gives it.
+
+        Raises:
+            BaseMismatchError: It is another: the chain begins at another base.
+        """
+        promised = self.finetuned.promised.get(name) if isinstance(self.finetuned, RestoredCheckpoint) else None
+        if promised is not None and promised != digest:
+            raise wrong_base(self.base.path, name, promised, f"digest {digest}", "The packs are for another checkpoint.")
+
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
         unread = [f"not read in the base: {error}" for error in self.base.unread]
@@ -144,16 +154,24 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         check_chosen(choice, base_ckpt, tuned_ckpt)
         links = stack.enter_context(open_links(list(map(Path, asked.base_packs))))
         base_ckpt = restored_from(base_ckpt, in_order(links))
-        files, left_out = list_sides(tuned_ckpt, asked.include_code, asked.max_side_file, asked.leave_out)
-        match = match_names(
-            base_ckpt.tensors,
-            tuned_ckpt.tensors,
-            asked.name_map,
-            base_aliases=base_ckpt.aliases,
-            finetuned_aliases=tuned_ckpt.aliases,
-            models=(*model_names(config_of(base_ckpt)), *model_names(config_of(tuned_ckpt))),
-        )
-        seen, match = propose_arrangements(base_ckpt, tuned_ckpt, match)
-        survey = survey_inputs(seen, tuned_ckpt, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
-        survey = replace(survey, warnings=(*survey.warnings, *missed(left_out)))
-        yield Inputs(seen, tuned_ckpt, asked, match, survey, files, left_out)
+        yield match_inputs(base_ckpt, tuned_ckpt, asked)
+
+
+def match_inputs(base: Checkpoint, finetuned: Checkpoint, asked: Asked, *, known: bool = False) -> Inputs:
+    """Match two checkpoints that are open, and survey them unless the one is known to be made of the other. Raises as `open_inputs`."""
+    files, left_out = list_sides(finetuned, asked.include_code, asked.max_side_file, asked.leave_out)
+    match = match_names(
+        base.tensors,
+        finetuned.tensors,
+        asked.name_map,
+        base_aliases=base.aliases,
+        finetuned_aliases=finetuned.aliases,
+        models=(*model_names(config_of(base)), *model_names(config_of(finetuned))),
+    )
+    seen, match = propose_arrangements(base, finetuned, match)
+    if known:
+        roles = dict.fromkeys(finetuned.tensors, "exact")
+        return Inputs(seen, finetuned, asked, match, Survey(roles, roles), files, left_out)
+    survey = survey_inputs(seen, finetuned, match, asked.recipe, allow_unrelated=asked.allow_unrelated, keep_base=asked.keep_base)
+    survey = replace(survey, warnings=(*survey.warnings, *missed(left_out)))
+    return Inputs(seen, finetuned, asked, match, survey, files, left_out)

@@ -29,7 +29,7 @@ from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.kept import Sparsifier, TensorDelta
 from deltapack.sparsify.table import SPARSIFIERS
 
-__all__ = ["DeltaPlan", "PackPlan", "WholePlan", "exact_chunk", "identity_of", "plan_tensor", "plan_whole"]
+__all__ = ["DeltaPlan", "PackPlan", "WholePlan", "exact_chunk", "identity_of", "plan_tensor", "plan_whole", "worth_coding"]
 
 Read = Callable[[int, int], NDArray[np.float32]]
 """Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
@@ -174,9 +174,13 @@ def plan_whole(base: Checkpoint, finetuned: Checkpoint, tensor: TensorInfo, part
     stop = min(CHUNK, tensor.numel)
     elements = finetuned.read(tensor.name, 0, stop)
     before = np.zeros(0, tensor.dtype.storage) if partner is None else base.read(partner.name, 0, min(stop, partner.numel))
-    coded = len(exact_chunk(plan.entry, before, elements))
+    return replace(plan, exact=worth_coding(plan.entry, before, elements))
+
+
+def worth_coding(entry: Entry, before: Elements, elements: Elements) -> bool:
+    """Whether a chunk gets smaller by coding it exactly than by storing it, by more than more readers are worth; arguments as below."""
     stored = sum(map(len, encode_stored_chunk(elements).streams))
-    return replace(plan, exact=coded + _SLIGHT < _WELL_BELOW * stored)
+    return len(exact_chunk(entry, before, elements)) + _SLIGHT < _WELL_BELOW * stored
 
 
 def exact_chunk(entry: Entry, before: Elements, elements: Elements, tables: SharedTables = NO_TABLES) -> bytes:

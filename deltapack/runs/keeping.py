@@ -5,24 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checking import as_count, as_path
 from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.format.atomic import fsync_folder, writing
-from deltapack.packing.compressing import compress
-from deltapack.packing.recipe import Recipe
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
 from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
+from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
 __all__ = ["keep_newest", "pack_step", "remove_from", "restore_step"]
-
-_EMPTY = b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "
-"""A safetensors file without tensors."""
 
 
 def pack_step(
@@ -33,6 +29,7 @@ def pack_step(
     base: str | Path | None = None,
     every_anchor: int = EVERY_ANCHOR,
     keep: int | None = None,
+    checkpoints: Mapping[int, Path] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PackedStep:
@@ -45,6 +42,8 @@ def pack_step(
         base: What the run started from. Without one an anchor holds all of its checkpoint.
         every_anchor: Packs of a chain, at most; 1 makes each from the base.
         keep: How many of the newest steps stay; all unless given. What they need stays, too.
+        checkpoints: Checkpoints of earlier steps that are still there, by step: where the one before is among them, it is read instead of
+            being restored from its chain, which takes longer. One that has changed since is not used.
         workers: Threads; every core unless given.
         progress: Called with bytes of the checkpoint done so far and in all.
 
@@ -66,32 +65,19 @@ def pack_step(
     before = _chain_before(run, step, length)
     if before:
         check_root(before, base is not None)
-    with _workplace(folder) as work, _base_or_nothing(base) as start:
-        made = work / path.name
-
-        def pack(links: Sequence[Link]) -> tuple[int, tuple[str, ...]]:
-            report = compress(
-                start,
-                checkpoint,
-                made,
-                recipe=Recipe(exact=True),
-                base_packs=[link.path for link in links],
-                allow_unrelated=base is None,
-                workers=workers,
-                force=True,
-                progress=progress,
-            )
-            return report.checkpoint_bytes, (*report.notes, *report.warnings)
-
-        nbytes, notes = pack(before)
-        if before and _comes_back(before, _result(made, step)):
+    earlier = checkpoints.get(before[-1].step) if before and checkpoints is not None else None
+    with _workplace(folder) as work, base_or_nothing(base) as start:
+        maker = Maker(start, checkpoint, made := work / path.name, base is None, workers, progress)
+        report = maker.follow(before, earlier)
+        if before and _comes_back(before, result_of(made)):
             before = ()
-            nbytes, notes = pack(before)
+            report = maker.follow(before, None)
         with writing(path):
             os.rename(made, path)
             fsync_folder(folder)
     removed = keep_newest(folder, kept) if kept is not None else ()
-    return PackedStep(step, path, path.stat().st_size, nbytes, before[-1].step if before else None, removed, notes)
+    notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
+    return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
 
 
 def _number(what: str, value: object, least: int = 1) -> int:
@@ -114,10 +100,6 @@ def _chain_before(run: Run, step: int, length: int) -> tuple[Link, ...]:
     return () if not chain or len(chain) >= length or chain[-1].result == chain[0].base else chain
 
 
-def _result(made: Path, step: int) -> str:
-    return read_run(made.parent).of(step).result
-
-
 def _comes_back(chain: Sequence[Link], result: str) -> bool:
     """Whether a step gives what an earlier one than the last gives, or the base: nobody would restore it by going in a circle."""
     return result != chain[-1].result and result in {chain[0].base, *(link.result for link in chain)}
@@ -128,18 +110,6 @@ def _workplace(folder: Path) -> Iterator[Path]:
     """Make a hidden folder for what is not finished; whatever happens, it goes."""
     with writing(folder), tempfile.TemporaryDirectory(prefix=".packing-", dir=folder, ignore_cleanup_errors=True) as work:
         yield Path(work)
-
-
-@contextlib.contextmanager
-def _base_or_nothing(base: str | Path | None) -> Iterator[Path]:
-    """Return the base; where there is none, a checkpoint without tensors."""
-    if base is not None:
-        yield as_path("the base", base)
-        return
-    with tempfile.TemporaryDirectory(prefix="deltapack-") as work:
-        empty = Path(work) / "nothing.safetensors"
-        empty.write_bytes(_EMPTY)
-        yield empty
 
 
 def restore_step(
@@ -181,7 +151,7 @@ def restore_step(
     packs = [link.path for link in chain]
     if out.is_dir() and not force:
         _check_unfilled(out)
-    with _base_or_nothing(base) as start, _missing_told(run, chain):
+    with base_or_nothing(base) as start, _missing_told(run, chain):
         if force or not out.is_dir():
             apply(start, packs, out, force=force, workers=workers, progress=progress)
             return out

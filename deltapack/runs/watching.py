@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +103,8 @@ def watch(
 def _look(settings: _Settings, memory: _Memory, clock: Callable[[], float]) -> Generator[PackedStep | SkippedStep, None, bool]:
     """Pack what is complete; return whether something may become so."""
     memory.run = read_run(settings.out, memory.run)
-    found = _wanted(checkpoints_in(settings.folder), memory.run, settings.keep)
+    there = checkpoints_in(settings.folder)
+    found = _wanted(there, memory.run, settings.keep)
     now, waiting = clock(), False
     for one in found:
         signature = signature_of(one.path)
@@ -116,7 +117,7 @@ def _look(settings: _Settings, memory: _Memory, clock: Callable[[], float]) -> G
         if now - since < settings.settle or signature_of(one.path) != signature:
             waiting = True
             break  # what comes after waits as well, so that each pack follows the step before
-        event = _pack(settings, one)
+        event = _pack(settings, one, {other.step: other.path for other in reversed(there)})
         if isinstance(event, SkippedStep):
             memory.skipped[one.path] = signature
         yield event
@@ -134,8 +135,8 @@ def _wanted(found: list[Found], run: Run, keep: int | None) -> list[Found]:
     return [one for step, one in first.items() if step not in packed and step >= oldest]
 
 
-def _pack(settings: _Settings, one: Found) -> PackedStep | SkippedStep:
-    """Pack a checkpoint; say why where it cannot be read."""
+def _pack(settings: _Settings, one: Found, there: Mapping[int, Path]) -> PackedStep | SkippedStep:
+    """Pack a checkpoint, with the help of others that are there; say why where it cannot be read."""
     try:
         with open_checkpoint(one.path):
             pass  # an index of shards is checked here, before anything is packed
@@ -146,6 +147,7 @@ def _pack(settings: _Settings, one: Found) -> PackedStep | SkippedStep:
             base=settings.base,
             every_anchor=settings.every_anchor,
             keep=settings.keep,
+            checkpoints=there,
             workers=settings.workers,
         )
     except _UNREADABLE as error:

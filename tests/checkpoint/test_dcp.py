@@ -147,6 +147,7 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "counters": ({"model": {"a": W}, "seen": M, "ema": {"a": M}}, ["a"], "model was read, not ema, seen"),
     "nested": ({"model": {"layers": [{"a": W}, {"a": W}]}}, ["layers.0.a", "layers.1.a"], ""),
     "parts": ({"vision": {"a": W}, "text": {"a": W}}, ["text.a", "vision.a"], ""),
+    "flat": ({"decoder.a": W, "optimizer.state.exp_avg.decoder.a": M, "rng_state.0": M}, ["decoder.a"], "not optimizer, rng_state"),
     "odd": ({"optimizer_embedding.weight": W, "x.optim.a": W}, ["optimizer_embedding.weight", "x.optim.a"], ""),
 }
 

@@ -99,6 +99,8 @@ ELSEWHERE = {
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
     "verify": {"pack", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},
+    "log": {"paths", "quiet", "as_json"},
+    "squash": {"packs", "out", "base", "weight_files", "force", "workers", "quiet", "as_json"},
     "inspect": {"pack", "tensors", "quiet", "as_json"},
 }
 """Parameters that the tests below, or those of the command, look at."""

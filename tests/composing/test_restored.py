@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
     Model,
     Tensor,
-    cast,
     edited,
     moved,
     random_tensor,
@@ -25,7 +24,7 @@ from support.builders import (
     tuned_model,
     whole,
 )
-from support.chains import State, Steps, make_steps
+from support.chains import State, Steps, chains, comes_back, make_steps
 
 import deltapack
 from deltapack.checkpoint import Checkpoint, open_checkpoint
@@ -70,7 +69,7 @@ def check_steps(steps: Steps) -> None:
             same_checkpoint(view, folder)
 
 
-@pytest.mark.parametrize(("recipe", "count"), zip(RECIPES, (20, 100, 20), strict=True), ids=["lossy", "exact", "both"])
+@pytest.mark.parametrize(("recipe", "count"), list(zip(RECIPES, (20, 100, 20), strict=True)), ids=["lossy", "exact", "both"])
 def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, tmp_path: Path) -> None:
     model = {"a": random_tensor(1, (50, 20)), "b": random_tensor(2, (300,), "bf16"), "c": whole("i64", np.arange(9))}
     states = [State(model)]
@@ -89,62 +88,13 @@ def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, 
         assert read_model(tmp_path / "out") == states[-1].tensors
 
 
-NAMES = ("a.weight", "b.weight", "c.weight", "d.weight")
-
-
-def change(draw: st.DrawFn, state: State, seed: int) -> State:
-    """One more step: tensors moved, added, removed, renamed, grown, cut, converted, tied; files and metadata, too."""
-    tensors, ties, files, metadata = dict(state.tensors), dict(state.ties), dict(state.files), dict(state.metadata)
-    for number in range(draw(st.integers(0, 3))):
-        what = draw(
-            st.sampled_from(("move", "move", "add", "remove", "rename", "grow", "cut", "convert", "tie", "untie", "file", "string"))
-        )
-        free = [name for name in NAMES if name not in tensors and name not in ties]
-        kept = [name for name in tensors if name not in ties.values()]
-        name = draw(st.sampled_from(sorted(tensors)))
-        old = tensors[name]
-        if what == "move" and old.dtype != "i64":
-            tensors[name] = moved(old, seed + number)
-        elif what == "add" and free:
-            tensors[free[0]] = random_tensor(seed + number, (draw(st.integers(0, 9)), 30))
-        elif what == "remove" and len(kept) > 1 and len(tensors) > 2:
-            del tensors[kept[0]]
-        elif what == "rename" and free and kept:
-            tensors[free[0]] = tensors.pop(kept[-1])
-        elif what == "grow":
-            tensors[name] = Tensor(old.dtype, np.concatenate([old.bits, old.bits[:2]]))
-        elif what == "cut":
-            tensors[name] = Tensor(old.dtype, old.bits[: max(1, len(old.bits) - 1)])
-        elif what == "convert" and old.dtype != "i64":
-            tensors[name] = cast(old.f64, draw(st.sampled_from(("f32", "bf16", "f16"))))
-        elif what == "tie" and free:
-            ties[free[-1]] = name
-        elif what == "untie":
-            ties.clear()
-        elif what == "file":
-            file = draw(st.sampled_from(("tokenizer.json", "README.md", "code.py", "config.json")))
-            files[file] = f'{{"x": {seed}, "y": "{"word " * 40}"}}\n'
-        elif what == "string":
-            metadata["step"] = str(seed)
-    return State(tensors, ties, files, metadata)
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> list[State]:
-    """A base and a few states after it."""
-    base: Model = {"a.weight": random_tensor(1, (40, 30)), "b.weight": random_tensor(2, (70,), "bf16"), "ids": whole("i64", np.arange(5))}
-    states = [State(base, files={"tokenizer.json": '{"y": "' + "word " * 40 + '"}\n'})]
-    for number in range(draw(st.integers(1, 5))):
-        states.append(change(draw, states[-1], 10 * number))
-    return states
-
-
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(chains(), st.booleans(), st.sampled_from(RECIPES))
 def test_random_chains(states: list[State], code: bool, recipe: deltapack.Recipe) -> None:
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         steps = make_steps(folder, states, include_code=code, recipe=recipe)
+        assume(not comes_back(steps))
         check_steps(steps)
         deltapack.apply(steps.base, steps.packs, folder / "out", workers=1)
         assert read_folder(folder / "out") == read_folder(steps.folders[-1])

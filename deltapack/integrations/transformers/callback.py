@@ -14,6 +14,7 @@ from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import writing
 from deltapack.reports import Progress
+from deltapack.runs.finding import checkpoints_in
 from deltapack.runs.keeping import pack_step, remove_from, restore_step
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
@@ -81,6 +82,7 @@ class PackCallback(TrainerCallback):
             base=self.base,
             every_anchor=self.every_anchor,
             keep=self.keep,
+            checkpoints={one.step: one.path for one in checkpoints_in(Path(args.output_dir)) if one.path.name.startswith("checkpoint-")},
             workers=self.workers,
         )
         _LOG.info("packed step %d: %s", packed.step, _told(packed))

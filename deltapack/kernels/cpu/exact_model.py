@@ -5,57 +5,80 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.kernels.cpu.bits import compiled
+from deltapack.kernels.cpu.bits import compiled, leading_zeros
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.layout import EXACT_BLOCK, Bits, Bytes
-from deltapack.kernels.reference.exact_model import LOGARITHMS, RANGE_COST, SYMBOL_COST
+from deltapack.kernels.reference.exact_model import LEAST_GROUP, LOGARITHMS, RANGE_COST, SYMBOL_COST
 
 __all__ = ["context_ranges", "count_symbols", "decoding_table", "frequencies_of"]
 
+_BLOCK = np.uint64(EXACT_BLOCK)
+_WAYS, _MANY = 4, 1 << 15
 _HUGE = np.iinfo(np.int64).max
 
 
-def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> NDArray[np.int64]:
+def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> tuple[int, NDArray[np.int64]]:
     """See the reference."""
-    out = np.zeros((2 if len(base) > 1 << 17 else 1, kinds << 16), np.uint32)
-    _count(base, classes, symbols, np.uint64(numbers.shift), np.uint64(numbers.mask), out)
-    both: NDArray[np.int64] = out.sum(axis=0, dtype=np.int64)
-    return both.reshape(kinds, 256, 256)
+    shift, mask = np.uint64(numbers.shift), np.uint64(numbers.mask)
+    first, last = (int(byte) for byte in _span(base, shift, mask)) if numbers.mask else (0, 0)
+    out = np.zeros((_WAYS if len(base) > _MANY else 1, kinds, last - first + 1, int(symbols.max()) + 1), np.uint32)
+    _count(base, classes, symbols, shift, mask, np.uint64(first), out)
+    return first, out.sum(axis=0, dtype=np.int64)
 
 
 @compiled
-def _count(base: Bits, classes: Bytes, symbols: Bytes, shift: np.uint64, mask: np.uint64, out: NDArray[np.uint32]) -> None:
-    """Count in two tables in turns, so that equal neighbours need not wait for each other; in one where adding them takes longer."""
-    other = len(out) - 1
-    n, block, size = np.uint64(len(base)), np.uint64(0), np.uint64(EXACT_BLOCK)
-    while block * size < n:
-        kind = np.uint64(classes[block]) << np.uint64(16)
-        i, end = block * size, min(n, (block + np.uint64(1)) * size)
-        while i + np.uint64(1) < end:
-            out[0, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)
-            i += np.uint64(1)
-            out[other, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)
-            i += np.uint64(1)
-        if i < end:
-            out[0, kind | (((np.uint64(base[i]) >> shift) & mask) << np.uint64(8)) | np.uint64(symbols[i])] += np.uint32(1)
-        block += np.uint64(1)
+def _span(base: Bits, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
+    """Return the least and the largest context byte."""
+    least, most = np.uint64(255), np.uint64(0)
+    for i in range(np.uint64(len(base))):
+        byte = (np.uint64(base[i]) >> shift) & mask
+        least, most = min(least, byte), max(most, byte)
+    return least, most
+
+
+@compiled
+def _count(
+    base: Bits, classes: Bytes, symbols: Bytes, shift: np.uint64, mask: np.uint64, first: np.uint64, out: NDArray[np.uint32]
+) -> None:
+    """Count in several tables in turns, so that equal neighbours need not wait for each other; in one where adding them takes longer."""
+    ways, columns, one = np.uint64(len(out)), np.uint64(out.shape[3]), np.uint64(1)
+    size = np.uint64(out.shape[1] * out.shape[2]) * columns
+    step, cells = size if ways > one else np.uint64(0), out.reshape(-1)
+    n, block = np.uint64(len(base)), np.uint64(0)
+    while block * _BLOCK < n:
+        a = np.uint64(classes[block]) * np.uint64(out.shape[2]) * columns - first * columns
+        b, c, d = a + step, a + step + step, a + step + step + step
+        i, end = block * _BLOCK, min(n, (block + one) * _BLOCK)
+        while i + np.uint64(3) < end:
+            cells[a + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
+            i += one
+            cells[b + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
+            i += one
+            cells[c + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
+            i += one
+            cells[d + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
+            i += one
+        while i < end:
+            cells[a + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
+            i += one
+        block += one
 
 
 def context_ranges(counts: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], int]:
     """See the reference."""
-    begins, groups = np.zeros(256, np.int64), np.zeros((256, 256), np.int64)
-    total, top = _groups(counts, begins, groups)
+    begins, groups = np.zeros(len(counts), np.int64), np.zeros(counts.shape, np.int64)
+    total = _groups(counts, np.int64(LEAST_GROUP), begins, groups)
     starts = np.zeros(most, np.int64)
-    ranges, cost = _ranges(groups[:total, :top], np.int64(most), LOGARITHMS, starts)
+    ranges, cost = _ranges(groups[:total], np.int64(most), LOGARITHMS, starts)
     return begins[starts[:ranges]], int(cost)
 
 
 @compiled
-def _groups(counts: NDArray[np.int64], begins: NDArray[np.int64], groups: NDArray[np.int64]) -> tuple[int, int]:
-    """Return how many groups of context bytes there are, and one more than the largest symbol."""
-    least = max(1, counts.sum() >> 11)
-    total, size, top = 0, least, 1
-    for byte in range(256):
+def _groups(counts: NDArray[np.int64], fewest: np.int64, begins: NDArray[np.int64], groups: NDArray[np.int64]) -> int:
+    """Return how many groups of context bytes there are."""
+    least = max(fewest, counts.sum() >> 11)
+    total, size = 0, least
+    for byte in range(len(counts)):
         own = counts[byte].sum()
         if size >= least and own > 0:
             begins[total] = byte if total else 0
@@ -63,20 +86,15 @@ def _groups(counts: NDArray[np.int64], begins: NDArray[np.int64], groups: NDArra
             size = 0
         size += own
         if own > 0:
-            for symbol in range(256):
-                if counts[byte, symbol]:
-                    groups[total - 1, symbol] += counts[byte, symbol]
-                    top = max(top, symbol + 1)
-    return max(1, total), top
+            groups[total - 1] += counts[byte]
+    return max(1, total)
 
 
 @compiled
 def _weighted_log(count: np.int64, logarithms: NDArray[np.int64]) -> np.int64:
     if count < 2:
         return np.int64(0)
-    exponent = 0
-    while count >> (exponent + 1):
-        exponent += 1
+    exponent = np.int64(63) - np.int64(leading_zeros(np.uint64(count)))
     return np.int64(count * ((exponent << 16) + logarithms[((count << 12) >> exponent) & 4095]))
 
 
@@ -86,17 +104,21 @@ def _ranges(
 ) -> tuple[np.int64, np.int64]:
     """Fill in the groups that ranges begin with; returns how many ranges there are, and what they cost."""
     total, top = groups.shape
-    costs, sums = np.zeros((total, total), np.int64), np.zeros(top, np.int64)
+    costs, sums, logs = np.zeros((total, total), np.int64), np.zeros(top, np.int64), np.zeros(top, np.int64)
     for first in range(total):
         sums[:] = 0
+        logs[:] = 0
+        size, used, bits = np.int64(0), np.int64(0), np.int64(0)
         for last in range(first, total):
-            size, used, bits = np.int64(0), np.int64(0), np.int64(0)
             for symbol in range(top):
-                sums[symbol] += groups[last, symbol]
-                if sums[symbol]:
-                    size += sums[symbol]
-                    used += 1
-                    bits += _weighted_log(sums[symbol], logarithms)
+                more = groups[last, symbol]
+                if more:
+                    used += sums[symbol] == 0
+                    sums[symbol] += more
+                    size += more
+                    now = _weighted_log(sums[symbol], logarithms)
+                    bits += now - logs[symbol]
+                    logs[symbol] = now
             costs[first, last] = _weighted_log(size, logarithms) - bits + used * SYMBOL_COST + RANGE_COST
     levels = min(most, total)
     best, froms = np.full((levels, total), _HUGE), np.zeros((levels, total), np.int64)
@@ -128,7 +150,7 @@ def frequencies_of(counts: NDArray[np.int64], precision: int) -> NDArray[np.int6
 @compiled
 def _scale(counts: NDArray[np.int64], total: np.int64, out: NDArray[np.int64]) -> None:
     size, over = counts.sum(), -total
-    for symbol in range(256):
+    for symbol in range(len(counts)):
         if counts[symbol] > 0:
             out[symbol] = max(1, (counts[symbol] * total + size // 2) // size)
             over += out[symbol]

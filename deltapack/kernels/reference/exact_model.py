@@ -12,19 +12,27 @@ from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.layout import BIT, Bits, Bytes, Counts
 from deltapack.kernels.reference.exact_symbols import _spread, context_bytes
 
-__all__ = ["LOGARITHMS", "context_ranges", "count_symbols", "decoding_table", "frequencies_of"]
+__all__ = ["LEAST_GROUP", "LOGARITHMS", "context_ranges", "count_symbols", "decoding_table", "frequencies_of"]
 
 LOGARITHMS = np.round(np.log2(1 + np.arange(4096) / 4096) * BIT).astype(np.int64)
 """log2 of 1 + i / 4096, in units of 2^-16."""
 SYMBOL_COST, RANGE_COST = 9 * BIT, 40 * BIT
 """About what a symbol and a range take in the table."""
+LEAST_GROUP = 24
+"""Neighbours that fewer numbers have are not divided: that would not pay."""
 
 
-def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> NDArray[np.int64]:
-    """Count symbols by class and context byte, `[kinds, 256, 256]`."""
-    keys = (_spread(classes, len(base)).astype(np.int64) << 16) + (context_bytes(base, numbers).astype(np.int64) << 8) + symbols
-    counts: NDArray[np.int64] = np.bincount(keys, minlength=kinds << 16).astype(np.int64)
-    return counts.reshape(kinds, 256, 256)
+def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> tuple[int, NDArray[np.int64]]:
+    """Count symbols by class and context byte.
+
+    Returns:
+        The least context byte that occurs, and the counts from it on to the largest, and to the largest symbol: `[kinds, rows, columns]`.
+    """
+    own = context_bytes(base, numbers).astype(np.int64)
+    first, rows, columns = int(own.min()), int(own.max() - own.min()) + 1, int(symbols.max()) + 1
+    keys = (_spread(classes, len(base)).astype(np.int64) * rows + own - first) * columns + symbols
+    counts: NDArray[np.int64] = np.bincount(keys, minlength=kinds * rows * columns).astype(np.int64)
+    return first, counts.reshape(kinds, rows, columns)
 
 
 def _weighted_logs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -41,11 +49,11 @@ def context_ranges(counts: NDArray[np.int64], most: int) -> tuple[NDArray[np.int
     Neighbours that few numbers have are not divided. The rest is dynamic programming over where ranges begin.
 
     Args:
-        counts: Of each symbol for each context byte, `[256, 256]`.
+        counts: Of each symbol for each context byte, `[rows, columns]`.
         most: Ranges.
 
     Returns:
-        Where ranges begin, increasing, the first at 0, and the cost of the symbols and tables in units of 2^-16 bits.
+        The rows that ranges begin with, increasing, the first 0, and the cost of the symbols and tables in units of 2^-16 bits.
     """
     begins, groups = _groups(counts)
     total = len(groups)
@@ -72,12 +80,12 @@ def context_ranges(counts: NDArray[np.int64], most: int) -> tuple[NDArray[np.int
 
 
 def _groups(counts: NDArray[np.int64]) -> tuple[Counts, NDArray[np.int64]]:
-    """Return where groups of context bytes begin, and their counts: each has a 2048th of all numbers, but perhaps the last."""
+    """Return where groups of context bytes begin, and their counts: each has a 2048th of all numbers and a few, but perhaps the last."""
     sizes = counts.sum(axis=1)
-    least = max(1, int(sizes.sum()) >> 11)
+    least = max(LEAST_GROUP, int(sizes.sum()) >> 11)
     begins: list[int] = []
     size = least
-    for byte in range(256):
+    for byte in range(len(counts)):
         if size >= least and sizes[byte] > 0:
             begins.append(byte if begins else 0)
             size = 0
@@ -87,9 +95,10 @@ def _groups(counts: NDArray[np.int64]) -> tuple[Counts, NDArray[np.int64]]:
 
 
 def frequencies_of(counts: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
-    """Scale the counts `[256]` of at least one symbol to frequencies that sum to 2^precision; what occurs has 1 at least."""
+    """Scale counts of at least one symbol to frequencies `[256]` that sum to 2^precision; what occurs has 1 at least."""
     total, size = 1 << precision, int(counts.sum())
-    out: NDArray[np.int64] = np.where(counts > 0, np.maximum(1, (counts * total + size // 2) // size), 0)
+    out = np.zeros(256, np.int64)
+    out[: len(counts)] = np.where(counts > 0, np.maximum(1, (counts * total + size // 2) // size), 0)
     over = int(out.sum()) - total
     while over:
         largest = int(np.argmax(out))
