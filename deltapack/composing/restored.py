@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from deltapack.checkpoint import Checkpoint, LeftOut, SideFile, TensorInfo, plan_shards
+from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, plan_shards
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.tensors import Source
 from deltapack.composing.arranged import arranged_base, arrangements_of
 from deltapack.composing.basecheck import wrong_base
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.containers import head_after
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.restored_files import files_after
 from deltapack.composing.stepping import Kept, Said, SteppedSource
@@ -122,6 +123,20 @@ class RestoredCheckpoint(Checkpoint):
     def side_file(self, name: str) -> SideFile | None:
         """Return the file of this name; none where there is none. Raises as `side_files`."""
         return self.origin.side_file(name) if self._side_files is None else self._side_files.get(name)
+
+    def heads(self) -> tuple[Head, ...]:
+        """Return the heads of the weight files, as the last pack says; none where it says nothing of them. Raises as `head`."""
+        found = ((container.name, self.head(container.name)) for container in self.packs[-1].index.containers)
+        return tuple(Head(name, data) for name, data in found if data is not None)
+
+    def head(self, name: str) -> bytes | None:
+        """Return the head of this name alone, none where there is none.
+
+        Raises:
+            BaseMismatchError: What it refers to, of the base or of a pack before, is not there or another one.
+            FormatError: A pack is damaged.
+        """
+        return head_after(self.origin, self.packs, name)
 
     def weight_paths(self) -> list[Path]:
         """Return the paths of what it is read from: weight files of the base, and packs."""

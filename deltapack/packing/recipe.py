@@ -224,7 +224,7 @@ def _exact(recipe: Recipe) -> None:
         raise RecipeError("exact is neither a bool nor a regular expression", expected=expected, found=repr(recipe.exact)[:60])
     if recipe.exact is not True:
         return
-    asked = [field.name for field in fields(recipe) if field.name != "exact" and getattr(recipe, field.name) != field.default]
+    asked = [field.name for field in fields(recipe) if field.name != "exact" and getattr(recipe, field.name) not in (field.default, [])]
     if asked:
         name = asked[0].replace("_", "-")
         hint = "Leave it out, or name the tensors that must be exact: --exact REGEX."

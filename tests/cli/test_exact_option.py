@@ -56,6 +56,9 @@ def test_where_the_option_may_stand(run: Run, models: tuple[Path, Path], tmp_pat
     ("typed", "what"),
     [
         (["--exact", "--drop-rate", "0.5"], "drop-rate does nothing where all is exact"),
+        (["--exact", "--drop-rate", "0.9"], "--drop-rate does nothing where all is exact"),
+        (["--exact", "--set", ".*:role=exact"], "--set does nothing where all is exact"),
+        (["--exact", "--sparsify", "dare"], "--exact REGEX"),
         (["--exact", "--exact"], "given twice"),
         (["--exact=a", "--exact=b"], "given twice"),
         (["--exact", "no such tensor"], "matches no tensor"),

@@ -194,7 +194,9 @@ def test_every_way_to_change(files: Files, tmp_path: Path) -> None:
         for name in ("bf16", "rows"):  # coded after the base's, which is not at hand
             with pytest.raises(RecipeError, match=r"deltapack\.apply"):
                 pack[name].to_dense()
-    assert b'"deltapack.fidelity":"exact"' in (tmp_path / "out.safetensors").read_bytes().replace(b" ", b"")
+    assert (tmp_path / "out.safetensors").read_bytes() == files.tuned.read_bytes()
+    deltapack.apply(files.base, files.pack, tmp_path / "out", max_shard_size="1GB")
+    assert b'"deltapack.fidelity":"exact"' in (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", ["f8_e4m3fn", "bf16", "i16"])
@@ -351,6 +353,8 @@ def test_nothing_else_means_anything_where_all_is_exact(asked: dict[str, Any]) -
     with pytest.raises(RecipeError, match=f"{name} does nothing where all is exact.*--exact REGEX"):
         Recipe(exact=True, **asked)
     assert Recipe(exact="lm_head", **asked).exact == "lm_head"
+    nothing: Any = []
+    assert Recipe(exact=True, overrides=nothing).exact is True
 
 
 @pytest.mark.parametrize("exact", ["", 1, None, "(", ["a"]])

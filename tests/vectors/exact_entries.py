@@ -12,6 +12,7 @@ from vectors.scalar import CHUNK, ITEMSIZE
 from vectors.valid import floats, special, tensor
 from vectors.weighted import numbers, rolled, with_weight
 
+
 def near(old: Tensor, seed: int) -> Tensor:
     """Other elements, most of which differ by little."""
     size = ITEMSIZE[old.dtype]
@@ -52,7 +53,11 @@ def types() -> Iterator[tuple[str, str, Pack]]:
     pack = Pack().exact("same", Tensor("raw4:F4", (3, 4), b"abcdef"), ("same", Tensor("raw4:F4", (3, 4), b"fbcdea")))
     pack.exact("rows", Tensor("raw6:F6_E3M2", (6, 4), bytes(range(18))), ("rows", Tensor("raw6:F6_E3M2", (2, 4), bytes(range(6)))))
     pack.exact("other", Tensor("raw8:X", (3,), b"\1\2\3"), ("other", Tensor("raw8:Y", (3,), b"\1\2\4")))
-    yield "exact-raw-types", "bytes; two raw types are no partners", pack.exact("new", Tensor("raw16:Z", (2,), b"abcd")).requires("raw-types")
+    yield (
+        "exact-raw-types",
+        "bytes; two raw types are no partners",
+        pack.exact("new", Tensor("raw16:Z", (2,), b"abcd")).requires("raw-types"),
+    )
 
 
 def shapes() -> Iterator[tuple[str, str, Pack]]:
@@ -109,7 +114,9 @@ def chunks() -> Iterator[tuple[str, str, Pack]]:
     pack.exact("beyond", row(CHUNK + 5, 1), ("beyond", row(7))).exact("at-end", row(CHUNK + 1, 1), ("at-end", row(CHUNK)))
     pack.exact("alone", row(CHUNK + 5, 1, 2)).exact("shrunk", row(3, 1, 2), ("shrunk", row(CHUNK + 2, 1)))
     replaced = Tensor("i8", (CHUNK + 1,), bytes(CHUNK + 1))
-    pack.exact("replaces", row(3, 1), ("replaces", replaced)).exact("replaces.2", row(CHUNK + 2, 9), ("replaces.2", Tensor("u8", (0, 3), b"")))
+    pack.exact("replaces", row(3, 1), ("replaces", replaced)).exact(
+        "replaces.2", row(CHUNK + 2, 9), ("replaces.2", Tensor("u8", (0, 3), b""))
+    )
     pack.exact("steps", row(CHUNK + 5, 1), ("steps", row(7)), through=[row(CHUNK + 5, 8, 9)])
     yield "exact-chunks", "partners that end before, in and at the end of a chunk; chunk digests only where there is no partner", pack
 
