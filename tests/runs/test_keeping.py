@@ -207,6 +207,7 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     write_step(tmp_path, 2)
     code = f"""
 import os, signal, deltapack
+from deltapack.runs import keeping
 keeping.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 deltapack.pack_step({str(tmp_path / "packs")!r}, {str(tmp_path / "checkpoint-2")!r}, 2, base={str(base)!r})
 """
