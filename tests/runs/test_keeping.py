@@ -187,7 +187,7 @@ def test_a_step_is_packed_once(tmp_path: Path) -> None:
     assert packed.pack.read_bytes() == data
 
 
-@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": "1"}, {"every_anchor": 0}, {"keep": 0}, {"keep": 1.5}])
+@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": "1"}, {"every_anchor": 0}, {"every_anchor": 1001}, {"keep": 0}, {"keep": 1.5}])
 def test_numbers_that_cannot_be(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         pack_step(tmp_path / "packs", tmp_path, **{"step": 1, **wrong})
