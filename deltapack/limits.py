@@ -31,6 +31,8 @@ class Limits:
         packed_file_bytes: Size of one side file that is packed unless its writer asks for more; at most `side_file_bytes`.
         side_files_bytes: Size of all side files together.
         side_files: Number of side files.
+        heads: Number of heads of weight files, and of indices of shards, that a pack may hold; of one, `header_bytes` bounds the size.
+        heads_bytes: Size of them together.
         links: Number of packs in a chain.
     """
 
@@ -51,6 +53,8 @@ class Limits:
     packed_file_bytes: int = 128 * MIB
     side_files_bytes: int = 1024 * MIB
     side_files: int = 1000
+    heads: int = 2048
+    heads_bytes: int = 1024 * MIB
     links: int = 1000
 
 

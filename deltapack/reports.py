@@ -252,7 +252,10 @@ class ExplainReport(_Report):
 
 @dataclass(frozen=True)
 class VerifyReport(_Report):
-    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that."""
+    """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that.
+
+    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune.
+    """
 
     pack: Path
     pack_bytes: int
@@ -261,3 +264,4 @@ class VerifyReport(_Report):
     base_tensors: int
     result_digests: bool
     notes: Sequence[str] = field(default_factory=list)
+    weight_files: int = 0

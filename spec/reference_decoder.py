@@ -36,6 +36,7 @@ __all__ = [
     "check_alone",
     "read_pack",
     "restore",
+    "restore_containers",
     "restore_files",
     "restore_several",
     "second_names",
@@ -285,13 +286,14 @@ ITEMSIZE = {
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES = ("arranged", "exact", "files.base", "folders", "raw-types")
+FEATURES = ("arranged", "containers", "exact", "files.base", "folders", "raw-types")
 RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
 RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
 MAX_PIECES = 4096
 MAX_STEPS, MAX_TABLES, MAX_TABLE = 64, 4096, 32_774
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
+MAX_HEAD_BYTES, MAX_CONTAINERS = 100_000_008, 2048
 MAX_STATS = 64
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
@@ -344,6 +346,7 @@ def check_index(index: Any) -> None:
         need(feature in FEATURES, "R5", f"unknown feature {feature!r}")
     top = "format:string required:list created_by:string base:object result:object recipe:object tensors:list"
     top += " folders:object" if "folders" in index["required"] else ""
+    top += " containers:list" if "containers" in index["required"] else ""
     top += " tables:list" if "exact" in index["required"] else ""
     check_fields({k: v for k, v in index.items() if k != "files"}, "index", top, "optional:object")
     check_fields(index["base"], "base", "fingerprint:hex64 tensors:int")
@@ -362,6 +365,8 @@ def check_index(index: Any) -> None:
     if "folders" in index["required"]:
         check_folders(index["folders"], index["tensors"])
     check_files(index["files"], "files.base" in index["required"], index.get("folders", {}))
+    if "containers" in index["required"]:
+        check_containers(index["containers"], index.get("folders", {}))
 
 
 def check_metadata(folders: Any) -> None:
@@ -555,15 +560,19 @@ def named(entries: Sequence[Json]) -> set[str]:
     return {entry["name"] for entry in entries if entry["kind"] in (*WHOLE, "alias")}
 
 
-def check_path(name: str) -> None:
-    """R13: a path that stays below the output folder and stands in for no tensors."""
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+def check_path(name: str, weights: bool = False) -> None:
+    """R13: a path that stays below the output folder, and stands in for tensors where, and only where, it is one of `weights`."""
     check_name(name, "R13")
     need(not set(name) & set("\\:"), "R13", f"path {name!r}")
     parts = name.split("/")
     need(all(part and part[0] != "." for part in parts), "R13", f"part of path {name!r}")
     need(all(len(part.encode()) <= 255 for part in parts), "R13", f"a part of path {name!r:.40} is too long")
-    weights = (".safetensors", ".safetensors.index.json")
-    need(not any(part.lower().endswith(weights) for part in parts), "R13", f"{name!r} would stand in for restored tensors")
+    others = parts[:-1] if weights else parts
+    need(not any(part.lower().endswith(WEIGHTS) for part in others), "R13", f"{name!r} would stand in for restored tensors")
+    need(not weights or name.endswith(WEIGHTS), "R13", f"{name!r} is no weight file")
 
 
 def folder_of(name: str, folders: Iterable[str]) -> str:
@@ -608,6 +617,35 @@ def check_files(files: Any, may_refer: bool, folders: Iterable[str]) -> None:
     need(sum(file["size"] for file in files) <= MAX_FILES_BYTES, "R6", "the files are too large together")
 
 
+def check_containers(containers: Sequence[Any], folders: Iterable[str]) -> None:
+    """R4, R6 and R13 on the heads of weight files (section 3.13)."""
+    need(containers, "R6", "no containers")
+    need(len(containers) <= MAX_CONTAINERS, "R6", "too many containers")
+    for row in containers:
+        check_fields(row, "container", "name:string size:int sha256:hex64", "blob:blob base:hex64")
+        need("blob" in row or "base" not in row, "R4", "`base` of a container without `blob`")
+        check_path(row["name"], weights=True)
+        need(0 <= row["size"] <= MAX_HEAD_BYTES, "R6", f"container {row['name']!r} is too large")
+    names = [row["name"] for row in containers]
+    need(all(a.encode() < b.encode() for a, b in itertools.pairwise(names)), "R6", "container names are not unique and sorted")
+    need(sum(row["size"] for row in containers) <= MAX_FILES_BYTES, "R6", "the containers are too large together")
+    for folder in {folder_part(name) for name in names}:
+        need(not folder or folder[:-1] in folders, "R6", f"containers in {folder!r}, which has no tensors")
+        files, indices = files_and_indices(names, folder)
+        need(files and len(indices) <= 1 and (indices or len(files) == 1), "R6", f"the containers in {folder!r} do not go together")
+
+
+def folder_part(name: str) -> str:
+    """The folder of a path, with its `/`; empty for the top."""
+    return name[: name.rfind("/") + 1]
+
+
+def files_and_indices(names: Iterable[str], folder: str) -> tuple[list[str], list[str]]:
+    """Safetensors files and indices of shards among the containers of a folder."""
+    own = [name for name in names if folder_part(name) == folder]
+    return [name for name in own if not name.endswith(".json")], [name for name in own if name.endswith(".json")]
+
+
 def blobs_in_order(index: Json) -> Iterator[list[Any]]:
     """All blob references in the order of section 2.3."""
     for entry in index["tensors"]:
@@ -619,7 +657,7 @@ def blobs_in_order(index: Json) -> Iterator[list[Any]]:
             yield step["blob"]
         if "digests" in entry:
             yield entry["digests"]
-    for file in index["files"] or []:
+    for file in [*(index["files"] or []), *index.get("containers", [])]:
         if "blob" in file:
             yield file["blob"]
     yield from index.get("tables", [])
@@ -1335,18 +1373,25 @@ def side_files(pack_path: str | Path, base_files: Mapping[str, bytes] | None = N
     for file in pack["index"]["files"]:
         content = None
         if "blob" in file:
-            stored = plain_blob(pack["data"], file["blob"])
-            if "base" not in file:
-                content = unstream(stored, file["size"])
-            else:
-                need(len(stored) < file["size"], "R8", "a file that refers to the base's is stored as it is, or longer")
-                check_frame(stored, file["size"], refers=True)
-                if base_files is not None:
-                    content = unzstd(stored, file["size"], base_file(file["name"], file["base"], base_files))
-        if content is not None:
-            need(hashlib.sha256(content).hexdigest() == file["sha256"], "R8", f"file {file['name']!r} differs")
+            refers = "base" in file and base_files is not None
+            content = held_file(pack["data"], file, base_file(file["name"], file["base"], base_files) if refers else None)
         out[file["name"]] = content
     return out
+
+
+def held_file(data: bytes, file: Json, before: bytes | None) -> bytes | None:
+    """The content of a file or head that a pack holds; None where it refers to one of the base that is not given."""
+    stored = plain_blob(data, file["blob"])
+    if "base" not in file:
+        content = unstream(stored, file["size"])
+    else:
+        need(len(stored) < file["size"], "R8", "a file that refers to the base's is stored as it is, or longer")
+        check_frame(stored, file["size"], refers=True)
+        if before is None:
+            return None
+        content = unzstd(stored, file["size"], before)
+    need(hashlib.sha256(content).hexdigest() == file["sha256"], "R8", f"file {file['name']!r} differs")
+    return content
 
 
 def base_file(name: str, sha256: str, base_files: Mapping[str, bytes]) -> bytes:
@@ -1442,6 +1487,121 @@ def restore_files(pack_path: str | Path, base_files: Mapping[str, bytes]) -> dic
     return out
 
 
+def heads_of(pack: Json, base_heads: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """Section 3.13: the heads of the weight files; without those of the base, only the ones that a pack holds whole."""
+    out: dict[str, bytes] = {}
+    for row in pack["index"].get("containers", []):
+        name, before = row["name"], None
+        if base_heads is not None and ("base" in row or "blob" not in row):
+            need(name in base_heads, "R11", f"the base has no weight file {name!r}")
+            before = base_heads.get(name, b"")
+            same = hashlib.sha256(before).hexdigest() == row.get("base", row["sha256"])
+            need(same or name not in base_heads, "R12", f"the base has another head of {name!r}")
+            need(
+                "blob" in row or len(before) == row["size"] or name not in base_heads,
+                "R12",
+                f"the base has a head of another size of {name!r}",
+            )
+        content = held_file(pack["data"], row, before) if "blob" in row else before
+        if content is not None:
+            out[name] = content
+    return out
+
+
+def parse_json(raw: bytes) -> Any:
+    """R9: JSON of a head."""
+
+    def pairs(items: list[tuple[str, Any]]) -> Json:
+        need(len(dict(items)) == len(items), "R9", "a head has a duplicate key")
+        return dict(items)
+
+    def no_number(text: str) -> NoReturn:
+        fail("R9", f"a head has {text}")
+
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise Invalid("R9", str(error)) from error
+
+
+def rows_of(head: bytes) -> dict[str, tuple[str, list[int], int, int]]:
+    """R9: type, shape, begin and end of each tensor in the head of a safetensors file, in the order of the elements."""
+    need(len(head) >= 8 and int.from_bytes(head[:8], "little") == len(head) - 8, "R9", "the header has another length")
+    need(head[8:9] == b"{", "R9", "the header does not begin as an object")
+    header = parse_json(head[8:])
+    metadata = header.pop("__metadata__", None)
+    strings = metadata is None or (type(metadata) is dict and all(type(text) is str for text in metadata.values()))
+    need(strings, "R9", "__metadata__ is no object of strings")
+    need(is_unicode(json.dumps(metadata, ensure_ascii=False)), "R9", "__metadata__ is no Unicode")
+    for row in header.values():
+        need(type(row) is dict and row.keys() == {"dtype", "shape", "data_offsets"}, "R9", "the fields of a tensor")
+        shape, offsets = row["shape"], row["data_offsets"]
+        numbers = [*shape, *offsets] if type(shape) is type(offsets) is list and len(offsets) == 2 else [-1]
+        need(all(type(number) is int and number >= 0 for number in numbers), "R9", "a shape is no list of integers, or offsets no two")
+    rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
+    return dict(sorted(rows.items(), key=lambda item: item[1][2:]))
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no surrogates."""
+    return not any(0xD800 <= ord(char) < 0xE000 for char in text)
+
+
+def check_heads(index: Json, heads: Mapping[str, bytes]) -> None:
+    """R9: the heads speak of exactly the tensors of the result, and indices of the files beside them."""
+    tensors = {entry["name"]: entry for entry in index["tensors"] if "dtype" in entry}
+    aliases = {entry["name"]: entry["of"] for entry in index["tensors"] if entry["kind"] == "alias"}
+    in_header = {ours: theirs for theirs, ours in SAFETENSORS.items()}
+    place: dict[str, str] = {}
+    for file, head in heads.items():
+        folder, end = folder_part(file), 0
+        for name, (dtype, shape, begin, stop) in ({} if file.endswith(".json") else rows_of(head)).items():
+            full = folder + name
+            entry = tensors.get(full)
+            need(
+                entry and folder_of(full, index.get("folders", {})) == folder[:-1], "R9", f"{file!r} has {name!r}, no tensor of its folder"
+            )
+            known = in_header.get(entry["dtype"]) or entry["dtype"].partition(":")[2]
+            need([dtype, shape] == [known, entry["shape"]], "R9", f"{file!r} has {name!r} with another type or shape")
+            size = numel(entry["dtype"], entry["shape"]) * itemsize(entry["dtype"])
+            need(begin == end and stop == begin + size, "R9", f"{file!r} has the elements of {name!r} elsewhere")
+            need(full not in place, "R9", f"{full!r} is in two files")
+            place[full], end = file, begin + size
+    need(place.keys() == tensors.keys(), "R9", "a tensor is in no weight file")
+    for file in (file for file in heads if file.endswith(".json")):
+        document, folder = parse_json(heads[file]), folder_part(file)
+        weight_map = document.get("weight_map") if type(document) is dict else None
+        need(type(weight_map) is dict and all(type(shard) is str for shard in weight_map.values()), "R9", f"{file!r} has no weight_map")
+        own = {folder + shard for shard in weight_map.values()}
+        need(own == set(files_and_indices(heads, folder)[0]), "R9", f"{file!r} has other weight files")
+        for name, shard in weight_map.items():
+            full = aliases.get(folder + name, folder + name)
+            right = full in place and (place[full] == folder + shard or full != folder + name)
+            need(right, "R9", f"{file!r} has {name!r} in another file")
+
+
+def restore_containers(pack_path: str | Path, tensors: Mapping[str, Tensor], base_heads: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Section 3.13: the weight files of a restored checkpoint byte for byte, and their indices; none where the pack says nothing of them.
+
+    Args:
+        pack_path: The pack.
+        tensors: What `restore` gives.
+        base_heads: The heads of the base's files.
+
+    Raises:
+        Invalid: R8 to R12.
+    """
+    pack = read_pack(pack_path)
+    heads = heads_of(pack, base_heads)
+    if heads:
+        check_heads(pack["index"], heads)
+    out = {}
+    for file, head in heads.items():
+        names = [] if file.endswith(".json") else rows_of(head)
+        out[file] = head + b"".join(tensors[folder_part(file) + name][2] for name in names)
+    return out
+
+
 def check_alone(pack_path: str | Path) -> None:
     """All that can be checked of a pack without its base: R1 to R10, R13, and R12 for what holds no element of the base.
 
@@ -1451,6 +1611,9 @@ def check_alone(pack_path: str | Path) -> None:
     pack = read_pack(pack_path)
     data, tables = pack["data"], shared_tables(pack)
     side_files(pack_path)
+    heads = heads_of(pack)
+    if heads and len(heads) == len(pack["index"]["containers"]):
+        check_heads(pack["index"], heads)
     with np.errstate(all="ignore"):
         for entry in pack["index"]["tensors"]:
             if "digests" in entry:

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from test_vectors import BASE_FILES, INVALID, ROOT, VECTORS, companion, tensors
+from test_vectors import BASE_FILES, INVALID, ROOT, VECTORS, companion, heads_of_base, tensors
 
 SOURCE = ROOT / "spec" / "reference_decoder.py"
 Fault = tuple[str, int]
@@ -45,6 +45,8 @@ TWICE = {
     "R5-value-codec": "an unknown codec says nothing of its streams",
     "R6-arranged-from-nothing": "a piece of no dimensions has too few",
     "R6-arranged-piece-name-*": "no entry can speak of a tensor of such a name",
+    "R6-containers-no-folder": "the tensors of such a file are none of its folder",
+    "R6-containers-only-index": "without weight files no tensor is in one",
     "R6-digests-[ls]*": "other digests have another root",
     "R6-file-size-*": "no base has a file of this size",
     "R6-nnz-*": "the table cannot count more elements than there are, or fewer than none",
@@ -63,11 +65,19 @@ TWICE = {
     "R9-exact-damaged-step": "what is damaged becomes another tensor",
     "R9-bitmap-bit-past-end": "the bit is missing where it should be",
     "R10-*": "zstd refuses most of these, too",
+    "R8-container-base-as-it-is": "what is no shorter than the head need be no frame",
     "R8-file-base-as-it-is": "what is no shorter than the file need be no frame",
+    "R9-container-empty": "there is no header either",
+    "R9-container-seven-bytes": "there is no header either",
+    "R9-container-shape-*": "no tensor has such a shape",
+    "R11-container-*": "without the base's head there is nothing to look at",
     "R11-file-base-missing": "without the base's file there is nothing to decode",
     "R12-result-exact*": "as of one that is stored",
     "R12-result-stored": "a tensor that is taken as it is stored is compared whatever the weight, then as part of the result",
     "R12-unchanged": "base and result are one tensor",
+    "R13-container-absolute": "a folder of no name has no tensors",
+    "R13-container-in-weights": "a folder of such a name has no tensors",
+    "R13-container-parent": "a folder of such a name has no tensors",
     "R13-*empty": "a name of no bytes has an empty part",
 }
 """Vectors that cannot be broken in one way only, and why."""
@@ -110,8 +120,9 @@ def faults_of(name: str) -> tuple[Fault, ...]:
     try:
         decoder.check_alone(VECTORS / name)
         if base:
+            held = tensors(companion(base)["base"])
             with np.errstate(all="ignore"):
-                decoder.restore(VECTORS / name, tensors(companion(base)["base"]))
+                decoder.restore_containers(VECTORS / name, decoder.restore(VECTORS / name, held), heads_of_base(held))
             decoder.restore_files(VECTORS / name, BASE_FILES)
     except decoder.Invalid as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != "fail"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deltapack.checkpoint.conversions import model_names
+from deltapack.checkpoint.heads import Head, shards_of_heads
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
 from deltapack.checkpoint.names import NameMatch, match_names
 from deltapack.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "FileWriter",
     "FolderWriter",
+    "Head",
     "LeftOut",
     "NameMatch",
     "Shard",
@@ -28,4 +30,5 @@ __all__ = [
     "open_writer",
     "parse_size",
     "plan_shards",
+    "shards_of_heads",
 ]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltapack.checkpoint.boxes import Box, BoxedSource, flaw_of
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.pickled import Made, Pairs, Symbol, plain_size, read_pickle
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count, check_tensor
-from deltapack.checkpoint.torchpiece import Piece, piece_source
+from deltapack.checkpoint.torchpiece import Piece, View, piece_source
 from deltapack.checkpoint.trainstate import model_tensors
 from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
@@ -106,6 +106,7 @@ class _Reader:
 
     file: ReadFile
     limits: Limits
+    views: dict[bytes, View] = field(default_factory=dict)
 
     def bad(self, what: str, tensor: str | None, expected: object = None, found: object = None) -> CheckpointError:
         return CheckpointError(what, path=self.file.path, tensor=tensor, expected=expected, found=found, hint=_AGAIN)
@@ -201,7 +202,7 @@ class _Reader:
             if place is None:
                 raise self.bad("the metadata do not say where a piece lies", info.name, f"the piece at {list(start)}")
             piece = Piece(info.name, info.dtype, extent, place.offset, place.length)
-            parts.append(Box(start, extent, piece_source(shards[place.file], piece, self.limits)))
+            parts.append(Box(start, extent, piece_source(shards[place.file], piece, self.limits, self.views)))
         if len(parts) < 2:
             return parts[0].source if parts else FileSource(self.file, 0)
         return BoxedSource.of(parts)

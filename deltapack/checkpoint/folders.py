@@ -20,7 +20,7 @@ from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
 from deltapack.limits import Limits
 
-__all__ = ["Located", "check_folders", "locate_all", "prefixed"]
+__all__ = ["Located", "check_folders", "locate_all", "moved", "prefixed"]
 
 _PARTS = ("model_index.json", "modules.json")
 """Files of diffusers and sentence-transformers that say of a folder without weights that its sub-folders are the parts of one model."""
@@ -71,7 +71,7 @@ def locate_all(path: Path, limits: Limits, choice: str | None = None) -> Located
         if isinstance(found, UnsupportedError):
             unread.append(found)
         elif found is not None:
-            inner[folder] = _moved(found, path, folder + "/")
+            inner[folder] = moved(found, path, folder + "/")
     if top is None and not (inner and any(name in names for name in _PARTS)):
         if unread and any(name in names for name in _PARTS):
             raise unread[0]
@@ -231,7 +231,7 @@ def _several(folder: Path, names: Sequence[str]) -> UnsupportedError:
     )
 
 
-def _moved(found: Location, root: Path, prefix: str) -> Location:
+def moved(found: Location, root: Path, prefix: str) -> Location:
     """Return a location as one of a part of `root`: names of files and tensors begin with the sub-folder."""
     weight_map = found.weight_map and {prefix + name: prefix + file for name, file in found.weight_map.items()}
     return replace(
@@ -241,7 +241,7 @@ def _moved(found: Location, root: Path, prefix: str) -> Location:
         weight_map=weight_map,
         index=found.index and prefix + found.index,
         notes=tuple(f"{prefix}: {note}" for note in found.notes),
-        rival=found.rival and _moved(found.rival, root, prefix),
+        rival=found.rival and moved(found.rival, root, prefix),
         prefix=prefix,
     )
 

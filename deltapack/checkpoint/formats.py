@@ -26,6 +26,7 @@ class WeightFormat:
         whole: Name of the file that holds the whole model of a folder; with `.index.json`, of the index of shards.
         any_name: Whether the only file of a folder, or the only index, may have another name.
         kinds: What `kinds.kind_of` may call its files by their first bytes.
+        headed: Whether its files are a head and the elements behind it, so that the two can be kept apart (`heads.py`).
     """
 
     suffixes: tuple[str, ...]
@@ -33,6 +34,7 @@ class WeightFormat:
     whole: str
     any_name: bool = False
     kinds: tuple[str, ...] = ()
+    headed: bool = False
 
     def __post_init__(self) -> None:
         if not self.suffixes or not self.whole.endswith(self.suffixes) or any(suffix != suffix.lower() for suffix in self.suffixes):
@@ -50,7 +52,7 @@ class WeightFormat:
 
 
 FORMATS: tuple[WeightFormat, ...] = (
-    WeightFormat((".safetensors",), parse_safetensors, "model.safetensors", any_name=True, kinds=("safetensors",)),
+    WeightFormat((".safetensors",), parse_safetensors, "model.safetensors", any_name=True, kinds=("safetensors",), headed=True),
     WeightFormat((".bin", ".pt", ".pth"), parse_torch_file, "pytorch_model.bin", kinds=("torch", "pickle")),
     WeightFormat((".bin",), parse_torch_file, "diffusion_pytorch_model.bin", kinds=("torch", "pickle")),
 )

@@ -39,11 +39,19 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to write and its tensors in the order of the file; in a sub-folder both names begin with `prefix`, its path and `/`."""
+    """A file to write.
+
+    Attributes:
+        file: Its name; in a sub-folder it begins with `prefix`.
+        tensors: Its tensors in the order of their elements in the file; in a sub-folder their names begin with `prefix`.
+        prefix: The path of the sub-folder and `/`.
+        head: What stands before the elements, byte for byte; empty where it is made from the tensors.
+    """
 
     file: str
     tensors: tuple[NewTensor, ...]
     prefix: str = ""
+    head: bytes = b""
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, R
 from deltapack.kinds import ADAPTER, MERGE_LORA, hub_hint, kind_of_folder, kind_of_path
 from deltapack.limits import Limits
 
-__all__ = ["Location", "locate", "location_of_index", "nothing_found", "one_of_two", "search_folder"]
+__all__ = ["Location", "locate", "location_of_index", "location_of_map", "nothing_found", "one_of_two", "search_folder"]
 
 CHOICES = ("index", "single")
 """What counts where a folder has one file and an index of shards: the shards, or the file."""
@@ -36,7 +36,7 @@ class Location:
         files: Their names, in shard order.
         format: What reads them.
         weight_map: From tensor name to file name, where there is an index.
-        index: Name of that index.
+        index: Name of that index, or of one that lists a file that is alone.
         notes: What the user should be told about the choice.
         metadata: Strings that the index says besides.
         rival: The shards of an index, where one file and an index are there and nobody said which counts.
@@ -171,7 +171,8 @@ def one_of_two(single: Location, index: str, names: Collection[str], limits: Lim
         return replace(shards, notes=(f"{index} was read, not {whole}",), chosen=True), known
     own, there = shards.files == (whole,), any(name in names for name in shards.files)
     why = "has the same weights" if there else "names shards that are not there"
-    return replace(single, notes=(f"{whole} was read; {index} beside it {why}",), rival=shards if there and not own else None), known
+    note, rival = f"{whole} was read; {index} beside it {why}", shards if there and not own else None
+    return replace(single, index=index if own else None, notes=(note,), rival=rival), known
 
 
 def _of_index(single: Location, index: str, limits: Limits) -> frozenset[str]:
@@ -196,9 +197,19 @@ def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits
     try:
         if file.size > limits.header_bytes:
             raise LimitError("the index is too long", path=path, expected=f"at most {limits.header_bytes}", found=file.size)
-        document = load_json(file.read(0, file.size), path)
+        return location_of_map(file.read(0, file.size), folder, name, row)
     finally:
         file.close()
+
+
+def location_of_map(raw: bytes, folder: Path, name: str, row: WeightFormat) -> Location:
+    """Parse the content of an index of this name.
+
+    Raises:
+        CheckpointError: It is malformed.
+    """
+    path = folder / name
+    document = load_json(raw, path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("the index has no weight_map", path=path, found=type(weight_map).__name__)

@@ -17,7 +17,7 @@ from pathlib import Path
 from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import OutputError
 
-__all__ = ["MANIFEST", "check_own", "first_other", "is_kind", "listed", "manifest_of"]
+__all__ = ["MANIFEST", "check_own", "first_other", "is_kind", "listed", "manifest_of", "same_bytes"]
 
 MANIFEST = ".deltapack.json"
 _VERSION = 1
@@ -90,7 +90,7 @@ def first_other(folder: Path, new: Path, heads: Mapping[str, int] | None = None)
         limit = None if heads is None else heads.get(name)
         if heads is not None and limit is None and is_side_file(name.rpartition("/")[2], include_code=True):
             continue
-        if not (new / name).is_file() or not _same(folder / name, new / name, limit):
+        if not (new / name).is_file() or not same_bytes(folder / name, new / name, limit):
             return name
     return None
 
@@ -141,8 +141,8 @@ def _digest(path: Path) -> str:
         return state.hexdigest()
 
 
-def _same(one: Path, other: Path, limit: int | None) -> bool:
-    """Whether two files have one size, and the same bytes up to `limit`."""
+def same_bytes(one: Path, other: Path, limit: int | None = None) -> bool:
+    """Whether two files have one size, and the same bytes up to `limit`; a link is never the same."""
     if one.is_symlink() or not one.is_file() or one.stat().st_size != other.stat().st_size:
         return False
     left = one.stat().st_size if limit is None else limit

@@ -16,10 +16,10 @@ from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
 from deltapack.checkpoint.formats import WeightFormat
+from deltapack.checkpoint.heads import Head, read_head, read_heads, sources_of_heads
 from deltapack.checkpoint.joining import aliases_of, check_index, strings_of
-from deltapack.checkpoint.locate import Location
 from deltapack.checkpoint.manifest import MANIFEST
-from deltapack.checkpoint.rivals import check_chosen, first_difference
+from deltapack.checkpoint.rivals import check_chosen, check_rival
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count
 from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
@@ -57,6 +57,7 @@ class Checkpoint:
         self._limits, self.chosen = limits, any(place.chosen for place in located.places)
         files = [file for own in parsed for file in own]
         self._handles = [handle for file in files for handle in file.handles]
+        self._head_sources = sources_of_heads(self._places, parsed, self.is_folder)
         self._sources: dict[str, Source] = {}
         self._parts = [
             place.folder / name for place, own in zip(located.places, parsed, strict=True) for file in own for name in file.files
@@ -196,6 +197,19 @@ class Checkpoint:
         """Return the paths of the weight files, in shard order; those of a distributed checkpoint after its metadata."""
         return [*(place.folder / name for place in self._places for name in place.files), *self._parts]
 
+    def heads(self) -> tuple[Head, ...]:
+        """Return the heads of the weight files, and of indices of shards, sorted by name; none where a file is of another kind.
+
+        Raises:
+            CheckpointError: A file was cut since it was opened, or cannot be read.
+            LimitError: There are too many, or they are too long, for a pack.
+        """
+        return read_heads(self.path, self._head_sources, self._limits)
+
+    def head(self, name: str) -> bytes | None:
+        """Return the head of this name alone, none where there is none; raises as `heads`."""
+        return read_head(self._head_sources[name], self._limits) if name in self._head_sources else None
+
     def _files(self) -> list[str]:
         """Return the names of the weight files, in shard order."""
         return [name for place in self._places for name in place.files]
@@ -240,37 +254,11 @@ def open_checkpoint(
         check_chosen(None if one_of_several else weights, checkpoint)
         for place, rival in rivals:
             with _open(path, Located((rival,)), limits) as other:
-                _check_rival(checkpoint, place, other, rival)
+                check_rival(checkpoint, place, other, rival)
     except BaseException:
         checkpoint.close()
         raise
     return checkpoint
-
-
-def _check_rival(checkpoint: Checkpoint, place: Location, other: Checkpoint, rival: Location) -> None:
-    """Require that shards beside a file hold the same tensors.
-
-    Raises:
-        RecipeError: They do not: somebody has to choose.
-    """
-    own = {name: info for name, info in checkpoint.tensors.items() if info.shard == place.files[0]}
-    name = first_difference(own, checkpoint, other)
-    if name is not None:
-        raise RecipeError(
-            "the folder holds two models: a file, and shards that differ from it",
-            path=checkpoint.path,
-            tensor=name,
-            expected=f"the same in {place.files[0]} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
-            found=_both(own.get(checkpoint.aliases.get(name, name)), other.tensors.get(other.aliases.get(name, name))),
-            hint="Delete one of them, or choose: --weights single reads the file, --weights index the shards (weight_files= in Python).",
-        )
-
-
-def _both(one: TensorInfo | None, other: TensorInfo | None) -> str:
-    if one is None or other is None:
-        return f"it only in {'the shards' if one is None else 'the file'}"
-    kinds = [f"{info.dtype} {list(info.shape)}" for info in (one, other)]
-    return "other elements" if kinds[0] == kinds[1] else " and ".join(kinds)
 
 
 def _open(path: Path, located: Located, limits: Limits) -> Checkpoint:

@@ -42,11 +42,13 @@ def check_protected(out: Path, protect: Sequence[Path]) -> None:
             )
 
 
-def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False) -> None:
+def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False, head: bytes = b"") -> None:
     """Refuse an output that cannot be created, or that `force` must not replace.
 
     An existing folder is replaced as a whole, so everything in it must be what this program wrote (`manifest.py`). A folder
-    without a list, of an older version, is refused, or with `unlisted` left to `check_unlisted`, which knows what is written.
+    without a list, of an older version, is refused, or with `unlisted` left to `check_unlisted`, which knows what is written. An existing
+    file must say that this program wrote it, or begin with `head`, with which the new one begins: whether it is the same is for the caller
+    to see before it is replaced.
 
     Raises:
         OutputError: It exists and is not ours to replace, or its parent folder is missing.
@@ -69,11 +71,11 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
     if folder and (listed(out) or not unlisted):
         check_own(out, "checkpoint")
     elif not folder:
-        _check_file(out)
+        _check_file(out, head)
 
 
-def _check_file(out: Path) -> None:
-    """Refuse to replace a file that does not say of itself that it was restored or merged; an empty one holds nothing to lose."""
+def _check_file(out: Path, like: bytes) -> None:
+    """Refuse to replace a file that neither says that it was restored or merged nor begins with `like`; an empty one is nothing to lose."""
     if not out.is_file():
         raise OutputError("the output is not a regular file", path=out)
     hint = "Move or remove it yourself, or choose another name."
@@ -85,7 +87,7 @@ def _check_file(out: Path) -> None:
             raise OutputError("the output exists and is no safetensors file", path=out, hint=hint)
         length = int.from_bytes(head[:8], "little")
         header = b"{" + file.read(length - 1) if length <= DEFAULT_LIMITS.header_bytes else b""
-    if not _says_ours(header):
+    if not _says_ours(header) and head[:8] + header != like:
         what, expected = "the output is a file that deltapack did not write", f"{OWN_METADATA}version or the like in its metadata"
         raise OutputError(what, path=out, expected=expected, found="none", hint=hint)
 

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.checkpoint.locate import Location
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.errors import RecipeError
 
-__all__ = ["check_chosen", "first_difference"]
+__all__ = ["check_chosen", "check_rival", "first_difference"]
 
 _STEP = 1 << 22
 
@@ -40,6 +41,8 @@ def check_chosen(choice: str | None, *checkpoints: _Chosen) -> None:
 
 
 class _Weights(Protocol):
+    path: Path
+
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Tensors by name."""
@@ -50,6 +53,32 @@ class _Weights(Protocol):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.generic]:
         """Return elements of a tensor."""
+
+
+def check_rival(checkpoint: _Weights, place: Location, other: _Weights, rival: Location) -> None:
+    """Require that shards beside a file hold the same tensors.
+
+    Raises:
+        RecipeError: They do not: somebody has to choose.
+    """
+    own = {name: info for name, info in checkpoint.tensors.items() if info.shard == place.files[0]}
+    name = first_difference(own, checkpoint, other)
+    if name is not None:
+        raise RecipeError(
+            "the folder holds two models: a file, and shards that differ from it",
+            path=checkpoint.path,
+            tensor=name,
+            expected=f"the same in {place.files[0]} and in the shards of {rival.index} ({', '.join(rival.files[:2])})",
+            found=_both(own.get(checkpoint.aliases.get(name, name)), other.tensors.get(other.aliases.get(name, name))),
+            hint="Delete one of them, or choose: --weights single reads the file, --weights index the shards (weight_files= in Python).",
+        )
+
+
+def _both(one: TensorInfo | None, other: TensorInfo | None) -> str:
+    if one is None or other is None:
+        return f"it only in {'the shards' if one is None else 'the file'}"
+    kinds = [f"{info.dtype} {list(info.shape)}" for info in (one, other)]
+    return "other elements" if kinds[0] == kinds[1] else " and ".join(kinds)
 
 
 def first_difference(own: Mapping[str, TensorInfo], one: _Weights, other: _Weights) -> str | None:

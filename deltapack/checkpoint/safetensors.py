@@ -17,7 +17,7 @@ from deltapack.dtypes import BY_SAFETENSORS, MAX_RAW_BITS, SAFETENSORS_NAME, DTy
 from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_safetensors"]
+__all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_head", "parse_safetensors"]
 
 _METADATA = "__metadata__"
 _NDIM = 64
@@ -48,18 +48,48 @@ def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> Parsed
         raise CheckpointError("the header is longer than the file", path=file.path, expected=expected, found=length, hint=_DAMAGED)
     if length > limits.header_bytes:
         raise LimitError("the header is too long", path=file.path, expected=f"at most {limits.header_bytes} bytes", found=length)
-    raw = file.read(8, length)
-    if not raw.startswith(b"{"):
-        raise CheckpointError("the header is not a JSON object", path=file.path, hint=_DAMAGED)
-    header = load_json(raw, file.path)
-    metadata = _parse_metadata(header.pop(_METADATA, {}), file.path)
-    check_count(file.path, len(header), limits)
-    widths = _raw_widths(header)
-    rows = [_parse_entry(name, entry, widths, file.path, limits) for name, entry in header.items()]
-    rows.sort(key=lambda row: (row[1], row[2], row[0].name))
+    rows, metadata = _parse_header(file.read(8, length), file.path, limits)
     _check_tiling(rows, file.path, file.size - 8 - length)
     tensors = [(info, FileSource(file, 8 + length + begin)) for info, begin, _ in rows]
     return ParsedFile(tensors, metadata=metadata, handles=[file])
+
+
+def parse_head(data: bytes, path: Path, limits: Limits = DEFAULT_LIMITS) -> list[TensorInfo]:
+    """Read what stands before the elements in a safetensors file, without the file.
+
+    Args:
+        data: The 8 bytes of the length, and the header.
+        path: Name of the file, for errors and as `shard` of the tensors.
+        limits: Bounds on the header, names and shapes.
+
+    Returns:
+        Its tensors in the order in which their elements follow, without holes or overlaps.
+
+    Raises:
+        CheckpointError: It breaks a rule of the format.
+        LimitError: It exceeds `limits`.
+        UnsupportedError: An element type is not known.
+    """
+    if len(data) > limits.header_bytes + 8:
+        raise LimitError("the header is too long", path=path, expected=f"at most {limits.header_bytes} bytes", found=len(data) - 8)
+    says = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or says != len(data) - 8:
+        raise CheckpointError("the header has another length than it says", path=path, expected=says, found=max(0, len(data) - 8))
+    rows, _ = _parse_header(data[8:], path, limits)
+    _check_tiling(rows, path, max((end for _, _, end in rows), default=0))
+    return [info for info, _, _ in rows]
+
+
+def _parse_header(raw: bytes, path: Path, limits: Limits) -> tuple[list[tuple[TensorInfo, int, int]], dict[str, str]]:
+    """Return the tensors of a header with their first and last offset in the data, in their order there, and the metadata."""
+    if not raw.startswith(b"{"):
+        raise CheckpointError("the header is not a JSON object", path=path, hint=_DAMAGED)
+    header = load_json(raw, path)
+    metadata = _parse_metadata(header.pop(_METADATA, {}), path)
+    check_count(path, len(header), limits)
+    widths = _raw_widths(header)
+    rows = [_parse_entry(name, entry, widths, path, limits) for name, entry in header.items()]
+    return sorted(rows, key=lambda row: (row[1], row[2], row[0].name)), metadata
 
 
 def header_bytes(tensors: Sequence[Layout], metadata: Mapping[str, str]) -> bytes:

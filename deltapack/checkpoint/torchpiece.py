@@ -12,7 +12,7 @@ from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.limits import Limits
 
-__all__ = ["Piece", "piece_source"]
+__all__ = ["Piece", "View", "piece_source"]
 
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -33,6 +33,8 @@ _REBUILD = {Symbol("torch._utils", "_rebuild_tensor_v2"): 6, Symbol("torch._util
 _PARAMETER = Symbol("torch._utils", "_rebuild_parameter")
 _MOST_HEADER = 1 << 20
 """Bytes of a directory or a pickle that describe one tensor; a few hundred do."""
+_MOST_SEEN = 4096
+"""Pickles that are kept, and bytes of each."""
 _AGAIN = "Was the save interrupted, or are files missing?"
 
 
@@ -56,7 +58,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """A tensor as a view into a record of its archive."""
 
     key: str
@@ -66,8 +68,14 @@ class _View:
     strides: tuple[int, ...]
 
 
-def piece_source(file: ReadFile, piece: Piece, limits: Limits) -> Source:
+def piece_source(file: ReadFile, piece: Piece, limits: Limits, seen: dict[bytes, View]) -> Source:
     """Return the elements of a piece.
+
+    Args:
+        file: The file that it lies in.
+        piece: Where it lies, and what it is to be.
+        limits: Bounds on the archive.
+        seen: What pickles of other pieces say; most pieces have the pickle of another one.
 
     Raises:
         CheckpointError: The file ends before it, the archive is damaged, or it holds another tensor.
@@ -83,7 +91,11 @@ def piece_source(file: ReadFile, piece: Piece, limits: Limits) -> Source:
     records = read_records(file, replace(limits, header_bytes=min(_MOST_HEADER, limits.header_bytes)), piece.offset, piece.length)
     if records is None:
         raise UnsupportedError("a piece is compressed or big-endian", path=file.path, tensor=piece.name)
-    view = _view_of(read_pickle(records.data_pkl, file.path), file, piece.name)
+    view = seen.get(records.data_pkl)
+    if view is None:
+        view = _view_of(read_pickle(records.data_pkl, file.path), file, piece.name)
+        if len(seen) < _MOST_SEEN and len(records.data_pkl) <= _MOST_SEEN:
+            seen[records.data_pkl] = view
     if view.shape != piece.shape or view.dtype is not piece.dtype:
         expected, found = f"{piece.dtype} {list(piece.shape)}", f"{view.dtype} {list(view.shape)}"
         raise CheckpointError("another piece than the metadata say", path=file.path, tensor=piece.name, expected=expected, found=found)
@@ -92,7 +104,7 @@ def piece_source(file: ReadFile, piece: Piece, limits: Limits) -> Source:
     return source_in_record(file, piece.name, piece.dtype, records.spans[view.key], view.first, view.shape, view.strides)
 
 
-def _view_of(document: object, file: ReadFile, name: str) -> _View:
+def _view_of(document: object, file: ReadFile, name: str) -> View:
     """Return the tensor that the pickle of an archive describes.
 
     Raises:
@@ -109,7 +121,7 @@ def _view_of(document: object, file: ReadFile, name: str) -> _View:
     raise UnsupportedError("only plain dense tensors are read", path=file.path, tensor=name, found=found)
 
 
-def _rebuilt(what: Symbol, args: tuple[object, ...]) -> _View | None:
+def _rebuilt(what: Symbol, args: tuple[object, ...]) -> View | None:
     """Return the view that torch would make of a storage; none where the arguments are not such."""
     if len(args) < _REBUILD.get(what, len(args) + 1):
         return None
@@ -121,4 +133,4 @@ def _rebuilt(what: Symbol, args: tuple[object, ...]) -> _View | None:
         return None
     kind = args[6] if len(args) > 6 and what.name.endswith("v3") else pid[1]
     spelled = kind.name if isinstance(kind, Symbol) else ""
-    return _View(pid[2], BY_TORCH.get(_STORAGES.get(spelled, spelled)), first, shape, strides)
+    return View(pid[2], BY_TORCH.get(_STORAGES.get(spelled, spelled)), first, shape, strides)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deltapack.checkpoint.files import ReadFile, bytes_of
+from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.tensors import ArraySource, FileSource, Source
 from deltapack.dtypes import DType
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError
@@ -24,7 +24,7 @@ __all__ = ["NOT_PLAIN", "Records", "read_records", "source_in_record"]
 
 NOT_PLAIN = "Only plain state dicts of tensors are read; save one with torch.save(model.state_dict(), path)."
 """The way out for a file that holds anything else."""
-_LOCAL_HEADER = 30
+_LOCAL_HEADER, _WINDOW = 30, 4096
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,14 @@ class Records:
 
 
 class _Section(io.RawIOBase):
-    """A part of a file as a file; a read that no honest archive needs is refused before memory is taken for it."""
+    """A part of a file as a file; a read that no honest archive needs is refused before memory is taken for it.
+
+    What lies around a short read is kept: all that is read of an archive lies at its two ends.
+    """
 
     def __init__(self, file: ReadFile, start: int, length: int, limits: Limits) -> None:
         self._file, self._start, self._length, self._limits, self._at = file, start, length, limits, 0
+        self._kept, self._kept_at = b"", 0
 
     def seekable(self) -> bool:
         return True
@@ -67,10 +71,15 @@ class _Section(io.RawIOBase):
         count = left if size is None or size < 0 else min(size, left)
         if count > self._limits.header_bytes:
             raise LimitError("the archive's directory or data.pkl is too long", path=self._file.path, found=count)
-        buffer = np.empty(count, np.uint8)
-        self._file.read_into(self._start + self._at, bytes_of(buffer))
+        if count > _WINDOW:
+            data = self._file.read(self._start + self._at, count)
+        else:
+            if not self._kept_at <= self._at <= self._at + count <= self._kept_at + len(self._kept):
+                self._kept_at = max(0, min(self._at, self._length - _WINDOW))
+                self._kept = self._file.read(self._start + self._kept_at, min(_WINDOW, self._length - self._kept_at))
+            data = self._kept[self._at - self._kept_at :][:count]
         self._at += count
-        return buffer.tobytes()
+        return data
 
 
 def read_records(file: ReadFile, limits: Limits, start: int = 0, length: int | None = None) -> Records | None:

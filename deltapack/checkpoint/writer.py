@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -18,11 +15,11 @@ import numpy.typing as npt
 
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
+from deltapack.checkpoint.heads import Head, new_head, new_indices
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
-from deltapack.checkpoint.manifest import MANIFEST, manifest_of
-from deltapack.checkpoint.metadata import PLAIN, Strings, of_file
+from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
+from deltapack.checkpoint.metadata import Strings
 from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
-from deltapack.checkpoint.safetensors import header_bytes
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
@@ -38,10 +35,18 @@ class _Writer:
     """
 
     def __init__(
-        self, out: Path, shards: Sequence[Shard], aliases: Mapping[str, str], metadata: Strings, force: bool, extra_bytes: int
+        self,
+        out: Path,
+        shards: Sequence[Shard],
+        indices: Sequence[Head],
+        aliases: Mapping[str, str],
+        metadata: Strings,
+        force: bool,
+        extra_bytes: int,
     ) -> None:
         self.out = out
         self._shards = shards
+        self._indices = indices
         self._aliases = aliases
         self._metadata = metadata
         self._force = force
@@ -146,11 +151,7 @@ class _Writer:
                 raise OutputError("not completely written", path=self.out, tensor=name, expected=tensor.numel, found=found)
 
     def _create_shard(self, path: Path, shard: Shard) -> None:
-        own = {tensor.name for tensor in shard.tensors}
-        start = len(shard.prefix)
-        tied = {name[start:]: kept[start:] for name, kept in self._aliases.items() if kept in own}
-        inside = [replace(tensor, name=tensor.name[start:]) for tensor in shard.tensors] if start else shard.tensors
-        header = header_bytes(inside, of_file(self._metadata.get(shard.prefix[:-1], PLAIN), tied))
+        header = new_head(shard, self._aliases, self._metadata)
         file = WriteFile(path, len(header) + shard.nbytes)
         self._files.append(file)
         file.write(0, memoryview(header))
@@ -206,20 +207,9 @@ class FolderWriter(_Writer):
             path = self._temporary / shard.file
             path.parent.mkdir(parents=True, exist_ok=True)
             self._create_shard(path, shard)
-        for prefix in dict.fromkeys(shard.prefix for shard in self._shards):
-            shards = [shard for shard in self._shards if shard.prefix == prefix]
-            if len(shards) > 1:
-                self._write_index(prefix, shards)
+        for head in self._indices:
+            self._write_small(head.name, head.data)
         check_unlisted(self.out, self._temporary, self._heads)  # before the work, as far as one can know
-
-    def _write_index(self, prefix: str, shards: Sequence[Shard]) -> None:
-        """Write the index of the shards of a folder."""
-        start = len(prefix)
-        weight_map = {tensor.name[start:]: shard.file[start:] for shard in shards for tensor in shard.tensors}
-        index = {"metadata": {"total_size": sum(shard.nbytes for shard in shards)}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0].file)
-        self._write_small(f"{stem}.safetensors.index.json", text.encode())
 
     def _seal(self) -> None:
         self._write_small(MANIFEST, manifest_of(self._temporary, "checkpoint"))
@@ -243,7 +233,8 @@ class FileWriter(_Writer):
         self._create_shard(self._temporary, self._shards[0])
 
     def _commit(self) -> None:
-        check_output(self.out, folder=False, force=self._force)
+        if not (self._shards[0].head and self._force and same_bytes(self.out, self._temporary)):  # else nothing is lost
+            check_output(self.out, folder=False, force=self._force)
         os.replace(self._temporary, self.out)
         fsync_folder(self.out.parent)
 
@@ -263,6 +254,7 @@ def open_writer(
     aliases: Mapping[str, str] | None = None,
     metadata: Strings = MappingProxyType({}),
     side_bytes: int = 0,
+    indices: Sequence[Head] | None = None,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
 
@@ -270,12 +262,14 @@ def open_writer(
 
     Args:
         out: The output.
-        shards: What to write, from `plan_shards`; a file output joins them.
+        shards: What to write, from `plan_shards` or `shards_of_heads`; a file output joins them, and only a shard that is alone keeps
+            its head.
         force: Whether an existing checkpoint may be replaced; of a folder only what this program wrote, else nothing.
         protect: Inputs; the output must not be, hold, or lie in one.
         aliases: From the second names of tied tensors to the names that are written.
         metadata: Free strings for the headers, by folder (`""`: the output itself); `{"format": "pt"}` where there are none for one.
         side_bytes: Expected size of the side files, for the check of free space.
+        indices: Heads of the indices of shards, which a file output has none of; made of the shards where they are not given.
 
     Raises:
         OutputError: The output exists, the disk is too small, or the system refuses to write.
@@ -284,7 +278,8 @@ def open_writer(
     out = Path(out)
     single = out.suffix == ".safetensors"
     check_protected(out, protect)
-    check_output(out, folder=not single, force=force, unlisted=True)
+    alone = shards[0].head if len(shards) == 1 else b""
+    check_output(out, folder=not single, force=force, unlisted=True, head=alone)
     tied = dict(aliases or {})
     if single:
         folders = sorted({shard.prefix for shard in shards} - {""})
@@ -292,8 +287,10 @@ def open_writer(
             hint = "Name a folder, without .safetensors."
             raise RecipeError("one file cannot hold weights of sub-folders", path=out, found=", ".join(folders), hint=hint)
         tensors = [(tensor.name, tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors]
-        writer: FolderWriter | FileWriter = FileWriter(out, plan_shards(tensors), tied, metadata, force, 0)
+        whole = shards if alone else plan_shards(tensors)
+        writer: FolderWriter | FileWriter = FileWriter(out, whole, (), tied, metadata, force, 0)
     else:
-        writer = FolderWriter(out, shards, tied, metadata, force, side_bytes)
+        beside = new_indices(shards) if indices is None else indices
+        writer = FolderWriter(out, shards, beside, tied, metadata, force, side_bytes)
     with writer:
         yield writer

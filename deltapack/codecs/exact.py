@@ -24,8 +24,8 @@ from deltapack.kernels.layout import Bits, Elements
 __all__ = ["decode_exact_chunk", "encode_exact_chunk"]
 
 _EQUAL, _PLANES, _DENSE, _SPARSE, _SHARED = range(5)
-_SPARSE_ONLY = 16384
-"""Where fewer than one number in so many changed, positions and values are the only way that is looked at."""
+_SPARSE_TOO, _SPARSE_ONLY = 16, 16384
+"""Where fewer than one number in so many changed, positions and values are one way that is looked at, or the only one."""
 _UNFORESEEN, _STRUCTURE, _FEW = 0.97, 0.25, 64
 """Planes are tried where a sample says that they take less than this share; and not of so few bits a number, or bytes."""
 
@@ -61,7 +61,7 @@ def _encode_values(values: Symbols, numbers: Numbers, tables: SharedTables) -> b
     if values.changed * _SPARSE_ONLY <= len(values.base):
         return _write_sparse(_plan_sparse(values, numbers, tables), numbers)
     plan = plan_values(values, numbers, tables)
-    if _bits_of_places(values) < plan.bits:
+    if values.changed * _SPARSE_TOO <= len(values.base) and _bits_of_places(values) < plan.bits:
         sparse = _plan_sparse(values, numbers, tables)
         if sparse.bits < plan.bits:
             return _write_sparse(sparse, numbers)

@@ -15,7 +15,8 @@ __all__ = ["Cursor", "need", "varint", "varints", "write_stream"]
 _MOST_DIGITS, _FEW = 10, 200
 
 
-_SMALL = [bytes([value]) for value in range(128)]
+_SPELT = [bytes([value] if value < 128 else [value & 127 | 128, value >> 7]) for value in range(4097)]
+"""The varints of all frequencies that there are."""
 
 
 def need(condition: object, what: str, *, expected: object = None, found: object = None) -> None:
@@ -35,8 +36,8 @@ def varint(value: int) -> bytes:
     >>> varint(300).hex()
     'ac02'
     """
-    if value < 128:
-        return _SMALL[value]
+    if value < len(_SPELT):
+        return _SPELT[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

@@ -77,7 +77,7 @@ def _parsed(blob: bytes, numbers: Numbers) -> Table:
     return read_table(raw, numbers)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _costs(tables: SharedTables, numbers: Numbers) -> tuple[list[int], NDArray[np.int64]]:
     """Return the numbers of the tables that an encoder may take for such numbers, and what each symbol costs, `[tables, 256 * 256]`.
 

@@ -8,18 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from deltapack.checkpoint import Checkpoint, LeftOut, SideFile, TensorInfo, plan_shards
+from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, plan_shards
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.tensors import Source
 from deltapack.composing.arranged import arranged_base, arrangements_of
 from deltapack.composing.basecheck import wrong_base
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.containers import fitting, head_after, head_of
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.restored_files import files_after
 from deltapack.composing.stepping import Kept, Said, SteppedSource
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
-from deltapack.errors import LimitError
+from deltapack.errors import BaseMismatchError, LimitError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.limits import Limits
@@ -68,7 +69,8 @@ class RestoredCheckpoint(Checkpoint):
         self.promised = {job.name: job.digest for job in composition.jobs}
         self.files = self
         self._verify, self._limits, self._handles, self._places = verify, base._limits, base._handles, base._places
-        self._shards = _shards(base, seen, composition)
+        self._heads = _heads(base if former is None else former, pack)
+        self._shards = _shards(base, seen, composition, [Head(*item) for item in self._heads.items()], pack)
         self._take(seen, pack, composition)
 
     def _take(self, seen: Checkpoint, pack: PackReader, composition: Composition) -> None:
@@ -123,6 +125,21 @@ class RestoredCheckpoint(Checkpoint):
         """Return the file of this name; none where there is none. Raises as `side_files`."""
         return self.origin.side_file(name) if self._side_files is None else self._side_files.get(name)
 
+    def heads(self) -> tuple[Head, ...]:
+        """Return the heads of the weight files, as the last pack says; none where it says nothing of them. Raises as `head`."""
+        found = ((container.name, self.head(container.name)) for container in self.packs[-1].index.containers)
+        return tuple(Head(name, data) for name, data in found if data is not None)
+
+    def head(self, name: str) -> bytes | None:
+        """Return the head of this name alone, none where there is none.
+
+        Raises:
+            BaseMismatchError: What it refers to, of the base or of a pack before, is not there or another one.
+            FormatError: A pack is damaged.
+        """
+        found = self._heads.get(name)
+        return head_after(self.origin, self.packs, name) if found is None else found
+
     def weight_paths(self) -> list[Path]:
         """Return the paths of what it is read from: weight files of the base, and packs."""
         return [*self.origin.weight_paths(), *(pack.path for pack in self.packs)]
@@ -143,14 +160,34 @@ def _check_link(former: RestoredCheckpoint, pack: PackReader) -> None:
                 raise wrong_base(pack.path, name, entry.base.digest, f"digest {promised}", hint)
 
 
-def _shards(base: Checkpoint, seen: Checkpoint, composition: Composition) -> list[tuple[str, list[str]]]:
+def _heads(base: Checkpoint, pack: PackReader) -> dict[str, bytes]:
+    """Return the heads of the weight files that a pack restores; none where it says nothing of them, or the base lacks what they take.
+
+    Raises:
+        FormatError: One is damaged.
+    """
+    heads = {}
+    try:
+        for container in pack.index.containers:
+            whole = container.blob is not None and not container.base
+            heads[container.name] = head_of(pack, container, None if whole else base.head(container.name), base.path)
+    except BaseMismatchError:  # whoever wants these very files is told
+        return {}
+    return heads
+
+
+def _shards(
+    base: Checkpoint, seen: Checkpoint, composition: Composition, heads: Sequence[Head], pack: PackReader
+) -> list[tuple[str, list[str]]]:
     """Return the weight files that the checkpoint would be written to, with their tensors."""
-    shards = plan_shards(
-        [(job.name, job.dtype, job.shape) for job in composition.jobs],
-        like=base.weight_shards(),
-        rename={job.name: seen.home_of(job.source.base.name) for job in composition.jobs if isinstance(job.source, FromBase)},
-        folders=composition.folders,
-    )
+    shards = fitting(pack, heads)[0] if heads else ()
+    if not shards:
+        shards = plan_shards(
+            [(job.name, job.dtype, job.shape) for job in composition.jobs],
+            like=base.weight_shards(),
+            rename={job.name: seen.home_of(job.source.base.name) for job in composition.jobs if isinstance(job.source, FromBase)},
+            folders=composition.folders,
+        )
     return [(shard.file, [tensor.name for tensor in shard.tensors]) for shard in shards]
 
 

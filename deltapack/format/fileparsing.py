@@ -49,7 +49,7 @@ def parse_folders(top: Any, limits: Limits) -> dict[str, str]:
     return dict(folders)
 
 
-def check_path(name: str, what: str, limits: Limits, *, most: int = _PART_BYTES, plain: bool = False) -> None:
+def check_path(name: str, what: str, limits: Limits, *, most: int = _PART_BYTES, plain: bool = False, is_weights: bool = False) -> None:
     """Refuse a name that could leave the output folder, hide in it, confuse a file system or replace the tensors.
 
     Args:
@@ -58,13 +58,15 @@ def check_path(name: str, what: str, limits: Limits, *, most: int = _PART_BYTES,
         limits: Bounds on its length.
         most: Bytes of one part.
         plain: Whether it must have one part only.
+        is_weights: Whether its last part must end as one of weights does, in lower case, instead of must not.
 
     Raises:
         FormatError: Rule R13 is broken.
     """
     parts = name.split("/")
     safe = all(part[:1] not in ("", ".") and len(part.encode()) <= most for part in parts) and not set("\\:") & set(name)
-    weights = any(part.lower().endswith(_WEIGHTS) for part in parts)
+    weights = any(part.lower().endswith(_WEIGHTS) for part in parts[: -1 if is_weights else None])
+    weights |= is_weights and not parts[-1].endswith(_WEIGHTS)
     if not safe or weights or CONTROL.search(name) or len(name.encode()) > limits.name_bytes or (plain and len(parts) > 1):
         hint = "Do not trust this pack."
         raise FormatError(f"{what} has a name that is not a plain path", rule="R13", found=name, hint=hint)

@@ -1,10 +1,15 @@
-"""Tensors in sub-folders of a checkpoint. Implements spec/03-index.md section 3.9."""
+"""Names of tensors in sub-folders of a checkpoint, and of weight files. Implements spec/03-index.md sections 3.9 and 3.13."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["folder_of"]
+__all__ = ["folder_of", "is_index_of_shards"]
+
+
+def is_index_of_shards(name: str) -> bool:
+    """Whether a head of this name is that of an index of shards, which is the whole file, and not of a safetensors file."""
+    return name.endswith(".index.json")
 
 
 def folder_of(name: str, folders: Collection[str]) -> str:

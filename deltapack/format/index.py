@@ -226,7 +226,7 @@ class Index:
     """Everything a pack says about itself.
 
     `files` is `None` where the fine-tune was a bare file. `folders` has its sub-folders with weights, and the name of the weight file
-    in each, without suffix. `tables` are those that chunks of exact entries share.
+    in each, without suffix. `containers` are the heads of its weight files (3.13). `tables` are those that chunks of exact entries share.
     """
 
     base_fingerprint: str
@@ -242,6 +242,7 @@ class Index:
     optional: Mapping[str, Any] = field(default_factory=dict)
     folders: Mapping[str, str] = field(default_factory=dict)
     tables: tuple[BlobRef, ...] = ()
+    containers: tuple[FileEntry, ...] = ()
 
     @property
     def pieces(self) -> frozenset[str]:
@@ -258,7 +259,7 @@ class Index:
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
         """All blobs in file order."""
-        files = tuple(file.blob for file in self.files or () if file.blob is not None)
+        files = tuple(file.blob for file in (*(self.files or ()), *self.containers) if file.blob is not None)
         return tuple(blob for entry in self.entries for blob in entry.blobs) + files + self.tables
 
     def to_json(self) -> dict[str, Any]:
@@ -278,5 +279,6 @@ class Index:
             "files": None if self.files is None else [file.to_json() for file in self.files],
         }
         out |= {"folders": dict(self.folders)} if self.folders else {}
+        out |= {"containers": [container.to_json() for container in self.containers]} if self.containers else {}
         out |= {"tables": [blob.to_json() for blob in self.tables]} if EXACT in self.required else {}
         return out | ({"optional": dict(self.optional)} if self.optional else {})

@@ -13,6 +13,7 @@ from deltapack.format.base_fields import parse_base
 from deltapack.format.blobs import EXACT, MOST_STEPS, MOST_TABLE, ExactStep
 from deltapack.format.canonical import load_index
 from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
+from deltapack.format.containers import CONTAINERS, check_containers, parse_containers
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
     blob_ref,
@@ -52,10 +53,10 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         raise FormatError("the index is not that of a pack", rule="R4", expected='"format":"dpk"')
     # Before the other keys: a later version may have other ones, and says so here.
     required = strings(top, "required")
-    unknown = sorted(set(required) - known_features() - {FEATURE, EXACT})
+    unknown = sorted(set(required) - known_features() - {FEATURE, EXACT, CONTAINERS})
     if unknown:
         raise UnsupportedError("the pack needs an unknown feature", rule="R5", found=unknown[0], hint="Update deltapack.")
-    of_features = {key for key, feature in (("folders", FOLDERS), ("tables", EXACT)) if feature in required}
+    of_features = {key for key, feature in (("folders", FOLDERS), ("tables", EXACT), (CONTAINERS, CONTAINERS)) if feature in required}
     check_keys(top, "the index", required=_TOP | of_features, optional={"optional"})
     base, result = typed(top, "base", dict), typed(top, "result", dict)
     check_keys(base, "base", required={"fingerprint", "tensors"})
@@ -75,11 +76,14 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
         optional=typed(top, "optional", dict) if "optional" in top else {},
         folders=folders,
         tables=_tables(top, limits) if "tables" in top else (),
+        containers=parse_containers(top, limits) if CONTAINERS in top else (),
     )
     check_metadata(index.optional)
     _check_entries(index)
     check_in_folders(index.entries, folders)
     check_files(index.files or (), folders, limits)
+    if CONTAINERS in top:
+        check_containers(index.containers, folders, limits)
     _check_blobs(index.blobs, index_offset)
     return index
 

@@ -155,7 +155,7 @@ class PackReader:
         return of_base, of_result
 
     def check_side_file(self, entry: FileEntry) -> None:
-        """Check a side file that the pack carries, as far as that can be without the base.
+        """Check a side file, or a head of a weight file, that the pack carries, as far as that can be without the base.
 
         Raises:
             FormatError: The content is not what the index says.
@@ -175,12 +175,12 @@ class PackReader:
         stored = self.plain_blob(entry.blob)
         most = entry.size - 1 if entry.base else entry.size
         if len(stored) > most:
-            what = "a side file is stored larger than it is"
+            what = f"the file {entry.name!r} is stored larger than it is"
             raise FormatError(what, path=self.path, rule="R8", expected=f"at most {most}", found=len(stored))
         return stored
 
     def side_file(self, entry: FileEntry, before: bytes = b"") -> bytes:
-        """Return the content of a side file that the pack carries.
+        """Return the content of a side file, or the head of a weight file, that the pack carries.
 
         Args:
             entry: The file.
@@ -196,7 +196,7 @@ class PackReader:
             error.path = self.path
             raise
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ChecksumError(f"side file {entry.name!r} is damaged", path=self.path, rule="R8")
+            raise ChecksumError(f"file {entry.name!r} is damaged", path=self.path, rule="R8")
         return data
 
     def chunked_blob(self, blob: BlobRef, layout: Layout, nnz: int, tensor: str) -> ChunkedBlob:

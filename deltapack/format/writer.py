@@ -40,12 +40,18 @@ def stored_side_file(name: str, data: bytes, before: bytes | None) -> tuple[byte
         data: Its content.
         before: The base's file of this name, if there is one.
     """
+    # A text for people stays whole: it need not keep a base from moving on.
+    form = like(name, before, data) if before and data and not is_descriptive(name) else b""
+    return _stored_after(form, data)
+
+
+def _stored_after(before: bytes, data: bytes) -> tuple[bytes, str]:
+    """Return what a pack holds of some content, and the SHA-256 of what it refers to; empty where to nothing."""
     level = _SIDE_FILE_LEVEL if len(data) <= _LARGE else _LARGE_LEVEL
-    if before and data and not is_descriptive(name):  # a text for people stays whole: it need not keep a base from moving on
-        form = like(name, before, data)
-        frame = compress_after(form, data)
+    if before and data:
+        frame = compress_after(before, data)
         if len(frame) < len(data) // _FAR_SMALLER or len(frame) + _REFERENCE < len(pack_stream(data, level)):
-            return frame, hashlib.sha256(form).hexdigest()
+            return frame, hashlib.sha256(before).hexdigest()
     return pack_stream(data, level), ""
 
 
@@ -107,6 +113,20 @@ class PackWriter:
         if not carry:
             return FileEntry(name, len(data), sha256)
         stored, base = stored_side_file(name, data, before)
+        return FileEntry(name, len(data), sha256, self.plain_blob(stored), base)
+
+    def head(self, name: str, data: bytes, before: bytes | None) -> FileEntry:
+        """Describe the head of a weight file and, where that is not the base's, append it.
+
+        Args:
+            name: Name of the file.
+            data: Its head.
+            before: The head of the base's file of this name, if there is one, which this may refer to.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if data == before:
+            return FileEntry(name, len(data), sha256)
+        stored, base = _stored_after(before or b"", data)
         return FileEntry(name, len(data), sha256, self.plain_blob(stored), base)
 
     def chunk_digests(self, entry: Entry, base: Sequence[bytes], result: Sequence[bytes]) -> Entry:

@@ -16,9 +16,10 @@ from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprin
 from deltapack.format.features import features_of
 from deltapack.format.index import BaseRef, Entry, FileEntry, Index
 from deltapack.format.metadata import optional_metadata
-from deltapack.format.writer import open_pack_writer
+from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.kinds import PACK_FILE, check_output_name
+from deltapack.packing.containers import write_heads
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
@@ -132,12 +133,13 @@ def write_pack(
         entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split)
         entries, base_rows = run.write(entry_writer)
         files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
+        heads, no_heads = _heads(writer, inputs, entries)
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
-        index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe)
+        index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe, heads)
         index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
         size = writer.finish(replace(index, optional=optional_metadata(metadata)))
     checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-    notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long]
+    notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long, *no_heads]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, recipe)
 
 
@@ -242,12 +244,20 @@ def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[E
     ]
 
 
+def _heads(writer: PackWriter, inputs: Inputs, entries: Sequence[Entry]) -> tuple[tuple[FileEntry, ...], list[str]]:
+    """Write the heads of the weight files where all of them is to come back, and return what is to be told."""
+    if inputs.asked.recipe.exact is not True:
+        return (), []
+    return write_heads(writer, inputs.base.files, inputs.finetuned, entries, inputs.survey.kept)
+
+
 def _index(
     entries: Sequence[Entry],
     base_rows: Sequence[BaseRow],
     files: tuple[FileEntry, ...] | None,
     folders: Mapping[str, str],
     recipe: Recipe,
+    containers: tuple[FileEntry, ...],
 ) -> Index:
     result = [(entry.name, entry.dtype.name, entry.shape, entry.digest) for entry in entries if entry.in_result]
     return Index(
@@ -260,6 +270,7 @@ def _index(
         entries=tuple(entries),
         files=files,
         created_by=f"deltapack {__version__}",
-        required=features_of(entries, files, folders),
+        required=features_of(entries, files, folders, containers),
         folders=folders,
+        containers=containers,
     )

@@ -31,7 +31,7 @@ def compress_report(
     recipe: Recipe,
 ) -> CompressReport:
     """Sum up a finished compression."""
-    files = sum(file.blob.length for file in index.files or () if file.blob is not None)
+    files = sum(file.blob.length for file in (*(index.files or ()), *index.containers) if file.blob is not None)
     parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0, "exact": 0} | dict(split)
     parts["exact"] += sum(blob.length for blob in index.tables)
     parts["tables"] += sum(entry.digests.length for entry in index.entries if entry.digests is not None)

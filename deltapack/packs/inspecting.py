@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.packing.roles import roles_of
@@ -82,13 +83,14 @@ class PackSummary:
         delta_elements: Elements of the tensors that were dropped from.
         nnz: Elements that were kept.
         delta_bits_per_weight: Everything in the pack but stored and exact tensors and side files, in bits per such element.
-        split: Stored bytes by use: terms, stored, exact, digests, files, header.
+        split: Stored bytes by use: terms, stored, exact, digests, files (with heads of weight files), header.
         kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
         index_codecs: Number of terms of each index codec.
         value_codecs: Number of terms of each value codec.
         max_abs_delta: Largest |fine-tuned - base|, where the pack tells.
         files: The side files.
         tensors: The tensors, by name.
+        weight_files: Number of weight files that are restored byte for byte, headers and all.
     """
 
     path: Path
@@ -111,6 +113,7 @@ class PackSummary:
     max_abs_delta: float | None
     files: tuple[FileSummary, ...]
     tensors: tuple[TensorSummary, ...]
+    weight_files: int = 0
 
     @property
     def ratio(self) -> float:
@@ -177,6 +180,7 @@ def inspect_pack(path: str | Path) -> PackSummary:
         max_abs_delta=max(deltas, default=None),
         files=tuple(FileSummary(file.name, file.size, file.blob.length if file.blob else None) for file in index.files or ()),
         tensors=tensors,
+        weight_files=restored_weight_files(index.containers),
     )
 
 
@@ -213,7 +217,7 @@ def _split(index: Index, pack_bytes: int) -> dict[str, int]:
         "stored": sum(entry.stored.length for entry in entries if entry.stored is not None),
         "exact": sum(step.blob.length for entry in entries for step in entry.exact) + sum(blob.length for blob in index.tables),
         "digests": sum(entry.digests.length for entry in entries if entry.digests is not None),
-        "files": sum(file.blob.length for file in index.files or () if file.blob is not None),
+        "files": sum(file.blob.length for file in (*(index.files or ()), *index.containers) if file.blob is not None),
     }
     return parts | {"header": pack_bytes - sum(parts.values())}
 

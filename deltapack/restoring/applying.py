@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checking import as_count, as_path, as_paths
-from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size, plan_shards
+from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.compose import Composition, compose
+from deltapack.composing.containers import WeightFiles
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
@@ -29,7 +30,8 @@ from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
 from deltapack.restoring.present import is_there
-from deltapack.restoring.provenance import restored
+from deltapack.restoring.provenance import restored as own_metadata
+from deltapack.restoring.weight_files import files_like_base, finetuned_files
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
@@ -56,7 +58,8 @@ def apply(
     Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
     rescale and dtype every restored tensor is checked, too. `out` appears only when all is well. A chain is put in order and checked by
     its digests before anything is written; the base is read once, and no state in between is ever written. An `out` that holds what a
-    chain gives is left as it is.
+    chain gives is left as it is. A pack that holds the headers of the fine-tune's weight files (`Recipe(exact=True)`) restores these
+    files byte for byte, unless another result or layout is asked for.
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
@@ -92,11 +95,13 @@ def apply(
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted], dtype=options.dtype)
         jobs = composition.jobs
-        if before and not force and max_shard_size is None and is_there(out, seen, composition, options.workers):
-            told = f"{out} holds what the chain gives already: every tensor was compared, nothing was written"
+        kept, told = finetuned_files(base_ckpt, weighted, out, dtype=options.dtype, shard_bytes=options.max_shard_bytes)
+        if before and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
+            there = f"{out} holds what the chain gives already: every tensor was compared, nothing was written"
             nbytes = sum(job.nbytes for job in jobs)
-            return ApplyReport(out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, told], written=False)
-        notes = write_checkpoint(seen, composition, out, paths, options, metadata=restored(weighted, composition, verify=verify))
+            return ApplyReport(out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False)
+        own = own_metadata(weighted, composition, verify=verify)
+        notes = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept)
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -104,7 +109,7 @@ def apply(
             )
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *notes])
+        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes])
 
 
 def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:
@@ -177,23 +182,18 @@ def write_checkpoint(
     options: WriteOptions,
     own_files: Mapping[str, bytes] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({}),
+    files: WeightFiles | None = None,
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
     `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
-    tensors besides those that `result_metadata` composes.
+    tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin.
     """
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
         check_base_files(base, composition.assets, verify=options.verify)
     jobs = composition.jobs
-    shards = plan_shards(
-        [(job.name, job.dtype, job.shape) for job in jobs],
-        like=base.weight_shards(),
-        rename={job.name: base.home_of(job.source.base.name) for job in jobs if isinstance(job.source, FromBase)},
-        max_shard_size=options.max_shard_bytes,
-        folders=composition.folders,
-    )
+    shards, indices = (files_like_base(base, composition, options.max_shard_bytes), None) if files is None else files
     with open_writer(
         out,
         shards,
@@ -202,6 +202,7 @@ def write_checkpoint(
         aliases=composition.aliases,
         metadata=result_metadata(base, composition.metadata, composition.folders, metadata),
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
+        indices=indices,
     ) as writer:
         restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
         with closing(restoring) as tensors:

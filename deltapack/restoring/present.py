@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.compose import Composition
+from deltapack.composing.containers import WeightFiles
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.errors import DeltapackError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
@@ -19,8 +20,8 @@ from deltapack.parallel import ordered_map
 __all__ = ["is_there"]
 
 
-def is_there(out: Path, base: Checkpoint, composition: Composition, workers: int) -> bool:
-    """Whether an output holds the very tensors and side files that a composition gives; all of its tensors are read.
+def is_there(out: Path, base: Checkpoint, composition: Composition, workers: int, files: WeightFiles | None = None) -> bool:
+    """Whether an output holds the very tensors, side files and weight files that a composition gives; all of its tensors are read.
 
     Files that it has besides do not count, nor do texts for people.
 
@@ -29,6 +30,7 @@ def is_there(out: Path, base: Checkpoint, composition: Composition, workers: int
         base: The base of the composition.
         composition: What is to be restored; with a digest for each tensor, else the answer is no.
         workers: Threads.
+        files: The weight files, where they are to be byte for byte those of the fine-tune.
     """
     if not out.exists():
         return False
@@ -37,9 +39,19 @@ def is_there(out: Path, base: Checkpoint, composition: Composition, workers: int
             found = {name: (info.dtype, info.shape) for name, info in there.tensors.items()}
             wanted = {job.name: (job.dtype, job.shape) for job in composition.jobs}
             same = found == wanted and dict(there.aliases) == dict(composition.aliases)
+            same = same and (files is None or _has_heads(there, files))
             return same and _has_files(there, base, composition) and _has_elements(there, composition.jobs, workers)
     except DeltapackError:  # something else, or damaged: whoever writes will say what is to be said of it
         return False
+
+
+def _has_heads(there: Checkpoint, files: WeightFiles) -> bool:
+    """Whether the weight files are those, by all that stands in them besides elements; of one file, the name does not count."""
+    shards, indices = files
+    found = {head.name: head.data for head in there.heads()}
+    if not there.is_folder:
+        return list(found.values()) == [shard.head for shard in shards]
+    return found == {shard.file: shard.head for shard in shards} | {head.name: head.data for head in indices}
 
 
 def _has_elements(there: Checkpoint, jobs: Sequence[TensorJob], workers: int) -> bool:

@@ -18,8 +18,10 @@ from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_carried
 from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.compose import compose
+from deltapack.composing.containers import check_heads_alone, restored_files
 from deltapack.composing.tensor_job import FromBase, StoredRows
 from deltapack.composing.weighted import WeightedPack
+from deltapack.format.containers import restored_weight_files
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import ChunkedBlob, PackReader
@@ -45,7 +47,7 @@ def verify(
     """Check every byte of a pack: structure, checksums, every stream decoded, every side file, digests of what is stored whole.
 
     With a base, also restore every tensor in memory, chunk by chunk, compare the digests of base and result, and look for the side files
-    that the pack leaves to the base or refers to: `apply` does what `verify` says.
+    and headers of weight files that the pack leaves to the base or refers to: `apply` does what `verify` says.
 
     Args:
         pack: The pack.
@@ -66,23 +68,26 @@ def verify(
             check_side_name(file.name)
         for file in carried:
             reader.check_side_file(file)
+        check_heads_alone(reader)
         for table in reader.index.tables:
             reader.plain_blob(table)
         for entry in reader.index.entries:
             reader.chunk_digests(entry)
             _check_empty(reader.path, entry)
-        chunks = sum(_chunk_count(entry) for entry in reader.index.entries)
+        chunks, kept = sum(_chunk_count(entry) for entry in reader.index.entries), restored_weight_files(reader.index.containers)
         if base is None:
             joined = batches(_chunk_tasks(reader, Buffers()), lambda task: CHUNK, _BATCH)
             with closing(ordered_map(lambda batch: [task() for task in batch], joined, count)) as checked:
                 for done, _ in enumerate(chain.from_iterable(checked), 1):
                     report(done, chunks)
-            return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False)
+            return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False, weight_files=kept)
         with open_checkpoint(base, weights=weight_files) as base_ckpt:
             seen = arranged_base(base_ckpt, [reader])
             composition = compose(seen, [WeightedPack(reader)])
             notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
             check_carried(base_ckpt, reader)
+            if reader.index.containers:
+                restored_files(reader, base_ckpt)
             restored = restore_tensors(
                 seen,
                 composition.jobs,
@@ -94,7 +99,7 @@ def verify(
             )
             with closing(restored):
                 based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
-        return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes)
+        return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes, kept)
 
 
 def _chunk_count(entry: Entry) -> int:

@@ -129,3 +129,45 @@ def test_loading_gives_what_merging_gives(tmp_path: Path, packs: Mapping[str, fl
     }
     chosen = {made[name]: weight for name, weight in packs.items()}
     assert holds(deltapack.load_state_dict(tmp_path / "base.safetensors", chosen), merged(chosen))
+
+
+def test_a_module_whose_matrices_lie_the_other_way_round(tmp_path: Path) -> None:
+    """Strides are the model's own affair: elements are read and written by their places in the pack's tensor."""
+    one = packed(tmp_path, "one", BASE, ONE, Recipe(exact=True))
+    state = {name: to_torch(tensor) for name, tensor in BASE.items()}
+    turned = state["w"].t().contiguous().t()
+    assert not turned.is_contiguous()
+    live = deltapack.attach(state | {"w": turned}, backend="cpu")
+    live.activate(one)
+    assert bytes_of(turned) == ONE["w"].raw
+    live.deactivate()
+    assert bytes_of(turned) == BASE["w"].raw
+
+
+def test_a_language_model_is_the_fine_tune(tmp_path: Path) -> None:
+    """With tied embeddings: live, and loaded with new tokens."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, tie_word_embeddings=True)).to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    packs = []
+    for name in ("same", "more"):
+        with torch.no_grad():
+            for parameter in base.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.01)
+        base.save_pretrained(tmp_path / name)
+        packs.append(tmp_path / f"{name}.dpk")
+        deltapack.compress(tmp_path / "base", tmp_path / name, packs[-1], recipe=Recipe(exact=True))
+        base.resize_token_embeddings(101)
+    ids = torch.arange(20)[None]
+    same, more = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in ("same", "more"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+    loaded = deltapack.load_model(tmp_path / "base", packs[1], device="cpu")
+    with torch.inference_mode():
+        plain = model(ids).logits
+        with deltapack.attach(model, backend="cpu").activate(packs[0]):
+            assert torch.equal(model(ids).logits, same(ids).logits)
+        assert torch.equal(model(ids).logits, plain)
+        assert torch.equal(loaded(ids).logits, more(ids).logits) and len(loaded.lm_head.weight) == 101
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight

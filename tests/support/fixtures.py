@@ -53,7 +53,8 @@ class Applied:
 
     def __call__(self, pack: Path, **options: Any) -> Model:
         out = self.folder / "out.safetensors"
-        deltapack.apply(self.folder / "base.safetensors", pack, out, force=True, **options)
+        out.unlink(missing_ok=True)  # a file that is byte for byte a fine-tune does not say who wrote it, so it is not replaced
+        deltapack.apply(self.folder / "base.safetensors", pack, out, **options)
         return read_model(out)
 
 

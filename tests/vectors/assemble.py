@@ -360,6 +360,8 @@ class Pack:
         self.entries: list[Json] = []
         self.files: list[Json] | None = None
         self.contents: dict[str, bytes] = {}  # of the side files
+        self.containers: list[Json] | None = None
+        self.heads: dict[str, bytes] = {}
         self.extra: Json = {}
         self.minor = 0
 
@@ -520,6 +522,16 @@ class Pack:
         self.files = [*(self.files or []), entry]
         return self
 
+    def container(self, name: str, head: bytes, inside: bool = True, blob: Blob | None = None, before: bytes = b"") -> Pack:
+        """Add the head of a weight file; `before` is the base's that it refers to."""
+        frame = zstd_after(before, head) if before else zstd(head)
+        entry: Json = {"name": name, "size": len(head), "sha256": hashlib.sha256(head).hexdigest()}
+        entry |= {"blob": blob or Blob(frame if len(frame) < len(head) or before else head)} if inside else {}
+        entry |= {"base": hashlib.sha256(before).hexdigest()} if before else {}
+        self.heads[name] = head
+        self.containers = [*(self.containers or []), entry]
+        return self
+
     def index_base(self) -> Json:
         """The `base` of the index."""
         return {"fingerprint": fingerprint(self.base), "tensors": len(self.base)}
@@ -544,6 +556,9 @@ class Pack:
         index |= {"result": {"fingerprint": None, "tensors": None, "bytes": None}}
         index |= {"tensors": copy.deepcopy(entries), "files": copy.deepcopy(files)}
         index |= copy.deepcopy(self.extra)
+        if self.containers is not None:
+            index["containers"] = sorted(copy.deepcopy(self.containers), key=lambda row: row["name"].encode())
+            index["required"] = sorted([*index["required"], "containers"])
         if edit:
             edit(index)
         region = settle(index, options.get("place", lambda n, end: round_up(end)))
@@ -594,9 +609,10 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
             if type(step) is dict:
                 place(step, "blob")
         place(entry, "digests")
-    for file in index["files"] if type(index.get("files")) is list else []:
-        if type(file) is dict:
-            place(file, "blob")
+    for files in (index.get("files"), index.get("containers")):
+        for file in files if type(files) is list else []:
+            if type(file) is dict:
+                place(file, "blob")
     for number in range(len(index["tables"])) if type(index.get("tables")) is list else []:
         place(index["tables"], number)
     region.extend(bytes(-len(region) % 8))

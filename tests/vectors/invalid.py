@@ -32,6 +32,7 @@ from vectors.assemble import (
     zstd,
     zstd_after,
 )
+from vectors.containers import container_cases, valid_containers
 from vectors.exact_entries import exact_cases, valid_exact
 from vectors.faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
 from vectors.invalid_blobs import blob_cases
@@ -927,10 +928,10 @@ def raw_cases() -> Iterator[Case]:
 
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
-    names = {name for name, _, _ in (*valid_packs(), *valid_arranged(), *valid_exact())}
+    names = {name for name, _, _ in (*valid_packs(), *valid_arranged(), *valid_exact(), *valid_containers())}
     groups = (
         *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
-        *(raw_cases, metadata_cases, referring_cases, folder_cases, field_cases, blob_cases, arranged_cases, exact_cases),
+        *(raw_cases, metadata_cases, referring_cases, folder_cases, field_cases, blob_cases, arranged_cases, exact_cases, container_cases),
     )
     for group in groups:
         for case in group():

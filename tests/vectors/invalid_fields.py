@@ -7,6 +7,7 @@ from typing import Any
 
 from vectors.arranged import valid_arranged
 from vectors.assemble import Blob, Pack
+from vectors.containers import valid_containers
 from vectors.exact_entries import valid_exact
 from vectors.faults import FORMAT, Case, drop, put
 from vectors.valid import valid_packs
@@ -53,6 +54,7 @@ OBJECTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "term-gaps": ("kind-grown", ("tensors", 0, "terms", 0)),
     "term-seeded": ("index-seeded", ("tensors", 0, "terms", 0)),
     "file": ("files", ("files", 2)),
+    "container": ("containers", ("containers", 0)),
 }
 TERM = ("index", "values", "factor", "nnz", "blob")
 OBJECTS_MUST = {
@@ -66,7 +68,7 @@ OBJECTS_MUST = {
     "step": ("blob",),
     "stats": ("l1", "max_abs"),
     **{"term-all": TERM, "term-bitmap": TERM, "term-gaps": (*TERM, "shift"), "term-seeded": (*TERM, "keep", "key")},
-    "file": ("name", "size", "sha256"),
+    **dict.fromkeys(("file", "container"), ("name", "size", "sha256")),
 }
 PARAMETERS = {"shift": 0, "keep": 1, "key": "0" * 16}
 
@@ -92,6 +94,7 @@ delta shape ints|delta digest hex|delta base object|delta terms list|grown store
 source digest hex|source name string|source dtype string|source shape ints|stats l1 string|stats max_abs string
 term-all index string|term-all values string|term-all factor hex|term-all nnz int|term-all blob blob|term-seeded keep int
 term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|referring base hex
+container name string|container size int|container sha256 hex|container blob blob|head base hex
 digests digests blob|arranged grid grid|arranged pieces list|piece name string|piece from ints|piece transposed true
 exact exact list|step blob blob|step tables int
 """
@@ -99,7 +102,7 @@ exact exact list|step blob blob|step tables int
 
 def field_cases() -> Iterator[Case]:
     """R4: keys that are not there, that may not be there, and values of other types."""
-    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged(), *valid_exact())}
+    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged(), *valid_exact(), *valid_containers())}
     yield from entry_cases(packs)
     yield from object_cases(packs)
     yield from type_cases(packs)
@@ -143,13 +146,15 @@ def type_cases(packs: dict[str, Pack]) -> Iterator[Case]:
                 edit, late = None, lambda index, key=key, path=path, by=value: _resize(index, (*path, key), by)
             data = packs[vector].build(edit, **({"late": late} if late else {}))
             yield "R4", f"type-{what}-{key}-{how}", FORMAT, vector, data
-    for what, key in (("index", "optional"), ("grown", "stats"), ("stored", "base"), ("exact", "base"), ("digests", "digests"), ("file", "blob")):
+    nullable = (("stored", "base"), ("exact", "base"), ("digests", "digests"), ("file", "blob"), ("container", "blob"))
+    for what, key in (("index", "optional"), ("grown", "stats"), *nullable):
         vector, path = _place(what)
         yield "R4", f"null-{what}-{key}", FORMAT, vector, packs[vector].build(put(*path, key, None))
     for what, value in (("int", 1), ("list", []), ("null", None)):
         edit = put(*OBJECTS["piece"][1], value)
         yield "R4", f"piece-is-{what}", FORMAT, "arranged-experts", packs["arranged-experts"].build(edit)
         yield "R4", f"term-is-{what}", FORMAT, "terms-none", packs["terms-none"].build(put("tensors", 0, "terms", [value]))
+        yield "R4", f"container-is-{what}", FORMAT, "containers", packs["containers"].build(put("containers", [value]))
         yield "R4", f"file-is-{what}", FORMAT, "files-none", packs["files-none"].build(put("files", [value]))
 
 
@@ -157,6 +162,8 @@ def _place(what: str) -> tuple[str, tuple[Any, ...]]:
     """A valid vector and the path to the object in it."""
     if what == "referring":
         return "files-base", ("files", 1)
+    if what == "head":
+        return "containers-base", ("containers", 0)
     if what == "digests":
         return "chunks-stored", ("tensors", 0)
     if what in KINDS:

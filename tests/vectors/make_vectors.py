@@ -9,6 +9,8 @@ It uses neither the package nor the reference decoder, so that the three can be 
     v1-several-<group>.json      cases on one base: `packs` with `weights` and the number of the one to `prefer` (if any, from 0), and
                                  `result`, `aliases`, `files` (where they matter; the base has these files) or `error` (the class)
     v1-several-<group>-*.dpk     their packs, each a valid one
+                                 `base_heads`, `containers` (where they matter): heads of the base's weight files, and the restored weight
+                                 files with their indices, in hex
     base_files.json              the side files of every base, in hex
     v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
                                  (the .json file that holds a base to restore it with, or null)
@@ -28,6 +30,7 @@ sys.path.insert(0, str(FOLDER.parent))
 from vectors import exact_cases  # noqa: E402
 from vectors.arranged import valid_arranged  # noqa: E402
 from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
+from vectors.containers import base_heads, valid_containers, weight_files  # noqa: E402
 from vectors.exact_entries import valid_exact  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
 from vectors.scalar import itemsize  # noqa: E402
@@ -89,7 +92,7 @@ def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds(), *valid_arranged(), *valid_exact()):
+    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds(), *valid_arranged(), *valid_exact(), *valid_containers()):
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
@@ -101,6 +104,10 @@ def main() -> None:
         metadata = pack.extra.get("optional", {}).get("dpk.metadata")
         if metadata is not None:
             document |= {"metadata": metadata.get("") or {"format": "pt"}}
+        if pack.containers is not None:
+            heads, files = base_heads(pack.base), weight_files(pack)
+            document |= {"base_heads": {file: head.hex() for file, head in heads.items()}}
+            document |= {"containers": {file: content.hex() for file, content in files.items()}}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
     for group, several in several_packs():
         for name, pack in several.packs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -188,9 +189,12 @@ def command(
 ) -> None:
     """Pack the difference between FINETUNED and BASE.
 
-    Both are a Hugging Face folder, a .safetensors file, or a PyTorch .bin or .pt state dict. The same
-    inputs and options give the same pack, byte for byte.
+    Both are a Hugging Face folder, a .safetensors file, a PyTorch .bin or .pt state dict, or a folder of
+    torch.distributed.checkpoint. The same inputs and options give the same pack, byte for byte.
     """
+    idle = options.typed_options([field.name for field in fields(Recipe) if field.name != "exact"]) if exact == ALL else []
+    if idle:
+        raise click.UsageError(f"{idle[0]} does nothing where all is exact. Leave it out, or name what must be exact: --exact REGEX.")
     recipe = Recipe(
         drop_rate=drop_rate,
         sparsify=sparsify,

@@ -20,7 +20,7 @@ PARTS = {
     "stored": "stored tensors",
     "exact": "exact tensors",
     "digests": "digests",
-    "files": "side files",
+    "files": "side files, headers",
     "header": "header and index of the file",
 }
 COLUMNS = ("tensor", "role", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
@@ -55,6 +55,8 @@ def _print(summary: PackSummary) -> None:
         ("recipe", ", ".join(_settings(summary.recipe))),
         ("tensors", kinds_line(summary.kinds)),
     ]
+    if summary.weight_files:
+        fields.append(("weight files", f"restored byte for byte: {summary.weight_files:,}"))
     if summary.delta_elements:
         weights, share = count_of(summary.delta_elements, "weight"), f"{100 * summary.density:.4g} %"
         several = summary.term_elements != summary.delta_elements

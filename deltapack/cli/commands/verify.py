@@ -29,6 +29,8 @@ def command(pack: Path, base: Path | None, weight_files: str | None, workers: in
     elif not quiet:
         checked = f"{count_of(report.chunks, 'chunk')} and {count_of(report.side_files, 'side file')}"
         fields = [("pack", f"{report.pack}, {human_bytes(report.pack_bytes)}"), ("whole", f"yes: {checked} checked")]
+        if report.weight_files:
+            fields.append(("weight files", f"restored byte for byte: {report.weight_files:,}"))
         if base is not None:
             fields.append(("base", f"fits: {count_of(report.base_tensors, 'tensor')} checked"))
         if report.result_digests:

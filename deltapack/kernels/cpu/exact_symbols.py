@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.kernels.cpu.bits import compiled, leading_zeros, load_u64
+from deltapack.kernels.cpu.exact_packing import pack_raw_bits, packing_room
 from deltapack.kernels.exact_numbers import Numbers, symbol_table
 from deltapack.kernels.layout import EXACT_BLOCK, STEPS, TILE, Bits, Bytes, Counts
 
@@ -189,56 +190,19 @@ def raw_bits_of(predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, 
     counts = np.zeros(tiles, np.int64)
     if not _has_raw_bits(symbols, numbers, far):
         return np.zeros(0, np.uint8), counts
-    typed = _typed(numbers, -numbers.signed, numbers.shift)
-    values, widths = np.empty(most, typed[0].dtype), np.empty(most, np.uint8)
-    out, room = [], np.empty(most + 2, np.uint64)
+    typed, room = _typed(numbers, -numbers.signed, numbers.shift), packing_room(most)
+    out, values, widths = [], np.empty(most, numbers.storage), np.empty(most, np.uint8)
     for tile in range(tiles):
         inside = slice(tile * TILE, (tile + 1) * TILE)
         own = symbols[inside]
         loops.parts(predicted[inside], tuned[inside], own, typed[0], far >= 0, typed[1], values[: len(own)], widths[: len(own)])
-        counts[tile] = _pack_joined(values[: len(own)], widths[: len(own)], numbers, room)
-        out.append(room.view(np.uint8)[: -(-int(counts[tile]) // 8)].copy())
+        counts[tile] = pack_raw_bits(values[: len(own)], widths[: len(own)], numbers.width, room)
+        out.append(room[0].view(np.uint8)[: -(-int(counts[tile]) // 8)].copy())
     return np.concatenate(out), counts
 
 
 def _has_raw_bits(symbols: Bytes, numbers: Numbers, far: int) -> bool:
     return bool(symbol_table(numbers, far).widths[: int(symbols.max()) + 1].any())
-
-
-def _pack_joined(values: Any, widths: Bytes, numbers: Numbers, room: Any) -> int:
-    """Pack a tile, joining neighbours first while they are sure to fit into 64 bits: that goes faster than one after the other."""
-    for _ in range({64: 0, 32: 1}.get(numbers.width, 2)):
-        joined, sums = np.empty(len(values) + 1 >> 1, np.uint64), np.empty(len(values) + 1 >> 1, np.uint8)
-        _join(values, widths, joined, sums)
-        values, widths = joined, sums
-    return int(_pack(values, widths, room))
-
-
-@compiled
-def _join(values: Any, widths: Bytes, out: NDArray[np.uint64], sums: Bytes) -> None:
-    for i in range(np.uint64(len(values) >> 1)):
-        j = i + i
-        k = j + np.uint64(1)
-        out[i] = np.uint64(values[j]) | (np.uint64(values[k]) << np.uint64(widths[j]))
-        sums[i] = widths[j] + widths[k]
-    if len(values) & 1:
-        out[-1], sums[-1] = values[-1], widths[-1]
-
-
-@compiled
-def _pack(values: NDArray[np.uint64], widths: Bytes, out: NDArray[np.uint64]) -> np.uint64:
-    """Append values of at most 64 bits; returns how many bits there are."""
-    held, bits, at = np.uint64(0), np.uint64(0), np.uint64(0)
-    for i in range(np.uint64(len(values))):
-        value, total = values[i], bits + np.uint64(widths[i])
-        held |= value << bits
-        out[at] = held
-        is_full = total >= np.uint64(64)
-        at += np.uint64(is_full)
-        held = (value >> np.uint64(1)) >> (np.uint64(63) - bits) if is_full else held
-        bits = total & np.uint64(63)
-    out[at] = held
-    return (at << np.uint64(6)) + bits
 
 
 def numbers_from(predicted: Bits, symbols: Bytes, raw: Bytes, starts: Counts, numbers: Numbers, far: int) -> tuple[Bits, Counts]:
