@@ -57,9 +57,9 @@ def measure_steps(quick: bool = False) -> Section:
 def measure_speed(quick: bool = False) -> Section:
     """Return the table of speeds."""
     real, missing = real_cases(quick)
-    cases = real if quick else [case for case in (*real, *trained_cases()) if case.name in ("A", "B1", "adamw, decay 0.1")]
+    cases = real if quick else [case for case in real if case.name == "A"]
     notes = "Medians of rounds in which all tools take their turn, beside a copy in memory. Full chunks: all tensors end to end."
-    table = speed_table(cases, 1 if quick else 5)
+    table = speed_table(cases, 1 if quick else 3)
     return Section("Exact speed", "python -m benchmarks.exact speed", (table,), (notes, *CASES, *missing))
 
 
