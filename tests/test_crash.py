@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.builders import ROOT, leftovers, moved, random_tensor, read_folder, write_folder
+from support.crashing import LINKS, VERBS, act
 
 import deltapack
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of
@@ -24,23 +24,16 @@ from deltapack.checkpoint.manifest import MANIFEST, manifest_of
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
 TENSORS = 24
-VERBS = {"compress": "out.dpk", "apply": "out", "apply to a file": "out.safetensors", "merge": "out", "merge packs": "out.dpk"}
-
 # Forks a child for each line that it reads, so that modules are imported once. A child reports its progress.
 NURSERY = """
 import json, os, sys
 from pathlib import Path
-import deltapack
-def act(verb, folder, out, **options):
-    if verb == "compress":
-        deltapack.compress(folder / "base", folder / "tuned", out, **options)
-    elif verb.startswith("apply"):
-        deltapack.apply(folder / "base", folder / "pack.dpk", out, **options)
-    else:
-        deltapack.merge(folder / "base", [folder / "pack.dpk", folder / "other.dpk"], out, weights=[0.5], **options)
+sys.path.insert(0, "tests")
+from support.crashing import act
 folder, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 act("compress", folder, scratch / "warm.dpk", workers=1)  # so that no child has anything left to import or compile
 act("merge", folder, scratch / "warm", workers=1)
+act("squash", folder, scratch / "warm too.dpk", workers=1)
 for line in sys.stdin:
     verb, out = json.loads(line)
     child = os.fork()
@@ -60,7 +53,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, a fine-tune and two packs, of 3 MB."""
+    """A base, a fine-tune and two packs, of 3 MB, and two packs that follow one of them."""
     folder = tmp_path_factory.mktemp("model")
     base = {f"{number}": random_tensor(number, (300, 100)) for number in range(TENSORS)}
     write_folder(folder / "base", base)
@@ -68,6 +61,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_folder(folder / name, {n: moved(t, seed) for n, t in base.items()}, {"tokenizer.json": "x"})
     deltapack.compress(folder / "base", folder / "tuned", folder / "pack.dpk")
     deltapack.compress(folder / "base", folder / "other", folder / "other.dpk")
+    before, links = {n: moved(t, 7) for n, t in base.items()}, [folder / LINKS[0]]
+    for seed, name in enumerate(LINKS[1:], 20):
+        before = {number: moved(tensor, seed) for number, tensor in before.items()}
+        tuned = write_folder(folder / f"tuned{seed}", before, {"tokenizer.json": "x"})
+        deltapack.compress(folder / "base", tuned, folder / name, recipe=deltapack.Recipe(exact=True), base_packs=links)
+        links.append(folder / name)
     return folder
 
 
@@ -78,15 +77,6 @@ def nursery(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         yield process
         assert process.stdin is not None
         process.stdin.close()
-
-
-def act(verb: str, folder: Path, out: Path, **options: Any) -> None:
-    if verb == "compress":
-        deltapack.compress(folder / "base", folder / "tuned", out, **options)
-    elif verb.startswith("apply"):
-        deltapack.apply(folder / "base", folder / "pack.dpk", out, **options)
-    else:
-        deltapack.merge(folder / "base", [folder / "pack.dpk", folder / "other.dpk"], out, weights=[0.5], **options)
 
 
 def content(path: Path) -> object:
@@ -155,6 +145,26 @@ def test_signals(verb: str, sign: signal.Signals, old: bool, model: Path, tmp_pa
         assert content(out) == new
         assert all(path.name == out.name or path.name.startswith(f".{out.name}.") for path in folder.iterdir())
     assert codes & {-signal.SIGKILL, 130}
+
+
+@pytest.mark.slow
+def test_five_hundred_kills_of_a_chain(model: Path, tmp_path: Path, nursery: subprocess.Popen[str]) -> None:
+    """There is the old model or the new one, whenever it is killed; half of the kills find none to be replaced."""
+    act("chain", model, tmp_path / "complete")
+    new, rng, found = content(tmp_path / "complete"), random.Random(0), {"old": 0, "new": 0}
+    for number in range(500):
+        folder = tmp_path / "killed"
+        folder.mkdir()
+        out = folder / "out"
+        if number % 2:
+            put_old("chain", model, out)
+        before = content(out)
+        code = run_and_stop(nursery, ["chain", str(out)], rng.randrange(TENSORS + 1), rng.uniform(0, 0.03), signal.SIGKILL)
+        left = content(out)
+        assert left in (before, new) and (left == new or code == -signal.SIGKILL)
+        found["new" if left == new else "old"] += 1
+        shutil.rmtree(folder)
+    assert min(found.values()) >= 25, found
 
 
 class StopHere(Exception):

@@ -45,6 +45,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         deltapack.compress(folder / "base", folder / tuned, folder / f"{name}.dpk")
         for copy in (f"{name}.dpk", f"{name}-7b.dpk"):
             shutil.copy(folder / f"{name}.dpk", folder / "packs" / copy)
+    (folder / "steps").mkdir()
+    links: list[Path] = []
+    for number, tuned in enumerate(("code", "chat", "finetuned"), 1):
+        shutil.copytree(folder / tuned, folder / f"step{number}")
+        exact = deltapack.Recipe(exact=True)
+        deltapack.compress(folder / "base", folder / tuned, folder / "steps" / f"{number}.dpk", recipe=exact, base_packs=links)
+        links.append(folder / "steps" / f"{number}.dpk")
     (folder / "run").mkdir()
     for step, tuned in ((100, "code"), (200, "chat")):
         shutil.copytree(folder / tuned, folder / "run" / f"checkpoint-{step}")
@@ -113,7 +120,10 @@ def test_the_docstring_of_the_package_runs(here: Path) -> None:
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(COMMANDS)])
 def test_a_command_runs(page: str, line: str, here: Path) -> None:
     remove_outputs(here, packs=" compress " in line)
-    done = CliRunner().invoke(cli, shlex.split(line, comments=True)[1:], prog_name="deltapack")
+    words = shlex.split(line, comments=True)[1:]
+    if words[0] == "compress" and "-o" in words:
+        Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
+    done = CliRunner().invoke(cli, words, prog_name="deltapack")
     assert done.exit_code == 0, (page, done.output)
 
 

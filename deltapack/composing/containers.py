@@ -11,7 +11,7 @@ from deltapack.errors import BaseMismatchError
 from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
 
-__all__ = ["WeightFiles", "check_heads_alone", "head_after", "restored_files"]
+__all__ = ["WeightFiles", "check_heads_alone", "fitting", "head_after", "head_of", "restored_files"]
 
 WeightFiles = tuple[list[Shard], list[Head]]
 """Weight files to write with their heads, and the indices of those that are shards."""
@@ -31,8 +31,8 @@ def restored_files(pack: PackReader, base: Checkpoint) -> WeightFiles:
     heads = []
     for container in pack.index.containers:
         whole = container.blob is not None and not container.base
-        heads.append(Head(container.name, _content(pack, container, None if whole else base.head(container.name), base.path)))
-    return _fitting(pack, heads)
+        heads.append(Head(container.name, head_of(pack, container, None if whole else base.head(container.name), base.path)))
+    return fitting(pack, heads)
 
 
 def head_after(origin: Checkpoint, packs: Sequence[PackReader], name: str) -> bytes | None:
@@ -58,7 +58,7 @@ def head_after(origin: Checkpoint, packs: Sequence[PackReader], name: str) -> by
     else:
         data = origin.head(name)
     for pack, container in reversed(held):
-        data = _content(pack, container, data, origin.path)
+        data = head_of(pack, container, data, origin.path)
     return data
 
 
@@ -75,17 +75,22 @@ def check_heads_alone(pack: PackReader) -> None:
         elif container.blob is not None:
             pack.check_side_file(container)
     if heads and len(heads) == len(pack.index.containers):
-        _fitting(pack, heads)
+        fitting(pack, heads)
 
 
-def _fitting(pack: PackReader, heads: Sequence[Head]) -> WeightFiles:
+def fitting(pack: PackReader, heads: Sequence[Head]) -> WeightFiles:
+    """Return the weight files that heads are those of.
+
+    Raises:
+        FormatError: They do not fit the tensors that the pack restores.
+    """
     index = pack.index
     tensors = [entry for entry in index.entries if entry.in_result]
     aliases = {entry.name: entry.of for entry in index.entries if entry.kind == "alias"}
     return shards_of_heads(heads, tensors, path=pack.path, aliases=aliases, folders=index.folders)
 
 
-def _content(pack: PackReader, container: FileEntry, at_base: bytes | None, base: Path) -> bytes:
+def head_of(pack: PackReader, container: FileEntry, at_base: bytes | None, base: Path) -> bytes:
     """Return a head that a pack holds, or that it leaves to its base; `at_base` is the one there, if it is needed."""
     if container.blob is not None and not container.base:
         return pack.side_file(container)

@@ -14,13 +14,13 @@ from deltapack.checkpoint.tensors import Source
 from deltapack.composing.arranged import arranged_base, arrangements_of
 from deltapack.composing.basecheck import wrong_base
 from deltapack.composing.compose import Composition, compose
-from deltapack.composing.containers import head_after
+from deltapack.composing.containers import fitting, head_after, head_of
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.restored_files import files_after
 from deltapack.composing.stepping import Kept, Said, SteppedSource
 from deltapack.composing.tensor_job import FromBase, TensorJob
 from deltapack.composing.weighted import WeightedPack
-from deltapack.errors import LimitError
+from deltapack.errors import BaseMismatchError, LimitError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.limits import Limits
@@ -69,7 +69,8 @@ class RestoredCheckpoint(Checkpoint):
         self.promised = {job.name: job.digest for job in composition.jobs}
         self.files = self
         self._verify, self._limits, self._handles, self._places = verify, base._limits, base._handles, base._places
-        self._shards = _shards(base, seen, composition)
+        self._heads = _heads(base if former is None else former, pack)
+        self._shards = _shards(base, seen, composition, [Head(*item) for item in self._heads.items()], pack)
         self._take(seen, pack, composition)
 
     def _take(self, seen: Checkpoint, pack: PackReader, composition: Composition) -> None:
@@ -136,7 +137,8 @@ class RestoredCheckpoint(Checkpoint):
             BaseMismatchError: What it refers to, of the base or of a pack before, is not there or another one.
             FormatError: A pack is damaged.
         """
-        return head_after(self.origin, self.packs, name)
+        found = self._heads.get(name)
+        return head_after(self.origin, self.packs, name) if found is None else found
 
     def weight_paths(self) -> list[Path]:
         """Return the paths of what it is read from: weight files of the base, and packs."""
@@ -158,14 +160,34 @@ def _check_link(former: RestoredCheckpoint, pack: PackReader) -> None:
                 raise wrong_base(pack.path, name, entry.base.digest, f"digest {promised}", hint)
 
 
-def _shards(base: Checkpoint, seen: Checkpoint, composition: Composition) -> list[tuple[str, list[str]]]:
+def _heads(base: Checkpoint, pack: PackReader) -> dict[str, bytes]:
+    """Return the heads of the weight files that a pack restores; none where it says nothing of them, or the base lacks what they take.
+
+    Raises:
+        FormatError: One is damaged.
+    """
+    heads = {}
+    try:
+        for container in pack.index.containers:
+            whole = container.blob is not None and not container.base
+            heads[container.name] = head_of(pack, container, None if whole else base.head(container.name), base.path)
+    except BaseMismatchError:  # whoever wants these very files is told
+        return {}
+    return heads
+
+
+def _shards(
+    base: Checkpoint, seen: Checkpoint, composition: Composition, heads: Sequence[Head], pack: PackReader
+) -> list[tuple[str, list[str]]]:
     """Return the weight files that the checkpoint would be written to, with their tensors."""
-    shards = plan_shards(
-        [(job.name, job.dtype, job.shape) for job in composition.jobs],
-        like=base.weight_shards(),
-        rename={job.name: seen.home_of(job.source.base.name) for job in composition.jobs if isinstance(job.source, FromBase)},
-        folders=composition.folders,
-    )
+    shards = fitting(pack, heads)[0] if heads else ()
+    if not shards:
+        shards = plan_shards(
+            [(job.name, job.dtype, job.shape) for job in composition.jobs],
+            like=base.weight_shards(),
+            rename={job.name: seen.home_of(job.source.base.name) for job in composition.jobs if isinstance(job.source, FromBase)},
+            folders=composition.folders,
+        )
     return [(shard.file, [tensor.name for tensor in shard.tensors]) for shard in shards]
 
 

@@ -1,8 +1,8 @@
-"""The side files of a pack that is made of several ones that follow one another."""
+"""The side files, and the heads of weight files, of a pack that is made of several ones that follow one another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deltapack.errors import RecipeError
@@ -11,7 +11,7 @@ from deltapack.format.index import FileEntry
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter
 
-__all__ = ["join_files"]
+__all__ = ["join_files", "join_heads"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,24 @@ def join_files(writer: PackWriter, links: Sequence[PackReader]) -> tuple[FileEnt
     """
     files: dict[str, _File] | None = None
     for link in (link for link in links if link.index.files is not None):
-        before = files
-        files = {entry.name: _next(link, entry, before) for entry in link.index.files or ()}
-    if files is None:
-        return None
-    return tuple(_written(writer, file) for _, file in sorted(files.items(), key=lambda item: item[0].encode()))
+        files = _after(link, link.index.files or (), files)
+    return None if files is None else tuple(_written(writer, file) for file in files.values())
 
 
-def _next(link: PackReader, entry: FileEntry, before: dict[str, _File] | None) -> _File:
+def join_heads(writer: PackWriter, links: Sequence[PackReader]) -> tuple[FileEntry, ...]:
+    """Write the heads of the weight files that the last pack gives; none where it says nothing of them. Raises as `join_files`."""
+    heads: dict[str, _File] | None = None
+    for link in links:
+        heads = _after(link, link.index.containers, heads)
+    return tuple(_written(writer, head) for head in (heads or {}).values())
+
+
+def _after(link: PackReader, entries: Sequence[FileEntry], before: Mapping[str, _File] | None) -> dict[str, _File]:
+    """Return files after one more pack, in the order of a pack."""
+    return {entry.name: _next(link, entry, before) for entry in sorted(entries, key=lambda entry: entry.name.encode())}
+
+
+def _next(link: PackReader, entry: FileEntry, before: Mapping[str, _File] | None) -> _File:
     """Return a file after one more pack; `before` are those of the packs before it, none where they leave the base's.
 
     Raises:
@@ -66,7 +76,7 @@ def _next(link: PackReader, entry: FileEntry, before: dict[str, _File] | None) -
             data = link.side_file(entry, form)
             return _File(replace(entry, base=""), link, data)
     hint = "Give the base: --base BASE packs what the chain restores anew."
-    raise RecipeError(f"the side file {entry.name!r} cannot be known without the base's", path=link.path, hint=hint)
+    raise RecipeError(f"the file {entry.name!r} cannot be known without the base's", path=link.path, hint=hint)
 
 
 def _written(writer: PackWriter, file: _File) -> FileEntry:

@@ -26,7 +26,7 @@ from deltapack.format.index import BaseRef, Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter
 from deltapack.kernels.layout import Elements
-from deltapack.packs.joined_files import join_files
+from deltapack.packs.joined_files import join_files, join_heads
 
 __all__ = ["JoinedPack"]
 
@@ -113,7 +113,7 @@ class JoinedPack:
         offsets = {link.path: start for link, start in zip(used, starts, strict=False)}
         entries = [_written(writer, trace, offsets) for _, trace in sorted(self.traces.items(), key=lambda item: item[0].encode())]
         entries += [*(entry for entry in last.entries if entry.kind == "alias"), *self._removed()]
-        files = join_files(writer, self.links)
+        files, heads = join_files(writer, self.links), join_heads(writer, self.links)
         tables = tuple(writer.plain_blob(table) for link in used for table in link.tables)
         return Index(
             base_fingerprint=first.base_fingerprint,
@@ -125,9 +125,10 @@ class JoinedPack:
             entries=tuple(sorted(entries, key=lambda entry: entry.name.encode())),
             files=files,
             created_by=f"deltapack {__version__}",
-            required=features_of(entries, files, last.folders),
+            required=features_of(entries, files, last.folders, heads),
             optional=last.optional,
             folders=last.folders,
+            containers=heads,
             tables=tables,
         )
 

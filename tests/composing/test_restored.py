@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -88,7 +88,7 @@ def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, 
         assert read_model(tmp_path / "out") == states[-1].tensors
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(chains(), st.booleans(), st.sampled_from(RECIPES))
 def test_random_chains(states: list[State], code: bool, recipe: deltapack.Recipe) -> None:
     with tempfile.TemporaryDirectory() as where:

@@ -83,7 +83,7 @@ def change(draw: st.DrawFn, state: State, seed: int) -> State:
         if what == "move" and old.dtype != "i64":
             tensors[name] = moved(old, seed + number)
         elif what == "add" and free:
-            tensors[free[0]] = random_tensor(seed + number, (draw(st.integers(0, 9)), 30))
+            tensors[free[0]] = random_tensor(seed + number, (draw(st.integers(1, 9)), 30))
         elif what == "remove" and len(kept) > 1 and len(tensors) > 2:
             del tensors[kept[0]]
         elif what == "rename" and free and kept:
@@ -110,6 +110,7 @@ def change(draw: st.DrawFn, state: State, seed: int) -> State:
 def chains(draw: st.DrawFn) -> list[State]:
     """A base and a few states after it."""
     base: Model = {"a.weight": random_tensor(1, (40, 30)), "b.weight": random_tensor(2, (70,), "bf16"), "ids": whole("i64", np.arange(5))}
+    base["empty"] = random_tensor(3, (0, 3))
     states = [State(base, files={"tokenizer.json": '{"y": "' + "word " * 40 + '"}\n'})]
     for number in range(draw(st.integers(1, 5))):
         states.append(change(draw, states[-1], 10 * number))
