@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 import deltapack
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.torchzip import read_records
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
@@ -429,6 +431,15 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltapack.checkpoint.pickled._MOST_STEPS", 50)
     with pytest.raises(LimitError, match="too many instructions"):
         open_checkpoint(parts)
+
+
+def test_the_directory_of_an_archive_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "piece").write_bytes(pieces_saved(W))
+    with closing(ReadFile(tmp_path / "piece")) as file:
+        records = read_records(file, DEFAULT_LIMITS)
+        assert records is not None
+        with pytest.raises(LimitError, match="directory"):
+            read_records(file, replace(DEFAULT_LIMITS, header_bytes=len(records.data_pkl)))
 
 
 def test_pieces_in_no_grid_are_compared_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

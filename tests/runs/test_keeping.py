@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builders import ROOT, leftovers, write_folder
+from support.builders import ROOT, leftovers, write_file, write_folder
 from support.runs import FILES, base_model, same_model, step_model, weights_of, write_base, write_step
 
 import deltapack
@@ -137,6 +138,31 @@ def test_the_state_of_a_trainer_gets_its_weights_back(tmp_path: Path) -> None:
     assert same_model(checkpoint, 2) and weights_of(checkpoint) == weights
     assert {path.name for path in checkpoint.iterdir()} == before | {"model.safetensors"}
     assert (checkpoint / "config.json").read_text() == "kept"
+
+
+def test_shards_come_back_before_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds an index finds all that it names."""
+    checkpoint, model = tmp_path / "checkpoint-1", step_model(1)
+    checkpoint.mkdir()
+    names = [f"model-0000{at}-of-00003.safetensors" for at in (1, 2, 3)]
+    for name, tensor in zip(names, model, strict=True):
+        write_file(checkpoint / name, {tensor: model[tensor]})
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip(model, names, strict=True))}))
+    weights = weights_of(checkpoint)
+    pack_step(tmp_path / "packs", checkpoint, 1)
+    for path in checkpoint.iterdir():
+        path.unlink()
+    rename, moved = os.rename, list[str]()
+
+    def recorded(old: Path, new: Path) -> None:
+        moved.append(Path(new).name)
+        rename(old, new)
+
+    monkeypatch.setattr("deltapack.runs.keeping.os.rename", recorded)
+    restore_step(tmp_path / "packs", 1, checkpoint)
+    of_weights = [name for name in moved if name in weights]
+    assert weights_of(checkpoint) == weights and of_weights == [*names, index.name]
 
 
 def test_a_missing_or_damaged_pack_is_told(tmp_path: Path) -> None:

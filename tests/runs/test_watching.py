@@ -159,6 +159,17 @@ def test_what_is_too_old_to_stay_is_not_packed_again(tmp_path: Path) -> None:
     assert seen(tmp_path, **options) == []
 
 
+def test_what_changes_while_another_is_packed_waits_again(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2):
+        write_step(tmp_path, step)
+    moments = Time([nothing] * 3)
+    events = told(deltapack.watch(tmp_path, base=base, settle=3, poll=1, sleep=moments.sleep, clock=moments.clock))
+    assert next(events) == (1, None)
+    (tmp_path / "checkpoint-2" / "config.json").write_text('{"changed": 1}')
+    assert list(events) == []
+
+
 def test_of_two_checkpoints_of_a_step_one_counts(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     write_step(tmp_path, 1)
