@@ -10,6 +10,7 @@ it counts. As tasks run where deltapack is not installed, nothing of this projec
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -167,7 +168,48 @@ def zipnn_decompress(packed: str, out: str) -> None:
         (Path(out) / path.name.removesuffix(".znn")).write_bytes(tool.decompress(path.read_bytes()))
 
 
-TASKS = (torch_save, torch_apply, torch_memory, deltatensors_save, deltatensors_load, zipnn_compress, zipnn_decompress)
+def zipnn_elements(kind: str, tuned: str, base: str = "") -> None:
+    """Elements end to end on one thread, or what is left of them after those of a base; bytes and seconds of both ways as JSON."""
+    from zipnn import ZipNN
+
+    def tool() -> ZipNN:
+        return ZipNN(bytearray_dtype=kind, input_format="byte", threads=1, delta_compressed_type="byte" if base else 0)
+
+    source, other = Path(tuned).read_bytes(), {"delta_second_data": Path(base).read_bytes()} if base else {}
+    times = [time.process_time()]
+    packed = tool().compress(bytearray(source), **other)  # it may write into what it is given
+    times.append(time.process_time())
+    back = tool().decompress(packed, **other)
+    times.append(time.process_time())
+    if bytes(back) != source:
+        raise RuntimeError("zipnn did not bring the elements back")
+    print(json.dumps([len(packed), times[1] - times[0], times[2] - times[1]]))
+
+
+def deltatensors_all(base: str, tuned: str, out: str) -> None:
+    """Its sparse form with nothing dropped, the nearest that it has to lossless; bytes, seconds, percent of elements that differ."""
+    import deltatensors
+    import torch
+    from safetensors.torch import load_file
+
+    times = [time.process_time()]
+    deltatensors.save_delta_from_paths(out, tuned, base, strategy="sparse", sparsity=0.0)
+    times.append(time.process_time())
+    state = deltatensors.load_delta_from_paths(out, base)
+    times.append(time.process_time())
+    wrong = whole = 0
+    for path in Path(tuned).glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            word = torch.int32 if tensor.element_size() == 4 else torch.int16
+            wrong += int((torch.from_numpy(state[name]).to(tensor.dtype).view(word) != tensor.view(word)).sum())
+            whole += tensor.numel()
+    print(json.dumps([Path(out).stat().st_size, times[1] - times[0], times[2] - times[1], 100 * wrong / whole]))
+
+
+TASKS = (
+    torch_save, torch_apply, torch_memory, deltatensors_save, deltatensors_load, deltatensors_all,
+    zipnn_compress, zipnn_decompress, zipnn_elements,
+)  # fmt: skip
 
 
 def main(words: list[str]) -> int:

@@ -103,6 +103,11 @@ def _many_tensors(row: Row) -> bool:
     return isinstance(row["tensors"], int) and row["tensors"] > 1000
 
 
+def _sized(row: Row) -> bool:
+    return row["share"] is not None
+
+
+EXACT = ("pair", "type", "MB", "changed %", "pack", "over %", "best other tool", "its share", "pack is x smaller", "bounds held")
 TIMES = ("what", "seconds", "GB/s", "peak RSS MB")
 TOOLS = ("task", "tool", "seconds", "peak RSS MB", "output MB", "deltapack is x faster")
 CHAPTERS = (
@@ -114,6 +119,17 @@ CHAPTERS = (
             View("Sizes", "packs", ("pair", "drop", "values", "index", "bits/weight", "pack bytes", "ratio"), _main_sizes),
             View("Sizes", "zstd", ("pair", "peer", "bytes", "ratio", "seconds"), _best_patches),
             View("Fidelity", "embeddings", ("drop", "values", "mean cosine", "lowest", "bits/weight"), _main_codecs),
+        ),
+    ),
+    Chapter(
+        "Exact packs",
+        "Nothing is lost. A, B1 and B2 as they are and rounded, pairs and steps that were trained for it (`benchmarks/exact/training.py`). "
+        "Shares of the bytes of the fine-tune; over: of the entropy. [docs/exact.md](../docs/exact.md) says what all this is.",
+        (
+            View("Exact pairs", "pairs", EXACT),
+            View("Exact pairs", "files", ("pair", "files", "MB", "pack bytes", "share", "weight files, same sha256")),
+            View("Exact steps", "step-tools", ("run", "changed %", "tool", "share", "x smaller than whole", "x pack"), _sized),
+            View("Exact speed", "speed", ("pair", "type", "tool", "encode MB/s", "decode MB/s", "encode: x copy", "decode: x copy")),
         ),
     ),
     Chapter(
@@ -160,6 +176,11 @@ CHAPTERS = (
 """The summary but for its targets."""
 
 
+def _exact_aim(row: Row) -> str:
+    most = 10 if isinstance(row["changed %"], int | float) and row["changed %"] < 3 else 5
+    return f"<= {most}, and smaller than every tool"
+
+
 @dataclass(frozen=True)
 class Aim:
     """A table whose rows say whether something was reached.
@@ -190,6 +211,10 @@ AIMS = (
     Aim(
         "Memory", "huge", "below 512 MB",
         lambda row: (f"peak RSS, {row['verb']} of one huge tensor, {row['workers']} workers", "<= 512 MB", row["peak RSS MB"]),
+    ),
+    Aim(
+        "Exact pairs", "pairs", "bounds held",
+        lambda row: (f"exact pack of {row['pair']} as {row['type']}: percent over the entropy", _exact_aim(row), row["over %"]),
     ),
     Aim("Start-up", "commands", "at most 0.3 s", lambda row: (row["command"], "<= 0.3 s", row["seconds"])),
 )  # fmt: skip

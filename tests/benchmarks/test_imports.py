@@ -13,11 +13,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("assets", "child", "gpu_model", "kernels", "launch", "results", "sentences"),
     ("pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
-    ("codes", "exact", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
-    ("speed.inputs",),
-    ("speed.checks",),
-    ("speed.curves", "speed.peers", "speed.profile"),
-    ("speed.groups",),
+    ("codes", "exact.training", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
+    ("exact.inputs", "speed.inputs"),
+    ("exact.entropy", "exact.packs", "exact.thresholds", "exact.tools", "speed.checks"),
+    ("exact.sizes", "exact.speed", "speed.curves", "speed.peers", "speed.profile"),
+    ("exact.__main__", "speed.groups"),
     ("speed.targets",),
     ("speed.__main__",),
     ("__main__",),
@@ -37,7 +37,7 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
-PACKAGES = {"__init__", "speed.__init__"}
+PACKAGES = {"__init__", "exact.__init__", "speed.__init__"}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
