@@ -105,9 +105,9 @@ def _variants() -> Iterator[Variant]:
     yield from _family("changed for symbols that may occur, 1 in", exact_sharing, "_WIDE", 16, 256)
     yield from _family("planes where below dense by", exact, "_UNFORESEEN", 0.9, 1.0, 9.0, texts=("0.9", "1.0", "always tried"))
     yield from _family("planes where more bits a number than", exact, "_STRUCTURE", 0.0, 1.0)
-    for places, length in ((4, 1024), (3, 4096), (16, 1024)):
+    for places, length in ((1, 4096), (3, 4096), (16, 1024)):
         sampled = _spread_sample(places, length)
-        yield Variant("sample for planes", "4,096 numbers", f"{places} times {length:,}", (exact, "estimate_planes"), sampled)
+        yield Variant("sample for planes", "4 times 1,024", f"{places} times {length:,}", (exact, "estimate_planes"), sampled)
     yield from _family("a plane coded where below plain by", exact_planes, "_WORTHWHILE", 0.98, 1.0)
     for symbol, start in ((6, 40), (12, 40), (9, 20), (9, 80), (7, 24)):
         name = f"{symbol} and {start} bits"
