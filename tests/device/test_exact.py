@@ -118,7 +118,7 @@ def test_long_chunks_by_torch(folder: Path, name: str, kind: str) -> None:
 def test_long_chunks_by_triton(folder: Path, name: str, kind: str) -> None:
     """Of two classes, with staircases and far symbols; 32 lanes, so that the interpreter is done soon."""
     dtype = BY_NAME[name]
-    base = weights(dtype, 20_000, 3)
+    base = weights(dtype, 6000, 3)
     tuned = tuned_from(base, kind, 4)
     data, _ = dense_with(chunks_of(base, tuned, dtype)[0], base, dtype, 32, share=False)
     pack = sent(folder, dtype, len(base), [[data]])
