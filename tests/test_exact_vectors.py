@@ -22,6 +22,7 @@ from test_vectors import ROOT, VECTORS, reference
 
 from deltapack import kernels
 from deltapack.codecs.exact import decode_exact_chunk, encode_exact_chunk
+from deltapack.codecs.exact_sharing import Sample, learn_tables
 from deltapack.codecs.exact_tables import SharedTables
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import FormatError
@@ -100,6 +101,23 @@ def test_what_the_package_writes_is_read_by_the_specification(name: str) -> None
         given = None if own is None else np.frombuffer(own, dtype.storage)
         chunk = encode_exact_chunk(given, tuned, dtype)
         assert DECODER.decode_exact(chunk, own, dtype.name, dtype.itemsize, len(tuned), []) == result
+
+
+@pytest.mark.parametrize("name", ["bf16", "f32", "f8_e4m3fn", "i8"])
+def test_tables_that_the_package_shares_are_read_by_the_specification(name: str) -> None:
+    dtype, rng = BY_NAME[name], np.random.default_rng(0)
+    samples = []
+    for length in range(50, 900, 50):
+        base = rng.integers(40, 60, length * dtype.itemsize, np.uint8)
+        tuned = np.where(rng.random(len(base)) < 0.03, base + 1, base).astype(np.uint8)
+        samples.append(Sample(base.view(dtype.storage), tuned.view(dtype.storage), dtype))
+    blobs, shared = learn_tables(samples), 0
+    for sample in samples:
+        chunk = encode_exact_chunk(sample.base, sample.tuned, dtype, SharedTables(blobs))
+        shared += chunk[0] == 4
+        found = DECODER.decode_exact(chunk, sample.base.tobytes(), name, dtype.itemsize, len(sample.base), list(blobs))
+        assert found == sample.tuned.tobytes()
+    assert shared > 10
 
 
 Fault = tuple[str, int]

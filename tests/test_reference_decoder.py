@@ -118,6 +118,7 @@ def relatives() -> tuple[Model, dict[str, Model]]:
     plain = tuned_model(base)
     grown = tuned_model(base, 1) | {"embed": random_tensor(5, (60, 40), "bf16"), "head": random_tensor(6, (9,))}
     other = tuned_model(base, 2) | {"embed": random_tensor(7, (64, 40)), "head": random_tensor(8, (9,)), "steps": whole("u8", 2)}
+    grown["long"] = edited(base["long"], CHUNK + 2, 7)  # it is coded exactly, which the reference decoder reads number by number
     less = {name: tensor for name, tensor in tuned_model(base, 3, "f32").items() if name != "layer.bias"}
     return base, {"plain": plain, "grown": grown, "other": other, "less": less | {"embed": random_tensor(9, (40, 40), "bf16")}}
 
@@ -128,7 +129,7 @@ def test_several_packs_of_the_package(pack_of: PackOf, tmp_path: Path) -> None:
     given = {name: (tensor.dtype, tensor.shape, tensor.raw) for name, tensor in base.items()}
     reference, packs, out = reference_decoder(), {}, tmp_path / "out.safetensors"
     for number, (name, model) in enumerate(tuned.items()):
-        exclude = "wide|long" if number % 2 else None
+        exclude = {"grown": "wide|long", "less": "wide"}.get(name)
         packs[name] = pack_of(base, model, name, drop_rate=0.5, seed=number, exclude=exclude)
     found = {"conflict": 0, "bits": 0}
     for order in itertools.permutations(packs.values(), 2):
@@ -146,6 +147,25 @@ def test_several_packs_of_the_package(pack_of: PackOf, tmp_path: Path) -> None:
             assert {name: (tensor.dtype, tensor.shape, tensor.raw) for name, tensor in read_file(out).items()} == expected
             found["bits"] += 1
     assert found == {"conflict": 8, "bits": 28}
+
+
+def test_exact_packs(tmp_path: Path, applied: Applied) -> None:
+    """Every type, with and without a partner, rows, two chunks; alone, under a weight, and added to another."""
+    base = {dtype: random_tensor(number, (50, 41), dtype) for number, dtype in enumerate(FLOATS)}
+    base |= {"i16": whole("i16", np.arange(900) % 37), "i64": whole("i64", np.arange(90)), "long": random_tensor(4, (CHUNK + 5,), "f16")}
+    base |= {"grown": random_tensor(1, (50, 40), "bf16"), "shrunk": random_tensor(2, (50, 40)), "wider": random_tensor(3, (30, 30), "bf16")}
+    tuned = tuned_model(base, scale=1e-3) | {"i16": whole("i16", np.arange(900) % 38), "new": whole("bool", np.arange(70) % 2)}
+    tuned |= {"grown": random_tensor(1, (60, 40), "bf16"), "shrunk": moved(random_tensor(2, (40, 40)), 6)}
+    tuned |= {"wider": moved(base["wider"], 7, dtype="f32"), "long": edited(base["long"], CHUNK + 2, 7)}
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
+    pack, merged = tmp_path / "exact.dpk", tmp_path / "merged.dpk"
+    deltapack.compress(*paths, pack, recipe=Recipe(exact=True), allow_unrelated=True)
+    with deltapack.open_pack(pack) as opened:
+        assert {entry.kind for entry in opened.values()} == {"exact", "unchanged"}
+    assert decode_by_spec(base, pack) == applied(pack) == tuned
+    assert decode_by_spec(base, pack, weight=0.3) == applied(pack, weight=0.3, verify=False)
+    deltapack.merge(paths[0], [pack, pack], merged, weights=[0.3, 0.4])
+    assert decode_by_spec(base, merged) == applied(merged)
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 3e38, -3e38])
@@ -202,6 +222,8 @@ def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory)
         overrides=tuple(Override(name, role=data.draw(st.sampled_from(SETTABLE))) for name in base),
     )
     paths = write_file(folder / "base.safetensors", base), write_file(folder / "tuned.safetensors", tuned)
-    deltapack.compress(*paths, folder / "pack.dpk", recipe=recipe, allow_unrelated=True)
-    deltapack.apply(paths[0], folder / "pack.dpk", folder / "out.safetensors")
-    assert read_file(folder / "out.safetensors") == decode_by_spec(base, folder / "pack.dpk")
+    for name, own in (("pack.dpk", recipe), ("exact.dpk", Recipe(exact=True))):
+        deltapack.compress(*paths, folder / name, recipe=own, allow_unrelated=True)
+        deltapack.apply(paths[0], folder / name, folder / "out.safetensors", force=True)
+        assert read_file(folder / "out.safetensors") == decode_by_spec(base, folder / name)
+    assert read_file(folder / "out.safetensors") == tuned

@@ -20,7 +20,7 @@ PARTS = {
     "tables": "tables and digests",
     "stored": "stored tensors",
     "exact": "exact tensors",
-    "files": "side files, headers",
+    "files": "side files and headers",
     "header": "header and index of the file",
 }
 

@@ -93,7 +93,7 @@ def plan_values(values: Symbols, numbers: Numbers, tables: SharedTables) -> Plan
             steps = np.array([np.zeros(64, np.uint64) if own is None else own for own in stairs])
             predicted = loops.predicted_of(base, classes, steps, numbers)
             symbols = loops.symbols_of(predicted, values.tuned, numbers, -1)
-    far = _far_exponent(predicted, values, numbers)
+    far = _far_exponent(predicted, values.tuned, symbols, numbers)
     if far >= 0:
         symbols = loops.far_symbols_of(predicted, values.tuned, symbols, numbers, far)
     found = _count(base, symbols, classes, stairs, numbers)
@@ -174,11 +174,13 @@ def _find_stairs(values: Symbols, classes: Bytes, kind: int, numbers: Numbers) -
     return candidates
 
 
-def _far_exponent(predicted: Bits, values: Symbols, numbers: Numbers) -> int:
-    if not numbers.far or (predicted is values.base and values.changed * _FLIPS <= len(predicted)):
+def _far_exponent(predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers) -> int:
+    """Return the least exponent that gets a far symbol, or -1; signs are looked at where there are differences as large as they make."""
+    large = 2 * ((numbers.width - 2 - numbers.head << numbers.head) + (1 << numbers.head)) - 1  # of 2^(width - 2) and more
+    if not numbers.far or np.count_nonzero(symbols >= large) * _FLIPS <= len(symbols):
         return -1
-    flips, largest = kernels.active().flips_of(predicted, values.tuned, numbers)
-    return max(0, largest - 127) if flips * _FLIPS > len(predicted) else -1
+    flips, largest = kernels.active().flips_of(predicted, tuned, numbers)
+    return max(0, largest - 127) if flips * _FLIPS > len(symbols) else -1
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def compare_configs(base: Mapping[str, object], finetuned: Mapping[str, object])
     if one and other and one != other:
         shown = f"{', '.join(one)} in the base and {', '.join(other)} in the fine-tune"
         return [
-            f"base and fine-tune have different architectures: {shown}. Tensors that only one of them has are stored whole, or dropped."
+            f"base and fine-tune have different architectures: {shown}. Tensors that only one of them has are kept whole, or dropped."
         ]
     return []
 

@@ -51,7 +51,7 @@ class EntryWriter:
     Attributes:
         writer: The pack.
         base: The base, for tensors that turn out to need another code.
-        finetuned: The fine-tune, for these and for tensors that turn out to be stored whole.
+        finetuned: The fine-tune, for these and for tensors that turn out to be kept whole.
         recipe: What the user asked for.
         split: Stored bytes by use, added up here.
     """

@@ -95,7 +95,7 @@ class Inputs:
         """Return base names by fine-tuned names, so that every base tensor can be accounted for.
 
         A base tensor that nothing uses is listed as removed, under its own name. If the fine-tune has that name for a tensor that
-        was matched with another one, the match is given up and the tensor stored whole.
+        was matched with another one, the match is given up and the tensor kept whole.
         """
         partners = dict(self.match.base_of)
         while True:

@@ -82,7 +82,7 @@ def refuse_unrelated(kinship: Kinship, base: Checkpoint, finetuned: Checkpoint, 
     """
     left = {name: base.files.tensors[name] for name in kinship.unused}
     said: tuple[tuple[float, tuple[str, ...], str, Mapping[str, TensorInfo]], ...] = (
-        (kinship.alone_share, kinship.alone, "of the fine-tune's float bytes have no partner in the base and are stored whole", left),
+        (kinship.alone_share, kinship.alone, "of the fine-tune's float bytes have no partner in the base and are kept whole", left),
         (kinship.unused_share, kinship.unused, "of the base's float bytes are used by nothing in the fine-tune", {}),
         (kinship.changed_share, kinship.changed, "of the fine-tune's float bytes differ from their partner as much as they are large", {}),
     )
@@ -146,7 +146,7 @@ def check_codes(
         finetuned: The fine-tune.
         match: Their names.
         roles: Roles of the base's tensors and of the fine-tune's by their names.
-        exact: Tensors of the fine-tune that the user wants stored whole.
+        exact: Tensors of the fine-tune that the user wants bit for bit.
 
     Raises:
         UnsupportedError: One side holds codes where the other holds weights.
@@ -165,12 +165,12 @@ def check_codes(
             expected=f"what {partner!r} of the base is: {other.dtype} {list(other.shape)}{', codes' if partner in at_base else ''}",
             found=f"{one.dtype} {list(one.shape)}{', codes' if name in codes else ''}",
             hint="Pack two checkpoints of one kind: dequantise the quantised one, or quantise the other alike. "
-            f"--set '{name}:role=exact' stores the tensor whole.",
+            f"--set '{name}:role=exact' keeps the tensor bit for bit.",
         )
 
 
 def check_export(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, roles: Mapping[str, str]) -> None:
-    """Refuse a quantised export of a base that is not quantised: it would be stored whole.
+    """Refuse a quantised export of a base that is not quantised: it would be kept whole.
 
     Raises:
         UnsupportedError: More than a tenth of the fine-tune's bytes are codes that have no partner.
@@ -185,7 +185,7 @@ def check_export(base: Checkpoint, finetuned: Checkpoint, match: NameMatch, role
             tensor=codes[0],
             expected=f"codes that {base.path} has, too",
             found=f"{100 * share:.0f} % of its bytes are codes and scales without a partner: {shortened(codes)}",
-            hint="Pack the checkpoint that it was made from, and quantise what is restored; --allow-unrelated stores it whole.",
+            hint="Pack the checkpoint that it was made from, and quantise what is restored; --allow-unrelated keeps it whole.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
@@ -21,6 +21,7 @@ from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, plan_whole
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import left_out_notes
+from deltapack.packing.sharing import planned
 from deltapack.packing.sides import sides_with_base
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import CompressPreview, PreviewRow, Progress
@@ -77,22 +78,23 @@ def preview_compress(
     )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
-        rows = _rows(inputs, count, progress or (lambda done, total: None))
+        plans, tables = planned(inputs, count)
+        rows = _rows(inputs, plans, count, progress or (lambda done, total: None))
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
         notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out"), *too_long]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     strings = len(compress_frame(dump_canonical(optional_metadata(metadata)), INDEX_LEVEL))
-    size = sum(row.bytes for row in rows) + _ENTRY_BYTES * len(rows) + strings + side
+    size = sum(row.bytes for row in rows) + sum(map(len, tables)) + _ENTRY_BYTES * len(rows) + strings + side
     pieces = {name for tensor in inputs.base.tensors.values() if tensor.arranged is not None for name in tensor.arranged.names}
     kinds = dict(sorted(Counter(row.kind for row in rows if row.kind != "removed" or row.name not in pieces).items()))
     return CompressPreview(size, checkpoint_bytes, side, kinds, rows, inputs.survey.warnings, notes)
 
 
-def _rows(inputs: Inputs, workers: int, progress: Progress) -> list[PreviewRow]:
+def _rows(inputs: Inputs, plans: Iterable[PackPlan], workers: int, progress: Progress) -> list[PreviewRow]:
     total, done, buffers = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values()), 0, Buffers()
     rows = []
-    for plan, row in ordered_map(lambda plan: (plan, _row(inputs, plan, buffers)), inputs.plans(workers), workers):
+    for plan, row in ordered_map(lambda plan: (plan, _row(inputs, plan, buffers)), plans, workers):
         rows.append(row)
         done += plan.tensor.nbytes
         progress(done, total)

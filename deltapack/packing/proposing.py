@@ -2,7 +2,7 @@
 
 A proposal is taken only where a sample of the fine-tune points the same way as the base's elements in that layout and no other layout
 comes near; so neither square matrices nor the order of q, k and v are guessed. What most layers say holds for all: one that was made anew
-has the layout, too, so that packs of one layout go together, and is stored whole.
+has the layout, too, so that packs of one layout go together, and is kept whole.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class _Search:
         """Note tensors whose layout is that of others of their kind, with other values."""
         for name in names:
             self.unlike.append(name)
-            self.notes.append(f"{name!r} is stored whole: it has the layout of others of its kind, but nothing of the base")
+            self.notes.append(f"{name!r} is kept whole: it has the layout of others of its kind, but nothing of the base")
 
     def families(self) -> dict[str, Arrangement]:
         """Return fused tensors of the fine-tune made of the base's separate ones, and separate ones from its fused ones."""

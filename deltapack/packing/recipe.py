@@ -40,7 +40,7 @@ class TensorRecipe:
         factor: Rescale, an f32.
         values: Value codec or `"auto"`.
         index: Index codec or `"auto"`.
-        whole: Whether the tensor is stored whole instead, bit for bit.
+        whole: Whether the tensor is kept whole instead, bit for bit.
         sparsify: Sparsifier.
         parameters: The sparsifier's own, by name.
         unbiased: Whether no factor was named, so that the sparsifier may divide what it keeps by its probability.
@@ -85,8 +85,8 @@ class Recipe:
         rescale: Factor for the kept values, above 0; `None` is what the sparsifier wants: 1 / (1 - drop_rate) for `"dare"`, one over the
             probability of each element for `"della"`, 1 for `"magnitude"` and `"breadcrumbs"`.
         seed: Any integer; another seed drops other elements.
-        include: Regular expression (search); only tensors that match are dropped from, the others are stored whole.
-        exclude: Regular expression (search); tensors that match are stored whole.
+        include: Regular expression (search); only tensors that match are dropped from, the others are kept whole.
+        exclude: Regular expression (search); tensors that match are kept whole.
         overrides: Settings for single tensors; the last one that matches wins.
         epsilon: For `"della"`, the probability to keep goes from density - epsilon to density + epsilon; 0.15 unless given, or half of what
             the drop rate allows.

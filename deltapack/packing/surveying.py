@@ -63,10 +63,10 @@ def survey_inputs(
     if kinship.changed and not any("differ from their partner" in warning for warning in warnings):
         warnings.append(
             f"{shortened(kinship.changed)}: as different from the base's as if made anew, so what is dropped is no small difference; "
-            "--exclude or --set 'REGEX:role=exact' stores such tensors whole."
+            "--exclude or --set 'REGEX:role=exact' keeps such tensors bit for bit."
         )
     if recipe.include is not None and not any(ROLES[role].route == "drop" for role in settled.values()):
-        warnings.append("nothing is dropped, and all that changed is stored whole: --include leaves no weights (matrices of floats).")
+        warnings.append("nothing is dropped, and all that changed is kept whole: --include leaves no weights (matrices of floats).")
     notes = []
     removed = [name for name in match.only_base if name not in kept]
     if removed:

@@ -12,6 +12,7 @@ from deltapack.checking import as_count, as_path
 from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.format.atomic import fsync_folder, writing
+from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
 from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
@@ -55,7 +56,11 @@ def pack_step(
         RecipeError: A number is out of range.
         UnsupportedError: The checkpoint holds weights that are not read.
     """
-    folder, step, length = as_path("the folder of packs", folder), _number("step", step, 0), _number("every_anchor", every_anchor)
+    folder, step, length = (
+        as_path("the folder of packs", folder),
+        _number("step", step, 0),
+        _number("every_anchor", every_anchor, most=DEFAULT_LIMITS.links),
+    )
     kept = None if keep is None else _number("keep", keep)
     run, path = read_run(folder), folder / pack_name(step)
     if any(link.step == step for link in run.links):
@@ -80,15 +85,16 @@ def pack_step(
     return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
 
 
-def _number(what: str, value: object, least: int = 1) -> int:
-    """Return a whole number that is not too small.
+def _number(what: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number in a range.
 
     Raises:
-        RecipeError: It is, or is none.
+        RecipeError: It is not, or is none.
     """
     number = as_count(what, value)
-    if number < least:
-        raise RecipeError(f"{what} is out of range", expected=f"at least {least}", found=number)
+    if number < least or (most is not None and number > most):
+        expected = f"at least {least}" if most is None else f"{least} to {most:,}"
+        raise RecipeError(f"{what} is out of range", expected=expected, found=number)
     return number
 
 

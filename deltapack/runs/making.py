@@ -99,16 +99,26 @@ class Maker:
         """
         paths = [*(link.path for link in chain), self.made]
         with open_checkpoint(self.base) as base, open_links(paths) as packs:
-            restored_from(base, packs).side_files()
+            restored = restored_from(base, packs)
+            restored.side_files(), restored.heads()
             return packs[-1].index.base_fingerprint == chain[-1].result
 
 
 def _is_as_packed(checkpoint: Path, link: Link) -> bool:
-    """Whether the files beside the weights of a checkpoint are those of its pack; the weights themselves are read when they are used."""
+    """Whether the files beside the weights of a checkpoint, and the heads of its weight files, are those of its pack.
+
+    The weights themselves are read when they are used, and have a fingerprint then.
+    """
     try:
         with open_checkpoint(checkpoint) as opened, PackReader(link.path) as pack:
             files, _ = opened.list_side_files()
-            held = {file.name: hashlib.sha256(file.read()).hexdigest() for file in files}
-            return held == {file.name: file.sha256 for file in pack.index.files or ()}
+            heads = {container.name: opened.head(container.name) for container in pack.index.containers}
+            held = {name: _sha256(data) for name, data in heads.items() if data is not None}
+            held |= {file.name: _sha256(file.read()) for file in files}
+            return held == {file.name: file.sha256 for file in (*(pack.index.files or ()), *pack.index.containers)}
     except DeltapackError:
         return False
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -140,6 +140,9 @@ def _pack(settings: _Settings, one: Found, there: Mapping[int, Path]) -> PackedS
     try:
         with open_checkpoint(one.path):
             pass  # an index of shards is checked here, before anything is packed
+    except (*_UNREADABLE, RecipeError) as error:  # the last one: two models in a folder
+        return SkippedStep(one.step, one.path, str(error))
+    try:
         return pack_step(
             settings.out,
             one.path,

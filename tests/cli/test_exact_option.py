@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_what_people_read(run: Run, models: tuple[Path, Path], tmp_path: Path) -
     summary = json.loads(run("inspect", pack, "--json", "--tensors").stdout)
     elements = 2 * 60 * 40 + 500
     bits = 8 * summary["split"]["exact"] / elements
-    assert f"exact       {elements:,} elements of 3 tensors, {bits:.4f} bits per element\n" in shown
+    assert re.search(rf"^exact +{elements:,} elements of 3 tensors, {bits:.4f} bits per element$", shown, re.M)
     rows = {line.split()[0]: line for line in listed.splitlines() if line.startswith("  ")}
     sizes = {tensor["name"]: tensor["stored_bytes"] for tensor in summary["tensors"]}
     assert f"{8 * sizes['embed.weight'] / 2400:.3f}" in rows["embed.weight"].split()

@@ -132,7 +132,7 @@ def test_tensors_of_the_base_that_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_partner_of_another_shape_is_none(tmp_path: Path) -> None:
-    """It has the name, but nothing can be subtracted: the tensor is stored whole, and that is told."""
+    """It has the name, but nothing can be subtracted: the tensor is kept whole, and that is told."""
     tuned = TUNED | {f"layers.{number}.weight": random_tensor(number, (64, 32)) for number in range(2)}
     (warning,) = (text for text in packed(tmp_path, BASE, tuned).warnings if "have no partner" in text)
     assert warning.startswith("11 % of the fine-tune's float bytes") and "layers.0.weight, layers.1.weight" in warning

@@ -199,7 +199,7 @@ def test_two_orders_that_fit_alike_are_not_guessed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("anew", [0, 5])
 def test_a_layer_made_anew_has_the_layout_of_the_others(tmp_path: Path, anew: int) -> None:
-    """It is stored whole and named, whether or not it is one of the layers by which the layout is chosen."""
+    """It is kept whole and named, whether or not it is one of the layers by which the layout is chosen."""
     base = {f"l.{layer}.{n}_proj.weight": random_tensor(10 * layer + i, (WIDTH, WIDTH)) for layer in range(8) for i, n in enumerate("qkv")}
     changed = tuned(base)
     layout = {f"l.{layer}.qkv.weight": joined(*(changed[f"l.{layer}.{n}_proj.weight"] for n in "qkv")) for layer in range(8)}
@@ -207,7 +207,7 @@ def test_a_layer_made_anew_has_the_layout_of_the_others(tmp_path: Path, anew: in
     layout[name] = random_tensor(99, (3 * WIDTH, WIDTH))
     found = matched(tmp_path, base, layout)
     assert sorted(found.base_of) == [f"l.{layer}.qkv.weight" for layer in range(8)] and found.only_base == ()
-    assert found.unlike == (name,) and sum(f"{name!r} is stored whole" in note for note in found.notes) == 1
+    assert found.unlike == (name,) and sum(f"{name!r} is kept whole" in note for note in found.notes) == 1
     report = deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "out.dpk")
     assert report.kinds == {"delta": 7, "exact": 1}
     deltapack.apply(tmp_path / "base.safetensors", tmp_path / "out.dpk", tmp_path / "out.safetensors")
@@ -215,7 +215,7 @@ def test_a_layer_made_anew_has_the_layout_of_the_others(tmp_path: Path, anew: in
 
 
 def test_packs_of_one_layout_merge_though_one_has_a_layer_made_anew(tmp_path: Path) -> None:
-    """In both directions; of a split one, only what was made anew is stored whole."""
+    """In both directions; of a split one, only what was made anew is kept whole."""
     parts = {f"l.{layer}.{n}_proj.weight": random_tensor(10 * layer + i, (WIDTH, WIDTH)) for layer in range(4) for i, n in enumerate("qkv")}
 
     def fuse(model: Mapping[str, Tensor]) -> Model:
@@ -349,7 +349,7 @@ def test_the_report_says_what_was_matched(tmp_path: Path) -> None:
 
 
 def test_one_piece_in_the_place_of_another_is_not_lost_in_the_mean(tmp_path: Path) -> None:
-    """Two of eight experts are exchanged: the tensor has their layout, but is stored whole, and comes back."""
+    """Two of eight experts are exchanged: the tensor has their layout, but is kept whole, and comes back."""
     base = {f"mlp.experts.{e}.{n}_proj.weight": random_tensor(10 * e + len(n), (32, 48), "f32") for e in range(8) for n in ("gate", "up")}
 
     def fused(order: Sequence[int]) -> Tensor:
@@ -362,7 +362,7 @@ def test_one_piece_in_the_place_of_another_is_not_lost_in_the_mean(tmp_path: Pat
     for what, tuned, kind in (("right", right, "delta"), ("wrong", wrong, "exact")):
         out = tmp_path / f"{what}.dpk"
         report = deltapack.compress(path, write_file(tmp_path / f"{what}.safetensors", {name: tuned}), out, allow_unrelated=True)
-        assert report.kinds[kind] == 1 and any("stored whole" in note for note in report.notes) is (kind == "exact")
+        assert report.kinds[kind] == 1 and any("kept whole" in note for note in report.notes) is (kind == "exact")
         if kind == "exact":
             deltapack.apply(path, out, tmp_path / "out.safetensors")
             assert read_model(tmp_path / "out.safetensors")[name] == wrong

@@ -187,7 +187,7 @@ def test_a_step_is_packed_once(tmp_path: Path) -> None:
     assert packed.pack.read_bytes() == data
 
 
-@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": "1"}, {"every_anchor": 0}, {"keep": 0}, {"keep": 1.5}])
+@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": "1"}, {"every_anchor": 0}, {"every_anchor": 1001}, {"keep": 0}, {"keep": 1.5}])
 def test_numbers_that_cannot_be(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         pack_step(tmp_path / "packs", tmp_path, **{"step": 1, **wrong})
@@ -207,6 +207,7 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     write_step(tmp_path, 2)
     code = f"""
 import os, signal, deltapack
+from deltapack.runs import keeping
 keeping.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 deltapack.pack_step({str(tmp_path / "packs")!r}, {str(tmp_path / "checkpoint-2")!r}, 2, base={str(base)!r})
 """

@@ -85,8 +85,9 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], bool]] = {
     "file added": (lambda path: (path / "tokenizer.json").write_text("{}"), False),
     "file deleted": (lambda path: (path / "config.json").unlink(), False),
     "weights damaged": (lambda path: (path / "model.safetensors").write_bytes(b"\x10"), False),
+    "weights written anew": (lambda path: write_file(path / "model.safetensors", step_model(1), {**TIES, "other": "text"}), False),
     "weights changed": (lambda path: flip(path / "model.safetensors"), True),
-    "tensor gone": (lambda path: write_file(path / "model.safetensors", {"a.weight": step_model(1)["a.weight"]}), True),
+    "tensor gone": (lambda path: write_file(path / "model.safetensors", {"a.weight": step_model(1)["a.weight"]}), False),
 }
 
 

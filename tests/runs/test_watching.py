@@ -128,6 +128,15 @@ def test_shards_are_complete_when_their_index_says_so(tmp_path: Path) -> None:
     assert "no such file" in str(events[0][1]) and len(events) == 2
 
 
+def test_a_folder_with_two_models_is_skipped(tmp_path: Path) -> None:
+    path = write_step(tmp_path, 1)
+    save_file({"a": torch.ones(3)}, path / "model-00001-of-00001.safetensors")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    write_step(tmp_path, 2)
+    (one, why), two = seen(tmp_path, *[nothing] * 3, once=True)
+    assert (one, two) == (1, (2, None)) and "two models" in str(why)
+
+
 def test_folders_of_distributed_checkpoints(tmp_path: Path) -> None:
     state = {"a": torch.arange(64.0), "b": torch.ones(5)}
     for step in (1, 2):

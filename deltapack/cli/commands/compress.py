@@ -189,8 +189,8 @@ def command(
 ) -> None:
     """Pack the difference between FINETUNED and BASE.
 
-    Both are a Hugging Face folder, a .safetensors file, or a PyTorch .bin or .pt state dict. The same
-    inputs and options give the same pack, byte for byte.
+    Both are a Hugging Face folder, a .safetensors file, a PyTorch .bin or .pt state dict, or a folder of
+    torch.distributed.checkpoint. The same inputs and options give the same pack, byte for byte.
     """
     idle = options.typed_options([field.name for field in fields(Recipe) if field.name != "exact"]) if exact == ALL else []
     if idle:

@@ -20,7 +20,7 @@ PARTS = {
     "stored": "stored tensors",
     "exact": "exact tensors",
     "digests": "digests",
-    "files": "side files, headers",
+    "files": "side files and headers",
     "header": "header and index of the file",
 }
 COLUMNS = ("tensor", "role", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
