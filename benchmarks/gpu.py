@@ -28,9 +28,10 @@ import deltapack
 from benchmarks.command import keep
 from benchmarks.results import Cell, Section, Table, machine
 from deltapack.device.backends import choose, resolve_device
+from deltapack.device.engine import Engine
 from deltapack.device.regions import region_of
 from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Engine, Saved, UndoMode, Work
+from deltapack.device.work import Saved, UndoMode, Work
 from deltapack.dtypes import BY_NAME
 from deltapack.format.reader import PackReader
 

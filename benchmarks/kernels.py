@@ -1,4 +1,4 @@
-"""Compile the Triton kernel for GPUs that need not be there, and say what the compiler made of it.
+"""Compile the Triton kernels for GPUs that need not be there, and say what the compiler made of it.
 
 Usage: python -m benchmarks.kernels [--json]
 """
@@ -14,6 +14,9 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from deltapack.dtypes import BY_NAME
+from deltapack.kernels.exact_numbers import numbers_of
 
 ARCHITECTURES = (80, 90)
 ONE_TERM = dict(KINDS=1, VALUES=1, UNDO=False, LOG=False, COLLECT=False, SLICED=False, ALIGNED=True)
@@ -31,6 +34,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "everything, bf16": EVERYTHING,
     "everything, f64": EVERYTHING | {"dtype": "f64"},
 }
+EXACT: dict[str, dict[str, Any]] = {
+    **{f"exact symbols, {dtype}": {"dtype": dtype, "LANES": 32} for dtype in ("bf16", "f16", "f32", "f64", "f8_e4m3fn", "f8_e5m2", "i32")},
+    **{f"exact symbols, bf16, lanes: {lanes}": {"dtype": "bf16", "LANES": lanes} for lanes in (1, 4, 8)},
+    **{f"exact bytes of planes, lanes: {lanes}": {"dtype": "u8", "LANES": lanes, "PLANE": True} for lanes in (1, 4, 8, 32)},
+    "exact tables": {},
+    **{f"exact planes, {dtype}": {"dtype": dtype} for dtype in ("bf16", "f32", "f64", "u8")},
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,52 @@ class Compiled:
     local: int
     wide_loads: int
     wide_stores: int
+    barriers: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel and what it is compiled with: addresses, aligned to 16 bytes; numbers; constants; options."""
+
+    kernel: Any
+    addresses: dict[str, str]
+    numbers: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+
+def source_of(name: str) -> Source:
+    """Return what a variant of `VARIANTS` or `EXACT` is compiled from."""
+    from deltapack.device import triton_kernels
+    from deltapack.device.triton_rounding import DTYPES
+
+    if name in EXACT:
+        return exact_source(EXACT[name])
+    given = dict(VARIANTS[name])
+    target = given.pop("dtype", "bf16")
+    source = given.pop("source", target)
+    blocks = {"BLOCK": triton_kernels.BLOCK, "WINDOW": triton_kernels.WINDOW}
+    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, **blocks}
+    pointers = {"tasks": "*i64", "terms": "*i64", "owners": "*i64", "scratch": "*i32", "states": "*i32", "violation": "*i64"}
+    options = triton_kernels.options(
+        alike=given["KINDS"] != EVERYTHING["KINDS"], heavy="f64" in (source, target) or (given["COLLECT"] and source != target)
+    )
+    return Source(triton_kernels.switch_tiles, pointers, {"count": "i32", "most": "i32"}, constants, options)
+
+
+def exact_source(given: dict[str, Any]) -> Source:
+    """Return what a variant of `EXACT` is compiled from."""
+    from deltapack.device import triton_exact
+    from deltapack.device.exact_launch import JOIN_BLOCK, TABLE_BLOCK, constants_of
+
+    if "dtype" not in given:
+        return Source(triton_exact.expand_tables, {"rows": "*i64"}, {}, {"BLOCK": TABLE_BLOCK}, {})
+    numbers = numbers_of(BY_NAME[given["dtype"]])
+    if "LANES" not in given:
+        constants = {"WIDTH": numbers.width, "SIGNED": numbers.signed, "BLOCK": JOIN_BLOCK}
+        return Source(triton_exact.join_planes, {"rows": "*i64"}, {}, constants, {})
+    constants = constants_of(numbers, given.get("PLANE", False), given["LANES"], warps=1)
+    return Source(triton_exact.decode_symbols, {"rows": "*i64", "violation": "*i64"}, {"count": "i32"}, constants, {"num_warps": 1})
 
 
 def compile_variant(name: str, architecture: int) -> Compiled:
@@ -54,22 +110,11 @@ def compile_variant(name: str, architecture: int) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from deltapack.device import triton_kernels
-    from deltapack.device.triton_rounding import DTYPES
-
-    given = dict(VARIANTS[name])
-    target = given.pop("dtype", "bf16")
-    source = given.pop("source", target)
-    blocks = {"BLOCK": triton_kernels.BLOCK, "WINDOW": triton_kernels.WINDOW}
-    constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, **blocks}
-    pointers = {"tasks": "*i64", "terms": "*i64", "owners": "*i64", "scratch": "*i32", "states": "*i32", "violation": "*i64"}
-    signature = pointers | {"count": "i32", "most": "i32"}
-    aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(pointers))}
-    text = ASTSource(triton_kernels.switch_tiles, signature | dict.fromkeys(constants, "constexpr"), constants, aligned)
-    options = triton_kernels.options(
-        alike=given["KINDS"] != EVERYTHING["KINDS"], heavy="f64" in (source, target) or (given["COLLECT"] and source != target)
-    )
-    kernel = triton.compile(text, target=GPUTarget("cuda", architecture, 32), options=options)
+    source = source_of(name)
+    aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(source.addresses))}
+    signature = source.addresses | source.numbers | dict.fromkeys(source.constants, "constexpr")
+    text = ASTSource(source.kernel, signature, source.constants, aligned)
+    kernel = triton.compile(text, target=GPUTarget("cuda", architecture, 32), options=source.options)
     ptx = kernel.asm["ptx"]
     registers, stack = resources(kernel.asm["cubin"])
     return Compiled(
@@ -83,6 +128,7 @@ def compile_variant(name: str, architecture: int) -> Compiled:
         local=len(re.findall(r"\b(?:ld|st)\.local", ptx)),
         wide_loads=len(re.findall(r"\bld\.global[.\w:]*\.v4\.b32", ptx)),
         wide_stores=len(re.findall(r"\bst\.global[.\w:]*\.v4\.b32", ptx)),
+        barriers=len(re.findall(r"\bbar(?:rier)?\.", ptx)),
     )
 
 
@@ -101,7 +147,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_all() -> list[Compiled]:
-    return [compile_variant(name, architecture) for name in VARIANTS for architecture in ARCHITECTURES]
+    return [compile_variant(name, architecture) for name in (*VARIANTS, *EXACT) for architecture in ARCHITECTURES]
 
 
 def main(arguments: list[str]) -> None:

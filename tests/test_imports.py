@@ -63,7 +63,14 @@ LAZY = {
 AT_HOME = {
     "torch": {"demo", "device", "live", "restoring.on_device"},
     "transformers": {"integrations"},
-    "triton": {"device.triton_decoding", "device.triton_kernels", "device.triton_rounding", "device.triton_engine"},
+    "triton": {
+        "device.exact_launch",
+        "device.triton_decoding",
+        "device.triton_engine",
+        "device.triton_exact",
+        "device.triton_kernels",
+        "device.triton_rounding",
+    },
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""
 

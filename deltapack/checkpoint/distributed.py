@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from deltapack.checkpoint.boxes import Box, BoxedSource, flaw_of
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.pickled import Made, Pairs, Symbol, plain_size, read_pickle
+from deltapack.checkpoint.pickle_values import Made, Pairs, Symbol, plain_size
+from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count, check_tensor
 from deltapack.checkpoint.torchpiece import Piece, View, piece_source
 from deltapack.checkpoint.trainstate import model_tensors

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deltapack.checkpoint.files import ReadFile
-from deltapack.checkpoint.pickled import Made, Reference, Symbol, plain_size, read_pickle
+from deltapack.checkpoint.pickle_values import Made, Reference, Symbol, plain_size
+from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.tensors import Source
 from deltapack.checkpoint.torchzip import read_records, source_in_record
 from deltapack.dtypes import BY_TORCH, DType

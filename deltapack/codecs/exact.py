@@ -12,17 +12,18 @@ import numpy as np
 
 from deltapack import kernels
 from deltapack.codecs.exact_bytes import Cursor, need, varint
-from deltapack.codecs.exact_dense import decode_dense, decode_shared, write_values
+from deltapack.codecs.exact_dense import decode_dense, read_dense, read_shared, write_values
 from deltapack.codecs.exact_modelling import Plan, Symbols, plan_values, symbols_between
 from deltapack.codecs.exact_planes import decode_planes, encode_planes, estimate_planes
 from deltapack.codecs.exact_tables import NO_TABLES, SharedTables
 from deltapack.codecs.indices import encode_gaps, index_raw_bounds
 from deltapack.dtypes import DType
 from deltapack.kernels.exact_numbers import Numbers, numbers_of
-from deltapack.kernels.layout import Bits, Elements
+from deltapack.kernels.layout import Bits, Elements, Positions
 
-__all__ = ["decode_exact_chunk", "encode_exact_chunk"]
+__all__ = ["FORMS", "decode_exact_chunk", "encode_exact_chunk", "read_changed"]
 
+FORMS = ("equal", "planes", "dense", "sparse", "shared")
 _EQUAL, _PLANES, _DENSE, _SPARSE, _SHARED = range(5)
 _SPARSE_TOO, _SPARSE_ONLY = 16, 16384
 """Where fewer than one number in so many changed, positions and values are one way that is looked at, or the only one."""
@@ -161,20 +162,30 @@ def _decode(cursor: Cursor, base: Bits | None, length: int, given: _Given, forms
         return base.copy()
     if form == _SPARSE:
         return _decode_sparse(cursor, base, given)
-    return decode_dense(cursor, base, given.numbers) if form == _DENSE else decode_shared(cursor, base, *given)
+    dense = read_dense(cursor, length, given.numbers) if form == _DENSE else read_shared(cursor, length, *given)
+    return decode_dense(dense, base, given.numbers)
 
 
-def _decode_sparse(cursor: Cursor, base: Bits, given: _Given) -> Bits:
+def read_changed(cursor: Cursor, length: int) -> Positions:
+    """Read which of `length` numbers are given anew, `[m]`, increasing; at least one.
+
+    Raises:
+        FormatError: What the cursor reads is damaged (rule R9).
+    """
     shift = cursor.byte("the shift")
     need(1 <= shift <= 15, "no such shift", expected="1 to 15", found=shift)
-    count = cursor.number(len(base), "the number of changed elements")
+    count = cursor.number(length, "the number of changed elements")
     need(count, "no element changed")
-    counts, lengths = np.array([count], np.int64), np.array([len(base)], np.int64)
+    counts, lengths = np.array([count], np.int64), np.array([length], np.int64)
     least, most = index_raw_bounds("gaps", shift, counts, lengths)
     size = cursor.number(most, "the length of the gaps")
     need(size >= least, "too few bytes of gaps", expected=f"at least {least}", found=size)
     raw = cursor.array(size, "|u1", "the gaps").view(np.uint8)
-    changed = kernels.active().rice_gap_positions(raw, shift, counts, lengths)
+    return kernels.active().rice_gap_positions(raw, shift, counts, lengths)
+
+
+def _decode_sparse(cursor: Cursor, base: Bits, given: _Given) -> Bits:
+    changed = read_changed(cursor, len(base))
     out = base.copy()
-    out[changed] = _decode(cursor, base[changed], count, given, (_PLANES, _DENSE, _SHARED))
+    out[changed] = _decode(cursor, base[changed], len(changed), given, (_PLANES, _DENSE, _SHARED))
     return out

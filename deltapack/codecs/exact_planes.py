@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,14 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.codecs.exact_bytes import Cursor, need, varint, write_stream
-from deltapack.codecs.exact_coding import decode_symbols, lanes_for, lengths_of, read_tiles, write_tiles
+from deltapack.codecs.exact_coding import Tiles, decode_symbols, lanes_for, lengths_of, read_tiles, write_tiles
 from deltapack.codecs.exact_table import MOST_TABLE_BYTES, Table, read_table, write_table
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.format.frames import compress_frame, decompress_frame
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.layout import TILE, Bits, Bytes
 
-__all__ = ["decode_planes", "encode_planes", "estimate_planes"]
+__all__ = ["Coded", "Part", "decode_planes", "encode_planes", "estimate_planes", "read_planes"]
 
 _STORED, _CONSTANT, _CODED, _ZSTD, _TILES = range(5)
 _ALONE, _MOVED = range(2)
@@ -104,35 +105,80 @@ def _encode_coded(plane: Bytes, counts: NDArray[np.int64]) -> bytes:
     return write_stream(write_table(table, _BYTES)) + write_tiles(contexts, np.ascontiguousarray(plane), table, None)
 
 
+@dataclass(frozen=True)
+class Coded:
+    """Bytes of a plane that are coded.
+
+    Attributes:
+        table: What they are coded with.
+        tiles: The coded bytes.
+    """
+
+    table: Table
+    tiles: Tiles
+
+
+@dataclass(frozen=True)
+class Part:
+    """A plane, or a tile of one.
+
+    Attributes:
+        length: Its bytes.
+        content: They; or one byte, which all of them are; or what they are coded as.
+    """
+
+    length: int
+    content: bytes | Coded
+
+    def decode(self) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            FormatError: Coded bytes do not end where they should (rule R9).
+        """
+        if isinstance(self.content, Coded):
+            return decode_symbols(np.zeros(self.length, np.uint8), self.content.table, self.content.tiles).tobytes()
+        return self.content if len(self.content) == self.length else self.content * self.length
+
+
 def decode_planes(cursor: Cursor, base: Bits | None, length: int, numbers: Numbers) -> Bits:
     """Decode `length` numbers.
 
     Raises:
         FormatError: What the cursor reads is damaged (rules R8 to R10).
     """
-    kind = cursor.byte("the kind of planes")
-    need(kind == _ALONE or (kind == _MOVED and base is not None), "no such kind of planes", found=kind)
-    planes = b"".join(_decode_plane(cursor, length, _TILES) for _ in range(numbers.width // 8))
-    whole: Any = join_planes(planes, numbers.storage)
+    moves, planes = read_planes(cursor, length, numbers, has_base=base is not None)
+    whole: Any = join_planes(b"".join(part.decode() for plane in planes for part in plane), numbers.storage)
     one, rest = whole.dtype.type(1), whole.dtype.type(numbers.width - 1)
     alone = (whole >> one) | (whole << rest) if numbers.signed else whole
-    out: Bits = whole + base if kind == _MOVED else alone
+    out: Bits = whole + base if moves else alone
     return out
 
 
-def _decode_plane(cursor: Cursor, length: int, most: int) -> bytes:
-    """Decode a plane or, where `most` is less than `_TILES`, one of its tiles."""
+def read_planes(cursor: Cursor, length: int, numbers: Numbers, has_base: bool) -> tuple[bool, list[list[Part]]]:
+    """Read whether planes are what is added to the base, and the parts of each; one part, or one for each tile.
+
+    Raises:
+        FormatError: What the cursor reads is damaged (rules R8 to R10).
+    """
+    kind = cursor.byte("the kind of planes")
+    need(kind == _ALONE or (kind == _MOVED and has_base), "no such kind of planes", found=kind)
+    return kind == _MOVED, [_read_plane(cursor, length, _TILES) for _ in range(numbers.width // 8)]
+
+
+def _read_plane(cursor: Cursor, length: int, most: int) -> list[Part]:
+    """Read a plane or, where `most` is less than `_TILES`, one of its tiles."""
     mode = cursor.byte("the mode of a plane")
     need(mode <= most, "no such mode of a plane", expected=f"at most {most}", found=mode)
     if mode == _TILES:
-        return b"".join(_decode_plane(cursor, own, _ZSTD) for own in lengths_of(length))
+        return [part for own in lengths_of(length) for part in _read_plane(cursor, own, _ZSTD)]
     if mode == _STORED:
-        return cursor.take(length, "a plane")
+        return [Part(length, cursor.take(length, "a plane"))]
     if mode == _CONSTANT:
-        return cursor.take(1, "a plane") * length
+        return [Part(length, cursor.take(1, "a plane"))]
     if mode == _ZSTD:
-        return decompress_frame(cursor.take(cursor.number(2 * length + 64, "the length of a frame"), "a plane"), length)
+        frame = cursor.take(cursor.number(2 * length + 64, "the length of a frame"), "a plane")
+        return [Part(length, decompress_frame(frame, length))]
     table = read_table(cursor.stream(1, MOST_TABLE_BYTES, "the table of a plane"), _BYTES)
     need(table.kinds == 1, "two classes in a plane")
-    tiles = read_tiles(cursor, length, table.lanes, has_raw=False)
-    return decode_symbols(np.zeros(length, np.uint8), table, tiles).tobytes()
+    return [Part(length, Coded(table, read_tiles(cursor, length, table.lanes, has_raw=False)))]

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
+from deltapack.device.engine import Engine
 from deltapack.device.torch_engine import TorchEngine
-from deltapack.device.work import Engine
 from deltapack.errors import BackendError, RecipeError
 
 __all__ = ["BACKENDS", "Choice", "choose", "resolve_device"]

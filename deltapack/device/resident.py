@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltapack.device.ready import COLUMNS, SEGMENT_BYTES, ReadyTerm, Segments, lay_out
+from deltapack.device.exact_ready import lay_out_exact
+from deltapack.device.exact_resident import ResidentExact
+from deltapack.device.ready import COLUMNS, SEGMENT_BYTES, ReadyTerm, lay_out
+from deltapack.device.sending import Sender
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
 
@@ -52,50 +55,42 @@ class ResidentPack:
     Attributes:
         device: Which.
         terms: Its terms.
+        exact: Its tensors that are restored bit for bit from a base, by name.
         nbytes: Bytes that were sent, which is what it occupies there.
     """
 
     device: torch.device
     terms: dict[Term, ResidentTerm]
+    exact: dict[str, ResidentExact]
     nbytes: int
 
 
 def send(
     reader: PackReader, device: torch.device, workers: int, entries: Iterable[Entry] | None = None, segment_bytes: int = SEGMENT_BYTES
 ) -> ResidentPack:
-    """Lay out the terms of a pack and send them to a device, in large pieces and while later ones are decoded.
+    """Lay out the terms and exact tensors of a pack and send them to a device, in large pieces and while later ones are decoded.
 
     Args:
         reader: The pack.
         device: Where to. On the CPU nothing is copied once more.
         workers: Threads that decode.
-        entries: Whose terms; all unless given.
+        entries: Which entries; all unless given.
         segment_bytes: Bytes of a piece.
 
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
-    sent: list[torch.Tensor] = []
-    pinned: list[torch.Tensor] = []
-
-    def allocate(nbytes: int) -> NDArray[np.uint8]:
-        # The allocator of pinned memory gives a buffer out again only when the copy from it is done.
-        pinned.append(torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda"))
-        return pinned[-1].numpy()
-
-    def hand_over(_: NDArray[np.uint8], used: int) -> None:
-        buffer = pinned.pop()[:used]
-        sent.append(buffer if device.type == "cpu" else buffer.to(device, non_blocking=True))
-
-    segments = Segments(allocate, hand_over, segment_bytes)
-    ready = list(lay_out(reader, reader.index.entries if entries is None else entries, segments, workers))
-    segments.flush()
-    everything = tuple(sent)
+    sender = Sender(device, segment_bytes)
+    wanted = reader.index.entries if entries is None else tuple(entries)
+    ready = list(lay_out(reader, wanted, sender.segments, workers))
+    whole = list(lay_out_exact(reader, wanted, sender.segments, workers))
+    everything = sender.finish()
     rows = torch.from_numpy(_rows(ready, everything)).to(device)
     ends = np.cumsum([len(term.table) for term in ready])
     parts = [rows[end - len(term.table) : end] for term, end in zip(ready, ends, strict=True)]
     terms = {term.term: ResidentTerm(term, everything, part) for term, part in zip(ready, parts, strict=True)}
-    return ResidentPack(device, terms, sum(tensor.nbytes for tensor in (*everything, rows)))
+    exact = {tensor.name: ResidentExact(tensor, everything) for tensor in whole}
+    return ResidentPack(device, terms, exact, sum(tensor.nbytes for tensor in (*everything, rows)))
 
 
 def _rows(ready: Sequence[ReadyTerm], segments: Sequence[torch.Tensor]) -> NDArray[np.int64]:

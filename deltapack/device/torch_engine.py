@@ -9,9 +9,11 @@ import torch
 
 from deltapack.codecs import values
 from deltapack.device import torch_kernels
+from deltapack.device.exact_work import ExactWork, save
 from deltapack.device.ready import KINDS
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
+from deltapack.device.torch_exact import decode_exact
 from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
@@ -39,16 +41,22 @@ class _SavedElements:
 
 
 class TorchEngine:
-    """See `deltapack.device.work.Engine`."""
+    """See `deltapack.device.engine.Engine`."""
 
     name = "torch"
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
-        """See `deltapack.device.work.Engine.switch`."""
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work | ExactWork], mode: UndoMode, done: list[Saved]) -> None:
+        """See `deltapack.device.engine.Engine.switch`."""
         with torch.no_grad():
             before = by_region(undo)
             for work in works:
                 earlier = before.pop(work.region.key, [])
+                if isinstance(work, ExactWork):
+                    save(work, mode, earlier, done)
+                    elements = work.elements()
+                    decode_exact(elements, work.exact)
+                    work.give_back(elements)
+                    continue
                 for saved in earlier:
                     saved.put_back()
                 _do(work, mode, earlier, done)

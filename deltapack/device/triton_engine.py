@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from deltapack.device import triton_kernels
+from deltapack.device.exact_launch import launch_exact
+from deltapack.device.exact_work import ExactWork, save
 from deltapack.device.regions import Region
 from deltapack.device.tables import Launch, Todo, WorkRows, launch_of
 from deltapack.device.torch_engine import wrong_count
@@ -23,7 +25,7 @@ from deltapack.format.digest import TILE
 __all__ = ["TritonEngine"]
 
 _NO_VIOLATION = 1 << 62
-_INTERPRETED_BLOCK = 8192
+_INTERPRETED_BLOCK, _INTERPRETED_WARPS = 8192, 16
 """The interpreter pays for each operation, not for each element."""
 
 
@@ -86,7 +88,7 @@ def _todo(task: _Task, log: _SavedLog | None) -> Todo:
 
 
 class TritonEngine:
-    """See `deltapack.device.work.Engine`.
+    """See `deltapack.device.engine.Engine`.
 
     Args:
         device: Where the regions are.
@@ -105,11 +107,17 @@ class TritonEngine:
         self._programs = triton_kernels.PROGRAMS * processors
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
 
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
-        """See `deltapack.device.work.Engine.switch`."""
+    def switch(self, undo: Sequence[Saved], works: Sequence[Work | ExactWork], mode: UndoMode, done: list[Saved]) -> None:
+        """See `deltapack.device.engine.Engine.switch`."""
         before, tasks = by_region(undo), dict[tuple[str, str], list[_Task]]()
+        exact = [work for work in works if isinstance(work, ExactWork)]
         with torch.no_grad():
+            for own in exact:
+                save(own, mode, before.pop(own.region.key, ()), done)
+            self._decode(exact)
             for work in works:
+                if isinstance(work, ExactWork):
+                    continue
                 task = self._task(work, before.pop(work.region.key, ()), mode)
                 tasks.setdefault(task.rows.types, []).append(task)
             for rest in before.values():
@@ -120,6 +128,20 @@ class TritonEngine:
                         saved.put_back()
             for types in sorted(tasks):
                 self._launch(tasks[types], done)
+
+    def _decode(self, works: Sequence[ExactWork]) -> None:
+        todo = [(work.elements(), work.exact) for work in works]
+        with self._launching():
+            launch_exact(todo, self._device, 1 if self._device.type == "cuda" else _INTERPRETED_WARPS)
+        for work, (elements, _) in zip(works, todo, strict=True):
+            work.give_back(elements)
+
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        # The interpreter computes with numpy, which warns of infinities. Triton launches on the current device.
+        on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        with np.errstate(over="ignore", invalid="ignore"), on_device:
+            yield
 
     def _task(self, work: Work, earlier: Sequence[Saved], mode: UndoMode) -> _Task:
         log = None
@@ -168,9 +190,7 @@ class TritonEngine:
         ends = launch.tasks.size, launch.tasks.size + launch.terms.size
         tables = np.concatenate([table.reshape(-1) for table in (launch.tasks, launch.terms, launch.owners)])
         sent = torch.from_numpy(tables).to(self._device)
-        # The interpreter computes with numpy, which warns of infinities. Triton launches on the current device.
-        on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
-        with np.errstate(over="ignore", invalid="ignore"), on_device:
+        with self._launching():
             triton_kernels.switch_tiles[(programs,)](
                 sent,
                 sent[ends[0] :],

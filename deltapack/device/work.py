@@ -14,7 +14,7 @@ from deltapack.device.resident import ResidentTerm
 from deltapack.device.tables import WorkRows, rows_of
 from deltapack.dtypes import DType
 
-__all__ = ["Engine", "Saved", "SavedCopy", "UndoMode", "Work", "by_region"]
+__all__ = ["Saved", "SavedCopy", "UndoMode", "Work", "by_region"]
 
 UndoMode = Literal["auto", "copy", "log", "nothing"]
 """How the replaced elements are kept: those elements only (log), the whole region (copy), whichever is smaller, or not at all."""
@@ -95,22 +95,3 @@ def by_region(undo: Sequence[Saved]) -> dict[tuple[int, torch.device], list[Save
     for saved in undo:
         out.setdefault(saved.region.key, []).append(saved)
     return out
-
-
-class Engine(Protocol):
-    """A way to do works on a device."""
-
-    name: str
-
-    def switch(self, undo: Sequence[Saved], works: Sequence[Work], mode: UndoMode, done: list[Saved]) -> None:
-        """Put back what earlier works replaced, then do works, region by region.
-
-        Args:
-            undo: What to put back, of any regions.
-            works: What to do; at most one work a region.
-            mode: How to save what is replaced.
-            done: Gets what undoes the works, each before it is begun; after an error too.
-
-        Raises:
-            FormatError: A seeded mask keeps another number of elements than its table says (rule R9); other works may have been done.
-        """

@@ -115,12 +115,12 @@ class _Held:
 
 @dataclass(frozen=True)
 class HostEngine:
-    """Restores chunks in threads and writes them where the tensors live; see `deltapack.device.work.Engine`."""
+    """Restores chunks in threads and writes them where the tensors live; see `deltapack.device.engine.Engine`."""
 
     workers: int
 
     def switch(self, undo: Sequence[Saved], works: Sequence[HostWork], mode: UndoMode, done: list[Saved]) -> None:
-        """See `deltapack.device.work.Engine.switch`."""
+        """See `deltapack.device.engine.Engine.switch`."""
         self._put_back(undo)
         before, logs = by_region(undo), list[_SavedChanges | None]()
         for work in works:

@@ -13,6 +13,7 @@ from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.composing.compose import Composition
 from deltapack.composing.tensor_job import FromBase, PackTerm, StoredTerm, TensorJob
 from deltapack.device.backends import Choice
+from deltapack.device.exact_work import ExactWork
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Work
@@ -41,7 +42,7 @@ class Loaded:
 class SwitchPlan:
     """What to do for an activation: by device, and on the host."""
 
-    works: Mapping[torch.device, Sequence[Work]]
+    works: Mapping[torch.device, Sequence[Work | ExactWork]]
     host: Sequence[HostWork]
 
 
@@ -111,7 +112,7 @@ class Planner:
             BaseMismatchError: A tensor of the model is not the base's.
             UnsupportedError: A tensor would get another shape or dtype.
         """
-        works: dict[torch.device, list[Work]] = {}
+        works: dict[torch.device, list[Work | ExactWork]] = {}
         host: list[HostWork] = []
         by_reader = {pack.reader: pack for pack in packs}
         for job in composition.jobs:
@@ -122,7 +123,7 @@ class Planner:
                 works.setdefault(work.region.memory.device, []).append(work)
         return SwitchPlan(works, host)
 
-    def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | HostWork | None:
+    def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork | None:
         name, digest, region = place(job, self.model)
         exact = job.source.exact if isinstance(job.source, FromBase) else None
         if region is None or (not job.terms and job.source.rows is None and exact is None):
@@ -135,8 +136,11 @@ class Planner:
             self.model.check(name, digest)
         device = region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
-        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None or exact is not None:
+        if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None:
             return HostWork(job, region)
+        if exact is not None:
+            decoded = packs[exact.reader].resident[device].exact.get(exact.entry.name)
+            return HostWork(job, region) if decoded is None or exact.dtype != job.dtype else ExactWork(region, job.dtype, decoded)
         resident = tuple((packs[term.reader].resident[device].terms[term.term], float(term.factor)) for term in terms)
         return Work(region, job.dtype, resident)
 

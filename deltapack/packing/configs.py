@@ -44,9 +44,7 @@ def compare_configs(base: Mapping[str, object], finetuned: Mapping[str, object])
     one, other = _names(base.get("architectures")), _names(finetuned.get("architectures"))
     if one and other and one != other:
         shown = f"{', '.join(one)} in the base and {', '.join(other)} in the fine-tune"
-        return [
-            f"base and fine-tune have different architectures: {shown}. Tensors that only one of them has are kept whole, or dropped."
-        ]
+        return [f"base and fine-tune have different architectures: {shown}. Tensors that only one of them has are kept whole, or dropped."]
     return []
 
 

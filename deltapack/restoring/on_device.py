@@ -10,12 +10,16 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
+from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.device import torch_kernels
 from deltapack.device.backends import choose, resolve_device
+from deltapack.device.engine import Engine
+from deltapack.device.exact_ready import is_decoded
+from deltapack.device.exact_work import ExactWork
 from deltapack.device.regions import Region, read_chunk, region_of, write_chunk
 from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Engine, Work
+from deltapack.device.work import Work
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
 from deltapack.format.reader import PackReader
 from deltapack.parallel import ordered_map
@@ -46,11 +50,18 @@ class _Holds(Protocol):
 
 @dataclass(frozen=True)
 class _Sum:
-    """A job that is its base plus terms of packs, element by element."""
+    """A job that is its base plus terms of packs, element by element; or what one pack makes of the base, bit for bit."""
 
     job: TensorJob
     base: TensorInfo
     terms: tuple[PackTerm, ...]
+    exact: ExactTensor | None
+
+    @property
+    def readers(self) -> list[PackReader]:
+        """The packs that are needed."""
+        exact = [] if self.exact is None else [self.exact.reader]
+        return list(dict.fromkeys([*exact, *(term.reader for term in self.terms)]))
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class _Sent:
     """A base tensor on the device, what is to be done there, and the chunk digests of what was sent."""
 
     job: TensorJob
-    work: Work
+    work: Work | ExactWork
     base_digests: tuple[bytes, ...]
 
 
@@ -145,9 +156,11 @@ class _Run:
         digests = self._each(copy, chunk_count(held.numel))
         if source is not target:
             target.memory.copy_(torch_kernels.convert(source.memory, held.dtype, job.dtype))
-        for reader in {term.reader: None for term in wanted.terms}:
+        for reader in wanted.readers:
             if reader not in self.packs:
                 self.packs[reader] = send(reader, device, self.workers)
+        if wanted.exact is not None:
+            return _Sent(job, ExactWork(target, job.dtype, self.packs[wanted.exact.reader].exact[job.name]), digests)
         added = tuple((self.packs[term.reader].terms[term.term], float(term.factor)) for term in wanted.terms)
         return _Sent(job, Work(target, job.dtype, added, None if source is target else (source, held.dtype)), digests)
 
@@ -176,8 +189,11 @@ class _Run:
 
 
 def _sum_of(job: TensorJob) -> _Sum | None:
-    """Return a job as a sum of its base and terms of packs, if it is one."""
+    """Return a job as a sum of its base and terms of packs, or as what one makes of the base, if it is one."""
     source, terms = job.source, tuple(term for term in job.terms if isinstance(term, PackTerm))
     if not isinstance(source, FromBase) or source.base.shape != job.shape or source.rows is not None:
         return None
-    return _Sum(job, source.base, terms) if terms and len(terms) == len(job.terms) else None
+    if source.exact is not None:
+        can_decode = is_decoded(source.exact.entry) and job.dtype == source.exact.dtype and not job.terms
+        return _Sum(job, source.base, (), source.exact) if can_decode else None
+    return _Sum(job, source.base, terms, None) if terms and len(terms) == len(job.terms) else None

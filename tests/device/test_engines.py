@@ -14,9 +14,10 @@ from support.codecs import completed
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.device.backends import choose
+from deltapack.device.engine import Engine
 from deltapack.device.regions import Region, region_of
 from deltapack.device.resident import ResidentPack, send
-from deltapack.device.work import Engine, Saved, UndoMode, Work
+from deltapack.device.work import Saved, UndoMode, Work
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import FormatError
 from deltapack.format.codecs import VALUE_CODECS

@@ -1,4 +1,4 @@
-"""The Triton kernel compiles for GPUs that need not be there, to code without what would change its bits or slow it down."""
+"""The Triton kernels compile for GPUs that need not be there, to code without what would change its bits or slow it down."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def compiled(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def test_every_variant_compiles(compiled: list[dict[str, Any]]) -> None:
-    from benchmarks.kernels import ARCHITECTURES, VARIANTS
+    from benchmarks.kernels import ARCHITECTURES, EXACT, VARIANTS
 
-    assert {(row["variant"], row["architecture"]) for row in compiled} == {(name, gpu) for name in VARIANTS for gpu in ARCHITECTURES}
+    wanted = {(name, gpu) for name in (*VARIANTS, *EXACT) for gpu in ARCHITECTURES}
+    assert {(row["variant"], row["architecture"]) for row in compiled} == wanted
     for row in compiled:
         print(row)
 
@@ -49,6 +50,12 @@ def test_nothing_is_spilled(compiled: list[dict[str, Any]]) -> None:
 def test_sums_of_several_terms_move_16_bytes_at_once(compiled: list[dict[str, Any]]) -> None:
     rows = [row for row in compiled if row["variant"] == "seeded int4, several terms"]
     assert rows and all(row["wide_loads"] >= 3 and row["wide_stores"] >= 3 for row in rows)
+
+
+def test_lanes_of_exact_tiles_meet_in_registers(compiled: list[dict[str, Any]]) -> None:
+    """A tile's lanes lie in one warp: nothing goes through shared memory, no lane waits at a barrier, and 32 warps find room."""
+    rows = [row for row in compiled if row["variant"].startswith(("exact symbols", "exact bytes"))]
+    assert rows and all((row["shared"], row["barriers"]) == (0, 0) and row["registers"] <= 64 for row in rows)
 
 
 def test_fused_products_would_be_found(tmp_path: Path) -> None:

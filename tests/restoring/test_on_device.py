@@ -7,15 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.builders import (
     CHUNK,
+    Tensor,
+    cast,
     edited,
     leftovers,
     mixed_model,
     moved,
     random_tensor,
     read_folder,
+    read_model,
     tuned_model,
     write_file,
     write_folder,
@@ -61,6 +65,32 @@ def test_the_same_files(folders: tuple[Path, list[Path]], tmp_path: Path, backen
         assert device.tensor_bytes == host.tensor_bytes == done[-1][0] == done[-1][1]
         assert [part for part, _ in done] == sorted(part for part, _ in done)
         done.clear()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_exact_packs(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a base of another type; the host restores only what has no base of its shape."""
+    from deltapack.device.exact_work import ExactWork
+    from deltapack.restoring import on_device
+
+    base = {"few": random_tensor(1, (40, 5), "bf16"), "near": random_tensor(2, (200,), "f32"), "wider": random_tensor(3, (200,), "f32")}
+    near = Tensor("f32", (base["near"].bits.view("<u4") + np.arange(200, dtype=np.uint32) % 3).view("<f4"))
+    tuned = {"few": edited(base["few"], 7, 3), "near": near, "wider": cast(base["wider"].f64, "bf16"), "new": random_tensor(4, (9,))}
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
+    deltapack.compress(*paths, tmp_path / "pack.dpk", recipe=deltapack.Recipe(exact=True))
+    place, _ = on_device.place_of(DEVICE, backend)
+    assert place is not None
+    works, kind = list[str](), type(place.engine)
+    switch = kind.switch
+
+    def watched(self: Any, undo: Any, todo: Any, mode: Any, done: Any) -> None:
+        works.extend(work.exact.ready.name for work in todo if isinstance(work, ExactWork))
+        switch(self, undo, todo, mode, done)
+
+    monkeypatch.setattr(kind, "switch", watched)
+    deltapack.apply(paths[0], tmp_path / "pack.dpk", tmp_path / "out.safetensors", device=DEVICE, backend=backend)
+    assert read_model(tmp_path / "out.safetensors") == tuned
+    assert set(works) == {"few", "near", "wider"}
 
 
 @pytest.mark.parametrize("size", [1, 1 << 30])
