@@ -35,7 +35,7 @@ from deltapack.format.arrangement import Arrangement
 from deltapack.format.reader import PackReader
 
 MODEL = small_model()
-RECIPES = (deltapack.Recipe(), deltapack.Recipe(exact=True), deltapack.Recipe(drop_rate=0.5, exact="b"))
+RECIPES = (deltapack.Recipe(), deltapack.Recipe(exact=True), deltapack.Recipe(drop_rate=0.5, exact="b|ids"))
 
 
 def same_checkpoint(view: Checkpoint, written: Path) -> None:

@@ -77,7 +77,7 @@ def change(draw: st.DrawFn, state: State, seed: int) -> State:
             st.sampled_from(("move", "move", "add", "remove", "rename", "grow", "cut", "convert", "tie", "untie", "file", "string"))
         )
         free = [name for name in NAMES if name not in tensors and name not in ties]
-        kept = [name for name in tensors if name not in ties.values()]
+        kept = [name for name in NAMES if name in tensors and name not in ties.values()]
         name = draw(st.sampled_from(sorted(tensors)))
         old = tensors[name]
         if what == "move" and old.dtype != "i64":
