@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
+    from deltapack.live.attaching import attach
     from deltapack.live.loading import load_model, load_state_dict
-    from deltapack.live.model import LiveModel, attach
+    from deltapack.live.model import LiveModel
     from deltapack.merging.explaining import explain_merge
     from deltapack.merging.merge import merge
     from deltapack.merging.previewing import preview_merge
@@ -121,7 +122,7 @@ _HOMES = {
     "SurveyReport": "reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
-    "attach": "live.model",
+    "attach": "live.attaching",
     "compress": "packing.compressing",
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",

@@ -13,71 +13,21 @@ from typing import Any
 import torch
 
 from deltapack.checking import as_path
-from deltapack.checkpoint import open_checkpoint
-from deltapack.composing.compose import Composition
-from deltapack.device.backends import Choice, choose
-from deltapack.device.model_tensors import ModelTensors, Names, find_model_tensors
+from deltapack.device.backends import Choice
+from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import send
 from deltapack.device.work import Saved, UndoMode
 from deltapack.errors import RecipeError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.live.cpu_engine import HostEngine
-from deltapack.live.planning import THE_BASE, Active, Loaded, Planner, SwitchPlan
+from deltapack.live.planning import THE_BASE, Active, Loaded, Planner, SwitchPlan, notes_of, run_plan
+from deltapack.live.stepping import Step, check_follows, refuse_active, refuse_steps, run_step
 from deltapack.live.weights import Packs, weights_of
 from deltapack.merging.arguments import Numbers, recipe_of
 from deltapack.merging.recipe import MergeRecipe
-from deltapack.parallel import resolve_workers
 
-__all__ = ["LiveModel", "attach"]
-
-
-def attach(
-    model: Any,
-    base: str | Path | None = None,
-    *,
-    names: Names | None = None,
-    backend: str = "auto",
-    undo: UndoMode = "auto",
-    verify: bool = True,
-    weight_files: str | None = None,
-    workers: int | None = None,
-) -> LiveModel:
-    """Make a model in memory ready to take packs.
-
-    The model must hold the base, bit for bit: a tensor is compared with the digest in a pack when the pack changes it for the first time.
-    Addresses of tensors never change, so a model under `torch.compile` or CUDA graphs sees the packs; work is done on the current stream.
-
-    Args:
-        model: A `torch.nn.Module`, or a mapping of names to tensors; on one device or many.
-        base: The checkpoint that it was loaded from, needed where the model holds more, less, or slices of its tensors.
-        names: Which tensors of the base live under another name, in slices (`deltapack.Slice`), or not here (`None`).
-        backend: `auto`, `cpu`, `torch` or `triton`.
-        undo: `log` keeps the replaced elements, `copy` the whole tensors that are changed, `auto` whichever is smaller.
-        verify: Whether the model is compared with the base that packs were made from.
-        weight_files: Which weights count where the base's folder has one file and an index of shards that differ: `"single"` or `"index"`.
-        workers: Threads that decode; every core unless given.
-
-    Raises:
-        BackendError: The backend cannot run on a device of the model.
-        BaseMismatchError: A slice of the model differs from the checkpoint.
-        RecipeError: The model and the base do not fit.
-    """
-    if base is not None and (not isinstance(base, str | Path) or Path(base).suffix == ".dpk"):
-        hint = "attach(model) makes the model ready; its activate() takes packs."
-        raise RecipeError("base is the checkpoint that the model was loaded from, not a pack", found=base, hint=hint)
-    if undo not in ("auto", "copy", "log"):
-        raise RecipeError("undo is unknown", expected="auto, copy or log", found=undo)
-    if base is None:
-        found = find_model_tensors(model, None, names or {})
-    else:
-        with open_checkpoint(base, weights=weight_files) as checkpoint:
-            found = find_model_tensors(model, checkpoint, names or {})
-            if verify:
-                found.compare_slices(checkpoint)
-    devices = {region.memory.device for region in found.regions.values()}
-    choices = {device: choose(backend, device) for device in devices}
-    return LiveModel(found, choices, undo, verify, resolve_workers(workers))
+__all__ = ["LiveModel"]
 
 
 _PLANS = 64
@@ -96,6 +46,8 @@ class _Scope:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.live._lock:
+            while self.live.steps:
+                self.live.back()
             # Planned again, as its packs may have been unloaded since.
             self.live._switch(self.live._planned(self.before.packs, self.before.places, self.before.recipe, self.before.prefer))
 
@@ -117,6 +69,7 @@ class LiveModel:
         self._host = HostEngine(workers)
         self._packs: dict[Path, Loaded] = {}
         self._saved: list[Saved] = []
+        self._steps: list[Step] = []
         self._active = THE_BASE
         self._plans: dict[tuple[Any, ...], SwitchPlan] = {}
         self._lock = threading.RLock()
@@ -132,9 +85,14 @@ class LiveModel:
         return dict(self._active.packs)
 
     @property
+    def steps(self) -> tuple[Path, ...]:
+        """The packs of a chain that the model has taken, in order; empty where it holds its base."""
+        return tuple(step.pack for step in self._steps)
+
+    @property
     def undo_bytes(self) -> int:
         """Bytes that are kept to bring the base back."""
-        return sum(saved.nbytes for saved in self._saved)
+        return sum(saved.nbytes for saved in (*self._saved, *(saved for step in self._steps for saved in step.saved)))
 
     @property
     def resident_bytes(self) -> int:
@@ -168,7 +126,7 @@ class LiveModel:
         """
         with self._lock:
             path = as_path("a pack", pack).resolve()
-            if path in self._active.places:
+            if path in self._active.places or path in self.steps:
                 raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
             self._plans.clear()
             loaded = self._packs.get(path)
@@ -215,13 +173,48 @@ class LiveModel:
         if wanted and preferred is not None and preferred not in places:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         with self._lock:
+            refuse_steps(self._steps)
             before = self._active
             self._switch(self._planned(wanted, places, recipe, preferred))
         return _Scope(self, before)
 
-    def deactivate(self) -> None:
-        """Bring the base back, bit for bit."""
+    def step(self, pack: str | Path) -> None:
+        """Make the model what a pack makes of what it holds now: the next one of a chain, whose first pack is made from the base.
+
+        What is replaced is kept for `back`, so each step adds to `undo_bytes`. After an error the model is as it was.
+
+        Raises:
+            BaseMismatchError: The pack does not follow what the model holds.
+            FormatError: It is damaged.
+            RecipeError: Packs are active, which are no steps.
+            UnsupportedError: It changes the shape or dtype of a tensor, or adds one.
+        """
         with self._lock:
+            path = as_path("a pack", pack).resolve()
+            refuse_active(path, self._active)
+            self.load(pack)
+            loaded = self._packs[path]
+            check_follows(loaded.reader, self._steps)
+            plan, roots = Planner(self._model, self._choices, self._verify, self._workers).step(loaded)
+            with torch.inference_mode():
+                saved = run_step(lambda done: self._run([], plan, done))
+            before = {name: self._model.roots.get(name) for name in roots}
+            self._model.roots.update(roots)
+            self._steps.append(Step(path, loaded.reader, saved, before))
+
+    def back(self) -> None:
+        """Undo the last step; nothing where there is none."""
+        with self._lock:
+            if self._steps:
+                with torch.inference_mode():
+                    self._run(self._steps[-1].saved, THE_BASE.plan, [])
+                self._steps.pop().restore(self._model.roots)
+
+    def deactivate(self) -> None:
+        """Bring the base back, bit for bit, from active packs or from steps."""
+        with self._lock:
+            while self._steps:
+                self.back()
             self._switch(THE_BASE)
 
     def close(self) -> None:
@@ -251,15 +244,8 @@ class LiveModel:
         preferred = None if prefer is None else places.index(prefer)
         planner = Planner(self._model, self._choices, self._verify, self._workers)
         composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
-        self._note_removed(composition, loaded)
+        self.notes += [note for note in notes_of(composition, loaded) if note not in self.notes]
         return planner.plan(composition, loaded)
-
-    def _note_removed(self, composition: Composition, packs: Sequence[Loaded]) -> None:
-        removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
-        pieces = {name for pack in packs for name in pack.reader.index.pieces}
-        kept = sorted(removed - pieces - {job.name for job in composition.jobs})
-        notes = [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
-        self.notes += [note for note in notes if note not in self.notes]
 
     def _switch(self, wanted: Active) -> None:
         """Undo what is active and do what is planned; after an error, do what was active before."""
@@ -281,14 +267,4 @@ class LiveModel:
         self._saved, self._active = done, wanted
 
     def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
-        on_host = {work.region.key for work in plan.host}
-        undo: dict[torch.device, list[Saved]] = {}
-        for saved in before:
-            if saved.region.key not in on_host:
-                undo.setdefault(saved.region.memory.device, []).append(saved)
-        for device in sorted({*undo, *plan.works}, key=str):
-            engine = self._choices[device].engine
-            if engine is not None:
-                engine.switch(undo.pop(device, []), plan.works.get(device, ()), self._undo, done)
-        rest = [saved for part in undo.values() for saved in part]
-        self._host.switch([*rest, *(saved for saved in before if saved.region.key in on_host)], plan.host, self._undo, done)
+        run_plan(self._choices, self._host, self._undo, before, plan, done)

@@ -10,24 +10,25 @@ from pathlib import Path
 import torch
 
 from deltapack.codecs.exact_entry import ExactTensor
-from deltapack.composing.compose import Composition
+from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import FromBase, PackTerm, StoredTerm, TensorJob
+from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice
 from deltapack.device.exact_work import ExactWork
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import ResidentPack
-from deltapack.device.work import Work
+from deltapack.device.work import Saved, UndoMode, Work
 from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
-from deltapack.live.cpu_engine import HostWork, place
+from deltapack.live.cpu_engine import HostEngine, HostWork, place
 from deltapack.live.layouts import arranged_model
 from deltapack.merging.blending import BlendedTerm
 from deltapack.merging.measuring import as_sums, measure
 from deltapack.merging.planning import compose_recipe
 from deltapack.merging.recipe import MergeRecipe
 
-__all__ = ["THE_BASE", "Active", "Loaded", "Planner", "SwitchPlan"]
+__all__ = ["THE_BASE", "Active", "Loaded", "Planner", "SwitchPlan", "notes_of", "run_plan"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,18 @@ class Planner:
                 works.setdefault(work.region.memory.device, []).append(work)
         return SwitchPlan(works, host)
 
+    def step(self, pack: Loaded) -> tuple[SwitchPlan, dict[str, str]]:
+        """Return what a pack by itself does to what the model holds, and the root digests of its tensors afterwards.
+
+        Raises:
+            BaseMismatchError: The model does not hold the base of the pack.
+            FormatError: The pack is damaged.
+            UnsupportedError: A tensor would get another shape or dtype.
+        """
+        composition = compose(arranged_model(self.model, [pack.reader]), [WeightedPack(pack.reader)])
+        roots = {place(job, self.model).name: job.digest for job in composition.jobs}
+        return self.plan(composition, [pack]), roots
+
     def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork | None:
         name, digest, region = place(job, self.model)
         exact = job.source.exact if isinstance(job.source, FromBase) else None
@@ -152,3 +165,28 @@ def _needing_all(job: TensorJob) -> Iterator[bool]:
     for term in job.terms:
         own = chain.from_iterable(term.by_pack) if isinstance(term, BlendedTerm) else (term,)
         yield from (isinstance(one, StoredTerm) and isinstance(one.rows, ExactTensor) and one.rows.entry.partner is not None for one in own)
+
+
+def notes_of(composition: Composition, packs: Sequence[Loaded]) -> list[str]:
+    """Say which tensors the model keeps though the fine-tune lacks them."""
+    removed = {entry.name for pack in packs for entry in pack.reader.index.entries if entry.kind == "removed"}
+    pieces = {name for pack in packs for name in pack.reader.index.pieces}
+    kept = sorted(removed - pieces - {job.name for job in composition.jobs})
+    return [f"the fine-tune does not have the tensor {name!r}; the model keeps the base's" for name in kept]
+
+
+def run_plan(
+    choices: Mapping[torch.device, Choice], host: HostEngine, mode: UndoMode, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]
+) -> None:
+    """Put back what earlier works replaced and do those of a plan, on each device and on the host; `done` gets what undoes them."""
+    on_host = {work.region.key for work in plan.host}
+    undo: dict[torch.device, list[Saved]] = {}
+    for saved in before:
+        if saved.region.key not in on_host:
+            undo.setdefault(saved.region.memory.device, []).append(saved)
+    for device in sorted({*undo, *plan.works}, key=str):
+        engine = choices[device].engine
+        if engine is not None:
+            engine.switch(undo.pop(device, []), plan.works.get(device, ()), mode, done)
+    rest = [saved for part in undo.values() for saved in part]
+    host.switch([*rest, *(saved for saved in before if saved.region.key in on_host)], plan.host, mode, done)
