@@ -308,6 +308,7 @@ LIES: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "many attributes": (lambda parts: parts.described["w"].__dict__.update({str(at): at for at in range(99)}), "too many attributes"),
     "empty name": (lambda parts: parts.planner and parts.planner.update(w=("",)), "empty"),
     "long name": (lambda parts: parts.planner and parts.planner.update(w=("w" * 600,)), "too long"),
+    "surrogate as file": (change(relative_path="\ud800"), "a file that cannot be a part"),
     "surrogate": (lambda parts: parts.planner and parts.planner.update(w=("\ud800",)), "not valid Unicode"),
 }
 
@@ -342,6 +343,12 @@ def pieces_saved(value: object) -> bytes:
         (torch.arange(12).reshape(3, 4), CheckpointError, r"expected f32 \[3, 4\], found i64 \[3, 4\]"),
         (torch.zeros(3, 4, dtype=torch.complex128), CheckpointError, "found None"),
         ({"w": torch.zeros(3, 4)}, UnsupportedError, "only plain dense tensors are read: found Pairs"),
+        (
+            torch.ones(3, 4, dtype=torch.complex64).conj(),
+            UnsupportedError,
+            "only plain dense tensors are read: found torch._utils._rebuild",
+        ),
+        (torch._neg_view(torch.ones(3, 4)), UnsupportedError, "only plain dense tensors are read: found torch._utils"),
         (torch.eye(3).to_sparse(), UnsupportedError, "_rebuild_sparse_tensor"),
         (torch.nn.Linear(2, 2), UnsupportedError, "Linear"),
         (Odd(), UnsupportedError, "found sys.exit"),
@@ -356,6 +363,15 @@ def test_archives_with_something_else(value: object, error: type[DeltapackError]
     with pytest.raises(error, match=text) as caught:
         open_checkpoint(parts.write(tmp_path))
     assert caught.value.tensor == "w"
+
+
+def test_pieces_share_no_bytes(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, {"w": W, "v": W}, ranks=1)
+    for key in "tu":  # each of the four lies in the file, which has room for two
+        parts.described[key] = parts.described["w"]
+        parts.stored[MetadataIndex(key, torch.Size([0]))] = next(iter(parts.stored.values()))
+    with pytest.raises(CheckpointError, match="pieces share bytes of a file"):
+        open_checkpoint(parts.write(tmp_path))
 
 
 def test_a_parameter_is_a_tensor(tmp_path: Path) -> None:
@@ -428,6 +444,13 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr("deltapack.checkpoint.distributed._MOST_PIECES", 2)
         with pytest.raises(LimitError, match="too many pieces"):
             open_checkpoint(parts)
+    empty = parts_of(tmp_path / "empty", {"w": W, "v": W}, ranks=1)
+    for own in empty.described.values():
+        own.__dict__.setdefault("chunks", []).extend([ChunkStorageMetadata(torch.Size([0]), torch.Size([0]))] * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("deltapack.checkpoint.distributed._MOST_PIECES", 5)
+        with pytest.raises(LimitError, match="too many pieces"):
+            open_checkpoint(empty.write(tmp_path / "empty"))
     monkeypatch.setattr("deltapack.checkpoint.pickled._MOST_STEPS", 50)
     with pytest.raises(LimitError, match="too many instructions"):
         open_checkpoint(parts)
