@@ -121,7 +121,7 @@ def _row(path: Path) -> LineageRow:
     with PackReader(path) as pack:
         index, size, stamp = pack.index, pack.file_bytes, path.stat().st_mtime
         changed = sum(entry.kind not in ("unchanged", "alias") for entry in index.telling)
-        kind = "lossy" if any(entry.terms for entry in index.entries) else "exact"
+        kind = "exact" if index.is_exact else "lossy"
         date = datetime.fromtimestamp(stamp, timezone.utc).isoformat(timespec="seconds")
         fingerprints = index.base_fingerprint, index.result_fingerprint
         return LineageRow(path, pack.pack_id, *fingerprints, "", "", 0, 0, size, 0, kind, changed, index.result_tensors, date)
