@@ -13,13 +13,11 @@ from functools import cached_property
 from pathlib import Path
 
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
-from deltapack.format.digest import fingerprint
+from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
-__all__ = ["NOTHING", "Link", "Run", "check_root", "pack_name", "read_run"]
+__all__ = ["Link", "Run", "check_root", "pack_name", "read_run"]
 
-NOTHING = fingerprint(())
-"""The fingerprint of a checkpoint without tensors: what packs of a run without a base start from."""
 _NAME = re.compile(r"step-(\d{8,15})\.dpk")
 
 

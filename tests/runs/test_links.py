@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
-from deltapack.format.digest import fingerprint
-from deltapack.runs.links import NOTHING, Link, Run, check_root, pack_name, read_run
+from deltapack.format.digest import NOTHING, fingerprint
+from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
 
 
 def run_of(*links: tuple[int, str, str]) -> Run:
