@@ -83,11 +83,16 @@ class Run:
         """
         found = next((link for link in self.links if link.step == step), None)
         if found is None:
-            steps = ", ".join(str(link.step) for link in self.links[-8:])
-            raise RecipeError(
-                f"no pack of step {step}", path=self.folder, expected=f"one of {steps}" if steps else None, found=pack_name(step)
-            )
+            raise RecipeError(f"no pack of step {step}", path=self.folder, **self._steps())
         return found
+
+    def _steps(self) -> dict[str, str]:
+        """Say which steps there are to one who asked for another one."""
+        if self.links:
+            newest = ", ".join(str(link.step) for link in self.links[-8:])
+            return {"expected": f"one of {'..., ' * (len(self.links) > 8)}{newest}"}
+        found = "none of any step" if self.folder.exists() else "no such folder"
+        return {"expected": f"packs such as {pack_name(100)}", "found": found}
 
     def before(self, step: int) -> Link | None:
         """Return the newest pack of an earlier step; none where there is none."""
@@ -147,6 +152,6 @@ def check_root(chain: tuple[Link, ...], has_base: bool) -> None:
         BaseMismatchError: The chain starts from a base and none was given, or the other way round.
     """
     if (chain[0].base == NOTHING) == has_base:
-        what = "the packs of this run start from nothing" if has_base else "the packs of this run start from a base"
+        what, given = ("nothing", "a base was given") if has_base else ("a base", "none was given")
         hint = "Leave out the base." if has_base else "Name the base that the run was packed with."
-        raise BaseMismatchError(what, path=chain[0].path, expected="no base" if has_base else "a base", hint=hint)
+        raise BaseMismatchError(f"the packs of this run start from {what}, and {given}", path=chain[0].path, hint=hint)

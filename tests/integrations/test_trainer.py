@@ -58,6 +58,8 @@ def test_what_is_left_of_the_trainers_own(leave: str, tmp_path: Path) -> None:
     left = {path.name for path in checkpoints[1].iterdir()} if checkpoints[1].exists() else set()
     assert left == {"checkpoint": {*STATE, "config.json", "model.safetensors"}, "state": {*STATE, "config.json"}, "nothing": set()}[leave]
     if leave == "checkpoint":
+        assert own.restore_checkpoint(2, tmp_path) == checkpoints[1]  # where nothing is to be done
+        (checkpoints[1] / "config.json").write_text('{"mine": 1}')
         with pytest.raises(OutputError, match="holds weights"):
             own.restore_checkpoint(2, tmp_path)
         return

@@ -15,7 +15,8 @@ from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import writing
 from deltapack.reports import Progress
 from deltapack.runs.finding import checkpoints_in
-from deltapack.runs.keeping import pack_step, remove_from, restore_step
+from deltapack.runs.keeping import pack_step, remove_from
+from deltapack.runs.restoring import restore_step
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
 __all__ = ["PackCallback", "restore_checkpoint"]
