@@ -17,7 +17,7 @@ from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
-__all__ = ["keep_newest", "pack_step", "remove_from", "whole_number"]
+__all__ = ["check_settings", "keep_newest", "pack_step", "remove_from", "whole_number"]
 
 
 def pack_step(
@@ -54,18 +54,14 @@ def pack_step(
         RecipeError: A number is out of range.
         UnsupportedError: The checkpoint holds weights that are not read.
     """
-    folder, step, length = (
-        as_path("the folder of packs", folder),
-        whole_number("step", step, 0),
-        whole_number("every_anchor", every_anchor, most=DEFAULT_LIMITS.links),
-    )
-    kept = None if keep is None else whole_number("keep", keep)
+    folder, step = as_path("the folder of packs", folder), whole_number("step", step, 0)
+    check_settings(every_anchor, keep)
     run, path = read_run(folder), folder / pack_name(step)
     if any(link.step == step for link in run.links):
         raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    before = _chain_before(run, step, length)
+    before = _chain_before(run, step, every_anchor)
     if before:
         check_root(before, base is not None)
     earlier = checkpoints.get(before[-1].step) if before and checkpoints is not None else None
@@ -78,9 +74,20 @@ def pack_step(
         with writing(path):
             os.rename(made, path)
             fsync_folder(folder)
-    removed = keep_newest(folder, kept) if kept is not None else ()
+    removed = keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
     return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
+
+
+def check_settings(every_anchor: object, keep: object) -> None:
+    """Look at what says which packs there are.
+
+    Raises:
+        RecipeError: A number is out of range, or is none.
+    """
+    whole_number("every_anchor", every_anchor, most=DEFAULT_LIMITS.links)
+    if keep is not None:
+        whole_number("keep", keep)
 
 
 def whole_number(what: str, value: object, least: int = 1, most: int | None = None) -> int:
