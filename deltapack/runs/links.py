@@ -6,19 +6,17 @@ A pack that follows none was made from the base: an anchor. So packs can be copi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from deltapack.composing.chain import STEP_NAME
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
 __all__ = ["Link", "Run", "check_root", "pack_name", "read_run"]
-
-_NAME = re.compile(r"step-(\d{8,15})\.dpk")
 
 
 def pack_name(step: int) -> str:
@@ -128,7 +126,7 @@ def read_run(folder: Path, known: Run | None = None) -> Run:
     try:
         paths = sorted(folder.iterdir()) if folder.exists() else []
         for path in paths:
-            match = _NAME.fullmatch(path.name)
+            match = STEP_NAME.fullmatch(path.name)
             if match is None:
                 continue
             step = int(match[1])
