@@ -18,6 +18,7 @@ from support.commands import Run
 
 import deltapack
 from deltapack import Recipe
+from deltapack.composing import basecheck
 from deltapack.errors import BaseMismatchError
 from deltapack.format.reader import PackReader
 
@@ -191,6 +192,36 @@ def test_a_base_in_other_shards(tmp_path: Path) -> None:
     report = deltapack.apply(single, pack, tmp_path / "elsewhere", max_shard_size="1GB")
     assert report.verified and "shards of another size" in report.notes[0]
     assert [path.name for path in (tmp_path / "elsewhere").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("looked_at", [0, 1 << 28])
+def test_another_base_is_said_to_be_one_first(looked_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack of a chain without the one before: its base has other tensors, and here other files, too. `apply` looks at some of them."""
+    base, tuned = sharded(tmp_path / "base", BASE), write_folder(tmp_path / "tuned", TUNED)
+    last = write_folder(tmp_path / "last", tuned_model(TUNED, 7))
+    deltapack.compress(base, tuned, tmp_path / "1.dpk", recipe=EXACT)
+    deltapack.compress(base, last, tmp_path / "2.dpk", recipe=EXACT, base_packs=[tmp_path / "1.dpk"])
+    monkeypatch.setattr(basecheck, "_LOOKED_AT", looked_at)
+    said = "the base tensor has other content.*follows another pack .`deltapack log`., give that one, too"
+    with pytest.raises(BaseMismatchError, match=said if looked_at else "needs the header of the base's"):
+        deltapack.apply(base, tmp_path / "2.dpk", tmp_path / "out")
+    with pytest.raises(BaseMismatchError, match=said):
+        deltapack.verify(tmp_path / "2.dpk", base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_link_before_a_chain(tmp_path: Path) -> None:
+    base, packs = sharded(tmp_path / "base", BASE), list[Path]()
+    for number in range(1, 4):
+        tuned = write_folder(tmp_path / f"tuned{number}", tuned_model(BASE, 10 * number))
+        deltapack.compress(base, tuned, tmp_path / f"{number}.dpk", recipe=EXACT, base_packs=packs)
+        packs.append(tmp_path / f"{number}.dpk")
+    for act in (
+        lambda: deltapack.apply(base, packs[1:], tmp_path / "out"),
+        lambda: deltapack.compress(base, tmp_path / "tuned1", tmp_path / "x.dpk", recipe=EXACT, base_packs=packs[1:]),
+    ):
+        with pytest.raises(BaseMismatchError, match=r"the base tensor has other content.*2\.dpk follows another pack .`deltapack log`."):
+            act()
 
 
 def test_another_layout_of_the_fine_tune(tmp_path: Path) -> None:
