@@ -12,9 +12,15 @@ from deltapack.composing.tensor_job import FromBase
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
+from deltapack.format.blobs import EXACT
 from deltapack.format.containers import restored_weight_files
 
 __all__ = ["files_like_base", "finetuned_files"]
+
+_NO_HEADERS = (
+    "the tensors are those of the fine-tune bit for bit; the weight files are not byte for byte, as the pack has no headers of them, "
+    "such as where they were no safetensors files"
+)
 
 
 def finetuned_files(
@@ -34,9 +40,12 @@ def finetuned_files(
             base at all, where that can be told from some tensors.
         FormatError: A head is damaged, or does not fit the tensors.
     """
-    containers = pack.reader.index.containers
+    index = pack.reader.index
+    containers = index.containers
     if not containers:
-        return None, []
+        is_exact = EXACT in index.required and not any(entry.terms for entry in index.entries)
+        same = is_exact and pack.is_plain and dtype is None
+        return None, [_NO_HEADERS] if same else []
     reasons = {
         "another weight or rescale is asked for": not pack.is_plain,
         "another dtype is asked for": dtype is not None,

@@ -268,8 +268,13 @@ def test_what_cannot_come_back_is_said(tmp_path: Path) -> None:
     (tmp_path / "tuned").mkdir()
     torch.save({name: torch.from_numpy(held.bits.copy()) for name, held in TUNED.items()}, tmp_path / "tuned" / "pytorch_model.bin")
     report = deltapack.compress(base, tmp_path / "tuned", pack, recipe=EXACT)
-    assert [note for note in report.notes if "not byte for byte" in note and "not all of them are safetensors" in note]
-    assert held(pack) == {} and deltapack.apply(base, pack, tmp_path / "out").verified
+    told = [note for note in report.notes if "not byte for byte" in note and "not all of them are safetensors" in note]
+    assert len(told) == 1 and report.weight_files == 0
+    assert told[0] in deltapack.preview_compress(base, tmp_path / "tuned", recipe=EXACT).notes
+    restored = deltapack.apply(base, pack, tmp_path / "out")
+    assert held(pack) == {} and restored.verified and restored.weight_files == 0
+    (note,) = restored.notes
+    assert note.startswith("the tensors are those of the fine-tune bit for bit; the weight files are not byte for byte")
     fewer = write_folder(tmp_path / "fewer", {name: held for name, held in TUNED.items() if name != "positions"})
     report = deltapack.compress(base, fewer, pack, recipe=EXACT, keep_base="positions", force=True)
     assert [note for note in report.notes if "tensors of the base are kept beside them, such as 'positions'" in note]
@@ -290,9 +295,20 @@ def test_a_merge_has_headers_of_its_own(tmp_path: Path) -> None:
 def test_inspect_and_verify_tell(tmp_path: Path) -> None:
     base, tuned, pack = sharded(tmp_path / "base", BASE), sharded(tmp_path / "tuned", TUNED), tmp_path / "x.dpk"
     deltapack.compress(base, tuned, pack, recipe=EXACT)
-    for arguments in (["inspect", pack], ["verify", pack], ["verify", pack, "--base", base]):
+    packing, out = ["compress", base, tuned, "--exact"], tmp_path / "out"
+    for arguments in (
+        ["inspect", pack],
+        ["verify", pack],
+        ["verify", pack, "--base", base],
+        [*packing, "-o", tmp_path / "y.dpk"],
+        [*packing, "--dry-run"],
+        ["apply", base, pack, "-o", out],
+    ):
         text = Run()(*arguments).output
         assert "restored byte for byte: 2\n" in text, text
+        again = [*arguments, "--json", *(["--force"] if "-o" in arguments else [])]
+        assert json.loads(Run()(*again).stdout)["weight_files"] == 2
+    assert deltapack.apply(base, pack, out, force=True, max_shard_size="1GB").weight_files == 0
     deltapack.compress(base, tuned, pack, force=True)
     for arguments in (["inspect", pack], ["verify", pack]):
         assert "byte for byte" not in Run()(*arguments).output
