@@ -66,11 +66,9 @@ def _print(summary: PackSummary) -> None:
             ("index codecs", kinds_line(summary.index_codecs)),
             ("value codecs", kinds_line(summary.value_codecs)),
         ]
-    exact = [tensor for tensor in summary.tensors if tensor.kind == "exact"]
-    coded = sum(map(_elements, exact))
-    if coded:
-        bits = 8 * summary.split["exact"] / coded
-        fields.append(("exact", f"{coded:,} elements of {count_of(len(exact), 'tensor')}, {bits:.4f} bits per element"))
+    if summary.exact_elements:
+        coded, bits = f"{summary.exact_elements:,} elements", f"{summary.exact_bits_per_element:.4f} bits per element"
+        fields.append(("exact", f"{coded} of {count_of(summary.kinds['exact'], 'tensor')}, {bits}"))
     if summary.max_abs_delta is not None:
         fields.append(("max |delta|", f"{summary.max_abs_delta:.3g}"))
     print_fields(fields)
