@@ -88,8 +88,6 @@ def verify(
             composition = compose(seen, [WeightedPack(reader)])
             notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
             check_carried(base_ckpt, reader)
-            if reader.index.containers:
-                restored_files(reader, base_ckpt)
             restored = restore_tensors(
                 seen,
                 composition.jobs,
@@ -101,6 +99,8 @@ def verify(
             )
             with closing(restored):
                 based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
+            if reader.index.containers:  # after the tensors: of another base nothing else is worth telling
+                restored_files(reader, base_ckpt)
         return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes, kept)
 
 
