@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +14,12 @@ from deltapack.errors import BaseMismatchError, LimitError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["in_order", "open_links", "restored_from", "short"]
+__all__ = ["STEP_NAME", "in_order", "open_links", "restored_from", "short"]
 
 _SPARE_FILES = 256
 """Files that a process may have open besides packs."""
-_MERGE = "Packs of one base are no chain: `deltapack merge` adds them."
+STEP_NAME = re.compile(r"step-(\d{8,15})\.dpk")
+"""What packs of a training run are called."""
 
 
 def short(fingerprint: str) -> str:
@@ -63,7 +65,7 @@ def in_order(packs: Sequence[PackReader]) -> list[PackReader]:
 
     Raises:
         BaseMismatchError: One is missing, or two are of one base.
-        RecipeError: They come back to a state that they have left, or one is given twice.
+        RecipeError: They come back to a state that they have left, one is given twice, or nothing says their order.
     """
     chain = list(packs) if _follow(packs) else _sorted(packs)
     after = {chain[0].index.base_fingerprint: 0} if chain else {}
@@ -120,9 +122,19 @@ def _walk(start: PackReader, by_base: dict[str, PackReader]) -> list[PackReader]
 
 
 def _with_idle(chain: list[PackReader], idle: Sequence[PackReader]) -> list[PackReader]:
-    """Return a chain with packs that change nothing where they belong."""
+    """Return a chain with packs that change no tensor where they belong.
+
+    Raises:
+        BaseMismatchError: One belongs nowhere.
+        RecipeError: Several belong to one place, and the files that they give say that their order matters.
+    """
+    first: dict[str, PackReader] = {}
     for pack in idle:
         state = pack.index.base_fingerprint
+        other = first.setdefault(state, pack)
+        if _files(other) != _files(pack):
+            hint = "Give all packs of the chain in the order in which they were made."
+            raise RecipeError("two packs change files alone, and nothing says which is first", path=pack.path, found=other.path, hint=hint)
         after = [number for number, link in enumerate(chain, 1) if link.index.result_fingerprint == state]
         if not chain or after:
             chain.insert(after[-1] if after else 0, pack)
@@ -131,6 +143,14 @@ def _with_idle(chain: list[PackReader], idle: Sequence[PackReader]) -> list[Pack
         else:
             raise _missing(chain[-1], pack)
     return chain
+
+
+def _files(pack: PackReader) -> list[tuple[str, str]] | None:
+    """Return the files that a pack gives beside elements, by name and SHA-256; none where it says nothing of them."""
+    index = pack.index
+    if index.files is None and not index.containers:
+        return None
+    return [(file.name, file.sha256) for file in (*(index.files or ()), *index.containers)]
 
 
 def _refuse_fork(one: PackReader, two: PackReader) -> None:
@@ -147,8 +167,17 @@ def _refuse_fork(one: PackReader, two: PackReader) -> None:
         path=two.path,
         expected=f"one that follows {short(one.index.result_fingerprint)}, which {one.path} gives",
         found=f"the base of {one.path}, {short(two.index.base_fingerprint)}",
-        hint=_MERGE,
+        hint=_fork_hint(one, two),
     )
+
+
+def _fork_hint(one: PackReader, two: PackReader) -> str:
+    """Say what becomes of two packs of one base: steps and other exact packs are not there to be added."""
+    if all(STEP_NAME.fullmatch(pack.path.name) for pack in (one, two)):
+        return "Chains of a run begin anew at each anchor: `deltapack apply BASE DIR --step N` takes the packs of one step."
+    if one.index.is_exact and two.index.is_exact:
+        return "Name the packs of one chain: `deltapack log` shows which pack follows which."
+    return "Packs of one base are no chain: `deltapack merge` adds them."
 
 
 def _missing(before: PackReader, after: PackReader) -> BaseMismatchError:

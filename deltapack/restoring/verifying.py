@@ -46,6 +46,8 @@ def verify(
 ) -> VerifyReport:
     """Check every byte of a pack: structure, checksums, every stream decoded, every side file, digests of what is stored whole.
 
+    Chunks of exact tensors that start from the base are decoded with the base only; without it their checksums are compared.
+
     With a base, also restore every tensor in memory, chunk by chunk, compare the digests of base and result, and look for the side files
     and headers of weight files that the pack leaves to the base or refers to: `apply` does what `verify` says.
 

@@ -18,9 +18,15 @@ from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, Reci
 from deltapack.format.reader import PackReader
 
 
-def pack(base: str, result: str, name: str = "") -> PackReader:
+def pack(base: str, result: str, name: str = "", config: str = "", *, exact: bool = True) -> PackReader:
     """As much of a pack as its place in a chain depends on."""
-    index = SimpleNamespace(base_fingerprint=base * 64, result_fingerprint=result * 64)
+    index = SimpleNamespace(
+        base_fingerprint=base * 64,
+        result_fingerprint=result * 64,
+        files=(SimpleNamespace(name="config.json", sha256=config * 64),) if config else None,
+        containers=(),
+        is_exact=exact,
+    )
     path = Path(f"{name or base + result}.dpk")
     return cast(PackReader, SimpleNamespace(path=path, index=index, pack_id=str(path)))
 
@@ -51,6 +57,16 @@ def test_only_packs_that_change_nothing() -> None:
     assert names(in_order([pack("a", "a", "x"), pack("a", "a", "y")])) == ["x", "y"]
 
 
+def test_packs_that_change_files_alone_are_not_put_in_an_order_that_nothing_says() -> None:
+    packs = [pack("a", "b"), pack("b", "b", "x", "1"), pack("b", "b", "y", "2")]
+    assert names(in_order(packs)) == ["ab", "x", "y"]
+    assert names(in_order([packs[0], packs[2], packs[1]])) == ["ab", "y", "x"]
+    with pytest.raises(RecipeError, match=r"y\.dpk: two packs change files alone.*found x\.dpk.*in the order in which they were made"):
+        in_order([packs[1], packs[2], packs[0]])
+    same = pack("b", "b", "z", "1")
+    assert names(in_order([packs[1], same, packs[0]])) == ["ab", "x", "z"]
+
+
 REFUSED: dict[str, tuple[list[tuple[str, ...]], type[DeltapackError], str]] = {
     "a gap": (
         [("a", "b"), ("c", "d")],
@@ -63,7 +79,7 @@ REFUSED: dict[str, tuple[list[tuple[str, ...]], type[DeltapackError], str]] = {
         r"bc\.dpk gives c{16}; missing: a pack from c{16} to d{16}",
     ),
     "a gap before one that changes nothing": ([("a", "b"), ("c", "c")], BaseMismatchError, r"cc\.dpk follows .*ab\.dpk gives b{16}"),
-    "siblings": ([("a", "b"), ("a", "c")], BaseMismatchError, r"ac\.dpk: two packs follow the same checkpoint.*`deltapack merge`"),
+    "siblings": ([("a", "b"), ("a", "c")], BaseMismatchError, r"ac\.dpk: two packs follow the same checkpoint.*`deltapack log`"),
     "a fork": ([("a", "b"), ("b", "c"), ("b", "d")], BaseMismatchError, r"bd\.dpk: two packs follow"),
     "twice": ([("a", "b", "x"), ("a", "b", "x")], RecipeError, r"x\.dpk: a pack of the chain is given twice: found x\.dpk"),
     "back, in order": (
@@ -97,6 +113,20 @@ def test_any_packs_are_put_in_order_or_refused(pairs: list[tuple[str, str]]) -> 
         return
     assert sorted(map(id, chain)) == sorted(map(id, packs))
     assert all(one.index.result_fingerprint == two.index.base_fingerprint for one, two in itertools.pairwise(chain))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "hint"),
+    [
+        (pack("a", "b", "step-00000001"), pack("a", "c", "step-00000003"), r"`deltapack apply BASE DIR --step N` takes"),
+        (pack("a", "b"), pack("a", "c", "step-00000003"), "Name the packs of one chain: `deltapack log` shows"),
+        (pack("a", "b"), pack("a", "c", exact=False), "`deltapack merge` adds them"),
+    ],
+)
+def test_only_lossy_packs_of_one_base_are_there_to_be_merged(one: PackReader, two: PackReader, hint: str) -> None:
+    with pytest.raises(BaseMismatchError, match=hint) as caught:
+        in_order([one, two])
+    assert ("merge" in str(caught.value)) == ("merge" in hint)
 
 
 def test_a_chain_is_not_endless() -> None:

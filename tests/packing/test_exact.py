@@ -280,6 +280,11 @@ def test_a_weight_scales_what_can_be_added(files: Files, tmp_path: Path) -> None
     assert read_file(tmp_path / "out.safetensors") == expected
 
 
+def test_there_is_nothing_to_rescale(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="an exact pack drops nothing"):
+        deltapack.apply(files.base, files.pack, tmp_path / "out.safetensors", rescale=2)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_another_type_is_rounded_from_the_exact_one(files: Files, tmp_path: Path, dtype: str) -> None:
     _, tuned = every_kind()

@@ -16,9 +16,10 @@ from support.builders import ROOT, leftovers, write_file, write_folder
 from support.runs import FILES, base_model, same_model, step_model, weights_of, write_base, write_step
 
 import deltapack
-from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, OutputError, RecipeError
-from deltapack.runs.keeping import keep_newest, pack_step, remove_from, restore_step
+from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, FormatError, OutputError, RecipeError
+from deltapack.runs.keeping import keep_newest, pack_step
 from deltapack.runs.links import read_run
+from deltapack.runs.restoring import restore_step
 
 
 def pack_run(folder: Path, steps: range, **options: Any) -> list[deltapack.PackedStep]:
@@ -118,9 +119,13 @@ def test_packs_are_removed_from_the_newest_on(tmp_path: Path, monkeypatch: pytes
 def test_a_run_that_went_back(tmp_path: Path) -> None:
     base, folder = write_base(tmp_path / "base"), tmp_path / "packs"
     pack_run(tmp_path, range(1, 5), base=base)
-    assert remove_from(folder, 3) == (3, 4)
-    assert remove_from(folder, 3) == ()
-    assert pack_step(folder, tmp_path / "checkpoint-4", 3, base=base).follows == 2
+    (broken := tmp_path / "broken.safetensors").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError):
+        pack_step(folder, broken, 3, base=base, going_back=True)
+    assert [link.step for link in read_run(folder).links] == [1, 2, 3, 4]  # nothing is lost before the new pack is made
+    packed = pack_step(folder, tmp_path / "checkpoint-4", 3, base=base, going_back=True)
+    assert (packed.follows, packed.removed) == (2, (4, 3))
+    assert [link.step for link in read_run(folder).links] == [1, 2, 3]
     assert same_model(restore_step(folder, 3, tmp_path / "out", base=base), 4)
 
 
@@ -129,7 +134,8 @@ def test_the_state_of_a_trainer_gets_its_weights_back(tmp_path: Path) -> None:
     checkpoint = write_step(tmp_path, 2)
     weights = weights_of(checkpoint)
     pack_step(tmp_path / "packs", checkpoint, 2, base=base)
-    with pytest.raises(OutputError, match=r"the output holds weights: expected a folder without weights, found model\.safetensors"):
+    write_file(checkpoint / "model.safetensors", step_model(1))
+    with pytest.raises(OutputError, match=r"holds weights: expected a folder without weights, .* found model\.safetensors"):
         restore_step(tmp_path / "packs", 2, checkpoint, base=base)
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "config.json").write_text("kept")
@@ -138,6 +144,22 @@ def test_the_state_of_a_trainer_gets_its_weights_back(tmp_path: Path) -> None:
     assert same_model(checkpoint, 2) and weights_of(checkpoint) == weights
     assert {path.name for path in checkpoint.iterdir()} == before | {"model.safetensors"}
     assert (checkpoint / "config.json").read_text() == "kept"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3], ids=["an anchor", "a chain", "a later anchor"])
+def test_a_step_that_is_there_is_a_success(step: int, tmp_path: Path) -> None:
+    """In a folder that was restored, and in the trainer's own, which has more files."""
+    base, folder = write_base(tmp_path / "base"), tmp_path / "packs"
+    pack_run(tmp_path, range(1, 4), base=base, every_anchor=2)
+    restore_step(folder, step, tmp_path / "out", base=base)
+    for out in (tmp_path / "out", tmp_path / f"checkpoint-{step}"):
+        before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
+        assert restore_step(folder, step, out, base=base) == out
+        assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")} == before
+        with pytest.raises(OutputError, match="holds weights"):
+            restore_step(folder, step % 3 + 1, out, base=base)
+    restore_step(folder, step % 3 + 1, tmp_path / "out", base=base, force=True)
+    assert same_model(tmp_path / "out", step % 3 + 1)
 
 
 def test_shards_come_back_before_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +256,7 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     code = f"""
 import os, signal, deltapack
 from deltapack.runs import keeping
-keeping.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+keeping.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 deltapack.pack_step({str(tmp_path / "packs")!r}, {str(tmp_path / "checkpoint-2")!r}, 2, base={str(base)!r})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
