@@ -42,6 +42,19 @@ def fars(numbers: Numbers) -> list[int]:
 @pytest.mark.parametrize("name", TYPES)
 def test_symbols_and_raw_bits_give_the_numbers_back(oracle: Backend, loops: Backend, name: str, length: int) -> None:
     base, tuned, numbers = pair(name, length)
+    _check_raw_bits(oracle, loops, base, tuned, numbers)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2])
+@pytest.mark.parametrize("name", TYPES)
+def test_few_raw_bits_give_the_numbers_back(oracle: Backend, loops: Backend, name: str, share: float) -> None:
+    base, tuned, numbers = pair(name, 5003)
+    is_kept = np.random.default_rng(4).random(5003) >= share
+    tuned[is_kept] = base[is_kept]
+    _check_raw_bits(oracle, loops, base, tuned, numbers)
+
+
+def _check_raw_bits(oracle: Backend, loops: Backend, base: NDArray[Any], tuned: NDArray[Any], numbers: Numbers) -> None:
     for far in fars(numbers):
         symbols = loops.symbols_of(base, tuned, numbers, far)
         assert (symbols == oracle.symbols_of(base, tuned, numbers, far)).all()
@@ -50,7 +63,7 @@ def test_symbols_and_raw_bits_give_the_numbers_back(oracle: Backend, loops: Back
         expected = oracle.raw_bits_of(base, tuned, symbols, numbers, far)
         assert (raw == expected[0]).all() and (bits == expected[1]).all()
         sizes = -(-bits // 8)
-        padded = np.concatenate([raw, np.full(8 * min(length, TILE) + 16, 0xFF, np.uint8)])
+        padded = np.concatenate([raw, np.full(8 * min(len(base), TILE) + 16, 0xFF, np.uint8)])
         found, used = loops.numbers_from(base, symbols, padded, np.cumsum(sizes) - sizes, numbers, far)
         assert (found == tuned).all() and (used == bits).all()
 
