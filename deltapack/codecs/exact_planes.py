@@ -80,7 +80,9 @@ def _coded_size(counts: NDArray[np.int64]) -> float:
 
 
 def _counts(plane: Bytes) -> NDArray[np.int64]:
-    """Return how often each byte occurs, `[256]`; numpy would make integers of eight bytes of them first."""
+    """Return how often each byte occurs, `[256]`; of many, numpy takes long to make integers of eight bytes of them first."""
+    if len(plane) <= _GLANCE:
+        return np.bincount(plane, minlength=256).astype(np.int64)
     one_class, counts = np.zeros(-(-len(plane) // EXACT_BLOCK), np.uint8), np.zeros(256, np.int64)
     ((found,),) = kernels.active().count_symbols(plane, one_class, plane, _BYTES, 1)[1]
     counts[: len(found)] = found
