@@ -29,7 +29,7 @@ def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, 
         first, last = (int(field) >> numbers.shift for field in _span(numbers.width)(base, kind(numbers.mask << numbers.shift)))
     out = np.zeros((_WAYS if len(base) > _MANY else 1, kinds, last - first + 1, int(symbols.max()) + 1), np.uint32)
     _count(base, classes, symbols, shift, mask, np.uint64(first), out)
-    return first, out.sum(axis=0, dtype=np.int64)
+    return first, out.sum(axis=0, dtype=np.int64) if len(out) > 1 else out[0].astype(np.int64)
 
 
 @lru_cache

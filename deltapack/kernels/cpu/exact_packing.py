@@ -13,8 +13,9 @@ from deltapack.kernels.layout import Bits, Bytes
 
 __all__ = ["few_places", "few_room", "gathered", "pack_raw_bits", "packing_room", "scatter"]
 
-_FEW, _RARE = 3, 16
-"""Where at most one number in so many has raw bits, these are picked out first; and where less have, eight without are passed at once."""
+_FEW, _RARE, _MANY = 3, 16, 2048
+"""Where at most one number in so many has raw bits, these are picked out first; where less have, eight without are passed at once. Not
+where there are few numbers."""
 
 Room = tuple[NDArray[np.uint64], NDArray[np.uint64], Bytes]
 
@@ -81,7 +82,9 @@ def few_room(most: int, storage: str) -> Few:
 def few_places(symbols: Bytes, numbers: Numbers, room: Few) -> NDArray[np.uint16] | None:
     """Return which numbers of a tile have raw bits, or none where many have."""
     least = (1 << numbers.head + 2) - 1  # far symbols are above it, too
-    count = len(symbols) if least > 127 else int(_count_from(symbols, np.uint64(least)))
+    if len(symbols) < _MANY or least > 127:
+        return None
+    count = int(_count_from(symbols, np.uint64(least)))
     if count * _FEW > len(symbols):
         return None
     return room.places[: int(_find_from(symbols, np.uint64(least), count * _RARE < len(symbols), room.places))]
