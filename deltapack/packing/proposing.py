@@ -233,7 +233,8 @@ class _Search:
                 dots += one @ other, one @ one, other @ other
         if not dots.any():
             return 1.0
-        cosine = dots[0] / np.sqrt(dots[1] * dots[2]) if dots[1] * dots[2] > 0 else 0.0
+        with np.errstate(all="ignore"):  # of f64 the product may be beyond f64
+            cosine = dots[0] / np.sqrt(dots[1] * dots[2]) if dots[1] * dots[2] > 0 else 0.0
         return float(cosine) if np.isfinite(cosine) else 0.0
 
 
