@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ __all__ = ["METADATA", "SHARD", "parse_distributed"]
 METADATA, SHARD = ".metadata", ".distcp"
 """The name of the file that describes a checkpoint, and how the files with its elements end."""
 _MODULES = "torch.distributed."
-_PLAIN = re.compile(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*")
+_PLAIN = re.compile(r"[^./\\:\x00-\x1f\x7f\ud800-\udfff][^/\\:\x00-\x1f\x7f\ud800-\udfff]*")
 _MOST_PIECES, _ATTRIBUTES, _DEEPEST, _LONGEST = 1 << 20, 64, 64, 4096
 """Pieces of all tensors, attributes of an object, parts and characters of a path: what a pickle says once it can refer to often."""
 _AGAIN = "Was the save interrupted, or are files missing?"
@@ -77,10 +78,8 @@ def parse_distributed(file: ReadFile, limits: Limits) -> ParsedFile:
         tensors = []
         pieces = 0
         for key, name in chosen.names.items():
-            info, boxes = reader.tensor(name, held[key])
-            pieces += len(boxes)
-            if pieces > _MOST_PIECES:
-                raise LimitError("too many pieces", path=file.path, expected=f"at most {_MOST_PIECES}")
+            info, boxes, count = reader.tensor(name, held[key], _MOST_PIECES - pieces)
+            pieces += count
             for place in (own := places.get(key, {})).values():
                 if place.file not in shards:
                     shards[place.file] = ReadFile(file.path.parent / place.file)
@@ -108,6 +107,7 @@ class _Reader:
     file: ReadFile
     limits: Limits
     views: dict[bytes, View] = field(default_factory=dict)
+    taken: Counter[str] = field(default_factory=Counter)
 
     def bad(self, what: str, tensor: str | None, expected: object = None, found: object = None) -> CheckpointError:
         return CheckpointError(what, path=self.file.path, tensor=tensor, expected=expected, found=found, hint=_AGAIN)
@@ -166,12 +166,15 @@ class _Reader:
             raise UnsupportedError("the pieces are compressed or encrypted", path=self.file.path, tensor=tensor)
         return _Place(file, offset, length)
 
-    def tensor(self, name: str, made: object) -> tuple[TensorInfo, Extents]:
-        """Return a tensor, and start and extent of each of its pieces that is not empty, as torch counts elements."""
+    def tensor(self, name: str, made: object, most: int) -> tuple[TensorInfo, Extents, int]:
+        """Return a tensor, start and extent of each of its pieces that is not empty, as torch counts elements, and how many all are."""
         state = self.state_of(made, "TensorStorageMetadata", name)
         shape = self.size(state.get("size"), name)
-        dtype, chunks, boxes = self.dtype(state.get("properties"), name), state.get("chunks"), []
-        for chunk in chunks if isinstance(chunks, list) else ():
+        dtype, held, boxes = self.dtype(state.get("properties"), name), state.get("chunks"), []
+        chunks = held if isinstance(held, list) else []
+        if len(chunks) > most:  # before any is looked at: a pickle can name one list for each of many tensors
+            raise LimitError("too many pieces", path=self.file.path, expected=f"at most {_MOST_PIECES}")
+        for chunk in chunks:
             own = self.state_of(chunk, "ChunkStorageMetadata", name)
             start, extent = self.size(own.get("offsets"), name), self.size(own.get("sizes"), name)
             if len(start) != len(shape) or len(extent) != len(shape):
@@ -183,7 +186,7 @@ class _Reader:
         flaw = flaw_of(shape, boxes) if 0 not in shape else None
         if flaw is not None:
             raise self.bad("the pieces do not make up the tensor", name, f"pieces that fill {list(shape)}", flaw)
-        return TensorInfo(name, dtype, whole, METADATA), boxes
+        return TensorInfo(name, dtype, whole, METADATA), boxes, len(chunks)
 
     def dtype(self, properties: object, tensor: str) -> DType:
         """Return the element type that the properties of a tensor name; they are a tuple that begins with it."""
@@ -202,8 +205,11 @@ class _Reader:
             place = places.get(start) or (places.get(None) if len(boxes) == 1 else None)
             if place is None:
                 raise self.bad("the metadata do not say where a piece lies", info.name, f"the piece at {list(start)}")
-            piece = Piece(info.name, info.dtype, extent, place.offset, place.length)
-            parts.append(Box(start, extent, piece_source(shards[place.file], piece, self.limits, self.views)))
+            piece, shard = Piece(info.name, info.dtype, extent, place.offset, place.length), shards[place.file]
+            parts.append(Box(start, extent, piece_source(shard, piece, self.limits, self.views)))
+            self.taken[place.file] += place.length
+            if self.taken[place.file] > shard.size:  # else one long directory could be read for each of a million pieces
+                raise self.bad("pieces share bytes of a file", info.name, f"at most {shard.size} bytes", self.taken[place.file])
         if len(parts) < 2:
             return parts[0].source if parts else FileSource(self.file, 0)
         return BoxedSource.of(parts)

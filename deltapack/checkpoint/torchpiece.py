@@ -30,7 +30,7 @@ _STORAGES = {
 }
 """Classes of storages of torch, to the type of their elements."""
 _REBUILD = {Symbol("torch._utils", "_rebuild_tensor_v2"): 6, Symbol("torch._utils", "_rebuild_tensor_v3"): 7}
-"""What makes a tensor from a storage, and how many arguments it has at least."""
+"""What makes a tensor from a storage, and how many arguments it has at least; one more says that elements are conjugate or negative."""
 _PARAMETER = Symbol("torch._utils", "_rebuild_parameter")
 _MOST_HEADER = 1 << 20
 """Bytes of a directory or a pickle that describe one tensor; a few hundred do."""
@@ -124,7 +124,8 @@ def _view_of(document: object, file: ReadFile, name: str) -> View:
 
 def _rebuilt(what: Symbol, args: tuple[object, ...]) -> View | None:
     """Return the view that torch would make of a storage; none where the arguments are not such."""
-    if len(args) < _REBUILD.get(what, len(args) + 1):
+    count = _REBUILD.get(what, len(args) + 1)
+    if len(args) < count or any(bits is not None for bits in args[count:]):
         return None
     storage, first, shape, strides = args[0], args[1], plain_size(args[2]), plain_size(args[3])
     pid = storage.key if isinstance(storage, Reference) else None
@@ -132,6 +133,6 @@ def _rebuilt(what: Symbol, args: tuple[object, ...]) -> View | None:
         return None
     if shape is None or strides is None or len(shape) != len(strides):
         return None
-    kind = args[6] if len(args) > 6 and what.name.endswith("v3") else pid[1]
+    kind = args[6] if what.name.endswith("v3") else pid[1]
     spelled = kind.name if isinstance(kind, Symbol) else ""
     return View(pid[2], BY_TORCH.get(_STORAGES.get(spelled, spelled)), first, shape, strides)

@@ -24,7 +24,7 @@ __all__ = ["NOT_PLAIN", "Records", "read_records", "source_in_record"]
 
 NOT_PLAIN = "Only plain state dicts of tensors are read; save one with torch.save(model.state_dict(), path)."
 """The way out for a file that holds anything else."""
-_LOCAL_HEADER, _WINDOW = 30, 4096
+_LOCAL_HEADER, _WINDOW, _WORD = 30, 4096, 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_records(file: ReadFile, limits: Limits, start: int = 0, length: int | N
                 raise NotACheckpointError("this is a TorchScript archive, not a state dict", path=file.path, hint=NOT_PLAIN)
             if pickles[0].file_size > limits.header_bytes:
                 raise LimitError("data.pkl is too long", path=file.path, found=pickles[0].file_size)
-            if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            if f"{root}byteorder" in names and _start_of(archive, f"{root}byteorder") != b"little":
                 return None
             for entry in entries:
                 if entry.filename.startswith(f"{root}data/"):
@@ -130,6 +130,12 @@ def read_records(file: ReadFile, limits: Limits, start: int = 0, length: int | N
         struct.error,
     ) as error:
         raise CheckpointError("not a readable zip archive", path=file.path, hint="It is cut or damaged.") from error
+
+
+def _start_of(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return the first bytes of a record that holds a word: a compressed one may hold any number of them."""
+    with archive.open(name) as record:
+        return record.read(_WORD)
 
 
 def _data_span(file: ReadFile, entry: zipfile.ZipInfo, start: int, stop: int) -> tuple[int, int]:

@@ -65,7 +65,7 @@ def in_order(packs: Sequence[PackReader]) -> list[PackReader]:
 
     Raises:
         BaseMismatchError: One is missing, or two are of one base.
-        RecipeError: They come back to a state that they have left, or one is given twice.
+        RecipeError: They come back to a state that they have left, one is given twice, or nothing says their order.
     """
     chain = list(packs) if _follow(packs) else _sorted(packs)
     after = {chain[0].index.base_fingerprint: 0} if chain else {}
@@ -122,9 +122,19 @@ def _walk(start: PackReader, by_base: dict[str, PackReader]) -> list[PackReader]
 
 
 def _with_idle(chain: list[PackReader], idle: Sequence[PackReader]) -> list[PackReader]:
-    """Return a chain with packs that change nothing where they belong."""
+    """Return a chain with packs that change no tensor where they belong.
+
+    Raises:
+        BaseMismatchError: One belongs nowhere.
+        RecipeError: Several belong to one place, and the files that they give say that their order matters.
+    """
+    first: dict[str, PackReader] = {}
     for pack in idle:
         state = pack.index.base_fingerprint
+        other = first.setdefault(state, pack)
+        if _files(other) != _files(pack):
+            hint = "Give all packs of the chain in the order in which they were made."
+            raise RecipeError("two packs change files alone, and nothing says which is first", path=pack.path, found=other.path, hint=hint)
         after = [number for number, link in enumerate(chain, 1) if link.index.result_fingerprint == state]
         if not chain or after:
             chain.insert(after[-1] if after else 0, pack)
@@ -133,6 +143,14 @@ def _with_idle(chain: list[PackReader], idle: Sequence[PackReader]) -> list[Pack
         else:
             raise _missing(chain[-1], pack)
     return chain
+
+
+def _files(pack: PackReader) -> list[tuple[str, str]] | None:
+    """Return the files that a pack gives beside elements, by name and SHA-256; none where it says nothing of them."""
+    index = pack.index
+    if index.files is None and not index.containers:
+        return None
+    return [(file.name, file.sha256) for file in (*(index.files or ()), *index.containers)]
 
 
 def _refuse_fork(one: PackReader, two: PackReader) -> None:

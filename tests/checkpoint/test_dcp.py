@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import deltapack
+from deltapack.checkpoint import boxes as boxes_module
 from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.boxes import flaw_of
 from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.torchzip import read_records
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
@@ -308,6 +313,7 @@ LIES: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "many attributes": (lambda parts: parts.described["w"].__dict__.update({str(at): at for at in range(99)}), "too many attributes"),
     "empty name": (lambda parts: parts.planner and parts.planner.update(w=("",)), "empty"),
     "long name": (lambda parts: parts.planner and parts.planner.update(w=("w" * 600,)), "too long"),
+    "surrogate as file": (change(relative_path="\ud800"), "a file that cannot be a part"),
     "surrogate": (lambda parts: parts.planner and parts.planner.update(w=("\ud800",)), "not valid Unicode"),
 }
 
@@ -342,6 +348,12 @@ def pieces_saved(value: object) -> bytes:
         (torch.arange(12).reshape(3, 4), CheckpointError, r"expected f32 \[3, 4\], found i64 \[3, 4\]"),
         (torch.zeros(3, 4, dtype=torch.complex128), CheckpointError, "found None"),
         ({"w": torch.zeros(3, 4)}, UnsupportedError, "only plain dense tensors are read: found Pairs"),
+        (
+            torch.ones(3, 4, dtype=torch.complex64).conj(),
+            UnsupportedError,
+            "only plain dense tensors are read: found torch._utils._rebuild",
+        ),
+        (torch._neg_view(torch.ones(3, 4)), UnsupportedError, "only plain dense tensors are read: found torch._utils"),
         (torch.eye(3).to_sparse(), UnsupportedError, "_rebuild_sparse_tensor"),
         (torch.nn.Linear(2, 2), UnsupportedError, "Linear"),
         (Odd(), UnsupportedError, "found sys.exit"),
@@ -356,6 +368,15 @@ def test_archives_with_something_else(value: object, error: type[DeltapackError]
     with pytest.raises(error, match=text) as caught:
         open_checkpoint(parts.write(tmp_path))
     assert caught.value.tensor == "w"
+
+
+def test_pieces_share_no_bytes(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, {"w": W, "v": W}, ranks=1)
+    for key in "tu":  # each of the four lies in the file, which has room for two
+        parts.described[key] = parts.described["w"]
+        parts.stored[MetadataIndex(key, torch.Size([0]))] = next(iter(parts.stored.values()))
+    with pytest.raises(CheckpointError, match="pieces share bytes of a file"):
+        open_checkpoint(parts.write(tmp_path))
 
 
 def test_a_parameter_is_a_tensor(tmp_path: Path) -> None:
@@ -428,9 +449,41 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr("deltapack.checkpoint.distributed._MOST_PIECES", 2)
         with pytest.raises(LimitError, match="too many pieces"):
             open_checkpoint(parts)
+    empty = parts_of(tmp_path / "empty", {"w": W, "v": W}, ranks=1)
+    for own in empty.described.values():
+        own.__dict__.setdefault("chunks", []).extend([ChunkStorageMetadata(torch.Size([0]), torch.Size([0]))] * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("deltapack.checkpoint.distributed._MOST_PIECES", 5)
+        with pytest.raises(LimitError, match="too many pieces"):
+            open_checkpoint(empty.write(tmp_path / "empty"))
     monkeypatch.setattr("deltapack.checkpoint.pickled._MOST_STEPS", 50)
     with pytest.raises(LimitError, match="too many instructions"):
         open_checkpoint(parts)
+
+
+def test_lists_and_dicts_of_a_pickle_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltapack.checkpoint.pickled._MOST_CONTAINERS", 50)
+    assert read_pickle(b"\x80\x02" + b"]0" * 50 + b"N.", Path("x")) is None
+    for instruction in (b"]", b"}", b"\x8f"):
+        with pytest.raises(LimitError, match="too many lists and dicts"):
+            read_pickle(b"\x80\x02" + (instruction + b"0") * 51 + b"N.", Path("x"))
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 4)])
+def test_cells_of_a_grid_are_known_without_comparing_them(shape: tuple[int, ...]) -> None:
+    cuts = [sorted({0, size // 2, size - 1, size}) for size in shape]
+    sides = [list(pairwise(own)) for own in cuts]
+    boxes = [(tuple(low for low, _ in cell), tuple(high - low for low, high in cell)) for cell in product(*sides)]
+    assert boxes_module._is_grid(shape, boxes) and flaw_of(shape, boxes) is None
+    assert not boxes_module._is_grid(shape, boxes[1:])
+    (start, extent), *others = boxes
+    longer = (start, (extent[0] + 1, *extent[1:]))
+    assert not boxes_module._is_grid(shape, [longer, *others])
+
+
+def test_many_pieces_in_a_grid_are_a_tensor() -> None:
+    assert flaw_of((5000,), [((at,), (1,)) for at in range(5000)]) is None
 
 
 def test_the_directory_of_an_archive_is_bounded(tmp_path: Path) -> None:

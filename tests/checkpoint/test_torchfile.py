@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from support.builders import bytes_of
 
 from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.torchzip import read_records
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
@@ -208,6 +211,20 @@ def test_a_big_endian_file_is_swapped(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "big.pt") as checkpoint:
         assert checkpoint.read("w").tolist() == [0, 1, 2, 3]
         assert checkpoint.notes
+
+
+def test_no_more_of_a_word_is_unpacked_than_there_can_be(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", b"")
+        archive.writestr("w/byteorder", bytes(1 << 25))
+    file = ReadFile(tmp_path / "w.pt")
+    tracemalloc.start()
+    try:
+        assert read_records(file, DEFAULT_LIMITS) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+        file.close()
 
 
 def test_without_torch_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,15 @@ from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, Reci
 from deltapack.format.reader import PackReader
 
 
-def pack(base: str, result: str, name: str = "", *, exact: bool = True) -> PackReader:
+def pack(base: str, result: str, name: str = "", config: str = "", *, exact: bool = True) -> PackReader:
     """As much of a pack as its place in a chain depends on."""
-    index = SimpleNamespace(base_fingerprint=base * 64, result_fingerprint=result * 64, is_exact=exact)
+    index = SimpleNamespace(
+        base_fingerprint=base * 64,
+        result_fingerprint=result * 64,
+        files=(SimpleNamespace(name="config.json", sha256=config * 64),) if config else None,
+        containers=(),
+        is_exact=exact,
+    )
     path = Path(f"{name or base + result}.dpk")
     return cast(PackReader, SimpleNamespace(path=path, index=index, pack_id=str(path)))
 
@@ -49,6 +55,16 @@ def test_packs_that_change_nothing_stand_where_they_belong(order: list[str]) -> 
 
 def test_only_packs_that_change_nothing() -> None:
     assert names(in_order([pack("a", "a", "x"), pack("a", "a", "y")])) == ["x", "y"]
+
+
+def test_packs_that_change_files_alone_are_not_put_in_an_order_that_nothing_says() -> None:
+    packs = [pack("a", "b"), pack("b", "b", "x", "1"), pack("b", "b", "y", "2")]
+    assert names(in_order(packs)) == ["ab", "x", "y"]
+    assert names(in_order([packs[0], packs[2], packs[1]])) == ["ab", "y", "x"]
+    with pytest.raises(RecipeError, match=r"y\.dpk: two packs change files alone.*found x\.dpk.*in the order in which they were made"):
+        in_order([packs[1], packs[2], packs[0]])
+    same = pack("b", "b", "z", "1")
+    assert names(in_order([packs[1], same, packs[0]])) == ["ab", "x", "z"]
 
 
 REFUSED: dict[str, tuple[list[tuple[str, ...]], type[DeltapackError], str]] = {
