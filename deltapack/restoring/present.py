@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
+from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
 from deltapack.composing.compose import Composition
 from deltapack.composing.containers import WeightFiles
 from deltapack.composing.tensor_job import TensorJob
@@ -19,11 +20,14 @@ from deltapack.parallel import ordered_map
 
 __all__ = ["is_there"]
 
+_LOADED = (".json", ".py", ".model", ".jinja", "vocab.txt", "merges.txt")
+"""What the names of files end in that loaders look for whether or not a config names them."""
+
 
 def is_there(out: Path, base: Checkpoint, composition: Composition, workers: int, files: WeightFiles | None = None) -> bool:
     """Whether an output holds the very tensors, side files and weight files that a composition gives; all of its tensors are read.
 
-    Files that it has besides do not count, nor do texts for people.
+    Texts for people do not count, nor does a trainer's state; other weights beside them do, and files that a model works with.
 
     Args:
         out: The output, which need not exist, or be a checkpoint.
@@ -81,8 +85,19 @@ def _has_files(there: Checkpoint, base: Checkpoint, composition: Composition) ->
         wanted = {file.name: file.sha256 for file in pack.index.files if not is_descriptive(file.name)}
     else:
         wanted = {file.name: _sha256(file.read()) for file in base.side_files() if not is_descriptive(file.name)}
+    if _has_others(there, wanted):
+        return False
     found = {name: there.side_file(name) for name in wanted}
     return all(file is not None and _sha256(file.read()) == wanted[name] for name, file in found.items())
+
+
+def _has_others(there: Checkpoint, wanted: Collection[str]) -> bool:
+    """Whether a folder holds more that a loader would take: an adapter, weights of another format, a tokenizer."""
+    if any(file.name not in wanted and file.name.endswith(_LOADED) for file in there.side_files()):
+        return True
+    ours = set(there.weight_paths())
+    weights = (path for path in there.path.rglob("*") if is_weight_file(path.name) and not is_training_state(path.name))
+    return any(path not in ours and not path.name.endswith(".index.json") for path in weights)
 
 
 def _sha256(data: bytes) -> str:

@@ -91,6 +91,10 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "no tokenizer": lambda out: (out / "tokenizer.json").unlink(),
     "a cut file": cut,
     "no weights": lambda out: (out / "model.safetensors").unlink(),
+    "an adapter": lambda out: [(out / f"adapter_{name}").write_text("{}") for name in ("config.json", "model.safetensors")],
+    "weights of another format": lambda out: (out / "pytorch_model.bin").write_bytes(b"x"),
+    "a chat template": lambda out: (out / "chat_template.jinja").write_text("x"),
+    "code": lambda out: (out / "modeling.py").write_text("x"),
 }
 
 
