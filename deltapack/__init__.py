@@ -51,11 +51,12 @@ if TYPE_CHECKING:
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
     from deltapack.runs.keeping import pack_step, restore_step
-    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
+    "ChangedStep",
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
@@ -100,6 +101,7 @@ __all__ = [
 
 _HOMES = {
     "ApplyReport": "reports",
+    "ChangedStep": "runs.steps",
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",

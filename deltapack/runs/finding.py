@@ -11,7 +11,7 @@ from deltapack.checkpoint.formats import format_of
 from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.errors import NotACheckpointError
 
-__all__ = ["Found", "Signature", "checkpoints_in", "signature_of", "step_of"]
+__all__ = ["Found", "Signature", "changed_since", "checkpoints_in", "signature_of", "step_of"]
 
 Signature = tuple[tuple[str, int, int], ...]
 """Name, size and time of change of each file: what is being written has another one soon."""
@@ -73,6 +73,18 @@ def signature_of(path: Path) -> Signature | None:
     except OSError:
         return None
     return tuple(rows) if path.is_dir() else None
+
+
+def changed_since(path: Path, then: int) -> bool:
+    """Whether a file of a checkpoint may have changed since some time, in nanoseconds: cheap, and yes where only its inode has.
+
+    A copy that keeps the times of its files is found as well. Of what is gone nothing has changed.
+    """
+    try:
+        files = [path] if path.is_file() else [Path(where, name) for where, _, names in os.walk(path, onerror=_raise) for name in names]
+        return any(max(status.st_mtime_ns, status.st_ctime_ns) >= then for status in map(os.stat, files))
+    except OSError:
+        return False
 
 
 def _raise(error: OSError) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from deltapack.checking import as_count, as_path
 from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
-from deltapack.errors import BaseMismatchError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, CheckpointError, OutputError, RecipeError
 from deltapack.format.atomic import fsync_folder, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
+from deltapack.runs.comparing import times_of
 from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
@@ -50,14 +51,15 @@ def pack_step(
 
     Raises:
         BaseMismatchError: The run was packed with another base, or the checkpoint has nothing to do with it.
-        CheckpointError: The checkpoint is damaged or no checkpoint.
+        CheckpointError: The checkpoint is damaged or no checkpoint, or it changed while it was packed.
         FormatError: A pack of the run is damaged.
         OutputError: The step has a pack already, or it cannot be written.
         RecipeError: A number is out of range.
         UnsupportedError: The checkpoint holds weights that are not read.
     """
-    folder, step, length = (
+    folder, checkpoint, step, length = (
         as_path("the folder of packs", folder),
+        as_path("the checkpoint", checkpoint),
         _number("step", step, 0),
         _number("every_anchor", every_anchor, most=DEFAULT_LIMITS.links),
     )
@@ -73,10 +75,11 @@ def pack_step(
     earlier = checkpoints.get(before[-1].step) if before and checkpoints is not None else None
     with _workplace(folder) as work, base_or_nothing(base) as start:
         maker = Maker(start, checkpoint, made := work / path.name, base is None, workers, progress)
-        report = maker.follow(before, earlier)
-        if before and _comes_back(before, result_of(made)):
-            before = ()
-            report = maker.follow(before, None)
+        with _unchanged(checkpoint):
+            report = maker.follow(before, earlier)
+            if before and _comes_back(before, result_of(made)):
+                before = ()
+                report = maker.follow(before, None)
         with writing(path):
             os.rename(made, path)
             fsync_folder(folder)
@@ -109,6 +112,19 @@ def _chain_before(run: Run, step: int, length: int) -> tuple[Link, ...]:
 def _comes_back(chain: Sequence[Link], result: str) -> bool:
     """Whether a step gives what an earlier one than the last gives, or the base: nobody would restore it by going in a circle."""
     return result != chain[-1].result and result in {chain[0].base, *(link.result for link in chain)}
+
+
+@contextlib.contextmanager
+def _unchanged(checkpoint: Path) -> Iterator[None]:
+    """Require a checkpoint to stay what it is: a pack of a half of what was and a half of what is would restore neither.
+
+    Raises:
+        CheckpointError: It was written to meanwhile.
+    """
+    before = times_of(checkpoint)
+    yield
+    if times_of(checkpoint) != before:
+        raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint="Pack it when nothing writes to it.")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["EVERY_ANCHOR", "POLL", "SETTLE", "PackedStep", "SkippedStep"]
+__all__ = ["EVERY_ANCHOR", "POLL", "SETTLE", "ChangedStep", "PackedStep", "SkippedStep"]
 
 EVERY_ANCHOR = 20
 """Packs of a chain, of which the first is made from the base."""
@@ -34,6 +34,21 @@ class PackedStep:
     follows: int | None
     removed: tuple[int, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChangedStep:
+    """A checkpoint that is another than its step's pack gives: it was rewritten after it was packed. The pack stays what it is.
+
+    Attributes:
+        step: Its step.
+        path: Its folder or file.
+        pack: The pack.
+    """
+
+    step: int
+    path: Path
+    pack: Path
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from deltapack.checking import as_number, as_path
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import CheckpointError, LimitError, RecipeError, UnsupportedError
-from deltapack.runs.finding import Found, Signature, checkpoints_in, signature_of
+from deltapack.runs.comparing import has_changed
+from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, signature_of
 from deltapack.runs.keeping import pack_step
-from deltapack.runs.links import Run, read_run
-from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, PackedStep, SkippedStep
+from deltapack.runs.links import Link, Run, read_run
+from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
 __all__ = ["watch"]
 
@@ -34,11 +35,21 @@ class _Settings:
 
 @dataclass
 class _Memory:
-    """What was seen before: since when each checkpoint is what it is, and which could not be read."""
+    """What was seen before: since when each checkpoint is what it is, which could not be read, and which were compared with their packs."""
 
     since: dict[Path, tuple[Signature, float]] = field(default_factory=dict)
     skipped: dict[Path, Signature] = field(default_factory=dict)
+    compared: dict[Path, Signature] = field(default_factory=dict)
     run: Run | None = None
+
+    def since_when(self, path: Path, now: float) -> tuple[Signature | None, float]:
+        """Return what a checkpoint is by its signature, none where it is gone, and since when it has been that."""
+        signature = signature_of(path)
+        if signature is None:
+            return None, now
+        if self.since.get(path, (None,))[0] != signature:
+            self.since[path] = (signature, now)
+        return self.since[path]
 
 
 def watch(
@@ -54,7 +65,7 @@ def watch(
     workers: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[PackedStep | SkippedStep]:
+) -> Iterator[PackedStep | SkippedStep | ChangedStep]:
     """Pack the checkpoints of a run, the oldest first, each when it is complete: when nothing of it has changed for a while.
 
     Which steps have a pack is read from the packs, so that a run may be watched again at any time. Checkpoints stay where they are.
@@ -73,7 +84,7 @@ def watch(
         clock: Tells seconds; for tests.
 
     Yields:
-        Each step that was packed, and each that was not, once, until it changes.
+        Each step that was packed, each that was not, once, until it changes, and each that was packed and has changed since, likewise.
 
     Raises:
         BaseMismatchError: The run was packed with another base.
@@ -100,18 +111,16 @@ def watch(
         sleep(poll)
 
 
-def _look(settings: _Settings, memory: _Memory, clock: Callable[[], float]) -> Generator[PackedStep | SkippedStep, None, bool]:
+def _look(
+    settings: _Settings, memory: _Memory, clock: Callable[[], float]
+) -> Generator[PackedStep | SkippedStep | ChangedStep, None, bool]:
     """Pack what is complete; return whether something may become so."""
-    memory.run = read_run(settings.out, memory.run)
+    run = memory.run = read_run(settings.out, memory.run)
     there = checkpoints_in(settings.folder)
-    found = _wanted(there, memory.run, settings.keep)
+    found = _wanted(there, run, settings.keep)
     now, waiting = clock(), False
-    for one in found:
-        signature = signature_of(one.path)
-        if signature is not None and memory.since.get(one.path, (None,))[0] != signature:
-            memory.since[one.path] = (signature, now)
-    for one in found:
-        signature, since = memory.since.get(one.path, (None, now))
+    looked = [(one, *memory.since_when(one.path, now)) for one in found]
+    for one, signature, since in looked:
         if signature is None or memory.skipped.get(one.path) == signature:
             continue
         if now - since < settings.settle or signature_of(one.path) != signature:
@@ -121,7 +130,43 @@ def _look(settings: _Settings, memory: _Memory, clock: Callable[[], float]) -> G
         if isinstance(event, SkippedStep):
             memory.skipped[one.path] = signature
         yield event
+        if isinstance(event, SkippedStep) and signature_of(one.path) != signature:
+            waiting = True
+            break  # it changed while it was packed, and is tried again
+    return (yield from _compare(settings, memory, run, there, now)) or waiting
+
+
+def _compare(settings: _Settings, memory: _Memory, run: Run, there: list[Found], now: float) -> Generator[ChangedStep, None, bool]:
+    """Tell which checkpoints have changed since they were packed; return whether one has to settle before that can be said.
+
+    Tensors are read only where a file is newer than the pack, and once for each time that something changes.
+    """
+    first, waiting = _first(there), False
+    for link in run.links:
+        one = first.get(link.step)
+        if one is None or not _may_have_changed(one, link):
+            continue
+        signature, since = memory.since_when(one.path, now)
+        if signature is None or memory.compared.get(one.path) == signature:
+            continue
+        if now - since < settings.settle:
+            waiting = True
+            continue
+        changed = has_changed(one.path, link, settings.workers)
+        if signature_of(one.path) != signature:
+            waiting = True
+            continue
+        memory.compared[one.path] = signature
+        if changed:
+            yield ChangedStep(one.step, one.path, link.path)
     return waiting
+
+
+def _may_have_changed(one: Found, link: Link) -> bool:
+    try:
+        return changed_since(one.path, link.path.stat().st_mtime_ns)
+    except OSError:
+        return False  # the pack has just been removed
 
 
 def _wanted(found: list[Found], run: Run, keep: int | None) -> list[Found]:
@@ -129,10 +174,15 @@ def _wanted(found: list[Found], run: Run, keep: int | None) -> list[Found]:
     packed = {link.step for link in run.links}
     steps = sorted(packed | {one.step for one in found})
     oldest = steps[-keep] if keep is not None and 0 < keep < len(steps) else -1
+    return [one for step, one in _first(found).items() if step not in packed and step >= oldest]
+
+
+def _first(found: list[Found]) -> dict[int, Found]:
+    """Return the checkpoints by their steps; of several of one step the first."""
     first: dict[int, Found] = {}
     for one in found:
         first.setdefault(one.step, one)
-    return [one for step, one in first.items() if step not in packed and step >= oldest]
+    return first
 
 
 def _pack(settings: _Settings, one: Found, there: Mapping[int, Path]) -> PackedStep | SkippedStep:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import ROOT
+from support.builders import ROOT, write_file
 from support.distributed import save_alone
-from support.runs import same_model, write_base, write_step
+from support.runs import same_model, step_model, write_base, write_step
 
 import deltapack
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import BaseMismatchError, CheckpointError, FormatError, NotACheckpointError, OutputError, RecipeError
+from deltapack.packing.compressing import compress
 from deltapack.runs.links import read_run
 
 
@@ -57,10 +58,13 @@ def seen(folder: Path, *happens: Callable[[], Any], **options: Any) -> list[tupl
     return list(told(events))
 
 
-def told(events: Iterator[deltapack.PackedStep | deltapack.SkippedStep]) -> Iterator[tuple[int, object]]:
+def told(events: Iterator[deltapack.PackedStep | deltapack.SkippedStep | deltapack.ChangedStep]) -> Iterator[tuple[int, object]]:
     try:
         for event in events:
-            yield event.step, event.follows if isinstance(event, deltapack.PackedStep) else event.reason
+            if isinstance(event, deltapack.ChangedStep):
+                yield event.step, f"changed: {event.pack.name}"
+            else:
+                yield event.step, event.follows if isinstance(event, deltapack.PackedStep) else event.reason
     except Stopped:
         return
 
@@ -168,6 +172,72 @@ def test_what_changes_while_another_is_packed_waits_again(tmp_path: Path) -> Non
     assert next(events) == (1, None)
     (tmp_path / "checkpoint-2" / "config.json").write_text('{"changed": 1}')
     assert list(events) == []
+
+
+def test_what_changes_while_it_is_packed_is_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2):
+        write_step(tmp_path, step)
+    weights = tmp_path / "checkpoint-1" / "model.safetensors"
+    happens: list[Callable[[], Any]] = [
+        lambda: shutil.copy(tmp_path / "checkpoint-2" / weights.name, weights),
+        lambda: (tmp_path / "checkpoint-1" / "optimizer.pt").touch(),  # is not packed
+    ]
+
+    def rewritten(*args: Any, **options: Any) -> deltapack.CompressReport:
+        report = compress(*args, **options)
+        if happens:
+            happens.pop(0)()
+        return report
+
+    monkeypatch.setattr("deltapack.runs.making.compress", rewritten)
+    first, *rest = seen(tmp_path, *[nothing] * 9, base=base, once=True)
+    assert first[0] == 1 and "the checkpoint changed while it was packed" in str(first[1])
+    assert rest == [(1, None), (2, 1)]
+    for step in (1, 2):
+        assert same_model(deltapack.restore_step(tmp_path / "packs", step, tmp_path / f"out{step}", base=base), 2)
+
+
+def rewrite(run: Path, step: int, other: int) -> None:
+    """Put the weights of another step in place of a checkpoint's, with the times that they have elsewhere, as `cp -a` does."""
+    weights = run / f"checkpoint-{step}" / "model.safetensors"
+    elsewhere = run / "elsewhere.safetensors"
+    write_file(elsewhere, step_model(other))
+    os.utime(elsewhere, ns=(other, other))
+    shutil.copy2(elsewhere, weights)
+
+
+def test_what_changed_after_it_was_packed_is_told_once(tmp_path: Path) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    for step in (1, 2, 3):
+        write_step(run, step)
+    options = {"base": base, "once": True}
+    assert seen(run, *[nothing] * 3, **options) == [(1, None), (2, 1), (3, 2)]
+    packs = {path: path.read_bytes() for path in (run / "packs").iterdir()}
+    changed = (2, "changed: step-00000002.dpk")
+    again = lambda: rewrite(run, 2, 7)  # noqa: E731
+    events = seen(run, lambda: rewrite(run, 2, 6), *[nothing] * 9, again, *[nothing] * 9, base=base)
+    assert events == [changed, changed]  # as it changed twice
+    assert seen(run, *[nothing] * 3, **options) == [changed]
+    rewrite(run, 2, 2)
+    assert seen(run, *[nothing] * 3, **options) == []
+    assert {path: path.read_bytes() for path in (run / "packs").iterdir()} == packs
+
+
+def test_files_of_a_packed_checkpoint(tmp_path: Path) -> None:
+    """What a model needs counts; what is for people, the state of a trainer and what cannot be read do not."""
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    for step in (1, 2, 3, 4):
+        write_step(run, step)
+    assert len(seen(run, *[nothing] * 3, base=base, once=True)) == 4
+    (run / "checkpoint-1" / "config.json").write_text('{"other": 1}')
+    (run / "checkpoint-2" / "README.md").write_text("for people")
+    (run / "checkpoint-2" / "optimizer.pt").write_text("other")
+    (run / "checkpoint-3" / "model.safetensors").write_bytes(b"damaged")
+    (run / "checkpoint-4" / "model.safetensors").unlink()
+    assert seen(run, *[nothing] * 4, base=base, once=True) == [(1, "changed: step-00000001.dpk")]
 
 
 def test_of_two_checkpoints_of_a_step_one_counts(tmp_path: Path) -> None:

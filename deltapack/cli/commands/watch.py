@@ -13,7 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.render import human_bytes, print_paragraph
 from deltapack.kinds import FOLDER
-from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, PackedStep, SkippedStep
+from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
 __all__ = ["command"]
 
@@ -76,6 +76,9 @@ def command(
             click.echo(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
         elif isinstance(event, SkippedStep):
             print_paragraph("Warning", f"step {event.step} was not packed: {event.reason}")
+        elif isinstance(event, ChangedStep):
+            hint = "remove its pack and those after it to pack it anew"
+            print_paragraph("Warning", f"step {event.step} was packed, and its checkpoint has changed since: {hint}")
         elif not quiet:
             _print(event)
 
