@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     )
     from deltapack.restoring.applying import apply
     from deltapack.restoring.verifying import verify
-    from deltapack.runs.keeping import pack_step, restore_step
+    from deltapack.runs.keeping import pack_step
+    from deltapack.runs.restoring import restore_step
     from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
 
@@ -136,7 +137,7 @@ _HOMES = {
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
     "read_merge_file": "merging.recipe_files",
-    "restore_step": "runs.keeping",
+    "restore_step": "runs.restoring",
     "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
     "verify": "restoring.verifying",

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of, pack_hint
 
-__all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackPath", "Suggested"]
+__all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackOrRun", "PackPath", "Suggested"]
 
 
 class Choice(click.Choice[str]):
@@ -60,7 +60,22 @@ class PackPath(click.Path):
         if not os.path.exists(value):
             self.fail(f"File '{value}' does not exist.{_near(str(value)) or _on_the_hub(value)}", param, ctx)
         if os.path.isdir(value):
-            self.fail(f"'{value}' is a folder, and a pack is a .dpk file.{_swapped(ctx, value)}", param, ctx)
+            self.fail(f"'{value}' is a folder, and a pack is a .dpk file.{_way_out(param, ctx, value)}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class PackOrRun(PackPath):
+    """A pack; with an option `--step` that comes first, a folder of packs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        has_step = ctx is not None and isinstance(ctx.params.get("step"), int)
+        if has_step and os.path.isdir(value):
+            return Path(value)
+        if os.path.isdir(value) and any(Path(value).glob("*.dpk")):
+            self.fail(
+                f"'{value}' is a folder of packs. Name the packs of a chain, or with --step N the step of a training run.", param, ctx
+            )
         return super().convert(value, param, ctx)
 
 
@@ -109,6 +124,14 @@ def _near(value: str) -> str:
 def _on_the_hub(value: Any) -> str:
     hint = pack_hint(value)
     return f" {hint}" if hint else ""
+
+
+def _way_out(param: click.Parameter | None, ctx: click.Context | None, value: object) -> str:
+    """Say what to name in place of a folder."""
+    if isinstance(param, click.Option):
+        flag = max(param.opts, key=len)
+        return f" Name its packs, each after its own option: {flag} A.dpk {flag} B.dpk."
+    return _swapped(ctx, value)
 
 
 def _swapped(ctx: click.Context | None, value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +14,12 @@ from deltapack.errors import BaseMismatchError, LimitError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["in_order", "open_links", "restored_from", "short"]
+__all__ = ["STEP_NAME", "in_order", "open_links", "restored_from", "short"]
 
 _SPARE_FILES = 256
 """Files that a process may have open besides packs."""
-_MERGE = "Packs of one base are no chain: `deltapack merge` adds them."
+STEP_NAME = re.compile(r"step-(\d{8,15})\.dpk")
+"""What packs of a training run are called."""
 
 
 def short(fingerprint: str) -> str:
@@ -165,8 +167,17 @@ def _refuse_fork(one: PackReader, two: PackReader) -> None:
         path=two.path,
         expected=f"one that follows {short(one.index.result_fingerprint)}, which {one.path} gives",
         found=f"the base of {one.path}, {short(two.index.base_fingerprint)}",
-        hint=_MERGE,
+        hint=_fork_hint(one, two),
     )
+
+
+def _fork_hint(one: PackReader, two: PackReader) -> str:
+    """Say what becomes of two packs of one base: steps and other exact packs are not there to be added."""
+    if all(STEP_NAME.fullmatch(pack.path.name) for pack in (one, two)):
+        return "Chains of a run begin anew at each anchor: `deltapack apply BASE DIR --step N` takes the packs of one step."
+    if one.index.is_exact and two.index.is_exact:
+        return "Name the packs of one chain: `deltapack log` shows which pack follows which."
+    return "Packs of one base are no chain: `deltapack merge` adds them."
 
 
 def _missing(before: PackReader, after: PackReader) -> BaseMismatchError:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import xxhash
 
-__all__ = ["CHUNK", "TILE", "TILES_PER_CHUNK", "chunk_count", "chunk_digest", "fingerprint", "hash64", "root_digest"]
+__all__ = ["CHUNK", "NOTHING", "TILE", "TILES_PER_CHUNK", "chunk_count", "chunk_digest", "fingerprint", "hash64", "root_digest"]
 
 TILE = 1 << 16
 TILES_PER_CHUNK = 16
@@ -50,6 +50,10 @@ def fingerprint(tensors: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
     for name, dtype, shape, root in sorted(tensors, key=lambda row: row[0].encode()):
         sha.update(f"{name}\0{dtype}\0{_dims(shape)}\0{root}\n".encode())
     return sha.hexdigest()
+
+
+NOTHING = hashlib.sha256().hexdigest()
+"""The fingerprint of a checkpoint without tensors: what packs start from that hold all of their checkpoint."""
 
 
 def _dims(shape: Sequence[int]) -> str:

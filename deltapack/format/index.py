@@ -257,6 +257,11 @@ class Index:
         return tuple(entry for entry in self.entries if not (entry.kind == "removed" and entry.name in pieces))
 
     @property
+    def is_exact(self) -> bool:
+        """Whether nothing of the fine-tune's tensors is lost: no difference was dropped from or quantised."""
+        return not any(entry.terms for entry in self.entries)
+
+    @property
     def blobs(self) -> tuple[BlobRef, ...]:
         """All blobs in file order."""
         files = tuple(file.blob for file in (*(self.files or ()), *self.containers) if file.blob is not None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from deltapack.checking import as_path, as_paths
 from deltapack.errors import DeltapackError, RecipeError
+from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
 __all__ = ["Lineage", "LineageRow", "log_packs"]
@@ -26,7 +27,7 @@ class LineageRow:
         result: Fingerprint of the checkpoint that it restores.
         root: Fingerprint of the checkpoint that its chain begins at; empty in a circle.
         follows: The pack that restores its base; empty where none of them does.
-        step: Packs from the first of its chain on, itself included; 0 in a circle.
+        link: Its place in its chain: packs from the first one on, itself included; 0 in a circle.
         forks: Forks before it.
         bytes: Its size.
         total_bytes: Its size and that of all packs that it follows; 0 in a circle.
@@ -42,7 +43,7 @@ class LineageRow:
     result: str
     root: str
     follows: str
-    step: int
+    link: int
     forks: int
     bytes: int
     total_bytes: int
@@ -50,6 +51,11 @@ class LineageRow:
     changed: int
     tensors: int
     date: str
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether its chain begins at a checkpoint with tensors; else it holds all that it restores."""
+        return self.root != NOTHING
 
     @property
     def is_idle(self) -> bool:
@@ -73,7 +79,7 @@ class Lineage:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-ready values; paths become strings."""
-        rows = [asdict(row) | {"path": str(row.path)} for row in self.rows]
+        rows = [asdict(row) | {"path": str(row.path), "needs_base": row.needs_base} for row in self.rows]
         return {"packs": rows, "damaged": [{"path": str(path), "error": text} for path, text in self.damaged], "notes": list(self.notes)}
 
 
@@ -121,7 +127,7 @@ def _row(path: Path) -> LineageRow:
     with PackReader(path) as pack:
         index, size, stamp = pack.index, pack.file_bytes, path.stat().st_mtime
         changed = sum(entry.kind not in ("unchanged", "alias") for entry in index.telling)
-        kind = "lossy" if any(entry.terms for entry in index.entries) else "exact"
+        kind = "exact" if index.is_exact else "lossy"
         date = datetime.fromtimestamp(stamp, timezone.utc).isoformat(timespec="seconds")
         fingerprints = index.base_fingerprint, index.result_fingerprint
         return LineageRow(path, pack.pack_id, *fingerprints, "", "", 0, 0, size, 0, kind, changed, index.result_tensors, date)
@@ -151,14 +157,14 @@ def _in_tree(rows: Sequence[LineageRow]) -> tuple[list[LineageRow], list[str]]:
 
 def _walk(firsts: Sequence[LineageRow], children: Mapping[Path, Sequence[LineageRow]]) -> Iterator[LineageRow]:
     """Yield packs with their places, each after the one that it follows; a chain is told to its end before the next begins."""
-    pending = [replace(row, root=row.base, step=1, total_bytes=row.bytes) for row in reversed(firsts)]
+    pending = [replace(row, root=row.base, link=1, total_bytes=row.bytes) for row in reversed(firsts)]
     while pending:
         row = pending.pop()
         yield row
         after = children.get(row.path, ())
         forks = row.forks + (len(after) > 1)
         pending += [
-            replace(one, root=row.root, follows=str(row.path), step=row.step + 1, forks=forks, total_bytes=row.total_bytes + one.bytes)
+            replace(one, root=row.root, follows=str(row.path), link=row.link + 1, forks=forks, total_bytes=row.total_bytes + one.bytes)
             for one in reversed(after)
         ]
 

@@ -58,8 +58,8 @@ def apply(
     Every base tensor is checked against the digest of the one that the pack was made from. With the pack's own weight,
     rescale and dtype every restored tensor is checked, too. `out` appears only when all is well. A chain is put in order and checked by
     its digests before anything is written; the base is read once, and no state in between is ever written. An `out` that holds what a
-    chain gives is left as it is. A pack that holds the headers of the fine-tune's weight files (`Recipe(exact=True)`) restores these
-    files byte for byte, unless another result or layout is asked for.
+    chain or an exact pack gives is left as it is. A pack that holds the headers of the fine-tune's weight files (`Recipe(exact=True)`)
+    restores these files byte for byte, unless another result or layout is asked for.
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
@@ -96,8 +96,9 @@ def apply(
         composition = compose(seen, [weighted], dtype=options.dtype)
         jobs = composition.jobs
         kept, told = finetuned_files(base_ckpt, weighted, out, dtype=options.dtype, shard_bytes=options.max_shard_bytes)
-        if before and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
-            there = f"{out} holds what the chain gives already: every tensor was compared, nothing was written"
+        may_be_there = before or reader.index.is_exact
+        if may_be_there and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
+            there = f"{out} holds what the {'chain' if before else 'pack'} gives already: every tensor was compared, nothing was written"
             nbytes = sum(job.nbytes for job in jobs)
             return ApplyReport(out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False)
         own = own_metadata(weighted, composition, verify=verify)

@@ -1,4 +1,4 @@
-"""Use case: the checkpoints of a training run as exact packs, and any of them back."""
+"""Use case: the checkpoints of a training run as exact packs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checking import as_count, as_path
-from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
-from deltapack.errors import BaseMismatchError, CheckpointError, OutputError, RecipeError
+from deltapack.errors import CheckpointError, OutputError, RecipeError
 from deltapack.format.atomic import fsync_folder, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
-from deltapack.restoring.applying import apply
 from deltapack.runs.comparing import times_of
 from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
-__all__ = ["keep_newest", "pack_step", "remove_from", "restore_step"]
+__all__ = ["check_settings", "keep_newest", "pack_step", "remove_from", "whole_number"]
 
 
 def pack_step(
@@ -57,19 +55,15 @@ def pack_step(
         RecipeError: A number is out of range.
         UnsupportedError: The checkpoint holds weights that are not read.
     """
-    folder, checkpoint, step, length = (
-        as_path("the folder of packs", folder),
-        as_path("the checkpoint", checkpoint),
-        _number("step", step, 0),
-        _number("every_anchor", every_anchor, most=DEFAULT_LIMITS.links),
-    )
-    kept = None if keep is None else _number("keep", keep)
+    folder, checkpoint = as_path("the folder of packs", folder), as_path("the checkpoint", checkpoint)
+    step = whole_number("step", step, 0)
+    check_settings(every_anchor, keep)
     run, path = read_run(folder), folder / pack_name(step)
     if any(link.step == step for link in run.links):
         raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    before = _chain_before(run, step, length)
+    before = _chain_before(run, step, every_anchor)
     if before:
         check_root(before, base is not None)
     earlier = checkpoints.get(before[-1].step) if before and checkpoints is not None else None
@@ -83,13 +77,24 @@ def pack_step(
         with writing(path):
             os.rename(made, path)
             fsync_folder(folder)
-    removed = keep_newest(folder, kept) if kept is not None else ()
+    removed = keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
     return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
 
 
-def _number(what: str, value: object, least: int = 1, most: int | None = None) -> int:
-    """Return a whole number in a range.
+def check_settings(every_anchor: object, keep: object) -> None:
+    """Look at what says which packs there are.
+
+    Raises:
+        RecipeError: A number is out of range, or is none.
+    """
+    whole_number("every_anchor", every_anchor, most=DEFAULT_LIMITS.links)
+    if keep is not None:
+        whole_number("keep", keep)
+
+
+def whole_number(what: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number in a range, of which no `most` is no end.
 
     Raises:
         RecipeError: It is not, or is none.
@@ -134,91 +139,6 @@ def _workplace(folder: Path) -> Iterator[Path]:
         yield Path(work)
 
 
-def restore_step(
-    folder: str | Path,
-    step: int,
-    out: str | Path,
-    *,
-    base: str | Path | None = None,
-    force: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Restore the checkpoint of a step; every tensor is checked.
-
-    A folder `out` that holds a trainer's state, but no weights, gets the files that it lacks.
-
-    Args:
-        folder: The folder of the run's packs.
-        step: The step.
-        out: The folder to write, or a file if it ends in `.safetensors`.
-        base: What the run was packed with, if anything.
-        force: Whether to replace an existing `out`.
-        workers: Threads; every core unless given.
-        progress: Called with bytes of the result done so far and in all.
-
-    Returns:
-        `out`.
-
-    Raises:
-        BaseMismatchError: This is not the base, or a pack is missing.
-        FormatError: A pack is damaged.
-        OutputError: `out` holds weights, or cannot be written.
-        RecipeError: The step has no pack.
-    """
-    folder, out = as_path("the folder of packs", folder), as_path("out", out)
-    run = read_run(folder)
-    chain = run.chain(run.of(_number("step", step, 0)))
-    check_root(chain, base is not None)
-    packs = [link.path for link in chain]
-    if out.is_dir() and not force:
-        _check_unfilled(out)
-    with base_or_nothing(base) as start, _missing_told(run, chain):
-        if force or not out.is_dir():
-            apply(start, packs, out, force=force, workers=workers, progress=progress)
-            return out
-        with writing(out), tempfile.TemporaryDirectory(prefix=".restoring-", dir=out, ignore_cleanup_errors=True) as work:
-            restored = Path(work) / "checkpoint"
-            apply(start, packs, restored, workers=workers, progress=progress)
-            _fill(restored, out)
-    return out
-
-
-@contextlib.contextmanager
-def _missing_told(run: Run, chain: Sequence[Link]) -> Iterator[None]:
-    """Say that a pack may be missing where the base is not that of a chain, and other chains of the run start from another one."""
-    try:
-        yield
-    except BaseMismatchError as error:
-        if len({run.chain(link)[0].base for link in run.links}) < 2:
-            raise
-        what = f"it follows a checkpoint that neither a pack of the run nor the base gives: {error.what}"
-        hint = "A pack of the run is missing, or this is another base."
-        raise BaseMismatchError(what, path=chain[0].path, expected=error.expected, found=error.found, hint=hint) from error
-
-
-def _check_unfilled(out: Path) -> None:
-    """Refuse a folder with weights of its own.
-
-    Raises:
-        OutputError: It has some.
-    """
-    weights = sorted(path.name for path in out.iterdir() if is_weight_file(path.name) and not is_training_state(path.name))
-    if weights:
-        hint = "Choose another output, or replace it by force."
-        raise OutputError("the output holds weights", path=out, expected="a folder without weights", found=weights[0], hint=hint)
-
-
-def _fill(restored: Path, out: Path) -> None:
-    """Move the files of a restored checkpoint to a folder that has none of its weights; an index last, as it says that all are there."""
-    from_packs = sorted(path.relative_to(restored) for path in restored.rglob("*") if path.is_file() and not path.name.startswith("."))
-    for name in sorted(from_packs, key=lambda name: name.name.endswith(".index.json")):
-        if not (out / name).exists():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(restored / name, out / name)
-    fsync_folder(out)
-
-
 def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:
     """Remove the packs of old steps, but never one that a newer one needs.
 
@@ -234,7 +154,7 @@ def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:
         OutputError: A pack cannot be removed.
     """
     run = read_run(as_path("the folder of packs", folder))
-    kept = run.newest(_number("keep", count))
+    kept = run.newest(whole_number("keep", count))
     return _remove([link for link in run.links if link not in kept])
 
 

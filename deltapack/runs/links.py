@@ -6,21 +6,17 @@ A pack that follows none was made from the base: an anchor. So packs can be copi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from deltapack.composing.chain import STEP_NAME
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
-from deltapack.format.digest import fingerprint
+from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
-__all__ = ["NOTHING", "Link", "Run", "check_root", "pack_name", "read_run"]
-
-NOTHING = fingerprint(())
-"""The fingerprint of a checkpoint without tensors: what packs of a run without a base start from."""
-_NAME = re.compile(r"step-(\d{8,15})\.dpk")
+__all__ = ["Link", "Run", "check_root", "pack_name", "read_run"]
 
 
 def pack_name(step: int) -> str:
@@ -85,11 +81,16 @@ class Run:
         """
         found = next((link for link in self.links if link.step == step), None)
         if found is None:
-            steps = ", ".join(str(link.step) for link in self.links[-8:])
-            raise RecipeError(
-                f"no pack of step {step}", path=self.folder, expected=f"one of {steps}" if steps else None, found=pack_name(step)
-            )
+            raise RecipeError(f"no pack of step {step}", path=self.folder, **self._steps())
         return found
+
+    def _steps(self) -> dict[str, str]:
+        """Say which steps there are to one who asked for another one."""
+        if self.links:
+            newest = ", ".join(str(link.step) for link in self.links[-8:])
+            return {"expected": f"one of {'..., ' * (len(self.links) > 8)}{newest}"}
+        found = "none of any step" if self.folder.exists() else "no such folder"
+        return {"expected": f"packs such as {pack_name(100)}", "found": found}
 
     def before(self, step: int) -> Link | None:
         """Return the newest pack of an earlier step; none where there is none."""
@@ -125,7 +126,7 @@ def read_run(folder: Path, known: Run | None = None) -> Run:
     try:
         paths = sorted(folder.iterdir()) if folder.exists() else []
         for path in paths:
-            match = _NAME.fullmatch(path.name)
+            match = STEP_NAME.fullmatch(path.name)
             if match is None:
                 continue
             step = int(match[1])
@@ -149,6 +150,6 @@ def check_root(chain: tuple[Link, ...], has_base: bool) -> None:
         BaseMismatchError: The chain starts from a base and none was given, or the other way round.
     """
     if (chain[0].base == NOTHING) == has_base:
-        what = "the packs of this run start from nothing" if has_base else "the packs of this run start from a base"
+        what, given = ("nothing", "a base was given") if has_base else ("a base", "none was given")
         hint = "Leave out the base." if has_base else "Name the base that the run was packed with."
-        raise BaseMismatchError(what, path=chain[0].path, expected="no base" if has_base else "a base", hint=hint)
+        raise BaseMismatchError(f"the packs of this run start from {what}, and {given}", path=chain[0].path, hint=hint)

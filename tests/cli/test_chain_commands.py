@@ -28,10 +28,10 @@ def test_log_shows_chains_by_their_base(run: Run, chain: Path, tmp_path: Path) -
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("base ") and lines[0].endswith(" (1 pack)")
-    assert lines[1].split()[:4] == ["pack", "kind", "step", "changed"]
+    assert lines[1].split()[:4] == ["pack", "kind", "link", "changed"]
     assert lines[2].split()[:6] == ["a.dpk", "exact", "1", "3", "of", "3"]
     document = json.loads(run("log", tmp_path / "alone.dpk", "--json").stdout)
-    assert [row["step"] for row in document["packs"]] == [1] and document["damaged"] == []
+    assert [row["link"] for row in document["packs"]] == [1] and document["damaged"] == []
     assert run("log", chain / "a.dpk", "--quiet").stdout == ""
 
 
@@ -47,6 +47,17 @@ def test_log_shows_circles_gaps_and_damage(run: Run, pair: Pair, chain: Path, tm
     assert result.exit_code == 3 and "pack.dpk" in result.stdout and result.stderr.startswith("Damaged: ") and "x.dpk" in result.stderr
     document = json.loads(run("log", pair.pack, tmp_path, "--json").stdout)
     assert [row["path"] for row in document["damaged"]] == [str(tmp_path / "x.dpk")]
+
+
+def test_log_says_which_chains_need_no_base(run: Run, pair: Pair, tmp_path: Path) -> None:
+    for step in (100, 200):
+        deltapack.pack_step(tmp_path, pair.finetuned if step == 100 else pair.base, step)
+    lines = run("log", tmp_path).stdout.splitlines()
+    assert lines[0] == "no base is needed: any will do (2 packs)"
+    assert [line.split()[:3] for line in lines[2:]] == [[f"step-00000{step}.dpk", "exact", f"{step // 100}"] for step in (100, 200)]
+    for paths, told in (([tmp_path], [(1, False), (2, False)]), ([pair.pack], [(1, True)])):
+        rows = json.loads(run("log", *paths, "--json").stdout)["packs"]
+        assert [(row["link"], row["needs_base"]) for row in rows] == told
 
 
 def test_log_wants_something_that_is_there(run: Run, tmp_path: Path) -> None:

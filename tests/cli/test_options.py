@@ -95,7 +95,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
 """Of each command, by the name of its parameter: what is typed, and what the library is told instead of its default."""
 ELSEWHERE = {
     "compress": {"base", "finetuned", "out", "quiet", "as_json", "dry_run"},
-    "apply": {"base", "packs", "out", "quiet", "as_json"},
+    "apply": {"base", "packs", "step", "out", "quiet", "as_json"},
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
     "verify": {"pack", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from support.commands import Run, StandIn
 from support.runs import same_model, write_base, write_step
 
@@ -73,3 +74,46 @@ def test_a_run_is_packed_and_restored(run: Run, tmp_path: Path) -> None:
     assert [path.name for path in packs] == ["step-00000001.dpk", "step-00000002.dpk"]
     assert run("apply", base, *packs, "-o", tmp_path / "out").exit_code == 0
     assert same_model(tmp_path / "out", 2)
+
+
+@pytest.mark.parametrize("with_base", [True, False], ids=["base", "no base"])
+def test_apply_takes_a_step_of_a_run(with_base: bool, run: Run, tmp_path: Path) -> None:
+    """Also where the run has more than one anchor, and later packs."""
+    base, packs = write_base(tmp_path / "base"), tmp_path / "packs"
+    for step in (10, 20, 30):
+        deltapack.pack_step(packs, write_step(tmp_path, step), step, base=base if with_base else None, every_anchor=2)
+    start = [base] if with_base else []
+    for step in (10, 20, 30):
+        done = run("apply", *start, packs, "--step", step, "-o", tmp_path / f"o{step}")
+        assert done.exit_code == 0 and same_model(tmp_path / f"o{step}", step), done.stderr
+    assert run("apply", "--step", 20, *start, packs, "-o", tmp_path / "o20").stdout.startswith("there already")
+    assert run("apply", *start, packs, "--step", 20, "-o", tmp_path / "half", "--dtype", "f32", "--json").exit_code == 0
+    other = run("apply", *([] if with_base else [base]), packs, "--step", 20, "-o", tmp_path / "x")
+    assert other.exit_code == 4 and ("Name the base" if with_base else "Leave out the base") in other.stderr
+    assert "expected one of 10, 20, 30" in run("apply", *start, packs, "--step", 25, "-o", tmp_path / "x").stderr
+    both = run("apply", base, packs / "step-00000010.dpk", packs / "step-00000030.dpk", "-o", tmp_path / "x")
+    assert both.exit_code == 4 and "--step N" in both.stderr and "merge" not in both.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_lost_pack_of_a_step_is_told(run: Run, tmp_path: Path) -> None:
+    base, packs = write_base(tmp_path / "base"), tmp_path / "packs"
+    for step in (1, 2, 3):
+        deltapack.pack_step(packs, write_step(tmp_path, step), step, base=base)
+    (packs / "step-00000002.dpk").unlink()
+    done = run("apply", base, packs, "--step", 3, "-o", tmp_path / "x")
+    assert done.exit_code == 4 and "A pack of the run is missing" in done.stderr and "step-00000003.dpk" in done.stderr
+
+
+def test_a_step_is_one_of_a_folder(run: Run, tmp_path: Path) -> None:
+    base, packs = write_base(tmp_path / "base"), tmp_path / "packs"
+    pack = deltapack.pack_step(packs, write_step(tmp_path, 1), 1, base=base).pack
+    wrong = [(base, pack, "--step", 1), (base, packs, packs, "--step", 1), (pack, "--step", 1)]
+    for words in wrong:
+        done = run("apply", *words, "-o", tmp_path / "x")
+        assert done.exit_code == 2 and "--step takes one folder of packs" in done.stderr
+    for words, message in (((base, packs), "with --step N the step of a training run"), ((base,), "Missing argument 'PACK...'")):
+        done = run("apply", *words, "-o", tmp_path / "x")
+        assert done.exit_code == 2 and message in done.stderr
+    done = run("compress", base, base, "-o", tmp_path / "x.dpk", "--base-pack", packs)
+    assert done.exit_code == 2 and "--base-pack A.dpk --base-pack B.dpk" in done.stderr

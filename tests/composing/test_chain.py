@@ -18,10 +18,11 @@ from deltapack.errors import BaseMismatchError, DeltapackError, LimitError, Reci
 from deltapack.format.reader import PackReader
 
 
-def pack(base: str, result: str, name: str = "", config: str = "") -> PackReader:
+def pack(base: str, result: str, name: str = "", config: str = "", *, exact: bool = True) -> PackReader:
     """As much of a pack as its place in a chain depends on."""
     files = (SimpleNamespace(name="config.json", sha256=config * 64),)
-    index = SimpleNamespace(base_fingerprint=base * 64, result_fingerprint=result * 64, files=files if config else None, containers=())
+    own = {"files": files if config else None, "containers": (), "is_exact": exact}
+    index = SimpleNamespace(base_fingerprint=base * 64, result_fingerprint=result * 64, **own)
     path = Path(f"{name or base + result}.dpk")
     return cast(PackReader, SimpleNamespace(path=path, index=index, pack_id=str(path)))
 
@@ -74,7 +75,7 @@ REFUSED: dict[str, tuple[list[tuple[str, ...]], type[DeltapackError], str]] = {
         r"bc\.dpk gives c{16}; missing: a pack from c{16} to d{16}",
     ),
     "a gap before one that changes nothing": ([("a", "b"), ("c", "c")], BaseMismatchError, r"cc\.dpk follows .*ab\.dpk gives b{16}"),
-    "siblings": ([("a", "b"), ("a", "c")], BaseMismatchError, r"ac\.dpk: two packs follow the same checkpoint.*`deltapack merge`"),
+    "siblings": ([("a", "b"), ("a", "c")], BaseMismatchError, r"ac\.dpk: two packs follow the same checkpoint.*`deltapack log`"),
     "a fork": ([("a", "b"), ("b", "c"), ("b", "d")], BaseMismatchError, r"bd\.dpk: two packs follow"),
     "twice": ([("a", "b", "x"), ("a", "b", "x")], RecipeError, r"x\.dpk: a pack of the chain is given twice: found x\.dpk"),
     "back, in order": (
@@ -108,6 +109,20 @@ def test_any_packs_are_put_in_order_or_refused(pairs: list[tuple[str, str]]) -> 
         return
     assert sorted(map(id, chain)) == sorted(map(id, packs))
     assert all(one.index.result_fingerprint == two.index.base_fingerprint for one, two in itertools.pairwise(chain))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "hint"),
+    [
+        (pack("a", "b", "step-00000001"), pack("a", "c", "step-00000003"), r"`deltapack apply BASE DIR --step N` takes"),
+        (pack("a", "b"), pack("a", "c", "step-00000003"), "Name the packs of one chain: `deltapack log` shows"),
+        (pack("a", "b"), pack("a", "c", exact=False), "`deltapack merge` adds them"),
+    ],
+)
+def test_only_lossy_packs_of_one_base_are_there_to_be_merged(one: PackReader, two: PackReader, hint: str) -> None:
+    with pytest.raises(BaseMismatchError, match=hint) as caught:
+        in_order([one, two])
+    assert ("merge" in str(caught.value)) == ("merge" in hint)
 
 
 def test_a_chain_is_not_endless() -> None:

@@ -14,7 +14,7 @@ from support.distributed import save_alone
 from support.runs import same_model, weights_of, write_base, write_step
 
 from deltapack.checkpoint import open_checkpoint
-from deltapack.errors import DeltapackError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, DeltapackError, OutputError, RecipeError
 from deltapack.runs.links import read_run
 
 transformers = pytest.importorskip("transformers")
@@ -58,6 +58,8 @@ def test_what_is_left_of_the_trainers_own(leave: str, tmp_path: Path) -> None:
     left = {path.name for path in checkpoints[1].iterdir()} if checkpoints[1].exists() else set()
     assert left == {"checkpoint": {*STATE, "config.json", "model.safetensors"}, "state": {*STATE, "config.json"}, "nothing": set()}[leave]
     if leave == "checkpoint":
+        assert own.restore_checkpoint(2, tmp_path) == checkpoints[1]  # where nothing is to be done
+        (checkpoints[1] / "config.json").write_text('{"mine": 1}')
         with pytest.raises(OutputError, match="holds weights"):
             own.restore_checkpoint(2, tmp_path)
         return
@@ -103,16 +105,37 @@ def test_weights_in_a_folder_of_their_own_are_not_taken_out(tmp_path: Path) -> N
 
 
 def test_a_save_that_cannot_be_packed_stops_the_run_and_deletes_nothing(tmp_path: Path) -> None:
-    own = callback.PackCallback(tmp_path / "nowhere", leave="nothing")
+    own = callback.PackCallback(tmp_path / "nowhere", leave="nothing")  # as one that was deleted meanwhile
     with pytest.raises(DeltapackError):
         saved(own, tmp_path, 1)
     assert same_model(tmp_path / "checkpoint-1", 1)
 
 
 def test_settings_that_cannot_be() -> None:
-    for wrong in ({"leave": "all"}, {"base": 3}, {"packs": ["a"]}):
-        with pytest.raises(RecipeError):
+    numbers = ({"every_anchor": 0}, {"every_anchor": 1001}, {"every_anchor": "3"}, {"keep": 0}, {"keep": 1.5})
+    for wrong in ({"leave": "all"}, {"base": 3}, {"packs": ["a"]}, *numbers):
+        with pytest.raises(RecipeError, match=next(iter(wrong))):
             callback.PackCallback(**wrong)
+
+
+def begun(own: Any, folder: Path, *, zero: bool = True) -> None:
+    own.on_train_begin(SimpleNamespace(output_dir=str(folder)), SimpleNamespace(is_world_process_zero=zero), SimpleNamespace())
+
+
+def test_what_is_wrong_is_told_before_the_training(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    own, lost = callback.PackCallback(base), callback.PackCallback(tmp_path / "nowhere")
+    begun(own, tmp_path)
+    with pytest.raises(DeltapackError, match="nowhere"):
+        begun(lost, tmp_path)
+    begun(lost, tmp_path, zero=False)
+    saved(own, tmp_path, 1)
+    begun(own, tmp_path)
+    with pytest.raises(BaseMismatchError, match="start from a base"):
+        begun(callback.PackCallback(), tmp_path)
+    (tmp_path / "packs" / "step-00000001.dpk").write_bytes(b"")
+    with pytest.raises(DeltapackError, match="step-00000001"):
+        begun(own, tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="transformers.Trainer needs accelerate, which is not installed")

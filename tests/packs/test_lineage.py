@@ -33,7 +33,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
 def test_a_chain(steps: Steps) -> None:
     found = deltapack.log_packs(steps.base.parent)
     assert [row.path for row in found.rows] == steps.packs
-    assert [row.step for row in found.rows] == [1, 2, 3]
+    assert [row.link for row in found.rows] == [1, 2, 3]
     assert [row.follows for row in found.rows] == ["", *map(str, steps.packs[:2])]
     assert [row.kind for row in found.rows] == ["lossy", "lossy", "exact"]
     assert [(row.changed, row.tensors) for row in found.rows] == [(3, 4), (3, 4), (5, 3)]
@@ -54,7 +54,7 @@ def test_the_order_given_does_not_count(steps: Steps) -> None:
 
 def test_a_gap(steps: Steps) -> None:
     found = deltapack.log_packs([steps.packs[0], steps.packs[2]])
-    assert [(row.step, row.follows) for row in found.rows] == [(1, ""), (1, "")]
+    assert [(row.link, row.follows) for row in found.rows] == [(1, ""), (1, "")]
     assert len({row.root for row in found.rows}) == 2
     assert len(found.notes) == 2 and f"{found.rows[1].base[:16]}, which {steps.packs[2]} follows" in found.notes[1]
 
@@ -77,7 +77,7 @@ def test_circles(tmp_path: Path) -> None:
     states = [State(MODEL), State(tuned_model(MODEL, 3)), State(MODEL), State(tuned_model(MODEL, 7))]
     steps = make_steps(tmp_path, states, recipe=deltapack.Recipe(exact=True))
     found = deltapack.log_packs(steps.packs)
-    assert [(row.step, row.root, row.total_bytes) for row in found.rows] == [(0, "", 0)] * 3
+    assert [(row.link, row.root, row.total_bytes) for row in found.rows] == [(0, "", 0)] * 3
     assert [row.follows for row in found.rows] == [str(steps.packs[at]) for at in (1, 0, 1)]
     assert "in a circle" in found.notes[-1] and str(steps.packs[2]) in found.notes[-1]
 
@@ -101,10 +101,10 @@ def test_long_chains_are_told_without_recursion(steps: Steps, monkeypatch: pytes
     rows = {tmp_path / f"{number}.dpk": number for number in range(3000)}
     monkeypatch.setattr(lineage, "_files", lambda paths: list(rows))
     monkeypatch.setattr(
-        lineage, "_row", lambda path: replace(row, path=path, base=f"{rows[path]}", result=f"{rows[path] + 1}", root="", step=0)
+        lineage, "_row", lambda path: replace(row, path=path, base=f"{rows[path]}", result=f"{rows[path] + 1}", root="", link=0)
     )
     found = deltapack.log_packs(tmp_path)
-    assert [row.step for row in found.rows] == list(range(1, 3001))
+    assert [row.link for row in found.rows] == list(range(1, 3001))
 
 
 def test_no_packs(tmp_path: Path) -> None:

@@ -105,7 +105,23 @@ def test_anything_else_that_is_there_is_not_replaced(other: str, steps: Steps, t
     assert read_folder(out) == before
 
 
-def test_a_single_pack_still_wants_force(steps: Steps, tmp_path: Path) -> None:
+def test_the_result_of_one_exact_pack_is_a_success_too(tmp_path: Path) -> None:
+    """So a job that is started again fails neither at the first step of a chain nor at an anchor."""
+    states = [State(MODEL, files=FILES), State(tuned_model(MODEL, 1), files=FILES)]
+    steps, out = make_steps(tmp_path, states, recipe=deltapack.Recipe(exact=True)), tmp_path / "out"
+    assert deltapack.apply(steps.base, steps.packs[0], out).written
+    again = deltapack.apply(steps.base, steps.packs[0], out)
+    assert not again.written and "holds what the pack gives already" in again.notes[-1]
+    for options in ({"weight": 0.5}, {"dtype": "bf16"}, {"max_shard_size": 100_000}):
+        with pytest.raises(OutputError, match="the output exists"):
+            deltapack.apply(steps.base, steps.packs[0], out, **options)
+    assert deltapack.apply(steps.base, steps.packs[0], out, force=True).written
+    change_tensor(out)
+    with pytest.raises(OutputError, match="the output exists"):
+        deltapack.apply(steps.base, steps.packs[0], out)
+
+
+def test_a_single_lossy_pack_still_wants_force(steps: Steps, tmp_path: Path) -> None:
     deltapack.apply(steps.base, steps.packs[0], tmp_path / "out")
     for pack in (steps.packs[0], steps.packs[:1]):
         with pytest.raises(OutputError, match="the output exists"):

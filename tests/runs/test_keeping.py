@@ -17,8 +17,9 @@ from support.runs import FILES, base_model, same_model, step_model, weights_of, 
 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, OutputError, RecipeError
-from deltapack.runs.keeping import keep_newest, pack_step, remove_from, restore_step
+from deltapack.runs.keeping import keep_newest, pack_step, remove_from
 from deltapack.runs.links import read_run
+from deltapack.runs.restoring import restore_step
 
 
 def pack_run(folder: Path, steps: range, **options: Any) -> list[deltapack.PackedStep]:
@@ -129,7 +130,8 @@ def test_the_state_of_a_trainer_gets_its_weights_back(tmp_path: Path) -> None:
     checkpoint = write_step(tmp_path, 2)
     weights = weights_of(checkpoint)
     pack_step(tmp_path / "packs", checkpoint, 2, base=base)
-    with pytest.raises(OutputError, match=r"the output holds weights: expected a folder without weights, found model\.safetensors"):
+    write_file(checkpoint / "model.safetensors", step_model(1))
+    with pytest.raises(OutputError, match=r"holds weights: expected a folder without weights, .* found model\.safetensors"):
         restore_step(tmp_path / "packs", 2, checkpoint, base=base)
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "config.json").write_text("kept")
@@ -138,6 +140,22 @@ def test_the_state_of_a_trainer_gets_its_weights_back(tmp_path: Path) -> None:
     assert same_model(checkpoint, 2) and weights_of(checkpoint) == weights
     assert {path.name for path in checkpoint.iterdir()} == before | {"model.safetensors"}
     assert (checkpoint / "config.json").read_text() == "kept"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3], ids=["an anchor", "a chain", "a later anchor"])
+def test_a_step_that_is_there_is_a_success(step: int, tmp_path: Path) -> None:
+    """In a folder that was restored, and in the trainer's own, which has more files."""
+    base, folder = write_base(tmp_path / "base"), tmp_path / "packs"
+    pack_run(tmp_path, range(1, 4), base=base, every_anchor=2)
+    restore_step(folder, step, tmp_path / "out", base=base)
+    for out in (tmp_path / "out", tmp_path / f"checkpoint-{step}"):
+        before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
+        assert restore_step(folder, step, out, base=base) == out
+        assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")} == before
+        with pytest.raises(OutputError, match="holds weights"):
+            restore_step(folder, step % 3 + 1, out, base=base)
+    restore_step(folder, step % 3 + 1, tmp_path / "out", base=base, force=True)
+    assert same_model(tmp_path / "out", step % 3 + 1)
 
 
 def test_shards_come_back_before_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

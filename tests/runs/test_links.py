@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
-from deltapack.format.digest import fingerprint
-from deltapack.runs.links import NOTHING, Link, Run, check_root, pack_name, read_run
+from deltapack.format.digest import NOTHING, fingerprint
+from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
 
 
 def run_of(*links: tuple[int, str, str]) -> Run:
@@ -42,13 +42,17 @@ def test_the_newest_and_what_they_need() -> None:
     assert run_of().newest(3) == ()
 
 
-def test_before_and_of() -> None:
+def test_before_and_of(tmp_path: Path) -> None:
     run = run_of((10, "B", "X"), (20, "X", "Y"))
     assert [getattr(run.before(step), "step", None) for step in (5, 10, 11, 99)] == [None, None, 10, 20]
-    with pytest.raises(RecipeError, match=r"no pack of step 15: expected one of 10, 20, found step-00000015\.dpk"):
+    with pytest.raises(RecipeError, match=r"no pack of step 15: expected one of 10, 20$"):
         run.of(15)
-    with pytest.raises(RecipeError, match="no pack of step 1: found"):
+    with pytest.raises(RecipeError, match=r"no pack of step 1: expected packs such as step-00000100\.dpk, found no such folder$"):
         run_of().of(1)
+    with pytest.raises(RecipeError, match="found none of any step"):
+        Run(tmp_path, ()).of(1)
+    with pytest.raises(RecipeError, match=r"expected one of \.\.\., 2, 3, 4, 5, 6, 7, 8, 9$"):
+        run_of(*((step, "B", "X") for step in range(1, 10))).of(10)
 
 
 def test_a_chain_from_a_base_needs_one() -> None:
@@ -56,9 +60,9 @@ def test_a_chain_from_a_base_needs_one() -> None:
     assert fingerprint([]) == NOTHING
     check_root(from_base.links, True)
     check_root(from_nothing.links, False)
-    with pytest.raises(BaseMismatchError, match="start from a base"):
+    with pytest.raises(BaseMismatchError, match=r"start from a base, and none was given\. Name"):
         check_root(from_base.links, False)
-    with pytest.raises(BaseMismatchError, match="start from nothing"):
+    with pytest.raises(BaseMismatchError, match=r"start from nothing, and a base was given\. Leave"):
         check_root(from_nothing.links, True)
 
 

@@ -13,7 +13,8 @@ from support.runs import step_model, weights_of, write_base
 
 import deltapack
 from deltapack.packing.compressing import compress
-from deltapack.runs.keeping import pack_step, restore_step
+from deltapack.runs.keeping import pack_step
+from deltapack.runs.restoring import restore_step
 
 TIES = {"lm_head.weight": "a.weight"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -9,6 +11,7 @@ import click
 import deltapack
 from deltapack.cli import options
 from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
+from deltapack.cli.types import PackOrRun
 from deltapack.kinds import CHECKPOINT
 
 __all__ = ["command"]
@@ -16,7 +19,14 @@ __all__ = ["command"]
 
 @click.command(cls=options.Command, short_help="Restore a fine-tune from its base and a pack, or a chain of packs.")
 @options.base_argument
-@options.packs_argument
+@click.argument("packs", type=PackOrRun(), nargs=-1, metavar="PACK...")
+@click.option(
+    "--step",
+    type=click.IntRange(min=0),
+    is_eager=True,  # a folder is fine with it
+    metavar="N",
+    help="Restore this step of a training run: PACK is the folder of its packs. BASE is left out where the run has none.",
+)
 @options.out_option(CHECKPOINT, "The folder to write, or a file if it ends in .safetensors.")
 @click.option("--weight", type=float, default=1.0, show_default=True, metavar="W", help="Factor for the whole difference.")
 @click.option("--rescale", type=float, metavar="F", help="Factor above 0 for kept values instead of the pack's own.")
@@ -26,6 +36,7 @@ __all__ = ["command"]
 def command(
     base: Path,
     packs: tuple[Path, ...],
+    step: int | None,
     out: Path,
     weight: float,
     rescale: float | None,
@@ -45,11 +56,13 @@ def command(
     Several packs are a chain: each was made from what the one before gives (compress --base-pack). Every
     tensor of the base is checked against the pack, and every restored tensor against the digest of the
     result (unless --weight, --rescale or --dtype ask for another result).
+
+    `deltapack apply BASE FOLDER --step N` takes the packs of a step from those of a run (watch, PackCallback).
     """
-    with show_progress("restoring", quiet=quiet) as progress:
+    with _chain(base, packs, step) as (start, links), show_progress("restoring", quiet=quiet) as progress:
         report = deltapack.apply(
-            base,
-            packs[0] if len(packs) == 1 else packs,
+            start,
+            links[0] if len(links) == 1 else links,
             out,
             weight=weight,
             rescale=rescale,
@@ -76,6 +89,24 @@ def command(
         ]
         print_fields(fields)
         print_notes(report.notes)
+
+
+def _chain(base: Path, packs: tuple[Path, ...], step: int | None) -> AbstractContextManager[tuple[Path, Sequence[Path]]]:
+    """Return base and packs, as given or as a step needs them.
+
+    Raises:
+        click.UsageError: There are no packs, or not one folder for a step.
+    """
+    if step is None:
+        if not packs:
+            raise click.UsageError("Missing argument 'PACK...'.", click.get_current_context())
+        return nullcontext((base, packs))
+    folders = packs or (base,)
+    if len(folders) > 1 or not folders[0].is_dir():
+        raise click.UsageError("--step takes one folder of packs, after the base if the run has one.", click.get_current_context())
+    from deltapack.runs.restoring import chain_of_step  # only now: the help needs no numpy
+
+    return chain_of_step(folders[0], step, base if packs else None)
 
 
 def _why_not(no_verify: bool, asked: list[str]) -> str:

@@ -15,7 +15,7 @@ from deltapack.packs.lineage import LineageRow
 
 __all__ = ["command"]
 
-COLUMNS = ("pack", "kind", "step", "changed", "bytes", "from the base", "date")
+COLUMNS = ("pack", "kind", "link", "changed", "bytes", "from the base", "date")
 
 
 @click.command(cls=options.Command, short_help="Show which pack follows which.")
@@ -24,7 +24,8 @@ COLUMNS = ("pack", "kind", "step", "changed", "bytes", "from the base", "date")
 def command(paths: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
     """Show which pack follows which: each was made from the checkpoint that the one before restores.
 
-    Of a folder all .dpk files count. Only indices are read: `deltapack verify` checks the rest.
+    Of a folder all .dpk files count; `link` is the place of a pack in its chain, which `apply` takes from 1 on.
+    Only indices are read: `deltapack verify` checks the rest.
     """
     found = deltapack.log_packs(paths)
     if as_json:
@@ -32,7 +33,7 @@ def command(paths: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
     elif not quiet:
         for number, root in enumerate(dict.fromkeys(row.root for row in found.rows)):
             own = [row for row in found.rows if row.root == root]
-            click.echo(("\n" if number else "") + (f"base {root}" if root else "in a circle") + f" ({count_of(len(own), 'pack')})")
+            click.echo(("\n" if number else "") + f"{_head(own[0])} ({count_of(len(own), 'pack')})")
             print_table(COLUMNS, map(_row, own), left=2)
         print_notes(found.notes)
     for _, error in found.damaged:
@@ -41,7 +42,13 @@ def command(paths: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
         click.get_current_context().exit(FormatError.exit_code)
 
 
+def _head(row: LineageRow) -> str:
+    if not row.root:
+        return "in a circle"
+    return f"base {row.root}" if row.needs_base else "no base is needed: any will do"
+
+
 def _row(row: LineageRow) -> tuple[str, ...]:
     name = "  " * row.forks + row.path.name
-    from_base = f"{row.total_bytes:,}" if row.step else ""
-    return name, row.kind, f"{row.step or ''}", f"{row.changed:,} of {row.tensors:,}", f"{row.bytes:,}", from_base, row.date
+    from_base = f"{row.total_bytes:,}" if row.link else ""
+    return name, row.kind, f"{row.link or ''}", f"{row.changed:,} of {row.tensors:,}", f"{row.bytes:,}", from_base, row.date

@@ -67,8 +67,8 @@ def command(
     """Pack the checkpoints in DIR, bit for bit, the oldest first, as they appear and are complete; until Ctrl-C.
 
     Checkpoints are folders or files such as checkpoint-500, step_7, global_step20 and step-100. Each is packed
-    against the one before, every so many against BASE: `deltapack apply BASE step-*.dpk` restores one from the
-    packs of its chain. Steps that have a pack are left alone, so the command may be started again at any time.
+    against the one before, every so many against BASE; `deltapack apply BASE DIR/packs --step N` restores one.
+    Steps that have a pack are left alone, so the command may be started again at any time.
     """
     how: dict[str, Any] = {"base": base, "out": out, "every_anchor": every_anchor, "keep": keep, "settle": settle, "poll": poll}
     for event in deltapack.watch(folder, once=once, workers=workers, **how):

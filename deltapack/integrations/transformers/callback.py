@@ -15,7 +15,9 @@ from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import writing
 from deltapack.reports import Progress
 from deltapack.runs.finding import checkpoints_in
-from deltapack.runs.keeping import pack_step, remove_from, restore_step
+from deltapack.runs.keeping import check_settings, pack_step, remove_from
+from deltapack.runs.links import check_root, read_run
+from deltapack.runs.restoring import restore_step
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
 __all__ = ["PackCallback", "restore_checkpoint"]
@@ -42,7 +44,7 @@ class PackCallback(TrainerCallback):
         workers: Threads; every core unless given.
 
     Raises:
-        RecipeError: `leave` is something else, or a path is none.
+        RecipeError: `leave` is something else, a number is out of range, or a path is none.
     """
 
     def __init__(
@@ -59,7 +61,23 @@ class PackCallback(TrainerCallback):
             raise RecipeError("leave is unknown", expected=f"one of {', '.join(_LEAVE)}", found=repr(leave)[:60])
         self.base = None if base is None else as_path("the base", base)
         self.packs = None if packs is None else as_path("the folder of packs", packs)
+        check_settings(every_anchor, keep)
         self.every_anchor, self.keep, self.leave, self.workers = every_anchor, keep, leave, workers
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the base and at the packs that are there: what is wrong with them should not come up at the first save.
+
+        Raises:
+            DeltapackError: The base is no checkpoint, or packs are damaged, or of a run with another kind of base.
+        """
+        if not state.is_world_process_zero:
+            return
+        if self.base is not None:
+            with open_checkpoint(self.base):
+                pass
+        run = read_run(self._packs_in(args.output_dir))
+        if run.links:
+            check_root(run.chain(run.links[-1]), self.base is not None)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pack the checkpoint that the trainer has just written.
