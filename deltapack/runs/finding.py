@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -54,14 +55,27 @@ def checkpoints_in(folder: Path) -> list[Found]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
-    found = [(step_of(Path(entry.name)), Path(entry.path)) for entry in entries if entry.is_dir() or format_of(entry.name) is not None]
+    found = [
+        (step_of(Path(entry.name)), Path(entry.path)) for entry in entries if format_of(entry.name) is not None or _may_be_folder(entry)
+    ]
     return sorted((Found(step, path) for step, path in found if step is not None), key=lambda one: (one.step, one.path.name))
 
 
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or cannot be looked at, as a link that leads to itself: whoever opens it says what is wrong."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
+
+
 def signature_of(path: Path) -> Signature | None:
-    """Return what changes as long as somebody writes to a checkpoint; none where it is gone."""
+    """Return what changes as long as somebody writes to a checkpoint; of a link that leads to itself, its own; none where it is gone."""
     rows: list[tuple[str, int, int]] = []
     try:
+        if _leads_nowhere(path):
+            status = path.lstat()
+            return ((path.name, status.st_size, status.st_mtime_ns),)
         if path.is_file():
             status = path.stat()
             return ((path.name, status.st_size, status.st_mtime_ns),)
@@ -73,6 +87,14 @@ def signature_of(path: Path) -> Signature | None:
     except OSError:
         return None
     return tuple(rows) if path.is_dir() else None
+
+
+def _leads_nowhere(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def changed_since(path: Path, then: int) -> bool:

@@ -141,6 +141,18 @@ def test_a_folder_with_two_models_is_skipped(tmp_path: Path) -> None:
     assert (one, two) == (1, (2, None)) and "two models" in str(why)
 
 
+def test_a_link_that_leads_to_itself_is_skipped(tmp_path: Path) -> None:
+    for name in ("step-1", "step-2.safetensors"):
+        (tmp_path / name).symlink_to(name)
+    write_step(tmp_path, 3)
+    *loops, whole = seen(tmp_path, *[nothing] * 3, once=True)
+    assert [(step, isinstance(why, str)) for step, why in loops] == [(1, True), (2, True)] and whole == (3, None)
+    assert "Too many levels of symbolic links" in str(loops[1][1])
+    shutil.move(tmp_path / "checkpoint-3", tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-3").symlink_to("checkpoint-3")
+    assert seen(tmp_path, *[nothing] * 3, once=True) == [*loops, (4, 3)]  # step 3 is packed
+
+
 def test_folders_of_distributed_checkpoints(tmp_path: Path) -> None:
     state = {"a": torch.arange(64.0), "b": torch.ones(5)}
     for step in (1, 2):
