@@ -14,7 +14,7 @@ from deltapack.format.atomic import fsync_folder, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
 from deltapack.runs.comparing import times_of
-from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
+from deltapack.runs.links import LAST_STEP, Link, Run, check_root, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
@@ -56,7 +56,7 @@ def pack_step(
         UnsupportedError: The checkpoint holds weights that are not read.
     """
     folder, checkpoint = as_path("the folder of packs", folder), as_path("the checkpoint", checkpoint)
-    step = whole_number("step", step, 0)
+    step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
     run, path = read_run(folder), folder / pack_name(step)
     if any(link.step == step for link in run.links):

@@ -16,7 +16,10 @@ from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
-__all__ = ["Link", "Run", "check_root", "pack_name", "read_run"]
+__all__ = ["LAST_STEP", "Link", "Run", "check_root", "pack_name", "read_run"]
+
+LAST_STEP = 10**15 - 1
+"""Names of packs have fifteen digits at most: a pack of a later step would be none of the run."""
 
 
 def pack_name(step: int) -> str:

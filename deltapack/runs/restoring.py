@@ -15,7 +15,7 @@ from deltapack.format.atomic import fsync_folder, writing
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
 from deltapack.runs.keeping import whole_number
-from deltapack.runs.links import Link, Run, check_root, read_run
+from deltapack.runs.links import LAST_STEP, Link, Run, check_root, read_run
 from deltapack.runs.making import base_or_nothing
 
 __all__ = ["chain_of_step", "restore_step"]
@@ -84,7 +84,7 @@ def chain_of_step(folder: str | Path, step: int, base: str | Path | None) -> Ite
         RecipeError: The step has no pack, or is no number.
     """
     run = read_run(as_path("the folder of packs", folder))
-    chain = run.chain(run.of(whole_number("step", step, 0)))
+    chain = run.chain(run.of(whole_number("step", step, 0, LAST_STEP)))
     check_root(chain, base is not None)
     with base_or_nothing(base) as start, _missing_told(run, chain):
         yield start, [link.path for link in chain]

@@ -18,7 +18,7 @@ from support.runs import FILES, base_model, same_model, step_model, weights_of, 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, OutputError, RecipeError
 from deltapack.runs.keeping import keep_newest, pack_step, remove_from
-from deltapack.runs.links import read_run
+from deltapack.runs.links import LAST_STEP, read_run
 from deltapack.runs.restoring import restore_step
 
 
@@ -231,11 +231,20 @@ def test_a_step_is_packed_once(tmp_path: Path) -> None:
     assert packed.pack.read_bytes() == data
 
 
-@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": "1"}, {"every_anchor": 0}, {"every_anchor": 1001}, {"keep": 0}, {"keep": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"step": -1}, {"step": 10**15}, {"step": "1"}, {"every_anchor": 0}, {"every_anchor": 1001}, {"keep": 0}, {"keep": 1.5}]
+)
 def test_numbers_that_cannot_be(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         pack_step(tmp_path / "packs", tmp_path, **{"step": 1, **wrong})
     assert not (tmp_path / "packs").exists()
+
+
+def test_the_last_step_that_has_a_name(tmp_path: Path) -> None:
+    pack_step(tmp_path / "packs", write_step(tmp_path, 1), LAST_STEP)
+    assert same_model(restore_step(tmp_path / "packs", LAST_STEP, tmp_path / "out"), 1)
+    with pytest.raises(RecipeError, match=r"step is out of range: expected 0 to 999,999,999,999,999, found 1000000000000000"):
+        restore_step(tmp_path / "packs", LAST_STEP + 1, tmp_path / "out")
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
