@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from deltapack.checking import as_number, as_path
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import CheckpointError, LimitError, RecipeError, UnsupportedError
 from deltapack.runs.comparing import has_changed
-from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, signature_of
+from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, signature_of, step_of
 from deltapack.runs.keeping import pack_step
 from deltapack.runs.links import Link, Run, read_run
 from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
@@ -92,13 +93,14 @@ def watch(
         FormatError: A pack of the run is damaged.
         NotACheckpointError: The folder cannot be listed.
         OutputError: A pack cannot be written.
-        RecipeError: A number is out of range.
+        RecipeError: A number is out of range, or the packs would lie inside of a checkpoint.
     """
     folder = as_path("the folder to watch", folder)
     settle, poll = as_number("settle", settle), as_number("poll", poll)
     if not settle >= 0 or not poll > 0:
         raise RecipeError("the seconds are out of range", expected="settle of at least 0, poll above 0", found=f"{settle}, {poll}")
     packs = folder / _PACKS if out is None else as_path("out", out)
+    _check_outside(folder, packs)
     settings = _Settings(folder, packs, None if base is None else as_path("the base", base), every_anchor, keep, settle, workers)
     if settings.base is not None:
         with open_checkpoint(settings.base):
@@ -109,6 +111,21 @@ def watch(
         if once and not waiting:
             return
         sleep(poll)
+
+
+def _check_outside(folder: Path, packs: Path) -> None:
+    """Refuse to put packs into a checkpoint, or where one would be looked for.
+
+    Raises:
+        RecipeError: That is where they would be.
+    """
+    watched, place = Path(os.path.realpath(folder)), Path(os.path.realpath(packs))
+    inside = place.relative_to(watched).parts[:1] if place.is_relative_to(watched) else ()
+    named = [watched / name for name in inside if step_of(Path(name)) is not None]
+    there = [one.path for one in (checkpoints_in(folder) if folder.is_dir() else ()) if place.is_relative_to(os.path.realpath(one.path))]
+    for checkpoint in (*named, *there):
+        hint = "Choose another folder for them, whose name says no step."
+        raise RecipeError(f"the packs would lie inside of a checkpoint that is watched, {checkpoint.name}", path=packs, hint=hint)
 
 
 def _look(

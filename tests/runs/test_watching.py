@@ -252,6 +252,21 @@ def test_files_of_a_packed_checkpoint(tmp_path: Path) -> None:
     assert seen(run, *[nothing] * 4, base=base, once=True) == [(1, "changed: step-00000001.dpk")]
 
 
+def test_packs_do_not_go_into_a_checkpoint(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    write_step(run, 1)
+    write_step(elsewhere.parent, 2).rename(elsewhere)
+    (run / "checkpoint-2").symlink_to(elsewhere)
+    (tmp_path / "link").symlink_to(run)
+    inside = [run / "checkpoint-1", tmp_path / "link" / "checkpoint-1" / "packs", run / "step-9", elsewhere / "packs"]
+    for out in inside:
+        with pytest.raises(RecipeError, match="inside of a checkpoint that is watched"):
+            seen(run, *[nothing] * 3, out=out, once=True)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-2"] and not (elsewhere / "packs").exists()
+    assert seen(run, *[nothing] * 3, out=tmp_path / "step-9", once=True) == [(1, None), (2, 1)]
+
+
 def test_of_two_checkpoints_of_a_step_one_counts(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     write_step(tmp_path, 1)
