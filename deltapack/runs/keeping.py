@@ -59,8 +59,7 @@ def pack_step(
     step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
     run, path = read_run(folder), folder / pack_name(step)
-    if any(link.step == step for link in run.links):
-        raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
+    _check_unpacked(next((link.path for link in run.links if link.step == step), path))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = _chain_before(run, step, every_anchor)
@@ -74,12 +73,23 @@ def pack_step(
             if before and _comes_back(before, result_of(made)):
                 before = ()
                 report = maker.follow(before, None)
+        _check_unpacked(path)
         with writing(path):
             os.rename(made, path)
             fsync_folder(folder)
     removed = keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
     return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
+
+
+def _check_unpacked(path: Path) -> None:
+    """Require a step to have no pack.
+
+    Raises:
+        OutputError: It has one, maybe since a moment ago.
+    """
+    if os.path.lexists(path):
+        raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
 
 
 def check_settings(every_anchor: object, keep: object) -> None:
@@ -177,6 +187,8 @@ def _remove(links: Sequence[Link]) -> tuple[int, ...]:
     for link in reversed(links):
         try:
             os.unlink(link.path)
+        except FileNotFoundError:
+            continue  # another watcher was faster
         except OSError as error:
             raise OutputError(f"a pack cannot be removed: {error.strerror or error}", path=link.path) from error
     return tuple(link.step for link in links)

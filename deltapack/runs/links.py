@@ -6,13 +6,14 @@ A pack that follows none was made from the base: an anchor. So packs can be copi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from deltapack.composing.chain import STEP_NAME
-from deltapack.errors import BaseMismatchError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, NotAPackError, OutputError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
@@ -135,7 +136,12 @@ def read_run(folder: Path, known: Run | None = None) -> Run:
             step = int(match[1])
             if step in links:
                 raise RecipeError("two packs of one step", path=path, found=links[step].path.name, hint="Move one of them elsewhere.")
-            links[step] = before.get((path, path.stat().st_size)) or _read(step, path)
+            try:
+                links[step] = before.get((path, path.stat().st_size)) or _read(step, path)
+            except (FileNotFoundError, NotAPackError):
+                if os.path.lexists(path):
+                    raise
+                # Somebody removed it between the listing and now: it is not there, then.
     except OSError as error:
         raise OutputError(f"cannot read the folder of packs: {error.strerror or error}", path=folder) from error
     return Run(folder, tuple(links[step] for step in sorted(links)))

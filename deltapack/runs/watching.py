@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deltapack.checking import as_number, as_path
 from deltapack.checkpoint import open_checkpoint
-from deltapack.errors import CheckpointError, LimitError, RecipeError, UnsupportedError
+from deltapack.errors import CheckpointError, FormatError, LimitError, OutputError, RecipeError, UnsupportedError
 from deltapack.runs.comparing import has_changed
 from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, signature_of, step_of
 from deltapack.runs.keeping import pack_step
@@ -143,7 +143,11 @@ def _look(
         if now - since < settings.settle or signature_of(one.path) != signature:
             waiting = True
             break  # what comes after waits as well, so that each pack follows the step before
-        event = _pack(settings, one, {other.step: other.path for other in reversed(there)})
+        memory.run = read_run(settings.out, memory.run)
+        event = _pack(settings, memory.run, one, {other.step: other.path for other in reversed(there)})
+        if event is None:
+            waiting = True  # the packs are read again
+            continue
         if isinstance(event, SkippedStep):
             memory.skipped[one.path] = signature
         yield event
@@ -202,8 +206,11 @@ def _first(found: list[Found]) -> dict[int, Found]:
     return first
 
 
-def _pack(settings: _Settings, one: Found, there: Mapping[int, Path]) -> PackedStep | SkippedStep:
-    """Pack a checkpoint, with the help of others that are there; say why where it cannot be read."""
+def _pack(settings: _Settings, run: Run, one: Found, there: Mapping[int, Path]) -> PackedStep | SkippedStep | None:
+    """Pack a checkpoint, with the help of others that are there; say why where it cannot be read.
+
+    Returns none where it came to nothing because another watcher has packed the step, or removed packs, since the run was read.
+    """
     try:
         with open_checkpoint(one.path):
             pass  # an index of shards is checked here, before anything is packed
@@ -222,3 +229,8 @@ def _pack(settings: _Settings, one: Found, there: Mapping[int, Path]) -> PackedS
         )
     except _UNREADABLE as error:
         return SkippedStep(one.step, one.path, str(error))
+    except (FormatError, OutputError):
+        now = {link.step for link in read_run(settings.out, run).links}
+        if one.step not in now and {link.step for link in run.links} <= now:
+            raise
+        return None

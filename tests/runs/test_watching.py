@@ -252,6 +252,46 @@ def test_files_of_a_packed_checkpoint(tmp_path: Path) -> None:
     assert seen(run, *[nothing] * 4, base=base, once=True) == [(1, "changed: step-00000001.dpk")]
 
 
+@pytest.mark.parametrize("keep", [None, 1])
+def test_two_watchers_of_one_run(keep: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one packs the second step, the other one packs three, and may remove what the first one reads."""
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    for step in range(1, 5):
+        write_step(run, step)
+    calls: list[str] = []
+    other: list[tuple[int, object]] = []
+
+    def raced(base: Path, checkpoint: Path, *args: Any, **options: Any) -> deltapack.CompressReport:
+        calls.append(checkpoint.name)
+        if calls == ["checkpoint-1", "checkpoint-2"]:
+            other.extend(seen(run, *[nothing] * 3, base=tmp_path / "base", once=True, every_anchor=1, keep=keep))
+        return compress(base, checkpoint, *args, **options)
+
+    monkeypatch.setattr("deltapack.runs.making.compress", raced)
+    first = seen(run, *[nothing] * 9, base=base, once=True)
+    assert [step for step, _ in other] == ([2, 3, 4] if keep is None else [4])
+    # What the other one has removed, this one packs anew, as it was not told to keep few.
+    assert [step for step, _ in first] == ([1] if keep is None else [1, 3, 1, 2])
+    packed = [link.step for link in read_run(run / "packs").links]
+    assert packed == [1, 2, 3, 4]
+    for step in packed:
+        assert same_model(deltapack.restore_step(run / "packs", step, tmp_path / f"out{step}", base=base), step)
+    assert [path for path in (run / "packs").iterdir() if path.suffix != ".dpk"] == []
+
+
+def test_a_pack_that_goes_while_the_folder_is_read_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2, 3):
+        write_step(tmp_path, step)
+    assert len(seen(tmp_path, *[nothing] * 3, base=base, once=True)) == 3
+    packs = sorted((tmp_path / "packs").iterdir())
+    listed = list(packs)
+    packs[1].unlink()
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(listed))
+    assert [link.step for link in read_run(tmp_path / "packs").links] == [1, 3]
+
+
 def test_packs_do_not_go_into_a_checkpoint(tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     run.mkdir()
