@@ -14,7 +14,8 @@ from deltapack.format.atomic import fsync_folder, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
 from deltapack.runs.comparing import times_of
-from deltapack.runs.links import LAST_STEP, Link, Run, check_root, pack_name, read_run
+from deltapack.runs.gaps import gap_before
+from deltapack.runs.links import LAST_STEP, Link, Run, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
@@ -34,6 +35,8 @@ def pack_step(
     progress: Progress | None = None,
 ) -> PackedStep:
     """Pack a checkpoint of a run, bit for bit: against the step before, or against the base where a chain is long enough.
+
+    Where the step before cannot be restored with this base, as packs are missing, the new one is made from the base, with a warning.
 
     Args:
         folder: The folder of the run's packs; it is made if need be.
@@ -63,8 +66,8 @@ def pack_step(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = _chain_before(run, step, every_anchor)
-    if before:
-        check_root(before, base is not None)
+    gap = gap_before(run, before, None if base is None else as_path("the base", base), workers) if before else None
+    before = before if gap is None else ()
     earlier = checkpoints.get(before[-1].step) if before and checkpoints is not None else None
     with _workplace(folder) as work, base_or_nothing(base) as start:
         maker = Maker(start, checkpoint, made := work / path.name, base is None, workers, progress)
@@ -79,7 +82,7 @@ def pack_step(
             fsync_folder(folder)
     removed = keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
-    return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
+    return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes, () if gap is None else (gap,))
 
 
 def _check_unpacked(path: Path) -> None:

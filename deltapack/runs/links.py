@@ -160,5 +160,9 @@ def check_root(chain: tuple[Link, ...], has_base: bool) -> None:
     """
     if (chain[0].base == NOTHING) == has_base:
         what, given = ("nothing", "a base was given") if has_base else ("a base", "none was given")
-        hint = "Leave out the base." if has_base else "Name the base that the run was packed with."
+        hint = (
+            "Leave out the base."
+            if has_base
+            else "Name the base that the run was packed with; where there was none, a pack before this one is missing."
+        )
         raise BaseMismatchError(f"the packs of this run start from {what}, and {given}", path=chain[0].path, hint=hint)

@@ -25,6 +25,7 @@ class PackedStep:
         follows: The step whose pack it follows; None for an anchor.
         removed: Steps whose packs were removed, as newer ones are kept.
         notes: What `compress` noticed.
+        warnings: That the pack does not follow the step before, as packs of that are missing.
     """
 
     step: int
@@ -34,6 +35,7 @@ class PackedStep:
     follows: int | None
     removed: tuple[int, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,15 @@ def command(
         elif isinstance(event, ChangedStep):
             hint = "remove its pack and those after it to pack it anew"
             print_paragraph("Warning", f"step {event.step} was packed, and its checkpoint has changed since: {hint}")
-        elif not quiet:
-            _print(event)
+        else:
+            _print(event, quiet)
 
 
-def _print(packed: PackedStep) -> None:
+def _print(packed: PackedStep, quiet: bool) -> None:
+    for text in packed.warnings:
+        print_paragraph("Warning", text)
+    if quiet:
+        return
     made = "from the base" if packed.follows is None else f"follows step {packed.follows}"
     ratio = packed.checkpoint_bytes / packed.pack_bytes
     click.echo(f"step {packed.step}: {packed.pack}, {human_bytes(packed.pack_bytes)}, {ratio:.1f} times smaller ({made})")
