@@ -93,7 +93,9 @@ def as_paths(what: str, value: object) -> tuple[Path, ...]:
         RecipeError: It is a single one, whose characters nobody means, a mapping, or no list.
     """
     if isinstance(value, (str, os.PathLike)):
-        raise RecipeError(f"{what} is one path, where a list is meant", found=_shown(value), hint=f"Write [{str(value)!r}].")
+        listed = f"sorted(Path({str(value)!r}).glob('*.dpk'))" if os.path.isdir(value) else [str(value)]  # all lists are of packs
+        hint = f"Write {listed}."
+        raise RecipeError(f"{what} is one path, where a list is meant", found=_shown(value), hint=hint)
     if isinstance(value, Mapping):
         hint = "Give a list of paths, and what belongs to each with `weights`."
         raise RecipeError(f"{what} is a mapping, where a list is meant", found=_shown(value), hint=hint)

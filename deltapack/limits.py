@@ -33,6 +33,7 @@ class Limits:
         side_files: Number of side files.
         heads: Number of heads of weight files, and of indices of shards, that a pack may hold; of one, `header_bytes` bounds the size.
         heads_bytes: Size of them together.
+        head_values: Commas and opening brackets in all of them, beside 32 for each tensor: what bounds the objects that parsing makes.
         links: Number of packs in a chain.
     """
 
@@ -55,6 +56,7 @@ class Limits:
     side_files: int = 1000
     heads: int = 2048
     heads_bytes: int = 1024 * MIB
+    head_values: int = 1 << 20
     links: int = 1000
 
 

@@ -49,6 +49,7 @@ class CompressReport(_Report):
         worst: Names and largest |delta| of the tensors with the largest deltas.
         warnings: Sentences that a person should read.
         notes: What was matched, left out or noticed.
+        weight_files: Weight files that come back byte for byte, headers and all: every one of the fine-tune's, or none.
     """
 
     pack: Path
@@ -63,6 +64,7 @@ class CompressReport(_Report):
     worst: Sequence[tuple[str, float]]
     warnings: Sequence[str] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
+    weight_files: int = 0
 
     @property
     def ratio(self) -> float:
@@ -99,7 +101,10 @@ class PreviewRow:
 
 @dataclass(frozen=True)
 class CompressPreview(_Report):
-    """What `compress` would do: sizes in bytes, of the pack about; tensors of each kind and one by one; what to read."""
+    """What `compress` would do: sizes in bytes, of the pack about; tensors of each kind and one by one; what to read.
+
+    `weight_files` would come back byte for byte: all or none.
+    """
 
     pack_bytes: int
     checkpoint_bytes: int
@@ -108,6 +113,7 @@ class CompressPreview(_Report):
     tensors: Sequence[PreviewRow]
     warnings: Sequence[str] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
+    weight_files: int = 0
 
     @property
     def ratio(self) -> float:
@@ -119,7 +125,7 @@ class CompressPreview(_Report):
 class ApplyReport(_Report):
     """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read.
 
-    `written` is false where the output held all of it already.
+    `written` is false where the output held all of it already. `weight_files` are the fine-tune's byte for byte: all or none.
     """
 
     out: Path
@@ -128,6 +134,7 @@ class ApplyReport(_Report):
     verified: bool
     notes: Sequence[str] = field(default_factory=list)
     written: bool = True
+    weight_files: int = 0
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,7 @@ class ExplainReport(_Report):
 class VerifyReport(_Report):
     """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that.
 
-    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune.
+    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none.
     """
 
     pack: Path

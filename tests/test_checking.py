@@ -38,7 +38,7 @@ def test_counts() -> None:
             as_count("x", wrong)
 
 
-def test_paths() -> None:
+def test_paths(tmp_path: Path) -> None:
     assert as_path("x", "a/b") == as_path("x", Path("a/b")) == Path("a/b")
     assert as_paths("x", ["a", Path("b")]) == as_paths("x", iter(("a", "b"))) == (Path("a"), Path("b"))
     assert as_paths("x", []) == ()
@@ -51,6 +51,8 @@ def test_paths() -> None:
         as_path("x", ["a"])
     with pytest.raises(RecipeError, match=r"where a list is meant: found 'a\.dpk'\. Write \['a\.dpk'\]\."):
         as_paths("x", "a.dpk")
+    with pytest.raises(RecipeError, match=r"one path, where a list is meant.* Write sorted\(Path\('.*'\)\.glob\('\*\.dpk'\)\)\.$"):
+        as_paths("x", tmp_path)
     with pytest.raises(RecipeError, match="is a mapping"):
         as_paths("x", {"a": 1})
     with pytest.raises(RecipeError, match=r"x\[1\] is not a path"):

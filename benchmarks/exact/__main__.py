@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from benchmarks.command import main
+from benchmarks.exact.folders import folder_table
 from benchmarks.exact.inputs import real_cases, step_case, step_runs, trained_cases
 from benchmarks.exact.packs import file_table
 from benchmarks.exact.sizes import size_tables, step_tables
@@ -16,6 +17,7 @@ from benchmarks.exact.speed import speed_table
 from benchmarks.exact.thresholds import VARIANTS, threshold_tables
 from benchmarks.pairs import real_pairs
 from benchmarks.results import Section
+from benchmarks.timing import Rounds
 
 __all__ = ["PARTS", "measure_pairs", "measure_speed", "measure_steps", "measure_thresholds"]
 
@@ -59,8 +61,9 @@ def measure_speed(quick: bool = False) -> Section:
     real, missing = real_cases(quick)
     cases = real if quick else [case for case in real if case.name == "A"]
     notes = "Medians of rounds in which all tools take their turn, beside a copy in memory. Full chunks: all tensors end to end."
-    table = speed_table(cases, 1 if quick else 3)
-    return Section("Exact speed", "python -m benchmarks.exact speed", (table,), (notes, *CASES, *missing))
+    tables = (speed_table(cases, 1 if quick else 3), folder_table(0.02 if quick else 0.98, Rounds(once_seconds=0.0) if quick else Rounds()))
+    folders = "Folders: made-up bf16 weights and differences, files in the page cache; deltapack syncs what it writes."
+    return Section("Exact speed", "python -m benchmarks.exact speed", tables, (notes, folders, *CASES, *missing))
 
 
 def measure_thresholds(quick: bool = False) -> Section:

@@ -120,7 +120,7 @@ def _is_grid(shape: tuple[int, ...], boxes: Sequence[tuple[tuple[int, ...], tupl
     cuts = [[*sorted({start[at] for start, _ in boxes}), size] for at, size in enumerate(shape)]
     if math.prod(len(own) - 1 for own in cuts) != len(boxes) or any(own[0] for own in cuts):
         return False
-    steps = [dict(pairwise(own)) for own in cuts]
+    steps = [{low: high - low for low, high in pairwise(own)} for own in cuts]
     return len({start for start, _ in boxes}) == len(boxes) and all(
         extent == tuple(step[first] for step, first in zip(steps, start, strict=True)) for start, extent in boxes
     )

@@ -91,6 +91,18 @@ def read_heads(path: Path, sources: Mapping[str, ReadFile | Path], limits: Limit
     return tuple(heads)
 
 
+def _check_values(heads: Sequence[Head], tensors: int, path: Path, limits: Limits) -> None:
+    """Refuse heads that would unfold to far more than their tensors need, before they are parsed.
+
+    Raises:
+        LimitError: They hold too many values.
+    """
+    values, most = sum(head.data.count(mark) for head in heads for mark in b",[{"), limits.head_values + 32 * tensors
+    if values > most:
+        what = "the heads of the weight files hold too many values"
+        raise LimitError(what, path=path, expected=f"at most {most} commas and brackets", found=values)
+
+
 def shards_of_heads(
     heads: Sequence[Head],
     tensors: Iterable[Layout],
@@ -118,6 +130,7 @@ def shards_of_heads(
         LimitError: A head exceeds `limits`.
     """
     wanted = {tensor.name: tensor for tensor in tensors}
+    _check_values(heads, len(wanted), path, limits)
     shards, infos = list[Shard](), dict[str, TensorInfo]()
     for head in heads:
         if is_index_of_shards(head.name):

@@ -7,28 +7,22 @@ that nothing of it is hashed or compared. All that a pickle can cost is an objec
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from deltapack.checkpoint.pickle_stack import MARK, BadPickleError, PickleReader
 from deltapack.checkpoint.pickle_values import Made, Pairs, Reference, Symbol
 from deltapack.errors import CheckpointError, LimitError
 
 __all__ = ["read_pickle"]
 
 _MOST_STEPS = 1 << 25
-"""Instructions of a pickle; a checkpoint of 500,000 pieces has about as many."""
-
-
-class _Mark:
-    """Where a list of arguments begins on the stack."""
-
-
-_MARK = _Mark()
-
-
-class _Bad(Exception):
-    """A pickle that no pickler writes."""
+"""Instructions of a pickle; a checkpoint of 400,000 pieces has about as many."""
+_MOST_CONTAINERS = 1 << 23
+"""Lists and dicts, each an instruction of one byte: with all of them a reader takes less than a gigabyte. A piece has fewer than ten."""
 
 
 def read_pickle(data: bytes, path: Path) -> object:
@@ -40,208 +34,175 @@ def read_pickle(data: bytes, path: Path) -> object:
 
     Raises:
         CheckpointError: It is cut or damaged, or has an instruction that no pickler writes for data.
-        LimitError: It has too many instructions.
+        LimitError: It has too many instructions, or makes too many lists and dicts.
     """
-    reader = _Reader(data)
+    reader = PickleReader(data)
     try:
-        for _ in range(_MOST_STEPS):
-            step = _STEPS.get(reader.byte())
-            if step is None:
-                raise _Bad("an unknown instruction")
-            if step is _stop:
-                return reader.pop()
-            step(reader)
-    except (_Bad, IndexError, struct.error, UnicodeDecodeError) as error:
+        with _collector_paused():
+            for _ in range(_MOST_STEPS):
+                step = _STEPS.get(reader.byte())
+                if step is None:
+                    raise BadPickleError("an unknown instruction")
+                if step is _stop:
+                    return reader.pop()
+                step(reader)
+                if reader.containers > _MOST_CONTAINERS:
+                    raise LimitError("the pickle holds too many lists and dicts", path=path, expected=f"at most {_MOST_CONTAINERS}")
+    except (BadPickleError, IndexError, struct.error, UnicodeDecodeError) as error:
         hint = "It is cut or damaged."
         raise CheckpointError("not a readable pickle", path=path, found=f"{error} at byte {reader.at}", hint=hint) from error
     raise LimitError("the pickle has too many instructions", path=path, expected=f"at most {_MOST_STEPS}")
 
 
-class _Reader:
-    """The bytes of a pickle, and the stack and memory that it works on."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-        self.stack: list[object] = []
-        self.memory: dict[int, object] = {}
-
-    def byte(self) -> int:
-        self.at += 1
-        return self.data[self.at - 1]
-
-    def take(self, count: int) -> bytes:
-        if count > len(self.data) - self.at:
-            raise _Bad("the end")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def number(self, size: int, signed: bool = False) -> int:
-        return int.from_bytes(self.take(size), "little", signed=signed)
-
-    def line(self) -> str:
-        end = self.data.find(b"\n", self.at)
-        text = self.take(end - self.at if end >= 0 else len(self.data))
-        self.at += 1
-        return text.decode()
-
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def pop(self) -> object:
-        value = self.stack.pop()
-        if value is _MARK:
-            raise _Bad("a mark where a value is wanted")
-        return value
-
-    def marked(self) -> list[object]:
-        """Take everything above the last mark off the stack, and the mark."""
-        at = len(self.stack) - 1
-        while self.stack[at] is not _MARK:
-            at -= 1
-            if at < 0:
-                raise _Bad("no mark")
-        taken = self.stack[at + 1 :]
-        del self.stack[at:]
-        return taken
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python from looking for garbage: nothing here becomes any, and looking through millions of objects takes most of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
-def _append(reader: _Reader, values: list[object]) -> None:
+def _append(reader: PickleReader, values: list[object]) -> None:
     target = reader.stack[-1]
     if not isinstance(target, list):
-        raise _Bad("no list")
+        raise BadPickleError("no list")
     target.extend(values)
 
 
-def _set(reader: _Reader, values: list[object]) -> None:
+def _set(reader: PickleReader, values: list[object]) -> None:
     target = reader.stack[-1]
     if isinstance(target, Made):  # an OrderedDict and its kin: what is in them is of no interest here
         return
     if not isinstance(target, Pairs) or len(values) % 2:
-        raise _Bad("no dict")
+        raise BadPickleError("no dict")
     target.items.extend(zip(values[::2], values[1::2], strict=True))
 
 
-def _two(reader: _Reader) -> list[object]:
+def _two(reader: PickleReader) -> list[object]:
     second, first = reader.pop(), reader.pop()
     return [first, second]
 
 
-def _build(reader: _Reader) -> None:
+def _build(reader: PickleReader) -> None:
     state = reader.pop()
     made = reader.stack[-1]
     if not isinstance(made, Made) or made.state is not None:
-        raise _Bad("no object")
+        raise BadPickleError("no object")
     made.state = state
 
 
-def _make(reader: _Reader) -> None:
+def _make(reader: PickleReader) -> None:
     what, args = _two(reader)
     reader.push(Made(what, args))
 
 
-def _make_with_names(reader: _Reader) -> None:
+def _make_with_names(reader: PickleReader) -> None:
     named = reader.pop()
     what, args = _two(reader)
     reader.push(Made(what, (args, named)))
 
 
-def _symbol(reader: _Reader) -> None:
+def _symbol(reader: PickleReader) -> None:
     module, name = _two(reader)
     if not isinstance(module, str) or not isinstance(name, str):
-        raise _Bad("no name")
+        raise BadPickleError("no name")
     reader.push(Symbol(module, name))
 
 
-def _symbol_in_text(reader: _Reader) -> None:
+def _symbol_in_text(reader: PickleReader) -> None:
     module = reader.line()
     reader.push(Symbol(module, reader.line()))
 
 
-def _last(count: int) -> Callable[[_Reader], None]:
-    def step(reader: _Reader) -> None:
+def _last(count: int) -> Callable[[PickleReader], None]:
+    def step(reader: PickleReader) -> None:
         values = [reader.pop() for _ in range(count)]
         reader.push(tuple(reversed(values)))
 
     return step
 
 
-def _long(reader: _Reader) -> None:
+def _long(reader: PickleReader) -> None:
     size = reader.byte()
     if size > 8:
-        raise _Bad("an integer of more than 64 bits")
+        raise BadPickleError("an integer of more than 64 bits")
     reader.push(reader.number(size, signed=True))
 
 
-def _remember(size: int) -> Callable[[_Reader], None]:
-    def step(reader: _Reader) -> None:
+def _remember(size: int) -> Callable[[PickleReader], None]:
+    def step(reader: PickleReader) -> None:
         reader.memory[reader.number(size)] = _top(reader)
 
     return step
 
 
-def _recall(size: int) -> Callable[[_Reader], None]:
-    def step(reader: _Reader) -> None:
+def _recall(size: int) -> Callable[[PickleReader], None]:
+    def step(reader: PickleReader) -> None:
         number = reader.number(size)
         if number not in reader.memory:
-            raise _Bad("nothing remembered under a number")
+            raise BadPickleError("nothing remembered under a number")
         reader.push(reader.memory[number])
 
     return step
 
 
-def _memoize(reader: _Reader) -> None:
+def _memoize(reader: PickleReader) -> None:
     reader.memory[len(reader.memory)] = _top(reader)
 
 
-def _top(reader: _Reader) -> object:
+def _top(reader: PickleReader) -> object:
     value = reader.pop()
     reader.push(value)
     return value
 
 
-def _text(size: int) -> Callable[[_Reader], None]:
+def _text(size: int) -> Callable[[PickleReader], None]:
     return lambda reader: reader.push(reader.take(reader.number(size)).decode("utf-8", "surrogatepass"))
 
 
-def _bytes(size: int) -> Callable[[_Reader], None]:
+def _bytes(size: int) -> Callable[[PickleReader], None]:
     return lambda reader: reader.push(reader.take(reader.number(size)))
 
 
-def _constant(value: object) -> Callable[[_Reader], None]:
+def _constant(value: object) -> Callable[[PickleReader], None]:
     return lambda reader: reader.push(value)
 
 
-def _integer(size: int, signed: bool = False) -> Callable[[_Reader], None]:
+def _integer(size: int, signed: bool = False) -> Callable[[PickleReader], None]:
     return lambda reader: reader.push(reader.number(size, signed))
 
 
-def _protocol(reader: _Reader) -> None:
+def _protocol(reader: PickleReader) -> None:
     if not 2 <= reader.byte() <= 5:
-        raise _Bad("an unknown protocol")
+        raise BadPickleError("an unknown protocol")
 
 
-def _frame(reader: _Reader) -> None:
+def _frame(reader: PickleReader) -> None:
     """A frame says how much to read at once, which is all in memory here."""
     reader.take(8)
 
 
-def _drop(reader: _Reader) -> None:
+def _drop(reader: PickleReader) -> None:
     reader.stack.pop()
 
 
-def _drop_marked(reader: _Reader) -> None:
+def _drop_marked(reader: PickleReader) -> None:
     reader.marked()
 
 
-def _stop(_: _Reader) -> None:
+def _stop(_: PickleReader) -> None:
     """Where the pickle ends; `read_pickle` looks for it."""
 
 
-_STEPS: Mapping[int, Callable[[_Reader], None]] = {
+_STEPS: Mapping[int, Callable[[PickleReader], None]] = {
     ord("\x80"): _protocol,
     ord("\x95"): _frame,
     ord("."): _stop,
-    ord("("): _constant(_MARK),
+    ord("("): _constant(MARK),
     ord("N"): _constant(None),
     ord("\x88"): _constant(True),
     ord("\x89"): _constant(False),
@@ -257,7 +218,7 @@ _STEPS: Mapping[int, Callable[[_Reader], None]] = {
     ord("C"): _bytes(1),
     ord("\x8e"): _bytes(8),
     ord("\x96"): _bytes(8),
-    ord("]"): lambda reader: reader.push([]),
+    ord("]"): lambda reader: reader.push_container([]),
     ord("a"): lambda reader: _append(reader, [reader.pop()]),
     ord("e"): lambda reader: _append(reader, reader.marked()),
     ord(")"): _constant(()),
@@ -265,10 +226,10 @@ _STEPS: Mapping[int, Callable[[_Reader], None]] = {
     ord("\x86"): _last(2),
     ord("\x87"): _last(3),
     ord("t"): lambda reader: reader.push(tuple(reader.marked())),
-    ord("}"): lambda reader: reader.push(Pairs()),
+    ord("}"): lambda reader: reader.push_container(Pairs()),
     ord("s"): lambda reader: _set(reader, _two(reader)),
     ord("u"): lambda reader: _set(reader, reader.marked()),
-    ord("\x8f"): lambda reader: reader.push([]),
+    ord("\x8f"): lambda reader: reader.push_container([]),
     ord("\x90"): lambda reader: _append(reader, reader.marked()),
     ord("\x91"): lambda reader: reader.push(reader.marked()),
     ord("c"): _symbol_in_text,

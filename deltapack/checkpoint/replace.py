@@ -88,7 +88,9 @@ def _check_file(out: Path, like: bytes) -> None:
         length = int.from_bytes(head[:8], "little")
         header = b"{" + file.read(length - 1) if length <= DEFAULT_LIMITS.header_bytes else b""
     if not _says_ours(header) and head[:8] + header != like:
-        what, expected = "the output is a file that deltapack did not write", f"{OWN_METADATA}version or the like in its metadata"
+        # What an exact pack restores is the fine-tune's own file, byte for byte: it cannot say who wrote it.
+        what = "the output is a file that deltapack did not write, or restored byte for byte, so that nothing in it says so"
+        expected = f"{OWN_METADATA}version or the like in its metadata"
         raise OutputError(what, path=out, expected=expected, found="none", hint=hint)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_parts, print_table
+from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_parts, print_table, weight_files_field
 
 if TYPE_CHECKING:
     from deltapack.reports import CompressPreview, CompressReport
@@ -36,6 +36,7 @@ def print_compression(report: CompressReport) -> None:
     if report.delta_elements:
         fields.append(("bits per weight", f"{report.delta_bits_per_weight:.4f} over {weights} of changed tensors"))
     fields += [("tensors", kinds_line(report.kinds)), ("roles", kinds_line(report.roles))]
+    fields += weight_files_field(report.weight_files)
     if report.worst:
         fields.append(("max |delta|", f"{report.max_abs_delta:.3g}"))
     print_fields(fields)
@@ -54,6 +55,7 @@ def print_preview(preview: CompressPreview) -> None:
             ("would write", f"about {size}, {preview.ratio:.1f} times smaller than the checkpoint of {whole}"),
             ("side files", f"about {human_bytes(preview.side_file_bytes)} of that"),
             ("tensors", kinds_line(preview.kinds)),
+            *weight_files_field(preview.weight_files),
         ]
     )
     click.echo()

@@ -50,17 +50,17 @@ class _Command:
     """What the group knows of a command without importing it."""
 
     summary: str
-    writes: bool = True
+    interrupted: str = "; nothing was changed under the final name"
 
 
 COMMANDS: Mapping[str, _Command] = {
     "compress": _Command("Pack the difference between a fine-tune and its base."),
     "apply": _Command("Restore a fine-tune from its base and a pack, or a chain of packs."),
     "merge": _Command("Merge packs onto their common base."),
-    "watch": _Command("Pack the checkpoints of a training run as they appear."),
-    "inspect": _Command("Show what a pack holds.", writes=False),
-    "verify": _Command("Check a pack for damage, and whether a base fits it.", writes=False),
-    "log": _Command("Show which pack follows which.", writes=False),
+    "watch": _Command("Pack the checkpoints of a training run as they appear.", interrupted="; each pack that is there is whole"),
+    "inspect": _Command("Show what a pack holds.", interrupted=""),
+    "verify": _Command("Check a pack for damage, and whether a base fits it.", interrupted=""),
+    "log": _Command("Show which pack follows which.", interrupted=""),
     "squash": _Command("Make one pack of a chain of packs."),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
@@ -104,8 +104,7 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            left = "; nothing was changed under the final name" if command is not None and command.writes else ""
-            print_paragraph("", f"Interrupted{left}.")
+            print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # whoever read has had enough, as `head` has: all that was asked for was done
             _forget_stdout()

@@ -26,6 +26,7 @@ __all__ = [
     "print_parts",
     "print_table",
     "show_progress",
+    "weight_files_field",
 ]
 
 _WIDEST = 100
@@ -86,6 +87,11 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         click.echo(f"{label:<{width}}  {escaped(value)}".rstrip())
+
+
+def weight_files_field(count: int) -> list[tuple[str, str]]:
+    """Return the field that says how many weight files come back byte for byte; none where none does."""
+    return [("weight files", f"restored byte for byte: {count:,}")] if count else []
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:

@@ -23,7 +23,7 @@ PRECISIONS = (10, 11, 12)
 MOST_RANGES = 16
 MOST_TABLE_BYTES = 1 << 15
 """No table is longer: two classes of 16 contexts with 256 frequencies of two bytes each, and two staircases."""
-NEVER = 1 << 40
+NEVER = 1 << 41
 """What a symbol costs that a context does not have: more than all symbols that there can be."""
 _COSTS = np.concatenate([[NEVER], -np.round(np.log2(np.arange(1, (1 << max(PRECISIONS)) + 1)) * BIT).astype(np.int64)])
 """What a symbol of each frequency takes, less the precision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,10 @@ from deltapack.errors import BaseMismatchError, ChecksumError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.reader import PackReader
 
-__all__ = ["BaseTensors", "base_at_fault", "check_base", "wrong_base", "wrong_result"]
+__all__ = ["BaseTensors", "base_at_fault", "check_base", "look_for_another_base", "wrong_base", "wrong_result"]
+
+_LOOKED_AT = 1 << 28
+"""Bytes of a base that are compared, where something else does not fit, to tell whether it is another base altogether."""
 
 
 class BaseTensors(Protocol):
@@ -106,8 +110,12 @@ def _agreed_digests(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str,
     return digests
 
 
-def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "") -> BaseMismatchError:
-    """Return the error for a base tensor whose root digest is not the one that a pack knows (rule R12)."""
+def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "", *, pack: Path | None = None) -> BaseMismatchError:
+    """Return the error for a base tensor whose root digest is not the one that a pack, at a path if that is known, knows (rule R12)."""
+    usual = (
+        "Use the very base checkpoint (same revision, same dtype) that the fine-tune was compressed against; "
+        f"where {pack or 'the pack'} follows another pack (`deltapack log`), give that one, too."
+    )
     return BaseMismatchError(
         "the base tensor has other content than the one the pack was made from",
         path=path,
@@ -115,11 +123,11 @@ def wrong_base(path: Path, tensor: str, expected: str, found: str, hint: str = "
         expected=f"digest {expected}",
         found=found,
         rule="R12",
-        hint=hint or "Use the very base checkpoint (same revision, same dtype) that the fine-tune was compressed against.",
+        hint=hint or usual,
     )
 
 
-def base_at_fault(base: Checkpoint, tensor: TensorInfo, digest: str) -> BaseMismatchError | None:
+def base_at_fault(base: Checkpoint, tensor: TensorInfo, digest: str, pack: Path | None = None) -> BaseMismatchError | None:
     """Return the error for a base tensor where what starts from it cannot be decoded, if it is another than the one of packing.
 
     What is coded exactly is decoded after the elements of the base: with others it may look like a damaged pack.
@@ -128,10 +136,31 @@ def base_at_fault(base: Checkpoint, tensor: TensorInfo, digest: str) -> BaseMism
         base: The base.
         tensor: Its tensor, which is read whole.
         digest: The root digest that the pack knows; empty where nobody says.
+        pack: Where the pack is, for the message.
     """
     spans = ((start, min(start + CHUNK, tensor.numel)) for start in range(0, tensor.numel, CHUNK))
     found = root_digest(tensor.dtype.name, tensor.shape, (chunk_digest(base.read(tensor.name, *span)) for span in spans))
-    return wrong_base(base.path, tensor.name, digest, found) if digest and found != digest else None
+    return wrong_base(base.path, tensor.name, digest, found, pack=pack) if digest and found != digest else None
+
+
+def look_for_another_base(base: Checkpoint, pack: PackReader) -> None:
+    """Compare some tensors of a base with what a pack says of them, the smallest first: of the wrong base nothing else is worth telling.
+
+    Raises:
+        BaseMismatchError: One has another digest.
+    """
+    left = _LOOKED_AT
+    said = [entry.base for entry in pack.index.entries if entry.base is not None and entry.base.arranged is None]
+    for wanted in sorted(said, key=lambda ref: (math.prod(ref.shape) * ref.dtype.itemsize, ref.name)):
+        held = base.tensors.get(base.aliases.get(wanted.name, wanted.name))
+        if held is None:
+            continue
+        left -= held.nbytes
+        if left < 0:
+            return
+        error = base_at_fault(base, held, wanted.digest, pack.path)
+        if error is not None:
+            raise error
 
 
 def wrong_result(path: Path | None, tensor: str, expected: str, found: str, hint: str = "") -> ChecksumError:

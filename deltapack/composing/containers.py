@@ -109,5 +109,6 @@ def _other_head(base: Path, container: FileEntry, found: str, rule: str) -> Base
         expected=f"a header of sha256 {container.base or container.sha256}",
         found=found,
         rule=rule,
-        hint="Fetch the base as it was at packing, or restore the same tensors into other files: --max-shard-size SIZE.",
+        hint="Fetch the base as it was at packing, in the same files. `deltapack apply --max-shard-size SIZE` needs its tensors alone: "
+        "it writes those of the fine-tune, bit for bit, into files of other sizes.",
     )

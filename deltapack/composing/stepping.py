@@ -65,7 +65,7 @@ class Said:
         else:
             seen = root_digest(held.dtype.name, held.shape, [found])
         if expected != seen:
-            raise wrong_base(base.path, held.name, expected, f"digest {seen}, chunk {chunk}")
+            raise wrong_base(base.path, held.name, expected, f"digest {seen}, chunk {chunk}", pack=self.pack.path)
 
     @property
     def root(self) -> str:
@@ -145,7 +145,7 @@ class SteppedSource:
         """Return the error for a base that is another one, if it is."""
         if self.base is None or self.held is None or self.said is None:
             return None
-        return base_at_fault(self.base, self.held, self.said.root)
+        return base_at_fault(self.base, self.held, self.said.root, self.said.pack.path)
 
     def _of_base(self, chunk: int, out: Elements) -> Elements:
         """Return the elements of the base's chunk, checked, in `out` if they fit there."""

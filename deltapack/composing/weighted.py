@@ -10,6 +10,7 @@ import numpy as np
 
 from deltapack.checking import as_number
 from deltapack.errors import RecipeError
+from deltapack.format.blobs import EXACT
 from deltapack.format.index import Term
 from deltapack.format.reader import PackReader
 
@@ -46,6 +47,9 @@ class WeightedPack:
         if self.rescale is not None and is_merged:
             hint = "Rescale the packs that it was merged from."
             raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)
+        if self.rescale is not None and EXACT in index.required and not any(entry.terms for entry in index.entries):
+            what, hint = "rescale does nothing: an exact pack drops nothing", "Leave it out; --weight scales the difference."
+            raise RecipeError(what, path=self.reader.path, found=self.rescale, hint=hint)
 
     @property
     def is_plain(self) -> bool:

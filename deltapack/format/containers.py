@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from deltapack.errors import FormatError, LimitError
 from deltapack.format.fields import blob_ref, check_keys, count, hexadecimal, sorted_unique, typed
@@ -18,8 +18,14 @@ CONTAINERS = "containers"
 """The required feature of a pack that has heads of weight files."""
 
 
-def restored_weight_files(containers: Sequence[FileEntry]) -> int:
-    """Return how many weight files come back byte for byte; an index of shards is none."""
+class _Named(Protocol):
+    @property
+    def name(self) -> str:
+        """That of a file."""
+
+
+def restored_weight_files(containers: Sequence[_Named]) -> int:
+    """Return how many weight files come back byte for byte, all or none; an index of shards is none."""
     return sum(not is_index_of_shards(container.name) for container in containers)
 
 

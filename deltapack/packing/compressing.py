@@ -133,7 +133,7 @@ def write_pack(
         entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split)
         entries, base_rows = run.write(entry_writer)
         files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
-        heads, no_heads = _heads(writer, inputs, entries)
+        heads, no_heads = _heads(writer, inputs)
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
         index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe, heads)
         index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
@@ -244,11 +244,11 @@ def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[E
     ]
 
 
-def _heads(writer: PackWriter, inputs: Inputs, entries: Sequence[Entry]) -> tuple[tuple[FileEntry, ...], list[str]]:
+def _heads(writer: PackWriter, inputs: Inputs) -> tuple[tuple[FileEntry, ...], list[str]]:
     """Write the heads of the weight files where all of them is to come back, and return what is to be told."""
     if inputs.asked.recipe.exact is not True:
         return (), []
-    return write_heads(writer, inputs.base.files, inputs.finetuned, entries, inputs.survey.kept)
+    return write_heads(writer, inputs.base.files, inputs.finetuned, inputs.survey.kept)
 
 
 def _index(

@@ -115,7 +115,7 @@ class Inputs:
         base = self.base.files
         promised = base.promised.get(name) if isinstance(base, RestoredCheckpoint) else None
         if promised is not None and promised != digest:
-            raise wrong_base(base.path, name, promised, f"digest {digest}", "The packs of the base are for another checkpoint.")
+            raise wrong_base(base.path, name, promised, f"digest {digest}", _other_chain(base))
 
     def check_finetuned(self, name: str, digest: str) -> None:
         """Compare the digest of a tensor that is packed exactly with what the last pack of a chain promises, if that gives it.
@@ -125,13 +125,19 @@ class Inputs:
         """
         promised = self.finetuned.promised.get(name) if isinstance(self.finetuned, RestoredCheckpoint) else None
         if promised is not None and promised != digest:
-            raise wrong_base(self.base.path, name, promised, f"digest {digest}", "The packs are for another checkpoint.")
+            raise wrong_base(self.base.path, name, promised, f"digest {digest}", _other_chain(self.finetuned))
 
     def notes(self) -> list[str]:
         """Return what was noticed while they were opened, matched and looked at."""
         unread = [f"not read in the base: {error}" for error in self.base.unread]
         of_base, of_tuned = [f"base: {note}" for note in self.base.notes], [f"fine-tune: {note}" for note in self.finetuned.notes]
         return [*of_base, *unread, *of_tuned, *self.match.notes, *self.survey.notes]
+
+
+def _other_chain(restored: Checkpoint) -> str:
+    """Return what to do where packs do not start from the checkpoint that they are given with."""
+    first = restored.packs[0].path if isinstance(restored, RestoredCheckpoint) else "the first pack"
+    return f"{first} was made from another checkpoint: give the packs before it, too (`deltapack log` shows them), or its very base."
 
 
 @contextlib.contextmanager

@@ -14,7 +14,16 @@ from deltapack.errors import BaseMismatchError, CheckpointError, UnsupportedErro
 from deltapack.kernels.rounding import to_f64
 from deltapack.packing.roles import ROLES
 
-__all__ = ["Kinship", "check_codes", "check_export", "check_placeholders", "measure_kinship", "refuse_unrelated", "shortened"]
+__all__ = [
+    "Kinship",
+    "check_codes",
+    "check_export",
+    "check_placeholders",
+    "doubt_exact",
+    "measure_kinship",
+    "refuse_unrelated",
+    "shortened",
+]
 
 WARNED, REFUSED = 0.1, 0.5
 """Shares of the bytes above which a person is told, and above which nothing is packed."""
@@ -102,6 +111,17 @@ def refuse_unrelated(kinship: Kinship, base: Checkpoint, finetuned: Checkpoint, 
         + (" --map gives them a partner." if among else "")
         for share, names, what, among in said
         if share > WARNED
+    ]
+
+
+def doubt_exact(kinship: Kinship, base: Checkpoint) -> list[str]:
+    """Return a warning where an exact pack, which is right with any base, is of one that is of no use for it."""
+    if kinship.changed_share <= REFUSED:
+        return []
+    return [
+        f"{100 * kinship.changed_share:.0f} % of the fine-tune's float bytes differ from their partner in {base.path} as much as they are "
+        f"large: {shortened(kinship.changed)}. The pack is exact, and about as large as if there were no base: is it the right one, and "
+        "are BASE and FINETUNED in this order? --allow-unrelated leaves this out."
     ]
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.errors import NonFiniteError
 from deltapack.format.canonical import dump_canonical
+from deltapack.format.containers import restored_weight_files
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.format.frames import compress_frame
 from deltapack.format.metadata import optional_metadata
 from deltapack.format.table import Layout
 from deltapack.format.writer import INDEX_LEVEL, StoredChunk, stored_side_file
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.containers import heads_to_write
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
@@ -82,13 +84,14 @@ def preview_compress(
         rows = _rows(inputs, plans, count, progress or (lambda done, total: None))
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
-        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out"), *too_long]
+        heads, no_heads = heads_to_write(inputs.finetuned, inputs.survey.kept) if inputs.asked.recipe.exact is True else ((), [])
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out"), *too_long, *no_heads]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     strings = len(compress_frame(dump_canonical(optional_metadata(metadata)), INDEX_LEVEL))
     size = sum(row.bytes for row in rows) + sum(map(len, tables)) + _ENTRY_BYTES * len(rows) + strings + side
     pieces = {name for tensor in inputs.base.tensors.values() if tensor.arranged is not None for name in tensor.arranged.names}
     kinds = dict(sorted(Counter(row.kind for row in rows if row.kind != "removed" or row.name not in pieces).items()))
-    return CompressPreview(size, checkpoint_bytes, side, kinds, rows, inputs.survey.warnings, notes)
+    return CompressPreview(size, checkpoint_bytes, side, kinds, rows, inputs.survey.warnings, notes, restored_weight_files(heads))
 
 
 def _rows(inputs: Inputs, plans: Iterable[PackPlan], workers: int, progress: Progress) -> list[PreviewRow]:

@@ -233,7 +233,8 @@ class _Search:
                 dots += one @ other, one @ one, other @ other
         if not dots.any():
             return 1.0
-        cosine = dots[0] / np.sqrt(dots[1] * dots[2]) if dots[1] * dots[2] > 0 else 0.0
+        with np.errstate(all="ignore"):  # squares of what f64 can hold may be more than it can
+            cosine = dots[0] / np.sqrt(dots[1]) / np.sqrt(dots[2])
         return float(cosine) if np.isfinite(cosine) else 0.0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checkpoint.sidefiles import LeftOut
+from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Index
 from deltapack.packing.kinship import shortened
 from deltapack.packing.recipe import Recipe
@@ -56,6 +57,7 @@ def compress_report(
         worst[:5],
         [*survey.warnings, *_warnings(worst, recipe, survey, index)],
         list(notes),
+        restored_weight_files(index.containers),
     )
 
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltapack.checkpoint import Checkpoint, NameMatch
+from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import RecipeError
 from deltapack.packing.configs import compare_configs, config_of
 from deltapack.packing.effects import check_effects
-from deltapack.packing.kinship import check_codes, check_export, check_placeholders, measure_kinship, refuse_unrelated, shortened
+from deltapack.packing.kinship import (
+    Kinship,
+    check_codes,
+    check_export,
+    check_placeholders,
+    doubt_exact,
+    measure_kinship,
+    refuse_unrelated,
+    shortened,
+)
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.roles import ROLES, roles_of
 from deltapack.packing.wanted import missing_by_config
@@ -57,14 +67,16 @@ def survey_inputs(
     check_codes(base, finetuned, match, (roles_of(base.tensors), roles), exact)
     if not allow_unrelated:
         check_export(base, finetuned, match, settled)
-    kinship = measure_kinship(base, finetuned, match, settled, kept)
     config = config_of(finetuned)
-    warnings = [*compare_configs(config_of(base), config), *refuse_unrelated(kinship, base, finetuned, allowed=allow_unrelated)]
-    if kinship.changed and not any("differ from their partner" in warning for warning in warnings):
-        warnings.append(
-            f"{shortened(kinship.changed)}: as different from the base's as if made anew, so what is dropped is no small difference; "
-            "--exclude or --set 'REGEX:role=exact' keeps such tensors bit for bit."
-        )
+    warnings = compare_configs(config_of(base), config)
+    if recipe.exact is True:
+        # What a chain restores is not sampled: that takes its decoding, for each step of a training.
+        sampled = not allow_unrelated and not isinstance(base.files, RestoredCheckpoint)
+        kinship = measure_kinship(base, finetuned, match, roles if sampled else settled, kept)
+        warnings += _of_exact(kinship, base, finetuned, allowed=allow_unrelated)
+    else:
+        kinship = measure_kinship(base, finetuned, match, settled, kept)
+        warnings += _of_lossy(kinship, base, finetuned, allowed=allow_unrelated)
     if recipe.include is not None and not any(ROLES[role].route == "drop" for role in settled.values()):
         warnings.append("nothing is dropped, and all that changed is kept whole: --include leaves no weights (matrices of floats).")
     notes = []
@@ -79,6 +91,23 @@ def survey_inputs(
             "may make them up. --keep-base REGEX keeps the base's."
         )
     return Survey(roles, settled, kept, tuple(warnings), tuple(notes))
+
+
+def _of_exact(kinship: Kinship, base: Checkpoint, finetuned: Checkpoint, *, allowed: bool) -> list[str]:
+    """Return warnings about what does not belong together where nothing is lost. Raises as `refuse_unrelated`."""
+    unchanged = replace(kinship, changed=(), changed_share=0.0)
+    return [*refuse_unrelated(unchanged, base, finetuned, allowed=allowed), *doubt_exact(kinship, base)]
+
+
+def _of_lossy(kinship: Kinship, base: Checkpoint, finetuned: Checkpoint, *, allowed: bool) -> list[str]:
+    """Return warnings about what does not belong together where a share of differences is dropped. Raises as `refuse_unrelated`."""
+    warnings = refuse_unrelated(kinship, base, finetuned, allowed=allowed)
+    if kinship.changed and not any("differ from their partner" in warning for warning in warnings):
+        warnings.append(
+            f"{shortened(kinship.changed)}: as different from the base's as if made anew, so what is dropped is no small difference; "
+            "--exclude or --set 'REGEX:role=exact' keeps such tensors bit for bit."
+        )
+    return warnings
 
 
 def _kept(pattern: str | None, match: NameMatch, finetuned: Checkpoint) -> tuple[str, ...]:

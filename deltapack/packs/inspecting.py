@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deltapack.format.blobs import EXACT
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
-from deltapack.packing.roles import roles_of
+from deltapack.packing.roles import ROLES, roles_of
 
 __all__ = ["FileSummary", "PackSummary", "TensorSummary", "inspect_pack"]
 
@@ -33,7 +34,8 @@ class TensorSummary:
     Attributes:
         name: Its name in the result; of a removed tensor, in the base.
         kind: Entry kind.
-        role: Its role by its name (`deltapack.packing.roles`), whatever the recipe made of it; `None` where the result does not hold it.
+        role: Its role by its name (`deltapack.packing.roles`), whatever the recipe made of it; but `exact` where a tensor of which a
+            difference could be kept is coded exactly after the base's. `None` where the result does not hold it.
         dtype: Element type of the result; `None` where the result does not hold it (alias, removed).
         shape: Shape of the result, likewise `()`.
         base_name: The base tensor it starts from, if any.
@@ -91,6 +93,9 @@ class PackSummary:
         files: The side files.
         tensors: The tensors, by name.
         weight_files: Number of weight files that are restored byte for byte, headers and all.
+        heads: Their names and those of their indices, as far as they stand in the pack or are left by it to the base.
+        exact_elements: Elements of tensors that are coded exactly.
+        exact_bits_per_element: What these take in the pack, with the tables that they share, in bits for each.
     """
 
     path: Path
@@ -114,6 +119,9 @@ class PackSummary:
     files: tuple[FileSummary, ...]
     tensors: tuple[TensorSummary, ...]
     weight_files: int = 0
+    heads: tuple[str, ...] = ()
+    exact_elements: int = 0
+    exact_bits_per_element: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -154,8 +162,9 @@ def inspect_pack(path: str | Path) -> PackSummary:
     with PackReader(path) as reader:
         index, pack_bytes, pack_id = reader.index, reader.file_bytes, reader.pack_id
     roles = roles_of({entry.name: entry for entry in index.entries if entry.in_result})
-    tensors = tuple(_tensor(entry, roles.get(entry.name)) for entry in index.entries)
+    tensors = tuple(_tensor(entry, _role(entry, roles.get(entry.name))) for entry in index.entries)
     split = _split(index, pack_bytes)
+    exact = sum(entry.numel for entry in index.entries if entry.kind == EXACT)
     elements = sum(tensor.elements for tensor in tensors)
     counted = pack_bytes - split["stored"] - split["exact"] - split["files"]
     deltas = [tensor.max_abs_delta for tensor in tensors if tensor.max_abs_delta is not None]
@@ -181,6 +190,9 @@ def inspect_pack(path: str | Path) -> PackSummary:
         files=tuple(FileSummary(file.name, file.size, file.blob.length if file.blob else None) for file in index.files or ()),
         tensors=tensors,
         weight_files=restored_weight_files(index.containers),
+        heads=tuple(head.name for head in index.containers),
+        exact_elements=exact,
+        exact_bits_per_element=8 * split["exact"] / exact if exact else 0.0,
     )
 
 
@@ -203,6 +215,11 @@ def _tensor(entry: Entry, role: str | None) -> TensorSummary:
         max_abs_delta=_finite(entry.stats.max_abs) if entry.stats is not None else None,
         stored_bytes=sum(blob.length for blob in entry.blobs),
     )
+
+
+def _role(entry: Entry, by_name: str | None) -> str | None:
+    is_exact = entry.partner is not None and entry.kind == EXACT and by_name is not None and ROLES[by_name].route != "exact"
+    return "exact" if is_exact else by_name
 
 
 def _finite(text: str) -> float | None:

@@ -15,6 +15,7 @@ from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import open_pack_writer
 from deltapack.kinds import PACK_FILE, check_output_name
+from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packing.compressing import write_pack
 from deltapack.packing.inputs import Asked, match_inputs
 from deltapack.packing.recipe import Recipe
@@ -105,7 +106,8 @@ def _anew(
     """Pack what the chain restores, exactly."""
     with ExitStack() as stack:
         files = stack.enter_context(open_checkpoint(base, weights=weight_files))
-        asked = Asked(Recipe(exact=True), include_code=True, weight_files=weight_files)
+        most = DEFAULT_LIMITS.side_file_bytes  # what the links carry, they were asked to carry
+        asked = Asked(Recipe(exact=True), include_code=True, weight_files=weight_files, max_side_file=most)
         inputs = match_inputs(files, restored_from(files, links), asked, known=True)
         report = write_pack(inputs, out, workers=workers, force=force, progress=progress)
     paths = [link.path for link in links]

@@ -96,11 +96,13 @@ def apply(
         composition = compose(seen, [weighted], dtype=options.dtype)
         jobs = composition.jobs
         kept, told = finetuned_files(base_ckpt, weighted, out, dtype=options.dtype, shard_bytes=options.max_shard_bytes)
-        may_be_there = before or reader.index.is_exact
+        same, may_be_there = 0 if kept is None else len(kept[0]), before or reader.index.is_exact
         if may_be_there and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
             there = f"{out} holds what the {'chain' if before else 'pack'} gives already: every tensor was compared, nothing was written"
             nbytes = sum(job.nbytes for job in jobs)
-            return ApplyReport(out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False)
+            return ApplyReport(
+                out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False, weight_files=same
+            )
         own = own_metadata(weighted, composition, verify=verify)
         notes = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept)
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
@@ -110,7 +112,7 @@ def apply(
             )
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes])
+        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes], weight_files=same)
 
 
 def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:

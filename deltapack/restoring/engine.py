@@ -160,6 +160,6 @@ def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:
     if isinstance(source, FromBase) and source.digest:
         found = restored.base_root(source.base)
         if found != source.digest:
-            raise wrong_base(base.path, source.base.name, source.digest, found)
+            raise wrong_base(base.path, source.base.name, source.digest, found, pack=job.pack)
     if job.digest and restored.root != job.digest:
         raise wrong_result(job.pack, job.name, job.digest, restored.root)

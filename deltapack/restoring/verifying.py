@@ -46,6 +46,8 @@ def verify(
 ) -> VerifyReport:
     """Check every byte of a pack: structure, checksums, every stream decoded, every side file, digests of what is stored whole.
 
+    Chunks of exact tensors that start from the base are decoded with the base only; without it their checksums are compared.
+
     With a base, also restore every tensor in memory, chunk by chunk, compare the digests of base and result, and look for the side files
     and headers of weight files that the pack leaves to the base or refers to: `apply` does what `verify` says.
 
@@ -86,8 +88,6 @@ def verify(
             composition = compose(seen, [WeightedPack(reader)])
             notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
             check_carried(base_ckpt, reader)
-            if reader.index.containers:
-                restored_files(reader, base_ckpt)
             restored = restore_tensors(
                 seen,
                 composition.jobs,
@@ -99,6 +99,8 @@ def verify(
             )
             with closing(restored):
                 based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
+            if reader.index.containers:  # after the tensors: of another base nothing else is worth telling
+                restored_files(reader, base_ckpt)
         return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes, kept)
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltapack.checkpoint import Checkpoint, Shard, plan_shards
+from deltapack.composing.basecheck import look_for_another_base
 from deltapack.composing.compose import Composition
 from deltapack.composing.containers import WeightFiles, restored_files
 from deltapack.composing.tensor_job import FromBase
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
+from deltapack.errors import BaseMismatchError
+from deltapack.format.blobs import EXACT
 from deltapack.format.containers import restored_weight_files
 
 __all__ = ["files_like_base", "finetuned_files"]
+
+_NO_HEADERS = (
+    "the tensors are those of the fine-tune bit for bit; the weight files are not byte for byte, as the pack has no headers of them, "
+    "such as where they were no safetensors files"
+)
 
 
 def finetuned_files(
@@ -28,12 +36,16 @@ def finetuned_files(
         shard_bytes: Size of a shard, if one is asked for.
 
     Raises:
-        BaseMismatchError: A head that the pack leaves to the base, or refers to, is not there or another one.
+        BaseMismatchError: A head that the pack leaves to the base, or refers to, is not there or another one; said is that it is not the
+            base at all, where that can be told from some tensors.
         FormatError: A head is damaged, or does not fit the tensors.
     """
-    containers = pack.reader.index.containers
+    index = pack.reader.index
+    containers = index.containers
     if not containers:
-        return None, []
+        is_exact = EXACT in index.required and not any(entry.terms for entry in index.entries)
+        same = is_exact and pack.is_plain and dtype is None
+        return None, [_NO_HEADERS] if same else []
     reasons = {
         "another weight or rescale is asked for": not pack.is_plain,
         "another dtype is asked for": dtype is not None,
@@ -43,7 +55,11 @@ def finetuned_files(
     why = next((text for text, holds in reasons.items() if holds), None)
     if why is not None:
         return None, [f"the weight files are not byte for byte those of the fine-tune, which the pack could restore: {why}"]
-    return restored_files(pack.reader, base), []
+    try:
+        return restored_files(pack.reader, base), []
+    except BaseMismatchError:
+        look_for_another_base(base, pack.reader)
+        raise
 
 
 def files_like_base(base: Checkpoint, composition: Composition, shard_bytes: int | None) -> list[Shard]:

@@ -12,7 +12,7 @@ from deltapack.checkpoint.formats import format_of
 from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.errors import NotACheckpointError
 
-__all__ = ["Found", "Signature", "changed_since", "checkpoints_in", "signature_of", "step_of"]
+__all__ = ["Found", "Signature", "changed_since", "checkpoints_in", "others_in", "signature_of", "step_of"]
 
 Signature = tuple[tuple[str, int, int], ...]
 """Name, size and time of change of each file: what is being written has another one soon."""
@@ -51,14 +51,30 @@ def checkpoints_in(folder: Path) -> list[Found]:
     Raises:
         NotACheckpointError: The folder cannot be listed.
     """
+    found = ((step_of(path), path) for path in _listed(folder))
+    return sorted((Found(step, path) for step, path in found if step is not None), key=lambda one: (one.step, one.path.name))
+
+
+def others_in(folder: Path) -> list[Path]:
+    """Return what a folder holds besides, and might be checkpoints under other names: folders and files of weights, none of them hidden.
+
+    Raises:
+        NotACheckpointError: The folder cannot be listed.
+    """
+    return [path for path in _listed(folder) if step_of(path) is None and not path.name.startswith(".")]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return folders, and files that may be weights, by name.
+
+    Raises:
+        NotACheckpointError: The folder cannot be listed.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
-    found = [
-        (step_of(Path(entry.name)), Path(entry.path)) for entry in entries if format_of(entry.name) is not None or _may_be_folder(entry)
-    ]
-    return sorted((Found(step, path) for step, path in found if step is not None), key=lambda one: (one.step, one.path.name))
+    return [Path(entry.path) for entry in entries if format_of(entry.name) is not None or _may_be_folder(entry)]
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:

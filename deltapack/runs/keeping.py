@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltapack.checking import as_count, as_path
@@ -19,7 +20,7 @@ from deltapack.runs.links import LAST_STEP, Link, Run, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
-__all__ = ["check_settings", "keep_newest", "pack_step", "remove_from", "whole_number"]
+__all__ = ["check_settings", "keep_newest", "pack_step", "whole_number"]
 
 
 def pack_step(
@@ -31,6 +32,7 @@ def pack_step(
     every_anchor: int = EVERY_ANCHOR,
     keep: int | None = None,
     checkpoints: Mapping[int, Path] | None = None,
+    going_back: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PackedStep:
@@ -47,6 +49,7 @@ def pack_step(
         keep: How many of the newest steps stay; all unless given. What they need stays, too.
         checkpoints: Checkpoints of earlier steps that are still there, by step: where the one before is among them, it is read instead of
             being restored from its chain, which takes longer. One that has changed since is not used.
+        going_back: Whether packs of this step and of later ones are of a run that was left: they are removed once the new pack is made.
         workers: Threads; every core unless given.
         progress: Called with bytes of the checkpoint done so far and in all.
 
@@ -62,7 +65,10 @@ def pack_step(
     step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
     run, path = read_run(folder), folder / pack_name(step)
-    _check_unpacked(next((link.path for link in run.links if link.step == step), path))
+    left = [link for link in run.links if going_back and link.step >= step]
+    run = replace(run, links=tuple(link for link in run.links if link not in left))
+    if any(link.step == step for link in run.links):
+        raise _packed_already(path)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = _chain_before(run, step, every_anchor)
@@ -76,23 +82,21 @@ def pack_step(
             if before and _comes_back(before, result_of(made)):
                 before = ()
                 report = maker.follow(before, None)
-        _check_unpacked(path)
+        if path not in [link.path for link in left] and os.path.lexists(path):
+            raise _packed_already(path)  # since a moment ago
+        # Until here a failure leaves the run as it was. What follows a pack goes before the pack itself.
+        removed = _remove([link for link in left if link.step > step])
         with writing(path):
-            os.rename(made, path)
+            os.replace(made, path)
             fsync_folder(folder)
-    removed = keep_newest(folder, keep) if keep is not None else ()
+    removed += tuple(link.step for link in left if link.step == step)
+    removed += keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
     return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes, () if gap is None else (gap,))
 
 
-def _check_unpacked(path: Path) -> None:
-    """Require a step to have no pack.
-
-    Raises:
-        OutputError: It has one, maybe since a moment ago.
-    """
-    if os.path.lexists(path):
-        raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
+def _packed_already(path: Path) -> OutputError:
+    return OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
 
 
 def check_settings(every_anchor: object, keep: object) -> None:
@@ -169,20 +173,6 @@ def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:
     run = read_run(as_path("the folder of packs", folder))
     kept = run.newest(whole_number("keep", count))
     return _remove([link for link in run.links if link not in kept])
-
-
-def remove_from(folder: str | Path, step: int) -> tuple[int, ...]:
-    """Remove the packs of a step and of all later ones: a run that went back goes on from there.
-
-    Returns:
-        The steps whose packs were removed.
-
-    Raises:
-        FormatError: A pack is damaged; nothing is removed then.
-        OutputError: A pack cannot be removed.
-    """
-    run = read_run(as_path("the folder of packs", folder))
-    return _remove([link for link in run.links if link.step >= step])
 
 
 def _remove(links: Sequence[Link]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ class PackedStep:
         pack_bytes: Its size.
         checkpoint_bytes: Size of the checkpoint's tensors.
         follows: The step whose pack it follows; None for an anchor.
-        removed: Steps whose packs were removed, as newer ones are kept.
+        removed: Steps whose packs were removed or replaced: of a run that was left, or as newer ones are kept.
         notes: What `compress` noticed.
         warnings: That the pack does not follow the step before, as packs of that are missing.
     """

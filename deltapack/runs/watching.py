@@ -12,12 +12,12 @@ from deltapack.checking import as_number, as_path
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import CheckpointError, FormatError, LimitError, OutputError, RecipeError, UnsupportedError
 from deltapack.runs.comparing import has_changed
-from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, signature_of, step_of
+from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, others_in, signature_of, step_of
 from deltapack.runs.keeping import pack_step
 from deltapack.runs.links import Link, Run, read_run
 from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
-__all__ = ["watch"]
+__all__ = ["Overview", "look_over", "watch"]
 
 _UNREADABLE = (CheckpointError, LimitError, UnsupportedError)
 _PACKS = "packs"
@@ -99,7 +99,7 @@ def watch(
     settle, poll = as_number("settle", settle), as_number("poll", poll)
     if not settle >= 0 or not poll > 0:
         raise RecipeError("the seconds are out of range", expected="settle of at least 0, poll above 0", found=f"{settle}, {poll}")
-    packs = folder / _PACKS if out is None else as_path("out", out)
+    packs = _packs_of(folder, out)
     _check_outside(folder, packs)
     settings = _Settings(folder, packs, None if base is None else as_path("the base", base), every_anchor, keep, settle, workers)
     if settings.base is not None:
@@ -111,6 +111,47 @@ def watch(
         if once and not waiting:
             return
         sleep(poll)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a folder that is watched holds by now.
+
+    Attributes:
+        packs: The folder of the packs.
+        checkpoints: Steps that have a checkpoint.
+        packed: How many of them have a pack.
+        unknown: Names of folders and of files of weights that tell no step.
+    """
+
+    packs: Path
+    checkpoints: int
+    packed: int
+    unknown: tuple[str, ...]
+
+
+def look_over(folder: str | Path, out: str | Path | None = None) -> Overview:
+    """Tell what `watch` finds when it begins.
+
+    Args:
+        folder: Where a trainer puts its checkpoints.
+        out: The folder of the packs; `packs` in the folder unless given.
+
+    Raises:
+        FormatError: A pack of the run is damaged.
+        NotACheckpointError: The folder cannot be listed.
+        OutputError: The folder of the packs cannot be listed.
+        RecipeError: Two packs are of one step.
+    """
+    folder = as_path("the folder to watch", folder)
+    packs = _packs_of(folder, out)
+    steps = {one.step for one in checkpoints_in(folder)}
+    packed = steps & {link.step for link in read_run(packs).links}
+    return Overview(packs, len(steps), len(packed), tuple(path.name for path in others_in(folder) if path != packs))
+
+
+def _packs_of(folder: Path, out: str | Path | None) -> Path:
+    return folder / _PACKS if out is None else as_path("out", out)
 
 
 def _check_outside(folder: Path, packs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import deltapack
+from deltapack.checkpoint import boxes as boxes_module
 from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.boxes import flaw_of
 from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.torchzip import read_records
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
@@ -454,6 +459,31 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltapack.checkpoint.pickled._MOST_STEPS", 50)
     with pytest.raises(LimitError, match="too many instructions"):
         open_checkpoint(parts)
+
+
+def test_lists_and_dicts_of_a_pickle_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltapack.checkpoint.pickled._MOST_CONTAINERS", 50)
+    assert read_pickle(b"\x80\x02" + b"]0" * 50 + b"N.", Path("x")) is None
+    for instruction in (b"]", b"}", b"\x8f"):
+        with pytest.raises(LimitError, match="too many lists and dicts"):
+            read_pickle(b"\x80\x02" + (instruction + b"0") * 51 + b"N.", Path("x"))
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 4)])
+def test_cells_of_a_grid_are_known_without_comparing_them(shape: tuple[int, ...]) -> None:
+    cuts = [sorted({0, size // 2, size - 1, size}) for size in shape]
+    sides = [list(pairwise(own)) for own in cuts]
+    boxes = [(tuple(low for low, _ in cell), tuple(high - low for low, high in cell)) for cell in product(*sides)]
+    assert boxes_module._is_grid(shape, boxes) and flaw_of(shape, boxes) is None
+    assert not boxes_module._is_grid(shape, boxes[1:])
+    (start, extent), *others = boxes
+    longer = (start, (extent[0] + 1, *extent[1:]))
+    assert not boxes_module._is_grid(shape, [longer, *others])
+
+
+def test_many_pieces_in_a_grid_are_a_tensor() -> None:
+    assert flaw_of((5000,), [((at,), (1,)) for at in range(5000)]) is None
 
 
 def test_the_directory_of_an_archive_is_bounded(tmp_path: Path) -> None:

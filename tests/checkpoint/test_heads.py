@@ -267,3 +267,10 @@ def test_missing_elements_are_still_an_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="not completely written"), open_writer(tmp_path / "out", shards_for([head_of(GOOD)])) as writer:
         writer.write("a", 0, np.zeros(2, "<f4"))
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_unfold_are_refused_before_they_are_parsed() -> None:
+    """A frame of a few kilobytes may hold a hundred megabytes of empty lists, each many times as large for a program."""
+    lists = Head(BARE, framed(b'{"x":[' + b"[]," * (1 << 20) + b"[]]}"))
+    with pytest.raises(LimitError, match="too many values"):
+        shards_of_heads([lists], [], path=Path("x.dpk"))

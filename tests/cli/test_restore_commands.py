@@ -119,7 +119,8 @@ def test_json(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stand_in("apply", ApplyReport(out, 3, 4096, True, ["n"]))
     document = json.loads(run("apply", pair.base, pair.pack, "-o", out, "--json").stdout)
-    assert document == {"out": str(out), "tensors": 3, "tensor_bytes": 4096, "verified": True, "notes": ["n"], "written": True}
+    counted = {"tensors": 3, "tensor_bytes": 4096, "weight_files": 0}
+    assert document == {"out": str(out), **counted, "verified": True, "notes": ["n"], "written": True}
     stand_in("merge", MergeReport(out, 3, 4096, [("a.dpk", 0.5)], ["w"]))
     result = run("merge", pair.base, pair.pack, "-o", out, "--json")
     assert (json.loads(result.stdout)["weights"], result.stderr) == ([["a.dpk", 0.5]], "")

@@ -16,7 +16,7 @@ def events(folder: Path) -> list[deltapack.PackedStep | deltapack.SkippedStep | 
     return [
         deltapack.PackedStep(1, folder / "step-00000001.dpk", 1000, 4000, None, (), ()),
         deltapack.SkippedStep(2, folder / "checkpoint-2", "the index of the shards is missing"),
-        deltapack.PackedStep(3, folder / "step-00000003.dpk", 100, 4000, 1, (0,), ()),
+        deltapack.PackedStep(3, folder / "step-00000003.dpk", 100, 4000, 1, (0,), (), ("step 2 is missing",)),
         deltapack.ChangedStep(4, folder / "checkpoint-4", folder / "step-00000004.dpk"),
     ]
 
@@ -50,12 +50,51 @@ def test_what_is_told_is_printed(run: Run, stand_in: StandIn, tmp_path: Path) ->
     assert lines[1].endswith("40.0 times smaller (follows step 1)") and lines[2] == "removed packs of steps 0"
     assert "step 2 was not packed: the index of the shards is missing" in " ".join(done.stderr.split())
     changed = "step 4 was packed, and its checkpoint has changed since: remove its pack and those after it to pack it anew"
+    assert "Warning: step 2 is missing" in " ".join(done.stderr.split())
     assert changed in " ".join(done.stderr.split())
     quiet = run("watch", tmp_path, "-q")
     assert quiet.stdout == "" and "step 2" in quiet.stderr
     rows = [json.loads(line) for line in run("watch", tmp_path, "--json").stdout.splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["pack"] == str(tmp_path / "step-00000001.dpk") and rows[1]["reason"] == "the index of the shards is missing"
+
+
+def test_what_is_there_is_told_first(run: Run, tmp_path: Path) -> None:
+    """A folder in which nothing is found is not taken for one in which all is done."""
+    (tmp_path / "foo").mkdir()
+    for options in ((), ("-q",), ("--json",)):
+        done = run("watch", tmp_path, "--once", *options)
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert "has no checkpoints yet: a name tells the step" in done.stderr and done.stderr.endswith("; found foo\n")
+    for step in (1, 2):
+        write_step(tmp_path, step)
+    deltapack.pack_step(tmp_path / "packs", tmp_path / "checkpoint-1", 1)
+    how = ("watch", tmp_path, "--once", "--settle", 0)
+    told = f"{tmp_path} has 2 checkpoints, {{}} of them packed in {tmp_path / 'packs'}\n"
+    assert run(*how).stdout.startswith(told.format(1) + "step 2: ")
+    assert run(*how).stdout == told.format("all")
+    assert run(*how, "--json").stdout == run(*how, "-q").stdout == ""
+    for name in ("a", "b", "c"):
+        (tmp_path / "none" / name).mkdir(parents=True)
+    (tmp_path / "none" / ".hidden").mkdir()
+    assert run("watch", tmp_path / "none", "--once").stderr.endswith("found a, b, c\n")
+    (tmp_path / "none" / "x.safetensors").touch()
+    assert run("watch", tmp_path / "none", "--once").stderr.endswith("found a, b, c and others\n")
+
+
+def test_once_tells_by_its_exit_code_that_a_step_was_not_packed(run: Run, tmp_path: Path) -> None:
+    write_step(tmp_path, 1)
+    (tmp_path / "checkpoint-2").mkdir()
+    done = run("watch", tmp_path, "--once", "--settle", 0)
+    assert done.exit_code == 1 and "step 2 was not packed" in done.stderr and "step 1: " in done.stdout
+    (tmp_path / "checkpoint-2").rmdir()
+    assert run("watch", tmp_path, "--once", "--settle", 0).exit_code == 0
+
+
+def test_an_interrupt_says_what_becomes_of_packs(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in("watch", KeyboardInterrupt())
+    done = run("watch", tmp_path)
+    assert done.exit_code == 130 and done.stderr.endswith("\nInterrupted; each pack that is there is whole.\n")
 
 
 def test_numbers_that_cannot_be_are_usage_errors(run: Run, tmp_path: Path) -> None:

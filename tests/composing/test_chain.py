@@ -20,9 +20,13 @@ from deltapack.format.reader import PackReader
 
 def pack(base: str, result: str, name: str = "", config: str = "", *, exact: bool = True) -> PackReader:
     """As much of a pack as its place in a chain depends on."""
-    files = (SimpleNamespace(name="config.json", sha256=config * 64),)
-    own = {"files": files if config else None, "containers": (), "is_exact": exact}
-    index = SimpleNamespace(base_fingerprint=base * 64, result_fingerprint=result * 64, **own)
+    index = SimpleNamespace(
+        base_fingerprint=base * 64,
+        result_fingerprint=result * 64,
+        files=(SimpleNamespace(name="config.json", sha256=config * 64),) if config else None,
+        containers=(),
+        is_exact=exact,
+    )
     path = Path(f"{name or base + result}.dpk")
     return cast(PackReader, SimpleNamespace(path=path, index=index, pack_id=str(path)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -279,6 +280,11 @@ def test_a_weight_scales_what_can_be_added(files: Files, tmp_path: Path) -> None
     assert read_file(tmp_path / "out.safetensors") == expected
 
 
+def test_there_is_nothing_to_rescale(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="an exact pack drops nothing"):
+        deltapack.apply(files.base, files.pack, tmp_path / "out.safetensors", rescale=2)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_another_type_is_rounded_from_the_exact_one(files: Files, tmp_path: Path, dtype: str) -> None:
     _, tuned = every_kind()
@@ -299,7 +305,10 @@ def test_some_tensors_are_exact_and_others_lossy(tmp_path: Path) -> None:
     result = read_file(tmp_path / "out.safetensors")
     assert [name for name in ("bf16", "embed.weight", "codes", "flags", "new") if result[name] != tuned[name]] == []
     assert result["layer.weight"] != tuned["layer.weight"]
-    assert inspect_pack(pack).recipe["exact"] == "^(bf16|embed)"
+    shown = inspect_pack(pack)
+    assert shown.recipe["exact"] == "^(bf16|embed)"
+    roles = {tensor.name: tensor.role for tensor in shown.tensors}
+    assert (roles["embed.weight"], roles["layer.weight"], roles["codes"]) == ("exact", "weight", "integer")
 
 
 def test_what_must_not_change_is_coded_only_where_that_is_smaller(tmp_path: Path) -> None:
@@ -323,6 +332,10 @@ def test_the_report_the_preview_and_the_summary_agree(files: Files, tmp_path: Pa
     assert report.split["exact"] == shown.split["exact"] > 0.9 * report.pack_bytes - report.split["header"]
     assert (report.delta_elements, report.delta_bits_per_weight, report.worst) == (0, 0, [])
     assert shown.recipe == {"method": "exact"} and shown.checkpoint_bytes == report.checkpoint_bytes
+    assert shown.weight_files == report.weight_files == foreseen.weight_files == 1 and shown.heads == ("model.safetensors",)
+    coded = [tensor for tensor in shown.tensors if tensor.kind == "exact"]
+    assert shown.exact_elements == sum(math.prod(tensor.shape) for tensor in coded) > 0
+    assert shown.exact_bits_per_element == 8 * shown.split["exact"] / shown.exact_elements
     rows = {row.name: row for row in foreseen.tensors}
     with deltapack.open_pack(files.pack) as pack:
         exact = {name: entry.entry for name, entry in pack.items() if entry.kind == "exact"}

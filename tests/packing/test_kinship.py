@@ -41,6 +41,18 @@ def test_tensors_that_changed_beyond_recognition(strangers: int, outcome: str, t
     assert any(text.startswith("layers.0.weight: as different") for text in report.warnings) is (outcome == "told")
 
 
+@pytest.mark.parametrize(("strangers", "warned"), [(5, False), (6, True)])
+def test_an_exact_pack_of_no_use(strangers: int, warned: bool, tmp_path: Path) -> None:
+    """It is right whatever the base is, so it is not refused; but a wrong base makes it large, and nothing else would tell."""
+    tuned, exact = TUNED | {f"layers.{n}.weight": random_tensor(90 + n, (64, 64)) for n in range(strangers)}, deltapack.Recipe(exact=True)
+    report = packed(tmp_path, BASE, tuned, recipe=exact)
+    told = [text for text in report.warnings if "60 % of the fine-tune's float bytes differ from their partner" in text]
+    assert len(told) == warned == len(report.warnings) and all("is it the right one" in text for text in told)
+    preview = deltapack.preview_compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", recipe=exact)
+    assert list(preview.warnings) == told
+    assert not packed(tmp_path, BASE, tuned, recipe=exact, allow_unrelated=True).warnings
+
+
 def test_what_is_scaled_or_starts_at_zero_is_related(tmp_path: Path) -> None:
     """A cosine near 1 tells kin however long the difference is, and nothing is known of a tensor that starts at zero."""
     base = {"a": random_tensor(1, (64, 64)), "b": Tensor("f32", np.zeros((64, 64), "<f4"))}

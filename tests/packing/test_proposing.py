@@ -257,6 +257,18 @@ def test_rows_of_nan_do_not_hide_the_layout(tmp_path: Path) -> None:
     assert found.base_of == {"a.qkv.weight": "a.qkv.weight"} and found.only_base == () and found.unlike == ()
 
 
+@pytest.mark.parametrize("size", [1e100, 1e200, 1e-100, 1e-200])
+def test_square_matrices_of_very_large_or_small_values(size: float, tmp_path: Path) -> None:
+    """The product of their lengths is beyond f64."""
+    base, tuned = (np.random.default_rng(seed).random((8, 8)) * size for seed in (1, 2))
+    for name, values in (("base", base), ("tuned", tuned)):
+        write_file(tmp_path / f"{name}.safetensors", {"w": Tensor("f64", values.view(np.uint64))})
+    paths = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "x.dpk"
+    deltapack.compress(*paths, recipe=deltapack.Recipe(exact=True), allow_unrelated=True)
+    deltapack.apply(paths[0], paths[2], tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == paths[1].read_bytes()
+
+
 def test_a_tensor_of_the_base_is_not_hidden(tmp_path: Path) -> None:
     """Where the base has another tensor of the fused one's name, nothing is arranged: nobody would say what became of that."""
     base = {f"a.{n}_proj.weight": random_tensor(i, (WIDTH, WIDTH)) for i, n in enumerate("qkv")} | {

@@ -222,6 +222,17 @@ def test_another_base(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "all.dpk").exists()
 
 
+def test_why_a_chain_has_no_weight_files(tmp_path: Path) -> None:
+    """All are safetensors files; but a lossy pack has no headers of those that it restores."""
+    steps = steps_of(tmp_path, BASE, tuned_model(BASE))
+    State(tuned_model(BASE, 5)).write(tmp_path / "last")
+    lossy = tmp_path / "lossy.dpk"
+    deltapack.compress(steps.base, tmp_path / "last", lossy, base_packs=steps.packs)
+    report = deltapack.squash([*steps.packs, lossy], tmp_path / "all.dpk", base=steps.base)
+    (note,) = (note for note in report.notes if "not byte for byte" in note)
+    assert note.endswith(f"the last pack of the chain, {lossy}, has no headers of them")
+
+
 def test_gaps_and_outputs(tmp_path: Path) -> None:
     steps = steps_of(tmp_path, BASE, *(tuned_model(BASE, seed) for seed in (1, 2, 3)))
     with pytest.raises(BaseMismatchError, match="missing: a pack"):

@@ -18,6 +18,7 @@ from support.commands import Run
 
 import deltapack
 from deltapack import Recipe
+from deltapack.composing import basecheck
 from deltapack.errors import BaseMismatchError
 from deltapack.format.reader import PackReader
 
@@ -193,6 +194,36 @@ def test_a_base_in_other_shards(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "elsewhere").glob("*.safetensors")] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("looked_at", [0, 1 << 28])
+def test_another_base_is_said_to_be_one_first(looked_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack of a chain without the one before: its base has other tensors, and here other files, too. `apply` looks at some of them."""
+    base, tuned = sharded(tmp_path / "base", BASE), write_folder(tmp_path / "tuned", TUNED)
+    last = write_folder(tmp_path / "last", tuned_model(TUNED, 7))
+    deltapack.compress(base, tuned, tmp_path / "1.dpk", recipe=EXACT)
+    deltapack.compress(base, last, tmp_path / "2.dpk", recipe=EXACT, base_packs=[tmp_path / "1.dpk"])
+    monkeypatch.setattr(basecheck, "_LOOKED_AT", looked_at)
+    said = "the base tensor has other content.*follows another pack .`deltapack log`., give that one, too"
+    with pytest.raises(BaseMismatchError, match=said if looked_at else "needs the header of the base's"):
+        deltapack.apply(base, tmp_path / "2.dpk", tmp_path / "out")
+    with pytest.raises(BaseMismatchError, match=said):
+        deltapack.verify(tmp_path / "2.dpk", base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_link_before_a_chain(tmp_path: Path) -> None:
+    base, packs = sharded(tmp_path / "base", BASE), list[Path]()
+    for number in range(1, 4):
+        tuned = write_folder(tmp_path / f"tuned{number}", tuned_model(BASE, 10 * number))
+        deltapack.compress(base, tuned, tmp_path / f"{number}.dpk", recipe=EXACT, base_packs=packs)
+        packs.append(tmp_path / f"{number}.dpk")
+    for act in (
+        lambda: deltapack.apply(base, packs[1:], tmp_path / "out"),
+        lambda: deltapack.compress(base, tmp_path / "tuned1", tmp_path / "x.dpk", recipe=EXACT, base_packs=packs[1:]),
+    ):
+        with pytest.raises(BaseMismatchError, match=r"the base tensor has other content.*2\.dpk follows another pack .`deltapack log`."):
+            act()
+
+
 def test_another_layout_of_the_fine_tune(tmp_path: Path) -> None:
     """What the pack holds itself, any base with the same tensors will do for."""
     base, tuned, pack = write_folder(tmp_path / "base", BASE), sharded(tmp_path / "tuned", TUNED), tmp_path / "x.dpk"
@@ -237,8 +268,13 @@ def test_what_cannot_come_back_is_said(tmp_path: Path) -> None:
     (tmp_path / "tuned").mkdir()
     torch.save({name: torch.from_numpy(held.bits.copy()) for name, held in TUNED.items()}, tmp_path / "tuned" / "pytorch_model.bin")
     report = deltapack.compress(base, tmp_path / "tuned", pack, recipe=EXACT)
-    assert [note for note in report.notes if "not byte for byte" in note and "not all of them are safetensors" in note]
-    assert held(pack) == {} and deltapack.apply(base, pack, tmp_path / "out").verified
+    told = [note for note in report.notes if "not byte for byte" in note and "not all of them are safetensors" in note]
+    assert len(told) == 1 and report.weight_files == 0
+    assert told[0] in deltapack.preview_compress(base, tmp_path / "tuned", recipe=EXACT).notes
+    restored = deltapack.apply(base, pack, tmp_path / "out")
+    assert held(pack) == {} and restored.verified and restored.weight_files == 0
+    (note,) = restored.notes
+    assert note.startswith("the tensors are those of the fine-tune bit for bit; the weight files are not byte for byte")
     fewer = write_folder(tmp_path / "fewer", {name: held for name, held in TUNED.items() if name != "positions"})
     report = deltapack.compress(base, fewer, pack, recipe=EXACT, keep_base="positions", force=True)
     assert [note for note in report.notes if "tensors of the base are kept beside them, such as 'positions'" in note]
@@ -259,9 +295,20 @@ def test_a_merge_has_headers_of_its_own(tmp_path: Path) -> None:
 def test_inspect_and_verify_tell(tmp_path: Path) -> None:
     base, tuned, pack = sharded(tmp_path / "base", BASE), sharded(tmp_path / "tuned", TUNED), tmp_path / "x.dpk"
     deltapack.compress(base, tuned, pack, recipe=EXACT)
-    for arguments in (["inspect", pack], ["verify", pack], ["verify", pack, "--base", base]):
+    packing, out = ["compress", base, tuned, "--exact"], tmp_path / "out"
+    for arguments in (
+        ["inspect", pack],
+        ["verify", pack],
+        ["verify", pack, "--base", base],
+        [*packing, "-o", tmp_path / "y.dpk"],
+        [*packing, "--dry-run"],
+        ["apply", base, pack, "-o", out],
+    ):
         text = Run()(*arguments).output
         assert "restored byte for byte: 2\n" in text, text
+        again = [*arguments, "--json", *(["--force"] if "-o" in arguments else [])]
+        assert json.loads(Run()(*again).stdout)["weight_files"] == 2
+    assert deltapack.apply(base, pack, out, force=True, max_shard_size="1GB").weight_files == 0
     deltapack.compress(base, tuned, pack, force=True)
     for arguments in (["inspect", pack], ["verify", pack]):
         assert "byte for byte" not in Run()(*arguments).output

@@ -16,8 +16,8 @@ from support.builders import ROOT, leftovers, write_file, write_folder
 from support.runs import FILES, base_model, same_model, step_model, weights_of, write_base, write_step
 
 import deltapack
-from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, OutputError, RecipeError
-from deltapack.runs.keeping import keep_newest, pack_step, remove_from
+from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, FormatError, OutputError, RecipeError
+from deltapack.runs.keeping import keep_newest, pack_step
 from deltapack.runs.links import LAST_STEP, pack_name, read_run
 from deltapack.runs.restoring import restore_step
 
@@ -119,9 +119,13 @@ def test_packs_are_removed_from_the_newest_on(tmp_path: Path, monkeypatch: pytes
 def test_a_run_that_went_back(tmp_path: Path) -> None:
     base, folder = write_base(tmp_path / "base"), tmp_path / "packs"
     pack_run(tmp_path, range(1, 5), base=base)
-    assert remove_from(folder, 3) == (3, 4)
-    assert remove_from(folder, 3) == ()
-    assert pack_step(folder, tmp_path / "checkpoint-4", 3, base=base).follows == 2
+    (broken := tmp_path / "broken.safetensors").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError):
+        pack_step(folder, broken, 3, base=base, going_back=True)
+    assert [link.step for link in read_run(folder).links] == [1, 2, 3, 4]  # nothing is lost before the new pack is made
+    packed = pack_step(folder, tmp_path / "checkpoint-4", 3, base=base, going_back=True)
+    assert (packed.follows, packed.removed) == (2, (4, 3))
+    assert [link.step for link in read_run(folder).links] == [1, 2, 3]
     assert same_model(restore_step(folder, 3, tmp_path / "out", base=base), 4)
 
 
@@ -228,7 +232,7 @@ def test_after_a_gap_a_run_begins_anew(lost: tuple[int, ...], others: bool, ther
     for step in (*lost, *(() if others else (40, 50))):
         (folder / pack_name(step)).unlink()
     after = folder / pack_name(lost[-1] + 10)
-    with pytest.raises(BaseMismatchError, match="neither a pack of the run nor the base|a pack before this one is missing") as caught:
+    with pytest.raises(BaseMismatchError, match=r"neither a pack of the run nor the base|a pack before this one is missing") as caught:
         restore_step(folder, 30, tmp_path / "out", base=base)
     assert caught.value.path == after
     how: dict[str, Any] = {"base": base, "checkpoints": {30: tmp_path / "checkpoint-30"} if there else None}
@@ -292,7 +296,7 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     code = f"""
 import os, signal, deltapack
 from deltapack.runs import keeping
-keeping.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+keeping.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 deltapack.pack_step({str(tmp_path / "packs")!r}, {str(tmp_path / "checkpoint-2")!r}, 2, base={str(base)!r})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)

@@ -357,6 +357,7 @@ def test_it_may_be_stopped_at_any_time(how: signal.Signals, tmp_path: Path) -> N
     command = [sys.executable, "-m", "deltapack", "watch", str(run), "--base", str(base), "--settle", "0", "--poll", "0.01"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    process.stdout.readline()  # what is there
     process.stdout.readline()  # one step is packed, others are under way
     process.send_signal(how)
     _, errors = process.communicate(timeout=120)

@@ -10,7 +10,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
+from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress, weight_files_field
 from deltapack.cli.types import PackOrRun
 from deltapack.kinds import CHECKPOINT
 
@@ -87,6 +87,7 @@ def command(
             ("tensors", f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"),
             ("verified", "every tensor matches the digests in the pack" if report.verified else f"no: {_why_not(no_verify, asked)}"),
         ]
+        fields[2:2] = weight_files_field(report.weight_files)
         print_fields(fields)
         print_notes(report.notes)
 

@@ -100,7 +100,7 @@ def _rescaled(how: str) -> str:
     is_flag=False,
     flag_value=ALL,
     metavar="[REGEX]",
-    help="Lose nothing: the restored checkpoint is FINETUNED byte for byte. With REGEX: tensors whose name has a match, bit for bit.",
+    help="Lose nothing: all tensors come back bit for bit, safetensors files byte for byte. With REGEX: tensors whose name has a match.",
 )
 @click.option("--seed", type=int, default=Recipe.seed, show_default=True, metavar="N", help="Another seed drops other elements.")
 @click.option("--include", metavar="REGEX", help="Drop only from tensors whose name has a match; keep others bit for bit.")

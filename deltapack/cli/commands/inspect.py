@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from deltapack.cli import options
-from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_parts, print_table
+from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_parts, print_table, weight_files_field
 from deltapack.packs.inspecting import PackSummary, TensorSummary, inspect_pack
 
 __all__ = ["command"]
@@ -55,8 +55,7 @@ def _print(summary: PackSummary) -> None:
         ("recipe", ", ".join(_settings(summary.recipe))),
         ("tensors", kinds_line(summary.kinds)),
     ]
-    if summary.weight_files:
-        fields.append(("weight files", f"restored byte for byte: {summary.weight_files:,}"))
+    fields += weight_files_field(summary.weight_files)
     if summary.delta_elements:
         weights, share = count_of(summary.delta_elements, "weight"), f"{100 * summary.density:.4g} %"
         several = summary.term_elements != summary.delta_elements
@@ -67,11 +66,9 @@ def _print(summary: PackSummary) -> None:
             ("index codecs", kinds_line(summary.index_codecs)),
             ("value codecs", kinds_line(summary.value_codecs)),
         ]
-    exact = [tensor for tensor in summary.tensors if tensor.kind == "exact"]
-    coded = sum(map(_elements, exact))
-    if coded:
-        bits = 8 * summary.split["exact"] / coded
-        fields.append(("exact", f"{coded:,} elements of {count_of(len(exact), 'tensor')}, {bits:.4f} bits per element"))
+    if summary.exact_elements:
+        coded, bits = f"{summary.exact_elements:,} elements", f"{summary.exact_bits_per_element:.4f} bits per element"
+        fields.append(("exact", f"{coded} of {count_of(summary.kinds['exact'], 'tensor')}, {bits}"))
     if summary.max_abs_delta is not None:
         fields.append(("max |delta|", f"{summary.max_abs_delta:.3g}"))
     print_fields(fields)

@@ -8,7 +8,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
+from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress, weight_files_field
 
 __all__ = ["command"]
 
@@ -29,8 +29,7 @@ def command(pack: Path, base: Path | None, weight_files: str | None, workers: in
     elif not quiet:
         checked = f"{count_of(report.chunks, 'chunk')} and {count_of(report.side_files, 'side file')}"
         fields = [("pack", f"{report.pack}, {human_bytes(report.pack_bytes)}"), ("whole", f"yes: {checked} checked")]
-        if report.weight_files:
-            fields.append(("weight files", f"restored byte for byte: {report.weight_files:,}"))
+        fields += weight_files_field(report.weight_files)
         if base is not None:
             fields.append(("base", f"fits: {count_of(report.base_tensors, 'tensor')} checked"))
         if report.result_digests:

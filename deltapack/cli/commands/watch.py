@@ -11,7 +11,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import human_bytes, print_paragraph
+from deltapack.cli.render import count_of, human_bytes, print_paragraph
 from deltapack.kinds import FOLDER
 from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
@@ -68,10 +68,14 @@ def command(
 
     Checkpoints are folders or files such as checkpoint-500, step_7, global_step20 and step-100. Each is packed
     against the one before, every so many against BASE; `deltapack apply BASE DIR/packs --step N` restores one.
-    Steps that have a pack are left alone, so the command may be started again at any time.
+    Steps that have a pack are left alone, so the command may be started again at any time. With --once the exit
+    code is 1 where a step could not be packed.
     """
     how: dict[str, Any] = {"base": base, "out": out, "every_anchor": every_anchor, "keep": keep, "settle": settle, "poll": poll}
+    _print_overview(folder, out, once=once, quiet=quiet or as_json)
+    skipped = False
     for event in deltapack.watch(folder, once=once, workers=workers, **how):
+        skipped |= isinstance(event, SkippedStep)
         if as_json:
             click.echo(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
         elif isinstance(event, SkippedStep):
@@ -81,6 +85,22 @@ def command(
             print_paragraph("Warning", f"step {event.step} was packed, and its checkpoint has changed since: {hint}")
         else:
             _print(event, quiet)
+    if skipped:  # without --once nothing but an error or Ctrl-C ends it
+        click.get_current_context().exit(1)
+
+
+def _print_overview(folder: Path, out: Path | None, *, once: bool, quiet: bool) -> None:
+    """Say what is there, so that a wrong folder is not taken for one in which all is done."""
+    from deltapack.runs.watching import look_over  # only now: the help needs no numpy
+
+    found = look_over(folder, out)
+    if not found.checkpoints:
+        others = f"; found {', '.join(found.unknown[:3])}{' and others' * (len(found.unknown) > 3)}" if found.unknown else ""
+        print_paragraph("Warning", f"{folder} has no checkpoints yet: a name tells the step, as checkpoint-500 or step_7{others}")
+    elif not quiet:
+        packed = "all" if found.packed == found.checkpoints else f"{found.packed:,}"
+        then = "" if once else "; Ctrl-C ends"
+        click.echo(f"{folder} has {count_of(found.checkpoints, 'checkpoint')}, {packed} of them packed in {found.packs}{then}")
 
 
 def _print(packed: PackedStep, quiet: bool) -> None:

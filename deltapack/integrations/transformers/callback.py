@@ -15,7 +15,7 @@ from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import writing
 from deltapack.reports import Progress
 from deltapack.runs.finding import checkpoints_in
-from deltapack.runs.keeping import check_settings, pack_step, remove_from
+from deltapack.runs.keeping import check_settings, pack_step
 from deltapack.runs.links import check_root, read_run
 from deltapack.runs.restoring import restore_step
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
@@ -82,7 +82,8 @@ class PackCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pack the checkpoint that the trainer has just written.
 
-        Where a run was resumed from an earlier step, packs of this step and of later ones are of the run that was left: they go first.
+        Where a run was resumed from an earlier step, packs of this step and of later ones are of the run that was left: they go when the
+        new one is made.
 
         Raises:
             DeltapackError: As `deltapack.runs.keeping.pack_step`; training stops, as without the error steps would be missing.
@@ -90,9 +91,6 @@ class PackCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         checkpoint, packs = Path(args.output_dir) / f"checkpoint-{state.global_step}", self._packs_in(args.output_dir)
-        left = remove_from(packs, state.global_step)
-        if left:
-            _LOG.warning("removed the packs of steps %s: the run went back and is at step %d", list(left), state.global_step)
         packed = pack_step(
             packs,
             checkpoint,
@@ -101,8 +99,12 @@ class PackCallback(TrainerCallback):
             every_anchor=self.every_anchor,
             keep=self.keep,
             checkpoints={one.step: one.path for one in checkpoints_in(Path(args.output_dir)) if one.path.name.startswith("checkpoint-")},
+            going_back=True,
             workers=self.workers,
         )
+        left = sorted(step for step in packed.removed if step >= packed.step)
+        if left:
+            _LOG.warning("removed the packs of steps %s: the run went back and is at step %d", left, packed.step)
         _LOG.info("packed step %d: %s", packed.step, _told(packed))
         if self.leave != "checkpoint":
             _delete(checkpoint, whole=self.leave == "nothing")
