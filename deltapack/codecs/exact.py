@@ -101,7 +101,7 @@ class _Sparse(NamedTuple):
 
 
 def _plan_sparse(values: Symbols, numbers: Numbers, tables: SharedTables) -> _Sparse:
-    places = np.flatnonzero(values.symbols)
+    places = np.flatnonzero(values.symbols != 0)
     gaps = np.diff(places, prepend=-1) - 1
     near = int(max(1, min(13, np.log2(len(values.base) / len(places)) - 1)))
     shift = min(range(near, near + 3), key=lambda shift: len(gaps) * shift + int((gaps >> shift).sum()))

@@ -12,7 +12,7 @@ from deltapack.format.frames import pack_stream, unpack_stream
 
 __all__ = ["Cursor", "need", "varint", "varints", "write_stream"]
 
-_MOST_DIGITS, _FEW = 10, 200
+_MOST_DIGITS, _FEW = 10, 600
 
 
 _SPELT = [bytes([value] if value < 128 else [value & 127 | 128, value >> 7]) for value in range(4097)]
@@ -49,7 +49,8 @@ def varint(value: int) -> bytes:
 def varints(values: NDArray[np.integer[Any]]) -> bytes:
     """Spell many numbers one after the other."""
     if len(values) < _FEW:
-        return b"".join(map(varint, values.tolist()))
+        spelt_already = int(values.max(initial=0)) < len(_SPELT)
+        return b"".join(map(_SPELT.__getitem__ if spelt_already else varint, values.tolist()))
     digits = -(-max(1, int(values.max()).bit_length()) // 7)
     shifted = values.astype(np.uint64)[:, None] >> np.uint64(7) * np.arange(digits, dtype=np.uint64)
     is_used = shifted > 0

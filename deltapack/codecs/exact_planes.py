@@ -15,7 +15,7 @@ from deltapack.codecs.exact_table import MOST_TABLE_BYTES, Table, read_table, wr
 from deltapack.codecs.planes import join_planes, split_planes
 from deltapack.format.frames import compress_frame, decompress_frame
 from deltapack.kernels.exact_numbers import Numbers
-from deltapack.kernels.layout import TILE, Bits, Bytes
+from deltapack.kernels.layout import EXACT_BLOCK, TILE, Bits, Bytes
 
 __all__ = ["Coded", "Part", "decode_planes", "encode_planes", "estimate_planes", "read_planes"]
 
@@ -80,7 +80,13 @@ def _coded_size(counts: NDArray[np.int64]) -> float:
 
 
 def _counts(plane: Bytes) -> NDArray[np.int64]:
-    return np.bincount(plane, minlength=256).astype(np.int64)
+    """Return how often each byte occurs, `[256]`; of many, numpy takes long to make integers of eight bytes of them first."""
+    if len(plane) <= _GLANCE:
+        return np.bincount(plane, minlength=256).astype(np.int64)
+    one_class, counts = np.zeros(-(-len(plane) // EXACT_BLOCK), np.uint8), np.zeros(256, np.int64)
+    ((found,),) = kernels.active().count_symbols(plane, one_class, plane, _BYTES, 1)[1]
+    counts[: len(found)] = found
+    return counts
 
 
 def _encode_plane(plane: Bytes) -> bytes:

@@ -16,6 +16,11 @@ __all__ = ["BaseTensors", "base_at_fault", "check_base", "look_for_another_base"
 
 _LOOKED_AT = 1 << 28
 """Bytes of a base that are compared, where something else does not fit, to tell whether it is another base altogether."""
+_MERGED = "Packs can be merged only if they were compressed against the same base."
+_CHAIN = (
+    "They are a chain, each made from what the one before gives: `deltapack apply` takes them so, a live model one after the other "
+    "(`live.step`), and `deltapack squash` makes one pack of them."
+)
 
 
 class BaseTensors(Protocol):
@@ -48,7 +53,7 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
     for pack in packs:
         index, path = pack.index, pack.path
         if index.base_fingerprint != first.index.base_fingerprint:
-            hint = "Packs can be merged only if they were compressed against the same base."
+            hint = _CHAIN if _follow(packs) else _MERGED
             raise BaseMismatchError(
                 "the packs have different bases",
                 path=path,
@@ -93,6 +98,12 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
     return digests
 
 
+def _follow(packs: Sequence[PackReader]) -> bool:
+    """Whether one of the packs was made from what another one restores."""
+    restored = {pack.index.result_fingerprint for pack in packs}
+    return any(pack.index.base_fingerprint in restored and pack.index.base_fingerprint != pack.index.result_fingerprint for pack in packs)
+
+
 def _agreed_digests(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]:
     """Return the digest that packs state of each base tensor, also of one that they remove or replace.
 
@@ -105,8 +116,7 @@ def _agreed_digests(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str,
             name = base.aliases.get(said.name, said.name)
             known = digests.setdefault(name, said.digest)
             if known != said.digest:
-                hint = "Packs can be merged only if they were compressed against the same base."
-                raise wrong_base(pack.path, name, known, f"digest {said.digest}", hint)
+                raise wrong_base(pack.path, name, known, f"digest {said.digest}", _MERGED)
     return digests
 
 

@@ -86,7 +86,8 @@ class ModelTensors:
                 expected=f"digest {digest}",
                 found=self.roots[name],
                 rule="R12",
-                hint="Load the very base checkpoint (same revision, same dtype), and attach before anything changes it.",
+                hint="Load the very base checkpoint (same revision, same dtype), and attach before anything changes it; where the pack "
+                "follows another one (`deltapack log`), `live.step` takes that one first, or `deltapack squash` makes one of both.",
             )
 
     def compare_slices(self, base: Checkpoint) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,13 +39,15 @@ class _Scope:
     """What `activate` returns: as a context manager, it brings back what was active before."""
 
     live: LiveModel
-    before: Active
+    before: Active = field(repr=False)  # holds a plan of each tensor
 
     def __enter__(self) -> LiveModel:
         return self.live
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.live._lock:
+            if self.live._closed:  # which has brought the base back
+                return
             while self.live.steps:
                 self.live.back()
             # Planned again, as its packs may have been unloaded since.
@@ -73,6 +75,7 @@ class LiveModel:
         self._active = THE_BASE
         self._plans: dict[tuple[Any, ...], SwitchPlan] = {}
         self._lock = threading.RLock()
+        self._closed = False
 
     def __repr__(self) -> str:
         devices = ", ".join(self.backends) or "no device"
@@ -104,8 +107,10 @@ class LiveModel:
 
         Raises:
             FormatError: It is damaged.
+            RecipeError: The live model is closed.
         """
         with self._lock:
+            self._refuse_closed()
             path = as_path("a pack", pack).resolve()
             if path in self._packs:
                 return
@@ -162,7 +167,7 @@ class LiveModel:
             BaseMismatchError: The model does not hold the base of a pack.
             FormatError: A pack is damaged.
             MergeConflictError: Packs disagree on what cannot be added.
-            RecipeError: A weight is not a finite number, or an argument does not fit the method.
+            RecipeError: A weight is not a finite number, or an argument does not fit the method; or the live model is closed.
             UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
         """
         wanted = {str(path): weight for path, weight in weights_of(packs).items()}
@@ -173,6 +178,7 @@ class LiveModel:
         if wanted and preferred is not None and preferred not in places:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         with self._lock:
+            self._refuse_closed()
             refuse_steps(self._steps)
             before = self._active
             self._switch(self._planned(wanted, places, recipe, preferred))
@@ -186,7 +192,7 @@ class LiveModel:
         Raises:
             BaseMismatchError: The pack does not follow what the model holds.
             FormatError: It is damaged.
-            RecipeError: Packs are active, which are no steps.
+            RecipeError: Packs are active, which are no steps; or the live model is closed.
             UnsupportedError: It changes the shape or dtype of a tensor, or adds one.
         """
         with self._lock:
@@ -218,11 +224,16 @@ class LiveModel:
             self._switch(THE_BASE)
 
     def close(self) -> None:
-        """Bring the base back and close all packs."""
+        """Bring the base back and close all packs; from then on it takes none."""
         with self._lock:
             self.deactivate()
             for path in list(self._packs):
                 self.unload(path)
+            self._closed = True
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise RecipeError("the live model is closed", found=repr(self), hint="deltapack.attach(model) makes the model ready again.")
 
     def _lives_on(self, entry: Entry, device: torch.device) -> bool:
         region = self._model.region(entry.base.name) if entry.base is not None else None

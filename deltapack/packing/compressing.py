@@ -139,7 +139,7 @@ def write_pack(
         index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
         size = writer.finish(replace(index, optional=optional_metadata(metadata)))
     checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-    notes = [*inputs.notes(), *left_out_notes(inputs.left_out), *too_long, *no_heads]
+    notes = [*inputs.notes(), *left_out_notes(inputs.left_out, exact=recipe.exact is True), *too_long, *no_heads]
     return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, recipe)
 
 

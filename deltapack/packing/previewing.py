@@ -84,8 +84,9 @@ def preview_compress(
         rows = _rows(inputs, plans, count, progress or (lambda done, total: None))
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
-        heads, no_heads = heads_to_write(inputs.finetuned, inputs.survey.kept) if inputs.asked.recipe.exact is True else ((), [])
-        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out"), *too_long, *no_heads]
+        exact = inputs.asked.recipe.exact is True
+        heads, no_heads = heads_to_write(inputs.finetuned, inputs.survey.kept) if exact else ((), [])
+        notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out", exact=exact), *too_long, *no_heads]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     strings = len(compress_frame(dump_canonical(optional_metadata(metadata)), INDEX_LEVEL))
     size = sum(row.bytes for row in rows) + sum(map(len, tables)) + _ENTRY_BYTES * len(rows) + strings + side

@@ -226,9 +226,9 @@ def _exact(recipe: Recipe) -> None:
         return
     asked = [field.name for field in fields(recipe) if field.name != "exact" and getattr(recipe, field.name) not in (field.default, [])]
     if asked:
-        name = asked[0].replace("_", "-")
-        hint = "Leave it out, or name the tensors that must be exact: --exact REGEX."
-        raise RecipeError(f"{name} does nothing where all is exact", expected="exact alone", found=f"exact and {name}", hint=hint)
+        name = asked[0]  # the command line has an error of its own
+        hint = "Leave it out, or name the tensors that must be exact with a regular expression, such as Recipe(exact='lm_head')."
+        raise RecipeError(f"{name} does nothing where all is exact", expected="exact=True alone", found=f"exact=True and {name}", hint=hint)
 
 
 def _choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -19,6 +19,8 @@ from deltapack.sparsify.dare import ALL_KEPT
 __all__ = ["compress_report", "left_out_notes"]
 
 _HOUSEKEEPING = re.compile(r"(.*/)?(\.gitattributes|\.gitignore|\.DS_Store|\.git/|\.cache/|__pycache__/)")
+_PUBLISHED = re.compile(r"(.*/)?\.git(attributes|ignore)")
+"""Housekeeping that is a part of a repository: missed by who wants all of it back."""
 
 
 def compress_report(
@@ -61,11 +63,14 @@ def compress_report(
     )
 
 
-def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out") -> list[str]:
-    """Return which files of the fine-tune's folder do not travel, one sentence for each reason; housekeeping is not worth one."""
+def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out", *, exact: bool = False) -> list[str]:
+    """Return which files of the fine-tune's folder do not travel, one sentence for each reason; housekeeping is not worth one.
+
+    Where all is to be `exact`, what a repository publishes of it is.
+    """
     by_reason: dict[str, list[str]] = {}
     for item in left_out:
-        if not _HOUSEKEEPING.fullmatch(item.name):
+        if not _HOUSEKEEPING.fullmatch(item.name) or (exact and _PUBLISHED.fullmatch(item.name)):
             by_reason.setdefault(item.reason, []).append(item.name)
     return [f"{verb} {shortened(names)}: {reason}" for reason, names in by_reason.items()]
 

@@ -134,7 +134,8 @@ class Pack(Mapping[str, "PackEntry"]):
 class PackEntry:
     """One tensor of a pack.
 
-    The sparse views hold the *difference* that the pack adds to the base, rescaled as `apply` would add it.
+    The sparse views hold the *difference* that the pack adds to the base, rescaled as `apply` would add it. A tensor of kind `exact` has
+    none: it is coded after the elements of the base, which are not here.
     """
 
     def __init__(self, reader: PackReader, entry: Entry) -> None:
@@ -166,7 +167,7 @@ class PackEntry:
 
     @property
     def nnz(self) -> int:
-        """Kept elements, over all terms."""
+        """Kept elements, over all terms; 0 of what is stored or coded exactly, which has no terms, however much of it changed."""
         return sum(term.nnz for term in self.entry.terms)
 
     @property
@@ -179,11 +180,10 @@ class PackEntry:
 
         Raises:
             FormatError: The pack is damaged.
-            RecipeError: The entry is no difference (stored, removed or alias).
+            RecipeError: The entry is no difference (stored, exact, removed or alias).
         """
         if self.kind not in ("delta", "unchanged", "grown", "shrunk"):
-            hint = "Use to_dense() for stored tensors, deltapack.apply for those that are coded exactly after a base's."
-            raise RecipeError(f"a tensor of kind {self.kind} has no difference", tensor=self.name, hint=hint)
+            raise self._no_difference()
         entry, parts = self.entry, []
         blobs = [(term, term_chunks(self._reader, entry, term)) for term in entry.terms]
         for chunk in range(blobs[0][1].layout.chunks if blobs else 0):
@@ -248,6 +248,18 @@ class PackEntry:
             is_coalesced=True,
             check_invariants=False,
         )
+
+    def _no_difference(self) -> RecipeError:
+        """Return the error for a kind that holds no difference, with what there is to do instead."""
+        if self.entry.partner is not None:
+            what = "an exact tensor holds no difference: it is decoded from the elements of the base, which are not at hand here"
+            hint = (
+                "Pack.add_to turns the base's tensor in memory into this one, deltapack.apply a whole checkpoint; subtract what you need."
+            )
+        else:
+            what = f"a tensor of kind {self.kind} has no difference"
+            hint = "to_dense() gives its elements." if self.kind in ("stored", "exact") else "It holds no elements of its own."
+        return RecipeError(what, path=self._reader.path, tensor=self.name, hint=hint)
 
     def _rows(self, stored: BlobRef) -> NDArray[np.generic]:
         return decode_stored(stored_chunks(self._reader, self.entry, stored), self.entry.dtype)

@@ -144,7 +144,7 @@ def test_several_tiles_by_triton(folder: Path, kind: str) -> None:
 def test_every_number_of_lanes(engine: Engine, folder: Path, name: str, lanes: int, share: bool) -> None:
     """Also fewer numbers than lanes, and tables that chunks share."""
     dtype = BY_NAME[name]
-    for length in (3, 33):
+    for length in (3 if lanes < 32 else 20, 33):  # a pack takes no 32 states for three numbers
         base = weights(dtype, length, 1)
         tuned = tuned_from(base, "near", 2)
         dense = chunks_of(base, tuned, dtype)[0]
@@ -194,9 +194,9 @@ def test_a_tensor_that_lies_the_other_way_round(engine: Engine, folder: Path) ->
     assert bytes_of(live) == base.tobytes()
 
 
-def damaged(kind: str) -> tuple[bytes, Array, DType]:
+def damaged(kind: str, length: int = 60) -> tuple[bytes, Array, DType]:
     dtype = BY_NAME["bf16"]
-    base = weights(dtype, 60, 1)
+    base = weights(dtype, length, 1)
     return chunks_of(base, tuned_from(base, kind, 2), dtype)[0], base, dtype
 
 
@@ -236,7 +236,7 @@ def wrongly_ending(data: bytes, base: Array, dtype: DType) -> bytes:
 @pytest.mark.parametrize("kind", ["near", "sparse"])
 def test_an_error_names_the_tensor(engine: Engine, folder: Path, kind: str) -> None:
     """And what was saved before brings the base back."""
-    data, base, dtype = damaged(kind)
+    data, base, dtype = damaged(kind, 60 if kind == "near" else 4000)
     pack = sent(folder, dtype, len(base), [[wrongly_ending(data, base, dtype)]])
     live, done = live_of(base, dtype), list[Saved]()
     with pytest.raises(FormatError, match=r"a\.dpk: tensor 'w': exact chunk: .* do not end where they should .*R9"):

@@ -42,6 +42,19 @@ def fars(numbers: Numbers) -> list[int]:
 @pytest.mark.parametrize("name", TYPES)
 def test_symbols_and_raw_bits_give_the_numbers_back(oracle: Backend, loops: Backend, name: str, length: int) -> None:
     base, tuned, numbers = pair(name, length)
+    _check_raw_bits(oracle, loops, base, tuned, numbers)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2])
+@pytest.mark.parametrize("name", TYPES)
+def test_few_raw_bits_give_the_numbers_back(oracle: Backend, loops: Backend, name: str, share: float) -> None:
+    base, tuned, numbers = pair(name, 5003)
+    is_kept = np.random.default_rng(4).random(5003) >= share
+    tuned[is_kept] = base[is_kept]
+    _check_raw_bits(oracle, loops, base, tuned, numbers)
+
+
+def _check_raw_bits(oracle: Backend, loops: Backend, base: NDArray[Any], tuned: NDArray[Any], numbers: Numbers) -> None:
     for far in fars(numbers):
         symbols = loops.symbols_of(base, tuned, numbers, far)
         assert (symbols == oracle.symbols_of(base, tuned, numbers, far)).all()
@@ -50,7 +63,7 @@ def test_symbols_and_raw_bits_give_the_numbers_back(oracle: Backend, loops: Back
         expected = oracle.raw_bits_of(base, tuned, symbols, numbers, far)
         assert (raw == expected[0]).all() and (bits == expected[1]).all()
         sizes = -(-bits // 8)
-        padded = np.concatenate([raw, np.full(8 * min(length, TILE) + 16, 0xFF, np.uint8)])
+        padded = np.concatenate([raw, np.full(8 * min(len(base), TILE) + 16, 0xFF, np.uint8)])
         found, used = loops.numbers_from(base, symbols, padded, np.cumsum(sizes) - sizes, numbers, far)
         assert (found == tuned).all() and (used == bits).all()
 
@@ -141,3 +154,45 @@ def test_range_coding_gives_the_symbols_back(oracle: Backend, loops: Backend, pr
         sizes[-1] -= 1
         states[0, 0] ^= 1
         assert not loops.rans_decode(contexts, table, precision, states, padded, sizes)[1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5000])
+def test_one_lane_gives_the_symbols_back(oracle: Backend, loops: Backend, length: int) -> None:
+    contexts, symbols, frequencies = _rare(length)
+    found, expected = (own.rans_encode(contexts, symbols, frequencies, 12, 1) for own in (loops, oracle))
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+    padded = np.concatenate([found[1], np.full(TILE + 1, 0xFFFF, np.uint16)])
+    decoded, whole = loops.rans_decode(contexts, loops.decoding_table(frequencies, 12), 12, found[0], padded, found[2])
+    assert whole and (decoded == symbols).all()
+
+
+@pytest.mark.parametrize("length", [3 * TILE + 1, 4 * TILE, 5 * TILE - 9])
+def test_tiles_of_one_lane_are_coded_together_as_alone(length: int) -> None:
+    loops = load("cpu")
+    contexts, symbols, frequencies = _rare(length)
+    states, words, sizes = loops.rans_encode(contexts, symbols, frequencies, 12, 1)
+    for tile, start in enumerate(range(0, length, TILE)):
+        inside, place = slice(start, start + TILE), int(sizes[:tile].sum())
+        alone = loops.rans_encode(contexts[inside], symbols[inside], frequencies, 12, 1)
+        assert alone[0] == states[tile] and alone[2] == sizes[tile] and alone[1].tolist() == words[place : place + sizes[tile]].tolist()
+    table = loops.decoding_table(frequencies, 12)
+    padded = np.concatenate([words, np.full(TILE + 1, 0xFFFF, np.uint16)])
+    decoded, whole = loops.rans_decode(contexts, table, 12, states, padded, sizes)
+    assert whole and (decoded == symbols).all()
+    for tile in range(len(sizes)):
+        states[tile] ^= 1
+        assert not loops.rans_decode(contexts, table, 12, states, padded, sizes)[1]
+        states[tile] ^= 1
+        sizes[tile] += 1
+        assert not loops.rans_decode(contexts, table, 12, states, padded, sizes)[1]
+        sizes[tile] -= 1
+
+
+def _rare(length: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+    """Contexts and symbols of which few are not 0, and their frequencies, of a precision of 12."""
+    rng = np.random.default_rng(length)
+    contexts = rng.integers(0, 3, length).astype(np.uint8)
+    symbols = np.where(rng.random(length) < 0.02, rng.integers(0, 9, length), 0).astype(np.uint8)
+    frequencies = np.zeros((3, 256), np.int64)
+    frequencies[:, :9] = [4000, 16, 16, 16, 16, 16, 8, 4, 4]
+    return contexts, symbols, frequencies

@@ -467,6 +467,7 @@ def test_a_list_of_packs_and_how_a_model_calls_itself(family: tuple[Model, list[
     assert holds(state, merged([one, two])) and live.current == {str(one): 1.0, str(two): 1.0}
     live.activate({one: 0.5})
     assert repr(live) == f"<LiveModel of {len(base)} tensors on {where}: base + {one} 0.5>"
+    assert repr(live.activate({one: 0.5})) == f"_Scope(live={live!r})"
     live.activate([])
     assert holds(state, base)
     with pytest.raises(RecipeError, match="given twice"):

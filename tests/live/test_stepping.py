@@ -94,8 +94,9 @@ def test_a_lossy_pack_is_a_step(chain: list[Path], model: dict[str, torch.Tensor
 
 def test_what_does_not_follow_is_refused(chain: list[Path], model: dict[str, torch.Tensor]) -> None:
     live = deltapack.attach(model)
-    with pytest.raises(BaseMismatchError, match="other content"):
-        live.step(chain[1])
+    for act in (live.step, live.activate):
+        with pytest.raises(BaseMismatchError, match=r"other content.*follows another one.*`live\.step` takes that one first.*squash"):
+            act(chain[1])
     live.step(chain[0])
     for wrong in (chain[0], chain[2]):
         with pytest.raises(BaseMismatchError, match="does not follow"):
@@ -103,6 +104,37 @@ def test_what_does_not_follow_is_refused(chain: list[Path], model: dict[str, tor
     assert held(model) == raw(STATES[1])
     live.step(chain[1])
     assert held(model) == raw(STATES[2])
+
+
+def test_a_chain_is_no_sum(chain: list[Path], model: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    base, live = chain[0].parent / "0.safetensors", deltapack.attach(model)
+    for act in (
+        lambda: live.activate(chain[:2]),
+        lambda: deltapack.load_state_dict(base, chain[:2]),
+        lambda: deltapack.merge(base, [chain[1], chain[0]], tmp_path / "out"),
+    ):
+        with pytest.raises(BaseMismatchError, match=r"different bases.*They are a chain.*`live\.step`.*`deltapack squash`"):
+            act()
+    with pytest.raises(BaseMismatchError, match=r"different bases.*Packs can be merged only if"):
+        live.activate([chain[0], chain[2]])
+    assert held(model) == raw(BASE)
+
+
+def test_a_closed_one_takes_no_packs(chain: list[Path], model: dict[str, torch.Tensor]) -> None:
+    live = deltapack.attach(model)
+    live.step(chain[0])
+    live.close()
+    for act in (live.step, live.activate, live.load):
+        with pytest.raises(RecipeError, match="the live model is closed"):
+            act(chain[0])
+    live.deactivate()
+    live.close()
+    assert (held(model), live.steps) == (raw(BASE), ())
+    live = deltapack.attach(model)
+    live.activate({chain[0]: 0.5})
+    with live.activate(chain[0]):
+        live.close()
+    assert held(model) == raw(BASE) and live.current == {}
 
 
 def test_steps_and_active_packs_do_not_mix(chain: list[Path], model: dict[str, torch.Tensor]) -> None:

@@ -362,8 +362,8 @@ def test_the_report_the_preview_and_the_summary_agree(files: Files, tmp_path: Pa
     ],
 )
 def test_nothing_else_means_anything_where_all_is_exact(asked: dict[str, Any]) -> None:
-    name = next(iter(asked)).replace("_", "-")
-    with pytest.raises(RecipeError, match=f"{name} does nothing where all is exact.*--exact REGEX"):
+    name = next(iter(asked))
+    with pytest.raises(RecipeError, match=rf"{name} does nothing where all is exact.*Recipe\(exact='lm_head'\)"):
         Recipe(exact=True, **asked)
     assert Recipe(exact="lm_head", **asked).exact == "lm_head"
     nothing: Any = []
@@ -376,10 +376,37 @@ def test_what_exact_is_not(exact: Any) -> None:
         Recipe(exact=exact)
 
 
+def test_the_difference_of_an_exact_tensor(files: Files) -> None:
+    """There is none in the pack: whoever asks is told what to do, for what starts from the base and what does not."""
+    with deltapack.open_pack(files.pack) as pack:
+        for name, told in (
+            ("bf16", r"decoded from the elements of the base.*Pack\.add_to"),
+            ("columns", r"to_dense\(\) gives its elements"),
+        ):
+            entry = pack[name]
+            assert (entry.kind, entry.nnz) == ("exact", 0) and (entry.entry.partner is None) is (name == "columns")
+            for view in (entry.to_sparse, entry.to_scipy):
+                with pytest.raises(RecipeError, match=rf"x\.dpk: tensor '{name}'.*{told}"):
+                    view()
+        with pytest.raises(RecipeError, match="decoded from the elements of the base"):
+            pack["bf16"].to_dense()
+        assert pack["columns"].to_dense().shape == pack["columns"].shape
+
+
 def test_an_expression_that_matches_nothing_is_refused(files: Files, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="matches no tensor"):
         deltapack.compress(files.base, files.tuned, tmp_path / "y.dpk", recipe=Recipe(exact="no such tensor"))
     assert not (tmp_path / "y.dpk").exists()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_stays_behind_is_told(exact: bool, tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", small_model())
+    tuned = write_folder(tmp_path / "tuned", tuned_model(small_model()), {".gitattributes": "x\n", ".DS_Store": "y"})
+    report = deltapack.compress(base, tuned, tmp_path / "x.dpk", recipe=Recipe(exact=exact))
+    preview = deltapack.preview_compress(base, tuned, recipe=Recipe(exact=exact))
+    assert report.notes == (["left out .gitattributes: hidden"] if exact else [])
+    assert preview.notes == (["would leave out .gitattributes: hidden"] if exact else [])
 
 
 def test_damaged_bytes_are_found(tmp_path: Path) -> None:

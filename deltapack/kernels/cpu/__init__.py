@@ -9,7 +9,8 @@ from deltapack.kernels.cpu.blending import add_blended, blend
 from deltapack.kernels.cpu.choosing import element_samples, histogram_high, histogram_low, places_below, places_between, row_ranks
 from deltapack.kernels.cpu.encoding import compare, difference, kept_differences, pack_codes, quantize_groups, sign_groups
 from deltapack.kernels.cpu.exact_model import context_ranges, count_symbols, decoding_table, frequencies_of
-from deltapack.kernels.cpu.exact_rans import rans_decode, rans_encode
+from deltapack.kernels.cpu.exact_rans import rans_decode
+from deltapack.kernels.cpu.exact_rans_encoding import rans_encode
 from deltapack.kernels.cpu.exact_symbols import (
     block_sums,
     contexts_of,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,20 +23,29 @@ _HUGE = np.iinfo(np.int64).max
 def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, kinds: int) -> tuple[int, NDArray[np.int64]]:
     """See the reference."""
     shift, mask = np.uint64(numbers.shift), np.uint64(numbers.mask)
-    first, last = (int(byte) for byte in _span(base, shift, mask)) if numbers.mask else (0, 0)
+    first, last = 0, 0
+    if numbers.mask:
+        kind = np.dtype(numbers.storage).type
+        first, last = (int(field) >> numbers.shift for field in _span(numbers.width)(base, kind(numbers.mask << numbers.shift)))
     out = np.zeros((_WAYS if len(base) > _MANY else 1, kinds, last - first + 1, int(symbols.max()) + 1), np.uint32)
     _count(base, classes, symbols, shift, mask, np.uint64(first), out)
-    return first, out.sum(axis=0, dtype=np.int64)
+    return first, out.sum(axis=0, dtype=np.int64) if len(out) > 1 else out[0].astype(np.int64)
 
 
-@compiled
-def _span(base: Bits, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Return the least and the largest context byte."""
-    least, most = np.uint64(255), np.uint64(0)
-    for i in range(np.uint64(len(base))):
-        byte = (np.uint64(base[i]) >> shift) & mask
-        least, most = min(least, byte), max(most, byte)
-    return least, most
+@lru_cache
+def _span(width: int) -> Any:
+    """Return a loop over numbers of a width that finds their least and their largest field, in arithmetic of that width."""
+    U = {64: np.uint64, 32: np.uint32, 16: np.uint16, 8: np.uint8}[width]
+    full = U((1 << width) - 1)
+
+    def span(base: Any, field: Any) -> Any:
+        least, most = full, U(0)
+        for i in range(np.uint64(len(base))):
+            own = U(U(base[i]) & field)
+            least, most = min(least, own), max(most, own)
+        return least, most
+
+    return compiled(span)
 
 
 @compiled
@@ -41,25 +53,25 @@ def _count(
     base: Bits, classes: Bytes, symbols: Bytes, shift: np.uint64, mask: np.uint64, first: np.uint64, out: NDArray[np.uint32]
 ) -> None:
     """Count in several tables in turns, so that equal neighbours need not wait for each other; in one where adding them takes longer."""
-    ways, columns, one = np.uint64(len(out)), np.uint64(out.shape[3]), np.uint64(1)
-    size = np.uint64(out.shape[1] * out.shape[2]) * columns
-    step, cells = size if ways > one else np.uint64(0), out.reshape(-1)
-    n, block = np.uint64(len(base)), np.uint64(0)
+    rows, columns, one = np.uint64(out.shape[2]), np.uint64(out.shape[3]), np.uint64(1)
+    step, cells, keys = np.uint64(out.shape[1]) * rows * columns, out.reshape(-1), np.empty(EXACT_BLOCK, np.uint32)
+    n, block, wide, least = np.uint64(len(base)), np.uint64(0), np.uint32(columns), np.uint32(first)
+    b = step if len(out) > 1 else np.uint64(0)
+    c, d = b + b, b + b + b
     while block * _BLOCK < n:
-        a = np.uint64(classes[block]) * np.uint64(out.shape[2]) * columns - first * columns
-        b, c, d = a + step, a + step + step, a + step + step + step
-        i, end = block * _BLOCK, min(n, (block + one) * _BLOCK)
-        while i + np.uint64(3) < end:
-            cells[a + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
-            i += one
-            cells[b + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
-            i += one
-            cells[c + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
-            i += one
-            cells[d + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
-            i += one
-        while i < end:
-            cells[a + ((np.uint64(base[i]) >> shift) & mask) * columns + np.uint64(symbols[i])] += np.uint32(1)
+        start, kind = block * _BLOCK, np.uint32(np.uint32(classes[block]) * np.uint32(rows))
+        size, i = min(_BLOCK, n - start), np.uint64(0)
+        for j in range(size):
+            row = np.uint32(np.uint32(np.uint32((np.uint64(base[start + j]) >> shift) & mask) - least) + kind)
+            keys[j] = np.uint32(np.uint32(row * wide) + np.uint32(symbols[start + j]))
+        while i + np.uint64(3) < size:
+            cells[np.uint64(keys[i])] += np.uint32(1)
+            cells[b + np.uint64(keys[i + one])] += np.uint32(1)
+            cells[c + np.uint64(keys[i + np.uint64(2)])] += np.uint32(1)
+            cells[d + np.uint64(keys[i + np.uint64(3)])] += np.uint32(1)
+            i += np.uint64(4)
+        while i < size:
+            cells[np.uint64(keys[i])] += np.uint32(1)
             i += one
         block += one
 

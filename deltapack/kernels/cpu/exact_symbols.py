@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.kernels.cpu.bits import compiled, leading_zeros, load_u64
-from deltapack.kernels.cpu.exact_packing import pack_raw_bits, packing_room
+from deltapack.kernels.cpu.exact_packing import few_places, few_room, gathered, pack_raw_bits, packing_room, scatter
 from deltapack.kernels.exact_numbers import Numbers, symbol_table
 from deltapack.kernels.layout import EXACT_BLOCK, STEPS, TILE, Bits, Bytes, Counts
 
@@ -190,12 +190,15 @@ def raw_bits_of(predicted: Bits, tuned: Bits, symbols: Bytes, numbers: Numbers, 
     counts = np.zeros(tiles, np.int64)
     if not _has_raw_bits(symbols, numbers, far):
         return np.zeros(0, np.uint8), counts
-    typed, room = _typed(numbers, -numbers.signed, numbers.shift), packing_room(most)
+    typed, room, few = _typed(numbers, -numbers.signed, numbers.shift), packing_room(most), few_room(most, numbers.storage)
     out, values, widths = [], np.empty(most, numbers.storage), np.empty(most, np.uint8)
     for tile in range(tiles):
         inside = slice(tile * TILE, (tile + 1) * TILE)
-        own = symbols[inside]
-        loops.parts(predicted[inside], tuned[inside], own, typed[0], far >= 0, typed[1], values[: len(own)], widths[: len(own)])
+        own, x, y = symbols[inside], predicted[inside], tuned[inside]
+        places = few_places(own, numbers, few)
+        if places is not None:
+            x, y, own = gathered(x, places, few.x), gathered(y, places, few.y), gathered(own, places, few.symbols)
+        loops.parts(x, y, own, typed[0], far >= 0, typed[1], values[: len(own)], widths[: len(own)])
         counts[tile] = pack_raw_bits(values[: len(own)], widths[: len(own)], numbers.width, room)
         out.append(room[0].view(np.uint8)[: -(-int(counts[tile]) // 8)].copy())
     return np.concatenate(out), counts
@@ -208,16 +211,23 @@ def _has_raw_bits(symbols: Bytes, numbers: Numbers, far: int) -> bool:
 def numbers_from(predicted: Bits, symbols: Bytes, raw: Bytes, starts: Counts, numbers: Numbers, far: int) -> tuple[Bits, Counts]:
     """See the reference."""
     loops, table, out = _loops(numbers.width, numbers.head), symbol_table(numbers, far), np.empty_like(predicted)
-    magnitudes = np.empty(min(TILE, len(symbols)), np.uint64 if numbers.width == 64 else np.uint32)
-    used, signed = np.zeros(len(starts), np.int64), _typed(numbers, -numbers.signed)[0]
+    used, signed, most = np.zeros(len(starts), np.int64), _typed(numbers, -numbers.signed)[0], min(TILE, len(symbols))
     if not _has_raw_bits(symbols, numbers, far):
         loops.plain(predicted, symbols, signed, out)
         return out, used
+    magnitudes, few = np.empty(most, np.uint64 if numbers.width == 64 else np.uint32), few_room(most, numbers.storage)
     for tile, start in enumerate(starts):
         inside = slice(tile * TILE, (tile + 1) * TILE)
-        own, part = symbols[inside], magnitudes[: len(symbols[inside])]
+        own, x, y = symbols[inside], predicted[inside], out[inside]
+        places = few_places(own, numbers, few)
+        if places is not None:
+            loops.plain(x, own, signed, y)
+            x, own, y = gathered(x, places, few.x), gathered(own, places, few.symbols), few.y[: len(places)]
+        part = magnitudes[: len(own)]
         used[tile] = loops.starts(own, table.starts, table.widths, raw, np.uint64(start), part)
-        loops.numbers(predicted[inside], own, part, signed, far >= 0, out[inside])
+        loops.numbers(x, own, part, signed, far >= 0, y)
+        if places is not None:
+            scatter(y, places, out[inside])
     return out, used
 
 
