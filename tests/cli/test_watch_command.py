@@ -91,6 +91,11 @@ def test_once_tells_by_its_exit_code_that_a_step_was_not_packed(run: Run, tmp_pa
     assert run("watch", tmp_path, "--once", "--settle", 0).exit_code == 0
 
 
+def test_a_step_that_was_tried_again_is_no_failure(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in("watch", [deltapack.SkippedStep(1, tmp_path / "checkpoint-1", "it changed"), *events(tmp_path)[:1]])
+    assert run("watch", tmp_path, "--once").exit_code == 0
+
+
 def test_an_interrupt_says_what_becomes_of_packs(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
     stand_in("watch", KeyboardInterrupt())
     done = run("watch", tmp_path)

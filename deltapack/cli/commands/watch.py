@@ -73,9 +73,12 @@ def command(
     """
     how: dict[str, Any] = {"base": base, "out": out, "every_anchor": every_anchor, "keep": keep, "settle": settle, "poll": poll}
     _print_overview(folder, out, once=once, quiet=quiet or as_json)
-    skipped = False
+    skipped: set[int] = set()
     for event in deltapack.watch(folder, once=once, workers=workers, **how):
-        skipped |= isinstance(event, SkippedStep)
+        if isinstance(event, SkippedStep):
+            skipped.add(event.step)
+        else:
+            skipped.discard(event.step)  # it was tried again
         if as_json:
             click.echo(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
         elif isinstance(event, SkippedStep):
