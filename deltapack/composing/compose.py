@@ -19,6 +19,7 @@ from deltapack.composing.vocabulary import Vocabulary
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import MergeConflictError
+from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
 __all__ = ["Blend", "Composition", "Vocab", "compose"]
@@ -101,12 +102,16 @@ def compose(
     tied = second_names(readers, names, readers[prefer] if prefer is not None else None)
     ordered = sorted((_cast(job, dtype) for job in jobs), key=lambda job: job.name.encode())
     folders = folders_of_result(readers, [*names, *tied], None if prefer is None else readers[prefer])
-    told = (*notes, *_not_needed(base, by_base, digests))
+    told = (*notes, *_not_needed(base, readers, by_base, digests))
     return Composition(tuple(ordered), tied, reader, told, folders, choose_metadata(readers, choice))
 
 
-def _not_needed(base: BaseTensors, by_base: Mapping[str, Sequence[Part]], digests: Mapping[str, str]) -> tuple[str, ...]:
+def _not_needed(
+    base: BaseTensors, packs: Sequence[PackReader], by_base: Mapping[str, Sequence[Part]], digests: Mapping[str, str]
+) -> tuple[str, ...]:
     """Say which tensors of the base no pack knows: the packs were made when it had none of them, and so has the result."""
+    if base.tensors and all(pack.index.base_fingerprint == NOTHING for pack in packs):
+        return ("no base is needed: no tensor of this one was taken",)
     unknown = sorted(name for name in base.tensors if name not in by_base and name not in digests)
     if not unknown:
         return ()

@@ -40,6 +40,14 @@ def test_every_step_comes_back(with_base: bool, tmp_path: Path) -> None:
     assert not leftovers(tmp_path / "packs")
 
 
+def test_packs_of_a_run_without_a_base_take_any(tmp_path: Path) -> None:
+    """Which is said as it is: not as if the base had changed since."""
+    packs = [one.pack for one in pack_run(tmp_path, range(1, 3))]
+    report = deltapack.apply(write_base(tmp_path / "base"), packs, tmp_path / "out")
+    assert same_model(tmp_path / "out", 2) and weights_of(tmp_path / "out") == weights_of(tmp_path / "checkpoint-2")
+    assert report.notes == ["no base is needed: no tensor of this one was taken"]
+
+
 def test_packs_say_all_so_a_run_goes_on_anywhere(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     pack_run(tmp_path, range(1, 4), base=base)
