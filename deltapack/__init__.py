@@ -52,11 +52,12 @@ if TYPE_CHECKING:
     from deltapack.restoring.verifying import verify
     from deltapack.runs.keeping import pack_step
     from deltapack.runs.restoring import restore_step
-    from deltapack.runs.steps import PackedStep, SkippedStep
+    from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
 
 __all__ = [
     "ApplyReport",
+    "ChangedStep",
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
@@ -101,6 +102,7 @@ __all__ = [
 
 _HOMES = {
     "ApplyReport": "reports",
+    "ChangedStep": "runs.steps",
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",

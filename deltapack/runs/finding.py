@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from deltapack.checkpoint.formats import format_of
 from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.errors import NotACheckpointError
 
-__all__ = ["Found", "Signature", "checkpoints_in", "others_in", "signature_of", "step_of"]
+__all__ = ["Found", "Signature", "changed_since", "checkpoints_in", "others_in", "signature_of", "step_of"]
 
 Signature = tuple[tuple[str, int, int], ...]
 """Name, size and time of change of each file: what is being written has another one soon."""
@@ -73,13 +74,24 @@ def _listed(folder: Path) -> list[Path]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
-    return [Path(entry.path) for entry in entries if entry.is_dir() or format_of(entry.name) is not None]
+    return [Path(entry.path) for entry in entries if format_of(entry.name) is not None or _may_be_folder(entry)]
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or cannot be looked at, as a link that leads to itself: whoever opens it says what is wrong."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
 
 
 def signature_of(path: Path) -> Signature | None:
-    """Return what changes as long as somebody writes to a checkpoint; none where it is gone."""
+    """Return what changes as long as somebody writes to a checkpoint; of a link that leads to itself, its own; none where it is gone."""
     rows: list[tuple[str, int, int]] = []
     try:
+        if _leads_nowhere(path):
+            status = path.lstat()
+            return ((path.name, status.st_size, status.st_mtime_ns),)
         if path.is_file():
             status = path.stat()
             return ((path.name, status.st_size, status.st_mtime_ns),)
@@ -91,6 +103,26 @@ def signature_of(path: Path) -> Signature | None:
     except OSError:
         return None
     return tuple(rows) if path.is_dir() else None
+
+
+def _leads_nowhere(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
+def changed_since(path: Path, then: int) -> bool:
+    """Whether a file of a checkpoint may have changed since some time, in nanoseconds: cheap, and yes where only its inode has.
+
+    A copy that keeps the times of its files is found as well. Of what is gone nothing has changed.
+    """
+    try:
+        files = [path] if path.is_file() else [Path(where, name) for where, _, names in os.walk(path, onerror=_raise) for name in names]
+        return any(max(status.st_mtime_ns, status.st_ctime_ns) >= then for status in map(os.stat, files))
+    except OSError:
+        return False
 
 
 def _raise(error: OSError) -> None:

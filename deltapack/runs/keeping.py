@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltapack.checking import as_count, as_path
-from deltapack.errors import OutputError, RecipeError
+from deltapack.errors import CheckpointError, OutputError, RecipeError
 from deltapack.format.atomic import fsync_folder, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
-from deltapack.runs.links import Link, Run, check_root, pack_name, read_run
+from deltapack.runs.comparing import times_of
+from deltapack.runs.gaps import gap_before
+from deltapack.runs.links import LAST_STEP, Link, Run, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
 
@@ -36,6 +38,8 @@ def pack_step(
 ) -> PackedStep:
     """Pack a checkpoint of a run, bit for bit: against the step before, or against the base where a chain is long enough.
 
+    Where the step before cannot be restored with this base, as packs are missing, the new one is made from the base, with a warning.
+
     Args:
         folder: The folder of the run's packs; it is made if need be.
         checkpoint: What to pack: a folder or file that `compress` takes.
@@ -51,31 +55,35 @@ def pack_step(
 
     Raises:
         BaseMismatchError: The run was packed with another base, or the checkpoint has nothing to do with it.
-        CheckpointError: The checkpoint is damaged or no checkpoint.
+        CheckpointError: The checkpoint is damaged or no checkpoint, or it changed while it was packed.
         FormatError: A pack of the run is damaged.
         OutputError: The step has a pack already, or it cannot be written.
         RecipeError: A number is out of range.
         UnsupportedError: The checkpoint holds weights that are not read.
     """
-    folder, step = as_path("the folder of packs", folder), whole_number("step", step, 0)
+    folder, checkpoint = as_path("the folder of packs", folder), as_path("the checkpoint", checkpoint)
+    step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
     run, path = read_run(folder), folder / pack_name(step)
     left = [link for link in run.links if going_back and link.step >= step]
     run = replace(run, links=tuple(link for link in run.links if link not in left))
     if any(link.step == step for link in run.links):
-        raise OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
+        raise _packed_already(path)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = _chain_before(run, step, every_anchor)
-    if before:
-        check_root(before, base is not None)
+    gap = gap_before(run, before, None if base is None else as_path("the base", base), workers) if before else None
+    before = before if gap is None else ()
     earlier = checkpoints.get(before[-1].step) if before and checkpoints is not None else None
     with _workplace(folder) as work, base_or_nothing(base) as start:
         maker = Maker(start, checkpoint, made := work / path.name, base is None, workers, progress)
-        report = maker.follow(before, earlier)
-        if before and _comes_back(before, result_of(made)):
-            before = ()
-            report = maker.follow(before, None)
+        with _unchanged(checkpoint):
+            report = maker.follow(before, earlier)
+            if before and _comes_back(before, result_of(made)):
+                before = ()
+                report = maker.follow(before, None)
+        if path not in [link.path for link in left] and os.path.lexists(path):
+            raise _packed_already(path)  # since a moment ago
         # Until here a failure leaves the run as it was. What follows a pack goes before the pack itself.
         removed = _remove([link for link in left if link.step > step])
         with writing(path):
@@ -84,7 +92,11 @@ def pack_step(
     removed += tuple(link.step for link in left if link.step == step)
     removed += keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
-    return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes)
+    return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes, () if gap is None else (gap,))
+
+
+def _packed_already(path: Path) -> OutputError:
+    return OutputError("the step has a pack already", path=path, hint="Remove it, or choose another folder.")
 
 
 def check_settings(every_anchor: object, keep: object) -> None:
@@ -125,6 +137,19 @@ def _comes_back(chain: Sequence[Link], result: str) -> bool:
 
 
 @contextlib.contextmanager
+def _unchanged(checkpoint: Path) -> Iterator[None]:
+    """Require a checkpoint to stay what it is: a pack of a half of what was and a half of what is would restore neither.
+
+    Raises:
+        CheckpointError: It was written to meanwhile.
+    """
+    before = times_of(checkpoint)
+    yield
+    if times_of(checkpoint) != before:
+        raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint="Pack it when nothing writes to it.")
+
+
+@contextlib.contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """Make a hidden folder for what is not finished; whatever happens, it goes."""
     with writing(folder), tempfile.TemporaryDirectory(prefix=".packing-", dir=folder, ignore_cleanup_errors=True) as work:
@@ -155,6 +180,8 @@ def _remove(links: Sequence[Link]) -> tuple[int, ...]:
     for link in reversed(links):
         try:
             os.unlink(link.path)
+        except FileNotFoundError:
+            continue  # another watcher was faster
         except OSError as error:
             raise OutputError(f"a pack cannot be removed: {error.strerror or error}", path=link.path) from error
     return tuple(link.step for link in links)

@@ -6,17 +6,21 @@ A pack that follows none was made from the base: an anchor. So packs can be copi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from deltapack.composing.chain import STEP_NAME
-from deltapack.errors import BaseMismatchError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, NotAPackError, OutputError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 
-__all__ = ["Link", "Run", "check_root", "pack_name", "read_run"]
+__all__ = ["LAST_STEP", "Link", "Run", "check_root", "pack_name", "read_run"]
+
+LAST_STEP = 10**15 - 1
+"""Names of packs have fifteen digits at most: a pack of a later step would be none of the run."""
 
 
 def pack_name(step: int) -> str:
@@ -132,7 +136,12 @@ def read_run(folder: Path, known: Run | None = None) -> Run:
             step = int(match[1])
             if step in links:
                 raise RecipeError("two packs of one step", path=path, found=links[step].path.name, hint="Move one of them elsewhere.")
-            links[step] = before.get((path, path.stat().st_size)) or _read(step, path)
+            try:
+                links[step] = before.get((path, path.stat().st_size)) or _read(step, path)
+            except (FileNotFoundError, NotAPackError):
+                if os.path.lexists(path):
+                    raise
+                # Somebody removed it between the listing and now: it is not there, then.
     except OSError as error:
         raise OutputError(f"cannot read the folder of packs: {error.strerror or error}", path=folder) from error
     return Run(folder, tuple(links[step] for step in sorted(links)))
@@ -151,5 +160,9 @@ def check_root(chain: tuple[Link, ...], has_base: bool) -> None:
     """
     if (chain[0].base == NOTHING) == has_base:
         what, given = ("nothing", "a base was given") if has_base else ("a base", "none was given")
-        hint = "Leave out the base." if has_base else "Name the base that the run was packed with."
+        hint = (
+            "Leave out the base."
+            if has_base
+            else "Name the base that the run was packed with; where there was none, a pack before this one is missing."
+        )
         raise BaseMismatchError(f"the packs of this run start from {what}, and {given}", path=chain[0].path, hint=hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from deltapack.format.reader import PackReader
 from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
 from deltapack.reports import CompressReport, Progress
+from deltapack.runs.comparing import looks_as_packed
 from deltapack.runs.links import Link
 
 __all__ = ["Maker", "base_or_nothing", "result_of"]
@@ -71,7 +71,7 @@ class Maker:
             earlier: The checkpoint that the last of them was made of, if it is still there: reading it takes one pass, whatever the
                 length of the chain. What says otherwise than the packs is not used.
         """
-        if chain and earlier is not None and _is_as_packed(earlier, chain[-1]):
+        if chain and earlier is not None and looks_as_packed(earlier, chain[-1]):
             with contextlib.suppress(DeltapackError):  # it may be deleted meanwhile; other faults come up again
                 report = self._compress(earlier, ())
                 if self._fits(chain):
@@ -102,23 +102,3 @@ class Maker:
             restored = restored_from(base, packs)
             restored.side_files(), restored.heads()
             return packs[-1].index.base_fingerprint == chain[-1].result
-
-
-def _is_as_packed(checkpoint: Path, link: Link) -> bool:
-    """Whether the files beside the weights of a checkpoint, and the heads of its weight files, are those of its pack.
-
-    The weights themselves are read when they are used, and have a fingerprint then.
-    """
-    try:
-        with open_checkpoint(checkpoint) as opened, PackReader(link.path) as pack:
-            files, _ = opened.list_side_files()
-            heads = {container.name: opened.head(container.name) for container in pack.index.containers}
-            held = {name: _sha256(data) for name, data in heads.items() if data is not None}
-            held |= {file.name: _sha256(file.read()) for file in files}
-            return held == {file.name: file.sha256 for file in (*(pack.index.files or ()), *pack.index.containers)}
-    except DeltapackError:
-        return False
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from deltapack.checking import as_path
 from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
-from deltapack.errors import BaseMismatchError, OutputError
+from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, writing
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
+from deltapack.runs.gaps import missing_told
 from deltapack.runs.keeping import whole_number
-from deltapack.runs.links import Link, Run, check_root, read_run
+from deltapack.runs.links import LAST_STEP, check_root, read_run
 from deltapack.runs.making import base_or_nothing
 
 __all__ = ["chain_of_step", "restore_step"]
@@ -84,23 +85,10 @@ def chain_of_step(folder: str | Path, step: int, base: str | Path | None) -> Ite
         RecipeError: The step has no pack, or is no number.
     """
     run = read_run(as_path("the folder of packs", folder))
-    chain = run.chain(run.of(whole_number("step", step, 0)))
+    chain = run.chain(run.of(whole_number("step", step, 0, LAST_STEP)))
     check_root(chain, base is not None)
-    with base_or_nothing(base) as start, _missing_told(run, chain):
+    with base_or_nothing(base) as start, missing_told(chain):
         yield start, [link.path for link in chain]
-
-
-@contextlib.contextmanager
-def _missing_told(run: Run, chain: Sequence[Link]) -> Iterator[None]:
-    """Say that a pack may be missing where the base is not that of a chain, and other chains of the run start from another one."""
-    try:
-        yield
-    except BaseMismatchError as error:
-        if len({run.chain(link)[0].base for link in run.links}) < 2:
-            raise
-        what = f"it follows a checkpoint that neither a pack of the run nor the base gives: {error.what}"
-        hint = "A pack of the run is missing, or this is another base."
-        raise BaseMismatchError(what, path=chain[0].path, expected=error.expected, found=error.found, hint=hint) from error
 
 
 def _weights_in(out: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["EVERY_ANCHOR", "POLL", "SETTLE", "PackedStep", "SkippedStep"]
+__all__ = ["EVERY_ANCHOR", "POLL", "SETTLE", "ChangedStep", "PackedStep", "SkippedStep"]
 
 EVERY_ANCHOR = 20
 """Packs of a chain, of which the first is made from the base."""
@@ -25,6 +25,7 @@ class PackedStep:
         follows: The step whose pack it follows; None for an anchor.
         removed: Steps whose packs were removed or replaced: of a run that was left, or as newer ones are kept.
         notes: What `compress` noticed.
+        warnings: That the pack does not follow the step before, as packs of that are missing.
     """
 
     step: int
@@ -34,6 +35,22 @@ class PackedStep:
     follows: int | None
     removed: tuple[int, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChangedStep:
+    """A checkpoint that is another than its step's pack gives: it was rewritten after it was packed. The pack stays what it is.
+
+    Attributes:
+        step: Its step.
+        path: Its folder or file.
+        pack: The pack.
+    """
+
+    step: int
+    path: Path
+    pack: Path
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from support.runs import same_model, write_base, write_step
 import deltapack
 
 
-def events(folder: Path) -> list[deltapack.PackedStep | deltapack.SkippedStep]:
+def events(folder: Path) -> list[deltapack.PackedStep | deltapack.SkippedStep | deltapack.ChangedStep]:
     return [
         deltapack.PackedStep(1, folder / "step-00000001.dpk", 1000, 4000, None, (), ()),
         deltapack.SkippedStep(2, folder / "checkpoint-2", "the index of the shards is missing"),
-        deltapack.PackedStep(3, folder / "step-00000003.dpk", 100, 4000, 1, (0,), ()),
+        deltapack.PackedStep(3, folder / "step-00000003.dpk", 100, 4000, 1, (0,), (), ("step 2 is missing",)),
+        deltapack.ChangedStep(4, folder / "checkpoint-4", folder / "step-00000004.dpk"),
     ]
 
 
@@ -48,10 +49,13 @@ def test_what_is_told_is_printed(run: Run, stand_in: StandIn, tmp_path: Path) ->
     assert lines[0].startswith("step 1: ") and lines[0].endswith("4.0 times smaller (from the base)")
     assert lines[1].endswith("40.0 times smaller (follows step 1)") and lines[2] == "removed packs of steps 0"
     assert "step 2 was not packed: the index of the shards is missing" in " ".join(done.stderr.split())
+    changed = "step 4 was packed, and its checkpoint has changed since: remove its pack and those after it to pack it anew"
+    assert "Warning: step 2 is missing" in " ".join(done.stderr.split())
+    assert changed in " ".join(done.stderr.split())
     quiet = run("watch", tmp_path, "-q")
     assert quiet.stdout == "" and "step 2" in quiet.stderr
     rows = [json.loads(line) for line in run("watch", tmp_path, "--json").stdout.splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["pack"] == str(tmp_path / "step-00000001.dpk") and rows[1]["reason"] == "the index of the shards is missing"
 
 
@@ -85,6 +89,11 @@ def test_once_tells_by_its_exit_code_that_a_step_was_not_packed(run: Run, tmp_pa
     assert done.exit_code == 1 and "step 2 was not packed" in done.stderr and "step 1: " in done.stdout
     (tmp_path / "checkpoint-2").rmdir()
     assert run("watch", tmp_path, "--once", "--settle", 0).exit_code == 0
+
+
+def test_a_step_that_was_tried_again_is_no_failure(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in("watch", [deltapack.SkippedStep(1, tmp_path / "checkpoint-1", "it changed"), *events(tmp_path)[:1]])
+    assert run("watch", tmp_path, "--once").exit_code == 0
 
 
 def test_an_interrupt_says_what_becomes_of_packs(run: Run, stand_in: StandIn, tmp_path: Path) -> None:

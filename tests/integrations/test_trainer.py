@@ -85,6 +85,18 @@ def test_a_run_that_was_resumed_earlier_goes_on_from_there(tmp_path: Path, caplo
     assert same_model(callback.restore_checkpoint(tmp_path / "packs", 3, base=base, out=tmp_path / "out"), 3)
 
 
+def test_a_gap_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    own = callback.PackCallback(base)
+    for step in (1, 2):
+        saved(own, tmp_path, step)
+    (tmp_path / "packs" / "step-00000001.dpk").unlink()
+    assert not caplog.records
+    saved(own, tmp_path, 3)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "step-00000002.dpk follows a checkpoint" in caplog.text
+    assert same_model(callback.restore_checkpoint(tmp_path / "packs", 3, base=base, out=tmp_path / "out"), 3)
+
+
 def test_old_packs_go(tmp_path: Path) -> None:
     own = callback.PackCallback(every_anchor=2, keep=1)
     for step in range(1, 5):

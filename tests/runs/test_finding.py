@@ -47,7 +47,10 @@ def test_folders_and_files_of_weights_by_step(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name in ("step-8.safetensors", "step-7.dpk", "step-6.json", "step-5"):
         (tmp_path / name).touch()
+    (tmp_path / "step-4").symlink_to("step-4")
+    (tmp_path / "step-3").symlink_to("nowhere")
     assert [(one.step, one.path.name) for one in checkpoints_in(tmp_path)] == [
+        (4, "step-4"),
         (8, "step-8.safetensors"),
         (9, "checkpoint-9"),
         (10, "checkpoint-10"),

@@ -18,7 +18,7 @@ from support.runs import FILES, base_model, same_model, step_model, weights_of, 
 import deltapack
 from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, FormatError, OutputError, RecipeError
 from deltapack.runs.keeping import keep_newest, pack_step
-from deltapack.runs.links import read_run
+from deltapack.runs.links import LAST_STEP, pack_name, read_run
 from deltapack.runs.restoring import restore_step
 
 
@@ -217,13 +217,44 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     pack_run(tmp_path, range(1, 3), base=base)
     write_folder(tmp_path / "other", step_model(3), FILES)
     third = write_step(tmp_path, 3)
+    with pytest.raises(BaseMismatchError, match="start from a base, and none was given"):
+        pack_step(folder, third, 3)
     for wrong in (tmp_path / "other", None):
-        with pytest.raises(BaseMismatchError):
-            pack_step(folder, third, 3, base=wrong)
         with pytest.raises(BaseMismatchError):
             restore_step(folder, 2, tmp_path / "out", base=wrong)
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001.dpk", "step-00000002.dpk"]
     assert not (tmp_path / "out").exists()
+    # Two anchors agree on what the run started from; a single one may itself follow a pack that is missing.
+    pack_step(folder, third, 3, base=base, every_anchor=1)
+    with pytest.raises(BaseMismatchError, match="the run was packed with another base"):
+        pack_step(folder, write_step(tmp_path, 4), 4, base=tmp_path / "other")
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("with_base", [True, False], ids=["base", "no base"])
+@pytest.mark.parametrize("there", [True, False], ids=["checkpoints", "packs alone"])
+@pytest.mark.parametrize(("lost", "others"), [((10,), True), ((20,), True), ((20,), False), ((10,), False), ((10, 20), False)])
+def test_after_a_gap_a_run_begins_anew(lost: tuple[int, ...], others: bool, there: bool, with_base: bool, tmp_path: Path) -> None:
+    base, folder = write_base(tmp_path / "base") if with_base else None, tmp_path / "packs"
+    pack_run(tmp_path, range(10, 60, 10), base=base, every_anchor=3)  # 10 20 30, 40 50
+    for step in (*lost, *(() if others else (40, 50))):
+        (folder / pack_name(step)).unlink()
+    after = folder / pack_name(lost[-1] + 10)
+    with pytest.raises(BaseMismatchError, match=r"neither a pack of the run nor the base|a pack before this one is missing") as caught:
+        restore_step(folder, 30, tmp_path / "out", base=base)
+    assert caught.value.path == after
+    how: dict[str, Any] = {"base": base, "checkpoints": {30: tmp_path / "checkpoint-30"} if there else None}
+    late = write_step(tmp_path, 35)
+    if not with_base and not others and lost[0] == 10:  # nothing says that the run started from nothing
+        with pytest.raises(BaseMismatchError, match="a pack before this one is missing"):
+            pack_step(folder, late, 35, **how)
+        return
+    packed = pack_step(folder, late, 35, **how)
+    assert packed.follows is None and len(packed.warnings) == 1 and packed.warnings[0].startswith(f"{after} follows a checkpoint")
+    packed = pack_step(folder, write_step(tmp_path, 36), 36, **how)
+    assert (packed.follows, packed.warnings) == (35, ())
+    for step in (35, 36, *((50,) if others else ())):
+        assert same_model(restore_step(folder, step, tmp_path / f"out{step}", base=base), step)
 
 
 def test_two_packs_of_a_step_are_no_run(tmp_path: Path) -> None:
@@ -243,11 +274,20 @@ def test_a_step_is_packed_once(tmp_path: Path) -> None:
     assert packed.pack.read_bytes() == data
 
 
-@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": "1"}, {"every_anchor": 0}, {"every_anchor": 1001}, {"keep": 0}, {"keep": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"step": -1}, {"step": 10**15}, {"step": "1"}, {"every_anchor": 0}, {"every_anchor": 1001}, {"keep": 0}, {"keep": 1.5}]
+)
 def test_numbers_that_cannot_be(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         pack_step(tmp_path / "packs", tmp_path, **{"step": 1, **wrong})
     assert not (tmp_path / "packs").exists()
+
+
+def test_the_last_step_that_has_a_name(tmp_path: Path) -> None:
+    pack_step(tmp_path / "packs", write_step(tmp_path, 1), LAST_STEP)
+    assert same_model(restore_step(tmp_path / "packs", LAST_STEP, tmp_path / "out"), 1)
+    with pytest.raises(RecipeError, match=r"step is out of range: expected 0 to 999,999,999,999,999, found 1000000000000000"):
+        restore_step(tmp_path / "packs", LAST_STEP + 1, tmp_path / "out")
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import ROOT
+from support.builders import ROOT, write_file
 from support.distributed import save_alone
-from support.runs import same_model, write_base, write_step
+from support.runs import same_model, step_model, write_base, write_step
 
 import deltapack
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import BaseMismatchError, CheckpointError, FormatError, NotACheckpointError, OutputError, RecipeError
+from deltapack.packing.compressing import compress
 from deltapack.runs.links import read_run
 
 
@@ -57,10 +58,13 @@ def seen(folder: Path, *happens: Callable[[], Any], **options: Any) -> list[tupl
     return list(told(events))
 
 
-def told(events: Iterator[deltapack.PackedStep | deltapack.SkippedStep]) -> Iterator[tuple[int, object]]:
+def told(events: Iterator[deltapack.PackedStep | deltapack.SkippedStep | deltapack.ChangedStep]) -> Iterator[tuple[int, object]]:
     try:
         for event in events:
-            yield event.step, event.follows if isinstance(event, deltapack.PackedStep) else event.reason
+            if isinstance(event, deltapack.ChangedStep):
+                yield event.step, f"changed: {event.pack.name}"
+            else:
+                yield event.step, event.follows if isinstance(event, deltapack.PackedStep) else event.reason
     except Stopped:
         return
 
@@ -137,6 +141,18 @@ def test_a_folder_with_two_models_is_skipped(tmp_path: Path) -> None:
     assert (one, two) == (1, (2, None)) and "two models" in str(why)
 
 
+def test_a_link_that_leads_to_itself_is_skipped(tmp_path: Path) -> None:
+    for name in ("step-1", "step-2.safetensors"):
+        (tmp_path / name).symlink_to(name)
+    write_step(tmp_path, 3)
+    *loops, whole = seen(tmp_path, *[nothing] * 3, once=True)
+    assert [(step, isinstance(why, str)) for step, why in loops] == [(1, True), (2, True)] and whole == (3, None)
+    assert "Too many levels of symbolic links" in str(loops[1][1])
+    shutil.move(tmp_path / "checkpoint-3", tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-3").symlink_to("checkpoint-3")
+    assert seen(tmp_path, *[nothing] * 3, once=True) == [*loops, (4, 3)]  # step 3 is packed
+
+
 def test_folders_of_distributed_checkpoints(tmp_path: Path) -> None:
     state = {"a": torch.arange(64.0), "b": torch.ones(5)}
     for step in (1, 2):
@@ -168,6 +184,127 @@ def test_what_changes_while_another_is_packed_waits_again(tmp_path: Path) -> Non
     assert next(events) == (1, None)
     (tmp_path / "checkpoint-2" / "config.json").write_text('{"changed": 1}')
     assert list(events) == []
+
+
+def test_what_changes_while_it_is_packed_is_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2):
+        write_step(tmp_path, step)
+    weights = tmp_path / "checkpoint-1" / "model.safetensors"
+    happens: list[Callable[[], Any]] = [
+        lambda: shutil.copy(tmp_path / "checkpoint-2" / weights.name, weights),
+        lambda: (tmp_path / "checkpoint-1" / "optimizer.pt").touch(),  # is not packed
+    ]
+
+    def rewritten(*args: Any, **options: Any) -> deltapack.CompressReport:
+        report = compress(*args, **options)
+        if happens:
+            happens.pop(0)()
+        return report
+
+    monkeypatch.setattr("deltapack.runs.making.compress", rewritten)
+    first, *rest = seen(tmp_path, *[nothing] * 9, base=base, once=True)
+    assert first[0] == 1 and "the checkpoint changed while it was packed" in str(first[1])
+    assert rest == [(1, None), (2, 1)]
+    for step in (1, 2):
+        assert same_model(deltapack.restore_step(tmp_path / "packs", step, tmp_path / f"out{step}", base=base), 2)
+
+
+def rewrite(run: Path, step: int, other: int) -> None:
+    """Put the weights of another step in place of a checkpoint's, with the times that they have elsewhere, as `cp -a` does."""
+    weights = run / f"checkpoint-{step}" / "model.safetensors"
+    elsewhere = run / "elsewhere.safetensors"
+    write_file(elsewhere, step_model(other))
+    os.utime(elsewhere, ns=(other, other))
+    shutil.copy2(elsewhere, weights)
+
+
+def test_what_changed_after_it_was_packed_is_told_once(tmp_path: Path) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    for step in (1, 2, 3):
+        write_step(run, step)
+    options = {"base": base, "once": True}
+    assert seen(run, *[nothing] * 3, **options) == [(1, None), (2, 1), (3, 2)]
+    packs = {path: path.read_bytes() for path in (run / "packs").iterdir()}
+    changed = (2, "changed: step-00000002.dpk")
+    again = lambda: rewrite(run, 2, 7)  # noqa: E731
+    events = seen(run, lambda: rewrite(run, 2, 6), *[nothing] * 9, again, *[nothing] * 9, base=base)
+    assert events == [changed, changed]  # as it changed twice
+    assert seen(run, *[nothing] * 3, **options) == [changed]
+    rewrite(run, 2, 2)
+    assert seen(run, *[nothing] * 3, **options) == []
+    assert {path: path.read_bytes() for path in (run / "packs").iterdir()} == packs
+
+
+def test_files_of_a_packed_checkpoint(tmp_path: Path) -> None:
+    """What a model needs counts; what is for people, the state of a trainer and what cannot be read do not."""
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    for step in (1, 2, 3, 4):
+        write_step(run, step)
+    assert len(seen(run, *[nothing] * 3, base=base, once=True)) == 4
+    (run / "checkpoint-1" / "config.json").write_text('{"other": 1}')
+    (run / "checkpoint-2" / "README.md").write_text("for people")
+    (run / "checkpoint-2" / "optimizer.pt").write_text("other")
+    (run / "checkpoint-3" / "model.safetensors").write_bytes(b"damaged")
+    (run / "checkpoint-4" / "model.safetensors").unlink()
+    assert seen(run, *[nothing] * 4, base=base, once=True) == [(1, "changed: step-00000001.dpk")]
+
+
+@pytest.mark.parametrize("keep", [None, 1])
+def test_two_watchers_of_one_run(keep: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one packs the second step, the other one packs three, and may remove what the first one reads."""
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    for step in range(1, 5):
+        write_step(run, step)
+    calls: list[str] = []
+    other: list[tuple[int, object]] = []
+
+    def raced(base: Path, checkpoint: Path, *args: Any, **options: Any) -> deltapack.CompressReport:
+        calls.append(checkpoint.name)
+        if calls == ["checkpoint-1", "checkpoint-2"]:
+            other.extend(seen(run, *[nothing] * 3, base=tmp_path / "base", once=True, every_anchor=1, keep=keep))
+        return compress(base, checkpoint, *args, **options)
+
+    monkeypatch.setattr("deltapack.runs.making.compress", raced)
+    first = seen(run, *[nothing] * 9, base=base, once=True)
+    assert [step for step, _ in other] == ([2, 3, 4] if keep is None else [4])
+    # What the other one has removed, this one packs anew, as it was not told to keep few.
+    assert [step for step, _ in first] == ([1] if keep is None else [1, 3, 1, 2])
+    packed = [link.step for link in read_run(run / "packs").links]
+    assert packed == [1, 2, 3, 4]
+    for step in packed:
+        assert same_model(deltapack.restore_step(run / "packs", step, tmp_path / f"out{step}", base=base), step)
+    assert [path for path in (run / "packs").iterdir() if path.suffix != ".dpk"] == []
+
+
+def test_a_pack_that_goes_while_the_folder_is_read_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(tmp_path / "base")
+    for step in (1, 2, 3):
+        write_step(tmp_path, step)
+    assert len(seen(tmp_path, *[nothing] * 3, base=base, once=True)) == 3
+    packs = sorted((tmp_path / "packs").iterdir())
+    listed = list(packs)
+    packs[1].unlink()
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(listed))
+    assert [link.step for link in read_run(tmp_path / "packs").links] == [1, 3]
+
+
+def test_packs_do_not_go_into_a_checkpoint(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    write_step(run, 1)
+    write_step(elsewhere.parent, 2).rename(elsewhere)
+    (run / "checkpoint-2").symlink_to(elsewhere)
+    (tmp_path / "link").symlink_to(run)
+    inside = [run / "checkpoint-1", tmp_path / "link" / "checkpoint-1" / "packs", run / "step-9", elsewhere / "packs"]
+    for out in inside:
+        with pytest.raises(RecipeError, match="inside of a checkpoint that is watched"):
+            seen(run, *[nothing] * 3, out=out, once=True)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-2"] and not (elsewhere / "packs").exists()
+    assert seen(run, *[nothing] * 3, out=tmp_path / "step-9", once=True) == [(1, None), (2, 1)]
 
 
 def test_of_two_checkpoints_of_a_step_one_counts(tmp_path: Path) -> None:

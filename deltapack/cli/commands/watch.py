@@ -13,7 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.render import count_of, human_bytes, print_paragraph
 from deltapack.kinds import FOLDER
-from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, PackedStep, SkippedStep
+from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
 __all__ = ["command"]
 
@@ -73,15 +73,21 @@ def command(
     """
     how: dict[str, Any] = {"base": base, "out": out, "every_anchor": every_anchor, "keep": keep, "settle": settle, "poll": poll}
     _print_overview(folder, out, once=once, quiet=quiet or as_json)
-    skipped = False
+    skipped: set[int] = set()
     for event in deltapack.watch(folder, once=once, workers=workers, **how):
-        skipped |= isinstance(event, SkippedStep)
+        if isinstance(event, SkippedStep):
+            skipped.add(event.step)
+        else:
+            skipped.discard(event.step)  # it was tried again
         if as_json:
             click.echo(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
         elif isinstance(event, SkippedStep):
             print_paragraph("Warning", f"step {event.step} was not packed: {event.reason}")
-        elif not quiet:
-            _print(event)
+        elif isinstance(event, ChangedStep):
+            hint = "remove its pack and those after it to pack it anew"
+            print_paragraph("Warning", f"step {event.step} was packed, and its checkpoint has changed since: {hint}")
+        else:
+            _print(event, quiet)
     if skipped:  # without --once nothing but an error or Ctrl-C ends it
         click.get_current_context().exit(1)
 
@@ -100,7 +106,11 @@ def _print_overview(folder: Path, out: Path | None, *, once: bool, quiet: bool) 
         click.echo(f"{folder} has {count_of(found.checkpoints, 'checkpoint')}, {packed} of them packed in {found.packs}{then}")
 
 
-def _print(packed: PackedStep) -> None:
+def _print(packed: PackedStep, quiet: bool) -> None:
+    for text in packed.warnings:
+        print_paragraph("Warning", text)
+    if quiet:
+        return
     made = "from the base" if packed.follows is None else f"follows step {packed.follows}"
     ratio = packed.checkpoint_bytes / packed.pack_bytes
     click.echo(f"step {packed.step}: {packed.pack}, {human_bytes(packed.pack_bytes)}, {ratio:.1f} times smaller ({made})")

@@ -105,6 +105,8 @@ class PackCallback(TrainerCallback):
         left = sorted(step for step in packed.removed if step >= packed.step)
         if left:
             _LOG.warning("removed the packs of steps %s: the run went back and is at step %d", left, packed.step)
+        for text in packed.warnings:
+            _LOG.warning("%s", text)
         _LOG.info("packed step %d: %s", packed.step, _told(packed))
         if self.leave != "checkpoint":
             _delete(checkpoint, whole=self.leave == "nothing")
