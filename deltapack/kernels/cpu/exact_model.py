@@ -35,7 +35,7 @@ def count_symbols(base: Bits, classes: Bytes, symbols: Bytes, numbers: Numbers, 
 @lru_cache
 def _span(width: int) -> Any:
     """Return a loop over numbers of a width that finds their least and their largest field, in arithmetic of that width."""
-    U = {64: np.uint64, 32: np.uint32, 16: np.uint16, 8: np.uint8}[width]
+    U: Any = {64: np.uint64, 32: np.uint32, 16: np.uint16, 8: np.uint8}[width]
     full = U((1 << width) - 1)
 
     def span(base: Any, field: Any) -> Any:
