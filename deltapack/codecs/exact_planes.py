@@ -41,20 +41,19 @@ def estimate_planes(base: Bits | None, tuned: Bits, numbers: Numbers) -> float:
 
     Structure that nobody foresaw, such as rows that are repeated, may be anywhere.
     """
-    inside = _sampled(len(tuned))
-    planes = _planes(None if base is None else base[inside], tuned[inside], numbers)
+    planes = _planes(None if base is None else _sampled(base), _sampled(tuned), numbers)
     counts, scale = [_counts(plane) for plane in planes], len(tuned) / min(_GLANCE, len(tuned))
     coded = sum(min(_entropy(own) * scale + 2 * np.count_nonzero(own) + 4 * _MOST_LANES, len(tuned)) for own in counts)
     return min(coded, len(compress_frame(b"".join(map(bytes, planes)), 1)) * scale)
 
 
-def _sampled(length: int) -> slice | NDArray[np.int64]:
-    """Return which numbers are looked at: all of a few, else stretches that are spread evenly."""
-    if length <= _GLANCE:
-        return slice(length)
+def _sampled(numbers: Bits) -> Bits:
+    """Return the numbers that are looked at: all of a few, else stretches that are spread evenly."""
+    if len(numbers) <= _GLANCE:
+        return numbers
     stretch = _GLANCE // _PLACES
-    starts = np.arange(_PLACES, dtype=np.int64) * (length - stretch) // (_PLACES - 1)
-    return (starts[:, None] + np.arange(stretch)).reshape(-1)
+    starts = [place * (len(numbers) - stretch) // (_PLACES - 1) for place in range(_PLACES)]
+    return np.concatenate([numbers[start : start + stretch] for start in starts])
 
 
 def _planes(base: Bits | None, tuned: Bits, numbers: Numbers) -> list[Bytes]:
