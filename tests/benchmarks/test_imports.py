@@ -16,7 +16,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("codes", "exact.training", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
     ("exact.inputs", "speed.inputs"),
     ("exact.entropy", "exact.packs", "exact.thresholds", "exact.tools", "speed.checks"),
-    ("exact.sizes", "exact.speed", "speed.curves", "speed.peers", "speed.profile"),
+    ("exact.folders", "exact.sizes", "exact.speed", "speed.curves", "speed.peers", "speed.profile"),
     ("exact.__main__", "speed.groups"),
     ("speed.targets",),
     ("speed.__main__",),
