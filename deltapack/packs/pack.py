@@ -100,7 +100,9 @@ class Pack(Mapping[str, "PackEntry"]):
         add_to(self._reader, state, weight=weight, verify=verify, workers=workers)
 
     def load(self) -> LoadedPack:
-        """Read and decompress the whole pack, for states that are patched again and again; the pack must stay open.
+        """Read and decompress the terms of the pack, for states that are patched again and again; the pack must stay open.
+
+        Exact tensors are read and decoded each time: what they become depends on the state.
 
         Raises:
             FormatError: It is damaged.
