@@ -47,7 +47,7 @@ class WeightedPack:
         if self.rescale is not None and is_merged:
             hint = "Rescale the packs that it was merged from."
             raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)
-        if self.rescale is not None and EXACT in index.required and not any(entry.terms for entry in index.entries):
+        if self.rescale is not None and EXACT in index.required and index.is_exact:
             what, hint = "rescale does nothing: an exact pack drops nothing", "Leave it out; --weight scales the difference."
             raise RecipeError(what, path=self.reader.path, found=self.rescale, hint=hint)
 

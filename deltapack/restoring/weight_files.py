@@ -43,7 +43,7 @@ def finetuned_files(
     index = pack.reader.index
     containers = index.containers
     if not containers:
-        is_exact = EXACT in index.required and not any(entry.terms for entry in index.entries)
+        is_exact = EXACT in index.required and index.is_exact
         same = is_exact and pack.is_plain and dtype is None
         return None, [_NO_HEADERS] if same else []
     reasons = {
