@@ -17,7 +17,7 @@ from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
-from deltapack.kernels.layout import Elements, Positions, Sparse
+from deltapack.kernels.layout import Elements, Positions
 from deltapack.kernels.reference.encoding import same_bits
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, exact_chunk
@@ -103,7 +103,8 @@ def _encode_delta(
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
     if plan.sparsifier is None:
-        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, buffers.sparse(0, common).positions)
+        room = buffers.sparse(0, common).positions
+        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, room, plan.codec.index)
         kept = loops.kept_differences(base, source, tuned[:common], target, positions)
     else:
         chosen = plan.sparsifier.select(chunk, loops.difference(base, source, tuned[:common], target))
@@ -113,18 +114,19 @@ def _encode_delta(
         positions, kept = positions[there], kept[there]
         counts = tile_counts(positions, common)
     try:
-        term, values = encode_term_chunk(plan.codec, positions, kept, counts, common, np.float32(plan.recipe.factor))
+        factor, start = np.float32(plan.recipe.factor), chunk * CHUNK
+        term, seen = encode_term_chunk(plan.codec, positions, kept, counts, common, factor, start)
     except NonFiniteError as error:
         error.tensor = plan.tensor.name
         raise
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
     if source == target:
         restored = base
-        loops.add_in_place(restored, target, [Sparse(positions, values)])
+        loops.add_in_place(restored, target, [seen])
     else:
-        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [Sparse(positions, values)]))
+        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [seen]))
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
-    overflow, altered = _odd_ones(restored, tuned[:common], source, target, positions)
+    overflow, altered = _odd_ones(restored, tuned[:common], source, target, seen.positions)
     return ChunkOutcome(
         base_digest,
         chunk_digest(result),
