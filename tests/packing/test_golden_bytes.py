@@ -22,7 +22,7 @@ from support.fixtures import as_weights
 
 import deltapack
 from deltapack import kernels
-from deltapack.codecs.chunk import TermCodec, encode_term_chunk, stream_bounds, term_chunks, tiles_of
+from deltapack.codecs.chunk import TermCodec, coded_chunks, encode_term_chunk, stream_bounds, tiles_of
 from deltapack.codecs.indices import best_index
 from deltapack.format.frames import unpack_stream
 from deltapack.format.reader import PackReader
@@ -259,6 +259,6 @@ def test_packs(loops: Backend, name: str, tmp_path: Path) -> None:
     with PackReader(compress(tmp_path, tailed(TILE + 9000, 5), **RECIPES[name])) as reader:
         (entry,) = reader.index.entries
         (term,) = entry.terms
-        blob = term_chunks(reader, entry, term)
+        blob = coded_chunks(reader, entry, term)
         raw = b"".join(blob.streams(0, stream_bounds(term, *tiles_of(blob, 0))))
         assert (f"{term.index} {term.shift} {term.values} {term.key:x} {term.keep} {term.factor!r} {term.nnz}", short(raw)) == PACKS[name]
