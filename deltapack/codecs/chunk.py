@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.codecs import indices, values
+from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.planes import split_planes
 from deltapack.codecs.quantize import quantize, scaled_codes
 from deltapack.codecs.scaling import Scaling, lines_of_tensor
@@ -19,6 +20,7 @@ from deltapack.codecs.sources import (
     LinedChunks,
     LoadedChunks,
     TermChunks,
+    coded_chunks,
     load_term_chunks,
     stream_bounds,
     term_chunks,
@@ -43,6 +45,7 @@ __all__ = [
     "TermChunks",
     "TermCodec",
     "add_term_chunk",
+    "coded_chunks",
     "decode_term_chunk",
     "encode_term_chunk",
     "load_term_chunks",
@@ -119,7 +122,7 @@ def encode_term_chunk(
 
 
 def decode_term_chunk(
-    blob: TermChunks,
+    blob: TermChunks | FactorChunks,
     term: Term,
     chunk: int,
     factor: np.float32,
@@ -135,19 +138,21 @@ def decode_term_chunk(
         out: Arrays of the chunk's length and `SPARE` more that the results are made in; new ones unless given.
 
     Returns:
-        Positions `[nnz] uint32` from the start of the chunk and values `[nnz] f32`.
+        Positions `[nnz] uint32` from the start of the chunk, which are not to be written to, and values `[nnz] f32`.
 
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
     out = Buffers().sparse(0, blob.layout.chunk_length(chunk)) if out is None else out
+    if isinstance(blob, FactorChunks):
+        return blob.sparse(chunk, factor, out)
     encoded = _encoded(blob, term, chunk, factor)
     decoded = kernels.active().decode_encoded(encoded, out)
     return _step_by_step(blob, term, chunk, encoded, out) if decoded is None else decoded
 
 
 def add_term_chunk(
-    blob: TermChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, out: Sparse
+    blob: TermChunks | FactorChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, out: Sparse
 ) -> None:
     """Decode a chunk of a term and add it to elements in place.
 
@@ -163,6 +168,9 @@ def add_term_chunk(
     Raises:
         FormatError: A rule from R8 to R10 is broken; nothing was changed.
     """
+    if isinstance(blob, FactorChunks):
+        blob.add_to(chunk, factor, elements, dtype)
+        return
     encoded = _encoded(blob, term, chunk, factor)
     if not kernels.active().add_encoded(elements, dtype, encoded, out):
         kernels.active().add_in_place(elements, dtype, [_step_by_step(blob, term, chunk, encoded, out)])

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from deltapack.codecs import indices, values
+from deltapack.codecs.factors import FactorChunks, factor_chunks
 from deltapack.codecs.scaling import lines_of_term
 from deltapack.errors import FormatError
 from deltapack.format.index import Entry, Term
@@ -21,6 +22,7 @@ __all__ = [
     "LinedChunks",
     "LoadedChunks",
     "TermChunks",
+    "coded_chunks",
     "load_term_chunks",
     "stream_bounds",
     "term_chunks",
@@ -113,23 +115,34 @@ class LoadedChunks:
         self.blob.locate(error)
 
 
-def term_chunks(reader: PackReader, entry: Entry, term: Term) -> TermChunks:
+def term_chunks(reader: PackReader, entry: Entry, term: Term) -> TermChunks | FactorChunks:
     """Return the chunks of a term of an entry.
 
     Raises:
-        FormatError: Their table or the scales of their rows are damaged.
+        FormatError: Their table, or the scales of their rows, are damaged.
+    """
+    return factor_chunks(reader, entry, term) if term.is_factors else coded_chunks(reader, entry, term)
+
+
+def coded_chunks(reader: PackReader, entry: Entry, term: Term) -> TermChunks:
+    """Return the chunks of a term that has codes for its elements.
+
+    Raises:
+        FormatError: Their table, or the scales of their rows, are damaged.
     """
     blob = reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
     lines = lines_of_term(reader, entry, term)
     return blob if lines is None or term.lines is None else LinedChunks(blob, lines)
 
 
-def load_term_chunks(blob: TermChunks, term: Term) -> LoadedChunks:
+def load_term_chunks(blob: TermChunks | FactorChunks, term: Term) -> LoadedChunks | FactorChunks:
     """Read and decompress all chunks of a term.
 
     Raises:
-        FormatError: Rule R8 or R10 is broken.
+        FormatError: Rule R8 or R10 is broken; of factors, R9.
     """
+    if isinstance(blob, FactorChunks):
+        return blob.load()
     chunks = range(blob.layout.chunks)
     raw = tuple(blob.streams(chunk, stream_bounds(term, *tiles_of(blob, chunk))) for chunk in chunks)
     return LoadedChunks(blob, raw, blob.lines if isinstance(blob, LinedChunks) else None)

@@ -32,6 +32,8 @@ CODECS = completed(
         TermCodec("gaps", "int8", 1),
     )
 )
+NAMES = [f"a{number:x}" for number in range(len(CODECS))]
+"""In their order in a pack."""
 
 
 def digest_of(name: str) -> str:
@@ -88,7 +90,7 @@ def write_small_pack(path: Path) -> Path:
     with open_pack_writer(path, force=False) as writer:
         entries = []
         for number, codec in enumerate(CODECS):
-            name = f"a{number:x}"  # in the order of names
+            name = NAMES[number]
             base = BaseRef(name, f32, (5, 9), digest_of("base" + name))
             terms = (write_term(writer, codec, 45, number),)
             entries.append(Entry(name, "delta", BY_NAME["bf16"], (5, 9), digest_of(name), base=base, terms=terms))
