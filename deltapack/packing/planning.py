@@ -248,7 +248,8 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
     """Return the smallest value codec whose noise is within `fidelity` times the noise of dropping.
 
     Dropping with rate p and rescaling adds p/(1-p) of the delta's power as noise; coding the kept values with a relative squared
-    error e adds e/(1-p). So the rule is e <= fidelity * p.
+    error e adds e/(1-p). So the rule is e <= fidelity * p. The error is that of scales of gain 1, as what comes back is: for coarse codes
+    it is larger than the least squared error, and the least is not what a user gets.
     """
     kept, counts = _sample(base, finetuned, plan)
     squares = np.square(kept, dtype=np.float64)
