@@ -13,10 +13,12 @@ from typing import Literal
 from deltapack.dtypes import BY_NAME, DType
 
 __all__ = [
+    "FACTORS",
     "FIELDS",
     "FILE_BASE",
     "FOLDERS",
     "INDEX_CODECS",
+    "SCALES",
     "VALUE_CODECS",
     "IndexCodec",
     "Parameter",
@@ -51,17 +53,22 @@ class ScaleSearch:
             raise ValueError(f"no such search: {self}")
 
 
+Coding = Literal["planes", "fields", "trits", "levels", "factors"]
+
+
 @dataclass(frozen=True)
 class ValueCodec:
-    """One way to store the values of kept elements: as floats, as integers with scales, or as signs with scales.
+    """One way to store the values of kept elements: as floats, or as signs or integers with scales.
 
     Attributes:
         name: Its name in the index.
-        bits: Bits of a stored code, before the zstd stage.
+        bits: Bits of a stored code, before the zstd stage; of codes without a width of their own, of the widest.
         dtype: Type of the codes where they are floats, which have no scales.
         search: How scales are chosen where codes are integers, in two's complement; codes of floats and signs need none.
         auto: Whether `values="auto"` may take it where its noise is small enough.
         feature: The required feature that a pack with such a term names; empty for the codecs of version 1.0, which need none.
+        coding: How codes become bytes: floats as byte planes, integers and signs as fields of `bits` bits, `"trits"`, levels of a uniform
+            quantiser, which are entropy-coded (`"levels"`); or that there is no code for an element, but two factors.
     """
 
     name: str
@@ -70,10 +77,13 @@ class ValueCodec:
     search: ScaleSearch | None = None
     auto: bool = False
     feature: str = ""
+    coding: Coding = "fields"
 
     def __post_init__(self) -> None:
-        if self.dtype is not None:
-            fits = self.bits == 8 * self.dtype.itemsize and self.search is None
+        if self.coding in ("trits", "levels", "factors"):
+            fits = self.dtype is None and self.search is None and bool(self.feature)
+        elif self.dtype is not None:
+            fits = self.bits == 8 * self.dtype.itemsize and self.search is None and self.coding == "planes"
         elif self.search is not None:
             fits = self.bits in FIELDS and self.search.top <= 1 << self.bits - 1
         else:
@@ -83,12 +93,19 @@ class ValueCodec:
 
     @property
     def scaled(self) -> bool:
-        """Whether groups of codes have scales."""
-        return self.dtype is None
+        """Whether codes have scales."""
+        return self.dtype is None and self.coding != "factors"
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of codes have scales of their own, unless the term says otherwise (`SCALES`)."""
+        return self.scaled and self.coding == "fields"
 
     @property
     def form(self) -> str:
-        """How a code is read: `"int"`, `"sign"`, or the name of a float type. An engine serves forms, whatever codec has them."""
+        """How a code is read: `"int"`, `"sign"`, the name of a float type, or a coding. An engine serves forms, whatever codec has them."""
+        if self.coding not in ("planes", "fields"):
+            return self.coding
         return self.dtype.name if self.dtype is not None else "sign" if self.search is None else "int"
 
 
@@ -133,22 +150,32 @@ class IndexCodec:
 VALUE_CODECS: Mapping[str, ValueCodec] = {
     row.name: row
     for row in (
-        ValueCodec("f32", 32, BY_NAME["f32"]),
-        ValueCodec("bf16", 16, BY_NAME["bf16"], auto=True),
-        ValueCodec("f16", 16, BY_NAME["f16"]),
+        ValueCodec("f32", 32, BY_NAME["f32"], coding="planes"),
+        ValueCodec("bf16", 16, BY_NAME["bf16"], auto=True, coding="planes"),
+        ValueCodec("f16", 16, BY_NAME["f16"], coding="planes"),
         ValueCodec("int8", 8, search=ScaleSearch(128, 7, 1), auto=True),
+        ValueCodec("uniform", 8, feature="uniform", coding="levels"),
         ValueCodec("int4", 4, search=ScaleSearch(8, 4, 16), auto=True),
         ValueCodec("int3", 4, search=ScaleSearch(4, 3, 12), auto=True),
         ValueCodec("int2", 2, search=ScaleSearch(2, 3, 16), auto=True),
+        ValueCodec("ternary", 2, feature="ternary", coding="trits"),
         ValueCodec("sign", 1),
     )
 }
-"""Value codecs by name, from the largest in a pack to the smallest: `auto` tries them from the end."""
+"""Value codecs by name, from the widest code to the narrowest: `auto` tries them from the end."""
 
+FACTORS = ValueCodec("factors", 0, feature="factors", coding="factors")
+"""What a dense term of low rank says in place of a value codec: it has no code for an element (spec/codecs/factors.md)."""
+
+SCALES = ("tensor", "rows", "outer")
+"""What a term may say instead of a scale for each group of codes: one for all, times one of the row, times one of the column."""
+
+_KEY = Parameter("key", 0, (1 << 64) - 1, 16)
 INDEX_CODECS: Mapping[str, IndexCodec] = {
     row.name: row
     for row in (
-        IndexCodec("seeded", "random", (Parameter("keep", 1, (1 << 32) - 1), Parameter("key", 0, (1 << 64) - 1, 16))),
+        IndexCodec("seeded", "random", (Parameter("keep", 1, (1 << 32) - 1), _KEY)),
+        IndexCodec("stratified", "random", (Parameter("keep", 1 << 16, (1 << 32) - 1), _KEY), "stratified"),
         IndexCodec("gaps", "stored", (Parameter("shift", 0, 15),)),
         IndexCodec("bitmap", "stored"),
         IndexCodec("all", "all"),
@@ -157,11 +184,13 @@ INDEX_CODECS: Mapping[str, IndexCodec] = {
 """Index codecs by name."""
 
 
+LINES = "scales"
+"""The feature of packs with terms that say how they are scaled (`SCALES`)."""
 RAW_TYPES = "raw-types"
 """The feature of packs with element types that are not in the table of spec/03-index.md section 3.6."""
 
 
 def known_features() -> frozenset[str]:
     """Return the required features of codecs that this version reads (spec/05-versioning.md)."""
-    rows: tuple[ValueCodec | IndexCodec, ...] = (*VALUE_CODECS.values(), *INDEX_CODECS.values())
-    return frozenset(row.feature for row in rows if row.feature) | {FILE_BASE, FOLDERS, RAW_TYPES}
+    rows: tuple[ValueCodec | IndexCodec, ...] = (*VALUE_CODECS.values(), FACTORS, *INDEX_CODECS.values())
+    return frozenset(row.feature for row in rows if row.feature) | {FILE_BASE, FOLDERS, LINES, RAW_TYPES}

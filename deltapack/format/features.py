@@ -26,7 +26,7 @@ def features_of(
     found = {FILE_BASE} if any(file.base for file in files or ()) else set()
     found |= ({FOLDERS} if folders else set()) | ({CONTAINERS} if containers else set())
     for entry in entries:
-        found |= {row.feature for term in entry.terms for row in (term.index_codec, term.value_codec)}
+        found |= {feature for term in entry.terms for feature in term.features}
         if entry.dtype.raw_bits or (entry.base is not None and entry.base.dtype.raw_bits):
             found.add(RAW_TYPES)
         if entry.base is not None and entry.base.arranged is not None:

@@ -5,91 +5,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.format.arrangement import BaseRef
 from deltapack.format.blobs import EXACT, BlobRef, ExactStep
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, IndexCodec, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.terms import Term, bits_of_f32, f32_of_bits
 
 __all__ = ["BaseRef", "BlobRef", "Entry", "ExactStep", "FileEntry", "Index", "Stats", "Term", "bits_of_f32", "f32_of_bits"]
 
 KINDS = frozenset({"alias", "delta", EXACT, "grown", "removed", "shrunk", "stored", "unchanged"})
-
-
-def f32_of_bits(bits: str) -> float:
-    """Return the value of an f32 given as 8 hexadecimal digits."""
-    value: float = struct.unpack(">f", bytes.fromhex(bits))[0]
-    return value
-
-
-def bits_of_f32(value: float) -> str:
-    """Return the bits of `value`, rounded to f32, as 8 hexadecimal digits."""
-    return struct.pack(">f", value).hex()
-
-
-@dataclass(frozen=True)
-class Term:
-    """One sparse difference of a tensor.
-
-    Attributes:
-        index: Index codec.
-        values: Value codec.
-        factor: Rescale, an f32 held in a Python float.
-        nnz: Number of kept elements.
-        blob: Its chunks.
-        keep: K of the seeded codec: density * 2^32.
-        key: Mask key of the seeded codec, 64 bits.
-        shift: Low bits of a gap that the gaps codec packs.
-    """
-
-    index: str
-    values: str
-    factor: float
-    nnz: int
-    blob: BlobRef
-    keep: int = 0
-    key: int = 0
-    shift: int = 0
-
-    @property
-    def index_codec(self) -> IndexCodec:
-        """The row of its index codec."""
-        return INDEX_CODECS[self.index]
-
-    @property
-    def value_codec(self) -> ValueCodec:
-        """The row of its value codec."""
-        return VALUE_CODECS[self.values]
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """Names of its stored streams, in order."""
-        return _streams(self.index, self.values)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the term as the index spells it."""
-        return {
-            "index": self.index,
-            "values": self.values,
-            "factor": bits_of_f32(self.factor),
-            "nnz": self.nnz,
-            "blob": self.blob.to_json(),
-            **{row.name: row.spelled(getattr(self, row.name)) for row in self.index_codec.parameters},
-        }
-
-
-@cache
-def _streams(index: str, values: str) -> tuple[str, ...]:
-    """Return the stored streams of a pair of codecs; both are known, so there are few."""
-    positions = ("index",) if INDEX_CODECS[index].kept == "stored" else ()
-    scales = ("scales",) if VALUE_CODECS[values].scaled else ()
-    return (*positions, "codes", *scales)
 
 
 @dataclass(frozen=True)
@@ -166,7 +94,7 @@ class Entry:
     def blobs(self) -> tuple[BlobRef, ...]:
         """Its blobs in file order."""
         rest = (self.stored, *(step.blob for step in self.exact), self.digests)
-        return (*(term.blob for term in self.terms), *(blob for blob in rest if blob is not None))
+        return (*(blob for term in self.terms for blob in term.blobs), *(blob for blob in rest if blob is not None))
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as the index spells it."""

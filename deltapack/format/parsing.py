@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from deltapack.format.arrangement import FEATURE
 from deltapack.format.base_fields import parse_base
 from deltapack.format.blobs import EXACT, MOST_STEPS, MOST_TABLE, ExactStep
 from deltapack.format.canonical import load_index
-from deltapack.format.codecs import FILE_BASE, FOLDERS, INDEX_CODECS, VALUE_CODECS, Parameter, known_features
+from deltapack.format.codecs import FILE_BASE, FOLDERS, known_features
 from deltapack.format.containers import CONTAINERS, check_containers, parse_containers
 from deltapack.format.digest import fingerprint
 from deltapack.format.fields import (
@@ -29,9 +28,10 @@ from deltapack.format.fields import (
     typed,
 )
 from deltapack.format.fileparsing import check_files, check_in_folders, parse_file, parse_folders
-from deltapack.format.index import KINDS, BlobRef, Entry, Index, Stats, Term, f32_of_bits
+from deltapack.format.index import KINDS, BlobRef, Entry, Index, Stats
 from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
+from deltapack.format.termparsing import fault_of_term, parse_term
 from deltapack.limits import Limits
 
 __all__ = ["parse_index"]
@@ -145,7 +145,7 @@ def _entry(row: Any, limits: Limits) -> Entry:
         shape,
         hexadecimal(row, "digest", 32),
         base=parse_base(row, name, dtype, shape, limits) if "base" in row else None,
-        terms=tuple(map(_term, terms)),
+        terms=tuple(map(parse_term, terms)),
         stored=blob_ref(row, "stored") if "stored" in row else None,
         digests=blob_ref(row, "digests") if "digests" in row else None,
         stats=_stats(row) if "stats" in row else None,
@@ -197,38 +197,13 @@ def _check_kind(entry: Entry) -> None:
             what = "is said unchanged but differs from its base"
         elif entry.kind in ("delta", "grown", "shrunk") and not (base.dtype.is_delta and entry.dtype.is_delta):
             what = "has a dtype that cannot be subtracted"
-    if any(term.nnz > entry.common or (term.index_codec.kept == "all" and term.nnz != entry.common) for term in entry.terms):
-        what = "has an impossible number of kept elements"
+    what = next(filter(None, (fault_of_term(term, entry) for term in entry.terms)), what)
     if what is None and (entry.digests is not None) != entry.needs_digests:
         what = "has chunk digests where it must not, or none where it must"
     if what is None and entry.digests is not None and entry.digests.length != entry.digests_length:
         what = "has chunk digests of the wrong length"
     if what is not None:
         raise FormatError(f"the entry {what}", rule="R6")
-
-
-def _term(row: Any) -> Term:
-    if type(row) is not dict:
-        raise FormatError("a term is not an object", rule="R4")
-    index, values = typed(row, "index", str), typed(row, "values", str)
-    for codec, known in ((index, INDEX_CODECS), (values, VALUE_CODECS)):
-        if codec not in known:
-            raise UnsupportedError("unknown codec", rule="R5", found=codec, hint="Update deltapack.")
-    parameters = INDEX_CODECS[index].parameters
-    check_keys(row, "a term", required={"index", "values", "factor", "nnz", "blob", *(one.name for one in parameters)})
-    factor = f32_of_bits(hexadecimal(row, "factor", 8))
-    if not math.isfinite(factor):
-        raise FormatError("the factor of a term is not finite", rule="R6", found=factor)
-    given = {one.name: _parameter(row, one) for one in parameters}
-    return Term(index, values, factor, count(row, "nnz"), blob_ref(row, "blob"), **given)
-
-
-def _parameter(row: Any, one: Parameter) -> int:
-    value = int(hexadecimal(row, one.name, one.digits), 16) if one.digits else count(row, one.name)
-    if not one.least <= value <= one.most:
-        expected = f"{one.least} to {one.most}"
-        raise FormatError(f"the parameter {one.name!r} is out of range", rule="R6", expected=expected, found=value)
-    return value
 
 
 def _stats(row: Any) -> Stats:
@@ -250,6 +225,9 @@ def _check_entries(index: Index) -> None:
     for entry in index.entries:
         if entry.kind == EXACT and EXACT not in index.required:
             raise FormatError("an exact tensor without the feature", tensor=entry.name, rule="R6", expected=EXACT)
+        missing = frozenset().union(*(term.features for term in entry.terms)) - frozenset(index.required)
+        if missing:
+            raise FormatError("a term without its feature", tensor=entry.name, rule="R6", expected=min(missing))
         if entry.kind == "alias" and entry.of not in held:
             raise FormatError("an alias of no tensor", tensor=entry.name, rule="R6", found=entry.of)
     held_by_base = {name for entry in index.entries if entry.base is not None for name in entry.base.held}

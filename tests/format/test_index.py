@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import DeltapackError, FormatError, LimitError, UnsupportedError
 from deltapack.format.canonical import dump_canonical
-from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS, ScaleSearch, ValueCodec
+from deltapack.format.codecs import FACTORS, INDEX_CODECS, SCALES, VALUE_CODECS, ScaleSearch, ValueCodec
 from deltapack.format.digest import CHUNK, chunk_count, fingerprint
+from deltapack.format.features import features_of
 from deltapack.format.fields import CONTROL
 from deltapack.format.fileparsing import check_path
 from deltapack.format.index import (
@@ -59,15 +60,30 @@ class Blobs:
         return -(-self.end // 8) * 8
 
 
-def draw_term(draw: Callable[[Any], Any], common: int, blobs: Blobs) -> Term:
-    index = INDEX_CODECS[draw(st.sampled_from(sorted(INDEX_CODECS)))]
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def draw_term(draw: Callable[[Any], Any], shape: tuple[int, ...], common: int, blobs: Blobs) -> Term:
+    """Return a term of a tensor of this shape: a product of factors where there can be one, or a sparse one."""
+    if common and len(shape) > 1 and draw(st.booleans()):
+        rank = draw(st.integers(1, min(256, shape[-1], common // shape[-1])))
+        return Term("all", FACTORS.name, draw(finite), common, blobs(), rank=rank, bits=draw(st.sampled_from([2, 4, 8])))
+    index, values = INDEX_CODECS[draw(st.sampled_from(sorted(INDEX_CODECS)))], VALUE_CODECS[draw(st.sampled_from(sorted(VALUE_CODECS)))]
+    ways = ([] if values.scaled and not values.grouped else [""]) + (
+        list(SCALES) if common and len(shape) > 1 else [SCALES[0]]
+    ) * values.scaled
+    scales = draw(st.sampled_from(ways))
+    dropped = scales in SCALES[1:]
     return Term(
         index.name,
-        draw(st.sampled_from(sorted(VALUE_CODECS))),
-        draw(st.floats(width=32, allow_nan=False, allow_infinity=False)),
-        common if index.kept == "all" else draw(st.integers(0, common)),
+        values.name,
+        draw(finite),
+        common if index.kept == "all" and not dropped else draw(st.integers(0, common)),
         blobs(),
         **{parameter.name: draw(st.integers(parameter.least, parameter.most)) for parameter in index.parameters},
+        scales=scales,
+        scale=draw(finite) if scales else 0.0,
+        lines=blobs() if dropped else None,
     )
 
 
@@ -79,6 +95,8 @@ def draw_term(draw: Callable[[Any], Any], common: int, blobs: Blobs) -> Term:
         {"bits": 8},
         {"bits": 16, "dtype": BY_NAME["f32"]},
         {"bits": 32, "dtype": BY_NAME["f32"], "search": ScaleSearch(4, 3, 2)},
+        {"bits": 32, "dtype": BY_NAME["f32"]},
+        {"bits": 2, "coding": "trits"},
     ],
 )
 def test_value_codecs_that_cannot_be(row: dict[str, Any]) -> None:
@@ -138,7 +156,7 @@ def draw_entry(draw: Callable[[Any], Any], name: str, kind: str, target: str, bl
     common = 0 if base is None else min(math.prod(shape), math.prod(base_shape))
     terms: tuple[Term, ...] = ()
     if kind in ("delta", "grown", "shrunk"):
-        terms = tuple(draw_term(draw, common, blobs) for _ in range(draw(st.integers(0, 2))))
+        terms = tuple(draw_term(draw, shape, common, blobs) for _ in range(draw(st.integers(0, 2))))
     stored = blobs() if kind in ("grown", "stored") else None
     sizes = [math.prod(shape)] + ([math.prod(base_shape)] if base is not None else [])
     wanted = kind != "unchanged" and max(sizes) > CHUNK
@@ -161,8 +179,8 @@ def indices(draw: Callable[[Any], Any]) -> tuple[Index, int]:
         plain = st.text("abcdefgh_-é", min_size=1, max_size=5)
         chosen = sorted(draw(st.lists(plain, max_size=3, unique=True)), key=str.encode)
         files = tuple(FileEntry(name, draw(lengths), draw(hexes[64]), blobs() if draw(st.booleans()) else None) for name in chosen)
-    required = ("exact",) if "exact" in kinds else ()
-    tables = tuple(blobs() for _ in range(draw(st.integers(0, 2)))) if required else ()
+    required = features_of(entries)
+    tables = tuple(blobs() for _ in range(draw(st.integers(0, 2)))) if "exact" in required else ()
     result = [entry for entry in entries if entry.in_result]
     index = Index(
         base_fingerprint=draw(hexes[64]),
