@@ -155,13 +155,13 @@ def encode_gaps(kept: list[list[int]], shift: int) -> bytes:
     return pack_bits(gaps, shift) + unary.to_bytes(-(-at // 8), "little")
 
 
-def encode_codes(codec: str, codes: list[int], counts: list[int]) -> bytes:
-    """Codes of a chunk: bits of floats, or integers; `counts` of them are in each tile."""
+def encode_codes(codec: str, codes: list[int], coder: tuple[int, int] = (10, 4)) -> bytes:
+    """Codes: bits of floats, or integers; precision and lanes where these are levels."""
     if codec in ("f32", "bf16", "f16"):
         size = WIDTH[codec] // 8
         return planes(b"".join(code.to_bytes(size, "little") for code in codes), size)
     if codec == "uniform":
-        return encode_levels(codes, counts)
+        return exact.levels(codes, *coder)
     if codec == "ternary":
         digits = [code % 3 for code in codes]
         return bytes(sum(digit * 3**j for j, digit in enumerate(digits[i : i + 5])) for i in range(0, len(digits), 5))
@@ -187,6 +187,7 @@ class Term:
     rows: list[int] = field(default_factory=list)  # bytes; `positions` are none of a row that is dropped
     columns: list[int] = field(default_factory=list)  # bytes; as many as the rows have elements, also where they are not written
     lines: Blob | None = None  # in place of the one that follows from these
+    coder: tuple[int, int] = (10, 4)  # precision and lanes of levels
 
     def kept(self, start: int, stop: int) -> list[list[int]]:
         """The kept positions of each tile of a chunk, from the start of the tile."""
@@ -208,7 +209,7 @@ class Term:
             if self.index == "bitmap":
                 bits = sum(1 << p - start for p in self.positions if start <= p < stop)
                 raws.append(bits.to_bytes(-(-(stop - start) // 8), "little"))
-            raws.append(encode_codes(self.values, self.codes[code : code + n], [len(tile) for tile in kept]))
+            raws.append(encode_codes(self.values, self.codes[code : code + n], self.coder))
             if self.values in GROUPED and not self.alike:
                 raw = b"".join(bits.to_bytes(2, "little") for bits in self.scales[scale : scale + groups])
                 raws.append(planes(raw, 2))
@@ -306,9 +307,13 @@ def add_up(old: Tensor, addends: list[Addend], dtype: str, shape: tuple[int, ...
         out += old.data[: common * size]
     todo = range(common) if dtype != old.dtype else added
     out += bytes(common * size - len(out))
+    known: dict[tuple[int, bytes], bytes] = {}  # by element and all that is added to it: large tensors have few of these
     for p in todo:
-        new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
-        out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
+        values = added.get(p, [])
+        key = old.bits(p), struct.pack(f"<{len(values)}d", *values)
+        if key not in known:
+            known[key] = scalar.patch(old.dtype, key[0], dtype, values).to_bytes(size, "little")
+        out[p * size : (p + 1) * size] = known[key]
     return Tensor(dtype, shape, bytes(out) + tail)
 
 
