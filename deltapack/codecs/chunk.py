@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.codecs import indices, values
+from deltapack.codecs.factors import FactorChunks, factor_chunks
 from deltapack.codecs.planes import split_planes
 from deltapack.codecs.quantize import quantize
 from deltapack.dtypes import DType
@@ -34,6 +35,7 @@ __all__ = [
     "TermChunks",
     "TermCodec",
     "add_term_chunk",
+    "coded_chunks",
     "decode_term_chunk",
     "encode_term_chunk",
     "load_term_chunks",
@@ -113,7 +115,7 @@ def encode_term_chunk(
 
 
 def decode_term_chunk(
-    blob: TermChunks,
+    blob: TermChunks | FactorChunks,
     term: Term,
     chunk: int,
     factor: np.float32,
@@ -129,19 +131,21 @@ def decode_term_chunk(
         out: Arrays of the chunk's length and `SPARE` more that the results are made in; new ones unless given.
 
     Returns:
-        Positions `[nnz] uint32` from the start of the chunk and values `[nnz] f32`.
+        Positions `[nnz] uint32` from the start of the chunk, which are not to be written to, and values `[nnz] f32`.
 
     Raises:
         FormatError: A rule from R8 to R10 is broken.
     """
     out = Buffers().sparse(0, blob.layout.chunk_length(chunk)) if out is None else out
+    if isinstance(blob, FactorChunks):
+        return blob.sparse(chunk, factor, out)
     encoded = _encoded(blob, term, chunk, factor)
     decoded = kernels.active().decode_encoded(encoded, out)
     return _step_by_step(blob, term, chunk, encoded, out) if decoded is None else decoded
 
 
 def add_term_chunk(
-    blob: TermChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, out: Sparse
+    blob: TermChunks | FactorChunks, term: Term, chunk: int, factor: np.float32, elements: NDArray[np.generic], dtype: DType, out: Sparse
 ) -> None:
     """Decode a chunk of a term and add it to elements in place.
 
@@ -157,6 +161,9 @@ def add_term_chunk(
     Raises:
         FormatError: A rule from R8 to R10 is broken; nothing was changed.
     """
+    if isinstance(blob, FactorChunks):
+        blob.add_to(chunk, factor, elements, dtype)
+        return
     encoded = _encoded(blob, term, chunk, factor)
     if not kernels.active().add_encoded(elements, dtype, encoded, out):
         kernels.active().add_in_place(elements, dtype, [_step_by_step(blob, term, chunk, encoded, out)])
@@ -217,8 +224,17 @@ class LoadedChunks:
         self.blob.locate(error)
 
 
-def term_chunks(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob:
+def term_chunks(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob | FactorChunks:
     """Return the chunks of a term of an entry.
+
+    Raises:
+        FormatError: Their table is damaged.
+    """
+    return factor_chunks(reader, entry, term) if term.is_factors else coded_chunks(reader, entry, term)
+
+
+def coded_chunks(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob:
+    """Return the chunks of a term that has codes for its elements.
 
     Raises:
         FormatError: Their table is damaged.
@@ -226,12 +242,14 @@ def term_chunks(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob:
     return reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name)
 
 
-def load_term_chunks(blob: ChunkedBlob, term: Term) -> LoadedChunks:
+def load_term_chunks(blob: ChunkedBlob | FactorChunks, term: Term) -> LoadedChunks | FactorChunks:
     """Read and decompress all chunks of a term.
 
     Raises:
-        FormatError: Rule R8 or R10 is broken.
+        FormatError: Rule R8 or R10 is broken; of factors, R9.
     """
+    if isinstance(blob, FactorChunks):
+        return blob.load()
     chunks = range(blob.layout.chunks)
     return LoadedChunks(blob, tuple(blob.streams(chunk, stream_bounds(term, *tiles_of(blob, chunk))) for chunk in chunks))
 

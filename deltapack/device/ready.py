@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs import indices
-from deltapack.codecs.chunk import stream_bounds, term_chunks, tiles_of
+from deltapack.codecs.chunk import coded_chunks, stream_bounds, tiles_of
 from deltapack.codecs.planes import join_planes
 from deltapack.errors import FormatError
 from deltapack.format.codecs import ValueCodec
@@ -135,7 +135,7 @@ def lay_out(reader: PackReader, entries: Iterable[Entry], segments: Segments, wo
         FormatError: A rule from R8 to R10 is broken. Whether a seeded mask keeps as many elements as the table says is left to the device.
     """
     terms = [(entry, term) for entry in entries for term in entry.terms]
-    blobs = [term_chunks(reader, entry, term) for entry, term in terms]
+    blobs = [coded_chunks(reader, entry, term) for entry, term in terms]
     tasks = ((blob, term, chunk) for (_, term), blob in zip(terms, blobs, strict=True) for chunk in range(blob.layout.chunks))
     chunks = ordered_map(lambda task: _ready_chunk(*task), tasks, workers)
     tables: dict[int, tuple[int, int]] = {}

@@ -18,6 +18,7 @@ from deltapack.kernels.encoded import Encoded
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.formulas import Formula
 from deltapack.kernels.layout import Bits, Bytes, Counts, Elements, Positions, Sparse, Values
+from deltapack.kernels.product import Product
 
 __all__ = ["Backend", "Encoded", "active"]
 
@@ -60,6 +61,12 @@ class Backend(Protocol):
 
     def add_in_place(self, elements: Elements, dtype: DType, terms: Sequence[Sparse]) -> None:
         """Add the sum of sparse terms to elements."""
+
+    def product_values(self, product: Product, out: Values | None = None) -> Values:
+        """Multiply factors."""
+
+    def add_product(self, elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
+        """Add a product of factors, and a sparse term, to elements."""
 
     def decode_encoded(self, encoded: Encoded, out: Sparse) -> Sparse | None:
         """Decode a chunk of a term in one go; none where it has to go step by step."""

@@ -13,6 +13,7 @@ import numpy as np
 from deltapack.checkpoint import check_side_name, open_checkpoint
 from deltapack.codecs.chunk import decode_term_chunk, term_chunks
 from deltapack.codecs.exact_entry import ExactTensor, exact_bytes
+from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_carried
@@ -136,7 +137,7 @@ def _exact_tasks(exact: ExactTensor, digests: Sequence[bytes]) -> Iterator[Calla
             yield from (partial(exact_bytes, blob, chunk, entry.dtype) for blob in exact.blobs)
 
 
-def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
+def _decode_term(blob: ChunkedBlob | FactorChunks, term: Term, chunk: int, buffers: Buffers) -> None:
     decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
 
 

@@ -22,6 +22,7 @@ from deltapack.kernels.cpu.exact_symbols import (
     stairs_of,
     symbols_of,
 )
+from deltapack.kernels.cpu.factors import add_product, product_values
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
@@ -38,6 +39,7 @@ __all__ = [
     "add_blended",
     "add_encoded",
     "add_in_place",
+    "add_product",
     "add_sparse",
     "are_finite",
     "bitmap_of",
@@ -68,6 +70,7 @@ __all__ = [
     "places_between",
     "plane_values",
     "predicted_of",
+    "product_values",
     "quantize_groups",
     "rans_decode",
     "rans_encode",

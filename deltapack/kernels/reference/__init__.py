@@ -22,6 +22,7 @@ from deltapack.kernels.reference.exact_symbols import (
     stairs_of,
     symbols_of,
 )
+from deltapack.kernels.reference.factors import add_product, product_values
 from deltapack.kernels.reference.positions import (
     bitmap_of,
     bitmap_positions,
@@ -39,6 +40,7 @@ __all__ = [
     "add_blended",
     "add_encoded",
     "add_in_place",
+    "add_product",
     "add_sparse",
     "are_finite",
     "bitmap_of",
@@ -72,6 +74,7 @@ __all__ = [
     "places_between",
     "plane_values",
     "predicted_of",
+    "product_values",
     "quantize_groups",
     "rans_decode",
     "rans_encode",
