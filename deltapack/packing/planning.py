@@ -263,7 +263,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
         power = min(power, _TAILED * float(np.median(squares)) * len(squares))
     for values in _AUTO_ORDER[:-1]:
         _, seen = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
-        noise = float(np.square(seen - kept, dtype=np.float64).sum())
+        noise = float(np.square(seen.values - kept, dtype=np.float64).sum())
         if noise <= allowed * power:
             return values
     return _AUTO_ORDER[-1]
