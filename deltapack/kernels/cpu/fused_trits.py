@@ -68,9 +68,7 @@ def fused_trits(elements: NDArray[Any], encoded: Encoded, out: Sparse) -> int | 
 
 @lru_cache
 def _compaction() -> tuple[NDArray[np.uint8], Values, NDArray[np.uint8]]:
-    """Return for each byte: the places of its trits that are not 0, `[243, 5]`, in order, then the others; their codes, `[243, 5]`; how
-    many there are, `[243]`.
-    """
+    """Return for each byte the places of its trits that are not 0, then of the others, `[243, 5]`, their codes, and how many are not 0."""
     table = trit_table()
     order = np.argsort(table == 0, axis=1, kind="stable")
     codes = np.take_along_axis(table, order, axis=1).astype(np.float32)
