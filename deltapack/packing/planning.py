@@ -36,6 +36,8 @@ Read = Callable[[int, int], NDArray[np.float32]]
 """Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
 
 _AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.auto]
+_WHOLE_VALUES = "int8"
+"""How a weight is coded that a budget is for, where nothing is known of its difference: none was seen in a sample of it."""
 _SAMPLE_TILES = 8
 _TAILED = 10.0
 """Mean square of a vector's differences over their median square, up to which it counts; of a Gaussian it is 2.2."""
@@ -160,6 +162,8 @@ def plan_tensor(
     if partner is None or not _can_subtract(tensor, partner, settings):
         return plan_whole(base, finetuned, tensor, partner, recipe)
     key = dare.mask_key(recipe.seed, identity, name)
+    if settings.budgeted:  # all of it, unless its share of the budget says otherwise
+        return DeltaPlan(tensor, partner, settings, TermCodec("all", _WHOLE_VALUES), key)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
     values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.noise_share)
