@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs import indices
-from deltapack.codecs.chunk import coded_chunks, stream_bounds, tiles_of
+from deltapack.codecs.chunk import TermChunks, coded_chunks, stream_bounds, tiles_of
 from deltapack.codecs.planes import join_planes
 from deltapack.errors import FormatError
 from deltapack.format.codecs import ValueCodec
 from deltapack.format.index import Entry, Term
-from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import ESCAPE, GROUP, Bytes, Counts
 from deltapack.kernels.reference.positions import gap_thresholds, gaps_of
 from deltapack.parallel import ordered_map
@@ -178,7 +178,7 @@ def _put_chunk(chunk: _ReadyChunk, before: int, segments: Segments) -> Table:
     return table
 
 
-def _ready_chunk(blob: ChunkedBlob, term: Term, chunk: int) -> _ReadyChunk:
+def _ready_chunk(blob: TermChunks, term: Term, chunk: int) -> _ReadyChunk:
     counts, lengths = tiles_of(blob, chunk)
     streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
     try:

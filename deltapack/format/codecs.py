@@ -18,6 +18,7 @@ __all__ = [
     "FILE_BASE",
     "FOLDERS",
     "INDEX_CODECS",
+    "MOST_LINES",
     "SCALES",
     "VALUE_CODECS",
     "IndexCodec",
@@ -169,6 +170,9 @@ FACTORS = ValueCodec("factors", 0, feature="factors", coding="factors")
 
 SCALES = ("tensor", "rows", "outer")
 """What a term may say instead of a scale for each group of codes: one for all, times one of the row, times one of the column."""
+
+MOST_LINES = 1 << 24
+"""Rows and columns of a term that has scales of them: they are held in memory."""
 
 _KEY = Parameter("key", 0, (1 << 64) - 1, 16)
 INDEX_CODECS: Mapping[str, IndexCodec] = {

@@ -142,15 +142,17 @@ def _terms(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers
         there = np.isfinite(rounding.to_f64(base[positions], plan.base.dtype))
         positions, kept = positions[there], kept[there]
         counts = tile_counts(positions, len(base))
-    term, values = encode_term_chunk(plan.codec, positions, kept, counts, len(base), np.float32(plan.recipe.factor))
-    return term, [*dense, Sparse(positions, values)]
+    factor = np.float32(plan.recipe.factor)
+    term, seen = encode_term_chunk(plan.codec, positions, kept, counts, len(base), factor, chunk * CHUNK)
+    return term, [*dense, seen]
 
 
 def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> Kept:
     """Return what the sparse term keeps of a chunk: differences, or what factors leave of them."""
     source, target, loops, factors = plan.base.dtype, plan.tensor.dtype, kernels.active(), plan.factors
     if plan.sparsifier is None:
-        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, len(base), buffers.sparse(0, len(base)).positions)
+        room = buffers.sparse(0, len(base)).positions
+        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, len(base), room, plan.codec.index)
         kept = loops.kept_differences(base, source, tuned, target, positions)
         return Kept(positions, counts, kept if factors is None else factors.residual(kept, chunk * CHUNK, len(base), positions))
     delta = loops.difference(base, source, tuned, target)

@@ -21,7 +21,7 @@ from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.arrangement import Arrangement
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import BaseRef, Entry, Term
-from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.format.reader import PackReader
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.parallel import for_each, resolve_workers
@@ -70,7 +70,7 @@ def add_to(reader: PackReader, state: MutableMapping[str, Any], *, weight: float
     _add_to(reader, terms, state, weight, verify, workers)
 
 
-def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob | FactorChunks]]:
+def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, TermChunks | FactorChunks]]:
     for term in entry.terms:
         yield term, term_chunks(reader, entry, term)
 

@@ -12,8 +12,8 @@ from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.overrides import Override, parse_override
-from deltapack.packing.planning import _AUTO_ORDER
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe
+from deltapack.packing.sampling import _AUTO_ORDER
 
 
 def test_defaults() -> None:

@@ -34,6 +34,9 @@ from deltapack.kernels.cpu.positions import (
     sample_positions,
 )
 from deltapack.kernels.cpu.relating import count_shared, scalar_products, stack_terms, sum_of_squares
+from deltapack.kernels.cpu.scaling import in_kept_rows, level_codes, rounded_codes, scaled_values, scales_at, trits_of
+from deltapack.kernels.cpu.strata import stratified_positions
+from deltapack.kernels.cpu.trits import pack_trits, trit_codes
 from deltapack.kernels.cpu.values import code_values, plane_values
 
 __all__ = [
@@ -64,9 +67,12 @@ __all__ = [
     "frequencies_of",
     "histogram_high",
     "histogram_low",
+    "in_kept_rows",
     "kept_differences",
+    "level_codes",
     "numbers_from",
     "pack_codes",
+    "pack_trits",
     "places_below",
     "places_between",
     "plane_values",
@@ -77,16 +83,22 @@ __all__ = [
     "rans_encode",
     "raw_bits_of",
     "rice_gap_positions",
+    "rounded_codes",
     "row_ranks",
     "sample_positions",
     "scalar_products",
+    "scaled_values",
+    "scales_at",
     "sign_groups",
     "stack_terms",
     "stairs_of",
+    "stratified_positions",
     "sum_of_squares",
     "sum_terms",
     "symbols_of",
     "symmetric_eigen",
     "times",
     "transposed_times",
+    "trit_codes",
+    "trits_of",
 ]
