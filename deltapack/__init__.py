@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
+    from deltapack.packing.budget import Budget
     from deltapack.packing.compressing import compress
     from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApplyReport",
+    "Budget",
     "ChangedStep",
     "CompressPreview",
     "CompressReport",
@@ -109,6 +111,7 @@ __all__ = [
 
 _HOMES = {
     "ApplyReport": "reports",
+    "Budget": "packing.budget",
     "ChangedStep": "runs.steps",
     "CompressPreview": "reports",
     "CompressReport": "reports",

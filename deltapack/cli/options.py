@@ -20,6 +20,7 @@ __all__ = [
     "checkpoint_path",
     "finetuned_argument",
     "force_option",
+    "html_option",
     "measure_options",
     "merge_options",
     "out_option",
@@ -27,7 +28,6 @@ __all__ = [
     "pack_argument",
     "pack_path",
     "packs_argument",
-    "refuse_existing",
     "typed_options",
     "weights_option",
     "workers_option",
@@ -98,6 +98,12 @@ weights_option = click.option(
     help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page with tables and plots: one file, which needs no network.",
+)
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
 
@@ -175,19 +181,6 @@ def measure_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Refuse a file that is there before hours are spent on what would be written to it.
-
-    Raises:
-        click.UsageError: It exists, and `force` is false, or its folder does not.
-    """
-    context = click.get_current_context()
-    if path.exists() and not force:
-        raise click.UsageError(f"'{path}' exists. --force replaces it.", context)
-    if not path.resolve().parent.is_dir():
-        raise click.UsageError(f"The folder of '{path}' does not exist.", context)
 
 
 def merge_options(function: F) -> F:
