@@ -14,6 +14,7 @@ from support.fixtures import PackOf
 import deltapack
 from deltapack.format.reader import PackReader
 from deltapack.merging.methods.table import METHODS
+from deltapack.packs.inspecting import inspect_pack
 
 
 def low(tensor: Tensor, seed: int, shape: tuple[int, ...] | None = None, dtype: str | None = None) -> Tensor:
@@ -143,8 +144,8 @@ def test_looking_at_it(tmp_path: Path) -> None:
     assert dense.reshape(-1).tobytes() == values.tobytes()
     zero = cast(np.zeros((64, 48)), "f32")
     assert restored_by_hand(pack, {"a": zero, "b": zero})["a"].bits.tobytes() == values.tobytes()
-    summary = deltapack.inspect(pack)
-    assert summary.value_codecs == {"factors": 1}
+    summary = inspect_pack(pack)
+    assert dict(summary.value_codecs) == {"factors": 1}
 
 
 @pytest.mark.parametrize("method", [name for name, variants in METHODS.items() if "mergekit" in variants])
@@ -164,7 +165,7 @@ def test_merges_are_those_of_dense_packs(tmp_path: Path, pack_of: PackOf, method
         deltapack.merge(tmp_path / "base.safetensors", packs, out, method=method, force=True)
         found.append(read_file(out))
     if method == "model_stock":  # its weights enter the factors, before the product is rounded
-        assert all(np.allclose(tensor.f64, found[1][name].f64, rtol=1e-6, atol=0) for name, tensor in found[0].items())
+        assert all(np.allclose(tensor.f64, found[1][name].f64, rtol=1e-6, atol=1e-7) for name, tensor in found[0].items())
     else:
         assert found[0] == found[1]
     assert any(tensor.bits.any() for tensor in found[0].values())
