@@ -121,7 +121,12 @@ def test_borders_of_tiles(name: str, length: int) -> None:
     """The slow twin takes a second for a tile, so each type meets three kinds behind one, and each kind two types or more."""
     dtype, at = BY_NAME[name], BORDERS.index(name)
     base = weights(dtype, length, length)
-    kinds = {TILE - 1: ("near",), TILE: ("flips",), TILE + 1: [KINDS[(at + 4 * i) % len(KINDS)] for i in range(3)], 2 * TILE + 129: ("sparse",)}
+    kinds = {
+        TILE - 1: ("near",),
+        TILE: ("flips",),
+        TILE + 1: [KINDS[(at + 4 * i) % len(KINDS)] for i in range(3)],
+        2 * TILE + 129: ("sparse",),
+    }
     for kind in kinds.get(length, ("near", "sparse", "flips")):
         check(base, tuned_from(base, dtype, kind, 1), dtype)
 

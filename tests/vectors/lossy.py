@@ -63,7 +63,11 @@ def strata() -> Iterator[Vector]:
     yield "index-stratified", "density 1/4, one tile", Pack().patched("w", floats("bf16", (300,)), [grouped(300, "int4", 1 << 30)])
     pack = Pack().patched("most", floats("f32", (40,)), [grouped(40, "int8", 2**32 - 1)])
     pack.patched("three-quarters", floats("f32", (200,)), [grouped(200, "int8", 3 << 30)])
-    yield "index-stratified-dense", "strata of one element; of one and two", pack.patched("e", floats("f32", (1,)), [grouped(1, "f32", 1 << 31)])
+    yield (
+        "index-stratified-dense",
+        "strata of one element; of one and two",
+        pack.patched("e", floats("f32", (1,)), [grouped(1, "f32", 1 << 31)]),
+    )
     pack = Pack().patched("w", tensor("f16", (3000,), 0x2E66), [grouped(3000, "f16", 1 << 22)])
     pack.patched("missed", tensor("f16", (30,), 0x2E66), [grouped(30, "f16", 1 << 16)])
     pack.patched("odd", tensor("f16", (999,), 0x2E66), [grouped(999, "bf16", 0x0ABCDEF1)])
@@ -108,7 +112,11 @@ def trits() -> Iterator[Vector]:
         pack.patched(index, floats("bf16", (300,)), [alike(index, "ternary", (300,), keep=1 << 31)])
     yield "ternary-masks", "every index codec", pack
     base, at = tensor("bf16", (TILE + 300,), 0x3DCD), [3, 7, TILE - 1, TILE, TILE + 1, TILE + 2, TILE + 299]
-    yield "tiles-ternary", "a byte has trits of two tiles", Pack().patched("w", base, [alike("gaps", "ternary", (TILE + 300,), positions=at)])
+    yield (
+        "tiles-ternary",
+        "a byte has trits of two tiles",
+        Pack().patched("w", base, [alike("gaps", "ternary", (TILE + 300,), positions=at)]),
+    )
     count = CHUNK + 5
     at = [0, 1, 9, 12, CHUNK - 2, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 4]
     old = tensor("f8_e5m2", (count,), 0x2E)
@@ -153,7 +161,11 @@ def levels() -> Iterator[Vector]:
     count = 2 * CHUNK + 5
     at = [7, CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 4]
     own = alike("gaps", "uniform", (count,), positions=at, scale=0x3F000000)
-    yield "chunks-uniform", "a table for each chunk; none where nothing is kept", Pack().patched("w", tensor("f8_e5m2", (count,), 0x2E), [own])
+    yield (
+        "chunks-uniform",
+        "a table for each chunk; none where nothing is kept",
+        Pack().patched("w", tensor("f8_e5m2", (count,), 0x2E), [own]),
+    )
 
 
 def scales() -> Iterator[Vector]:
@@ -212,7 +224,11 @@ def scales() -> Iterator[Vector]:
         pack.patched(f"shrunk.{how}", old, [alike("all", "ternary", (3, 3), how, gone)], shape=(3, 3))
     line = floats("f32", (4,))
     pack.patched("grown.vector", line, [alike("all", "ternary", (4,))], shape=(6,), tail=bytes(8))
-    yield "scales-grown-shrunk", "rows are those of the terms", pack.patched("shrunk.vector", line, [alike("all", "int8", (3,))], shape=(3,))
+    yield (
+        "scales-grown-shrunk",
+        "rows are those of the terms",
+        pack.patched("shrunk.vector", line, [alike("all", "int8", (3,))], shape=(3,)),
+    )
     pack = Pack()
     for old_type in FLOATS:
         for dtype in FLOATS:
@@ -268,7 +284,11 @@ def products() -> Iterator[Vector]:
     tiny = Factors([[0, 7], [0, -8]], [[0, 1], [7, -8]], ([0x00000001, 0x00800000], [0x3F000000, 0x3F800001]))
     pack.patched("subnormal", tensor("f32", (2, 2), 0x00000001), [tiny])
     none = Factors([[0, -1]], [[0, -1]], ([0], [0x80000000]), 2)
-    yield "factors-limits", "infinities of both signs, subnormal numbers, zeros", pack.patched("zero", tensor("f32", (2, 2), 1 << 31), [none])
+    yield (
+        "factors-limits",
+        "infinities of both signs, subnormal numbers, zeros",
+        pack.patched("zero", tensor("f32", (2, 2), 1 << 31), [none]),
+    )
     pack = Pack()
     for shape in ((1, 1), (1, 9), (9, 1), (2, 3, 4), (2, 1, 3, 2)):
         pack.patched("x".join(map(str, shape)), floats("bf16", shape), [factors(shape, 1, 4)])
@@ -289,7 +309,9 @@ def products() -> Iterator[Vector]:
     yield "tiles-factors", "tile borders", Pack().patched("w", tensor("bf16", shape, 0x3DCD), [own])
     shape = (3, 400_000)
     edge = CHUNK - 800_000
-    own = Factors([[1, -2, 5]], [[{0: 3, edge - 1: 2, edge: -7, 399_999: 6}.get(i, 0) for i in range(400_000)]], ([0x3E000000], [0x3F800000]))
+    own = Factors(
+        [[1, -2, 5]], [[{0: 3, edge - 1: 2, edge: -7, 399_999: 6}.get(i, 0) for i in range(400_000)]], ([0x3E000000], [0x3F800000])
+    )
     yield "chunks-factors", "chunk borders", Pack().patched("w", tensor("f8_e5m2", shape, 0x2E), [own])
 
 
