@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from support import device_packs as packs
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
-from deltapack.device.ready import ALIGNMENT, COLUMNS, KINDS, ReadyTerm, Segments, lay_out
+from deltapack.device.ready import COLUMNS, KINDS, ReadyTerm, lay_out
+from deltapack.device.segments import ALIGNMENT, Segments
 from deltapack.errors import ChecksumError, FormatError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE
@@ -81,8 +82,8 @@ def test_rows_point_at_the_streams(codec: TermCodec, density: float, kind: str, 
                     assert gaps_of_row(row, sent) == within.tolist()
                 assert row["codes"] % ALIGNMENT == 0
             if codec.index == "seeded":
-                segment, offset = ready.thresholds
-                table = sent[segment][offset : offset + 1020].view(np.uint32).astype(np.uint64) + 1
+                segment, offset, nbytes = ready.parts["thresholds"]
+                table = sent[segment][offset : offset + nbytes].view(np.uint32).astype(np.uint64) + 1
                 assert np.array_equal(table, reference.gap_thresholds(ready.term.keep))
 
 
