@@ -27,6 +27,7 @@ class Limits:
         tables: Number of tables that chunks of exact tensors share.
         json_depth: Nesting depth of a JSON document.
         window_bytes: Window of a zstd frame.
+        factor_bytes: Size of the factors of a term of low rank, after decompression.
         side_file_bytes: Size of one side file. It is held in memory whole, with its frame and, where that refers to it, the base's file.
         packed_file_bytes: Size of one side file that is packed unless its writer asks for more; at most `side_file_bytes`.
         side_files_bytes: Size of all side files together.
@@ -50,6 +51,7 @@ class Limits:
     tables: int = 4096
     json_depth: int = 8
     window_bytes: int = 8 * MIB
+    factor_bytes: int = 128 * MIB
     side_file_bytes: int = 256 * MIB
     packed_file_bytes: int = 128 * MIB
     side_files_bytes: int = 1024 * MIB

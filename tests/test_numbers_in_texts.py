@@ -127,6 +127,7 @@ LIMITS = {
     "dimensions": DEFAULT_LIMITS.ndim,
     "elements of a tensor (the product taken without overflow)": DEFAULT_LIMITS.numel,
     "terms of a tensor": DEFAULT_LIMITS.terms,
+    "factors of a term, decompressed": DEFAULT_LIMITS.factor_bytes,
     "side files": DEFAULT_LIMITS.side_files,
     "size of a side file": DEFAULT_LIMITS.side_file_bytes,
     "size of all side files": DEFAULT_LIMITS.side_files_bytes,

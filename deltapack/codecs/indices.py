@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.errors import FormatError
-from deltapack.format.digest import TILES_PER_CHUNK
+from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.format.index import Term
-from deltapack.kernels.layout import ESCAPE, Bytes, Counts, Positions
-from deltapack.kernels.reference.positions import gaps_of
+from deltapack.kernels.layout import ESCAPE, Bytes, Counts, Lines, Positions
+from deltapack.kernels.reference.positions import gaps_of, tile_counts
 
 __all__ = [
     "STORED",
@@ -28,6 +28,7 @@ __all__ = [
     "encode_gaps",
     "encode_positions",
     "index_raw_bounds",
+    "masked_positions",
 ]
 
 SPARSE = 0.02
@@ -72,7 +73,13 @@ def encode_bitmap(positions: Positions, length: int) -> bytes:
 
 
 def decode_positions(
-    term: Term, raw: bytes | NDArray[np.uint8], chunk: int, counts: Counts, lengths: Counts, out: Positions | None = None
+    term: Term,
+    raw: bytes | NDArray[np.uint8],
+    chunk: int,
+    counts: Counts,
+    lengths: Counts,
+    out: Positions | None = None,
+    lines: Lines | None = None,
 ) -> Positions:
     """Return the kept positions of a chunk of a term.
 
@@ -82,20 +89,36 @@ def decode_positions(
         chunk: Number of the chunk in the tensor.
         counts: Kept elements of each tile, as the table says.
         lengths: Elements of each tile.
-        out: Room for the chunk's elements and 256 more; the result is a view of it.
+        out: Room for the chunk's elements and 256 more; the result is a view of it, unless rows are dropped.
+        lines: The term's scales, if it has any but of groups; they say which rows are dropped.
 
     Raises:
-        FormatError: The positions are not exactly those that the table counts, or one leaves its tile (rule R9).
+        FormatError: The positions are not exactly those that the table counts, or one leaves its tile or is in a dropped row (rule R9).
     """
+    drops, start = lines is not None and len(lines.rows) > 0 and not lines.rows.all(), chunk * CHUNK
     if term.index in STORED:
-        return STORED[term.index].decode(np.frombuffer(raw, np.uint8), counts, lengths, term.shift, out)
+        positions = STORED[term.index].decode(np.frombuffer(raw, np.uint8), counts, lengths, term.shift, out)
+        if drops and lines is not None and not kernels.active().in_kept_rows(positions, start, lines).all():
+            raise FormatError("a kept position is in a row that is dropped", rule="R9")
+        return positions
     if term.index_codec.kept == "random":
-        positions, found = kernels.active().sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, out)
+        positions, found = masked_positions(term.index, term.key, term.keep, chunk, lengths, out)
     else:
         positions, found = np.arange(lengths.sum(), dtype=np.uint32), lengths
+    if drops and lines is not None:
+        positions = positions[kernels.active().in_kept_rows(positions, start, lines)]
+        found = tile_counts(positions, int(lengths.sum()))
     if not np.array_equal(found, counts):
         raise FormatError(f"the {term.index} index keeps another number of elements than the table says", rule="R9")
     return positions
+
+
+def masked_positions(
+    index: str, key: int, keep: int, chunk: int, lengths: Counts, out: Positions | None = None
+) -> tuple[Positions, Counts]:
+    """Return positions and counts of a chunk from a mask that is drawn, by an index codec whose elements are kept at random."""
+    draw = kernels.active().stratified_positions if index == "stratified" else kernels.active().sample_positions
+    return draw(key, keep, chunk * TILES_PER_CHUNK, lengths, out)
 
 
 def index_raw_bounds(codec: str, shift: int, counts: Counts, lengths: Counts) -> tuple[int, int]:

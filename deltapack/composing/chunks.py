@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from deltapack import kernels
-from deltapack.composing.tensor_job import FromBase, TensorJob
+from deltapack.codecs.adding import OneTerm, add_terms
+from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.kernels import rounding
@@ -80,6 +81,11 @@ def _combine(made_of: FromBase, target: DType, chunk: int, base: Elements, buffe
     scratch = buffers.scratch(len(base))
     if len(terms) == 1 and source == target:
         terms[0].add_to(chunk, base, source, scratch)
+        return base
+    if source == target and all(isinstance(term, PackTerm) for term in terms):
+        add_terms(
+            [OneTerm(term.blob, term.term, term.factor) for term in terms if isinstance(term, PackTerm)], chunk, base, source, scratch
+        )
         return base
     parts = [term.chunk(chunk, base, source, scratch) for term in terms]
     if source != target:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import TensorInfo
-from deltapack.codecs.chunk import add_term_chunk, decode_term_chunk
+from deltapack.codecs.chunk import TermChunks, add_term_chunk, decode_term_chunk
 from deltapack.codecs.exact_entry import ExactTensor
+from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.stored import decode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.format.digest import CHUNK, chunk_count
@@ -57,7 +58,7 @@ class PackTerm:
 
     reader: PackReader
     term: Term
-    blob: ChunkedBlob
+    blob: TermChunks | FactorChunks
     factor: np.float32
 
     def chunk(self, number: int, base: Elements, source: DType, scratch: Scratch) -> Sparse:

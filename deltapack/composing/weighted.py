@@ -43,7 +43,7 @@ class WeightedPack:
             raise RecipeError("rescale is out of range", path=self.reader.path, expected="above 0", found=self.rescale, hint=hint)
         index = self.reader.index
         # Factors of a merged pack hold its weights, which a rescale would wipe out, be it of a single pack.
-        is_merged = "packs" in index.recipe or any(len(entry.terms) > 1 for entry in index.entries)
+        is_merged = "packs" in index.recipe or any(sum(not term.is_factors for term in entry.terms) > 1 for entry in index.entries)
         if self.rescale is not None and is_merged:
             hint = "Rescale the packs that it was merged from."
             raise RecipeError("a merged pack cannot be rescaled", path=self.reader.path, hint=hint)

@@ -21,23 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs import indices, values
-from deltapack.codecs.chunk import stream_bounds, term_chunks, tiles_of
+from deltapack.codecs.chunk import LinedChunks, TermChunks, stream_bounds, term_chunks, tiles_of
+from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.planes import join_planes
 from deltapack.device.ready_parts import parts_of
 from deltapack.device.segments import Segments, Stream, padded
 from deltapack.errors import FormatError
 from deltapack.format.codecs import ValueCodec
 from deltapack.format.index import Entry, Term
-from deltapack.format.reader import ChunkedBlob, PackReader
-from deltapack.kernels.layout import ESCAPE, GROUP, TILE, Bytes, Counts
+from deltapack.format.reader import PackReader
+from deltapack.kernels.layout import ESCAPE, GROUP, TILE, Bytes, Counts, Lines
 from deltapack.kernels.reference.positions import gap_thresholds, gaps_of
+from deltapack.kernels.reference.strata import strata_of
 from deltapack.parallel import ordered_map
 
 __all__ = [
     "COLUMNS",
     "KINDS",
     "ReadyTerm",
-    "code_bytes",
     "lay_out",
 ]
 
@@ -97,11 +98,6 @@ class _ReadyChunk:
     scales: Bytes
 
 
-def code_bytes(codec: ValueCodec, nnz: int) -> int:
-    """Return how many bytes the codes of so many kept elements have: trits 5 to a byte, levels a byte each, others as they are stored."""
-    return -(-nnz // 5) if codec.form == "trits" else -(-nnz * codec.bits // 8)
-
-
 def lay_out(reader: PackReader, entries: Iterable[Entry], segments: Segments, workers: int) -> Iterator[ReadyTerm]:
     """Decode the zstd stage of terms, check them, and put their streams into segments.
 
@@ -115,33 +111,29 @@ def lay_out(reader: PackReader, entries: Iterable[Entry], segments: Segments, wo
         The terms, each as soon as its streams lie in segments.
 
     Raises:
-        FormatError: A rule from R8 to R10 is broken. Whether a seeded mask keeps as many elements as the table says is left to the device.
+        FormatError: A rule from R8 to R10 is broken. Whether a random mask keeps as many elements as the table says is left to the device.
     """
-    terms = [(entry, term, _blob(reader, entry, term)) for entry in entries for term in entry.terms]
-    tasks = ((blob, term, chunk) for _, term, blob in terms if blob is not None for chunk in range(blob.layout.chunks))
+    terms = [(entry, term, term_chunks(reader, entry, term)) for entry in entries for term in entry.terms]
+    tasks = ((blob, term, chunk) for _, term, blob in terms if not isinstance(blob, FactorChunks) for chunk in range(blob.layout.chunks))
     chunks = ordered_map(lambda task: _ready_chunk(*task), tasks, workers)
     tables: dict[int, Stream] = {}
     try:
         for entry, term, blob in terms:
-            arrays = parts_of(reader, entry, term)
+            arrays = parts_of(blob)
             parts, drops = {name: segments.place(array) for name, array in arrays.items()}, "rows" in arrays and not arrays["rows"].all()
             if term.index == "seeded":
                 if term.keep not in tables:
                     tables[term.keep] = segments.place((gap_thresholds(term.keep) - np.uint64(1)).astype(np.uint32))
                 parts["thresholds"] = tables[term.keep]
-            before, rows = 0, [_dense_rows(entry.common) if blob is None else np.zeros((0, len(COLUMNS)), np.int64)]
-            for _ in range(0 if blob is None else blob.layout.chunks):
+            dense = isinstance(blob, FactorChunks)
+            before, rows = 0, [_dense_rows(entry.common if dense else 0)]
+            for _ in range(0 if dense else blob.layout.chunks):
                 chunk = next(chunks)
                 rows.append(_put_chunk(chunk, before, segments))
                 before += int(chunk.counts.sum())
             yield ReadyTerm(entry, term, np.concatenate(rows), reader.path, parts, drops)
     finally:
         chunks.close()
-
-
-def _blob(reader: PackReader, entry: Entry, term: Term) -> ChunkedBlob | None:
-    """Return the chunks of a term; factors have none."""
-    return None if term.is_factors else term_chunks(reader, entry, term)
 
 
 def _dense_rows(common: int) -> Table:
@@ -178,11 +170,12 @@ def _table(tiles: int, columns: Mapping[str, int | Counts]) -> Table:
     return table
 
 
-def _ready_chunk(blob: ChunkedBlob, term: Term, chunk: int) -> _ReadyChunk:
+def _ready_chunk(blob: TermChunks, term: Term, chunk: int) -> _ReadyChunk:
     counts, lengths = tiles_of(blob, chunk)
     streams = dict(zip(term.streams, blob.streams(chunk, stream_bounds(term, counts, lengths)), strict=True))
     try:
-        kind, index, items, index_at = _ready_index(term, streams.get("index", b""), chunk, counts, lengths)
+        lines = blob.lines if isinstance(blob, LinedChunks) else None
+        kind, index, items, index_at = _ready_index(term, streams.get("index", b""), chunk, counts, lengths, lines)
         codes = _ready_codes(term.value_codec, streams["codes"], int(counts.sum()))
         scales = _finite(join_planes(streams.get("scales", b""), "<u2"), "bf16", "scale")
     except FormatError as error:
@@ -192,16 +185,20 @@ def _ready_chunk(blob: ChunkedBlob, term: Term, chunk: int) -> _ReadyChunk:
     return _ReadyChunk(kind, counts, items, index_at, 2 * (np.cumsum(groups) - groups), index, codes, scales)
 
 
-def _ready_index(term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts) -> tuple[int, Bytes, Counts, Counts]:
+def _ready_index(
+    term: Term, raw: bytes, chunk: int, counts: Counts, lengths: Counts, lines: Lines | None
+) -> tuple[int, Bytes, Counts, Counts]:
     """Return kind, stream, and for each tile its items and the byte where they start."""
     none, nowhere = np.zeros(0, np.uint8), np.zeros_like(lengths)
     if term.index == "seeded":
         return KINDS["seeded"], none, np.full_like(lengths, UNBOUNDED), nowhere
     if term.index == "stratified":
-        return KINDS["stratified"], none, -(-(lengths << 16) // ((1 << 48) // term.keep)), nowhere
+        return KINDS["stratified"], none, np.array([strata_of(term.keep, length) for length in lengths.tolist()], np.int64), nowhere
+    if term.index == "all" and lines is None:
+        return KINDS["all"], none, lengths, nowhere
+    positions = indices.decode_positions(term, raw, chunk, counts, lengths, None, lines)
     if term.index == "all":
         return KINDS["all"], none, lengths, nowhere
-    positions = indices.decode_positions(term, raw, chunk, counts, lengths)
     if term.index == "bitmap":
         return KINDS["bitmap"], np.frombuffer(raw, np.uint8), lengths, (np.cumsum(lengths) - lengths) // 8
     if term.shift == 0 and len(raw) <= 2 * len(positions):

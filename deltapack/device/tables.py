@@ -16,6 +16,7 @@ from deltapack.device.resident import ResidentTerm
 from deltapack.device.segments import ALIGNMENT
 from deltapack.dtypes import DType
 from deltapack.format.digest import TILE
+from deltapack.kernels.reference.strata import stride_of
 
 __all__ = ["SCALINGS", "TASKS", "TERMS", "VALUES", "Launch", "Todo", "WorkRows", "launch_of", "rows_of"]
 
@@ -114,7 +115,7 @@ def _bits(numbers: set[int]) -> int:
 def _term(resident: ResidentTerm, factor: float) -> list[int]:
     ready, term = resident.ready, resident.ready.term
     codec, scaling = term.value_codec, SCALINGS[term.scales]
-    step = (1 << 48) // term.keep if term.index == "stratified" else resident.address("thresholds")
+    step = stride_of(term.keep) if term.index == "stratified" else resident.address("thresholds")
     left, right = (resident.address("left"), resident.address("right")) if term.is_factors else map(resident.address, ("rows", "columns"))
     first = [VALUES[codec.form], codec.bits, term.key & 0xFFFFFFFF, term.key >> 32, step, resident.rows.data_ptr(), _f32_bits(factor), 0]
     return [*first, ready.width, scaling, _f32_bits(term.scale), left, right, ready.height, term.rank, resident.address("sizes")]

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
+from deltapack.codecs import values
 from deltapack.device import torch_kernels
-from deltapack.device.ready import KINDS, code_bytes
+from deltapack.device.ready import KINDS
 from deltapack.device.resident import ResidentTerm
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
-from deltapack.kernels.layout import GROUP, TILE
+from deltapack.kernels.layout import TILE
+from deltapack.kernels.reference.strata import ROUNDS, strata_of, stride_of
 
 __all__ = ["decode_chunk", "factor_values", "stratified_positions", "wrong_count"]
 
@@ -38,14 +40,14 @@ def decode_chunk(resident: ResidentTerm, chunk: int, factor: float) -> tuple[Ten
     if term.index_codec.kept == "random" and not torch.equal(_counts(positions, len(lengths)), counts):
         raise wrong_count(resident)
     codec, nnz = term.value_codec, len(positions)
-    packed = _stream(resident, chunk, "codes", code_bytes(codec, nnz))
+    packed = _stream(resident, chunk, "codes", values.codes_raw_length(term.values, nnz))
     if not term.scales:
-        scale_bytes = 2 * int((-(-resident.column("count")[_tiles(chunk)] // GROUP)).sum()) if codec.grouped else 0
+        scale_bytes = values.scales_raw_length(resident.column("count")[_tiles(chunk)]) if codec.grouped else 0
         scales = _stream(resident, chunk, "scales", scale_bytes)
         return positions, torch_kernels.decode_values(term.values, packed, scales, counts, nnz, factor)
     codes = torch_kernels.unpack(codec.form, codec.bits, packed, nnz)
-    values = codes.to(torch.float32) * _steps(resident, positions + first, scalar)
-    return (positions[codes != 0], values[codes != 0]) if codec.form == "trits" else (positions, values)
+    found = codes.to(torch.float32) * _steps(resident, positions + first, scalar)
+    return (positions[codes != 0], found[codes != 0]) if codec.form == "trits" else (positions, found)
 
 
 def _tiles(chunk: int) -> slice:
@@ -86,11 +88,11 @@ def stratified_positions(key: int, keep: int, first_tile: int, lengths: Sequence
         lengths: Elements of each tile; all but the last have as many as a tile.
         device: Where to.
     """
-    step, tiles = (1 << 48) // keep, len(lengths)
-    strata = torch.arange(-(-(max(lengths, default=0) << 16) // step) + 1, dtype=torch.int64, device=device)
+    step, tiles = stride_of(keep), len(lengths)
+    strata = torch.arange(strata_of(keep, max(lengths, default=0)) + 1, dtype=torch.int64, device=device)
     begin = strata * step >> 16
     numbers = torch.arange(first_tile, first_tile + tiles, dtype=torch.int64, device=device)[:, None]
-    words = torch_kernels.philox(key, numbers, torch.arange(-(-len(begin) // 8), dtype=torch.int64, device=device)[None, :], 1, 7)
+    words = torch_kernels.philox(key, numbers, torch.arange(-(-len(begin) // 8), dtype=torch.int64, device=device)[None, :], 1, ROUNDS)
     samples = torch.stack([words & 0xFFFF, words >> 16], dim=-1).reshape(tiles, -1)[:, : len(begin) - 1]
     within = begin[:-1] + (samples * (begin[1:] - begin[:-1]) >> 16)
     kept = within < torch.tensor(lengths, dtype=torch.int64, device=device)[:, None]

@@ -18,6 +18,7 @@ __all__ = [
     "FILE_BASE",
     "FOLDERS",
     "INDEX_CODECS",
+    "MOST_LINES",
     "SCALES",
     "VALUE_CODECS",
     "IndexCodec",
@@ -40,8 +41,8 @@ class ScaleSearch:
 
     Attributes:
         top: Codes are in [-top, top - 1].
-        mantissa_bits: Candidates for a scale have so many bits of mantissa, which makes scales small after zstd.
-        candidates: How many to try, downwards from the one that reaches the largest magnitude.
+        mantissa_bits: Scales have so many bits of mantissa, which makes them small after zstd.
+        candidates: How many widths of a code to try, downwards from the one that reaches the largest magnitude.
     """
 
     top: int
@@ -155,9 +156,9 @@ VALUE_CODECS: Mapping[str, ValueCodec] = {
         ValueCodec("f16", 16, BY_NAME["f16"], coding="planes"),
         ValueCodec("int8", 8, search=ScaleSearch(128, 7, 1), auto=True),
         ValueCodec("uniform", 8, feature="uniform", coding="levels"),
-        ValueCodec("int4", 4, search=ScaleSearch(8, 4, 16), auto=True),
-        ValueCodec("int3", 4, search=ScaleSearch(4, 3, 12), auto=True),
-        ValueCodec("int2", 2, search=ScaleSearch(2, 3, 16), auto=True),
+        ValueCodec("int4", 4, search=ScaleSearch(8, 4, 12), auto=True),
+        ValueCodec("int3", 4, search=ScaleSearch(4, 4, 12), auto=True),
+        ValueCodec("int2", 2, search=ScaleSearch(2, 4, 16), auto=True),
         ValueCodec("ternary", 2, feature="ternary", coding="trits"),
         ValueCodec("sign", 1),
     )
@@ -169,6 +170,9 @@ FACTORS = ValueCodec("factors", 0, feature="factors", coding="factors")
 
 SCALES = ("tensor", "rows", "outer")
 """What a term may say instead of a scale for each group of codes: one for all, times one of the row, times one of the column."""
+
+MOST_LINES = 1 << 24
+"""Rows and columns of a term that has scales of them: they are held in memory."""
 
 _KEY = Parameter("key", 0, (1 << 64) - 1, 16)
 INDEX_CODECS: Mapping[str, IndexCodec] = {

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from deltapack.errors import FormatError, UnsupportedError
-from deltapack.format.codecs import FACTORS, INDEX_CODECS, SCALES, VALUE_CODECS, Parameter
+from deltapack.format.codecs import FACTORS, INDEX_CODECS, MOST_LINES, SCALES, VALUE_CODECS, Parameter
 from deltapack.format.fields import blob_ref, check_keys, count, hexadecimal, typed
 from deltapack.format.index import Entry, Term, f32_of_bits
 
@@ -57,6 +57,8 @@ def fault_of_term(term: Term, entry: Entry) -> str | None:
         return "has an impossible number of kept elements"
     if (term.lines is not None or term.is_factors) and not (len(entry.shape) > 1 and entry.common):
         return "has rows and columns in a term, but none itself"
+    if term.lines is not None and entry.common // entry.shape[-1] + (entry.shape[-1] if term.scales == "outer" else 0) > MOST_LINES:
+        return f"has more than {MOST_LINES} rows and columns with scales"
     if term.is_factors and term.rank > min(entry.shape[-1], entry.common // entry.shape[-1]):
         return "has factors of a higher rank than any of its shape"
     return None

@@ -17,7 +17,8 @@ from deltapack.dtypes import DType
 from deltapack.kernels.encoded import Encoded
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.formulas import Formula
-from deltapack.kernels.layout import Bits, Bytes, Counts, Elements, Positions, Sparse, Values
+from deltapack.kernels.layout import Bits, Bytes, Counts, Elements, Lines, Positions, Sparse, Values
+from deltapack.kernels.product import Product
 
 __all__ = ["Backend", "Encoded", "active"]
 
@@ -31,6 +32,11 @@ class Backend(Protocol):
         self, key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None
     ) -> tuple[Positions, Counts]:
         """Regenerate the seeded mask of a chunk."""
+
+    def stratified_positions(
+        self, key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None
+    ) -> tuple[Positions, Counts]:
+        """Regenerate the stratified mask of a chunk."""
 
     def byte_gap_positions(self, raw: Bytes, counts: Counts, lengths: Counts, out: Positions | None = None) -> Positions:
         """Decode gaps of one byte."""
@@ -55,11 +61,31 @@ class Backend(Protocol):
     def plane_values(self, raw: Bytes, dtype: DType, factor: np.float32, out: Values | None = None) -> Values:
         """Decode float codes."""
 
+    def trit_codes(self, raw: Bytes, nnz: int) -> NDArray[np.int8]:
+        """Unpack trits."""
+
+    def scales_at(self, positions: Positions, start: int, lines: Lines) -> Values:
+        """Return the scale of each kept element."""
+
+    def scaled_values(
+        self, codes: NDArray[np.int8], positions: Positions, start: int, lines: Lines, factor: np.float32, out: Values | None = None
+    ) -> Values:
+        """Multiply codes with scales of rows and columns."""
+
+    def in_kept_rows(self, positions: Positions, start: int, lines: Lines) -> NDArray[np.bool_]:
+        """Return which positions are in rows that are not dropped."""
+
     def sum_terms(self, length: int, terms: Sequence[Sparse]) -> Sparse:
         """Add sparse terms in order."""
 
     def add_in_place(self, elements: Elements, dtype: DType, terms: Sequence[Sparse]) -> None:
         """Add the sum of sparse terms to elements."""
+
+    def product_values(self, product: Product, out: Values | None = None) -> Values:
+        """Multiply factors."""
+
+    def add_product(self, elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
+        """Add a product of factors, and a sparse term, to elements."""
 
     def decode_encoded(self, encoded: Encoded, out: Sparse) -> Sparse | None:
         """Decode a chunk of a term in one go; none where it has to go step by step."""
@@ -123,6 +149,18 @@ class Backend(Protocol):
 
     def sign_groups(self, values: Values, counts: Counts) -> _Groups:
         """Choose scales for signs."""
+
+    def trits_of(self, values: Values, scales: Values, threshold: np.float32) -> NDArray[np.int8]:
+        """Return the signs of large values."""
+
+    def level_codes(self, values: Values, scales: Values, threshold: np.float32) -> NDArray[np.int8]:
+        """Return levels of a uniform quantiser with a dead zone."""
+
+    def rounded_codes(self, values: Values, scales: Values, top: int) -> NDArray[np.int8]:
+        """Round values over their scales."""
+
+    def pack_trits(self, codes: NDArray[np.int8]) -> Bytes:
+        """Pack trits."""
 
     def pack_codes(self, codes: NDArray[np.int8], bits: int) -> Bytes:
         """Pack low-bit codes."""

@@ -21,12 +21,14 @@ class Encoded:
         keep: Density times 2^32.
         first_tile: Number of the chunk's first tile in its tensor.
         positions: `[bytes] uint8` stream of the index codec.
-        bits: Bits of a code that has a scale; 0 for float codes.
+        bits: Bits of a code whose group has a scale; 0 for other codes.
         codes: `[bytes] uint8` packed codes.
         scales: `[2 groups] uint8` bf16 scales in byte planes.
         factor: The term's factor times the weight.
         counts: `[tiles] int64` kept elements of each tile, as the table says.
         lengths: `[tiles] int64` elements of each tile.
+        trits: Whether codes are trits with one scale for all.
+        scale: That scale.
     """
 
     index: str
@@ -41,3 +43,5 @@ class Encoded:
     factor: np.float32
     counts: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    trits: bool = False
+    scale: float = 0.0

@@ -18,10 +18,12 @@ __all__ = [
     "SPARE",
     "STEPS",
     "TILE",
+    "TRITS",
     "Bits",
     "Bytes",
     "Counts",
     "Elements",
+    "Lines",
     "Positions",
     "Sparse",
     "Values",
@@ -31,6 +33,8 @@ ESCAPE = 255
 """The gap that says: skip so many, nothing is kept here, go on."""
 GROUP = 128
 """Kept values that share a scale."""
+TRITS = 5
+"""Trits in a byte."""
 SPARE = 256
 """How many elements behind the last position or value a backend may overwrite."""
 EXACT_BLOCK = 128
@@ -60,3 +64,19 @@ class Sparse(NamedTuple):
 
     positions: Positions
     values: Values
+
+
+class Lines(NamedTuple):
+    """Scales of codes that have none by groups.
+
+    Attributes:
+        scale: What all are multiplied with.
+        rows: The scale of each row, `[rows] f32`, 0 where it is dropped; none where rows have no scale of their own.
+        columns: The scale of each column, `[width] f32`, or none.
+        width: Number of columns.
+    """
+
+    scale: float
+    rows: Values
+    columns: Values
+    width: int

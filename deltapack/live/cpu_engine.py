@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from deltapack.composing.chunks import restore_chunk
-from deltapack.composing.tensor_job import FromBase, FromPack, TensorJob
+from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, TensorJob
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region, read_chunk, write_chunk
 from deltapack.device.work import Saved, SavedCopy, UndoMode, by_region
@@ -124,8 +124,11 @@ class HostEngine:
         self._put_back(undo)
         before, logs = by_region(undo), list[_SavedChanges | None]()
         for work in works:
-            # A tensor that is replaced as a whole changes nearly everywhere.
-            copied = mode == "copy" or (mode == "auto" and isinstance(work.job.source, FromPack))
+            # A tensor that is replaced as a whole changes nearly everywhere, as does one that a product of factors is added to.
+            dense = isinstance(work.job.source, FromPack) or any(
+                isinstance(own, PackTerm) and own.term.is_factors for own in work.job.terms
+            )
+            copied = mode == "copy" or (mode == "auto" and dense)
             logs.append(None if copied or mode == "nothing" else _SavedChanges(work))
             if copied:
                 done.append(SavedCopy.of(work.region, before.get(work.region.key, ())))

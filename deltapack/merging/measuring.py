@@ -142,7 +142,7 @@ def _ranks(term: BlendedTerm, numel: int, count: int) -> Callable[[int], Sequenc
 
 
 def _random(name: str, terms: Sequence[OwnTerm], share: float) -> KeepRandom:
-    if len(terms) > 1:
+    if len(terms) > 1 and not any(isinstance(term, PackTerm) and term.term.is_factors for term in terms):  # these keep everything
         reader = next(term.reader for term in terms if isinstance(term, PackTerm))
         hint = "Merge the packs that it was merged from, or thin out with --method ties."
         raise RecipeError("a merged pack cannot be thinned out at random", path=reader.path, tensor=name, hint=hint)

@@ -27,6 +27,7 @@ from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_diges
 from deltapack.format.features import features_of
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.metadata import optional_metadata
+from deltapack.format.reader import PackReader
 from deltapack.format.table import Layout
 from deltapack.format.writer import ChunkedBlobWriter, PackWriter, StoredChunk
 from deltapack.kernels.layout import Elements, Sparse
@@ -201,9 +202,12 @@ class MergedPack:
 
     def _copied(self, terms: Sequence[PackTerm]) -> tuple[Term, ...]:
         """Copy terms, with their weights in their factors."""
-        return tuple(
-            replace(term.term, factor=float(term.factor), blob=self.writer.copy_blob(term.reader, term.term.blob)) for term in terms
-        )
+        return tuple(replace(self._copy(term.reader, term.term), factor=float(term.factor)) for term in terms)
+
+    def _copy(self, reader: PackReader, term: Term) -> Term:
+        """Copy the blobs of a term."""
+        blob = self.writer.copy_blob(reader, term.blob)
+        return replace(term, blob=blob, lines=None if term.lines is None else self.writer.copy_blob(reader, term.lines))
 
     def _files(self) -> tuple[FileEntry, ...] | None:
         """Copy the side files of the pack that decides; of the base's own, only the digests."""

@@ -149,7 +149,7 @@ def _pack_bytes(plan: MergePlan) -> int:
     total = 0
     for job in plan.composition.jobs:
         found = blended(job)
-        total += sum(own.term.blob.length for own in job.terms if isinstance(own, PackTerm))
+        total += sum(blob.length for own in job.terms if isinstance(own, PackTerm) for blob in own.term.blobs)
         total += sum(part.nbytes for part in (job.source.rows, _exact(job)) if part is not None)
         if found is not None:
             total += int(job.common * (4 * found.term.density(job.common) + 1 / 8))

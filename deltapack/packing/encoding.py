@@ -22,6 +22,7 @@ from deltapack.kernels.reference.encoding import same_bits
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, exact_chunk
 from deltapack.sparsify import dare
+from deltapack.sparsify.kept import Kept
 
 __all__ = ["ChunkOutcome", "encode_chunk", "encode_tail_chunk"]
 
@@ -102,27 +103,18 @@ def _encode_delta(
         # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
-    if plan.sparsifier is None:
-        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, common, buffers.sparse(0, common).positions)
-        kept = loops.kept_differences(base, source, tuned[:common], target, positions)
-    else:
-        chosen = plan.sparsifier.select(chunk, loops.difference(base, source, tuned[:common], target))
-        positions, counts, kept = chosen.positions, chosen.counts, chosen.values
-    if plan.spares_odd:
-        there = np.isfinite(rounding.to_f64(base[positions], source))
-        positions, kept = positions[there], kept[there]
-        counts = tile_counts(positions, common)
     try:
-        term, values = encode_term_chunk(plan.codec, positions, kept, counts, common, np.float32(plan.recipe.factor))
+        term, terms = _terms(plan, chunk, base, tuned[:common], buffers)
     except NonFiniteError as error:
         error.tensor = plan.tensor.name
         raise
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
     if source == target:
         restored = base
-        loops.add_in_place(restored, target, [Sparse(positions, values)])
+        loops.add_in_place(restored, target, terms)
     else:
-        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, [Sparse(positions, values)]))
+        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, terms))
+    positions = terms[0].positions  # those of factors are all, else there is one term
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
     overflow, altered = _odd_ones(restored, tuned[:common], source, target, positions)
     return ChunkOutcome(
@@ -137,6 +129,34 @@ def _encode_delta(
         max_abs=largest,
         elements=len(tuned),
     )
+
+
+def _terms(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> tuple[StoredChunk | None, list[Sparse]]:
+    """Return a chunk of the sparse term, none where there is none, and what a decoder will see of all terms."""
+    dense = [] if plan.factors is None else [plan.factors.sparse(chunk, len(base), np.float32(1), buffers.sparse(1, len(base)))]
+    if not plan.residual:
+        return None, dense
+    chosen = _kept(plan, chunk, base, tuned, buffers)
+    positions, counts, kept = chosen.positions, chosen.counts, chosen.values
+    if plan.spares_odd:
+        there = np.isfinite(rounding.to_f64(base[positions], plan.base.dtype))
+        positions, kept = positions[there], kept[there]
+        counts = tile_counts(positions, len(base))
+    factor = np.float32(plan.recipe.factor)
+    term, seen = encode_term_chunk(plan.codec, positions, kept, counts, len(base), factor, chunk * CHUNK)
+    return term, [*dense, seen]
+
+
+def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> Kept:
+    """Return what the sparse term keeps of a chunk: differences, or what factors leave of them."""
+    source, target, loops, factors = plan.base.dtype, plan.tensor.dtype, kernels.active(), plan.factors
+    if plan.sparsifier is None:
+        room = buffers.sparse(0, len(base)).positions
+        positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, len(base), room, plan.codec.index)
+        kept = loops.kept_differences(base, source, tuned, target, positions)
+        return Kept(positions, counts, kept if factors is None else factors.residual(kept, chunk * CHUNK, len(base), positions))
+    delta = loops.difference(base, source, tuned, target)
+    return plan.sparsifier.select(chunk, delta if factors is None else factors.residual(delta, chunk * CHUNK, len(base)))
 
 
 def _odd_ones(restored: Elements, tuned: Elements, source: DType, target: DType, positions: Positions) -> tuple[bool, bool]:

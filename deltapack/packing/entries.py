@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.stored import stored_layout
 from deltapack.errors import NonFiniteError
+from deltapack.format.codecs import INDEX_CODECS
 from deltapack.format.digest import chunk_count, root_digest
+from deltapack.format.frames import pack_stream
 from deltapack.format.index import BaseRef, BlobRef, Entry, ExactStep, Stats, Term
 from deltapack.format.table import Layout
 from deltapack.format.writer import PackWriter, StoredChunk
@@ -85,8 +87,9 @@ class EntryWriter:
 
     def _delta(self, plan: DeltaPlan, outcomes: Iterable[ChunkOutcome]) -> tuple[Entry, Digests]:
         start, digests = self.writer.end, Digests()
-        term = Term(plan.codec.index, plan.codec.values, plan.recipe.factor, 0, BlobRef(0, 0, ""))
-        blob = self.writer.chunked_blob(Layout(plan.common, len(term.streams), has_counts=True))
+        dense = () if plan.factors is None else (plan.factors.term(plan.common, self.writer.plain_blob(plan.factors.stored())),)
+        term = _sparse_term(plan)
+        blob = self.writer.chunked_blob(Layout(plan.common, len(term.streams), has_counts=True)) if plan.residual else None
         equal, finite, overflow, altered, l1, largest, nnz = True, True, False, False, 0.0, 0.0, 0
         split: dict[str, int] = {}
         for outcome in outcomes:
@@ -94,7 +97,7 @@ class EntryWriter:
             equal, finite, overflow = equal and outcome.equal, finite and outcome.finite, overflow or outcome.overflow
             altered = altered or outcome.altered
             l1, largest = l1 + outcome.l1, max(largest, outcome.max_abs)
-            if outcome.term is not None:
+            if blob is not None and outcome.term is not None:
                 blob.append(outcome.term)
                 nnz += sum(outcome.term.counts)
                 for stream, stored in zip(term.streams, outcome.term.streams, strict=True):
@@ -110,16 +113,21 @@ class EntryWriter:
             self.writer.rewind(start)
             sparing = plan.sparing_odd()
             return self._delta(sparing, self._encoded(sparing))
-        ref = None
-        if not equal:
-            ref = blob.close()
-            if ref.length >= plan.common * plan.tensor.dtype.itemsize:
-                return self._store_instead(plan, start)
-            self._count(split | {"tables": ref.length - sum(split.values())})
-        else:
+        terms: tuple[Term, ...] = dense
+        if equal:
             self.writer.rewind(start)
-        keep, key = (plan.recipe.keep, plan.key) if term.index_codec.kept == "random" else (0, 0)
-        terms = () if ref is None else (replace(term, nnz=nnz, blob=ref, keep=keep, key=key, shift=plan.codec.shift),)
+            terms = ()
+        elif blob is not None:
+            ref = blob.close()
+            split["tables"] = ref.length - sum(split.values())
+            scaling = plan.codec.scaling
+            lines = self.writer.plain_blob(pack_stream(scaling.raw)) if scaling is not None and scaling.raw else None
+            split |= {} if lines is None else {"scales": lines.length}
+            terms += (replace(term, nnz=nnz, blob=ref, lines=lines),)
+        if sum(blob.length for term in terms for blob in term.blobs) >= plan.common * plan.tensor.dtype.itemsize:
+            return self._store_instead(plan, start)
+        if terms:
+            self._count(split | ({"factors": dense[0].blob.length} if dense else {}))
         result = digests.tuned if equal else digests.result
         stats = Stats(f"{l1:.7g}", f"{largest:.7g}")
         return self._with_base(plan, digests, terms, self._tail(plan), result, stats), digests
@@ -197,6 +205,14 @@ class EntryWriter:
     def _count(self, stored: dict[str, int]) -> None:
         for use, nbytes in stored.items():
             self.split[use] = self.split.get(use, 0) + nbytes
+
+
+def _sparse_term(plan: DeltaPlan) -> Term:
+    """Return the sparse term of a plan, as far as the plan tells."""
+    codec, scaling = plan.codec, plan.codec.scaling
+    keep, key = (plan.recipe.keep, plan.key) if INDEX_CODECS[codec.index].kept == "random" else (0, 0)
+    kind, scale = ("", 0.0) if scaling is None else (scaling.kind, scaling.lines.scale)
+    return Term(codec.index, codec.values, plan.recipe.factor, 0, BlobRef(0, 0, ""), keep, key, codec.shift, kind, scale)
 
 
 def unchanged(tensor: TensorInfo, base: TensorInfo, digests: Digests) -> Entry:

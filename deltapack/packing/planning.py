@@ -15,6 +15,7 @@ from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.exact import encode_exact_chunk
 from deltapack.codecs.exact_entry import padded_base
 from deltapack.codecs.exact_tables import NO_TABLES, SharedTables
+from deltapack.codecs.factors import Factors
 from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.errors import RecipeError
@@ -52,10 +53,12 @@ class DeltaPlan:
         tensor: The tensor.
         base: Its partner.
         recipe: Its settings.
-        codec: Codecs of its term.
+        codec: Codecs of its sparse term.
         key: Mask key.
         sparsifier: What chooses the kept elements by their differences; `None`: `key` alone does.
         spares_odd: Whether elements that are NaN or infinite in the base are never kept; positions are stored then.
+        factors: A product that is added everywhere: the sparse term has of the differences what it leaves; none where there is none.
+        residual: Whether there is a sparse term; there is always one unless there are factors.
     """
 
     tensor: TensorInfo
@@ -65,11 +68,13 @@ class DeltaPlan:
     key: int
     sparsifier: Sparsifier | None = None
     spares_odd: bool = False
+    factors: Factors | None = None
+    residual: bool = True
 
     def sparing_odd(self) -> DeltaPlan:
-        """Return the plan that keeps the same elements but for those that are NaN or infinite in the base."""
+        """Return the plan that keeps the same elements but for those that are NaN or infinite in the base, and has no factors."""
         index, shift = best_index(self.recipe.density)
-        return replace(self, codec=replace(self.codec, index=index, shift=shift), spares_odd=True)
+        return replace(self, codec=replace(self.codec, index=index, shift=shift), spares_odd=True, factors=None, residual=True)
 
     @property
     def common(self) -> int:
@@ -243,7 +248,8 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
     """Return the smallest value codec whose noise is within `fidelity` times the noise of dropping.
 
     Dropping with rate p and rescaling adds p/(1-p) of the delta's power as noise; coding the kept values with a relative squared
-    error e adds e/(1-p). So the rule is e <= fidelity * p.
+    error e adds e/(1-p). So the rule is e <= fidelity * p. The error is that of scales of gain 1, as what comes back is: for coarse codes
+    it is larger than the least squared error, and the least is not what a user gets.
     """
     kept, counts = _sample(base, finetuned, plan)
     squares = np.square(kept, dtype=np.float64)
@@ -257,7 +263,7 @@ def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidel
         power = min(power, _TAILED * float(np.median(squares)) * len(squares))
     for values in _AUTO_ORDER[:-1]:
         _, seen = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
-        noise = float(np.square(seen - kept, dtype=np.float64).sum())
+        noise = float(np.square(seen.values - kept, dtype=np.float64).sum())
         if noise <= allowed * power:
             return values
     return _AUTO_ORDER[-1]

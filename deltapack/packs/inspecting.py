@@ -230,7 +230,7 @@ def _finite(text: str) -> float | None:
 def _split(index: Index, pack_bytes: int) -> dict[str, int]:
     entries = index.entries
     parts = {
-        "terms": sum(term.blob.length for entry in entries for term in entry.terms),
+        "terms": sum(blob.length for entry in entries for term in entry.terms for blob in term.blobs),
         "stored": sum(entry.stored.length for entry in entries if entry.stored is not None),
         "exact": sum(step.blob.length for entry in entries for step in entry.exact) + sum(blob.length for blob in index.tables),
         "digests": sum(entry.digests.length for entry in entries if entry.digests is not None),

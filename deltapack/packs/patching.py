@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from deltapack import kernels
-from deltapack.codecs.chunk import LoadedChunks, TermChunks, add_term_chunk, decode_term_chunk, load_term_chunks, term_chunks
+from deltapack.codecs.adding import OneTerm, add_terms
+from deltapack.codecs.chunk import LoadedChunks, TermChunks, load_term_chunks, term_chunks
 from deltapack.codecs.exact_entry import ExactTensor
+from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.composing.basecheck import wrong_base, wrong_result
 from deltapack.composing.weighted import WeightedPack
@@ -20,14 +21,14 @@ from deltapack.errors import BaseMismatchError, RecipeError
 from deltapack.format.arrangement import Arrangement
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import BaseRef, Entry, Term
-from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.format.reader import PackReader
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.parallel import for_each, resolve_workers
 
 __all__ = ["LoadedPack", "add_to"]
 
-Terms = tuple[tuple[Term, TermChunks], ...]
+Terms = tuple[tuple[Term, TermChunks | FactorChunks], ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class LoadedPack:
         Raises:
             FormatError: The pack is damaged.
         """
-        loaded: dict[str, tuple[tuple[Term, LoadedChunks], ...]] = {
+        loaded: dict[str, tuple[tuple[Term, LoadedChunks | FactorChunks], ...]] = {
             entry.name: tuple((term, load_term_chunks(blob, term)) for term, blob in _terms(reader, entry))
             for entry in reader.index.entries
         }
@@ -69,7 +70,7 @@ def add_to(reader: PackReader, state: MutableMapping[str, Any], *, weight: float
     _add_to(reader, terms, state, weight, verify, workers)
 
 
-def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, ChunkedBlob]]:
+def _terms(reader: PackReader, entry: Entry) -> Iterator[tuple[Term, TermChunks | FactorChunks]]:
     for term in entry.terms:
         yield term, term_chunks(reader, entry, term)
 
@@ -152,13 +153,8 @@ def _add_chunk(patch: _Patch, chunk: int, elements: Elements, buffers: Buffers) 
     if patch.exact is not None:
         elements[:] = patch.exact.part(chunk, elements, dtype)
         return
-    if len(patch.terms) == 1:
-        ((term, chunks),) = patch.terms
-        add_term_chunk(chunks, term, chunk, patch.factors[0], elements, dtype, next(scratch))
-        return
-    terms = zip(patch.terms, patch.factors, scratch, strict=False)  # scratch has no end
-    parts = [decode_term_chunk(chunks, term, chunk, factor, out) for (term, chunks), factor, out in terms]
-    kernels.active().add_in_place(elements, dtype, parts)
+    terms = [OneTerm(chunks, term, factor) for (term, chunks), factor in zip(patch.terms, patch.factors, strict=True)]
+    add_terms(terms, chunk, elements, dtype, scratch)
 
 
 def _elements_of(state: MutableMapping[str, Any], entry: Entry, base: BaseRef, weight: float, path: Path) -> Elements:

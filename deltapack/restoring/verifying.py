@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from deltapack.checkpoint import check_side_name, open_checkpoint
-from deltapack.codecs.chunk import decode_term_chunk, term_chunks
+from deltapack.codecs.chunk import TermChunks, decode_term_chunk, term_chunks
 from deltapack.codecs.exact_entry import ExactTensor, exact_bytes
+from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_carried
@@ -24,7 +25,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.index import Entry, Term
-from deltapack.format.reader import ChunkedBlob, PackReader
+from deltapack.format.reader import PackReader
 from deltapack.kernels.buffers import Buffers
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
@@ -136,7 +137,7 @@ def _exact_tasks(exact: ExactTensor, digests: Sequence[bytes]) -> Iterator[Calla
             yield from (partial(exact_bytes, blob, chunk, entry.dtype) for blob in exact.blobs)
 
 
-def _decode_term(blob: ChunkedBlob, term: Term, chunk: int, buffers: Buffers) -> None:
+def _decode_term(blob: TermChunks | FactorChunks, term: Term, chunk: int, buffers: Buffers) -> None:
     decode_term_chunk(blob, term, chunk, np.float32(1), buffers.sparse(0, blob.layout.chunk_length(chunk)))
 
 

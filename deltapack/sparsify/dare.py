@@ -11,9 +11,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack import kernels
+from deltapack.codecs.indices import masked_positions
 from deltapack.errors import RecipeError
-from deltapack.format.digest import TILES_PER_CHUNK
 from deltapack.format.table import tile_lengths
 
 __all__ = ["ALL_KEPT", "HOPELESS", "RISKY", "keep_of_drop_rate", "mask_key", "rescale_factor", "select"]
@@ -56,7 +55,7 @@ def mask_key(seed: int, identity: str, tensor: str) -> int:
 
 
 def select(
-    keep: int, key: int, chunk: int, length: int, out: NDArray[np.uint32] | None = None
+    keep: int, key: int, chunk: int, length: int, out: NDArray[np.uint32] | None = None, index: str = "seeded"
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Return the kept positions of a chunk, `[nnz] uint32`, and the kept count of each tile, `[tiles] int64`.
 
@@ -66,8 +65,9 @@ def select(
         chunk: Number of the chunk in its tensor.
         length: Elements of the chunk.
         out: Room for the chunk's elements and 256 more; the positions are then a view of it.
+        index: The index codec of the term; the mask is that of `stratified` where this is it, and else that of `seeded`.
     """
     lengths = np.array(tile_lengths(length), np.int64)
     if keep == ALL_KEPT:
         return np.arange(length, dtype=np.uint32), lengths
-    return kernels.active().sample_positions(key, keep, chunk * TILES_PER_CHUNK, lengths, out)
+    return masked_positions(index if index == "stratified" else "seeded", key, keep, chunk, lengths, out)

@@ -10,28 +10,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.codecs import codec_of
 from support.small_packs import CODECS, KEEP, KEY, digest_of, index_of, term_of, write_chunk
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
+from deltapack.codecs.indices import masked_positions
 from deltapack.codecs.stored import decode_stored_chunk, encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import ChecksumError, DeltapackError, FormatError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
-from deltapack.format.digest import CHUNK, TILE, TILES_PER_CHUNK
+from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.frames import compress_frame, pack_stream
 from deltapack.format.index import BaseRef, BlobRef, Entry, Term
 from deltapack.format.reader import PackReader
 from deltapack.format.table import Layout, tile_lengths
 from deltapack.format.writer import PackWriter, StoredChunk, open_pack_writer
-from deltapack.kernels import reference
 
 F32 = BY_NAME["f32"]
 TWO = np.float32(2)
 LENGTHS = [1, 2, 63, 64, 65, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK + 1]
 ALL_CODECS = [
-    *(TermCodec("bitmap", values) for values in VALUE_CODECS),
+    *(codec_of("bitmap", values) for values in VALUE_CODECS),
     *(TermCodec("gaps", "int4", shift) for shift in (1, 4, 15)),
-    *(TermCodec(index, values) for index in INDEX_CODECS for values in ("int2", "bf16")),
+    *(codec_of(index, values) for index in INDEX_CODECS for values in ("int2", "bf16", "ternary", "uniform")),
 ]
 
 
@@ -49,7 +50,7 @@ def finish(writer: PackWriter, entry: Entry) -> None:
 def mask(codec: TermCodec, chunk: int, length: int, density: float) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     lengths = np.array(tile_lengths(length), np.int64)
     if INDEX_CODECS[codec.index].kept == "random":
-        return reference.sample_positions(KEY, KEEP, chunk * TILES_PER_CHUNK, lengths)
+        return masked_positions(codec.index, KEY, KEEP, chunk, lengths)
     kept = np.random.default_rng(chunk).random(length) < density
     kept |= INDEX_CODECS[codec.index].kept == "all"
     positions = np.flatnonzero(kept).astype(np.uint32)
@@ -74,16 +75,16 @@ def test_round_trip(tmp_path: Path, codec: TermCodec, length: int) -> None:
         blob, nnz = writer.chunked_blob(layout), 0
         for chunk in range(layout.chunks):
             positions, counts = mask(codec, chunk, layout.chunk_length(chunk), density)
-            differences = np.random.default_rng(chunk).normal(0, 1, len(positions)).astype(np.float32)
+            differences = np.random.default_rng(chunk).normal(0, 0.01, len(positions)).astype(np.float32)
             stored, seen = encode_term_chunk(codec, positions, differences, counts, layout.chunk_length(chunk), TWO)
             blob.append(stored)
-            expected.append((positions, seen))
+            expected.append(seen)
             nnz += len(positions)
         finish(writer, delta_entry(length, term_of(codec, nnz, blob.close())))
-    for chunk, (positions, seen) in enumerate(expected):
+    for chunk, (positions, values) in enumerate(expected):
         found = read_term(path, chunk)
         assert found[0].tobytes() == positions.tobytes()
-        assert found[1].tobytes() == seen.tobytes()
+        assert found[1].tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec.index}-{codec.values}-{codec.shift}")

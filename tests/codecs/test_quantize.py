@@ -1,4 +1,4 @@
-"""Codes and scales: in range, deterministic, and close to the best that any scale can do."""
+"""Codes and scales: in range, deterministic, of gain 1, and close to the best that any scale of that gain can do."""
 
 from __future__ import annotations
 
@@ -44,19 +44,33 @@ def squared_errors(values: Floats, seen: Floats) -> NDArray[np.float64]:
     return np.asarray(np.square(values.astype(np.float64) - seen).sum(axis=-1))
 
 
-def errors_of_scale(values: Floats, steps: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:
-    """Squared error of each group `[groups, 128]` with a step `[groups]` of any sign."""
+def errors_of_step(values: Floats, steps: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:
+    """Squared error of each group `[groups, 128]` with a step `[groups]` of any sign, where the step is the scale."""
     wide, column = values.astype(np.float64), steps[:, None]
     return np.asarray(np.square(wide - np.clip(np.rint(wide / column), low, high) * column).sum(axis=1))
 
 
+def errors_of_gain_one(values: Floats, steps: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:
+    """The same where the scale of the codes that the step gives is the one of gain 1."""
+    wide = values.astype(np.float64)
+    codes = np.clip(np.rint(wide / steps[:, None]), low, high)
+    scales = np.square(wide).sum(axis=1) / (codes * wide).sum(axis=1)
+    return np.asarray(np.square(wide - codes * scales[:, None]).sum(axis=1))
+
+
+def gains(values: Floats, seen: Floats) -> NDArray[np.float64]:
+    """How much of each group is seen, along the values: 1 is all of it."""
+    wide = values.astype(np.float64)
+    return np.asarray((seen * wide).sum(axis=-1) / np.square(wide).sum(axis=-1))
+
+
 def best_errors(values: Floats, low: int, high: int) -> NDArray[np.float64]:
-    """The least squared error over a fine grid of steps; the largest magnitude takes the side with one more code."""
+    """The least squared error at gain 1 over a fine grid of steps; the largest magnitude takes the side with one more code."""
     wide = values.astype(np.float64)
     extreme = np.take_along_axis(wide, np.abs(wide).argmax(axis=1)[:, None], axis=1)[:, 0]
     found = np.full(len(values), np.inf)
     for share in np.geomspace(0.2, 1.4, 300):
-        found = np.minimum(found, errors_of_scale(values, share * extreme / low, low, high))
+        found = np.minimum(found, errors_of_gain_one(values, share * extreme / low, low, high))
     return found
 
 
@@ -74,9 +88,9 @@ def test_codes_and_scales_are_in_range(codec: str, kept: list[int], scale: float
     assert not len(codes) or (low <= codes.min() and codes.max() <= high)
     assert not is_sign(codec) or codes.all()
     assert np.isfinite((scales.astype(np.uint32) << 16).view(np.float32)).all()
-    # No decoded value is much larger than what went in. The largest step is that of int2: largest / 1.5, rounded up.
+    # No decoded value is much larger than what went in; the two steps of int2 go furthest.
     seen = decoded(codes, scales, counts)
-    assert not len(seen) or np.abs(seen).max() <= 1.5 * np.float64(np.abs(values).max())
+    assert not len(seen) or np.abs(seen).max() <= 2 * np.float64(np.abs(values).max())
 
 
 @pytest.mark.parametrize("codec", SCALED)
@@ -90,10 +104,20 @@ def test_zeros_stay_zero(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", SEARCHING)
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "student"])
-def test_error_is_within_two_percent_of_the_best_scale(codec: str, law: str) -> None:
+def test_error_is_within_four_percent_of_the_best_scale(codec: str, law: str) -> None:
     values = groups_of(law)
     found, best = squared_errors(values, coded(codec, values)), best_errors(values, *written_range(codec))
-    assert found.sum() <= 1.02 * best.sum()
+    assert found.sum() <= 1.04 * best.sum()
+
+
+@pytest.mark.parametrize("codec", [*SEARCHING, "sign"])
+@pytest.mark.parametrize("law", ["gaussian", "laplace", "student", "uniform"])
+def test_the_gain_is_one(codec: str, law: str) -> None:
+    """Of each group to what its scale is rounded to, and without bias over many; least squares gave sign .65 and int3 .965."""
+    values = groups_of(law)
+    found = gains(values, coded(codec, values))
+    assert np.abs(found - 1).max() <= 2**-5 + 2**-9
+    assert abs(np.mean(found) - 1) < 0.004
 
 
 @pytest.mark.parametrize("codec", [codec for codec in SEARCHING if SEARCHES[codec].top <= 8])
@@ -102,15 +126,16 @@ def test_error_of_no_group_is_above_that_of_the_largest_magnitude(codec: str, la
     """Against the usual symmetric scale, largest / (2^(bits-1) - 1), which is not rounded to few bits as ours is."""
     values, (low, high) = groups_of(law), written_range(codec)
     found = squared_errors(values, coded(codec, values))
-    usual = errors_of_scale(values, np.abs(values).max(axis=1).astype(np.float64) / high, low, high)
-    assert np.all(found <= 1.01 * usual)
+    usual = errors_of_gain_one(values, np.abs(values).max(axis=1).astype(np.float64) / high, low, high)
+    rounding = np.square(values, dtype=np.float64).sum(axis=1) * 2.0**-10  # of a scale to four bits
+    assert np.all(found <= 1.01 * usual + rounding)
     assert found.sum() < 0.75 * usual.sum()
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "student", "uniform"])
 def test_int8_error_is_that_of_the_largest_magnitude(law: str) -> None:
     values = groups_of(law)
-    usual = errors_of_scale(values, np.abs(values).max(axis=1).astype(np.float64) / 127, -128, 127)
+    usual = errors_of_step(values, np.abs(values).max(axis=1).astype(np.float64) / 127, -128, 127)
     assert squared_errors(values, coded("int8", values)).sum() <= 1.005 * usual.sum()
 
 
@@ -124,14 +149,13 @@ def test_int8_error_is_below_its_step() -> None:
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "student"])
-def test_sign_scale_is_the_mean_magnitude(law: str) -> None:
+def test_sign_scale_is_that_of_gain_one(law: str) -> None:
     values = groups_of(law)
     seen = coded("sign", values)
     assert np.array_equal(np.signbit(seen), np.signbit(values))
-    mean = np.abs(values).mean(axis=1, dtype=np.float64)
-    assert np.all(np.abs(np.abs(seen[:, 0]) / mean - 1) < 2**-4)
-    best = squared_errors(values, np.where(values < 0, -mean[:, None], mean[:, None]).astype(np.float32))
-    assert squared_errors(values, seen).sum() <= 1.01 * best.sum()
+    wide = values.astype(np.float64)
+    expected = np.square(wide).sum(axis=1) / np.abs(wide).sum(axis=1)
+    assert np.all(np.abs(np.abs(seen[:, 0]) / expected - 1) < 2**-5 + 2**-9)
 
 
 @pytest.mark.parametrize("codec", SEARCHES)
@@ -155,8 +179,10 @@ def test_any_group(codec: str, numbers: list[float]) -> None:
     assert codes.max() <= high
     seen = coded(codec, values)
     assert np.isfinite(seen).all()
-    # Scales are searched for the least error, and a scale of zero is among them.
-    assert squared_errors(values, seen) <= squared_errors(values, np.zeros_like(values)) * (1 + 1e-12)
+    for start in range(0, len(values), 128):
+        group = values[start : start + 128]
+        if np.abs(group).max() >= 2.0**-100:  # 1 to the rounding of its scale, and of values to 11 bits
+            assert abs(gains(group, seen[start : start + 128]) - 1) < 2**-4
 
 
 @pytest.mark.parametrize("codec", SCALED)

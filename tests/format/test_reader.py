@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small_packs import CODECS, digest_of, index_of, read_everything, seal, write_small_pack
+from support.small_packs import CODECS, NAMES, digest_of, index_of, read_everything, seal, write_small_pack
 
 from deltapack.codecs.stored import encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
@@ -31,7 +31,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_small_pack_is_readable_and_small(pack: Path) -> None:
     assert pack.stat().st_size < 6000
     with PackReader(pack) as reader:
-        assert [entry.name for entry in reader.index.entries] == [f"a{i}" for i in range(len(CODECS))] + list("bcdef")
+        assert [entry.name for entry in reader.index.entries] == NAMES + list("bcdef")
         assert reader.file_bytes == pack.stat().st_size
     assert len(read_everything(pack)) == 2 * len(CODECS) + 2 * 2 + 2 + 1
 

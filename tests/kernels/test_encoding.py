@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -98,31 +99,37 @@ def test_kept_differences_are_those_of_all(loops: Backend, source: str, target: 
     assert kept.tobytes() == every[positions].tobytes()
 
 
-def best_by_plain_integers(values: NDArray[np.float32], top: int, mantissa_bits: int, candidates: int) -> tuple[int, list[int]]:
-    """The scale's bits and the codes of one group, one value at a time."""
+def of_the_largest_magnitude(values: NDArray[np.float32], top: int, mantissa_bits: int) -> tuple[int, list[int]]:
+    """The scale's bits and the codes of one group where the scale is not searched for, one value at a time."""
     largest = np.abs(values).max()
     if largest < np.float32(2.0**-100):
         return 0, [0] * len(values)
     drop = (1 << 23 - mantissa_bits) - 1
-    reach = np.float32(top - (0 if top == 128 else 0.5))
-    start = min(int((largest / reach).view(np.uint32)) + drop & ~drop, 0x7F800000 - drop - 1)
-    inverse = np.float32(2047) / largest
-    sign = -1 if values[np.abs(values).argmax()] > 0 else 1
-    least, chosen = 1 << 62, start
+    bits = min(int((largest / np.float32(top)).view(np.uint32)) + drop & ~drop, 0x7F800000 - drop - 1)
+    bits |= 0x80000000 if values[np.abs(values).argmax()] > 0 else 0
+    scale = np.uint32(bits).view(np.float32)
+    return bits >> 16, [int(np.clip(np.rint(value / scale), -top, top - 1)) for value in values]
+
+
+def best_by_plain_integers(values: NDArray[np.float32], top: int, mantissa_bits: int, candidates: int) -> tuple[int, list[int]]:
+    """The same where it is: the codes of the largest cosine, by fractions, and their scale of gain 1."""
+    largest = np.abs(values).max()
+    if candidates == 1 or largest < np.float32(2.0**-100):
+        return of_the_largest_magnitude(values, top, mantissa_bits)
+    negative = values[np.abs(values).argmax()] > 0
+    integers = [int(np.rint(value * (np.float32(2047) / largest))) * (-1 if negative else 1) for value in values]
+    best, chosen, product = Fraction(0), [0] * len(values), 0
     for candidate in range(candidates):
-        offset = candidate << 23 - mantissa_bits
-        bits = start - offset if start > offset else start
-        step = max(np.rint(np.uint32(bits).view(np.float32) * inverse), np.float32(1))
-        reciprocal, error = np.float32(1) / step, 0
-        for value in values:
-            integer = int(np.rint(value * inverse))
-            code = min(max(int(np.rint(np.float32(integer) * reciprocal)) * sign, -top), top - 1)
-            error += (integer - code * sign * int(step)) ** 2
-        if error < least:
-            least, chosen = error, bits
-    scale = np.uint32(chosen | (0x80000000 if sign < 0 else 0)).view(np.float32)
-    codes = [int(np.clip(np.rint(value / scale), -top, top - 1)) for value in values]
-    return int(scale.view(np.uint32)) >> 16, codes
+        width = np.float32(2047) / np.float32(top - 0.5) * np.uint32(0x3F800000 - (candidate << 20)).view(np.float32)
+        codes = [min(max(int(np.rint(np.float32(integer) * (np.float32(1) / width))), -top), top - 1) for integer in integers]
+        products = sum(code * integer for code, integer in zip(codes, integers, strict=True))
+        cosine = Fraction(products**2, sum(code**2 for code in codes))
+        if cosine > best:
+            best, chosen, product = cosine, codes, products
+    scale = np.float32(sum(integer**2 for integer in integers) / product * (float(largest) / 2047))
+    unit = 1 << 23 - mantissa_bits
+    bits = min(int(scale.view(np.uint32)) + unit // 2 & ~(unit - 1), 0x7F800000 - unit)
+    return (bits | (0x80000000 if negative else 0)) >> 16, chosen
 
 
 @pytest.mark.parametrize("codec", sorted(SEARCHES))

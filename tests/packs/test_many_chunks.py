@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from support.builders import CHUNK, TILE, Model, Tensor, cast, read_model, whole, write_file
 
 import deltapack
-from deltapack.codecs.chunk import term_chunks
+from deltapack.codecs.chunk import coded_chunks
 from deltapack.device.model_tensors import Slice
 from deltapack.device.resident import send
 from deltapack.errors import BaseMismatchError, ChecksumError
@@ -163,7 +163,7 @@ def test_tables_of_what_lies_on_a_device(name: str, make: Make) -> None:
     codes = cast(delta_of()[pack.kept], "bf16").bits
     with PackReader(pack.path) as reader:
         (entry,) = reader.index.entries
-        counts = np.concatenate([record.counts for record in term_chunks(reader, entry, entry.terms[0]).records])
+        counts = np.concatenate([record.counts for record in coded_chunks(reader, entry, entry.terms[0]).records])
         before = np.cumsum(counts) - counts
         for size in (1 << 26, 1 << 16):
             (ready,) = send(reader, torch.device("cpu"), 2, segment_bytes=size).terms.values()
@@ -268,7 +268,7 @@ def test_one_bit_in_any_chunk_is_noticed(chunk: int, make: Make, tmp_path: Path)
         opened.add_to({"w": other})
     with PackReader(pack.path) as reader:
         (entry,) = reader.index.entries
-        records = term_chunks(reader, entry, entry.terms[0]).records
+        records = coded_chunks(reader, entry, entry.terms[0]).records
         payload = entry.terms[0].blob.end - sum(record.payload_bytes for record in records[chunk:])
     damaged = bytearray(pack.path.read_bytes())
     damaged[payload + 20] ^= 1

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
+from deltapack.codecs.indices import masked_positions
 from deltapack.codecs.stored import decode_stored_chunk, encode_stored_chunk, stored_layout
 from deltapack.dtypes import BY_NAME
+from deltapack.format.codecs import INDEX_CODECS
 from deltapack.format.digest import fingerprint, hash64
 from deltapack.format.index import BaseRef, BlobRef, Entry, FileEntry, Index, Term
 from deltapack.format.prologue import Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import PackWriter, StoredChunk, open_pack_writer
-from deltapack.kernels import reference
 from support.codecs import completed
 
 KEEP, KEY = 1 << 30, 0x0123456789ABCDEF
@@ -31,6 +32,8 @@ CODECS = completed(
         TermCodec("gaps", "int8", 1),
     )
 )
+NAMES = [f"a{number:x}" for number in range(len(CODECS))]
+"""In their order in a pack."""
 
 
 def digest_of(name: str) -> str:
@@ -38,16 +41,17 @@ def digest_of(name: str) -> str:
 
 
 def term_of(codec: TermCodec, nnz: int, blob: BlobRef, factor: float = 2.0) -> Term:
-    seeded = codec.index == "seeded"
-    return Term(codec.index, codec.values, factor, nnz, blob, KEEP * seeded, KEY * seeded, codec.shift)
+    drawn = INDEX_CODECS[codec.index].kept == "random"
+    kind, scale = ("", 0.0) if codec.scaling is None else (codec.scaling.kind, codec.scaling.lines.scale)
+    return Term(codec.index, codec.values, factor, nnz, blob, KEEP * drawn, KEY * drawn, codec.shift, kind, scale)
 
 
 def write_term(writer: PackWriter, codec: TermCodec, common: int, seed: int) -> Term:
     """Write random differences at random positions."""
     rng = np.random.default_rng(seed)
     lengths = np.array([common], np.int64)
-    if codec.index == "seeded":
-        positions, counts = reference.sample_positions(KEY, KEEP, 0, lengths)
+    if INDEX_CODECS[codec.index].kept == "random":
+        positions, counts = masked_positions(codec.index, KEY, KEEP, 0, lengths)
     else:
         kept = np.ones(common, np.bool_) if codec.index == "all" else rng.random(common) < 0.3
         positions, counts = np.flatnonzero(kept).astype(np.uint32), np.array([kept.sum()], np.int64)
@@ -76,6 +80,7 @@ def index_of(entries: list[Entry], files: tuple[FileEntry, ...] | None = None) -
         entries=tuple(sorted(entries, key=lambda entry: entry.name.encode())),
         files=files,
         created_by="test",
+        required=tuple(sorted({feature for entry in entries for term in entry.terms for feature in term.features})),
     )
 
 
@@ -85,7 +90,7 @@ def write_small_pack(path: Path) -> Path:
     with open_pack_writer(path, force=False) as writer:
         entries = []
         for number, codec in enumerate(CODECS):
-            name = f"a{number}"
+            name = NAMES[number]
             base = BaseRef(name, f32, (5, 9), digest_of("base" + name))
             terms = (write_term(writer, codec, 45, number),)
             entries.append(Entry(name, "delta", BY_NAME["bf16"], (5, 9), digest_of(name), base=base, terms=terms))

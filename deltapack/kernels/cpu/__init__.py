@@ -22,6 +22,7 @@ from deltapack.kernels.cpu.exact_symbols import (
     stairs_of,
     symbols_of,
 )
+from deltapack.kernels.cpu.factors import add_product, product_values
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
@@ -32,12 +33,16 @@ from deltapack.kernels.cpu.positions import (
     sample_positions,
 )
 from deltapack.kernels.cpu.relating import count_shared, scalar_products, stack_terms, sum_of_squares
+from deltapack.kernels.cpu.scaling import in_kept_rows, level_codes, rounded_codes, scaled_values, scales_at, trits_of
+from deltapack.kernels.cpu.strata import stratified_positions
+from deltapack.kernels.cpu.trits import pack_trits, trit_codes
 from deltapack.kernels.cpu.values import code_values, plane_values
 
 __all__ = [
     "add_blended",
     "add_encoded",
     "add_in_place",
+    "add_product",
     "add_sparse",
     "are_finite",
     "bitmap_of",
@@ -61,25 +66,35 @@ __all__ = [
     "frequencies_of",
     "histogram_high",
     "histogram_low",
+    "in_kept_rows",
     "kept_differences",
+    "level_codes",
     "numbers_from",
     "pack_codes",
+    "pack_trits",
     "places_below",
     "places_between",
     "plane_values",
     "predicted_of",
+    "product_values",
     "quantize_groups",
     "rans_decode",
     "rans_encode",
     "raw_bits_of",
     "rice_gap_positions",
+    "rounded_codes",
     "row_ranks",
     "sample_positions",
     "scalar_products",
+    "scaled_values",
+    "scales_at",
     "sign_groups",
     "stack_terms",
     "stairs_of",
+    "stratified_positions",
     "sum_of_squares",
     "sum_terms",
     "symbols_of",
+    "trit_codes",
+    "trits_of",
 ]

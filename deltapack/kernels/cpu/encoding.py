@@ -11,7 +11,7 @@ from deltapack.dtypes import DType
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import as_f32, as_u32, compiled, loops_on, widen
 from deltapack.kernels.layout import GROUP, Counts, Elements, Values
-from deltapack.kernels.reference.encoding import LANES, LEVELS, TINY, Groups, same_bits
+from deltapack.kernels.reference.encoding import LANES, LEVELS, TINY, Groups, same_bits, widths
 
 __all__ = ["compare", "difference", "kept_differences", "pack_codes", "quantize_groups", "sign_groups"]
 
@@ -99,9 +99,9 @@ def quantize_groups(values: Values, counts: Counts, top: int, mantissa_bits: int
     """See the reference."""
     codes = np.empty(len(values), np.int8)
     scales = np.empty(int((-(-counts // GROUP)).sum()), np.uint16)
-    offsets = np.arange(candidates, dtype=np.uint32) << np.uint32(23 - mantissa_bits)
-    reach = np.float32(top - (0 if top == 128 else 0.5))
-    _quantize(values, counts, np.float32(top), reach, np.uint32(1 << 23 - mantissa_bits), offsets, codes, scales)
+    unit = np.uint32(1 << 23 - mantissa_bits)
+    tried = widths(top, candidates) if candidates > 1 else np.zeros(0, np.float32)
+    _quantize(values, counts, np.float32(top), unit, tried, codes, scales)
     return codes, scales
 
 
@@ -110,63 +110,86 @@ def _quantize(
     values: Values,
     counts: Counts,
     top: np.float32,
-    reach: np.float32,
     unit: np.uint32,
-    offsets: NDArray[np.uint32],
+    tried: Values,
     codes: NDArray[np.int8],
     scales: NDArray[np.uint16],
 ) -> None:
-    exact = np.zeros(GROUP, np.float32)
+    integers = np.zeros(GROUP, np.int32)
     position = group = np.uint64(0)
     for count in counts:
         end = position + np.uint64(count)
         while position < end:
             size = min(np.uint64(GROUP), end - position)
-            step = _best_step(values[position : position + size], top, reach, unit, offsets, exact)
-            scales[group] = np.uint16(as_u32(step) >> np.uint32(16))
-            for i in range(size):
-                code = min(max(np.rint(values[position + i] / step), -top), top - np.float32(1))
-                codes[position + i] = np.int8(code) if step != 0 else np.int8(0)
+            part, into = values[position : position + size], codes[position : position + size]
+            bits = _reaching(part, top, unit, into) if len(tried) == 0 else _projected(part, top, unit, tried, integers, into)
+            scales[group] = np.uint16(bits >> np.uint32(16))
             position += size
             group += np.uint64(1)
 
 
 @compiled
-def _best_step(values: Values, top: np.float32, reach: np.float32, unit: np.uint32, offsets: NDArray[np.uint32], exact: Values) -> Any:
-    """Return the scale of a group; `exact` is room for 128 values."""
+def _extreme(values: Values) -> Any:
+    """Return the largest magnitude of a group and the bit of the sign of its scale: 1 where the first that reaches it is positive."""
     magnitude = np.uint32(0)  # as integers, as a loop over floats would have to keep their order
     for i in range(np.uint64(len(values))):
         magnitude = max(magnitude, as_u32(values[i]) & np.uint32(0x7FFFFFFF))
     largest = as_f32(magnitude)
-    if largest < TINY:
-        return np.float32(0)
-    negative = False
     for i in range(np.uint64(len(values))):
         if abs(values[i]) == largest:
-            negative = values[i] > 0
-            break
+            return largest, np.uint32(0x80000000) if values[i] > 0 else np.uint32(0)
+    return largest, np.uint32(0)
+
+
+@compiled
+def _reaching(values: Values, top: np.float32, unit: np.uint32, codes: NDArray[np.int8]) -> Any:
+    """Write codes and return the bits of the scale that reaches the largest magnitude."""
+    largest, sign = _extreme(values)
+    if largest < TINY:
+        codes[:] = np.int8(0)
+        return np.uint32(0)
     drop = unit - np.uint32(1)
-    start = min((as_u32(largest / reach) + drop) & ~drop, np.uint32(0x7F800000) - unit)
-    inverse = np.float32(LEVELS) / largest
-    # A negative scale negates the codes; negating the integers instead gives the same errors.
-    sign = np.float32(-1) if negative else np.float32(1)
-    exact[:] = np.float32(0)
+    bits = min((as_u32(largest / top) + drop) & ~drop, np.uint32(0x7F800000) - unit) | sign
+    step = as_f32(bits)
     for i in range(np.uint64(len(values))):
-        exact[i] = np.rint(values[i] * inverse) * sign
-    best, least = start, np.int32(0x7FFFFFFF)
+        codes[i] = np.int8(min(max(np.rint(values[i] / step), -top), top - np.float32(1)))
+    return bits
+
+
+@compiled
+def _projected(
+    values: Values, top: np.float32, unit: np.uint32, tried: Values, integers: NDArray[np.int32], codes: NDArray[np.int8]
+) -> Any:
+    """Write the codes that point most nearly to where values do and return the bits of the scale; `integers` is room for 128."""
+    largest, sign = _extreme(values)
+    if largest < TINY:
+        codes[:] = np.int8(0)
+        return np.uint32(0)
+    inverse = np.float32(LEVELS) / largest
+    # A negative scale negates the codes; negating the integers instead gives the same products.
+    turn = np.float32(-1) if sign else np.float32(1)
+    integers[:] = np.int32(0)
+    squares = np.int32(0)  # at most 128 * 2047^2
+    for i in range(np.uint64(len(values))):
+        integers[i] = np.int32(np.rint(values[i] * inverse) * turn)
+        squares = np.int32(squares + np.int32(integers[i] * integers[i]))
     low, high = -top, top - np.float32(1)
-    if len(offsets) > 1:
-        for offset in offsets:
-            bits = start - offset if start > offset else start
-            step = max(np.float32(np.rint(as_f32(bits) * inverse)), np.float32(1))
-            reciprocal = np.float32(1) / step
-            error = np.int32(0)  # at most 128 * 2047^2, as no code is more than half a step above its value
-            for i in range(GROUP):
-                miss = np.int32(exact[i] - min(max(np.rint(exact[i] * reciprocal), low), high) * step)
-                error = np.int32(error + np.int32(miss * miss))
-            if error < least:
-                least, best = error, bits
-    return as_f32(best | (np.uint32(0x80000000) if negative else np.uint32(0)))
+    best, products, powers = np.float32(0), np.int64(0), np.int64(1)
+    for width in tried:
+        reciprocal = np.float32(1) / width
+        product = power = np.int32(0)
+        for i in range(GROUP):
+            code = np.int32(min(max(np.rint(np.float32(integers[i]) * reciprocal), low), high))
+            product = np.int32(product + np.int32(code * integers[i]))
+            power = np.int32(power + np.int32(code * code))
+        wide = np.int64(product)
+        if wide * wide * powers > products * products * np.int64(power):
+            best, products, powers = reciprocal, wide, np.int64(power)
+    for i in range(np.uint64(len(values))):
+        codes[i] = np.int8(min(max(np.rint(np.float32(integers[i]) * best), low), high))
+    scale = np.float32(np.float64(squares) / np.float64(max(products, np.int64(1))) * (np.float64(largest) / np.float64(LEVELS)))
+    bits = min((as_u32(scale) + (unit >> np.uint32(1))) & ~(unit - np.uint32(1)), np.uint32(0x7F800000) - unit)
+    return bits | sign if products > 0 else np.uint32(0)
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from deltapack.kernels.reference.exact_symbols import (
     stairs_of,
     symbols_of,
 )
+from deltapack.kernels.reference.factors import add_product, product_values
 from deltapack.kernels.reference.positions import (
     bitmap_of,
     bitmap_positions,
@@ -33,12 +34,16 @@ from deltapack.kernels.reference.positions import (
     sample_positions,
 )
 from deltapack.kernels.reference.relating import count_shared, scalar_products, stack_terms, sum_of_squares
+from deltapack.kernels.reference.scaling import in_kept_rows, level_codes, rounded_codes, scaled_values, scales_at, trits_of
+from deltapack.kernels.reference.strata import stratified_positions
+from deltapack.kernels.reference.trits import pack_trits, trit_codes
 from deltapack.kernels.reference.values import code_values, group_counts, plane_values, unpack_codes
 
 __all__ = [
     "add_blended",
     "add_encoded",
     "add_in_place",
+    "add_product",
     "add_sparse",
     "are_finite",
     "bitmap_of",
@@ -64,28 +69,38 @@ __all__ = [
     "group_counts",
     "histogram_high",
     "histogram_low",
+    "in_kept_rows",
     "kept_differences",
+    "level_codes",
     "numbers_from",
     "pack_codes",
+    "pack_trits",
     "philox",
     "places_below",
     "places_between",
     "plane_values",
     "predicted_of",
+    "product_values",
     "quantize_groups",
     "rans_decode",
     "rans_encode",
     "raw_bits_of",
     "rice_gap_positions",
+    "rounded_codes",
     "row_ranks",
     "sample_positions",
     "scalar_products",
+    "scaled_values",
+    "scales_at",
     "settled",
     "sign_groups",
     "stack_terms",
     "stairs_of",
+    "stratified_positions",
     "sum_of_squares",
     "sum_terms",
     "symbols_of",
+    "trit_codes",
+    "trits_of",
     "unpack_codes",
 ]

@@ -1,7 +1,7 @@
 """What the encoder computes of a chunk: differences, their statistics, codes and scales.
 
-A group's scale is the candidate with the least squared error. Errors are summed in integers, on values rounded to 11 bits, so that the
-choice does not depend on the order of summation and is the same on every machine.
+A group's codes are those, of several widths, that point most nearly to where its values do, and its scale gives them the gain 1. Sums
+are of integers, on values rounded to 11 bits, so that the choice does not depend on the order of summation and is the same everywhere.
 """
 
 from __future__ import annotations
@@ -101,27 +101,55 @@ def quantize_groups(values: Values, counts: Counts, top: int, mantissa_bits: int
         values: `[nnz] f32`, finite.
         counts: `[tiles] int64` of kept elements; groups do not cross tiles.
         top: Codes are in [-top, top - 1].
-        mantissa_bits: Candidates for a scale have this many bits of mantissa.
-        candidates: How many to try, downwards from the one that reaches the largest magnitude; of equal ones the largest wins.
+        mantissa_bits: Scales have this many bits of mantissa.
+        candidates: How many widths of a code to try, downwards from the one that reaches the largest magnitude; of equally good ones the
+            largest wins. With one the width itself is the scale: what it rounds off needs no gain.
 
     Returns:
         Codes `[nnz] int8` and bits of the bf16 scales `[groups] uint16`.
     """
     grouped, used = _grouped(values, counts)
-    steps = _least_squares_steps(grouped, top, mantissa_bits, candidates)
-    divisor = np.where(steps == 0, np.float32(1), steps)[:, None]
-    codes = np.clip(np.rint(grouped / divisor), -top, top - 1)
-    codes = np.where(steps[:, None] == 0, np.float32(0), codes)
-    return codes[used].astype(np.int8), (steps.view(np.uint32) >> 16).astype(np.uint16)
+    # The extreme value gets the code -top, the one that has no positive twin: hence the sign of the scale.
+    extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=1)[:, None], axis=1)[:, 0]
+    sign = np.where(extreme > 0, np.uint32(1 << 31), np.uint32(0))
+    if candidates == 1:
+        codes, bits = _reaching(grouped, sign, top, mantissa_bits)
+    else:
+        codes, bits = _projected(grouped, sign, widths(top, candidates), top, mantissa_bits)
+    return codes[used].astype(np.int8), (bits >> 16).astype(np.uint16)
 
 
 def sign_groups(values: Values, counts: Counts) -> Groups:
-    """Return the signs of values and the scale of least squared error, the mean magnitude, as `quantize_groups` does."""
+    """Return the signs of values and the scale of gain 1, as `quantize_groups` does."""
     grouped, used = _grouped(values, counts)
-    largest, _, integers = _integers(grouped)
-    mean = np.abs(integers).sum(axis=1) / np.maximum(group_counts(counts), 1) / LEVELS * largest
+    largest, integers = _integers(grouped)
     codes = np.where(np.signbit(grouped), -1, 1)
-    return codes[used].astype(np.int8), (_coarse_up(mean.astype(np.float32), 4) >> 16).astype(np.uint16)
+    bits = scale_of_gain_one(np.square(integers, dtype=np.int64).sum(axis=1), np.abs(integers).sum(axis=1), largest, 4)
+    return codes[used].astype(np.int8), (bits >> 16).astype(np.uint16)
+
+
+def widths(top: int, candidates: int) -> Values:
+    """Return the widths of a code to try, `[candidates] f32`, in units in which the largest magnitude is 2047; eight to an octave."""
+    shares = (np.uint32(0x3F800000) - (np.arange(candidates, dtype=np.uint32) << np.uint32(20))).view(np.float32)
+    tried: Values = np.float32(LEVELS) / np.float32(top - 0.5) * shares
+    return tried
+
+
+def scale_of_gain_one(squares: NDArray[np.int64], products: NDArray[np.int64], largest: Values, mantissa_bits: int) -> NDArray[np.uint32]:
+    """Return the bits of the scales with which codes hold neither more nor less of their values than there is, `[groups] uint32`.
+
+    Codes C that stand for values d with the scale s have the gain <sC, d> / <d, d>. The scale of least squared error makes it less than
+    1, for it shrinks where codes are uncertain; so a restored difference would be too small (docs/design.md, section Values).
+
+    Args:
+        squares: <d, d> of each group.
+        products: <C, d> of each group; 0 gives the scale 0.
+        largest: What 2047 stands for, above.
+        mantissa_bits: Scales are rounded to so many, to the nearest, as any other rule would be a gain of its own.
+    """
+    wide = squares / np.maximum(products, 1) * (largest.astype(np.float64) / LEVELS)
+    bits = _coarse(wide.astype(np.float32), mantissa_bits, np.uint32(1 << (22 - mantissa_bits)))
+    return np.where(products == 0, np.uint32(0), bits)
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
@@ -145,51 +173,46 @@ def _grouped(values: Values, counts: Counts) -> tuple[Values, NDArray[np.bool_]]
     return grouped, used
 
 
-def _integers(grouped: Values) -> tuple[Values, Values, NDArray[np.int32]]:
-    """Return each group's largest magnitude, the factor to integers, and the values as integers up to 2047."""
+def _integers(grouped: Values) -> tuple[Values, NDArray[np.int32]]:
+    """Return each group's largest magnitude, and the values as integers up to 2047."""
     largest = np.abs(grouped).max(axis=1, initial=0)
     alive = largest >= TINY
     inverse = np.where(alive, np.float32(LEVELS) / np.where(alive, largest, np.float32(1)), np.float32(0))
-    return np.where(alive, largest, np.float32(0)), inverse, np.rint(grouped * inverse[:, None]).astype(np.int32)
+    return np.where(alive, largest, np.float32(0)), np.rint(grouped * inverse[:, None]).astype(np.int32)
 
 
-def _least_squares_steps(grouped: Values, top: int, mantissa_bits: int, candidates: int) -> Values:
-    largest, inverse, integers = _integers(grouped)
-    # The extreme value gets the code -top, the one that has no positive twin: hence the sign of the scale.
-    extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=1)[:, None], axis=1)[:, 0]
-    start = _coarse_up(largest / np.float32(top - (0 if top == 128 else 0.5)), mantissa_bits)
-    best = start if candidates == 1 else _search(integers, extreme > 0, start, inverse, top, mantissa_bits, candidates)
-    return np.where(best == 0, np.uint32(0), best | np.where(extreme > 0, np.uint32(1 << 31), np.uint32(0))).view(np.float32)
+def _reaching(grouped: Values, sign: NDArray[np.uint32], top: int, mantissa_bits: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Return codes and bits of the scales that reach the largest magnitude."""
+    largest, _ = _integers(grouped)
+    bits = _coarse(largest / np.float32(top), mantissa_bits, np.uint32((1 << (23 - mantissa_bits)) - 1))
+    steps = (bits | sign).view(np.float32)[:, None]
+    dead = largest == 0
+    codes = np.clip(np.rint(grouped / np.where(dead[:, None], np.float32(1), steps)), -top, top - 1)
+    return np.where(dead[:, None], np.float32(0), codes).astype(np.int32), np.where(dead, np.uint32(0), bits | sign)
 
 
-def _search(
-    integers: NDArray[np.int32],
-    negative: NDArray[np.bool_],
-    start: NDArray[np.uint32],
-    inverse: Values,
-    top: int,
-    mantissa_bits: int,
-    candidates: int,
-) -> NDArray[np.uint32]:
-    """Return the bits `[groups]` of the magnitude of the best scale; `start` holds those of the largest candidates."""
-    sign = np.where(negative, -1, 1).astype(np.int32)[:, None]
-    exact = integers.astype(np.float32)
-    best_bits, best_error = start, np.full(len(integers), np.iinfo(np.int64).max)
-    for candidate in range(candidates):
-        offset = np.uint32(candidate << (23 - mantissa_bits))
-        bits = np.where(start > offset, start - offset, start)
-        step = np.maximum(np.rint(bits.view(np.float32) * inverse), np.float32(1))
-        codes = np.rint(exact * (np.float32(1) / step)[:, None]).astype(np.int32) * sign
-        error = integers - np.clip(codes, -top, top - 1) * (step.astype(np.int32)[:, None] * sign)
-        squared = np.einsum("ij,ij->i", error, error, dtype=np.int64)
-        better = squared < best_error
-        best_bits, best_error = np.where(better, bits, best_bits), np.where(better, squared, best_error)
-    return best_bits
+def _projected(
+    grouped: Values, sign: NDArray[np.uint32], tried: Values, top: int, mantissa_bits: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Return the codes that point most nearly to where the values do, and the bits of the scales that give them the gain 1."""
+    largest, integers = _integers(grouped)
+    turned = np.where(sign[:, None] != 0, -integers, integers)
+    exact, best = turned.astype(np.float32), np.zeros_like(turned)
+    products, powers = np.zeros(len(turned), np.int64), np.ones(len(turned), np.int64)
+    for width in tried:
+        codes = np.clip(np.rint(exact * (np.float32(1) / width)), -top, top - 1).astype(np.int32)
+        product, power = (np.einsum("ij,ij->i", codes, other, dtype=np.int64) for other in (turned, codes))
+        # The squared cosine is product^2 / power; each side stays below 2^57.
+        better = product * product * powers > products * products * power
+        best = np.where(better[:, None], codes, best)
+        products, powers = np.where(better, product, products), np.where(better, power, powers)
+    bits = scale_of_gain_one(np.einsum("ij,ij->i", turned, turned, dtype=np.int64), products, largest, mantissa_bits)
+    return best, np.where(bits == 0, bits, bits | sign)
 
 
-def _coarse_up(values: Values, mantissa_bits: int) -> NDArray[np.uint32]:
-    """Round positive f32 up to `mantissa_bits` bits of mantissa and return the bits."""
+def _coarse(values: Values, mantissa_bits: int, bias: np.uint32) -> NDArray[np.uint32]:
+    """Round positive f32 to `mantissa_bits` bits of mantissa and return the bits; what is added before the rest is cut off says how."""
     drop = np.uint32((1 << (23 - mantissa_bits)) - 1)
     largest_finite = np.uint32(0x7F800000) - drop - np.uint32(1)
-    bits: NDArray[np.uint32] = np.minimum((values.astype(np.float32).view(np.uint32) + drop) & ~drop, largest_finite)
+    bits: NDArray[np.uint32] = np.minimum((values.view(np.uint32) + bias) & ~drop, largest_finite)
     return bits

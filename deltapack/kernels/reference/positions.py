@@ -66,13 +66,13 @@ def gap_thresholds(keep: int) -> NDArray[np.uint64]:
     return np.array(thresholds, np.uint64)
 
 
-def philox(key: int, tile: NDArray[np.uint64], block: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return Philox4x32-10 samples `[*shape, 4]` of 32 bits for counters (block, tile, 0, 0)."""
+def philox(key: int, tile: NDArray[np.uint64], block: NDArray[np.uint64], third: int = 0, rounds: int = 10) -> NDArray[np.uint64]:
+    """Return Philox4x32 samples `[*shape, 4]` of 32 bits for counters (block, tile, third, 0)."""
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     c0, c1 = np.broadcast_arrays(block, tile)
-    c2 = c3 = np.zeros_like(c0)
+    c2, c3 = np.full_like(c0, third), np.zeros_like(c0)
     k0, k1 = key & 0xFFFFFFFF, key >> 32
-    for _ in range(10):
+    for _ in range(rounds):
         p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
         c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & mask, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & mask
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF

@@ -1,0 +1,84 @@
+"""Values of products of factors, compiled; `deltapack.kernels.reference.factors` says what each function does."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.dtypes import DType
+from deltapack.kernels import reference
+from deltapack.kernels.cpu.bits import compiled, loops_on, narrow, widen
+from deltapack.kernels.layout import Elements, Positions, Sparse, Values
+from deltapack.kernels.product import Product
+
+__all__ = ["add_product", "product_values"]
+
+_BLOCK = 4096
+
+
+def product_values(product: Product, out: Values | None = None) -> Values:
+    """See the reference."""
+    values = np.empty(product.length, np.float32) if out is None else out[: product.length]
+    _fill(*_arguments(product), np.uint64(product.start), values)
+    return values
+
+
+def add_product(elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
+    """See the reference."""
+    target = loops_on(elements, dtype)
+    if target is None:
+        reference.add_product(elements, dtype, product, kept)
+    else:
+        _add(target, *_arguments(product), np.uint64(product.start), *map(np.ascontiguousarray, kept))
+
+
+def _arguments(product: Product) -> tuple[Values, Values]:
+    return np.ascontiguousarray(product.left), np.ascontiguousarray(product.right)
+
+
+@compiled
+def _fill(left: Values, right: Values, start: np.uint64, values: Values) -> None:
+    """Fill `values` with those from element `start` on, counted from the first row, a row at a time: its loops run over columns."""
+    columns, rank, one = np.uint64(right.shape[1]), np.uint64(len(left)), np.uint64(1)
+    row, column = start // columns, start % columns
+    at, end = np.uint64(0), np.uint64(len(values))
+    while at < end:
+        size = min(end - at, columns - column)
+        out = values[at : at + size]
+        u, v = left[np.uint64(0), row], right[np.uint64(0), column : column + size]
+        for i in range(size):
+            out[i] = u * v[i]
+        k = one
+        while k + np.uint64(3) < rank + one:  # three at once: of each value, two loads and stores less
+            u, v = left[k, row], right[k, column : column + size]
+            u2, v2 = left[k + one, row], right[k + one, column : column + size]
+            u3, v3 = left[k + np.uint64(2), row], right[k + np.uint64(2), column : column + size]
+            for i in range(size):
+                out[i] = ((out[i] + u * v[i]) + u2 * v2[i]) + u3 * v3[i]
+            k += np.uint64(3)
+        while k < rank:
+            u, v = left[k, row], right[k, column : column + size]
+            for i in range(size):
+                out[i] += u * v[i]
+            k += one
+        at += size
+        row += one
+        column = np.uint64(0)
+
+
+@compiled
+def _add(elements: NDArray[np.uint16], left: Values, right: Values, start: np.uint64, positions: Positions, values: Values) -> None:
+    """Add up both terms for a block of elements, then add the sums to the block. They begin at +0.0, so a value of -0.0 becomes that."""
+    total = np.empty(_BLOCK, np.float32)
+    begin, length = np.uint64(0), np.uint64(len(elements))
+    kept, kept_end = np.uint64(0), np.uint64(len(positions))
+    while begin < length:
+        count = min(np.uint64(_BLOCK), length - begin)
+        _fill(left, right, start + begin, total[:count])
+        while kept < kept_end and np.uint64(positions[kept]) < begin + count:
+            place = np.uint64(positions[kept]) - begin
+            total[place] = (total[place] + np.float32(0)) + values[kept]
+            kept += np.uint64(1)
+        for i in range(count):
+            elements[begin + i] = narrow(widen(elements[begin + i]) + (total[i] + np.float32(0)), elements[begin + i])
+        begin += count

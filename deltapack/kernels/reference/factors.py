@@ -1,0 +1,44 @@
+"""Values of products of factors, and such products added to elements (spec/codecs/factors.md, spec/06-arithmetic.md section 6.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deltapack.dtypes import DType
+from deltapack.kernels.layout import Elements, Sparse, Values
+from deltapack.kernels.product import Product
+from deltapack.kernels.reference.adding import add_in_place
+
+__all__ = ["add_product", "product_values"]
+
+
+def product_values(product: Product, out: Values | None = None) -> Values:
+    """Return the values `[length] f32` of a product: those of its first columns, then those of each pair of the others added to them.
+
+    Args:
+        product: The factors.
+        out: Room for the values.
+    """
+    left, right, start, length = product
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = left[0][:, None] * right[0]
+        for u, v in zip(left[1:], right[1:], strict=True):
+            total += u[:, None] * v
+    values: Values = total.reshape(-1)[start : start + length]
+    if out is None:
+        return values
+    out[:length] = values
+    return out[:length]
+
+
+def add_product(elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
+    """Add the values of a product, and then a sparse term, to elements, rounded once.
+
+    Args:
+        elements: `[length]` elements of a float `dtype` in its storage type.
+        dtype: Their type.
+        product: The factors.
+        kept: Positions and values of the sparse term; none of both where there is no such term.
+    """
+    every = np.arange(len(elements), dtype=np.uint32)
+    add_in_place(elements, dtype, [Sparse(every, product_values(product)), *([kept] if len(kept.positions) else [])])
