@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
+    from deltapack.analysis.evaluating import evaluate
+    from deltapack.analysis.reports import EvaluateReport, TuneReport
+    from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
@@ -61,6 +64,7 @@ __all__ = [
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
+    "EvaluateReport",
     "ExplainReport",
     "Limits",
     "Lineage",
@@ -78,11 +82,13 @@ __all__ = [
     "Slice",
     "SquashReport",
     "SurveyReport",
+    "TuneReport",
     "VerifyReport",
     "__version__",
     "apply",
     "attach",
     "compress",
+    "evaluate",
     "explain_merge",
     "load_model",
     "load_state_dict",
@@ -96,6 +102,7 @@ __all__ = [
     "restore_step",
     "squash",
     "survey_merge",
+    "tune",
     "verify",
     "watch",
 ]
@@ -106,6 +113,7 @@ _HOMES = {
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "EvaluateReport": "analysis.reports",
     "ExplainReport": "reports",
     "Limits": "limits",
     "Lineage": "packs.lineage",
@@ -123,10 +131,12 @@ _HOMES = {
     "Slice": "device.model_tensors",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
+    "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
     "attach": "live.attaching",
     "compress": "packing.compressing",
+    "evaluate": "analysis.evaluating",
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
@@ -140,6 +150,7 @@ _HOMES = {
     "restore_step": "runs.restoring",
     "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
+    "tune": "analysis.tuning",
     "verify": "restoring.verifying",
     "watch": "runs.watching",
 }

@@ -285,8 +285,12 @@ ITEMSIZE = {
     **{"i64": 8, "i32": 4, "i16": 2, "i8": 1, "u64": 8, "u32": 4, "u16": 2, "u8": 1, "bool": 1},
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
-SCALED = ("int8", "int4", "int3", "int2", "sign")
-FEATURES = ("arranged", "containers", "exact", "files.base", "folders", "raw-types")
+GROUPED = ("int8", "int4", "int3", "int2", "sign")  # with a scale for each group, unless a term says otherwise
+SCALED = (*GROUPED, "ternary", "uniform")
+VALUES = ("f32", "bf16", "f16", *SCALED, "factors")
+SCALES = ("tensor", "rows", "outer")
+CODEC_FEATURES = ("stratified", "ternary", "uniform", "factors")  # codecs that are features of the same name
+FEATURES = ("arranged", "containers", "exact", "files.base", "folders", "raw-types", "scales", *CODEC_FEATURES)
 RAW = re.compile(r"raw([1-9][0-9]{0,2}):([A-Z0-9_]{1,32})")
 RAW_WIDTHS = {"F4": "4", "F6_E2M3": "6", "F6_E3M2": "6", "F8_E4M3FNUZ": "8", "F8_E5M2FNUZ": "8"}
 MAX_TENSORS, MAX_NAME, MAX_NDIM, MAX_NUMEL, MAX_TERMS = 1_000_000, 512, 8, 1 << 48, 64
@@ -294,7 +298,7 @@ MAX_PIECES = 4096
 MAX_STEPS, MAX_TABLES, MAX_TABLE = 64, 4096, 32_774
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_HEAD_BYTES, MAX_CONTAINERS = 100_000_008, 2048
-MAX_STATS = 64
+MAX_STATS, MAX_RANK, MAX_LINES = 64, 256, 1 << 24
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
 PATCHED = f"{COMMON} base:object terms:list"
@@ -311,7 +315,9 @@ FIELDS = {  # kind -> fields that must, fields that may be there
 WHOLE = ("stored", "exact")  # kinds that say what all elements are, and not what is added to them
 BASE_MAY = "name:string dtype:string shape:ints grid:list pieces:list"
 TERM = "index:string values:string factor:hex8 nnz:int blob:blob"
-TERM_FIELDS = {"seeded": f"{TERM} keep:int key:hex16", "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
+MASK = f"{TERM} keep:int key:hex16"
+TERM_FIELDS = {"seeded": MASK, "stratified": MASK, "gaps": f"{TERM} shift:int", "bitmap": TERM, "all": TERM}
+SCALES_FIELDS = {"": "", "tensor": " scales:string scale:hex8", **dict.fromkeys(SCALES[1:], " scales:string scale:hex8 lines:blob")}
 
 
 def is_raw(dtype: str) -> bool:
@@ -361,6 +367,8 @@ def check_index(index: Any) -> None:
     for entry in index["tensors"]:
         check_entry(entry)
         need(entry["kind"] != "exact" or "tables" in index, "R6", f"{entry['name']!r} is exact, the feature is not there")
+        for feature in features_of(entry):
+            need(feature in index["required"], "R6", f"{entry['name']!r} has a term of the feature {feature}, which is not there")
     check_together(index)
     if "folders" in index["required"]:
         check_folders(index["folders"], index["tensors"])
@@ -410,6 +418,19 @@ def common_numel(entry: Json) -> int:
     return 0 if entry["kind"] in WHOLE else min(numel(entry["dtype"], entry["shape"]), numel(*base_of(entry)[1:]))
 
 
+def matrix_of(entry: Json) -> tuple[int, int]:
+    """Section 3.4: rows and columns of the elements that base and result share; none where there are fewer than two dimensions."""
+    common, shape = common_numel(entry), entry["shape"]
+    return (common // shape[-1], shape[-1]) if len(shape) > 1 and common else (0, 0)
+
+
+def features_of(entry: Json) -> set[str]:
+    """The features that the terms of an entry need."""
+    terms = entry.get("terms", [])
+    codecs = {term[key] for term in terms for key in ("index", "values")}
+    return codecs & set(CODEC_FEATURES) | {"scales" for term in terms if "scales" in term}
+
+
 def digests_length(entry: Json) -> int:
     """The length of a `digests` blob."""
     base = chunk_count(numel(*base_of(entry)[1:])) if "base" in entry else 0
@@ -454,7 +475,7 @@ def check_entry(entry: Any) -> None:
         need(entry["dtype"] in FLOATS and base_of(entry)[1] in FLOATS, "R6", f"{where}: terms on an opaque type")
         need(len(entry["terms"]) <= MAX_TERMS, "R6", f"{where}: too many terms")
         for term in entry["terms"]:
-            check_term(term, where, common_numel(entry))
+            check_term(term, where, entry)
     if "exact" in entry:
         need(1 <= len(entry["exact"]) <= MAX_STEPS, "R6", f"{where}: number of steps")
         for step in entry["exact"]:
@@ -513,18 +534,36 @@ def pieces_of(entry: Json) -> list[tuple[Json, tuple[int, ...]]]:
     return list(zip(base["pieces"], itertools.product(*base["grid"]), strict=True)) if "pieces" in base else []
 
 
-def check_term(term: Any, where: str, common: int) -> None:
-    """R4 and R6 on one term."""
+def check_term(term: Any, where: str, entry: Json) -> None:
+    """R4 to R6 on one term."""
     check_type(term, "object", where)
-    check_type(term.get("index"), "string", f"{where} index")
-    need(term["index"] in TERM_FIELDS, "R5", f"{where}: unknown index codec {term['index']!r}")
-    check_fields(term, where, TERM_FIELDS[term["index"]])
-    need(term["values"] in ("f32", "bf16", "f16", *SCALED), "R5", f"{where}: unknown value codec {term['values']!r}")
-    need(1 <= term.get("keep", 1) < 1 << 32, "R6", f"{where}: keep is out of range")
+    for key, known in (("index", TERM_FIELDS), ("values", VALUES)):
+        check_type(term.get(key), "string", f"{where} {key}")
+        need(term[key] in known, "R5", f"{where}: unknown codec {term[key]!r}")
+    scales, is_factors = term.get("scales", ""), term["values"] == "factors"
+    check_type(scales, "string", f"{where} scales")
+    need("scales" not in term or scales in SCALES, "R5", f"{where}: unknown way to scale {scales!r}")
+    check_fields(term, where, TERM_FIELDS[term["index"]] + SCALES_FIELDS[scales] + " rank:int bits:int" * is_factors)
+    need(scales == "" or term["values"] in SCALED, "R6", f"{where}: {term['values']} has no scales")
+    need(scales or term["values"] not in ("ternary", "uniform"), "R6", f"{where}: {term['values']} without scales")
+    need((1 << 16 if term["index"] == "stratified" else 1) <= term.get("keep", 1 << 16) < 1 << 32, "R6", f"{where}: keep is out of range")
     need(0 <= term.get("shift", 0) <= 15, "R6", f"{where}: shift is out of range")
     need(math.isfinite(f32_of_bits(term["factor"])), "R6", f"{where}: factor is not finite")
+    need(math.isfinite(f32_of_bits(term.get("scale", "0" * 8))), "R6", f"{where}: scale is not finite")
+    common, (rows, columns) = common_numel(entry), matrix_of(entry)
     need(0 <= term["nnz"] <= common, "R6", f"{where}: nnz is out of range")
-    need(term["index"] != "all" or term["nnz"] == common, "R6", f"{where}: nnz of `all` is not the number of elements")
+    need(term["index"] != "all" or "lines" in term or term["nnz"] == common, "R6", f"{where}: nnz of `all` is not the number of elements")
+    need("lines" not in term or rows, "R6", f"{where}: there are no rows")
+    need("lines" not in term or lines_length(scales, rows, columns) <= MAX_LINES, "R6", f"{where}: too many rows and columns")
+    if is_factors:
+        need(term["index"] == "all", "R6", f"{where}: factors of some elements")
+        need(term["bits"] in (2, 4, 8), "R6", f"{where}: codes of {term['bits']} bits")
+        need(1 <= term["rank"] <= min(MAX_RANK, rows, columns), "R6", f"{where}: rank {term['rank']}")
+
+
+def lines_length(scales: str, rows: int, columns: int) -> int:
+    """The bytes that `lines` holds."""
+    return rows + columns if scales == "outer" else rows
 
 
 def check_together(index: Json) -> None:
@@ -651,6 +690,8 @@ def blobs_in_order(index: Json) -> Iterator[list[Any]]:
     for entry in index["tensors"]:
         for term in entry.get("terms", []):
             yield term["blob"]
+            if "lines" in term:
+                yield term["lines"]
         if "stored" in entry:
             yield entry["stored"]
         for step in entry.get("exact", []):
@@ -728,12 +769,12 @@ def read_chunks(data: bytes, ref: list[Any], count: int, streams: int, nnz: int 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def philox(counter: list[np.ndarray], key: int) -> np.ndarray:
-    """Philox4x32-10 on arrays of counter words; [blocks, 4] uint32, kept in uint64."""
+def philox(counter: list[np.ndarray], key: int, rounds: int = 10) -> np.ndarray:
+    """Philox4x32 on arrays of counter words; [blocks, 4] uint32, kept in uint64."""
     mask = np.uint64(0xFFFFFFFF)
     c0, c1, c2, c3 = counter
     k0, k1 = key & 0xFFFFFFFF, key >> 32
-    for _ in range(10):
+    for _ in range(rounds):
         p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
         high0, high1 = p0 >> np.uint64(32), p1 >> np.uint64(32)
         c0, c1, c2, c3 = high1 ^ c1 ^ np.uint64(k0), p1 & mask, high0 ^ c3 ^ np.uint64(k1), p0 & mask
@@ -763,6 +804,19 @@ def seeded_tile(keep: int, key: int, tile: int, size: int) -> np.ndarray:
         if cursor[-1] >= size:
             return np.asarray((cursor - 1)[(gaps < 255) & (cursor <= size)])
         blocks *= 2
+
+
+def stratified_tile(keep: int, key: int, tile: int, size: int) -> np.ndarray:
+    """The positions that a stratified mask keeps in tile number `tile` of the tensor."""
+    step = (1 << 48) // keep
+    i = np.arange(-(-(size << 16) // step))
+    begin, end = i * step >> 16, (i + 1) * step >> 16
+    b = np.arange(len(i) // 8 + 1, dtype=np.uint64)
+    zero = np.zeros_like(b)
+    words = philox([b, zero + np.uint64(tile), zero + np.uint64(1), zero], key, rounds=7).reshape(-1).astype(np.int64)
+    samples = words[i >> 1] >> 16 * (i & 1) & 0xFFFF
+    kept = begin + (samples * (end - begin) >> 16)
+    return np.asarray(kept[kept < size])
 
 
 def bits_of(data: bytes) -> np.ndarray:
@@ -805,17 +859,33 @@ def check_index_length(term: Json, chunk: Json, raw_length: int) -> None:
     need(low <= raw_length <= high, "R8", f"raw length {raw_length} of an index stream")
 
 
-def positions(term: Json, chunk: Json) -> np.ndarray:
+def positions(term: Json, chunk: Json, lines: Lines | None) -> np.ndarray:
     """R9: the positions, counted from the start of the chunk, that a term keeps in it."""
     tiles, counts, codec = chunk["tiles"], chunk["counts"], term["index"]
-    if codec == "all":  # nnz is `common` and no count exceeds its tile, so each count is its tile's length
+    if codec == "all" and lines is None:  # nnz is `common` and no count exceeds its tile, so each count is its tile's length
         return np.arange(sum(tiles))
-    if codec == "seeded":
-        first = chunk["start"] // TILE
-        key = int(term["key"], 16)
-        parts = [seeded_tile(term["keep"], key, first + i, size) for i, size in enumerate(tiles)]
-        need([len(part) for part in parts] == counts, "R9", "counts differ from the seeded mask")
+    if codec in ("all", "seeded", "stratified"):
+        parts = []
+        for i, size in enumerate(tiles):
+            tile = chunk["start"] // TILE + i
+            own = np.arange(size) if codec == "all" else masked(term, tile, size)
+            parts.append(own if lines is None else own[stays(own + tile * TILE, lines)])
+        need([len(part) for part in parts] == counts, "R9", "counts differ from the mask and the rows that stay")
         return np.concatenate([part + i * TILE for i, part in enumerate(parts)])
+    found = stored_positions(term, chunk)
+    need(lines is None or stays(found + chunk["start"], lines).all(), "R9", "a position in a row that is dropped")
+    return found
+
+
+def masked(term: Json, tile: int, size: int) -> np.ndarray:
+    """The positions that a random mask keeps in tile number `tile` of the tensor."""
+    draw = seeded_tile if term["index"] == "seeded" else stratified_tile
+    return draw(term["keep"], int(term["key"], 16), tile, size)
+
+
+def stored_positions(term: Json, chunk: Json) -> np.ndarray:
+    """The positions of codecs `gaps` and `bitmap`."""
+    tiles, counts, codec = chunk["tiles"], chunk["counts"], term["index"]
     stored, raw_length = chunk["streams"][0]
     check_index_length(term, chunk, raw_length)
     raw = unstream(stored, raw_length)
@@ -844,8 +914,44 @@ def f32_of_bits(digits: str) -> float:
     return float(struct.unpack(">f", bytes.fromhex(digits))[0])
 
 
+def codes_fit(codec: str, count: int, raw_length: int) -> bool:
+    """Whether the codes of so many kept elements can have this raw length."""
+    if codec == "ternary":
+        return raw_length == -(-count // 5)
+    if codec == "uniform":
+        tiles = len(spans(count, TILE))
+        return raw_length == 0 if count == 0 else 6 + 5 * tiles <= raw_length <= 514 + 131 * tiles + 2 * count
+    width = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}[codec]
+    return raw_length == -(-count * width // 8)
+
+
+def unpack_levels(raw: bytes, count: int) -> np.ndarray:
+    """R9: the codes of `uniform` as float32; tables and tiles are those of codecs/exact.md."""
+    if count == 0:
+        return np.zeros(0, np.float32)
+    exact = exact_decoder()
+    reader = exact.Reader(raw)
+    precision, lanes, first, last = (reader.byte() for _ in range(4))
+    need(precision in (10, 11, 12), "R9", f"precision {precision}")
+    need(lanes in (1, 4, 8, 32), "R9", f"{lanes} lanes")
+    need(last <= 254, "R9", f"symbol {last}")
+    table = exact.Table(precision, lanes, None, [[0]], [None], [])
+    table.frequencies.append(exact.read_frequencies(reader, first, last, table, exact.BYTES))
+    symbols = np.array(exact.decode_tiles(reader, [0] * count, table, has_raw=False)[0])
+    reader.end()
+    return np.where(symbols % 2 == 1, -(symbols + 1) // 2, symbols // 2).astype(np.float32)
+
+
 def unpack_codes(raw: bytes, codec: str, count: int) -> np.ndarray:
     """R9: the codes of a chunk as float32, which holds each exactly."""
+    if codec == "uniform":
+        return unpack_levels(raw, count)
+    if codec == "ternary":
+        digits = np.frombuffer(raw, np.uint8)
+        need((digits < 3**5).all(), "R9", "a byte is no five trits")
+        trits = (digits[:, None] // 3 ** np.arange(5) % 3).reshape(-1)
+        need(not trits[count:].any(), "R9", "unused trits are not zero")
+        return np.array([0, 1, -1], np.float32)[trits[:count]]
     if codec in ("f32", "bf16", "f16"):
         codes = to_f32(codec, merge_planes(raw, ITEMSIZE[codec]))
         need(np.isfinite(codes).all(), "R9", "a code is not finite")
@@ -861,21 +967,97 @@ def unpack_codes(raw: bytes, codec: str, count: int) -> np.ndarray:
     return np.where(words >> (width - 1) == 1, words - (1 << width), words).astype(np.float32)
 
 
-def term_values(term: Json, chunk: Json, factor: np.float32) -> np.ndarray:
-    """R8, R9 and section 6.1: the values of the kept elements of a chunk, float32."""
-    codec, counts = term["values"], chunk["counts"]
-    count = sum(counts)
-    bits = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}[codec]
-    streams = chunk["streams"][-2:] if codec in SCALED else chunk["streams"][-1:]
-    need(streams[0][1] == -(-count * bits // 8), "R8", "raw length of the codes")
-    codes = unpack_codes(unstream(*streams[0]), codec, count)
+class Lines(NamedTuple):
+    """The scales of the rows of a term and, of `outer`, of the columns; as bytes."""
+
+    width: int
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+def read_lines(data: bytes, term: Json, entry: Json) -> Lines | None:
+    """R8 and R9: the scales of rows and columns."""
+    if term.get("scales", "tensor") == "tensor":
+        return None
+    rows, columns = matrix_of(entry)
+    raw = unstream(plain_blob(data, term["lines"]), lines_length(term["scales"], rows, columns))
+    found = Lines(columns, np.frombuffer(raw[:rows], np.uint8), np.frombuffer(raw[rows:], np.uint8))
+    need(found.columns.all(), "R9", "a column without a scale")
+    return found
+
+
+def stays(where: np.ndarray, lines: Lines) -> np.ndarray:
+    """Which of these elements are in rows that are not dropped."""
+    return np.asarray(lines.rows[where // lines.width] > 0)
+
+
+ROOTS = np.array([0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7], np.uint32)
+
+
+def line_scales(lines: np.ndarray) -> np.ndarray:
+    """The numbers that bytes of lines stand for, float32."""
+    return ROOTS.view(np.float32)[lines & 7] * np.float32(2) ** ((lines >> 3).astype(np.float32) - 16)
+
+
+def code_scales(term: Json, chunk: Json, where: np.ndarray, lines: Lines | None, factor: np.float32) -> np.ndarray:
+    """R8, R9 and section 6.1: what the code of each kept element is multiplied with, float32; `where` they are in the tensor."""
+    if "scales" not in term:
+        group_sizes = [min(128, n - start) for n in chunk["counts"] for start in range(0, n, 128)]
+        stored, raw_length = chunk["streams"][-1]
+        need(raw_length == 2 * len(group_sizes), "R8", "raw length of the scales")
+        scales = to_f32("bf16", merge_planes(unstream(stored, raw_length), 2))
+        need(np.isfinite(scales).all(), "R9", "a scale is not finite")
+        return np.repeat(scales * factor, group_sizes)
+    scale = np.float32(f32_of_bits(term["scale"]))
+    if lines is None:
+        return np.repeat(scale * factor, len(where))
+    own = line_scales(lines.rows)[where // lines.width]
+    if term["scales"] == "outer":
+        own = own * line_scales(lines.columns)[where % lines.width]
+    return own * scale * factor
+
+
+def addends(term: Json, chunk: Json, lines: Lines | None, factor: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """R8, R9 and section 6.1: where the elements are in the tensor that a chunk of a term adds to, and the values, float32."""
+    codec, count = term["values"], sum(chunk["counts"])
+    where = positions(term, chunk, lines) + chunk["start"]
+    stored, raw_length = chunk["streams"][int(term["index"] in ("gaps", "bitmap"))]
+    need(codes_fit(codec, count, raw_length), "R8", "raw length of the codes")
+    codes = unpack_codes(unstream(stored, raw_length), codec, count)
     if codec not in SCALED:
-        return codes * factor
-    group_sizes = [min(128, n - start) for n in counts for start in range(0, n, 128)]
-    need(streams[1][1] == 2 * len(group_sizes), "R8", "raw length of the scales")
-    scales = to_f32("bf16", merge_planes(unstream(*streams[1]), 2))
-    need(np.isfinite(scales).all(), "R9", "a scale is not finite")
-    return codes * np.repeat(scales * factor, group_sizes)
+        return where, codes * factor
+    values = codes * code_scales(term, chunk, where, lines, factor)
+    added = codes != 0 if codec == "ternary" else np.full(count, True)  # a zero trit leaves its element alone
+    return where[added], values[added]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# codecs/factors.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def factor_values(data: bytes, term: Json, entry: Json, factor: np.float32) -> np.ndarray:
+    """R8, R9 and sections 6.1 and 6.2: what a product of factors adds to each element of `common`, float32."""
+    rank, bits, sizes = term["rank"], term["bits"], matrix_of(entry)
+    lengths = [-(-size * bits // 8) for size in sizes]
+    raw = unstream(plain_blob(data, term["blob"]), rank * (8 + sum(lengths)))
+    scales = np.frombuffer(raw[: 8 * rank], "<f4").reshape(2, rank)
+    need(np.isfinite(scales).all(), "R9", "a scale of a factor is not finite")
+    at, numbers = 8 * rank, []
+    for size, length in zip(sizes, lengths, strict=True):
+        for _ in range(rank):
+            fields = bits_of(raw[at : at + length])
+            need(not fields[size * bits :].any(), "R9", "unused bits are set")
+            words = fields[: size * bits].reshape(size, bits).astype(np.int64) @ (1 << np.arange(bits))
+            codes = np.where(words >> (bits - 1) == 1, words - (1 << bits), words)
+            numbers.append((2 * codes + 1).astype(np.float32))
+            at += length
+    value = np.zeros(sizes, np.float32)
+    for k in range(rank):
+        u, v = numbers[k] * (scales[0, k] * factor), numbers[rank + k] * scales[1, k]
+        product = u[:, None] * v[None, :]
+        value = product if k == 0 else value + product
+    return value.reshape(-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1098,10 +1280,16 @@ def check_base_digest(name: str, digest: str, base: Tensor) -> None:
     need(tensor_digest(*base) == digest, "R12", f"the base of {name!r} differs")
 
 
-def term_chunks(data: bytes, term: Json, common: int) -> Iterator[Json]:
-    """The chunks of a term."""
-    streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in SCALED)
-    return read_chunks(data, term["blob"], common, streams, term["nnz"])
+def term_addends(data: bytes, term: Json, entry: Json, factor: np.float32) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each chunk of a term (of factors, at once) where the elements are in the tensor that it adds to, and the values."""
+    if term["values"] == "factors":
+        values = factor_values(data, term, entry, factor)
+        yield np.arange(len(values)), values
+        return
+    lines = read_lines(data, term, entry)
+    streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in GROUPED and "scales" not in term)
+    for chunk in read_chunks(data, term["blob"], common_numel(entry), streams, term["nnz"]):
+        yield addends(term, chunk, lines, factor)
 
 
 def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: float | None) -> bytes:
@@ -1119,9 +1307,8 @@ def restore_common(parts: Sequence[Part], base: Tensor, dtype: str, factor: floa
         for term in part.entry.get("terms", []):
             given = factor is not None and term["index"] != "all"
             own = np.float32(factor if given else f32_of_bits(term["factor"])) * np.float32(part.weight)
-            for chunk in term_chunks(part.data, term, common):
-                where = positions(term, chunk) + chunk["start"]
-                acc[where] += term_values(term, chunk, own)
+            for where, values in term_addends(part.data, term, part.entry, own):
+                acc[where] += values
                 kept[where] = True
     return b"".join(add_chunk(raw[a * size : b * size], old, dtype, kept[a:b], acc[a:b]) for a, b in spans(common, CHUNK))
 
@@ -1619,9 +1806,8 @@ def check_alone(pack_path: str | Path) -> None:
             if "digests" in entry:
                 check_digests_blob(data, entry)
             for term in entry.get("terms", []):
-                for chunk in term_chunks(data, term, common_numel(entry)):
-                    positions(term, chunk)
-                    term_values(term, chunk, np.float32(1))
+                for _ in term_addends(data, term, entry, np.float32(1)):
+                    pass
             for step in entry.get("exact", []) if has_partner(entry) else []:
                 for _ in exact_chunks(data, entry, step):
                     pass

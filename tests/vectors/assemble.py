@@ -8,7 +8,7 @@ import itertools
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
@@ -25,7 +25,11 @@ BASE_FILES = {
     "odd.json": ODD,
 }
 """The side files of every base."""
-SCALED = ("int8", "int4", "int3", "int2", "sign")
+GROUPED = ("int8", "int4", "int3", "int2", "sign")
+"""Value codecs with a scale for each group, unless a term says otherwise."""
+SCALED = (*GROUPED, "ternary", "uniform")
+FEATURES = ("stratified", "ternary", "uniform", "factors")
+"""Codecs that are features of that name."""
 FLOATS = ("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2")
 WIDTH = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8, "int4": 4, "int3": 4, "int2": 2, "sign": 1}
 Json = dict[str, Any]
@@ -151,11 +155,16 @@ def encode_gaps(kept: list[list[int]], shift: int) -> bytes:
     return pack_bits(gaps, shift) + unary.to_bytes(-(-at // 8), "little")
 
 
-def encode_codes(codec: str, codes: list[int]) -> bytes:
-    """Codes: bits of floats, or integers."""
+def encode_codes(codec: str, codes: list[int], coder: tuple[int, int] = (10, 4)) -> bytes:
+    """Codes: bits of floats, or integers; precision and lanes where these are levels."""
     if codec in ("f32", "bf16", "f16"):
         size = WIDTH[codec] // 8
         return planes(b"".join(code.to_bytes(size, "little") for code in codes), size)
+    if codec == "uniform":
+        return exact.levels(codes, *coder)
+    if codec == "ternary":
+        digits = [code % 3 for code in codes]
+        return bytes(sum(digit * 3**j for j, digit in enumerate(digits[i : i + 5])) for i in range(0, len(digits), 5))
     if codec == "sign":
         codes = [int(code < 0) for code in codes]
     return pack_bits(codes, WIDTH[codec])
@@ -173,10 +182,20 @@ class Term:
     factor: int = 0x3F800000
     params: Json = field(default_factory=dict)
     spoil: Callable[[Json], None] | None = None  # edits {"streams", "counts", ...} of a chunk before it is written
+    alike: str = ""  # "tensor", "rows" or "outer", if that is how codes are scaled
+    scale: int = 0x3F800000  # then: f32 bits
+    rows: list[int] = field(default_factory=list)  # bytes; `positions` are none of a row that is dropped
+    columns: list[int] = field(default_factory=list)  # bytes; as many as the rows have elements, also where they are not written
+    lines: Blob | None = None  # in place of the one that follows from these
+    coder: tuple[int, int] = (10, 4)  # precision and lanes of levels
 
     def kept(self, start: int, stop: int) -> list[list[int]]:
         """The kept positions of each tile of a chunk, from the start of the tile."""
         return [[p - a for p in self.positions if a <= p < b] for a, b in tiles_of(start, stop)]
+
+    def with_factor(self, factor: str) -> Term:
+        """The term with another factor, unless it keeps all elements (section 6.1)."""
+        return self if self.index == "all" else replace(self, factor=scalar.element("f32", float(factor)))
 
     def blob(self, common: int) -> Blob:
         """The chunked blob."""
@@ -190,8 +209,8 @@ class Term:
             if self.index == "bitmap":
                 bits = sum(1 << p - start for p in self.positions if start <= p < stop)
                 raws.append(bits.to_bytes(-(-(stop - start) // 8), "little"))
-            raws.append(encode_codes(self.values, self.codes[code : code + n]))
-            if self.values in SCALED:
+            raws.append(encode_codes(self.values, self.codes[code : code + n], self.coder))
+            if self.values in GROUPED and not self.alike:
                 raw = b"".join(bits.to_bytes(2, "little") for bits in self.scales[scale : scale + groups])
                 raws.append(planes(raw, 2))
             code, scale = code + n, scale + groups
@@ -208,15 +227,35 @@ class Term:
     def entry(self, common: int) -> Json:
         """The index entry, with a `Blob` in place of its reference."""
         out = {"index": self.index, "values": self.values, "factor": f"{self.factor:08x}", "nnz": len(self.positions)}
+        out |= {"scales": self.alike, "scale": f"{self.scale:08x}"} if self.alike else {}
+        if self.alike in ("rows", "outer"):
+            raw = bytes(self.rows) + (bytes(self.columns) if self.alike == "outer" else b"")
+            out["lines"] = self.lines or Blob(stream(raw)[0])
         return out | self.params | {"blob": self.blob(common)}
 
+    @property
+    def features(self) -> set[str]:
+        """What a reader has to know."""
+        return {self.index, self.values} & set(FEATURES) | ({"scales"} if self.alike else set())
+
+    def step(self, p: int, factor: float) -> float:
+        """What the code of an element is multiplied with, where `alike` says how."""
+        step = scalar.number("f32", self.scale)
+        if self.alike == "rows":
+            step = scalar.round_f32(scalar.line(self.rows[p // len(self.columns)]) * step)
+        if self.alike == "outer":
+            both = scalar.line(self.rows[p // len(self.columns)]) * scalar.line(self.columns[p % len(self.columns)])
+            step = scalar.round_f32(scalar.round_f32(both) * step)
+        return scalar.round_f32(step * factor)
+
     def added(self, common: int, weight: float) -> dict[int, float]:
-        """Position to value (section 6.1)."""
+        """Position to value (section 6.1); a zero trit adds none."""
         factor = scalar.round_f32(scalar.number("f32", self.factor) * scalar.round_f32(weight))
+        coded = zip(self.positions, self.codes, strict=True)
+        if self.alike and self.values in SCALED:
+            return {p: scalar.round_f32(code * self.step(p, factor)) for p, code in coded if code or self.values != "ternary"}
         if self.values not in SCALED:
-            return {
-                p: scalar.round_f32(scalar.number(self.values, code) * factor) for p, code in zip(self.positions, self.codes, strict=True)
-            }
+            return {p: scalar.round_f32(scalar.number(self.values, code) * factor) for p, code in coded}
         out, scale, codes = {}, iter(self.scales), iter(self.codes)
         for start, stop in chunks_of(common):
             for (a, _), tile in zip(tiles_of(start, stop), self.kept(start, stop), strict=True):
@@ -268,9 +307,13 @@ def add_up(old: Tensor, addends: list[Addend], dtype: str, shape: tuple[int, ...
         out += old.data[: common * size]
     todo = range(common) if dtype != old.dtype else added
     out += bytes(common * size - len(out))
+    known: dict[tuple[int, bytes], bytes] = {}  # by element and all that is added to it: large tensors have few of these
     for p in todo:
-        new = scalar.patch(old.dtype, old.bits(p), dtype, added.get(p, []))
-        out[p * size : (p + 1) * size] = new.to_bytes(size, "little")
+        values = added.get(p, [])
+        key = old.bits(p), struct.pack(f"<{len(values)}d", *values)
+        if key not in known:
+            known[key] = scalar.patch(old.dtype, key[0], dtype, values).to_bytes(size, "little")
+        out[p * size : (p + 1) * size] = known[key]
     return Tensor(dtype, shape, bytes(out) + tail)
 
 
@@ -356,6 +399,8 @@ class Pack:
         self.result: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}  # the result with `weight`, where that is not 1
         self.weight = "1.0"
+        self.rescaled: dict[str, Tensor] = {}  # the result with `rescale` in place of factors, where that is given
+        self.rescale: str | None = None
         self.said: dict[str, Said] = {}  # by the base tensor's name
         self.entries: list[Json] = []
         self.files: list[Json] | None = None
@@ -386,6 +431,10 @@ class Pack:
         self.base[base_name], self.result[name] = old, new
         self.said[base_name] = Said(kind, name, new, terms, tail)
         self._weigh(name, add_up(old, [Addend(terms, weight=float(self.weight))], dtype, shape, tail))
+        if self.rescale is not None:
+            self.rescaled[name] = add_up(old, [Addend([term.with_factor(self.rescale) for term in terms])], dtype, shape, tail)
+        for feature in set().union(*(term.features for term in terms)):
+            self.requires(feature)
         self.entries.append(entry)
         return self
 
@@ -604,6 +653,7 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
         for term in entry.get("terms") or []:
             if type(term) is dict:
                 place(term, "blob")
+                place(term, "lines")
         place(entry, "stored")
         for step in entry["exact"] if type(entry.get("exact")) is list else []:
             if type(step) is dict:

@@ -177,6 +177,21 @@ def plane(row: bytes, mode: str) -> Json:
     return {"mode": 2, "table": table, "tiles": tiles_of([0] * len(row), list(row), [frequencies], table, None)}
 
 
+def levels(codes: Sequence[int], precision: int, lanes: int) -> bytes:
+    """The levels of a chunk (spec/codecs/values.md)."""
+    if not codes:
+        return b""
+    symbols = [2 * code if code >= 0 else -2 * code - 1 for code in codes]
+    row = scaled({symbol: symbols.count(symbol) for symbol in set(symbols)}, 1 << precision)
+    tiles = tiles_of([0] * len(symbols), symbols, [row], {"precision": precision, "lanes": lanes}, None)
+    first, last = min(row), max(row)
+    return (
+        bytes([precision, lanes, first, last])
+        + b"".join(varint(row.get(symbol, 0)) for symbol in range(first, last + 1))
+        + spell_tiles(tiles)
+    )
+
+
 def sparse(places: Sequence[int], shift: int, inner: Json) -> Json:
     """A chunk of form `sparse`; `inner` holds the numbers at these places."""
     gaps, last = [], -1

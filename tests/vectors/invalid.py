@@ -37,6 +37,8 @@ from vectors.exact_entries import exact_cases, valid_exact
 from vectors.faults import CHECKSUM, FORMAT, LIMIT, MISMATCH, UNSUPPORTED, Case, drop, put
 from vectors.invalid_blobs import blob_cases
 from vectors.invalid_fields import field_cases
+from vectors.lossy import lossy_packs
+from vectors.lossy_invalid import lossy_cases
 from vectors.scalar import size_of
 from vectors.valid import floats, tensor, term, valid_packs
 
@@ -928,10 +930,11 @@ def raw_cases() -> Iterator[Case]:
 
 def invalid_packs() -> Iterator[Case]:
     """Rule, what, error class, base and bytes of each invalid vector."""
-    names = {name for name, _, _ in (*valid_packs(), *valid_arranged(), *valid_exact(), *valid_containers())}
+    names = {name for name, _, _ in (*valid_packs(), *valid_arranged(), *valid_exact(), *valid_containers(), *lossy_packs())}
     groups = (
         *(prologue_cases, json_cases, index_cases, chunk_cases, base_cases, header_cases, node_cases, file_cases),
         *(raw_cases, metadata_cases, referring_cases, folder_cases, field_cases, blob_cases, arranged_cases, exact_cases, container_cases),
+        lossy_cases,
     )
     for group in groups:
         for case in group():

@@ -10,6 +10,7 @@ from vectors.assemble import Blob, Pack
 from vectors.containers import valid_containers
 from vectors.exact_entries import valid_exact
 from vectors.faults import FORMAT, Case, drop, put
+from vectors.lossy import lossy_packs
 from vectors.valid import valid_packs
 
 # A valid vector that has such an entry, and the number of the entry in it.
@@ -53,6 +54,10 @@ OBJECTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "term-bitmap": ("kind-shrunk", ("tensors", 0, "terms", 0)),
     "term-gaps": ("kind-grown", ("tensors", 0, "terms", 0)),
     "term-seeded": ("index-seeded", ("tensors", 0, "terms", 0)),
+    "term-stratified": ("index-stratified", ("tensors", 0, "terms", 0)),
+    "term-rows": ("scales-grown-shrunk", ("tensors", 1, "terms", 0)),
+    "term-tensor": ("scales-grown-shrunk", ("tensors", 2, "terms", 0)),
+    "term-factors": ("factors-shapes", ("tensors", 1, "terms", 0)),
     "file": ("files", ("files", 2)),
     "container": ("containers", ("containers", 0)),
 }
@@ -68,9 +73,19 @@ OBJECTS_MUST = {
     "step": ("blob",),
     "stats": ("l1", "max_abs"),
     **{"term-all": TERM, "term-bitmap": TERM, "term-gaps": (*TERM, "shift"), "term-seeded": (*TERM, "keep", "key")},
+    **{"term-stratified": ("keep", "key"), "term-rows": ("scale", "lines"), "term-tensor": ("scales", "scale")},
+    **{"term-factors": ("rank", "bits")},
     **dict.fromkeys(("file", "container"), ("name", "size", "sha256")),
 }
 PARAMETERS = {"shift": 0, "keep": 1, "key": "0" * 16}
+OF_SCALES = {"scale": "0" * 8, "lines": Blob(b"")}
+OF_FACTORS = {"rank": 1, "bits": 4}
+NOT_THERE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("term-bitmap", "term-gaps", "term-seeded"), PARAMETERS),
+    "term-all": PARAMETERS | OF_SCALES | OF_FACTORS,
+    **{"term-stratified": {"shift": 0}, "term-tensor": {"lines": Blob(b"")} | OF_FACTORS, "term-factors": OF_SCALES},
+}
+"""Keys that such a term does not have, unless it must."""
 
 # A value of another type for each type of the grammar.
 WRONG: dict[str, list[tuple[str, Any]]] = {
@@ -96,13 +111,14 @@ term-all index string|term-all values string|term-all factor hex|term-all nnz in
 term-seeded key hex|term-gaps shift int|file name string|file size int|file sha256 hex|file blob blob|referring base hex
 container name string|container size int|container sha256 hex|container blob blob|head base hex
 digests digests blob|arranged grid grid|arranged pieces list|piece name string|piece from ints|piece transposed true
-exact exact list|step blob blob|step tables int
+exact exact list|step blob blob|step tables int|term-rows scales string|term-rows scale hex|term-rows lines blob
+term-factors rank int|term-factors bits int
 """
 
 
 def field_cases() -> Iterator[Case]:
     """R4: keys that are not there, that may not be there, and values of other types."""
-    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged(), *valid_exact(), *valid_containers())}
+    packs = {name: pack for name, _, pack in (*valid_packs(), *valid_arranged(), *valid_exact(), *valid_containers(), *lossy_packs())}
     yield from entry_cases(packs)
     yield from object_cases(packs)
     yield from type_cases(packs)
@@ -127,8 +143,8 @@ def object_cases(packs: dict[str, Pack]) -> Iterator[Case]:
         for key in OBJECTS_MUST[what]:
             yield "R4", f"lacks-{what}-{key}", FORMAT, vector, packs[vector].build(drop(*path, key))
         yield "R4", f"extra-{what}", FORMAT, vector, packs[vector].build(put(*path, "extra", 1))
-        for key, value in PARAMETERS.items():
-            if what.startswith("term") and key not in OBJECTS_MUST[what]:
+        for key, value in NOT_THERE.get(what, {}).items():
+            if key not in OBJECTS_MUST[what]:
                 yield "R4", f"extra-{what}-{key}", FORMAT, vector, packs[vector].build(put(*path, key, value))
 
 

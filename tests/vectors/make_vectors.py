@@ -6,6 +6,8 @@ It uses neither the package nor the reference decoder, so that the three can be 
     v1-ok-<feature>.json         its base and what restoring gives: `data` is a list of [hex, repeat]; `files` (where they matter): the side
                                  files in hex, if the base has the files of base_files.json;
                                  `metadata` (where they matter): those of the restored weight file
+                                 `weight` and `weighted`, `rescale` and `rescaled` (where they matter): what restoring gives under a
+                                 weight, and with a factor in place of those of terms
     v1-several-<group>.json      cases on one base: `packs` with `weights` and the number of the one to `prefer` (if any, from 0), and
                                  `result`, `aliases`, `files` (where they matter; the base has these files) or `error` (the class)
     v1-several-<group>-*.dpk     their packs, each a valid one
@@ -33,6 +35,8 @@ from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
 from vectors.containers import base_heads, valid_containers, weight_files  # noqa: E402
 from vectors.exact_entries import valid_exact  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
+from vectors.lossy import lossy_packs  # noqa: E402
+from vectors.lossy_several import lossy_group  # noqa: E402
 from vectors.scalar import itemsize  # noqa: E402
 from vectors.several import Case, several_packs  # noqa: E402
 from vectors.valid import valid_packs  # noqa: E402
@@ -92,12 +96,15 @@ def main() -> None:
     """Replace every vector of the folder."""
     for old in [*FOLDER.glob("v1-*.dpk"), *FOLDER.glob("v1-*.json")]:
         old.unlink()
-    for name, about, pack in (*valid_packs(), *weighted_packs(), *bounds(), *valid_arranged(), *valid_exact(), *valid_containers()):
+    groups = (valid_packs, weighted_packs, bounds, valid_arranged, valid_exact, valid_containers, lossy_packs)
+    for name, about, pack in (vector for group in groups for vector in group()):
         (FOLDER / f"v1-ok-{name}.dpk").write_bytes(pack.build())
         document: dict[str, Any] = {"about": about}
         document |= {"base": tensors_json(pack.base), "result": tensors_json(pack.result)}
         if pack.weighted:
             document |= {"weight": pack.weight, "weighted": tensors_json(pack.weighted)}
+        if pack.rescale is not None:
+            document |= {"rescale": pack.rescale, "rescaled": tensors_json(pack.rescaled)}
         if name.startswith("files"):
             files = BASE_FILES if pack.files is None else pack.contents
             document |= {"files": {file: content.hex() for file, content in files.items()}}
@@ -109,7 +116,7 @@ def main() -> None:
             document |= {"base_heads": {file: head.hex() for file, head in heads.items()}}
             document |= {"containers": {file: content.hex() for file, content in files.items()}}
         write_json(FOLDER / f"v1-ok-{name}.json", document)
-    for group, several in several_packs():
+    for group, several in (*several_packs(), ("lossy", lossy_group())):
         for name, pack in several.packs.items():
             (FOLDER / f"v1-several-{group}-{name}.dpk").write_bytes(pack.build(several.edits.get(name)))
         cases = {name: case_json(case, group) for name, case in several.cases.items()}

@@ -103,11 +103,11 @@ def patch(base_dtype: str, base_bits: int, dtype: str, values: list[float]) -> i
     return element(dtype, total)
 
 
-def philox(b: int, t: int, key: int) -> list[int]:
-    """One block of Philox4x32-10."""
-    c0, c1, c2, c3 = b, t, 0, 0
+def philox(b: int, t: int, key: int, third: int = 0, rounds: int = 10) -> list[int]:
+    """One block of Philox4x32."""
+    c0, c1, c2, c3 = b, t, third, 0
     k0, k1 = key % 2**32, key // 2**32
-    for step in range(10):
+    for step in range(rounds):
         if step:
             k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -135,3 +135,24 @@ def seeded_positions(keep: int, key: int, tile: int, size: int) -> list[int]:
             if cursor >= size:
                 return kept
         block += 1
+
+
+def stratified_positions(keep: int, key: int, tile: int, size: int) -> list[int]:
+    """The positions that a stratified mask keeps in a tile: one of each stratum."""
+    kept, i, begin = [], 0, 0
+    while begin < size:
+        end = (i + 1) * (2**48 // keep) // 2**16
+        word = philox(i // 8, tile, key, third=1, rounds=7)[i % 8 // 2]
+        sample = word // 2 ** (16 * (i % 2)) % 2**16
+        kept.append(begin + sample * (end - begin) // 2**16)
+        i, begin = i + 1, end
+    return kept[:-1] if kept[-1:] >= [size] else kept
+
+
+ROOTS = (0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7)
+"""2^(k/8) as f32."""
+
+
+def line(byte: int) -> float:
+    """The number that a byte of a row or column stands for."""
+    return number("f32", ROOTS[byte % 8]) * 2.0 ** (byte // 8 - 16)

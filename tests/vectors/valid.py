@@ -31,6 +31,9 @@ SPECIAL = {
 }
 
 
+LEVELS = {"ternary": (-1, 1), "uniform": (-9, 9)}
+
+
 def tensor(dtype: str, shape: tuple[int, ...], bits: list[int] | int) -> Tensor:
     """A tensor from the bits of its elements, or of each element."""
     count, size = 1, ITEMSIZE[dtype]
@@ -61,7 +64,7 @@ def codes_for(codec: str, count: int, seed: int = 2) -> tuple[list[int], list[in
     rng = random.Random(seed)
     if codec in ("f32", "bf16", "f16"):
         return [scalar.element(codec, rng.gauss(0, 0.01)) for _ in range(count)], []
-    low, high = {"int8": (-128, 127), "int4": (-8, 7), "int3": (-4, 3), "int2": (-2, 1), "sign": (0, 1)}[codec]
+    low, high = {"int8": (-128, 127), "int4": (-8, 7), "int3": (-4, 3), "int2": (-2, 1), "sign": (0, 1), **LEVELS}[codec]
     codes = [rng.randint(low, high) for _ in range(count)]
     codes = [2 * code - 1 for code in codes] if codec == "sign" else codes
     return codes, [SMALL + 7 * group for group in range(-(-count // 128))]
