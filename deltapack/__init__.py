@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
+    from deltapack.analysis.evaluating import evaluate
+    from deltapack.analysis.reports import EvaluateReport, TuneReport
+    from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
     from deltapack.limits import Limits
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
+    from deltapack.packing.budget import Budget
     from deltapack.packing.compressing import compress
     from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
@@ -57,10 +61,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApplyReport",
+    "Budget",
     "ChangedStep",
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
+    "EvaluateReport",
     "ExplainReport",
     "Limits",
     "Lineage",
@@ -78,11 +84,13 @@ __all__ = [
     "Slice",
     "SquashReport",
     "SurveyReport",
+    "TuneReport",
     "VerifyReport",
     "__version__",
     "apply",
     "attach",
     "compress",
+    "evaluate",
     "explain_merge",
     "load_model",
     "load_state_dict",
@@ -96,16 +104,19 @@ __all__ = [
     "restore_step",
     "squash",
     "survey_merge",
+    "tune",
     "verify",
     "watch",
 ]
 
 _HOMES = {
     "ApplyReport": "reports",
+    "Budget": "packing.budget",
     "ChangedStep": "runs.steps",
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "EvaluateReport": "analysis.reports",
     "ExplainReport": "reports",
     "Limits": "limits",
     "Lineage": "packs.lineage",
@@ -123,10 +134,12 @@ _HOMES = {
     "Slice": "device.model_tensors",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
+    "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
     "apply": "restoring.applying",
     "attach": "live.attaching",
     "compress": "packing.compressing",
+    "evaluate": "analysis.evaluating",
     "explain_merge": "merging.explaining",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
@@ -140,6 +153,7 @@ _HOMES = {
     "restore_step": "runs.restoring",
     "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
+    "tune": "analysis.tuning",
     "verify": "restoring.verifying",
     "watch": "runs.watching",
 }

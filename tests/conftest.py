@@ -29,7 +29,7 @@ TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 settings.register_profile("deltapack", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("deltapack")
 
-_WITH_TORCH = "(builders|chains|demo_sources|device_packs|distributed|fixtures|merging|runs|vocabularies)"
+_WITH_TORCH = "(builders|chains|demo_sources|device_packs|distributed|fixtures|languages|merging|runs|vocabularies)"
 _NEEDS_TORCH = re.compile(
     rf"^(import torch|from torch|from deltapack\.(demo|device|live)|from support\.{_WITH_TORCH}|from support import .*{_WITH_TORCH})", re.M
 )

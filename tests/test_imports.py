@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("merging",),
     ("live",),
     ("runs",),
+    ("analysis",),
     ("integrations",),
     ("demo",),
     ("cli",),
@@ -57,11 +58,11 @@ LAZY = {
     "torch": {"checkpoint.torchfile", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
-    "transformers": {"checkpoint.conversions", "live.loading"},
+    "transformers": {"analysis.texts", "checkpoint.conversions", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"demo", "device", "live", "restoring.on_device"},
+    "torch": {"analysis.judging", "analysis.models", "demo", "device", "live", "restoring.on_device"},
     "transformers": {"integrations"},
     "triton": {
         "device.exact_launch",

@@ -20,6 +20,8 @@ __all__ = [
     "checkpoint_path",
     "finetuned_argument",
     "force_option",
+    "html_option",
+    "measure_options",
     "merge_options",
     "out_option",
     "output_options",
@@ -96,6 +98,12 @@ weights_option = click.option(
     help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page with tables and plots: one file, which needs no network.",
+)
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
 
@@ -127,6 +135,47 @@ def checkpoint_options(function: F) -> F:
         click.option("--device", metavar="D", help="Where to decode, such as cuda; the CPU by default. The output is the same."),
         click.option(
             "--backend", type=Choice(["auto", "cpu", "torch", "triton"]), default="auto", help="What decodes; auto takes the fastest."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def measure_options(function: F) -> F:
+    """Add what says how models are measured."""
+    options = (
+        click.option(
+            "--text",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="A plain text that no model was trained on, for language models of transformers.",
+        ),
+        click.option(
+            "--eval",
+            "score",
+            metavar="COMMAND",
+            help="Instead: what to run for each model, with {model} where its path goes; it prints a number as its last word.",
+        ),
+        click.option(
+            "--tokens",
+            type=click.IntRange(min=32),
+            default=16_384,
+            show_default=True,
+            metavar="N",
+            help="Most tokens to read, spread over the text.",
+        ),
+        click.option(
+            "--window", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Tokens that a model sees at a time."
+        ),
+        click.option("--device", metavar="D", help="Where models compute, such as cuda; the CPU by default."),
+        click.option(
+            "--dtype",
+            type=Suggested(("f32", "bf16", "f16", "own")),
+            default="f32",
+            show_default=True,
+            metavar="D",
+            help="Type in which they compute; own is that of the checkpoint. bf16 puts a floor of about 0.001 under KL.",
         ),
     )
     for option in reversed(options):

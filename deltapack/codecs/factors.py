@@ -130,6 +130,11 @@ class Factors:
         """The right factor, `[rank, columns] f32`."""
         return _values(self.right, 0, self.shape.columns, self.shape.bits, self.scales[1])
 
+    @property
+    def left_numbers(self) -> Values:
+        """The left factor before it is scaled, `[rank, rows] f32`: odd numbers."""
+        return _values(self.left, 0, self.shape.rows, self.shape.bits, np.ones(self.shape.rank, np.float32))
+
     def left_values(self, first: int, last: int, factor: np.float32) -> Values:
         """Return rows [first, last) of the left factor, `[rank, rows] f32`, times the term's factor."""
         with np.errstate(over="ignore", invalid="ignore"):

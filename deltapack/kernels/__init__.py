@@ -19,6 +19,7 @@ from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.formulas import Formula
 from deltapack.kernels.layout import Bits, Bytes, Counts, Elements, Lines, Positions, Sparse, Values
 from deltapack.kernels.product import Product
+from deltapack.kernels.reference.matrices import Matrix
 
 __all__ = ["Backend", "Encoded", "active"]
 
@@ -86,6 +87,15 @@ class Backend(Protocol):
 
     def add_product(self, elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
         """Add a product of factors, and a sparse term, to elements."""
+
+    def times(self, matrix: Matrix, right: Matrix) -> Matrix:
+        """Multiply with a narrow matrix."""
+
+    def transposed_times(self, matrix: Matrix, right: Matrix) -> Matrix:
+        """Multiply the transposed matrix with a narrow one."""
+
+    def symmetric_eigen(self, matrix: NDArray[np.float64], vectors: NDArray[np.float64]) -> None:
+        """Turn a small symmetric matrix into its eigenvalues."""
 
     def decode_encoded(self, encoded: Encoded, out: Sparse) -> Sparse | None:
         """Decode a chunk of a term in one go; none where it has to go step by step."""

@@ -12,8 +12,8 @@ from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.overrides import Override, parse_override
-from deltapack.packing.planning import _AUTO_ORDER
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe
+from deltapack.packing.sampling import _AUTO_ORDER
 
 
 def test_defaults() -> None:
@@ -55,7 +55,6 @@ def test_defaults() -> None:
         {"overrides": (Override("a", index="all"),)},
         {"overrides": (Override("a", rescale=math.inf),)},
         {"drop_rate": "0.9"},
-        {"drop_rate": None},
         {"drop_rate": True},
         {"drop_rate": [0.9]},
         {"fidelity": "0.1"},

@@ -11,12 +11,13 @@ import click
 
 import deltapack
 from deltapack.cli import options
+from deltapack.cli.budgets import BUDGET_OPTIONS, budget_of, budget_options, rate_of
 from deltapack.cli.compress_tables import print_compression, print_preview
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
 from deltapack.kinds import PACK_FILE
 from deltapack.packing.overrides import SETTINGS, parse_override
-from deltapack.packing.recipe import DENSE, INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe
+from deltapack.packing.recipe import DENSE, INDEX_CHOICES, SPARSIFY_CHOICES, USUAL_RATE, VALUE_CHOICES, Recipe
 from deltapack.packing.roles import SETTABLE
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def _rescaled(how: str) -> str:
 @options.base_argument
 @options.finetuned_argument
 @options.out_option(PACK_FILE, "The pack to write. Required but for --dry-run.", required=False)
-@click.option("--drop-rate", type=float, default=Recipe.drop_rate, show_default=True, help="Share of the difference to drop.")
+@budget_options
+@click.option("--drop-rate", type=float, show_default=f"{USUAL_RATE}", help="Share of the difference to drop at random, with no budget.")
 @click.option(
     "--sparsify",
     type=Choice(list(SPARSIFY_CHOICES)),
@@ -160,7 +162,11 @@ def command(
     base: Path,
     finetuned: Path,
     out: Path | None,
-    drop_rate: float,
+    target_size: str | None,
+    target_ratio: float | None,
+    target_bits: float | None,
+    quality: str | None,
+    drop_rate: float | None,
     sparsify: str,
     values: str,
     index: str,
@@ -192,11 +198,13 @@ def command(
     Both are a Hugging Face folder, a .safetensors file, a PyTorch .bin or .pt state dict, or a folder of
     torch.distributed.checkpoint. The same inputs and options give the same pack, byte for byte.
     """
-    idle = options.typed_options([field.name for field in fields(Recipe) if field.name != "exact"]) if exact == ALL else []
+    budget = budget_of(target_size, target_ratio, target_bits, quality)
+    settings = [*BUDGET_OPTIONS, *(field.name for field in fields(Recipe) if field.name != "exact")]
+    idle = options.typed_options(settings) if exact == ALL else []
     if idle:
         raise click.UsageError(f"{idle[0]} does nothing where all is exact. Leave it out, or name what must be exact: --exact REGEX.")
     recipe = Recipe(
-        drop_rate=drop_rate,
+        drop_rate=rate_of(drop_rate) if exact != ALL else None,
         sparsify=sparsify,
         values=values,
         index=index,
@@ -208,6 +216,7 @@ def command(
         fidelity=fidelity,
         non_finite=non_finite,
         exact=exact is not None and (exact == ALL or exact),
+        budget=budget,
         **of_sparsifiers,
     )
     how: dict[str, Any] = {

@@ -24,6 +24,7 @@ from deltapack.kernels.cpu.exact_symbols import (
 )
 from deltapack.kernels.cpu.factors import add_product, product_values
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
+from deltapack.kernels.cpu.matrices import symmetric_eigen, times, transposed_times
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
     bitmap_positions,
@@ -95,6 +96,9 @@ __all__ = [
     "sum_of_squares",
     "sum_terms",
     "symbols_of",
+    "symmetric_eigen",
+    "times",
+    "transposed_times",
     "trit_codes",
     "trits_of",
 ]

@@ -23,6 +23,7 @@ from deltapack.kernels.reference.exact_symbols import (
     symbols_of,
 )
 from deltapack.kernels.reference.factors import add_product, product_values
+from deltapack.kernels.reference.matrices import symmetric_eigen, times, transposed_times
 from deltapack.kernels.reference.positions import (
     bitmap_of,
     bitmap_positions,
@@ -100,6 +101,9 @@ __all__ = [
     "sum_of_squares",
     "sum_terms",
     "symbols_of",
+    "symmetric_eigen",
+    "times",
+    "transposed_times",
     "trit_codes",
     "trits_of",
     "unpack_codes",

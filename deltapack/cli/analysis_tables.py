@@ -1,0 +1,76 @@
+"""What `analyze`, `evaluate` and `tune` print, as cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltapack.cli.render import count_of, human_bytes
+
+if TYPE_CHECKING:
+    from deltapack.analysis.reports import EvaluateReport, EvaluateRow, TunedPack, TuneReport
+
+__all__ = ["evaluate_rows", "tuned_fields", "tuned_rows"]
+
+Table = tuple[Sequence[str], list[Sequence[str]]]
+
+
+def evaluate_rows(report: EvaluateReport) -> Table:
+    """Return header and rows of an evaluation; KL comes first of what was measured, as loss hides what it shows."""
+    if report.measured == "score":
+        return ("model", "size", "bits/weight", "score", "retention"), [
+            [row.name, human_bytes(row.bytes), _bits(row.bits), f"{row.value:.6g}", _percent(row.retention)] for row in report.rows
+        ]
+    header = ("model", "size", "bits/weight", "KL", "agreement", "loss", "retention")
+    return header, [_of_text(row) for row in report.rows]
+
+
+def _of_text(row: EvaluateRow) -> list[str]:
+    kept = _percent(row.retention)
+    if row.retention_error:
+        kept += f" +-{100 * row.retention_error:.1f}"
+    kl = "" if row.kl is None else f"{row.kl:.4f}"
+    return [row.name, human_bytes(row.bytes), _bits(row.bits), kl, _percent(row.agreement), f"{row.value:.4f}", kept]
+
+
+def tuned_rows(report: TuneReport) -> Table:
+    """Return header and rows of a search for factors, before and after."""
+    number = "score" if report.objective == "score" else "loss"
+    with_kl, with_retention = (any(value is not None for value in column) for column in _optional(report.packs))
+    header = ["pack", "size", number, *(["KL"] if with_kl else []), *(["retention"] if with_retention else [])]
+    return header, [_tuned(pack, with_kl, with_retention) for pack in report.packs]
+
+
+def _optional(packs: Sequence[TunedPack]) -> tuple[list[float | None], list[float | None]]:
+    return [pack.kl for pack in packs], [pack.retention for pack in packs]
+
+
+def _tuned(pack: TunedPack, with_kl: bool, with_retention: bool) -> list[str]:
+    cells = [str(pack.pack), human_bytes(pack.bytes), f"{pack.before:.4f} -> {pack.after:.4f}"]
+    if with_kl:
+        cells.append("" if pack.kl is None or pack.kl_before is None else f"{pack.kl_before:.4f} -> {pack.kl:.4f}")
+    if with_retention:
+        cells.append(f"{_percent(pack.retention_before)} -> {_percent(pack.retention)}")
+    return cells
+
+
+def tuned_fields(report: TuneReport) -> list[tuple[str, str]]:
+    """Return what was found, in two columns."""
+    fields = [("measured", count_of(report.evaluations, "model"))]
+    if report.chosen is None:
+        return fields
+    groups = report.packs[-1].groups
+    fields += [("factor" if len(groups) == 1 else f"factor of {group.name}", f"{group.factor:.4g} of the pack's own") for group in groups]
+    if report.keep is not None:
+        fields.append(("smallest", f"{report.chosen}, which keeps {_percent(report.packs[-1].retention)}"))
+    written: Path | None = report.out
+    return [*fields, ("written", f"{written}, {human_bytes(report.out_bytes)}" if written is not None else "nothing: no -o")]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _bits(bits: float | None) -> str:
+    return "" if bits is None else f"{bits:.3g}"

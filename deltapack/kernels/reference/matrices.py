@@ -1,0 +1,71 @@
+"""Products of matrices with narrow ones, and eigenvectors of small ones: the same bits on every machine, as sums run in one order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Matrix", "symmetric_eigen", "times", "transposed_times"]
+
+Matrix = NDArray[Any]
+"""Of floats."""
+_SWEEPS, _SMALL = 30, 1e-15
+"""Sweeps over all pairs, of which it never takes more than about ten, and what is left beside the diagonal when it ends."""
+
+
+def times(matrix: Matrix, right: Matrix) -> Matrix:
+    """Return `matrix @ right` of two matrices of one type, `[n, m]` and `[m, k]`; each sum runs over m in order, every step rounded."""
+    out = np.zeros((len(matrix), right.shape[1]), matrix.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for j in range(len(right)):
+            out += matrix[:, j : j + 1] * right[j]
+    return out
+
+
+def transposed_times(matrix: Matrix, right: Matrix) -> Matrix:
+    """Return `matrix.T @ right` of two matrices of one type, `[n, m]` and `[n, k]`; each sum runs over n in order, every step rounded."""
+    out = np.zeros((matrix.shape[1], right.shape[1]), matrix.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i in range(len(matrix)):
+            out += matrix[i][:, None] * right[i]
+    return out
+
+
+def symmetric_eigen(matrix: NDArray[np.float64], vectors: NDArray[np.float64]) -> None:
+    """Turn a symmetric matrix into its eigenvalues, by Jacobi's rotations.
+
+    Args:
+        matrix: `[k, k] f64`; its diagonal becomes the eigenvalues, in any order.
+        vectors: `[k, k] f64`, the identity; its columns become the eigenvectors.
+    """
+    size = len(matrix)
+    for _ in range(_SWEEPS):
+        beside, diagonal = 0.0, 0.0
+        for p in range(size):
+            diagonal += matrix[p, p] * matrix[p, p]
+            for q in range(p + 1, size):
+                beside += matrix[p, q] * matrix[p, q]
+        if not beside > _SMALL * _SMALL * diagonal:
+            return
+        for p in range(size - 1):
+            for q in range(p + 1, size):
+                if matrix[p, q] == 0.0:
+                    continue
+                theta = (matrix[q, q] - matrix[p, p]) / (2.0 * matrix[p, q])
+                root = np.sqrt(theta * theta + 1.0)
+                tangent = 1.0 / (theta + root) if theta >= 0.0 else 1.0 / (theta - root)
+                cosine = 1.0 / np.sqrt(tangent * tangent + 1.0)
+                sine = tangent * cosine
+                for i in range(size):
+                    one, other = matrix[i, p], matrix[i, q]
+                    matrix[i, p] = cosine * one - sine * other
+                    matrix[i, q] = sine * one + cosine * other
+                for i in range(size):
+                    one, other = matrix[p, i], matrix[q, i]
+                    matrix[p, i] = cosine * one - sine * other
+                    matrix[q, i] = sine * one + cosine * other
+                    one, other = vectors[i, p], vectors[i, q]
+                    vectors[i, p] = cosine * one - sine * other
+                    vectors[i, q] = sine * one + cosine * other

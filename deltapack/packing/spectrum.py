@@ -1,0 +1,283 @@
+"""The largest singular values and directions of a difference, by passes over it: what factors of low rank are made of.
+
+A randomised method: a block of signs from a key is multiplied with `D^T D` twice, which turns it towards the first right singular
+directions V; the left ones follow from D V. Each pass reads the difference in blocks of rows that threads share, and what blocks give is
+added in their order. All sums run in an order of their own (`deltapack.kernels`), so the result depends on neither workers nor the machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack import kernels
+from deltapack.codecs.factors import Factors
+from deltapack.format.digest import CHUNK
+from deltapack.kernels.reference.matrices import Matrix
+from deltapack.parallel import ordered_map
+
+__all__ = ["Spectrum", "quantise_factors", "spectrum_of"]
+
+F32 = NDArray[np.float32]
+Read = Callable[[int, int], F32]
+"""Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
+Wide = NDArray[np.float64]
+T = TypeVar("T")
+
+_SPARE, _LANES = 7, 8
+"""Directions beside those that are asked for, at least; their number is a multiple of the other, as loops over them like."""
+_NOTHING = 1e-11
+"""Share of the largest eigenvalue below which a direction is but rounding."""
+_FOUND = 2.0
+"""How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
+_SAMPLE, _PLAIN = 4096, 30
+"""Elements that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
+_STEPS = {2: 0.498, 4: 0.1676, 8: 0.0154}
+"""Half of the distance between levels that leaves least of a Gaussian column, in its root mean squares, by bits of a code."""
+_OCTAVE = 4
+"""Scales that are tried in an octave."""
+_LARGEST = 32
+"""How many such steps a scale is raised at most."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is known of the singular values of a difference.
+
+    Attributes:
+        rows: Its rows.
+        columns: Its columns.
+        energy: Sum of its squares, which is that of the squared singular values.
+        sixth: Estimate of the sum of the sixth powers of all singular values.
+        values: The largest singular values, falling, `[k] f64`; fewer than asked for where there are no more.
+        left: Their left directions, `[k, rows] f32`.
+        right: Their right directions, `[k, columns] f32`.
+    """
+
+    rows: int
+    columns: int
+    energy: float
+    sixth: float
+    values: Wide
+    left: F32
+    right: F32
+
+    @property
+    def kappa(self) -> float:
+        """Estimate of how much loss noise makes that is spread evenly: |d|^6 / (rows columns |d d^T d|^2); 0 of no difference."""
+        return self.energy**3 / (self.rows * self.columns * self.sixth) if self.sixth > 0 else 0.0
+
+
+def spectrum_of(read: Read, rows: int, columns: int, rank: int, key: int, *, turns: int = 2, workers: int = 1) -> Spectrum | None:
+    """Return the largest singular values and directions of a difference.
+
+    Args:
+        read: The difference.
+        rows: Its rows; at least one.
+        columns: Its columns; at least one.
+        rank: How many singular values; no more than there are come back.
+        key: 64 bits that the signs are drawn from.
+        turns: How often directions are turned, at least once: a pass each, beside the one for the left directions.
+        workers: Threads; each holds a block of about a million elements.
+
+    Returns:
+        The spectrum; `None` where a difference is not finite, or products of differences are not.
+    """
+    shift = _shift(read, rows * columns)
+    blocks = _Blocks(read, rows, columns, shift, workers)
+    with np.errstate(over="ignore", invalid="ignore"):
+        turned = _turned(blocks, _signs(key, columns, _width(rank)), turns)
+        if turned is None:
+            return None
+        parts, gram = list[F32](), np.zeros((turned.right.shape[1],) * 2)
+        for part, squares in blocks.each(lambda block: _left(block, turned.right)):
+            parts.append(part)
+            gram += squares
+        sixth = _sixth(turned.mixed, gram if turned.gram is None else turned.gram)
+        if not (np.isfinite(gram).all() and math.isfinite(sixth)):
+            return None
+        values, left, right = _directions(np.concatenate(parts), turned.right, gram, rank)
+    back = 2.0**-shift
+    return Spectrum(rows, columns, turned.energy * back**2, sixth * back**6, values * back, left, right)
+
+
+def _width(rank: int) -> int:
+    return -(-(rank + _SPARE) // _LANES) * _LANES
+
+
+def _signs(key: int, columns: int, width: int) -> F32:
+    """Return signs at random, `[columns, width] f32`."""
+    samples = kernels.active().element_samples(key, 0, columns * width)
+    return np.where(samples >> 31, np.float32(-1), np.float32(1)).reshape(columns, width)
+
+
+def _shift(read: Read, numel: int) -> int:
+    """Return the power of two that brings a few differences near 1, 0 where sixth powers of them are numbers as they are."""
+    parts = [read(start, min(start + _SAMPLE // 8, numel)) for start in range(0, numel, max(1, numel // 8))]
+    largest = max(float(np.abs(part[np.isfinite(part)]).max(initial=0)) for part in map(np.copy, parts))
+    power = math.frexp(largest)[1] if largest > 0 else 0
+    return 0 if abs(power) <= _PLAIN else -power
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """A difference in blocks of rows, times a power of two."""
+
+    read: Read
+    rows: int
+    columns: int
+    shift: int
+    workers: int
+
+    def each(self, function: Callable[[F32], T]) -> Iterator[T]:
+        """Yield what a function makes of each block `[n, columns] f32`, in order."""
+        step, scale = max(1, CHUNK // self.columns), np.float32(2.0**self.shift)
+
+        def work(first: int) -> T:
+            block = self.read(first * self.columns, min(first + step, self.rows) * self.columns)
+            return function((block if self.shift == 0 else block * scale).reshape(-1, self.columns))
+
+        with closing(ordered_map(work, range(0, self.rows, step), self.workers)) as results:
+            yield from results
+
+
+class _Turned(NamedTuple):
+    """Right directions, and what the turns told beside.
+
+    Attributes:
+        right: Orthonormal, `[columns, k] f32`.
+        energy: Sum of squares of the difference D.
+        mixed: `[k, width] f64`, what the signs became in the first turn: D^T D times them is the directions then times this.
+        gram: What D^T D is between these directions, `[k, k] f64`; none where `right` is them still.
+    """
+
+    right: F32
+    energy: float
+    mixed: Wide
+    gram: Wide | None
+
+
+def _turned(blocks: _Blocks, directions: F32, turns: int) -> _Turned | None:
+    """Turn directions towards the first right ones; `None` where what comes of it is not finite."""
+    loops, mixed, gram = kernels.active(), np.zeros((0, 0)), None
+    for turn in range(turns):
+        total, energy = np.zeros((blocks.columns, directions.shape[1])), 0.0
+        for sums, squares in blocks.each(lambda block, now=directions: _turn(block, now)):  # type: ignore[misc]
+            total += sums
+            energy += squares
+        if not (math.isfinite(energy) and np.isfinite(total).all()):
+            return None
+        if turn == 1:
+            gram = loops.transposed_times(directions.astype(np.float64), total)
+        directions = _orthonormal(total)
+        if turn == 0:
+            mixed = loops.transposed_times(directions.astype(np.float64), total)
+    return _Turned(directions, energy, mixed, gram)
+
+
+def _turn(block: F32, directions: F32) -> tuple[Matrix, float]:
+    """Return what a block adds to the turned directions, and to the energy."""
+    loops = kernels.active()
+    return loops.transposed_times(block, loops.times(block, directions)), loops.sum_of_squares(block.reshape(-1))
+
+
+def _left(block: F32, right: F32) -> tuple[F32, Wide]:
+    """Return what a block makes of right directions, `[n, k]`, and their scalar products."""
+    part = kernels.active().times(block, right)
+    wide = part.astype(np.float64)
+    return part, kernels.active().transposed_times(wide, wide)
+
+
+def _sixth(mixed: Wide, gram: Wide) -> float:
+    """Return about the sum of the sixth powers of all singular values.
+
+    It is the mean over signs z of |D M z|^2, M = D^T D, split by the directions that D^T D says are its own in the span of M z. The part of
+    one that is found already has a known mean, which takes the place of what these few signs make of it.
+    """
+    squares, vectors = _eigen(gram)
+    parts = kernels.active().transposed_times(vectors, mixed)
+    fourth = np.add.reduce(np.square(parts).T, axis=0) / max(1, mixed.shape[1])
+    found = fourth < _FOUND * np.square(squares)
+    return math.fsum((squares * np.where(found, np.square(squares), fourth)).tolist())
+
+
+def _eigen(matrix: Wide) -> tuple[Wide, Wide]:
+    """Return the eigenvalues of a symmetric matrix that are more than rounding, falling, and their vectors in columns."""
+    work, vectors = matrix.copy(), np.eye(len(matrix))
+    kernels.active().symmetric_eigen(work, vectors)
+    values = np.diag(work)
+    order = np.argsort(-values, kind="stable")
+    order = order[values[order] > _NOTHING * max(0.0, float(values.max(initial=0)))]
+    return values[order], vectors[:, order]
+
+
+def _orthonormal(directions: Wide) -> F32:
+    """Return an orthonormal basis of columns, `[n, k] f32`, without what is but rounding."""
+    loops = kernels.active()
+    values, vectors = _eigen(loops.transposed_times(directions, directions))
+    return loops.times(directions, vectors / np.sqrt(values)).astype(np.float32)
+
+
+def _directions(left: F32, right: F32, gram: Wide, rank: int) -> tuple[Wide, F32, F32]:
+    """Return singular values and directions from what D makes of right directions, and the scalar products of that."""
+    squares, vectors = _eigen(gram)
+    values, vectors = np.sqrt(squares[:rank]), vectors[:, :rank]
+    loops = kernels.active()
+    first, second = loops.times(left, (vectors / values).astype(np.float32)), loops.times(right, vectors.astype(np.float32))
+    return values, np.ascontiguousarray(first.T), np.ascontiguousarray(second.T)
+
+
+def quantise_factors(spectrum: Spectrum, rank: int, bits: int) -> Factors:
+    """Return factors of the first singular directions, each with half of its singular value's root, in codes of few bits.
+
+    A column's scale is the one next to which no other has a code that points better in its direction; what is stored is that which gives
+    the code the projection gain: its scalar product with the column is the column's with itself.
+
+    Args:
+        spectrum: The directions.
+        rank: How many, at most; at least one must be there.
+        bits: Bits of a code: 2, 4 or 8.
+    """
+    roots = np.sqrt(spectrum.values[:rank]).astype(np.float32)[:, None]
+    coded = [[_quantised(column, bits) for column in directions[:rank] * roots] for directions in (spectrum.left, spectrum.right)]
+    left, right = (np.stack([codes for codes, _ in columns]) for columns in coded)
+    return Factors.of_codes(left, right, np.array([[scale for _, scale in columns] for columns in coded], np.float32), bits)
+
+
+def _quantised(column: F32, bits: int) -> tuple[NDArray[np.int8], float]:
+    """Return the codes of a column and their scale."""
+    power = _product(column, column)
+    if not power > 0:
+        return np.zeros(len(column), np.int8), 0.0
+    usual = math.sqrt(power / len(column)) * _STEPS[bits]
+
+    def fit(octaves: int) -> float:
+        levels = 2.0 * _codes(column, usual * 2.0 ** (octaves / _OCTAVE), bits) + 1
+        return _product(column, levels) ** 2 / _product(levels, levels)
+
+    best, found = 0, fit(0)
+    while best < _LARGEST and (other := fit(best + 1)) >= found:  # where few elements are large, some steps change no code
+        best, found = best + 1, other
+    while (other := fit(best - 1)) > found:
+        best, found = best - 1, other
+    codes = _codes(column, usual * 2.0 ** (best / _OCTAVE), bits)
+    return codes, power / _product(column, 2.0 * codes + 1)
+
+
+def _codes(column: F32, step: float, bits: int) -> NDArray[np.int8]:
+    top = 1 << bits - 1
+    codes: NDArray[np.int8] = np.clip(np.floor(column / np.float32(2 * step)), -top, top - 1).astype(np.int8)
+    return codes
+
+
+def _product(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Return a scalar product in f64, by sums in 64 lanes, so that it is the same on every machine."""
+    products = np.zeros(-(-len(one) // 64) * 64)
+    np.multiply(one, other, out=products[: len(one)], dtype=np.float64)
+    return math.fsum(np.add.reduce(products.reshape(-1, 64), axis=0).tolist())
