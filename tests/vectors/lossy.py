@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vectors import scalar
-from vectors.assemble import FLOATS, GROUPED, SCALED, Pack, Term
+from vectors.assemble import FLOATS, GROUPED, SCALED, Added, Pack, Term
 from vectors.factors import Factors, factors
 from vectors.scalar import CHUNK, ITEMSIZE, TILE
 from vectors.valid import SMALL, codes_for, every, floats, special, tensor
@@ -119,9 +119,9 @@ def trits() -> Iterator[Vector]:
     )
     count = CHUNK + 5
     at = [0, 1, 9, 12, CHUNK - 2, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 4]
-    old = tensor("f8_e5m2", (count,), 0x2E)
+    base = tensor("f8_e5m2", (count,), 0x2E)
     own = alike("gaps", "ternary", (count,), positions=at, scale=0x3F000000)
-    yield "chunks-ternary", "trits start anew with a chunk", Pack().patched("w", old, [own])
+    yield "chunks-ternary", "trits start anew with a chunk", Pack().patched("w", base, [own])
 
 
 def levels() -> Iterator[Vector]:
@@ -170,8 +170,8 @@ def levels() -> Iterator[Vector]:
 
 def scales() -> Iterator[Vector]:
     """Scales of a tensor, of rows and of columns."""
-    shape, gone = (9, 20), (0, 4, 5)
-    for how, dropped in (("tensor", ()), ("rows", gone), ("outer", gone)):
+    shape: tuple[int, ...] = (9, 20)
+    for how, dropped in (("tensor", ()), ("rows", (0, 4, 5)), ("outer", (0, 4, 5))):
         pack = Pack()
         for number, values in enumerate(SCALED):
             for index in (INDEX[number % 5], INDEX[(number + 2) % 5]):
@@ -219,7 +219,7 @@ def scales() -> Iterator[Vector]:
     old, tail = floats("bf16", (4, 3)), floats("bf16", (2, 3), 5).data
     pack = Pack()
     for how in ("tensor", "rows", "outer"):
-        gone = (1,) * (how != "tensor")
+        gone = [1] * (how != "tensor")
         pack.patched(f"grown.{how}", old, [alike("bitmap", "int4", (4, 3), how, gone)], shape=(6, 3), tail=tail)
         pack.patched(f"shrunk.{how}", old, [alike("all", "ternary", (3, 3), how, gone)], shape=(3, 3))
     line = floats("f32", (4,))
@@ -259,7 +259,8 @@ def scales() -> Iterator[Vector]:
 
 def products() -> Iterator[Vector]:
     """Factors."""
-    pack, shape = Pack(), (7, 11)
+    pack = Pack()
+    shape: tuple[int, ...] = (7, 11)
     for bits in (2, 4, 8):
         for rank in (1, 3, 7):
             pack.patched(f"{bits}.{rank}", floats("bf16", shape, rank), [factors(shape, rank, bits, seed=bits + rank)])
@@ -270,8 +271,7 @@ def products() -> Iterator[Vector]:
             pack.patched(f"{old}.{new}", special(old), [factors((2, 12), 2, size=0.3)], dtype=new)
     yield "factors-types", "every float type to every other; every element is kept", pack
     one, big = 0x3F800000, 0x4B800000
-    order = Factors([[0], [0], [0]], [[0], [0], [-1]], ([big, one, big], [one, one, one]))
-    order = Factors([codes * 3 for codes in order.u], [codes * 3 for codes in order.v], order.scales)
+    order = Factors([[0] * 3] * 3, [[0] * 3, [0] * 3, [-1] * 3], ([big, one, big], [one, one, one]))
     yield "factors-order", "2^24 + 1 - 2^24: products are added in their order", Pack().patched("w", tensor("f32", (3, 3), 0), [order])
     pack = Pack()
     for seed in range(4):
@@ -293,9 +293,9 @@ def products() -> Iterator[Vector]:
     for shape in ((1, 1), (1, 9), (9, 1), (2, 3, 4), (2, 1, 3, 2)):
         pack.patched("x".join(map(str, shape)), floats("bf16", shape), [factors(shape, 1, 4)])
     yield "factors-shapes", "the last dimension is that of v", pack
-    old, tail = floats("bf16", (4, 3)), floats("bf16", (2, 3), 5).data
-    pack = Pack().patched("grown", old, [factors((4, 3), 2)], shape=(6, 3), tail=tail)
-    yield "factors-grown-shrunk", "rows are those of the terms", pack.patched("shrunk", old, [factors((3, 3), 2)], shape=(3, 3))
+    rows, tail = floats("bf16", (4, 3)), floats("bf16", (2, 3), 5).data
+    pack = Pack().patched("grown", rows, [factors((4, 3), 2)], shape=(6, 3), tail=tail)
+    yield "factors-grown-shrunk", "rows are those of the terms", pack.patched("shrunk", rows, [factors((3, 3), 2)], shape=(3, 3))
     full = Factors([[0] * 256] * 256, [[-1] * 256] * 256, ([0x3A800000] * 256, [0x3F800000] * 256), 2)
     yield "factors-rank-256", "the highest rank", Pack().patched("w", tensor("f32", (256, 256), 0), [full])
     shape = (8, 9)
@@ -321,12 +321,12 @@ def of_each(pack: Pack, shape: tuple[int, int] = (6, 10), dtype: str = "bf16") -
     for number, values in enumerate(("ternary", "uniform", "int4")):
         for how in ("tensor", "rows", "outer"):
             index = INDEX[(number + len(how)) % 5]
-            own = alike(index, values, shape, how, (2,) * (how != "tensor"), keep=1 << 31, factor=0x40A66666)
+            own = alike(index, values, shape, how, [2] * (how != "tensor"), keep=1 << 31, factor=0x40A66666)
             pack.patched(f"{values}.{how}", old, [own])
-    own = factors(shape, 3)
-    own.factor = 0x3F99999A
-    pack.patched("factors", old, [own])
-    both = [own, alike("stratified", "ternary", shape, keep=1 << 31, factor=0x40000000)]
+    spikes = factors(shape, 3)
+    spikes.factor = 0x3F99999A
+    pack.patched("factors", old, [spikes])
+    both: list[Added] = [spikes, alike("stratified", "ternary", shape, keep=1 << 31, factor=0x40000000)]
     grown = {"shape": (shape[0] + 1, shape[1]), "tail": bytes(shape[1] * ITEMSIZE[dtype])}
     pack.patched("both", old, both).patched("grown", old, both, **grown)
     zeros = tensor("f32", (2, 2), [0x80000000, 0x80000000, 0x7FA00001, 0x80000000])
