@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import encode_term_chunk
 from deltapack.codecs.exact_entry import stored_exact
+from deltapack.codecs.factors import NOTHING_KEPT
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.errors import NonFiniteError
@@ -17,7 +19,7 @@ from deltapack.format.digest import CHUNK, chunk_digest
 from deltapack.format.writer import StoredChunk
 from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
-from deltapack.kernels.layout import Elements, Positions, Sparse
+from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.reference.encoding import same_bits
 from deltapack.kernels.reference.positions import tile_counts
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, exact_chunk
@@ -111,7 +113,7 @@ def _encode_delta(
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
     if source == target:
         restored = base
-        loops.add_in_place(restored, target, terms)
+        _add(plan, chunk, restored, terms)
     else:
         restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, terms))
     positions = terms[0].positions  # those of factors are all, else there is one term
@@ -131,12 +133,21 @@ def _encode_delta(
     )
 
 
+def _add(plan: DeltaPlan, chunk: int, elements: Elements, terms: Sequence[Sparse]) -> None:
+    """Add terms to elements as a decoder will."""
+    if plan.factors is None:
+        kernels.active().add_in_place(elements, plan.tensor.dtype, terms)
+    else:
+        product = plan.factors.product(chunk * CHUNK, len(elements), np.float32(1))
+        kernels.active().add_product(elements, plan.tensor.dtype, product, terms[1] if plan.residual else NOTHING_KEPT)
+
+
 def _terms(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> tuple[StoredChunk | None, list[Sparse]]:
     """Return a chunk of the sparse term, none where there is none, and what a decoder will see of all terms."""
     dense = [] if plan.factors is None else [plan.factors.sparse(chunk, len(base), np.float32(1), buffers.sparse(1, len(base)))]
     if not plan.residual:
         return None, dense
-    chosen = _kept(plan, chunk, base, tuned, buffers)
+    chosen = _kept(plan, chunk, base, tuned, dense[0].values if dense else None, buffers)
     positions, counts, kept = chosen.positions, chosen.counts, chosen.values
     if plan.spares_odd:
         there = np.isfinite(rounding.to_f64(base[positions], plan.base.dtype))
@@ -147,16 +158,16 @@ def _terms(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers
     return term, [*dense, seen]
 
 
-def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> Kept:
-    """Return what the sparse term keeps of a chunk: differences, or what factors leave of them."""
-    source, target, loops, factors = plan.base.dtype, plan.tensor.dtype, kernels.active(), plan.factors
+def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, less: Values | None, buffers: Buffers) -> Kept:
+    """Return what the sparse term keeps of a chunk: differences, less what factors say of each if there are such."""
+    source, target, loops = plan.base.dtype, plan.tensor.dtype, kernels.active()
     if plan.sparsifier is None:
         room = buffers.sparse(0, len(base)).positions
         positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, len(base), room, plan.codec.index)
         kept = loops.kept_differences(base, source, tuned, target, positions)
-        return Kept(positions, counts, kept if factors is None else factors.residual(kept, chunk * CHUNK, len(base), positions))
+        return Kept(positions, counts, kept if less is None else kept - less[positions])
     delta = loops.difference(base, source, tuned, target)
-    return plan.sparsifier.select(chunk, delta if factors is None else factors.residual(delta, chunk * CHUNK, len(base)))
+    return plan.sparsifier.select(chunk, delta if less is None else delta - less)
 
 
 def _odd_ones(restored: Elements, tuned: Elements, source: DType, target: DType, positions: Positions) -> tuple[bool, bool]:

@@ -33,6 +33,8 @@ from deltapack.sparsify.table import SPARSIFIERS
 __all__ = ["DeltaPlan", "PackPlan", "WholePlan", "exact_chunk", "identity_of", "plan_tensor", "plan_whole", "worth_coding"]
 
 _LEAST_STRATIFIED = INDEX_CODECS["stratified"].parameters[0].least
+_WHOLE_VALUES = "int8"
+"""How a weight is coded that a budget is for, where nothing is known of its difference: none was seen in a sample of it."""
 _SLIGHT, _WELL_BELOW = 64, 0.98
 """What must not change is coded where that is smaller than storing it by so many bytes, and to this share: fewer readers know the code."""
 
@@ -152,6 +154,8 @@ def plan_tensor(
     if partner is None or not _can_subtract(tensor, partner, settings):
         return plan_whole(base, finetuned, tensor, partner, recipe)
     key = dare.mask_key(recipe.seed, identity, name)
+    if settings.budgeted:  # all of it, unless its share of the budget says otherwise
+        return DeltaPlan(tensor, partner, settings, TermCodec("all", _WHOLE_VALUES), key)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
     sample = Sample(_reader(base, finetuned, plan), plan.common, settings, key)

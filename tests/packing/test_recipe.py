@@ -55,7 +55,6 @@ def test_defaults() -> None:
         {"overrides": (Override("a", index="all"),)},
         {"overrides": (Override("a", rescale=math.inf),)},
         {"drop_rate": "0.9"},
-        {"drop_rate": None},
         {"drop_rate": True},
         {"drop_rate": [0.9]},
         {"fidelity": "0.1"},
