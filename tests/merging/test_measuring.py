@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import Model, Tensor, random_tensor, read_model, tuned_model, write_file
 from support.fixtures import as_weights
+from support.laws import examples
 
 import deltapack
 from deltapack import Recipe
@@ -20,7 +21,7 @@ from deltapack.merging.methods.table import METHODS, REFUSED, SEMANTICS, find_me
 from deltapack.sparsify.table import SPARSIFIERS
 
 WEIGHTS = st.floats(-2, 2, width=32)
-laws = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SINGLE = [(name, tool) for name, variants in METHODS.items() for tool in variants if name not in ("ram", "ramplus_tl", "model_stock")]
 """Methods whose merge of one pack is that pack: RAM drops what is below epsilon, model stock needs two."""
 

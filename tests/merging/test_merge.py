@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -28,6 +28,7 @@ from support.builders import (
     write_folder,
 )
 from support.fixtures import Merged, PackOf, as_weights
+from support.laws import examples
 from support.merging import checked
 
 import deltapack
@@ -89,7 +90,7 @@ def apply(folder: Path, pack: Path, **options: float) -> Model:
     return read_model(out)
 
 
-laws = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @laws
