@@ -398,7 +398,8 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
         tuned = tuned_model(base, number) | {"embed.weight": grown(base["embed.weight"], rows, number)}
         write_folder(tmp_path / name, tuned, {"tokenizer.json": name})
         packs[name] = tmp_path / f"{name}.dpk"
-        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name], recipe=Recipe(overrides=as_weights(base)))
+        recipe = Recipe(drop_rate=0.9, overrides=as_weights(base))
+        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name], recipe=recipe)
     found = {}
     for vocab, rows in {"base": 70, "one": 80, "two": 90, "none": 70}.items():
         out = tmp_path / f"out-{vocab}"
