@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.allocation import Kind, Known
+from deltapack.packing.allocation import BOOST, Kind, Known
 from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
 
-__all__ = ["RANK", "Surveyed", "is_vocabulary", "survey_weight"]
+__all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weight"]
 
 RANK = 8
 """Singular directions that are looked for."""
@@ -24,6 +25,8 @@ _SEEN, _MOST_SHARE = 512, 8
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
 _VOCABULARY = re.compile(r"(^|[._/])(\w*embed\w*|wte|lm_head|embed_out|output|decoder|shared|vocab\w*|word\w*|tok\w*)([._]|$)")
+_HEAD = re.compile(r"(.*[./])?(lm_head|embed_out|head|classifier|score)\.weight|output\.weight")
+_TIED = re.compile(r"(.*[./])?(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight")
 _STILL, _FEW_MOVED = 0.1, 0.7
 """A row that moved less than this share of what energy sees has hardly moved; the share of rows that moved above which all are kept."""
 
@@ -59,16 +62,28 @@ def is_vocabulary(name: str, rows: int, columns: int) -> bool:
     return rows >= max(_LONG, times * columns)
 
 
-def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1) -> Surveyed:
+def heads_of(names: Iterable[str]) -> frozenset[str]:
+    """Return the names of heads, or of the embeddings that serve as such where there is none.
+
+    >>> sorted(heads_of(["wte.weight", "lm_head.weight"])), sorted(heads_of(["wte.weight", "h.0.mlp.weight"]))
+    (['lm_head.weight'], ['wte.weight'])
+    """
+    names = list(names)
+    heads = frozenset(name for name in names if _HEAD.fullmatch(name))
+    return heads or frozenset(name for name in names if _TIED.fullmatch(name))
+
+
+def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float = 1.0) -> Surveyed:
     """Find out what is to be known of a weight; reads all of it once or twice.
 
     Args:
         plan: How it would be packed without a budget.
         delta: Its difference to its partner.
         workers: Threads.
+        boost: Rates of the body that it gets if it is no wide vocabulary.
     """
     name, rows, columns = plan.tensor.name, delta.rows, delta.columns
-    known = Known(name, rows, columns, "body", rows, 0.0)
+    known = Known(name, rows, columns, "body", rows, 0.0, boost=boost)
     vocabulary = is_vocabulary(name, rows, columns)
     if vocabulary:
         squares = squares_of_rows(delta)
@@ -83,8 +98,9 @@ def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1) -> Surveyed:
     if spectrum is None:  # the entry says what is wrong with the difference
         return Surveyed(plan, delta, known)
     kind: Kind = "dense" if vocabulary else "body"
+    boost = 1.0 if vocabulary else boost
     singular = tuple(float(value) ** 2 for value in spectrum.values)
-    known = replace(known, kind=kind, energy=spectrum.energy, singular=singular, kappa=spectrum.kappa)
+    known = replace(known, kind=kind, boost=boost, energy=spectrum.energy, singular=singular, kappa=spectrum.kappa)
     return Surveyed(plan, delta, known, spectrum)
 
 
@@ -96,5 +112,5 @@ def _touched(plan: DeltaPlan, delta: Delta, squares: NDArray[np.float64], moved:
     energy = float(squares.sum())
     kappa = None if spectrum is None else spectrum.kappa
     lost = float(squares[~moved].sum()) / energy
-    known = Known(plan.tensor.name, delta.rows, columns, "touched", len(places), energy, lost=lost, kappa=kappa)
+    known = Known(plan.tensor.name, delta.rows, columns, "touched", len(places), energy, lost=lost, boost=BOOST, kappa=kappa)
     return Surveyed(plan, delta, known, squares=squares, moved=moved)
