@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
+    from deltapack.analysis.analyzing import analyze
     from deltapack.analysis.evaluating import evaluate
+    from deltapack.analysis.findings import AnalysisReport
     from deltapack.analysis.reports import EvaluateReport, TuneReport
     from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from deltapack.merging.recipe import MergeRecipe
     from deltapack.merging.recipe_files import MergeFile, read_merge_file
     from deltapack.merging.surveying import survey_merge
+    from deltapack.packing.budget import Budget
     from deltapack.packing.compressing import compress
     from deltapack.packing.overrides import Override
     from deltapack.packing.previewing import preview_compress
@@ -59,7 +62,9 @@ if TYPE_CHECKING:
     from deltapack.runs.watching import watch
 
 __all__ = [
+    "AnalysisReport",
     "ApplyReport",
+    "Budget",
     "ChangedStep",
     "CompressPreview",
     "CompressReport",
@@ -85,6 +90,7 @@ __all__ = [
     "TuneReport",
     "VerifyReport",
     "__version__",
+    "analyze",
     "apply",
     "attach",
     "compress",
@@ -108,7 +114,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnalysisReport": "analysis.findings",
     "ApplyReport": "reports",
+    "Budget": "packing.budget",
     "ChangedStep": "runs.steps",
     "CompressPreview": "reports",
     "CompressReport": "reports",
@@ -133,6 +141,7 @@ _HOMES = {
     "SurveyReport": "reports",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
+    "analyze": "analysis.analyzing",
     "apply": "restoring.applying",
     "attach": "live.attaching",
     "compress": "packing.compressing",

@@ -42,7 +42,8 @@ class CompressReport(_Report):
         checkpoint_bytes: Size of the fine-tune's tensors.
         delta_elements: Elements of the tensors that were dropped from.
         delta_bits_per_weight: Everything in the pack but stored and exact tensors and side files, in bits per such element.
-        split: Stored bytes by use: index (positions), codes, scales, tables, stored, exact, files, header.
+        split: Stored bytes by use: index (positions), codes, scales, factors, tables, stored, exact, files,
+            header.
         kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
         roles: Number of tensors of the fine-tune of each role, as they were packed.
         max_abs_delta: Largest |fine-tuned - base|.
@@ -50,6 +51,7 @@ class CompressReport(_Report):
         warnings: Sentences that a person should read.
         notes: What was matched, left out or noticed.
         weight_files: Weight files that come back byte for byte, headers and all: every one of the fine-tune's, or none.
+        expected_loss: Share of what the fine-tune gained that is expected to be lost, an estimate; `None` without a budget.
     """
 
     pack: Path
@@ -65,6 +67,7 @@ class CompressReport(_Report):
     warnings: Sequence[str] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
     weight_files: int = 0
+    expected_loss: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -103,7 +106,7 @@ class PreviewRow:
 class CompressPreview(_Report):
     """What `compress` would do: sizes in bytes, of the pack about; tensors of each kind and one by one; what to read.
 
-    `weight_files` would come back byte for byte: all or none.
+    `weight_files` would come back byte for byte: all or none. `expected_loss` is that of `CompressReport`.
     """
 
     pack_bytes: int
@@ -114,6 +117,7 @@ class CompressPreview(_Report):
     warnings: Sequence[str] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
     weight_files: int = 0
+    expected_loss: float | None = None
 
     @property
     def ratio(self) -> float:

@@ -17,6 +17,7 @@ PARTS = {
     "index": "index (positions)",
     "codes": "values",
     "scales": "scales",
+    "factors": "factors",
     "tables": "tables and digests",
     "stored": "stored tensors",
     "exact": "exact tensors",
@@ -37,6 +38,7 @@ def print_compression(report: CompressReport) -> None:
         fields.append(("bits per weight", f"{report.delta_bits_per_weight:.4f} over {weights} of changed tensors"))
     fields += [("tensors", kinds_line(report.kinds)), ("roles", kinds_line(report.roles))]
     fields += weight_files_field(report.weight_files)
+    fields += _loss_field(report.expected_loss)
     if report.worst:
         fields.append(("max |delta|", f"{report.max_abs_delta:.3g}"))
     print_fields(fields)
@@ -56,6 +58,7 @@ def print_preview(preview: CompressPreview) -> None:
             ("side files", f"about {human_bytes(preview.side_file_bytes)} of that"),
             ("tensors", kinds_line(preview.kinds)),
             *weight_files_field(preview.weight_files),
+            *_loss_field(preview.expected_loss),
         ]
     )
     click.echo()
@@ -74,3 +77,11 @@ def print_preview(preview: CompressPreview) -> None:
         for row in preview.tensors
     ]
     print_table(("tensor", "role", "kind", "dtype", "shape", "from", "index", "values", "about bytes"), rows, left=8)
+
+
+def _loss_field(loss: float | None) -> list[tuple[str, str]]:
+    """Say what a budget is expected to cost."""
+    if loss is None:
+        return []
+    share = "below 0.1 %" if loss < 0.001 else f"about {100 * loss:.1f} %" if loss < 1 else "all"
+    return [("expected loss", f"{share} of what the fine-tune gained, an estimate")]

@@ -22,11 +22,12 @@ from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.packing.containers import write_heads
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
+from deltapack.packing.fitting import fit
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
-from deltapack.packing.report import compress_report, left_out_notes
+from deltapack.packing.report import compress_report, left_out_notes, with_loss
 from deltapack.packing.sharing import planned
 from deltapack.packing.sides import write_sides
 from deltapack.parallel import batches, ordered_map, resolve_workers
@@ -55,8 +56,9 @@ def compress(
 ) -> CompressReport:
     """Pack the difference between a fine-tuned checkpoint and its base.
 
-    Reads both checkpoints once, in chunks of 1,048,576 elements (to rank elements by magnitude, two or three times more); memory does
-    not grow with the model. The same inputs, recipe and zstd version give the same bytes, whatever the number of workers.
+    Reads both checkpoints once, in chunks of 1,048,576 elements (to rank elements by magnitude, or to share a budget among them, two or
+    three times more); memory does not grow with the model, but for a few kilobytes of each weight that a budget is for. The same inputs,
+    recipe and zstd version give the same bytes, whatever the number of workers.
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
@@ -85,7 +87,7 @@ def compress(
         LimitError: A side file is larger than `max_side_file`, or there are more than 1,000 packs in a chain.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
-        RecipeError: A setting is out of range or of another type, or would do nothing.
+        RecipeError: A setting is out of range or of another type, or would do nothing; or no pack is as small as its budget.
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune's folder has weights that are not read, such as a
             variant in a second precision.
     """
@@ -123,24 +125,60 @@ def write_pack(
         BaseMismatchError: A tensor of a chain's result is not what its last pack promises.
         NonFiniteError: A changed tensor holds NaN or Inf.
         OutputError: `out` exists or cannot be written.
+        RecipeError: No pack is as small as the budget.
     """
-    recipe = inputs.asked.recipe
     weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths(), *protect)
-    split: dict[str, int] = {}
+    progress = progress or (lambda done, total: None)
     with open_pack_writer(out, force=force, inputs=weights) as writer:
-        plans, tables = planned(inputs, workers)
-        run = _Run(inputs, plans, workers, progress or (lambda done, total: None), Buffers())
-        entry_writer = EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split)
-        entries, base_rows = run.write(entry_writer)
-        files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
-        heads, no_heads = _heads(writer, inputs)
-        metadata, too_long = carried_metadata(inputs.finetuned.metadata)
-        index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe, heads)
-        index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
-        size = writer.finish(replace(index, optional=optional_metadata(metadata)))
+        budget = inputs.asked.recipe.target
+        if budget is None:
+            written = _write(writer, inputs, *planned(inputs, workers), workers, progress)
+            return _report(inputs, out, written)
+        fitting, start = fit(inputs, budget, workers), writer.end
+        attempt = fitting.first()
+        while True:
+            written = _write(writer, inputs, attempt.plans, (), workers, progress)
+            further = fitting.after(attempt, written.size)
+            if further is None:
+                break
+            writer.rewind(start)
+            attempt, progress = further, lambda done, total: None  # all of it was reported
+    return _report(inputs, out, replace(written, notes=(*written.notes, *fitting.notes)), attempt.loss)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A pack that was written: its index, its bytes, its stored bytes by use, and what is to be told."""
+
+    index: Index
+    size: int
+    split: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def _write(
+    writer: PackWriter, inputs: Inputs, plans: Iterable[PackPlan], tables: tuple[bytes, ...], workers: int, progress: Progress
+) -> _Written:
+    """Write all of a pack by plans for its tensors."""
+    recipe = inputs.asked.recipe
+    split: dict[str, int] = {}
+    run = _Run(inputs, plans, workers, progress, Buffers())
+    entries, base_rows = run.write(EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split))
+    files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
+    heads, no_heads = _heads(writer, inputs)
+    metadata, too_long = carried_metadata(inputs.finetuned.metadata)
+    index = _index(entries, base_rows, files, inputs.finetuned.folders, recipe, heads)
+    index = replace(index, tables=tuple(map(writer.plain_blob, tables)) if EXACT in index.required else ())
+    size = writer.finish(replace(index, optional=optional_metadata(metadata)))
+    return _Written(index, size, split, (*too_long, *no_heads))
+
+
+def _report(inputs: Inputs, out: Path, written: _Written, loss: float | None = None) -> CompressReport:
+    recipe = inputs.asked.recipe
     checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
-    notes = [*inputs.notes(), *left_out_notes(inputs.left_out, exact=recipe.exact is True), *too_long, *no_heads]
-    return compress_report(out, index, size, checkpoint_bytes, split, inputs.survey, notes, recipe)
+    notes = [*inputs.notes(), *left_out_notes(inputs.left_out, exact=recipe.exact is True), *written.notes]
+    report = compress_report(out, written.index, written.size, checkpoint_bytes, written.split, inputs.survey, notes, recipe)
+    return with_loss(report, loss)
 
 
 BaseRow = tuple[str, str, tuple[int, ...], str]

@@ -11,6 +11,7 @@ from deltapack.checking import as_number
 from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.packing.budget import Budget
 from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, settings_of
 from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
@@ -19,8 +20,10 @@ from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
 __all__ = [
     "DENSE",
     "INDEX_CHOICES",
+    "OF_DARE",
     "SPARSIFY_CHOICES",
     "USUAL_FIDELITY",
+    "USUAL_RATE",
     "VALUE_CHOICES",
     "Recipe",
     "TensorRecipe",
@@ -45,6 +48,7 @@ class TensorRecipe:
         parameters: The sparsifier's own, by name.
         unbiased: Whether no factor was named, so that the sparsifier may divide what it keeps by its probability.
         role: The tensor's role, a name of `deltapack.packing.roles`.
+        budgeted: Whether the recipe's budget says what becomes of it, and not what is above.
     """
 
     keep: int
@@ -56,6 +60,7 @@ class TensorRecipe:
     parameters: Mapping[str, float] = field(default_factory=dict)
     unbiased: bool = False
     role: str = "weight"
+    budgeted: bool = False
 
     @property
     def method(self) -> SparsifyMethod:
@@ -75,8 +80,11 @@ class Recipe:
     What is dropped from, and how it is coded, concerns weights: matrices and larger. The role of a tensor (`deltapack.packing.roles`)
     says what becomes of the others, unless an override gives it another role.
 
+    A recipe either has a budget, which chooses codes and rates, or drops at a stated rate (DARE): the settings of the one do nothing in the
+    other. Within a budget a tensor whose override sets a drop rate, a codec, a sparsifier or a factor is dropped from at its rate.
+
     Attributes:
-        drop_rate: Fraction of the delta to drop, in [0, 1).
+        drop_rate: Fraction of the delta to drop, in [0, 1); 0.9 unless given.
         sparsify: What is dropped, a name of `deltapack.sparsify.table`: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at
             random, the smaller the likelier), `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
@@ -95,12 +103,13 @@ class Recipe:
         non_finite: What to do with a tensor that holds NaN or Inf: `"error"` or `"store"` (whole).
         exact: Whether nothing is lost: the result is the fine-tune, bit for bit; then no other setting means anything. Or a regular
             expression (search): tensors that match come back bit for bit.
+        budget: How large the pack may be.
 
     Raises:
         RecipeError: A setting is out of range.
     """
 
-    drop_rate: float = 0.9
+    drop_rate: float | None = None
     values: str = "auto"
     index: str = "auto"
     rescale: float | None = None
@@ -114,11 +123,13 @@ class Recipe:
     epsilon: float | None = None
     gamma: float | None = None
     exact: bool | str = False
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         _numbers(self)
         _exact(self)
-        keep_of_drop_rate(self.drop_rate)
+        _budget(self)
+        keep_of_drop_rate(self.rate)
         _choice("values", self.values, VALUE_CHOICES)
         _choice("index", self.index, INDEX_CHOICES)
         _choice("sparsify", self.sparsify, SPARSIFY_CHOICES)
@@ -132,7 +143,7 @@ class Recipe:
         for option in (option for row in SPARSIFIERS.values() for option in row.options):
             if option.check is not None and getattr(self, option.name) is not None:
                 option.check(getattr(self, option.name))
-        self._settled(self.sparsify, 1 - self.drop_rate)
+        self._settled(self.sparsify, 1 - self.rate)
         exact = self.exact if isinstance(self.exact, str) else None
         for pattern in (self.include, self.exclude, exact, *(override.pattern for override in self.overrides)):
             _regex(pattern)
@@ -140,7 +151,17 @@ class Recipe:
             # A Recipe of the same settings checks their ranges.
             named = dict(settings_of(override))
             _choice("role", named.pop("role", SETTABLE[0]), SETTABLE)
-            replace(self, overrides=(), include=None, exclude=None, exact=False, **named)
+            replace(self, overrides=(), include=None, exclude=None, exact=False, budget=None, **named)
+
+    @property
+    def rate(self) -> float:
+        """`drop_rate`, or what it is unless given."""
+        return USUAL_RATE if self.drop_rate is None else self.drop_rate
+
+    @property
+    def target(self) -> Budget | None:
+        """The budget that it has; none where it drops at a stated rate, or loses nothing."""
+        return self.budget
 
     @property
     def noise_share(self) -> float:
@@ -159,40 +180,50 @@ class Recipe:
         asked = "exact" if skipped or excluded or exact else named.pop("role", role)
         role = role if role == "integer" and asked != "exact" else asked
         route = ROLES[role].route
-        usual = {key: getattr(self, key) for key in _OF_WEIGHTS}
+        usual = {key: getattr(self, key) for key in _OF_WEIGHTS} | {"drop_rate": self.rate}
         if route != "drop":
             # Few bits are for what is dropped from; a float type that the user names is no less fit for a vector.
             named = {key: named[key] for key in OF_VECTORS if key in named}
             usual = _ALL_OF_IT | ({"values": self.values} if self.values in _FLOAT_VALUES else {})
         chosen = usual | named
+        budgeted = route == "drop" and self.target is not None and not named.keys() & set(_OF_WEIGHTS)
+        if budgeted:
+            chosen = chosen | _ALL_OF_IT
         keep, sparsify, rescale = keep_of_drop_rate(chosen["drop_rate"]), chosen["sparsify"], chosen["rescale"]
         factor = SPARSIFIERS[sparsify].factor(keep) if rescale is None else rescale
         parameters = self._settled(sparsify, keep / ALL_KEPT)
         whole = route == "exact"
-        return TensorRecipe(keep, factor, chosen["values"], chosen["index"], whole, sparsify, parameters, rescale is None, role)
+        return TensorRecipe(keep, factor, chosen["values"], chosen["index"], whole, sparsify, parameters, rescale is None, role, budgeted)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a pack states it: strings and integers only."""
         if self.exact is True:
             return {"method": "exact"}
-        out: dict[str, Any] = {
-            "method": self.sparsify,
-            "drop_rate": repr(float(self.drop_rate)),
-            "values": self.values,
-            "index": self.index,
-            "rescale": None if self.rescale is None else repr(float(self.rescale)),
+        out = self._method() | {
             "seed": str(self.seed),
             "include": self.include,
             "exclude": self.exclude,
             "exact": self.exact or None,
-            "fidelity": repr(float(self.noise_share)),
-            **{name: repr(float(value)) for name, value in self._settled(self.sparsify, 1 - self.drop_rate).items()},
             "overrides": [
                 {"pattern": override.pattern} | {key: str(value) for key, value in settings_of(override).items()}
                 for override in self.overrides
             ],
         }
         return {key: value for key, value in out.items() if value not in (None, [])}
+
+    def _method(self) -> dict[str, Any]:
+        """Return what a pack states of how its weights were chosen."""
+        if self.target is not None:
+            return {"method": "budget", "target": self.target.text}
+        return {
+            "method": self.sparsify,
+            "drop_rate": repr(float(self.rate)),
+            "values": self.values,
+            "index": self.index,
+            "rescale": None if self.rescale is None else repr(float(self.rescale)),
+            "fidelity": repr(float(self.noise_share)),
+            **{name: repr(float(value)) for name, value in self._settled(self.sparsify, 1 - self.rate).items()},
+        }
 
     def _settled(self, sparsify: str, density: float) -> dict[str, float]:
         method = SPARSIFIERS[sparsify]
@@ -202,19 +233,37 @@ class Recipe:
 _OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
 _ALL_OF_IT = {"drop_rate": 0.0, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
 _FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
-USUAL_FIDELITY = 0.05
+USUAL_FIDELITY, USUAL_RATE = 0.05, 0.9
+OF_DARE = (*_OF_WEIGHTS, "fidelity", "epsilon", "gamma")
+"""Settings that say how to drop at a stated rate: a recipe with a budget has none of them."""
 
 
 def _numbers(recipe: Recipe) -> None:
     """Require that numbers are numbers and overrides are overrides."""
     for name in ("drop_rate", "fidelity", "gamma", "rescale", "epsilon"):
         value = getattr(recipe, name)
-        if value is not None or name == "drop_rate":
+        if value is not None:
             as_number(name, value)
     found: object = recipe.overrides
     if not isinstance(found, (tuple, list)) or not all(isinstance(override, Override) for override in found):
         hint = 'Write (deltapack.Override("REGEX", drop_rate=0.5),).'
         raise RecipeError("overrides is not a tuple of Override", found=repr(found)[:60], hint=hint)
+
+
+def _budget(recipe: Recipe) -> None:
+    """Require that a budget is one, and that nothing besides says how to drop."""
+    found: object = recipe.budget
+    if found is None:
+        return
+    if not isinstance(found, Budget):
+        raise RecipeError("budget is not a Budget", expected="such as deltapack.Budget(bits=0.25)", found=repr(found)[:60])
+    usual = {field.name: field.default for field in fields(recipe)}
+    asked = [name for name in OF_DARE if getattr(recipe, name) != usual[name]]
+    if asked:
+        hint = f"Leave out {asked[0]}, or the budget; a tensor can have such a setting of its own with Override (--set)."
+        raise RecipeError(
+            f"{asked[0]} does nothing within a budget", expected=f"{found.text} alone", found=f"{found.text} and {asked[0]}", hint=hint
+        )
 
 
 def _exact(recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltapack.checkpoint.sidefiles import LeftOut
@@ -16,7 +17,10 @@ from deltapack.packing.surveying import Survey
 from deltapack.reports import CompressReport
 from deltapack.sparsify.dare import ALL_KEPT
 
-__all__ = ["compress_report", "left_out_notes"]
+__all__ = ["compress_report", "left_out_notes", "loss_warnings", "with_loss"]
+
+_MUCH = 0.2
+"""Expected loss above which a person is warned."""
 
 _HOUSEKEEPING = re.compile(r"(.*/)?(\.gitattributes|\.gitignore|\.DS_Store|\.git/|\.cache/|__pycache__/)")
 _PUBLISHED = re.compile(r"(.*/)?\.git(attributes|ignore)")
@@ -35,7 +39,7 @@ def compress_report(
 ) -> CompressReport:
     """Sum up a finished compression."""
     files = sum(file.blob.length for file in (*(index.files or ()), *index.containers) if file.blob is not None)
-    parts = {"index": 0, "codes": 0, "scales": 0, "tables": 0, "stored": 0, "exact": 0} | dict(split)
+    parts = {"index": 0, "codes": 0, "scales": 0, "factors": 0, "tables": 0, "stored": 0, "exact": 0} | dict(split)
     parts["exact"] += sum(blob.length for blob in index.tables)
     parts["tables"] += sum(entry.digests.length for entry in index.entries if entry.digests is not None)
     parts |= {"files": files, "header": pack_bytes - sum(parts.values()) - files}
@@ -61,6 +65,23 @@ def compress_report(
         list(notes),
         restored_weight_files(index.containers),
     )
+
+
+def with_loss(report: CompressReport, loss: float | None) -> CompressReport:
+    """Return the report of a pack that has a budget: what it is expected to lose, and a warning where that is much."""
+    if loss is None:
+        return report
+    return replace(report, expected_loss=loss, warnings=[*report.warnings, *loss_warnings(loss)])
+
+
+def loss_warnings(loss: float) -> list[str]:
+    """Return what to say of the share of the fine-tune's gain that a pack is expected to lose."""
+    if loss <= _MUCH:
+        return []
+    return [
+        f"about {min(100 * loss, 100):.0f} % of what the fine-tune gained may be lost in so few bits, by an estimate from its differences "
+        "alone: measure the restored model, or give it more."
+    ]
 
 
 def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out", *, exact: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.commands import Pair, Run, StandIn
 
-from deltapack import Override, Recipe
+from deltapack import Budget, Override, Recipe
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES
 from deltapack.reports import CompressReport
 from deltapack.sparsify.table import SPARSIFIERS
@@ -73,6 +73,28 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        (["--target-size", "50MB"], Budget(size="50MB")),
+        (["--target-ratio", "100"], Budget(ratio=100.0)),
+        (["--target-bits", "0.25"], Budget(bits=0.25)),
+        (["--quality", "small"], Budget(quality="small")),
+    ],
+)
+def test_budgets_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path, options: list[str], budget: Budget) -> None:
+    use_case = stand_in("compress", pair.report)
+    result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", *options, "--exclude", "e", "--set", "a:drop-rate=0.5")
+    assert result.exit_code == 0, result.stderr
+    assert use_case.kwargs["recipe"] == Recipe(budget=budget, exclude="e", overrides=(Override("a", drop_rate=0.5),))
+
+
+def test_an_option_of_dare_means_dare(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
+    use_case = stand_in("compress", pair.report)
+    assert run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--values", "auto").exit_code == 0
+    assert use_case.kwargs["recipe"] == Recipe(drop_rate=0.9)
+
+
 @pytest.mark.parametrize("sparsify", SPARSIFIERS)
 def test_sparsifiers_and_their_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path, sparsify: str) -> None:
     use_case = stand_in("compress", pair.report)
@@ -80,7 +102,7 @@ def test_sparsifiers_and_their_options_reach_the_library(run: Run, pair: Pair, s
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--sparsify", sparsify, *options)
     assert result.exit_code == 0, result.stderr
-    assert use_case.kwargs["recipe"] == Recipe(sparsify=sparsify, **given)
+    assert use_case.kwargs["recipe"] == Recipe(drop_rate=0.9, sparsify=sparsify, **given)
 
 
 def test_help_tells_of_every_sparsifier_and_codec(run: Run) -> None:
@@ -106,6 +128,20 @@ def test_help_tells_of_every_sparsifier_and_codec(run: Run) -> None:
         ["--set", "x:values=int0"],
         ["--include", "("],
         ["--non-finite", "ignore"],
+        ["--target-size", "0"],
+        ["--target-size", "50 apples"],
+        ["--target-size", "9" * 5000],
+        ["--target-ratio", "0"],
+        ["--target-ratio", "nan"],
+        ["--target-bits", "-1"],
+        ["--target-bits", "inf"],
+        ["--quality", "best"],
+        ["--target-bits", "1", "--quality", "high"],
+        ["--target-size", "1MB", "--target-ratio", "100"],
+        ["--target-bits", "1", "--drop-rate", "0.9"],
+        ["--quality", "small", "--values", "auto"],
+        ["--quality", "small", "--gamma", "0.1"],
+        ["--quality", "small", "--exact"],
     ],
 )
 def test_wrong_options_exit_2(options: list[str], run: Run, pair: Pair, tmp_path: Path) -> None:

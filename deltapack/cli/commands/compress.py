@@ -11,12 +11,13 @@ import click
 
 import deltapack
 from deltapack.cli import options
+from deltapack.cli.budgets import BUDGET_OPTIONS, budget_of, budget_options, rate_of
 from deltapack.cli.compress_tables import print_compression, print_preview
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
 from deltapack.kinds import PACK_FILE
 from deltapack.packing.overrides import SETTINGS, parse_override
-from deltapack.packing.recipe import DENSE, INDEX_CHOICES, SPARSIFY_CHOICES, VALUE_CHOICES, Recipe
+from deltapack.packing.recipe import DENSE, INDEX_CHOICES, SPARSIFY_CHOICES, USUAL_RATE, VALUE_CHOICES, Recipe
 from deltapack.packing.roles import SETTABLE
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ __all__ = ["command"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Report = TypeVar("Report", "CompressReport", "CompressPreview")
-
-
-def _parse_map(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for text in values:
-        pattern, equals, replacement = text.rpartition("=")  # an expression may hold a `=`, a tensor's name does not
-        if not equals or not pattern:
-            raise click.BadParameter(f"'{text}' is not of the form REGEX=REPLACEMENT.", context, parameter)
-        pairs.append((pattern, replacement))
-    return pairs
 
 
 def _sparsify_options(command: Command) -> Command:
@@ -65,7 +56,8 @@ def _rescaled(how: str) -> str:
 @options.base_argument
 @options.finetuned_argument
 @options.out_option(PACK_FILE, "The pack to write. Required but for --dry-run.", required=False)
-@click.option("--drop-rate", type=float, default=Recipe.drop_rate, show_default=True, help="Share of the difference to drop.")
+@budget_options
+@click.option("--drop-rate", type=float, show_default=f"{USUAL_RATE}", help="Share of the difference to drop at random, with no budget.")
 @click.option(
     "--sparsify",
     type=Choice(list(SPARSIFY_CHOICES)),
@@ -113,14 +105,7 @@ def _rescaled(how: str) -> str:
     help="Other settings for tensors whose whole name matches, such as '.*lm_head.*:drop-rate=0.5,values=bf16'. "
     f"Keys: {', '.join(SETTINGS).replace('_', '-')}. Roles: {', '.join(SETTABLE)}. Repeatable; the last that matches wins.",
 )
-@click.option(
-    "--map",
-    "name_map",
-    multiple=True,
-    callback=_parse_map,
-    metavar="REGEX=REPLACEMENT",
-    help="Turn whole names of the fine-tune into names of the base, such as 'model\\.(.*)=\\1'. Repeatable.",
-)
+@options.map_option
 @click.option(
     "--keep-base",
     metavar="REGEX",
@@ -160,7 +145,11 @@ def command(
     base: Path,
     finetuned: Path,
     out: Path | None,
-    drop_rate: float,
+    target_size: str | None,
+    target_ratio: float | None,
+    target_bits: float | None,
+    quality: str | None,
+    drop_rate: float | None,
     sparsify: str,
     values: str,
     index: str,
@@ -192,11 +181,13 @@ def command(
     Both are a Hugging Face folder, a .safetensors file, a PyTorch .bin or .pt state dict, or a folder of
     torch.distributed.checkpoint. The same inputs and options give the same pack, byte for byte.
     """
-    idle = options.typed_options([field.name for field in fields(Recipe) if field.name != "exact"]) if exact == ALL else []
+    budget = budget_of(target_size, target_ratio, target_bits, quality)
+    settings = [*BUDGET_OPTIONS, *(field.name for field in fields(Recipe) if field.name != "exact")]
+    idle = options.typed_options(settings) if exact == ALL else []
     if idle:
         raise click.UsageError(f"{idle[0]} does nothing where all is exact. Leave it out, or name what must be exact: --exact REGEX.")
     recipe = Recipe(
-        drop_rate=drop_rate,
+        drop_rate=rate_of(drop_rate) if exact != ALL else None,
         sparsify=sparsify,
         values=values,
         index=index,
@@ -208,6 +199,7 @@ def command(
         fidelity=fidelity,
         non_finite=non_finite,
         exact=exact is not None and (exact == ALL or exact),
+        budget=budget,
         **of_sparsifiers,
     )
     how: dict[str, Any] = {

@@ -1,0 +1,322 @@
+"""How a budget is shared among the weights of a model: which code each gets, and how many bits. Pure functions of a few statistics.
+
+All weights get the same rate, in bits an element; what is known of their kinds says how it is spent (docs/design.md):
+
+- The body: factors of low rank where they take at most about half of it, and a ternary code at random places for the rest.
+- Rows of a vocabulary of which most have hardly moved ("touched"): these rows only, by their signs, at four times the rate.
+- A wide vocabulary of which all rows moved ("dense"): factors alone, whose size depends on no rate, while there are few bits.
+- Above one bit a weight: a uniform quantiser on all elements, where it leaves less noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Literal
+
+__all__ = [
+    "BOOST",
+    "CAUTION",
+    "LEAST_RATE",
+    "MOST_RATE",
+    "NON_ZERO",
+    "TERNARY_BITS",
+    "UNIFORM_FROM",
+    "Kind",
+    "Known",
+    "Rates",
+    "Share",
+    "allocate",
+    "factor_bits",
+    "kappa_of",
+    "noise_of",
+    "non_zero",
+    "predicted_bits",
+    "predicted_loss",
+    "rate_of_loss",
+    "share_of",
+    "shrunk",
+]
+
+TERNARY_BITS, NON_ZERO = 1.0, 0.22
+"""Bits of a trit after the zstd stage, and the share of the trits that are not zero, while elements are dropped."""
+_TRIT_STAGE = 1.0203
+"""Bits of trits over their entropy."""
+SIGN_NOISE = 1.571
+"""What signs with the right gain make of a Gaussian's power, over it: pi / 2."""
+LEAST_RATE, MOST_RATE = 2e-4, 6.0
+"""Bits a weight below which next to nothing is kept, and above which the uniform quantiser has no more levels."""
+UNIFORM_FROM = 1.3
+"""Rate from which levels leave less noise than trits of which more are not zero."""
+_BASE_RANK, _FEWER, _MOST_RANK = 4, 2, 8
+_MANY, _FOUR_BITS = 0.2, 0.075
+"""Rates from which the body gets that rank and not half of it, and from which codes of factors have four bits and not two."""
+_FIRST, _THIRD, _HALF = 0.6, 1 / 3, 0.5
+"""What factors may take of a weight: the first direction, without which other codes are wrong where it hurts most; and all, below and
+from that rate."""
+_HALVINGS = 28
+_NARROW = 16
+"""Rows or columns below which factors are no smaller than what they stand for."""
+_WORTH = 0.3
+"""Share of the energy of a wide vocabulary's difference that factors must explain, or it is no different from the body."""
+_FEW, _LEAST_FACTORS = 0.03, 0.005
+"""Rate up to which a wide vocabulary gets half of the rank, and up to which there are no factors."""
+_REST_FROM = 0.5
+"""Rate from which what factors leave of a wide vocabulary is coded, too."""
+BOOST, _SIGNS = 4.0, 1.0
+"""What rows that moved and small heads get, in rates of the body, and the rate above which such rows get levels and not signs."""
+_LEVEL_RATE = 3.0
+"""Rate up to which those get more than the body."""
+_FACTOR_NOISE = {2: 0.12, 4: 0.012}
+"""Relative squared error of factors by the bits of their codes."""
+_CODE_BITS = {2: 1.9, 4: 3.5}
+"""Bits of a code of factors, after the zstd stage."""
+CAUTION, _SHRINKS = 3.0, 0.5
+"""What the estimate of kappa is raised by before anything is predicted from it, and the loss from which values are shrunk."""
+
+Kind = Literal["body", "touched", "dense"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a weight before its budget is.
+
+    Attributes:
+        name: Its name.
+        rows: Its rows: elements by columns.
+        columns: Its last dimension.
+        kind: What it is.
+        moved: Rows that moved, all but of one that is `"touched"`.
+        energy: Sum of squares of its difference.
+        singular: Largest squared singular values of its difference, falling; of one whose factors are of no use, none.
+        lost: Share of the energy in the rows that have hardly moved.
+        boost: Rates of the body that it gets.
+        kappa: How much loss noise on it makes, |d|^6 / (m n |d d^T d|^2), by an estimate; `None` where there is none.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    kind: Kind
+    moved: int
+    energy: float
+    singular: tuple[float, ...] = ()
+    lost: float = 0.0
+    boost: float = 1.0
+    kappa: float | None = None
+
+    @property
+    def elements(self) -> int:
+        """Elements that may be coded one by one."""
+        return self.moved * self.columns
+
+    def explained(self, rank: int) -> float:
+        """Return the share of the energy in the first singular directions."""
+        return min(1.0, sum(self.singular[:rank]) / self.energy) if self.energy > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a weight gets.
+
+    Attributes:
+        values: Value codec of the elements that are coded one by one; empty where none is.
+        rate: Bits for each of `Known.elements`.
+        rank: Rank of the factors that are taken off before; 0: there are none.
+        bits: Bits of their codes.
+    """
+
+    values: str
+    rate: float
+    rank: int = 0
+    bits: int = 0
+
+    @property
+    def density(self) -> float:
+        """Share of the elements that are kept."""
+        return min(1.0, self.rate / TERNARY_BITS) if self.values in ("ternary", "sign") else 1.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bits an element of the body.
+
+    Attributes:
+        chosen: By which codes and ranks are chosen.
+        spent: What there is for them, about the same: what is left between two choices goes into more elements.
+    """
+
+    chosen: float
+    spent: float
+
+
+def share_of(known: Known, rates: Rates) -> Share:
+    """Return what a weight gets."""
+    if known.boost != 1:
+        rates = Rates(*(min(known.boost * rate, max(_LEVEL_RATE, rate)) for rate in (rates.chosen, rates.spent)))
+    if known.kind == "touched":
+        return Share("sign" if rates.chosen <= _SIGNS else "uniform", rates.spent)
+    if known.kind == "dense" and rates.chosen > _LEAST_FACTORS and known.explained(_MOST_RANK) >= _WORTH:
+        rank = min(_MOST_RANK if rates.chosen > _FEW else _BASE_RANK, len(known.singular))
+        if rates.chosen < _REST_FROM:
+            return Share("", 0.0, rank, 4)
+        bits = 4
+    else:
+        rank, bits = _factors(known, rates.chosen)
+    taken = _factor_rate(known, rank, bits)
+    return _coded(rates.chosen - taken, rates.spent - taken, rank, bits)
+
+
+def _coded(chosen: float, spent: float, rank: int, bits: int) -> Share:
+    """Return the share of one whose elements get bits besides factors."""
+    return Share("uniform" if chosen >= UNIFORM_FROM else "ternary", max(spent, LEAST_RATE), rank, bits)
+
+
+def _factors(known: Known, rate: float) -> tuple[int, int]:
+    """Return rank and bits of the body's factors."""
+    if min(known.rows, known.columns) < _NARROW or rate <= _LEAST_FACTORS:
+        return 0, 0
+    bits = 4 if rate >= _FOUR_BITS else 2
+    base, most = (_BASE_RANK, _HALF) if rate >= _MANY else (_FEWER, _THIRD)
+    fits = [rank for rank in range(1, len(known.singular) + 1) if _factor_rate(known, rank, bits) <= (_FIRST if rank == 1 else most) * rate]
+    if not fits:
+        return 0, 0
+    # The least noise takes too few: what the first directions hold counts for more than their energy. More only where it pays.
+    base = min(fits[-1], base)
+    best = min((rank for rank in fits if base <= rank <= _MOST_RANK), key=lambda rank: _body_noise(known, rate, rank, bits))
+    if rate >= UNIFORM_FROM and _body_noise(known, rate, 0, bits) < _body_noise(known, rate, best, bits):
+        return 0, 0
+    return best, bits
+
+
+def factor_bits(known: Known, share: Share) -> float:
+    """Return the bits that the factors of a weight are expected to take."""
+    return _factor_rate(known, share.rank, share.bits) * known.rows * known.columns
+
+
+def _factor_rate(known: Known, rank: int, bits: int) -> float:
+    """Return the bits of factors for each element of the weight."""
+    return rank * ((known.rows + known.columns) * _CODE_BITS[bits] + 64) / (known.rows * known.columns) if rank else 0.0
+
+
+def _body_noise(known: Known, rate: float, rank: int, bits: int) -> float:
+    explained = known.explained(rank)
+    left = rate - _factor_rate(known, rank, bits)
+    return (1 - explained) * _element_noise("uniform" if left >= UNIFORM_FROM else "ternary", left) + explained * _FACTOR_NOISE.get(
+        bits, 0.0
+    )
+
+
+def _element_noise(values: str, rate: float) -> float:
+    """Return the squared error of Gaussian elements that get so many bits each, with the right gain, relative to their power."""
+    if values == "uniform":
+        left = math.exp(-math.log(4) * max(rate, 0.5))
+        return 1.6 * left / (1 - 1.2 * left)
+    density = min(1.0, max(rate, LEAST_RATE) / TERNARY_BITS)
+    return (SIGN_NOISE if values == "sign" else _ternary_power(non_zero(rate))) / density - 1
+
+
+@lru_cache(4096)
+def _ternary_power(share: float) -> float:
+    """Return |S|^2 |x|^2 / <S, x>^2 of trits S of which this share of a Gaussian x is not zero."""
+    at = NormalDist().inv_cdf(1 - share / 2)
+    return share / (2 * NormalDist().pdf(at)) ** 2
+
+
+def non_zero(rate: float) -> float:
+    """Return the share of trits that are not zero: more where there are bits for it when no element is dropped any more."""
+    if rate <= TERNARY_BITS:
+        return NON_ZERO
+    low, high = NON_ZERO, 2 / 3
+    for _ in range(40):
+        middle = (low + high) / 2
+        entropy = middle - middle * math.log2(middle) - (1 - middle) * math.log2(1 - middle)
+        low, high = (middle, high) if _TRIT_STAGE * entropy < rate else (low, middle)
+    return high
+
+
+def noise_of(known: Known, share: Share) -> float:
+    """Return the squared error that is expected of what is restored, relative to the difference's power."""
+    explained = known.explained(share.rank)
+    coded = explained * _FACTOR_NOISE.get(share.bits, 0.0)
+    if share.values == "":
+        return coded + 1 - explained
+    return coded + known.lost + max(0.0, 1 - explained - known.lost) * _element_noise(share.values, share.rate)
+
+
+def predicted_bits(known: Known, share: Share) -> float:
+    """Return the bits that a weight is expected to take, without what a pack says of any tensor."""
+    rows = 8.0 * known.rows if known.kind == "touched" else 0.0
+    return (
+        _factor_rate(known, share.rank, share.bits) * known.rows * known.columns
+        + min(share.rate, _most_bits(share)) * known.elements
+        + rows
+    )
+
+
+def _most_bits(share: Share) -> float:
+    return {"sign": 1.0, "ternary": 1.6}.get(share.values, MOST_RATE)
+
+
+def allocate(weights: Sequence[Known], bits: float, chosen: float | None = None) -> Rates:
+    """Return the rates at which all weights together take so many bits; between `LEAST_RATE` and `MOST_RATE`.
+
+    Args:
+        weights: The weights.
+        bits: Bits for all of them.
+        chosen: The rate by which codes and ranks are chosen; by that which gives these bits unless given.
+    """
+
+    def takes(rates: Rates) -> bool:
+        return sum(predicted_bits(known, share_of(known, rates)) for known in weights) >= bits
+
+    if chosen is None:
+        chosen, _ = _around(lambda rate: takes(Rates(rate, rate)))
+    return Rates(chosen, _around(lambda rate: takes(Rates(chosen, rate)))[1])
+
+
+def rate_of_loss(weights: Sequence[Known], loss: float, least: Rates, most: Rates) -> Rates:
+    """Return the rates between two at which the predicted loss is `loss`; that of the two which comes nearer where none is."""
+    if predicted_loss(weights, least) <= loss:
+        return least
+    _, rate = _around(lambda rate: predicted_loss(weights, Rates(rate, rate)) <= loss, least.spent, most.spent)
+    return most if rate >= most.spent else Rates(rate, rate)
+
+
+def _around(reached: Callable[[float], bool], low: float = LEAST_RATE, high: float = MOST_RATE) -> tuple[float, float]:
+    """Return the two rates, next to each other, between which something becomes so that is not so at low rates."""
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return low, high
+
+
+def kappa_of(weights: Sequence[Known]) -> float:
+    """Return how much loss noise makes: the mean over those of which it is known, by their energy."""
+    known = [(known.kappa, known.energy) for known in weights if known.kappa is not None]
+    energy = sum(power for _, power in known)
+    return sum(kappa * power for kappa, power in known) / energy if energy > 0 else 0.0
+
+
+def predicted_loss(weights: Sequence[Known], rates: Rates) -> float:
+    """Return the share of the fine-tune's gain that is expected to be lost at most: twice kappa times the noise, kappa raised threefold.
+
+    Kappa and noise are means over the weights, by their energy. It is an estimate: measured ones were 1 to 3.5 times too low.
+    """
+    energy = sum(known.energy for known in weights)
+    if not energy > 0:
+        return 0.0
+    noise = sum(known.energy * noise_of(known, share_of(known, rates)) for known in weights) / energy
+    return 2 * CAUTION * kappa_of(weights) * noise
+
+
+def shrunk(kappa: float, noise: float) -> float:
+    """Return what values are multiplied with so that noise hurts less; 1 where it hurts little.
+
+    >>> shrunk(0.001, 20.0), shrunk(0.01, 100.0)
+    (1.0, 0.5)
+    """
+    return 1.0 if kappa * noise <= _SHRINKS else 1 / (1 + kappa * noise)

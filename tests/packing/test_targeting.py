@@ -1,0 +1,47 @@
+"""Bits that reach a size, by the sizes of what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
+
+
+def tries_until(target: int, size_of: Callable[[float], int], first: float) -> list[Tried]:
+    tried = [Tried(first, size_of(first))]
+    while not reached(tried[-1].size, target) and len(tried) < MOST_TRIES:
+        bits = next_bits(tried, target)
+        tried.append(Tried(bits, size_of(bits)))
+    return tried
+
+
+@pytest.mark.parametrize("target", [2_000, 50_000, 10_000_000])
+@pytest.mark.parametrize(
+    "size_of",
+    [
+        lambda bits: int(700 + bits / 8),
+        lambda bits: int(1_500 + bits / 8),
+        lambda bits: int(900 + 1.12 * bits / 8),
+        lambda bits: int(900 + 0.8 * bits / 8),
+        lambda bits: int(900 + (bits / 8) ** 0.97),
+        lambda bits: int(900 + 60 * (bits // 480)),  # sizes jump
+    ],
+)
+def test_a_size_is_reached_in_few_tries(target: int, size_of: Callable[[float], int]) -> None:
+    tried = tries_until(target, size_of, 8 * 0.99 * target)
+    assert reached(tried[-1].size, target) or target == 2_000
+    assert len(tried) <= 5 or target == 2_000
+
+
+def test_bits_stay_between_what_was_too_small_and_too_large() -> None:
+    tried = [Tried(1000.0, 900), Tried(2000.0, 1100), Tried(1900.0, 1099)]
+    assert 1000 < next_bits(tried, 1000) < 1900
+    assert next_bits([Tried(10.0, 10_000)], 100) == 0.0
+
+
+def test_promises() -> None:
+    assert [reached(size, 1000) for size in (979, 980, 1005, 1006)] == [False, True, True, False]
+    tried = [Tried(1.0, 900), Tried(3.0, 1100), Tried(2.0, 950)]
+    assert best_of(tried, 1000) == Tried(2.0, 950) and best_of(tried, 100) is None
