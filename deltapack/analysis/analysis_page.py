@@ -13,6 +13,8 @@ __all__ = ["analysis_page"]
 
 _MOST_ROWS = 400
 """Tensors of the table; the rest is in the JSON."""
+_FEW = 1e-3
+"""Share of the elements, the smallest ones, that no bar is for."""
 _PARTS = 24
 """Rows of the map: kinds of tensors that a layer has, the largest differences first."""
 
@@ -59,14 +61,15 @@ def _budgets(report: AnalysisReport) -> str:
         [f"drop rate {row.drop_rate:g}: {100 * row.loss:.3g} %" for row in report.dare],
     )
     rows = [
-        [f"--target-bits {row.bits:g}", f"{row.bytes:,}", f"{row.ratio:.3g}x", f"{row.noise:.3g}", f"{100 * row.retention:.1f} %"]
+        [f"--target-bits {row.bits:g}", f"{row.bytes:,}", f"{row.ratio:,.0f}x", f"{row.noise:.3g}", f"{100 * row.retention:.1f} %"]
         for row in report.budgets
     ]
     rows += [
         [f"--drop-rate {row.drop_rate:g} (values int3)", "", "", f"{row.noise:.3g}", f"{100 * (1 - row.loss):.1f} %"] for row in report.dare
     ]
     risk = [
-        f"{row.risky} weights have differences that make DARE at 0.9 risky, {row.failing} at which it fails." for row in report.dare[:1]
+        f"Weights with differences so large that DARE at 0.9 is risky: {row.risky}; that it fails: {row.failing}."
+        for row in report.dare[:1]
     ]
     text = (
         "Estimates from the difference alone: retention is the share of what the fine-tune gained over the base, with a margin of three. "
@@ -79,8 +82,12 @@ def _budgets(report: AnalysisReport) -> str:
 
 def _sizes(report: AnalysisReport) -> str:
     counted = [(edge, count) for edge, count in report.histogram if edge > 0]
+    few = _FEW * sum(count for _, count in counted)
+    while counted and counted[0][1] < few:
+        few -= counted.pop(0)[1]
     bars = [(f"{edge:.1e}", float(count)) for edge, count in counted]
-    text = f"Elements by |difference|, in classes of half an octave; {100 * report.total.unchanged:.3g} % are equal and not shown."
+    equal = f"{100 * report.total.unchanged:.3g} % are equal and not shown"
+    text = f"Elements by |difference|, in classes of half an octave, without the smallest thousandth; {equal}."
     return section("How large are the differences?", text, bar_chart("histogram", Axis("|difference| from"), Axis("elements"), bars))
 
 
@@ -90,7 +97,11 @@ def _layers(report: AnalysisReport) -> str:
     chart = bar_chart("relative norm by layer", Axis("layer"), Axis("relative norm, %"), bars)
     header = ("", "tensors", "elements", "unchanged", "max |delta|", "relative norm", "energy", "spikes", "effective rank", "kappa")
     rows = [_layer_cells(row) for row in (*report.layers, report.total)]
-    text = "The norm of the difference over that of the base. The map has a row for each kind of tensor: the darker, the larger."
+    text = (
+        "The norm of the difference over that of the base; in the map, which has a row for each kind of tensor, the darker, the larger. "
+        "Energy is the share of the sum of squares; spikes are singular values above what noise would have; the effective rank says in how "
+        "many directions the difference lies; kappa how much of the gain noise of its own size costs: means by energy, estimates."
+    )
     return section("Where are they?", text, chart, _map(report.tensors), table(header, rows))
 
 
@@ -148,7 +159,7 @@ def _roles(report: AnalysisReport) -> str:
     rows = [
         [row.role, f"{row.tensors:,}", f"{row.elements:,}", f"{row.bytes:,}", f"{100 * row.energy:.1f} %", row.text] for row in report.roles
     ]
-    return section("What becomes of which tensors?", "By role, which name, shape and neighbours tell.", table(header, rows))
+    return section("What becomes of which tensors?", "By role, which name, shape and neighbours tell.", table(header, rows, last=True))
 
 
 def _tensors(report: AnalysisReport) -> str:
@@ -175,7 +186,7 @@ def _tensor_cells(tensor: TensorFinding) -> list[str]:
         f"{tensor.max_abs:.3g}",
         f"{100 * tensor.relative:.3g} %",
         f"{100 * tensor.energy:.2g} %",
-        f"{tensor.spikes}" if tensor.singular else "",
+        tensor.spikes_told,
         "" if tensor.effective_rank is None else f"{tensor.effective_rank:.1f}",
         "" if tensor.kappa is None else f"{tensor.kappa:.2g}",
         tensor.dare or "fine",

@@ -187,8 +187,8 @@ def _axes(x: Axis, y: Axis, across: _Scale | None, up: _Scale) -> str:
 
 def _short(value: float) -> str:
     """Return a number of a tick, such as 30k."""
-    found = next(((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= 10 * size or value == size), None)
-    return f"{value:.4g}" if found is None else f"{value / found[0]:.4g}{found[1]}"
+    units = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
+    return next((f"{value / size:.4g}{unit}" for least, size, unit in units if abs(value) >= least), f"{value:.4g}")
 
 
 def _framed(title: str, content: str, height: float) -> str:

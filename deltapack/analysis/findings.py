@@ -58,6 +58,12 @@ class TensorFinding:
     moved_rows: int | None = None
     dare: str = ""
 
+    @property
+    def spikes_told(self) -> str:
+        """How many singular values stand out, with a plus where there may be more than were looked at; empty where none was."""
+        more = "+" if self.spikes == len(self.singular) else ""
+        return f"{self.spikes}{more}" if self.singular else ""
+
 
 @dataclass(frozen=True)
 class LayerFinding:

@@ -27,7 +27,8 @@ h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:36px 0 6px}p{max-width
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:10px 0}dt{color:var(--dim)}dd{margin:0}
 .wide{overflow-x:auto;margin-top:12px}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:3px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:12em}thead th{color:var(--dim);font-weight:600}
+th:first-child,td:first-child,.last td:last-child,.last th:last-child{text-align:left;white-space:normal}
+td:first-child{min-width:min(20em,40vw)}thead th{color:var(--dim);font-weight:600}
 svg{display:block;max-width:100%;height:auto}.grid{stroke:var(--rule)}.tick{fill:var(--dim);font-size:11px}.name{fill:var(--ink);font-size:12px}
 text{font-family:system-ui,sans-serif}.bar,.cell{fill:var(--c0)}.line{fill:none;stroke-width:2}
 .c0{stroke:var(--c0);fill:var(--c0)}.c1{stroke:var(--c1);fill:var(--c1)}.c2{stroke:var(--c2);fill:var(--c2)}.c3{stroke:var(--c3);fill:var(--c3)}
@@ -62,13 +63,14 @@ def fields(rows: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows) + "</dl>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Return a table whose first column is text; none where it has no rows."""
+def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, last: bool = False) -> str:
+    """Return a table whose first column is text, and with `last` the last one, too; none where it has no rows."""
     if not rows:
         return ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = "wide last" if last else "wide"
+    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def paragraphs(sentences: Iterable[str], kind: str) -> str:

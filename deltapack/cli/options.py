@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "finetuned_argument",
     "force_option",
     "html_option",
+    "map_option",
     "measure_options",
     "merge_options",
     "out_option",
@@ -98,6 +99,27 @@ weights_option = click.option(
     help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+
+
+def _read_map(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of regular expression and replacement."""
+    pairs = []
+    for text in values:
+        pattern, equals, replacement = text.rpartition("=")  # an expression may hold a `=`, a tensor's name does not
+        if not equals or not pattern:
+            raise click.BadParameter(f"'{text}' is not of the form REGEX=REPLACEMENT.", context, parameter)
+        pairs.append((pattern, replacement))
+    return pairs
+
+
+map_option = click.option(
+    "--map",
+    "name_map",
+    multiple=True,
+    callback=_read_map,
+    metavar="REGEX=REPLACEMENT",
+    help="Turn whole names of the fine-tune into names of the base, such as 'model\\.(.*)=\\1'. Repeatable.",
+)
 html_option = click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),

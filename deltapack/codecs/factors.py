@@ -23,7 +23,7 @@ from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.product import Product
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["NOTHING_KEPT", "FactorChunks", "FactorShape", "Factors", "factor_chunks"]
+__all__ = ["NOTHING_KEPT", "FactorChunks", "FactorShape", "Factors", "every_place", "factor_chunks"]
 
 NOTHING_KEPT = Sparse(np.zeros(0, np.uint32), np.zeros(0, np.float32))
 """A sparse term that keeps nothing."""
@@ -159,7 +159,7 @@ class Factors:
     def sparse(self, chunk: int, length: int, factor: np.float32, out: Sparse) -> Sparse:
         """Return positions and values of a chunk of `length` elements; these are made in `out`, those are not to be written to."""
         values = kernels.active().product_values(self.product(chunk * CHUNK, length, factor), out.values)
-        return Sparse(_places()[:length], values)
+        return Sparse(every_place(length), values)
 
     def residual(self, differences: Values, start: int, length: int, positions: Positions | None = None) -> Values:
         """Return what the product leaves of differences, each rounded once.
@@ -189,6 +189,11 @@ def _odd_numbers(bits: int) -> Values:
     """Return what the codes in each byte stand for, `[256, codes] f32`."""
     codes = kernels.reference.unpack_codes(np.arange(256, dtype=np.uint8), bits, 256 * 8 // bits)
     return (2 * codes.astype(np.float32) + 1).reshape(256, 8 // bits)
+
+
+def every_place(length: int) -> Positions:
+    """Return the positions of all elements of a chunk, which are not to be written to."""
+    return _places()[:length]
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from statistics import NormalDist
 from typing import Literal
 
 __all__ = [
+    "BOOST",
     "CAUTION",
     "LEAST_RATE",
     "MOST_RATE",
@@ -50,24 +51,30 @@ LEAST_RATE, MOST_RATE = 2e-4, 6.0
 """Bits a weight below which next to nothing is kept, and above which the uniform quantiser has no more levels."""
 UNIFORM_FROM = 1.3
 """Rate from which levels leave less noise than trits of which more are not zero."""
-_BASE_RANK, _MOST_RANK = 4, 8
+_BASE_RANK, _FEWER, _MOST_RANK = 4, 2, 8
+_MANY, _FOUR_BITS = 0.2, 0.075
+"""Rates from which the body gets that rank and not half of it, and from which codes of factors have four bits and not two."""
+_FIRST, _THIRD, _HALF = 0.6, 1 / 3, 0.5
+"""What factors may take of a weight: the first direction, without which other codes are wrong where it hurts most; and all, below and
+from that rate."""
 _HALVINGS = 28
 _NARROW = 16
 """Rows or columns below which factors are no smaller than what they stand for."""
 _WORTH = 0.3
 """Share of the energy of a wide vocabulary's difference that factors must explain, or it is no different from the body."""
 _FEW, _LEAST_FACTORS = 0.03, 0.005
-"""Rate up to which a wide vocabulary gets half of the rank, and the body factors only where they are cheap; up to which there are none."""
+"""Rate up to which a wide vocabulary gets half of the rank, and up to which there are no factors."""
 _REST_FROM = 0.5
 """Rate from which what factors leave of a wide vocabulary is coded, too."""
-_TOUCHED, _SIGNS = 4.0, 1.0
-"""What rows that moved get, in rates of the body, and the rate above which they get levels and not signs."""
+BOOST, _SIGNS = 4.0, 1.0
+"""What rows that moved and small heads get, in rates of the body, and the rate above which such rows get levels and not signs."""
 _LEVEL_RATE = 3.0
+"""Rate up to which those get more than the body."""
 _FACTOR_NOISE = {2: 0.12, 4: 0.012}
 """Relative squared error of factors by the bits of their codes."""
 _CODE_BITS = {2: 1.9, 4: 3.5}
 """Bits of a code of factors, after the zstd stage."""
-CAUTION, _SHRINKS = 3.0, 0.1
+CAUTION, _SHRINKS = 3.0, 0.5
 """What the estimate of kappa is raised by before anything is predicted from it, and the loss from which values are shrunk."""
 
 Kind = Literal["body", "touched", "dense"]
@@ -86,6 +93,7 @@ class Known:
         energy: Sum of squares of its difference.
         singular: Largest squared singular values of its difference, falling; of one whose factors are of no use, none.
         lost: Share of the energy in the rows that have hardly moved.
+        boost: Rates of the body that it gets.
         kappa: How much loss noise on it makes, |d|^6 / (m n |d d^T d|^2), by an estimate; `None` where there is none.
     """
 
@@ -97,6 +105,7 @@ class Known:
     energy: float
     singular: tuple[float, ...] = ()
     lost: float = 0.0
+    boost: float = 1.0
     kappa: float | None = None
 
     @property
@@ -146,9 +155,10 @@ class Rates:
 
 def share_of(known: Known, rates: Rates) -> Share:
     """Return what a weight gets."""
+    if known.boost != 1:
+        rates = Rates(*(min(known.boost * rate, max(_LEVEL_RATE, rate)) for rate in (rates.chosen, rates.spent)))
     if known.kind == "touched":
-        chosen, mine = (min(_TOUCHED * rate, max(_LEVEL_RATE, rate)) for rate in (rates.chosen, rates.spent))
-        return Share("sign" if chosen <= _SIGNS else "uniform", mine)
+        return Share("sign" if rates.chosen <= _SIGNS else "uniform", rates.spent)
     if known.kind == "dense" and rates.chosen > _LEAST_FACTORS and known.explained(_MOST_RANK) >= _WORTH:
         rank = min(_MOST_RANK if rates.chosen > _FEW else _BASE_RANK, len(known.singular))
         if rates.chosen < _REST_FROM:
@@ -169,12 +179,13 @@ def _factors(known: Known, rate: float) -> tuple[int, int]:
     """Return rank and bits of the body's factors."""
     if min(known.rows, known.columns) < _NARROW or rate <= _LEAST_FACTORS:
         return 0, 0
-    bits, most = (4, 0.5) if rate >= 0.075 else (2, 0.6) if rate > _FEW else (2, 0.25)
-    fits = [rank for rank in range(1, len(known.singular) + 1) if _factor_rate(known, rank, bits) <= most * rate]
+    bits = 4 if rate >= _FOUR_BITS else 2
+    base, most = (_BASE_RANK, _HALF) if rate >= _MANY else (_FEWER, _THIRD)
+    fits = [rank for rank in range(1, len(known.singular) + 1) if _factor_rate(known, rank, bits) <= (_FIRST if rank == 1 else most) * rate]
     if not fits:
         return 0, 0
     # The least noise takes too few: what the first directions hold counts for more than their energy. More only where it pays.
-    base = min(fits[-1], _BASE_RANK)
+    base = min(fits[-1], base)
     best = min((rank for rank in fits if base <= rank <= _MOST_RANK), key=lambda rank: _body_noise(known, rate, rank, bits))
     if rate >= UNIFORM_FROM and _body_noise(known, rate, 0, bits) < _body_noise(known, rate, best, bits):
         return 0, 0

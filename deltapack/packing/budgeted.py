@@ -12,7 +12,7 @@ from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
 from deltapack.format.frames import pack_stream
 from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, non_zero, shrunk
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
-from deltapack.packing.deltas import sampled
+from deltapack.packing.deltas import rows_at, sampled
 from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import quantise_factors
@@ -79,36 +79,36 @@ def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa:
 
 def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     """Plan the rows that moved: signs at random places, or levels everywhere, with a scale for each row."""
-    known, sums, moved = surveyed.known, surveyed.sums, surveyed.moved
-    assert sums is not None
-    scales = np.sqrt(sums.squares / known.columns)
+    known, squares, moved = surveyed.known, surveyed.squares, surveyed.moved
+    scales = np.sqrt(squares / known.columns)
     scale = float(np.sqrt(np.square(scales[moved]).mean()))
     if scale < _LOWEST_SCALE:
         return Planned(surveyed.plan, 0.0, 0.0)
     rows = np.where(moved, nearest_lines(scales / scale), DROPPED).astype(np.uint8)
     scaling = Scaling("rows", scale, rows, width=known.columns)
     own = scaling.lines.rows.astype(np.float64) * scaling.lines.scale
-    if share.values == "sign":
-        total = float((sums.magnitudes * own).sum())
-        fitted: Fitted | None = fit_signs(float(sums.squares[moved].sum()), total, known.columns * float(np.square(own).sum()))
-    else:
-        sample, weights = _normal(surveyed, own)
-        fitted = fit_levels(sample, share.rate, weights)
-        if fitted is not None:
-            scaling = replace(scaling, scale=scale * fitted.scale)
+    places = np.flatnonzero(moved)
+    chosen = places[:: max(1, len(places) * known.columns // _SAMPLED)]
+    sample = rows_at(surveyed.delta, chosen)
+    fitted = _signs(sample, own[chosen]) if share.values == "sign" else _levels(sample, own[chosen], share.rate)
     if fitted is None or not _usable(fitted):
         return Planned(surveyed.plan, 0.0, 0.0)
+    scaling = replace(scaling, scale=scale * fitted.scale)
     density = share.rate / fitted.bits if share.values == "sign" else 1.0
     return _finished(surveyed.plan, known, fitted, Choice(share.values, scaling, density), (1 - known.lost, known.lost), kappa)
 
 
-def _normal(surveyed: Surveyed, own: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return a sample of the elements of rows that moved, in units of their scales, and the squares of these."""
-    columns, read = surveyed.known.columns, surveyed.delta.reader()
-    rows = np.flatnonzero(surveyed.moved)
-    chosen = rows[:: max(1, len(rows) * columns // _SAMPLED)]
-    values = np.stack([read(row * columns, (row + 1) * columns).astype(np.float64) / own[row] for row in map(int, chosen)])
-    return values.astype(np.float32).reshape(-1), np.repeat(np.square(own[chosen]), columns)
+def _signs(sample: NDArray[np.float32], own: NDArray[np.float64]) -> Fitted:
+    """Fit signs to rows `[n, columns]` with scales of their own `[n]`."""
+    power = float(np.square(sample, dtype=np.float64).sum())
+    total = float((np.abs(sample).sum(1, dtype=np.float64) * own).sum())
+    return fit_signs(power, total, sample.shape[1] * float(np.square(own).sum()))
+
+
+def _levels(sample: NDArray[np.float32], own: NDArray[np.float64], rate: float) -> Fitted | None:
+    """Fit levels to them, in units of their scales."""
+    normal = (sample / own[:, None]).astype(np.float32).reshape(-1)
+    return fit_levels(normal, rate, np.repeat(np.square(own), sample.shape[1]))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.format.digest import CHUNK
 from deltapack.kernels.buffers import Buffers
 
-__all__ = ["Delta", "RowSums", "runs_of", "sampled", "sums_of_rows"]
+__all__ = ["Delta", "moved_rows", "rows_at", "runs_of", "sampled", "squares_of_rows"]
 
 Values = NDArray[np.float32]
 
@@ -97,45 +97,32 @@ def sampled(delta: Delta, rest: Callable[[Values, int, int], Values] | None = No
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-@dataclass(frozen=True)
-class RowSums:
-    """Sums over the rows of a difference.
-
-    Attributes:
-        squares: `[rows] f64` of squares.
-        magnitudes: `[rows] f64` of magnitudes.
-    """
-
-    squares: NDArray[np.float64]
-    magnitudes: NDArray[np.float64]
-
-    @property
-    def energy(self) -> float:
-        """Sum of all squares."""
-        return float(self.squares.sum())
-
-    def moved(self, share: float) -> NDArray[np.bool_]:
-        """Return which rows have moved: their root mean square is at least `share` of the one that energy sees, `[rows] bool`."""
-        energy = self.squares.sum()
-        if not energy > 0:
-            return np.zeros(len(self.squares), np.bool_)
-        seen = np.square(self.squares).sum() / energy
-        moved: NDArray[np.bool_] = self.squares >= share * share * seen
-        return moved
-
-
-def sums_of_rows(delta: Delta) -> RowSums:
-    """Return the sums over the rows of a difference; reads all of it."""
+def squares_of_rows(delta: Delta) -> NDArray[np.float64]:
+    """Return the sums of squares over the rows of a difference, `[rows] f64`; reads all of it."""
     read, columns = delta.reader(), delta.columns
-    squares, magnitudes = (np.zeros(delta.rows) for _ in range(2))
-    for first, last in _row_blocks(delta.rows, columns):
-        block = read(first * columns, last * columns).reshape(-1, columns)
-        squares[first:last] = np.square(block).sum(1, dtype=np.float64)
-        magnitudes[first:last] = np.abs(block).sum(1, dtype=np.float64)
-    return RowSums(squares, magnitudes)
-
-
-def _row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    out = np.zeros(delta.rows)
     step = max(1, CHUNK // columns)
-    for first in range(0, rows, step):
-        yield first, min(first + step, rows)
+    with np.errstate(over="ignore"):
+        for first in range(0, delta.rows, step):
+            last = min(first + step, delta.rows)
+            block = read(first * columns, last * columns).reshape(-1, columns)
+            out[first:last] = np.square(block, out=block).sum(1)
+    return out
+
+
+def moved_rows(squares: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """Return which rows have moved: their root mean square is at least `share` of the one that energy sees, `[rows] bool`."""
+    energy = squares.sum()
+    if not energy > 0:
+        return np.zeros(len(squares), np.bool_)
+    moved: NDArray[np.bool_] = squares >= share * share * np.square(squares).sum() / energy
+    return moved
+
+
+def rows_at(delta: Delta, rows: NDArray[np.int64]) -> Values:
+    """Return some rows of a difference, `[n, columns] f32`."""
+    read, columns = delta.reader(), delta.columns
+    out = np.empty((len(rows), columns), np.float32)
+    for place, row in enumerate(rows.tolist()):
+        out[place] = read(row * columns, (row + 1) * columns)
+    return out

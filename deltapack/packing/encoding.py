@@ -10,6 +10,7 @@ from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.chunk import encode_term_chunk
 from deltapack.codecs.exact_entry import stored_exact
+from deltapack.codecs.factors import NOTHING_KEPT, every_place
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.dtypes import DType
 from deltapack.errors import NonFiniteError
@@ -104,17 +105,12 @@ def _encode_delta(
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
     try:
-        term, terms = _terms(plan, chunk, base, tuned[:common], buffers)
+        term, seen = _sparse(plan, chunk, base, tuned[:common], buffers) if plan.residual else (None, NOTHING_KEPT)
     except NonFiniteError as error:
         error.tensor = plan.tensor.name
         raise
     # Adding zeros may still turn -0.0 into +0.0, so the digest is of what a decoder does, equal or not.
-    if source == target:
-        restored = base
-        loops.add_in_place(restored, target, terms)
-    else:
-        restored = loops.add_sparse(base, source, target, *loops.sum_terms(common, terms))
-    positions = terms[0].positions  # those of factors are all, else there is one term
+    restored, positions = _restored(plan, chunk, base, seen, buffers)
     result = restored if len(tuned) == common else np.concatenate([restored, tuned[common:]])
     overflow, altered = _odd_ones(restored, tuned[:common], source, target, positions)
     return ChunkOutcome(
@@ -131,11 +127,22 @@ def _encode_delta(
     )
 
 
-def _terms(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> tuple[StoredChunk | None, list[Sparse]]:
-    """Return a chunk of the sparse term, none where there is none, and what a decoder will see of all terms."""
-    dense = [] if plan.factors is None else [plan.factors.sparse(chunk, len(base), np.float32(1), buffers.sparse(1, len(base)))]
-    if not plan.residual:
-        return None, dense
+def _restored(plan: DeltaPlan, chunk: int, base: Elements, seen: Sparse, buffers: Buffers) -> tuple[Elements, Positions]:
+    """Return what a decoder will make of a chunk of the base, in its place if it has the same type, and which elements it changes."""
+    source, target, loops, common = plan.base.dtype, plan.tensor.dtype, kernels.active(), len(base)
+    if plan.factors is not None and source == target:
+        loops.add_product(base, target, plan.factors.product(chunk * CHUNK, common, np.float32(1)), seen)
+        return base, every_place(common)
+    dense = [] if plan.factors is None else [plan.factors.sparse(chunk, common, np.float32(1), buffers.sparse(1, common))]
+    terms = [*dense, seen] if plan.residual else dense
+    if source != target:
+        return loops.add_sparse(base, source, target, *loops.sum_terms(common, terms)), terms[0].positions
+    loops.add_in_place(base, target, terms)
+    return base, seen.positions
+
+
+def _sparse(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> tuple[StoredChunk, Sparse]:
+    """Return a chunk of the sparse term, and what a decoder will see of it."""
     chosen = _kept(plan, chunk, base, tuned, buffers)
     positions, counts, kept = chosen.positions, chosen.counts, chosen.values
     if plan.spares_odd:
@@ -143,8 +150,7 @@ def _terms(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers
         positions, kept = positions[there], kept[there]
         counts = tile_counts(positions, len(base))
     factor = np.float32(plan.recipe.factor)
-    term, seen = encode_term_chunk(plan.codec, positions, kept, counts, len(base), factor, chunk * CHUNK)
-    return term, [*dense, seen]
+    return encode_term_chunk(plan.codec, positions, kept, counts, len(base), factor, chunk * CHUNK)
 
 
 def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> Kept:

@@ -11,6 +11,7 @@ from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import (
+    BOOST,
     CAUTION,
     LEAST_RATE,
     MOST_RATE,
@@ -27,7 +28,7 @@ from deltapack.packing.budgeted import plan_weight
 from deltapack.packing.deltas import Delta
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, survey_weight
+from deltapack.packing.knowing import Surveyed, heads_of, survey_weight
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
@@ -92,7 +93,7 @@ class Fitting:
         if quality is not None:
             return self._attempt(_rates_of(quality, self._known))
         assert self.target is not None
-        return self._of_bits(8 * (AIM * self.target - self._overhead()), None)
+        return self._of_bits(8 * (AIM * self.target - self.overhead()), None)
 
     def after(self, attempt: Attempt, size: int) -> Attempt | None:
         """Return the next attempt after one that gave a file of `size` bytes; `None` where that is it.
@@ -142,7 +143,7 @@ class Fitting:
         least = sum(predicted_bits(one, share_of(one, rates)) for one in known)
         return Attempt(plans, rates, least if bits is None else bits, 2 * CAUTION * kappa * noise)
 
-    def _overhead(self) -> float:
+    def overhead(self) -> float:
         """Return about how many bytes the pack takes beside what its weights are coded in."""
         inputs, buffers = self.inputs, Buffers()
         others = [plan for plan in self.plans if plan.tensor.name not in self.weights]
@@ -173,8 +174,11 @@ def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
     most = sum(plan.common for plan in budgeted) // _LARGE
     large = {plan.tensor.name for plan in budgeted if plan.common > max(most, CHUNK)}
 
+    heads = heads_of(inputs.finetuned.tensors)
+
     def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
-        return survey_weight(plan, Delta(inputs.base, inputs.finetuned, plan.tensor, plan.base), threads)
+        delta = Delta(inputs.base, inputs.finetuned, plan.tensor, plan.base)
+        return survey_weight(plan, delta, threads, BOOST if plan.tensor.name in heads else 1.0)
 
     found = {name: survey(plan, workers) for plan in budgeted if (name := plan.tensor.name) in large}
     rest = [plan for plan in budgeted if plan.tensor.name not in large]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.allocation import Kind, Known
-from deltapack.packing.deltas import Delta, RowSums, sampled, sums_of_rows
+from deltapack.packing.allocation import BOOST, Kind, Known
+from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
 
-__all__ = ["RANK", "Surveyed", "is_vocabulary", "survey_weight"]
+__all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weight"]
 
 RANK = 8
 """Singular directions that are looked for."""
 _NARROW, _ROWS = 16, 2048
 """Rows or columns below which nothing is looked for, and rows of a vocabulary that are looked at."""
+_SEEN, _MOST_SHARE = 512, 8
+"""Rows by which directions are found, at least, and by one of how many rows at most."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
 _VOCABULARY = re.compile(r"(^|[._/])(\w*embed\w*|wte|lm_head|embed_out|output|decoder|shared|vocab\w*|word\w*|tok\w*)([._]|$)")
+_HEAD = re.compile(r"(.*[./])?(lm_head|embed_out|head|classifier|score)\.weight|output\.weight")
+_TIED = re.compile(r"(.*[./])?(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight")
 _STILL, _FEW_MOVED = 0.1, 0.7
 """A row that moved less than this share of what energy sees has hardly moved; the share of rows that moved above which all are kept."""
 
@@ -35,7 +40,7 @@ class Surveyed:
         delta: Its difference to its partner.
         known: What allocation asks for.
         spectrum: Its singular directions, where there may be factors.
-        sums: Sums over its rows, where only some moved.
+        squares: Sums of squares over its rows, where only some moved, `[rows] f64`.
         moved: Which did, `[rows] bool`; empty where all are kept.
     """
 
@@ -43,7 +48,7 @@ class Surveyed:
     delta: Delta
     known: Known
     spectrum: Spectrum | None = None
-    sums: RowSums | None = None
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     moved: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
@@ -57,46 +62,55 @@ def is_vocabulary(name: str, rows: int, columns: int) -> bool:
     return rows >= max(_LONG, times * columns)
 
 
-def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1) -> Surveyed:
+def heads_of(names: Iterable[str]) -> frozenset[str]:
+    """Return the names of heads, or of the embeddings that serve as such where there is none.
+
+    >>> sorted(heads_of(["wte.weight", "lm_head.weight"])), sorted(heads_of(["wte.weight", "h.0.mlp.weight"]))
+    (['lm_head.weight'], ['wte.weight'])
+    """
+    names = list(names)
+    heads = frozenset(name for name in names if _HEAD.fullmatch(name))
+    return heads or frozenset(name for name in names if _TIED.fullmatch(name))
+
+
+def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float = 1.0) -> Surveyed:
     """Find out what is to be known of a weight; reads all of it once or twice.
 
     Args:
         plan: How it would be packed without a budget.
         delta: Its difference to its partner.
         workers: Threads.
+        boost: Rates of the body that it gets if it is no wide vocabulary.
     """
     name, rows, columns = plan.tensor.name, delta.rows, delta.columns
-    known = Known(name, rows, columns, "body", rows, 0.0)
+    known = Known(name, rows, columns, "body", rows, 0.0, boost=boost)
     vocabulary = is_vocabulary(name, rows, columns)
     if vocabulary:
-        sums = sums_of_rows(delta)
-        moved = sums.moved(_STILL)
-        if np.isfinite(sums.energy) and 0 < moved.sum() <= _FEW_MOVED * rows:
-            return _touched(plan, delta, sums, moved)
+        squares = squares_of_rows(delta)
+        moved = moved_rows(squares, _STILL)
+        if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
+            return _touched(plan, delta, squares, moved)
     if min(rows, columns) < _NARROW:
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
         return Surveyed(plan, delta, replace(known, energy=energy if np.isfinite(energy) else 0.0))
-    spectrum = spectrum_of(delta.reader(), rows, columns, RANK, plan.key, workers=workers)
+    spectrum = spectrum_of(delta.reader(), rows, columns, RANK, plan.key, share=min(_MOST_SHARE, max(1, rows // _SEEN)), workers=workers)
     if spectrum is None:  # the entry says what is wrong with the difference
         return Surveyed(plan, delta, known)
     kind: Kind = "dense" if vocabulary else "body"
+    boost = 1.0 if vocabulary else boost
     singular = tuple(float(value) ** 2 for value in spectrum.values)
-    known = replace(known, kind=kind, energy=spectrum.energy, singular=singular, kappa=spectrum.kappa)
+    known = replace(known, kind=kind, boost=boost, energy=spectrum.energy, singular=singular, kappa=spectrum.kappa)
     return Surveyed(plan, delta, known, spectrum)
 
 
-def _touched(plan: DeltaPlan, delta: Delta, sums: RowSums, moved: NDArray[np.bool_]) -> Surveyed:
+def _touched(plan: DeltaPlan, delta: Delta, squares: NDArray[np.float64], moved: NDArray[np.bool_]) -> Surveyed:
     """Return what is known of a weight of which only some rows moved; a few of them tell the rest."""
-    columns, read, places = delta.columns, delta.reader(), np.flatnonzero(moved)
-    chosen = places[:: -(-len(places) // _ROWS)]
-
-    def of_chosen(start: int, stop: int) -> NDArray[np.float32]:
-        rows = chosen[start // columns : stop // columns]
-        return np.concatenate([read(row * columns, (row + 1) * columns).copy() for row in map(int, rows)])
-
-    spectrum = spectrum_of(of_chosen, len(chosen), columns, RANK, plan.key) if columns >= _NARROW else None
-    lost = float(sums.squares[~moved].sum()) / sums.energy
+    columns, places = delta.columns, np.flatnonzero(moved)
+    chosen = rows_at(delta, places[:: -(-len(places) // _ROWS)]).reshape(-1)
+    spectrum = spectrum_of(lambda start, stop: chosen[start:stop], len(chosen) // columns, columns, RANK, plan.key)
+    energy = float(squares.sum())
     kappa = None if spectrum is None else spectrum.kappa
-    known = Known(plan.tensor.name, delta.rows, columns, "touched", len(places), sums.energy, lost=lost, kappa=kappa)
-    return Surveyed(plan, delta, known, sums=sums, moved=moved)
+    lost = float(squares[~moved].sum()) / energy
+    known = Known(plan.tensor.name, delta.rows, columns, "touched", len(places), energy, lost=lost, boost=BOOST, kappa=kappa)
+    return Surveyed(plan, delta, known, squares=squares, moved=moved)

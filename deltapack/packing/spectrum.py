@@ -34,10 +34,12 @@ _SPARE, _LANES = 7, 8
 """Directions beside those that are asked for, at least; their number is a multiple of the other, as loops over them like."""
 _NOTHING = 1e-11
 """Share of the largest eigenvalue below which a direction is but rounding."""
+_PIECE = 64
+"""Rows of a block where not all are looked at."""
 _FOUND = 2.0
 """How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
-_SAMPLE, _PLAIN = 4096, 30
-"""Elements that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
+_SAMPLED_ROWS, _PLAIN = 16, 30
+"""Rows that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
 _STEPS = {2: 0.498, 4: 0.1676, 8: 0.0154}
 """Half of the distance between levels that leaves least of a Gaussian column, in its root mean squares, by bits of a code."""
 _OCTAVE = 4
@@ -74,37 +76,54 @@ class Spectrum:
         return self.energy**3 / (self.rows * self.columns * self.sixth) if self.sixth > 0 else 0.0
 
 
-def spectrum_of(read: Read, rows: int, columns: int, rank: int, key: int, *, turns: int = 2, workers: int = 1) -> Spectrum | None:
+def spectrum_of(
+    read: Read, rows: int, columns: int, rank: int, key: int, *, turns: int = 2, share: int = 1, workers: int = 1
+) -> Spectrum | None:
     """Return the largest singular values and directions of a difference.
 
     Args:
-        read: The difference.
+        read: The difference; it is asked for whole rows.
         rows: Its rows; at least one.
         columns: Its columns; at least one.
         rank: How many singular values; no more than there are come back.
         key: 64 bits that the signs are drawn from.
         turns: How often directions are turned, at least once: a pass each, beside the one for the left directions.
+        share: Directions are turned by one of so many rows, and the energy is told by these; right directions are a little less right then.
         workers: Threads; each holds a block of about a million elements.
 
     Returns:
         The spectrum; `None` where a difference is not finite, or products of differences are not.
     """
-    shift = _shift(read, rows * columns)
+    shift = _shift(read, rows, columns)
     blocks = _Blocks(read, rows, columns, shift, workers)
     with np.errstate(over="ignore", invalid="ignore"):
-        turned = _turned(blocks, _signs(key, columns, _width(rank)), turns)
+        turned = _turned(blocks, _signs(key, columns, _width(rank)), turns, share)
         if turned is None:
             return None
-        parts, gram = list[F32](), np.zeros((turned.right.shape[1],) * 2)
-        for part, squares in blocks.each(lambda block: _left(block, turned.right)):
+        right, gram, sixth = turned.right, turned.gram, math.nan
+        if share > 1:  # few rows tell well enough which directions are the first, and fewer are less work
+            gram = blocks.times_seen(share) * _gram(blocks, right, share)
+            right = kernels.active().times(right, _eigen(gram)[1][:, :rank].astype(np.float32))
+            sixth = _sixth(turned.mixed, gram)
+        parts, products = list[F32](), np.zeros((right.shape[1],) * 2)
+        for part, squares in blocks.each(lambda block: _left(block, right)):
             parts.append(part)
-            gram += squares
-        sixth = _sixth(turned.mixed, gram if turned.gram is None else turned.gram)
-        if not (np.isfinite(gram).all() and math.isfinite(sixth)):
+            products += squares
+        if share == 1:
+            sixth = _sixth(turned.mixed, products if gram is None else gram)
+        if not (np.isfinite(products).all() and math.isfinite(sixth)):
             return None
-        values, left, right = _directions(np.concatenate(parts), turned.right, gram, rank)
-    back = 2.0**-shift
-    return Spectrum(rows, columns, turned.energy * back**2, sixth * back**6, values * back, left, right)
+        values, left, right = _directions(np.concatenate(parts), right, products, rank)
+    back, energy = 2.0**-shift, max(turned.energy, float(np.trace(products)))
+    return Spectrum(rows, columns, energy * back**2, sixth * back**6, values * back, left, right)
+
+
+def _gram(blocks: _Blocks, right: F32, share: int) -> Wide:
+    """Return the scalar products of what a share of the rows makes of right directions."""
+    total = np.zeros((right.shape[1],) * 2)
+    for _, squares in blocks.each(lambda block: _left(block, right), share):
+        total += squares
+    return total
 
 
 def _width(rank: int) -> int:
@@ -117,10 +136,10 @@ def _signs(key: int, columns: int, width: int) -> F32:
     return np.where(samples >> 31, np.float32(-1), np.float32(1)).reshape(columns, width)
 
 
-def _shift(read: Read, numel: int) -> int:
+def _shift(read: Read, rows: int, columns: int) -> int:
     """Return the power of two that brings a few differences near 1, 0 where sixth powers of them are numbers as they are."""
-    parts = [read(start, min(start + _SAMPLE // 8, numel)) for start in range(0, numel, max(1, numel // 8))]
-    largest = max(float(np.abs(part[np.isfinite(part)]).max(initial=0)) for part in map(np.copy, parts))
+    parts = (read(row * columns, (row + 1) * columns) for row in range(0, rows, -(-rows // _SAMPLED_ROWS)))
+    largest = max(float(np.abs(part[np.isfinite(part)]).max(initial=0)) for part in parts)
     power = math.frexp(largest)[1] if largest > 0 else 0
     return 0 if abs(power) <= _PLAIN else -power
 
@@ -135,15 +154,22 @@ class _Blocks:
     shift: int
     workers: int
 
-    def each(self, function: Callable[[F32], T]) -> Iterator[T]:
-        """Yield what a function makes of each block `[n, columns] f32`, in order."""
-        step, scale = max(1, CHUNK // self.columns), np.float32(2.0**self.shift)
+    def times_seen(self, share: int) -> float:
+        """Return how many times more rows there are than in one of so many blocks."""
+        return (
+            self.rows / sum(min(first + _PIECE, self.rows) - first for first in range(0, self.rows, _PIECE * share)) if share > 1 else 1.0
+        )
+
+    def each(self, function: Callable[[F32], T], share: int = 1) -> Iterator[T]:
+        """Yield what a function makes of each block `[n, columns] f32`, or of one of so many short ones, in order."""
+        step = max(1, CHUNK // self.columns) if share == 1 else _PIECE
+        scale = np.float32(2.0**self.shift)
 
         def work(first: int) -> T:
             block = self.read(first * self.columns, min(first + step, self.rows) * self.columns)
             return function((block if self.shift == 0 else block * scale).reshape(-1, self.columns))
 
-        with closing(ordered_map(work, range(0, self.rows, step), self.workers)) as results:
+        with closing(ordered_map(work, range(0, self.rows, step * share), self.workers)) as results:
             yield from results
 
 
@@ -163,14 +189,15 @@ class _Turned(NamedTuple):
     gram: Wide | None
 
 
-def _turned(blocks: _Blocks, directions: F32, turns: int) -> _Turned | None:
+def _turned(blocks: _Blocks, directions: F32, turns: int, share: int = 1) -> _Turned | None:
     """Turn directions towards the first right ones; `None` where what comes of it is not finite."""
     loops, mixed, gram = kernels.active(), np.zeros((0, 0)), None
     for turn in range(turns):
         total, energy = np.zeros((blocks.columns, directions.shape[1])), 0.0
-        for sums, squares in blocks.each(lambda block, now=directions: _turn(block, now)):  # type: ignore[misc]
+        for sums, squares in blocks.each(lambda block, now=directions: _turn(block, now), share):  # type: ignore[misc]
             total += sums
             energy += squares
+        total, energy = total * blocks.times_seen(share), energy * blocks.times_seen(share)
         if not (math.isfinite(energy) and np.isfinite(total).all()):
             return None
         if turn == 1:

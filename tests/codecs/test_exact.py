@@ -10,9 +10,10 @@ from unittest import mock
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.typing import NDArray
 from support.backends import load
+from support.laws import examples
 
 from deltapack import kernels
 from deltapack.codecs.exact import decode_exact_chunk, encode_exact_chunk
@@ -93,7 +94,7 @@ def check(base: Array | None, tuned: Array, dtype: DType) -> bytes:
     return written[0]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.sampled_from(TYPES), st.integers(0, 70) | st.integers(71, 5000), st.sampled_from(KINDS), st.integers(0, 1 << 30), st.booleans())
 def test_every_bit_comes_back(dtype: DType, length: int, kind: str, seed: int, is_smooth: bool) -> None:
     base = (weights if is_smooth else random_bits)(dtype, length, seed)
@@ -102,7 +103,7 @@ def test_every_bit_comes_back(dtype: DType, length: int, kind: str, seed: int, i
     check(None, tuned, dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.sampled_from(TYPES), st.data())
 def test_any_elements_at_all(dtype: DType, data: st.DataObject) -> None:
     """Not drawn from a generator, so that hypothesis can look for what breaks."""
@@ -121,8 +122,13 @@ def test_borders_of_tiles(name: str, length: int) -> None:
     """The slow twin takes a second for a tile, so each type meets three kinds behind one, and each kind two types or more."""
     dtype, at = BY_NAME[name], BORDERS.index(name)
     base = weights(dtype, length, length)
-    kinds = {TILE - 1: ("near",), TILE: ("flips",), TILE + 1: [KINDS[(at + 4 * i) % len(KINDS)] for i in range(3)], 2 * TILE + 129: ("sparse",)}
-    for kind in kinds.get(length, ("near", "sparse", "flips")):
+    kinds = {
+        TILE - 1: ("near",),
+        TILE: ("flips",),
+        TILE + 1: [KINDS[(at + 4 * i) % len(KINDS)] for i in range(3)],
+        2 * TILE + 129: ("sparse",),
+    }
+    for kind in kinds.get(length, ["near", "sparse", "flips"]):
         check(base, tuned_from(base, dtype, kind, 1), dtype)
 
 
@@ -215,7 +221,7 @@ def test_damage_is_an_error_or_other_elements(form: int, backend: str) -> None:
     assert refused > {PLANES: 0.05, DENSE: 2, SPARSE: 0.3}[form] * len(places)  # a byte of a plane says nothing of its neighbours
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=200), st.sampled_from(TYPES), st.integers(0, 300), st.booleans())
 def test_anything_is_an_error_or_elements(data: bytes, dtype: DType, length: int, has_base: bool) -> None:
     base = random_bits(dtype, length, 1) if has_base else None

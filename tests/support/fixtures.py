@@ -35,7 +35,7 @@ class PackOf:
         overrides: Sequence[deltapack.Override] = (),
         **recipe: Any,
     ) -> Path:
-        """Pack as a recipe says; every float tensor is a weight, whatever its shape, and dropped from at 0.9 unless the recipe says more."""
+        """Pack as a recipe says; every float tensor is a weight, whatever its shape, at a drop rate of 0.9 unless told otherwise."""
         paths = self.folder / "base.safetensors", self.folder / f"{name}.safetensors"
         for path, tensors in zip(paths, (base, tuned), strict=True):
             write_file(path, tensors)

@@ -13,14 +13,17 @@ from deltapack.kernels.reference.matrices import Matrix
 
 __all__ = ["symmetric_eigen", "times", "transposed_times"]
 
+_DEEP, _LONG = 32, 64
+"""Columns and rows of the piece of a matrix that is turned: it stays in the first-level cache."""
+
 symmetric_eigen = compiled(reference.symmetric_eigen)
 
 
 def times(matrix: Matrix, right: Matrix) -> Matrix:
     """See the reference."""
-    out = np.zeros((len(matrix), right.shape[1]), matrix.dtype)
-    _times(np.ascontiguousarray(matrix), np.ascontiguousarray(right), out)
-    return out
+    out = np.zeros((right.shape[1], len(matrix)), matrix.dtype)
+    _times(np.ascontiguousarray(matrix), np.ascontiguousarray(right.T), out, np.empty((_DEEP, _LONG), matrix.dtype))
+    return np.ascontiguousarray(out.T)
 
 
 def transposed_times(matrix: Matrix, right: Matrix) -> Matrix:
@@ -31,25 +34,37 @@ def transposed_times(matrix: Matrix, right: Matrix) -> Matrix:
 
 
 @compiled
-def _times(matrix: Matrix, right: Matrix, out: Matrix) -> None:
-    eight, one, width = np.uint64(8), np.uint64(1), np.uint64(right.shape[1])
-    for i in range(np.uint64(len(matrix))):
-        row, total = matrix[i], out[i]
-        j, end = np.uint64(0), np.uint64(len(right))
-        while j + eight <= end:
-            a, b, c, d = row[j], row[j + one], row[j + np.uint64(2)], row[j + np.uint64(3)]
-            e, f, g, h = row[j + np.uint64(4)], row[j + np.uint64(5)], row[j + np.uint64(6)], row[j + np.uint64(7)]
-            r, s, t, u = right[j], right[j + one], right[j + np.uint64(2)], right[j + np.uint64(3)]
-            v, w, x, y = right[j + np.uint64(4)], right[j + np.uint64(5)], right[j + np.uint64(6)], right[j + np.uint64(7)]
-            for k in range(width):
-                half = (((total[k] + a * r[k]) + b * s[k]) + c * t[k]) + d * u[k]
-                total[k] = (((half + e * v[k]) + f * w[k]) + g * x[k]) + h * y[k]
-            j += eight
-        while j < end:
-            a, r = row[j], right[j]
-            for k in range(width):
-                total[k] += a * r[k]
-            j += one
+def _times(matrix: Matrix, right: Matrix, out: Matrix, tile: Matrix) -> None:
+    """Make the transposed product, of the transposed right matrix; a small piece of the matrix is turned, so that loops run along rows."""
+    deep, long, one, eight = np.uint64(_DEEP), np.uint64(_LONG), np.uint64(1), np.uint64(8)
+    rows, columns = np.uint64(matrix.shape[0]), np.uint64(matrix.shape[1])
+    for piece in range((rows + long - one) // long):
+        first = np.uint64(piece) * long
+        many = min(long, rows - first)
+        for part in range((columns + deep - one) // deep):
+            start = np.uint64(part) * deep
+            there = min(deep, columns - start)
+            for place in range(many):
+                row = matrix[first + place]
+                for column in range(there):
+                    tile[column, place] = row[start + column]
+            for k in range(np.uint64(len(right))):
+                total, own = out[k, first : first + many], right[k, start : start + there]
+                j = np.uint64(0)
+                while j + eight <= there:
+                    a, b, c, d = own[j], own[j + one], own[j + np.uint64(2)], own[j + np.uint64(3)]
+                    e, f, g, h = own[j + np.uint64(4)], own[j + np.uint64(5)], own[j + np.uint64(6)], own[j + np.uint64(7)]
+                    r, s, t, u = tile[j], tile[j + one], tile[j + np.uint64(2)], tile[j + np.uint64(3)]
+                    v, w, x, y = tile[j + np.uint64(4)], tile[j + np.uint64(5)], tile[j + np.uint64(6)], tile[j + np.uint64(7)]
+                    for i in range(many):
+                        half = (((total[i] + a * r[i]) + b * s[i]) + c * t[i]) + d * u[i]
+                        total[i] = (((half + e * v[i]) + f * w[i]) + g * x[i]) + h * y[i]
+                    j += eight
+                while j < there:
+                    a, r = own[j], tile[j]
+                    for i in range(many):
+                        total[i] += a * r[i]
+                    j += one
 
 
 @compiled
