@@ -115,7 +115,8 @@ def write_packs(folder: Path, shape: Shape, count: int) -> list[tuple[Path, Path
             save_file(base, folder / "base.safetensors")
             save_file(tuned, folder / "tuned.safetensors")
             pair.append(folder / f"{part}-{number}.dpk")
-            deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", pair[-1], recipe=deltapack.Recipe(seed=number))
+            recipe = deltapack.Recipe(drop_rate=0.9, seed=number)
+            deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", pair[-1], recipe=recipe)
         pairs.append((pair[0], pair[1]))
     return pairs
 

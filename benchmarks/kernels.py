@@ -19,8 +19,10 @@ from deltapack.dtypes import BY_NAME
 from deltapack.kernels.exact_numbers import numbers_of
 
 ARCHITECTURES = (80, 90)
-ONE_TERM = dict(KINDS=1, VALUES=1, UNDO=False, LOG=False, COLLECT=False, SLICED=False, ALIGNED=True)
-EVERYTHING = dict(KINDS=31, VALUES=31, UNDO=True, LOG=True, COLLECT=True, SLICED=True, ALIGNED=False)
+ONE_TERM = dict(KINDS=1, VALUES=1, SCALES=1, DROPS=False, UNDO=False, LOG=False, COLLECT=False, SLICED=False, ALIGNED=True)
+STRATIFIED = ONE_TERM | dict(KINDS=32, VALUES=32, SCALES=2)
+FACTORS = ONE_TERM | dict(KINDS=16, VALUES=64, SCALES=0)
+EVERYTHING = dict(KINDS=63, VALUES=127, SCALES=15, DROPS=True, UNDO=True, LOG=True, COLLECT=True, SLICED=True, ALIGNED=False)
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"seeded int4, {dtype}": ONE_TERM | {"dtype": dtype} for dtype in ("bf16", "f16", "f32", "f64", "f8_e4m3fn", "f8_e5m2")},
     "seeded int4, undo and log": ONE_TERM | {"UNDO": True, "LOG": True},
@@ -30,6 +32,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide gaps int4": ONE_TERM | {"KINDS": 4},
     "bitmap int4": ONE_TERM | {"KINDS": 8},
     "all bf16": ONE_TERM | {"KINDS": 16, "VALUES": 8},
+    "stratified ternary": STRATIFIED,
+    "stratified ternary, rows": STRATIFIED | {"SCALES": 4, "DROPS": True},
+    "factors": FACTORS,
+    "what budgets give": STRATIFIED | {"KINDS": 48, "VALUES": 107, "SCALES": 7, "DROPS": True, "COLLECT": True, "UNDO": True, "LOG": True},
     "f32 base, bf16 result": ONE_TERM | {"source": "f32", "COLLECT": True},
     "everything, bf16": EVERYTHING,
     "everything, f64": EVERYTHING | {"dtype": "f64"},
@@ -85,7 +91,10 @@ def source_of(name: str) -> Source:
     constants = {"SOURCE": DTYPES[source], "TARGET": DTYPES[target], **given, **blocks}
     pointers = {"tasks": "*i64", "terms": "*i64", "owners": "*i64", "scratch": "*i32", "states": "*i32", "violation": "*i64"}
     options = triton_kernels.options(
-        alike=given["KINDS"] != EVERYTHING["KINDS"], heavy="f64" in (source, target) or (given["COLLECT"] and source != target)
+        kinds=given["KINDS"],
+        values=given["VALUES"],
+        scales=given["SCALES"],
+        heavy="f64" in (source, target) or (given["COLLECT"] and source != target),
     )
     return Source(triton_kernels.switch_tiles, pointers, {"count": "i32", "most": "i32"}, constants, options)
 

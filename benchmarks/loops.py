@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
 import numpy as np
@@ -17,7 +18,7 @@ from benchmarks.results import Section, Table, median_seconds
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK
 from deltapack.format.table import tile_lengths
-from deltapack.kernels import cpu, rounding
+from deltapack.kernels import Encoded, cpu, rounding
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.formulas import Election, Sharing, WeightedSum
 from deltapack.kernels.layout import Sparse
@@ -35,9 +36,11 @@ def measure(quick: bool = False) -> Section:
     rows = [_row(density, chunks, 5 if quick else RUNS) for density in (0.5, 0.1, 0.01)]
     merges = [_merge_row(density, 3 if quick else RUNS // 3) for density in (0.5, 0.1, 0.01)]
     choosing = [_choosing_row(3 if quick else RUNS // 3)]
+    trits = [_trits_row(density, chunks, 5 if quick else RUNS) for density in (0.255, 0.102, 0.051)]
     tables = (
         Table("stages", "Stages on one core, ns per weight", HEADERS, tuple(rows)),
         Table("formulas", "Formulas over eight decoded packs on one core, ns per weight", MERGE_HEADERS, tuple(merges)),
+        Table("trits", "Trits on a drawn mask, ns per weight", TRITS_HEADERS, tuple(trits)),
         Table("choosing", "Choosing by magnitude or rank on one core, ns per weight", CHOOSING_HEADERS, tuple(choosing)),
     )
     return Section("Loops", "python -m benchmarks.loops", tables, NOTES)
@@ -47,6 +50,21 @@ NOTES = (
     "Medians. Copy: `numpy.copyto` from one chunk to another.",
     "Formulas: added to the base in the same call, or listed as positions and sums; masks are random, differences normal.",
     "Choosing: rows of 2,048; one difference in ten is kept.",
+    "Trits: 22 % are not 0; densities of .25, .1 and .05 bits a weight. Masks, `decode` and `add` take one core, and `add` is decoding and "
+    "adding in one call; with two threads both are at work, on chunks of their own.",
+)
+TRITS_HEADERS = (
+    "density",
+    "stratified mask",
+    "seeded mask",
+    "decode",
+    "add, hot",
+    "add, cold",
+    "copy, cold",
+    "add, cold: x copy",
+    "2 threads: add, cold",
+    "2 threads: copy, cold",
+    "2 threads: add, cold: x copy",
 )
 MERGE_HEADERS = ("density", "weighted sum", "election", "election, listed", "sharing", "scalar products", "sums of squares")
 CHOOSING_HEADERS = ("difference", "histogram, high bits", "histogram, low bits", "between two cuts", "ranks in rows", "a sample each")
@@ -108,6 +126,47 @@ def _row(density: float, chunks: list[np.ndarray], runs: int) -> tuple[float, ..
     ]
     costs = [_nanoseconds(stage, runs) for stage in stages]
     return density, *costs, (costs[1] + costs[2] + costs[4]) / costs[5]
+
+
+def _trits_row(density: float, chunks: list[np.ndarray], runs: int) -> tuple[float, ...]:
+    rng, lengths, keep = np.random.default_rng(3), np.array(tile_lengths(CHUNK), np.int64), round(density * 2**32)
+    positions, counts = cpu.stratified_positions(7, keep, 0, lengths)
+    codes = rng.choice([-1, 1], len(positions)) * (rng.random(len(positions)) < 0.22)
+    raw, nothing = cpu.pack_trits(codes.astype(np.int8)), np.zeros(0, np.uint8)
+    encoded = Encoded("stratified", 0, 7, keep, 0, nothing, 0, raw, nothing, np.float32(4), counts, lengths, trits=True, scale=1e-3)
+    rooms, hot = [Buffers().sparse(number, CHUNK) for number in range(2)], chunks[0].copy()
+    half, quarter = len(chunks) // 2, len(chunks) // 4
+    turns = [cycle(chunks[:half]), cycle(chunks[half:])]
+    others = [cycle(chunks[quarter:half] + chunks[:quarter]), cycle(chunks[half + quarter :] + chunks[half : half + quarter])]
+
+    def add(thread: int = 0) -> None:
+        cpu.add_encoded(next(turns[thread]), BF16, encoded, rooms[thread])
+
+    def copy(thread: int = 0) -> None:
+        np.copyto(next(turns[thread]), next(others[thread]))
+
+    stages: list[Callable[[], object]] = [
+        lambda: cpu.stratified_positions(7, keep, 0, lengths, rooms[0].positions),
+        lambda: cpu.sample_positions(7, keep, 0, lengths, rooms[0].positions),
+        lambda: cpu.decode_encoded(encoded, rooms[0]),
+        lambda: cpu.add_encoded(hot, BF16, encoded, rooms[0]),
+        add,
+        copy,
+    ]
+    costs = [_nanoseconds(stage, runs) for stage in stages]
+    both = [_with_two_threads(stage, runs) for stage in (add, copy)]
+    return density, *costs, costs[4] / costs[5], *both, both[0] / both[1]
+
+
+def _with_two_threads(stage: Callable[[int], object], runs: int) -> float:
+    """Return nanoseconds per weight of all that two threads do."""
+    each = 16
+
+    def together() -> None:
+        list(pool.map(lambda thread: [stage(thread) for _ in range(each)], range(2)))
+
+    with ThreadPoolExecutor(2) as pool:
+        return _nanoseconds(together, max(3, runs // 8)) / (2 * each)
 
 
 def _nanoseconds(stage: Callable[[], object], runs: int) -> float:

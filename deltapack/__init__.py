@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from deltapack._version import __version__
 
 if TYPE_CHECKING:
+    from deltapack.analysis.analyzing import analyze
     from deltapack.analysis.evaluating import evaluate
+    from deltapack.analysis.findings import AnalysisReport
     from deltapack.analysis.reports import EvaluateReport, TuneReport
     from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from deltapack.runs.watching import watch
 
 __all__ = [
+    "AnalysisReport",
     "ApplyReport",
     "Budget",
     "ChangedStep",
@@ -87,6 +90,7 @@ __all__ = [
     "TuneReport",
     "VerifyReport",
     "__version__",
+    "analyze",
     "apply",
     "attach",
     "compress",
@@ -110,6 +114,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnalysisReport": "analysis.findings",
     "ApplyReport": "reports",
     "Budget": "packing.budget",
     "ChangedStep": "runs.steps",
@@ -136,6 +141,7 @@ _HOMES = {
     "SurveyReport": "reports",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
+    "analyze": "analysis.analyzing",
     "apply": "restoring.applying",
     "attach": "live.attaching",
     "compress": "packing.compressing",

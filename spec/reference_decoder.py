@@ -298,7 +298,7 @@ MAX_PIECES = 4096
 MAX_STEPS, MAX_TABLES, MAX_TABLE = 64, 4096, 32_774
 MAX_FILE, MAX_FILES_BYTES, MAX_FILES = 256 * MIB, 1024 * MIB, 1000
 MAX_HEAD_BYTES, MAX_CONTAINERS = 100_000_008, 2048
-MAX_STATS, MAX_RANK, MAX_LINES = 64, 256, 1 << 24
+MAX_STATS, MAX_RANK, MAX_LINES, MAX_FACTORS = 64, 256, 1 << 24, 128 * MIB
 
 COMMON = "name:string kind:string dtype:string shape:ints digest:hex32"
 PATCHED = f"{COMMON} base:object terms:list"
@@ -1040,7 +1040,9 @@ def factor_values(data: bytes, term: Json, entry: Json, factor: np.float32) -> n
     """R8, R9 and sections 6.1 and 6.2: what a product of factors adds to each element of `common`, float32."""
     rank, bits, sizes = term["rank"], term["bits"], matrix_of(entry)
     lengths = [-(-size * bits // 8) for size in sizes]
-    raw = unstream(plain_blob(data, term["blob"]), rank * (8 + sum(lengths)))
+    raw_length = rank * (8 + sum(lengths))
+    need(raw_length <= MAX_FACTORS, "R8", "the factors are too large")
+    raw = unstream(plain_blob(data, term["blob"]), raw_length)
     scales = np.frombuffer(raw[: 8 * rank], "<f4").reshape(2, rank)
     need(np.isfinite(scales).all(), "R9", "a scale of a factor is not finite")
     at, numbers = 8 * rank, []

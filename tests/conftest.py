@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from support.laws import SHARE, USUAL
 from support.poison import malloc_poisoned, poisoned
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 
 # Deadlines would fail tests that are right on a machine that is busy, or where loops are still being compiled: no test asserts a time.
 # Where CI is set, examples are the same in every run, so that a change that is not to blame stays green; everywhere else, new ones are
-# tried, and what fails prints the line that makes it again.
-settings.register_profile("deltapack", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
+# tried, and what fails prints the line that makes it again. `DELTAPACK_EXAMPLES=10` tries 25 times as many as a usual run.
+_tried, _same = max(1, round(USUAL * SHARE)), bool(os.environ.get("CI"))
+settings.register_profile("deltapack", max_examples=_tried, deadline=None, print_blob=True, derandomize=_same)
 settings.load_profile("deltapack")
 
 _WITH_TORCH = "(builders|chains|demo_sources|device_packs|distributed|fixtures|languages|merging|runs|vocabularies)"

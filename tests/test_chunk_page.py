@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +29,9 @@ def chunk_page() -> dict[str, Any]:
     given: dict[str, Any] = {
         **{"bits": bits, "must": must, "f32": scalar.round_f32, "number": scalar.number, "convert": scalar.element},
         **{"philox": scalar.philox, "ceil_div": lambda a, b: -(-a // b), "isfinite": math.isfinite},
-        **{"TILE": reference.TILE, "CHUNK": reference.CHUNK, "SCALED": reference.SCALED},
+        **{"philox7": lambda b, t, key: scalar.philox(b, t, key, third=1, rounds=7)},
+        **{"levels": lambda raw, n: [int(level) for level in reference.unpack_levels(raw, n)]},
+        **{"TILE": reference.TILE, "CHUNK": reference.CHUNK, "GROUPED": reference.GROUPED},
         "BITS": {row.name: row.bits for row in VALUE_CODECS.values()},
     }
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "spec" / "codecs" / "chunk.md").read_text("utf-8"), re.S):
@@ -43,23 +47,35 @@ def by_the_page(name: str, base: Tensors) -> dict[str, list[int]]:
         source, _, raw = base[reference.base_of(entry)[0]]
         size, common = reference.ITEMSIZE[source], reference.common_numel(entry)
         lengths = [b - a for a, b in reference.spans(common, reference.TILE)]
-        terms = []
-        for term in entry["terms"]:
-            has_index = term["index"] in ("gaps", "bitmap")
-            streams = 1 + has_index + (term["values"] in reference.SCALED)
-            for chunk in reference.read_chunks(pack["data"], term["blob"], common, streams, term["nnz"]):
-                bounds = page["raw_lengths"](term, chunk["counts"], lengths)
-                assert len(bounds) == streams
-                for (least, most), (_, length) in zip(bounds, chunk["streams"], strict=True):
-                    page["must"](least <= length <= most, "R8")
-                raws = [reference.unstream(*stream) for stream in chunk["streams"]]
-                kept = page["positions"](term, 0, chunk["counts"], lengths, raws[0])
-                factor = reference.f32_of_bits(term["factor"])
-                scales = raws[-1] if term["values"] in reference.SCALED else b""
-                terms.append((kept, page["values"](term, chunk["counts"], raws[has_index], scales, factor)))
+        terms = [found for term in entry["terms"] for found in term_by_the_page(page, pack["data"], term, entry)]
         elements = [int.from_bytes(raw[i * size : (i + 1) * size], "little") for i in range(common)]
         out[entry["name"]] = page["add"](elements, source, entry["dtype"], lengths, terms)
     return out
+
+
+def term_by_the_page(page: dict[str, Any], data: bytes, term: dict[str, Any], entry: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Positions, by tile, and values of the chunks of a term."""
+    common, shape, factor = reference.common_numel(entry), reference.matrix_of(entry), reference.f32_of_bits(term["factor"])
+    lengths, lines = [b - a for a, b in reference.spans(common, reference.TILE)], None
+    if term["values"] == "factors":
+        raw_length = term["rank"] * (8 + sum(-(-size * term["bits"] // 8) for size in shape))
+        raw = reference.unstream(reference.plain_blob(data, term["blob"]), raw_length)
+        yield [range(length) for length in lengths], page["factor_values"](term, *shape, raw, range(common), factor)
+        return
+    if "lines" in term:
+        raw = reference.unstream(reference.plain_blob(data, term["lines"]), shape[0] + shape[1] * (term["scales"] == "outer"))
+        rows, columns = page["lines_of"](term, *shape, raw)
+        lines = SimpleNamespace(width=shape[1], rows=rows, columns=columns)
+    has_index, has_scales = term["index"] in ("gaps", "bitmap"), term["values"] in reference.GROUPED and "scales" not in term
+    for chunk in reference.read_chunks(data, term["blob"], common, 1 + has_index + has_scales, term["nnz"]):
+        bounds = page["raw_lengths"](term, chunk["counts"], lengths)
+        assert len(bounds) == 1 + has_index + has_scales
+        for (least, most), (_, length) in zip(bounds, chunk["streams"], strict=True):
+            page["must"](least <= length <= most, "R8")
+        raws = [reference.unstream(*stream) for stream in chunk["streams"]]
+        kept = page["positions"](term, 0, chunk["counts"], lengths, raws[0], lines)
+        scales = raws[-1] if has_scales else b""
+        yield kept, page["values"](term, 0, kept, chunk["counts"], raws[has_index], scales, lines, factor)
 
 
 def has_terms(name: str) -> bool:

@@ -99,18 +99,24 @@ def test_field_has_vectors(row: list[str]) -> None:
     """Each field has a vector with a value of another type; one that must be there, a vector without it."""
     owner, field, there = row[0].strip("`"), row[1].strip("`"), row[3]
     referring = {"file": ("file", "referring"), "container": ("container", "head"), "source": ("source", "source-removed", "arranged")}
-    objects = {"entry": KINDS, "term": TERMS, **referring}.get(owner, (owner,))
+    objects = {"entry": KINDS, "term": (*TERMS, "term-rows", "term-factors"), **referring}.get(owner, (owner,))
     # The type of a field is tested in one kind of entry; a pack with `digests` is none of those of the other fields.
     assert any(f"R4-type-{place}-{field}-type" in BAD for place in (*objects, "digests"))
     for place in objects if there == "+" else ():
-        if place in ("referring", "head"):  # the fields that it shares with other files are tested there
+        if place in ("referring", "head", "term-rows", "term-factors"):  # the fields that it shares with others are tested there
             continue
         assert f"R4-lacks-{place}-{field}" in BAD
     if there.startswith("+ iff"):
-        for index in TERMS:
+        for index in (*TERMS, "term-stratified"):
             assert f"R4-{'lacks' if index[5:] in patterns(there) else 'extra'}-{index}-{field}" in BAD
+    if there.startswith("with"):
+        for place in WITH[field]:
+            assert f"R4-lacks-{place}-{field}" in BAD
+        assert f"R4-extra-term-all-{field}" in BAD
 
 
+WITH = {"scale": ("term-tensor", "term-rows"), "lines": ("term-rows",), "rank": ("term-factors",), "bits": ("term-factors",)}
+"""Fields of terms that come with another, and objects that have them."""
 KINDS = ("delta", "unchanged", "grown", "shrunk", "stored", "exact", "removed", "alias")
 TERMS = ("term-all", "term-bitmap", "term-gaps", "term-seeded")
 
@@ -118,7 +124,7 @@ TERMS = ("term-all", "term-bitmap", "term-gaps", "term-seeded")
 def test_tables_are_found() -> None:
     """The patterns above find what they look for."""
     assert len(REFUSED) > 50 and len(RESTORED) > 10 and len(MUSTS) > 8
-    assert len(FIELDS) == 60
+    assert len(FIELDS) == 65
     assert [cell.strip("`") for cell in BY_KIND[0]] == ["field", *KINDS]
     assert len(BY_KIND) == 13
 

@@ -71,6 +71,7 @@ AT_HOME = {
         "device.triton_exact",
         "device.triton_kernels",
         "device.triton_rounding",
+        "device.triton_values",
     },
 }
 """Rooms and modules that import a heavy library as they please, because nothing that can do without it imports them."""

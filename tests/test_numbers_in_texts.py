@@ -16,7 +16,7 @@ from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
 from deltapack.limits import DEFAULT_LIMITS, MIB
 from deltapack.merging.advice import LARGEST_SUM_OF_WEIGHTS
 from deltapack.merging.methods.table import ALIASES, METHODS
-from deltapack.packing import kinship, planning, roles
+from deltapack.packing import kinship, roles, sampling
 from deltapack.packing.recipe import USUAL_FIDELITY
 from deltapack.sparsify.dare import HOPELESS, RISKY
 from deltapack.sparsify.della import USUAL_EPSILON
@@ -51,7 +51,7 @@ FACTS: list[tuple[str, str, tuple[float, ...]]] = [
     (DOCS, rf"more than {NUMBER} of the base's norm, and a cosine below {NUMBER}; or norms", (kinship._NORM, kinship._COSINE)),
     (DOCS, rf"one dimension \(norms, biases\), up to {NUMBER} elements", (roles._TINY,)),
     (DOCS, rf"More than {NUMBER} elements in one dimension", (roles._FLAT,)),
-    (DOCS, rf"bf16 where int8 would lose more than {NUMBER} % of its difference", (100 * planning._NOISE_FLOOR**0.5,)),
+    (DOCS, rf"bf16 where int8 would lose more than {NUMBER} % of its difference", (100 * sampling._NOISE_FLOOR**0.5,)),
     (DOCS, rf"a sum of weights above {NUMBER}", (LARGEST_SUM_OF_WEIGHTS,)),
     (DOCS, rf"whole blocks of at least {NUMBER} KB", (files._LONG / 1024,)),
     (DOCS, rf"and {NUMBER} bytes tell a reader where everything is", (PROLOGUE_BYTES,)),

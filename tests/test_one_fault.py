@@ -88,7 +88,7 @@ TWICE = {
 """Vectors that cannot be broken in one way only, and why."""
 
 
-COSTLY = {"v1-bad-R6-tensors-1000001.dpk", "v1-bad-R4-recipe-60-mb.dpk"}
+COSTLY = {"v1-bad-R6-tensors-1000001.dpk", "v1-bad-R4-recipe-60-mb.dpk", "v1-bad-R8-factors-over-128-mib.dpk"}
 """Vectors of limits that keep a reader from much work: reading goes no further than their first fault."""
 
 

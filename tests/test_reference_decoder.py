@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -32,6 +32,7 @@ from support.builders import (
 )
 from support.codecs import SCALED
 from support.fixtures import Applied, PackOf
+from support.laws import examples
 
 import deltapack
 from deltapack import Override, Recipe
@@ -193,7 +194,7 @@ def test_side_files(tmp_path: Path) -> None:
     }
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Any bits in base and fine-tune, NaN and infinities included, any recipe: same bits, or an error that says so."""

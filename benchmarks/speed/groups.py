@@ -37,8 +37,11 @@ __all__ = [
     "measure_methods", "measure_real", "measure_startup", "method_name", "short_commands",
 ]  # fmt: skip
 
-IN_MEMORY = [Setting(drop, "int4", index) for drop in (0.9, 0.99) for index in ("gaps", "seeded")]
-"""The settings that have targets in memory."""
+IN_MEMORY = [
+    *(Setting(drop, "int4", index) for drop in (0.9, 0.99) for index in ("gaps", "seeded")),
+    *(Setting(drop, "ternary", "stratified") for drop in (0.745, 0.898)),
+]
+"""The settings that have targets in memory; the last two take .25 and .1 bits a weight."""
 MERGES = (2, 4, 8)
 METHODS = ("linear", "ties", "sce", "ram", "model_stock")
 MERGEKIT_METHODS = ("task_arithmetic", "ties", "sce", "model_stock")

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deltapack.analysis.evaluation_page import evaluation_page
 from deltapack.analysis.measuring import Asked, Value, open_judge, retention_of
+from deltapack.analysis.pages import check_page, write_page
 from deltapack.analysis.reports import EvaluateReport, EvaluateRow
 from deltapack.analysis.scoring import Score
 from deltapack.checking import as_path, as_paths
@@ -32,6 +34,8 @@ def evaluate(
     window: int = WINDOW,
     device: Any = None,
     dtype: str = "f32",
+    html: str | Path | None = None,
+    force: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluateReport:
@@ -55,6 +59,8 @@ def evaluate(
         window: Tokens that a model sees at a time.
         device: Where models compute, such as `"cuda"`; the CPU unless given.
         dtype: Type in which they compute, or `"own"` for that of the checkpoint; bf16 puts a floor of about 0.001 under KL.
+        html: A page with the table and plots to write, one file that needs nothing else.
+        force: Whether to replace an existing page.
         workers: Threads that decode; every core unless given.
         progress: Called with tokens (or models) measured so far and in all.
 
@@ -67,11 +73,15 @@ def evaluate(
         CheckpointError: A checkpoint is damaged, or lacks weights of the model.
         FormatError: A pack is damaged.
         NonFiniteError: A loss or a score is NaN or infinite.
+        OutputError: `html` exists or cannot be written.
         RecipeError: An argument is out of range, the text is too short or there is no tokenizer for it, transformers does not know the
             model, the command fails or prints no number.
     """
     asked = Asked(text, score, tokens, window, device, dtype, REFERENCE_BYTES, workers, progress)
     base, finetuned, paths = as_path("base", base), as_path("finetuned", finetuned), as_paths("packs", packs)
+    out = None if html is None else as_path("html", html)
+    if out is not None:
+        check_page(out, force=force)
     sizes = _sizes(base, finetuned)
     pack_bytes = [_pack_bytes(path) for path in paths]
     with open_judge(base, asked, finetuned, 2 + len(paths)) as judge:
@@ -82,7 +92,10 @@ def evaluate(
             rows.append(_row(str(path), size, 8 * size / max(1, sizes[1][1]), judge.pack(path), start, tuned))
         read = judge.unit if text is not None else 0
     measured = "loss" if score is None else "score"
-    return EvaluateReport(base, finetuned, measured, read, rows, _warnings(start, tuned, measured))
+    report = EvaluateReport(base, finetuned, measured, read, rows, _warnings(start, tuned, measured))
+    if out is not None:
+        write_page(evaluation_page(report), out, force=force)
+    return report
 
 
 def _sizes(*checkpoints: Path) -> list[tuple[int, int]]:

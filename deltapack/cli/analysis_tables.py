@@ -9,11 +9,75 @@ from typing import TYPE_CHECKING
 from deltapack.cli.render import count_of, human_bytes
 
 if TYPE_CHECKING:
+    from deltapack.analysis.findings import AnalysisReport, LayerFinding, TensorFinding
     from deltapack.analysis.reports import EvaluateReport, EvaluateRow, TunedPack, TuneReport
 
-__all__ = ["evaluate_rows", "tuned_fields", "tuned_rows"]
+__all__ = [
+    "analysis_fields",
+    "budget_table",
+    "evaluate_rows",
+    "layer_table",
+    "role_table",
+    "tensor_table",
+    "tuned_fields",
+    "tuned_rows",
+]
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
+
+
+def analysis_fields(report: AnalysisReport) -> list[tuple[str, str]]:
+    """Return what an analysis found of all tensors together, in two columns."""
+    total = report.total
+    return [
+        ("fine-tune", f"{report.finetuned}, {human_bytes(report.checkpoint_bytes)}"),
+        ("compared", f"{count_of(total.elements, 'element')}, {_percent(total.unchanged)} of them equal"),
+        ("difference", f"{100 * total.relative:.3g} % of the base's norm, at most {total.max_abs:.4g}"),
+        ("kappa", "" if total.kappa is None else f"{total.kappa:.2g}, an estimate of how much noise of its size costs"),
+    ]
+
+
+def role_table(report: AnalysisReport) -> Table:
+    """Return header and rows of what becomes of which tensors."""
+    header = ("role", "tensors", "bytes", "energy", "what becomes of it")
+    return header, [[row.role, f"{row.tensors:,}", f"{row.bytes:,}", _percent(row.energy), row.text] for row in report.roles]
+
+
+def layer_table(report: AnalysisReport) -> Table:
+    """Return header and rows of the layers."""
+    header = ("layer", "elements", "equal", "max |delta|", "norm", "energy", "spikes", "rank", "kappa")
+    return header, [_finding(row.name, row, str(row.spikes)) for row in (*report.layers, report.total)]
+
+
+def tensor_table(report: AnalysisReport) -> Table:
+    """Return header and rows of the tensors, those with the largest differences first."""
+    header = ("tensor", "elements", "equal", "max |delta|", "norm", "energy", "spikes", "rank", "kappa", "DARE at 0.9")
+    ordered = sorted(report.tensors, key=lambda tensor: (-tensor.energy, tensor.name))
+    return header, [[*_finding(tensor.name, tensor, tensor.spikes_told), tensor.dare] for tensor in ordered]
+
+
+def _finding(name: str, row: LayerFinding | TensorFinding, spikes: str) -> list[str]:
+    return [
+        name,
+        f"{row.elements:,}",
+        _percent(row.unchanged),
+        f"{row.max_abs:.3g}",
+        f"{100 * row.relative:.3g} %",
+        _percent(row.energy),
+        spikes,
+        "" if row.effective_rank is None else f"{row.effective_rank:.1f}",
+        "" if row.kappa is None else f"{row.kappa:.2g}",
+    ]
+
+
+def budget_table(report: AnalysisReport) -> Table:
+    """Return header and rows of what packs are expected to be."""
+    header = ("pack", "size", "smaller", "noise", "expected retention")
+    rows: list[Sequence[str]] = [
+        [f"--target-bits {row.bits:g}", human_bytes(row.bytes), f"{row.ratio:,.0f}x", f"{row.noise:.3g}", _percent(row.retention)]
+        for row in report.budgets
+    ]
+    return header, rows + [[f"--drop-rate {row.drop_rate:g}", "", "", f"{row.noise:.3g}", _percent(1 - row.loss)] for row in report.dare]
 
 
 def evaluate_rows(report: EvaluateReport) -> Table:

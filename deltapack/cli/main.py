@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, _Command] = {
     "watch": _Command("Pack the checkpoints of a training run as they appear.", interrupted="; each pack that is there is whole"),
     "inspect": _Command("Show what a pack holds.", interrupted=""),
     "verify": _Command("Check a pack for damage, and whether a base fits it.", interrupted=""),
+    "analyze": _Command("Look at a difference before it is packed: what it costs at which size.", interrupted=""),
     "evaluate": _Command("Measure what packs keep of a fine-tune.", interrupted=""),
     "tune": _Command("Find better factors for what a pack dropped, by forward passes."),
     "log": _Command("Show which pack follows which.", interrupted=""),

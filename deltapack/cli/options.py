@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ __all__ = [
     "checkpoint_path",
     "finetuned_argument",
     "force_option",
+    "html_option",
+    "map_option",
     "measure_options",
     "merge_options",
     "out_option",
@@ -27,7 +29,6 @@ __all__ = [
     "pack_argument",
     "pack_path",
     "packs_argument",
-    "refuse_existing",
     "typed_options",
     "weights_option",
     "workers_option",
@@ -98,6 +99,33 @@ weights_option = click.option(
     help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+
+
+def _read_map(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of regular expression and replacement."""
+    pairs = []
+    for text in values:
+        pattern, equals, replacement = text.rpartition("=")  # an expression may hold a `=`, a tensor's name does not
+        if not equals or not pattern:
+            raise click.BadParameter(f"'{text}' is not of the form REGEX=REPLACEMENT.", context, parameter)
+        pairs.append((pattern, replacement))
+    return pairs
+
+
+map_option = click.option(
+    "--map",
+    "name_map",
+    multiple=True,
+    callback=_read_map,
+    metavar="REGEX=REPLACEMENT",
+    help="Turn whole names of the fine-tune into names of the base, such as 'model\\.(.*)=\\1'. Repeatable.",
+)
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page with tables and plots: one file, which needs no network.",
+)
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
 
@@ -175,19 +203,6 @@ def measure_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Refuse a file that is there before hours are spent on what would be written to it.
-
-    Raises:
-        click.UsageError: It exists, and `force` is false, or its folder does not.
-    """
-    context = click.get_current_context()
-    if path.exists() and not force:
-        raise click.UsageError(f"'{path}' exists. --force replaces it.", context)
-    if not path.resolve().parent.is_dir():
-        raise click.UsageError(f"The folder of '{path}' does not exist.", context)
 
 
 def merge_options(function: F) -> F:

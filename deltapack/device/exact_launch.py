@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from deltapack.device import triton_exact
-from deltapack.device.exact_ready import ReadyChunk, ReadyExact, ReadyPart, ReadySymbols, Stream
+from deltapack.device.exact_ready import ReadyChunk, ReadyExact, ReadyPart, ReadySymbols
 from deltapack.device.exact_resident import ResidentExact, wrong_end
+from deltapack.device.segments import Stream
 from deltapack.format.digest import CHUNK
 from deltapack.kernels.exact_numbers import Numbers
 from deltapack.kernels.layout import TILE, Counts

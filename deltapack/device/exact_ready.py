@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from deltapack.codecs.exact_parts import Parts, firsts_of, read_parts
 from deltapack.codecs.exact_planes import Coded, Part
 from deltapack.codecs.exact_table import Table
 from deltapack.codecs.exact_tables import SharedTables
-from deltapack.device.ready import Segments, padded
+from deltapack.device.segments import NOWHERE, Segments, Stream
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError
 from deltapack.format.index import Entry
@@ -30,18 +30,7 @@ from deltapack.kernels.exact_numbers import Numbers, numbers_of
 from deltapack.kernels.layout import Bytes, Counts
 from deltapack.parallel import ordered_map
 
-__all__ = ["ReadyChunk", "ReadyExact", "ReadyPart", "ReadySymbols", "Stream", "is_decoded", "lay_out_exact"]
-
-
-class Stream(NamedTuple):
-    """Where bytes lie: segment, offset there, a multiple of 16, and how many. None of them: there is no such stream."""
-
-    segment: int
-    offset: int
-    nbytes: int
-
-
-_NOWHERE = Stream(0, 0, 0)
+__all__ = ["ReadyChunk", "ReadyExact", "ReadyPart", "ReadySymbols", "is_decoded", "lay_out_exact"]
 
 
 @dataclass(frozen=True)
@@ -206,17 +195,13 @@ class _Layer:
 
     def chunk(self, number: int, parts: Parts) -> ReadyChunk:
         """Put a chunk."""
-        changed = _NOWHERE if parts.changed is None else self._put(parts.changed.astype(np.uint32, copy=False))
+        changed = NOWHERE if parts.changed is None else self._put(parts.changed.astype(np.uint32, copy=False))
         dense = None if parts.dense is None else self._symbols(parts.given, parts.dense.table, parts.dense.classes, parts.dense.tiles)
         planes = tuple(tuple(self._part(part) for part in plane) for plane in parts.planes)
         return ReadyChunk(number, parts.length, parts.given, changed, dense, planes, parts.moves)
 
     def _put(self, array: NDArray[Any] | bytes) -> Stream:
-        stream = np.frombuffer(array, np.uint8) if isinstance(array, bytes) else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        if not len(stream):
-            return _NOWHERE
-        self._segments.reserve(padded(len(stream)))
-        return Stream(self._segments.number, self._segments.put(stream), len(stream))
+        return self._segments.place(np.frombuffer(array, np.uint8) if isinstance(array, bytes) else array)
 
     def _part(self, part: Part) -> ReadyPart:
         if isinstance(part.content, Coded):
@@ -238,7 +223,7 @@ class _Layer:
             table.lanes,
             table.far,
             *self._table(table),
-            _NOWHERE if table.kinds == 1 else self._put(classes),
+            NOWHERE if table.kinds == 1 else self._put(classes),
             self._put(tiles.states),
             self._put(tiles.words[: int(tiles.counts.sum())]),
             self._put(_aligned(tiles)),

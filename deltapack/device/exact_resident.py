@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deltapack.device.exact_ready import ReadyExact, Stream
+from deltapack.device.exact_ready import ReadyExact
+from deltapack.device.segments import Stream
 from deltapack.errors import FormatError
 
 __all__ = ["ResidentExact", "wrong_end"]

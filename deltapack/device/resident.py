@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from deltapack.device.exact_ready import lay_out_exact
 from deltapack.device.exact_resident import ResidentExact
-from deltapack.device.ready import COLUMNS, SEGMENT_BYTES, ReadyTerm, lay_out
+from deltapack.device.ready import COLUMNS, ReadyTerm, lay_out
+from deltapack.device.segments import SEGMENT_BYTES
 from deltapack.device.sending import Sender
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
@@ -41,11 +42,15 @@ class ResidentTerm:
         """Return a column of its table, `[tiles] int64`."""
         return self.ready.table[:, COLUMNS.index(name)]
 
-    @property
-    def thresholds(self) -> int:
-        """Address of its gap table; 0 without one."""
-        segment, offset = self.ready.thresholds
-        return self.segments[segment].data_ptr() + offset if self.ready.term.index_codec.kept == "random" else 0
+    def part(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return what all its tiles read, `[n]`, as a view of the numbers that it is of."""
+        segment, offset, nbytes = self.ready.parts[name]
+        return self.segments[segment][offset : offset + nbytes].view(dtype)
+
+    def address(self, name: str) -> int:
+        """Return the address of such a part; 0 where there is none."""
+        stream = self.ready.parts.get(name)
+        return 0 if stream is None else self.segments[stream.segment].data_ptr() + stream.offset
 
 
 @dataclass(frozen=True)

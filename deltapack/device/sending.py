@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deltapack.device.ready import SEGMENT_BYTES, Segments
+from deltapack.device.segments import SEGMENT_BYTES, Segments
 from deltapack.kernels.layout import Bytes
 
 __all__ = ["Sender"]

@@ -10,13 +10,15 @@ from operator import or_
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.device.ready import ALIGNMENT, COLUMNS
+from deltapack.device.ready import COLUMNS
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentTerm
+from deltapack.device.segments import ALIGNMENT
 from deltapack.dtypes import DType
 from deltapack.format.digest import TILE
+from deltapack.kernels.reference.strata import stride_of
 
-__all__ = ["TASKS", "TERMS", "VALUES", "Launch", "Todo", "WorkRows", "launch_of", "rows_of"]
+__all__ = ["SCALINGS", "TASKS", "TERMS", "VALUES", "Launch", "Todo", "WorkRows", "launch_of", "rows_of"]
 
 Table = NDArray[np.int64]
 
@@ -28,12 +30,19 @@ TASKS = (
 the live tensor, and in the one that the sum is added to. The pack's tensor has rows of `width` elements; the region is rows [top, bottom)
 and columns [left, right) of it, and strides count elements. Its tiles begin with number `tile` of the pack's tensor, of which `common`
 elements have terms; their programs begin with number `start`. Last come ranges of terms: to add, and to undo."""
-TERMS = ("values", "bits", "key low", "key high", "thresholds", "rows", "factor", "log")
-"""Columns of the table of terms: how codes are read, bits of a code, the mask key, the addresses of the gap table and of
-`deltapack.device.resident.ROWS`, the bits of the factor, and the address that the first replaced element of the whole term would have
-(they lie in the order of the kept ones); 0 where there is none."""
-VALUES = {"int": 0, "sign": 1, "f32": 2, "bf16": 3, "f16": 4}
-"""Ways to read a code, `deltapack.format.codecs.ValueCodec.form`, as the kernel knows them."""
+TERMS = (
+    *("values", "bits", "key low", "key high", "thresholds", "rows", "factor", "log"),
+    *("width", "scaling", "scale", "left", "right", "height", "rank", "sizes"),
+)
+"""Columns of the table of terms: how codes are read, bits of a code, the mask key, the addresses of the gap table (of a stratified mask the
+elements of a stratum times 2^16) and of `deltapack.device.resident.ROWS`, the bits of the factor, and the address that the first replaced
+element of the whole term would have (they lie in the order of the kept ones); 0 where there is none. Then, of the tensor as a matrix, its
+columns; how codes are scaled, and the bits of the scale of all; addresses of what rows and columns have, scales or factors; rows, number of
+factors, and the address of their sizes (`deltapack.device.ready_parts.parts_of`)."""
+VALUES = {"int": 0, "levels": 0, "sign": 1, "f32": 2, "bf16": 3, "f16": 4, "trits": 5, "factors": 6}
+"""Ways to read a code, `deltapack.format.codecs.ValueCodec.form`, as the kernel knows them; levels are integers of 8 bits here."""
+SCALINGS = {"": 0, "tensor": 1, "rows": 2, "outer": 3}
+"""Ways to scale codes, `deltapack.format.terms.Term.scales`, as the kernel knows them."""
 _START, _APPLY, _APPLY_END, _UNDO, _UNDO_END = (TASKS.index(name) for name in ("start", "apply", "apply end", "undo", "undo end"))
 _FACTOR, _LOG = TERMS.index("factor"), TERMS.index("log")
 _COUNT, _BEFORE, _KIND = (COLUMNS.index(name) for name in ("count", "before", "kind"))
@@ -45,13 +54,15 @@ class WorkRows:
 
     Attributes:
         task: `[16]`, see `TASKS`.
-        terms: `[terms, 8]`, see `TERMS`.
+        terms: `[terms, 16]`, see `TERMS`.
         tiles: Tiles of the pack's tensor that are changed.
         places: `[terms]`, where the first replaced element of the whole term would lie in a log of the work, in elements.
         logged: Kept elements in these tiles, of all terms.
         types: Names of the types of the base and of the result.
         kinds: Bit i is set where `deltapack.device.ready.KINDS` number i occurs.
         values: Bit i is set where `VALUES` number i occurs.
+        scales: Bit i is set where `SCALINGS` number i occurs; of codes only.
+        drops: Whether any term drops rows.
         sliced: Whether the region is more than a range of consecutive elements.
         aligned: Whether the region starts at a multiple of 16 bytes.
     """
@@ -64,6 +75,8 @@ class WorkRows:
     types: tuple[str, str]
     kinds: int
     values: int
+    scales: int
+    drops: bool
     sliced: bool
     aligned: bool
 
@@ -88,6 +101,8 @@ def rows_of(region: Region, dtype: DType, terms: Sequence[tuple[ResidentTerm, fl
         (base_type.name, dtype.name),
         _bits({kind for table in tables for kind in np.flatnonzero(np.bincount(table[:, _KIND])).tolist()}),
         _bits(set(rows[:, 0].tolist())),
+        _bits({SCALINGS[term.ready.term.scales] for term, _ in terms if term.ready.term.value_codec.scaled}),
+        any(term.ready.drops for term, _ in terms),
         region.sliced or base.sliced,
         bool((task[:2] % ALIGNMENT == 0).all()),
     )
@@ -97,10 +112,17 @@ def _bits(numbers: set[int]) -> int:
     return sum(1 << number for number in numbers)
 
 
-def _term(term: ResidentTerm, factor: float) -> list[int]:
-    ready, codec = term.ready.term, term.ready.term.value_codec
-    key = (ready.key & 0xFFFFFFFF, ready.key >> 32)
-    return [VALUES[codec.form], codec.bits, *key, term.thresholds, term.rows.data_ptr(), int(np.float32(factor).view(np.uint32)), 0]
+def _term(resident: ResidentTerm, factor: float) -> list[int]:
+    ready, term = resident.ready, resident.ready.term
+    codec, scaling = term.value_codec, SCALINGS[term.scales]
+    step = stride_of(term.keep) if term.index == "stratified" else resident.address("thresholds")
+    left, right = (resident.address("left"), resident.address("right")) if term.is_factors else map(resident.address, ("rows", "columns"))
+    first = [VALUES[codec.form], codec.bits, term.key & 0xFFFFFFFF, term.key >> 32, step, resident.rows.data_ptr(), _f32_bits(factor), 0]
+    return [*first, ready.width, scaling, _f32_bits(term.scale), left, right, ready.height, term.rank, resident.address("sizes")]
+
+
+def _f32_bits(value: float) -> int:
+    return int(np.float32(value).view(np.uint32))
 
 
 def _bounds(region: Region) -> list[int]:
@@ -142,10 +164,12 @@ class Launch:
     Attributes:
         owners: `[programs]`, the task of each.
         tasks: `[tasks, 16]`, see `TASKS`.
-        terms: `[terms, 8]`, see `TERMS`.
+        terms: `[terms, 16]`, see `TERMS`.
         most: The most terms that a task adds.
         kinds: As in `WorkRows`, of all works.
         values: As in `WorkRows`, of all works.
+        scales: As in `WorkRows`, of all works.
+        drops: As in `WorkRows`, of any work.
         sliced: Whether any region is more than a range of consecutive elements.
         aligned: Whether all regions start at multiples of 16 bytes.
     """
@@ -156,13 +180,10 @@ class Launch:
     most: int
     kinds: int
     values: int
+    scales: int
+    drops: bool
     sliced: bool
     aligned: bool
-
-    @property
-    def alike(self) -> bool:
-        """Whether all terms have the same kind of positions and of values."""
-        return all(bits & (bits - 1) == 0 for bits in (self.kinds, self.values))
 
 
 def launch_of(todo: Sequence[Todo], itemsize: int) -> Launch:
@@ -187,6 +208,8 @@ def launch_of(todo: Sequence[Todo], itemsize: int) -> Launch:
         int(lengths[:half].max()),
         reduce(or_, (rows.kinds for rows in every)),
         reduce(or_, (rows.values for rows in every)),
+        reduce(or_, (rows.scales for rows in every)),
+        any(rows.drops for rows in every),
         any(rows.sliced for rows in every),
         all(rows.aligned for rows in every),
     )

@@ -7,19 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltapack.codecs import values
 from deltapack.device import torch_kernels
 from deltapack.device.exact_work import ExactWork, save
-from deltapack.device.ready import KINDS
 from deltapack.device.regions import Region
-from deltapack.device.resident import ResidentTerm
+from deltapack.device.torch_decoding import decode_chunk
 from deltapack.device.torch_exact import decode_exact
 from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region
-from deltapack.errors import FormatError
-from deltapack.format.digest import CHUNK, TILES_PER_CHUNK
-from deltapack.format.table import tile_lengths
+from deltapack.format.digest import CHUNK
 
-__all__ = ["TorchEngine", "decode_chunk", "wrong_count"]
+__all__ = ["TorchEngine"]
 
 Tensor = torch.Tensor
 
@@ -90,43 +86,3 @@ def _do(work: Work, mode: UndoMode, earlier: Sequence[Saved], done: list[Saved])
         if log is not None:
             log.pieces.append((places.to(place), old))
         work.region.put(places, result)
-
-
-def decode_chunk(resident: ResidentTerm, chunk: int, factor: float) -> tuple[Tensor, Tensor]:
-    """Return the positions `[nnz] int64`, from the start of the chunk, and values `[nnz] f32` of a chunk of a term.
-
-    Raises:
-        FormatError: A seeded mask keeps another number of elements than its table says (rule R9).
-    """
-    term, rows = resident.ready.term, slice(chunk * TILES_PER_CHUNK, (chunk + 1) * TILES_PER_CHUNK)
-    kind, kept, items = (resident.column(name)[rows] for name in ("kind", "count", "items"))
-    segment = resident.segments[int(resident.column("segment")[rows][0])]
-    index, codes, scales = (int(resident.column(name)[rows][0]) for name in ("index", "codes", "scales"))
-    nnz, counts = int(kept.sum()), torch.from_numpy(kept.copy()).to(segment.device)
-    lengths = tile_lengths(min(CHUNK, resident.ready.entry.common - chunk * CHUNK))
-    if kind[0] == KINDS["seeded"]:
-        positions, found = torch_kernels.sample_positions(term.key, term.keep, chunk * TILES_PER_CHUNK, lengths, segment.device)
-        if not torch.equal(found, counts):
-            raise wrong_count(resident)
-    elif kind[0] == KINDS["bitmap"]:
-        positions = torch_kernels.positions_from_bits(segment[index : index + (sum(lengths) + 7) // 8], sum(lengths))
-    elif kind[0] == KINDS["all"]:
-        positions = torch.arange(nnz, device=segment.device)
-    else:
-        wide = kind[0] == KINDS["wide gaps"]
-        gaps = segment[index : index + int(items.sum()) * (2 if wide else 1)]
-        gaps = gaps.view(torch.int16).to(torch.int32) & 0xFFFF if wide else gaps
-        positions = torch_kernels.positions_from_gaps(gaps, torch.from_numpy(items.copy()).to(segment.device), escapes=not wide)
-    packed = segment[codes : codes + values.codes_raw_length(term.values, nnz)]
-    scale_bytes = values.scales_raw_length(kept) if term.value_codec.scaled else 0
-    return positions, torch_kernels.decode_values(term.values, packed, segment[scales : scales + scale_bytes], counts, nnz, factor)
-
-
-def wrong_count(resident: ResidentTerm) -> FormatError:
-    """Return the error for a seeded mask that keeps another number of elements than its table says."""
-    return FormatError(
-        f"the {resident.ready.term.index} index keeps another number of elements than the table says",
-        path=resident.ready.path,
-        tensor=resident.ready.entry.name,
-        rule="R9",
-    )

@@ -12,8 +12,9 @@ from itertools import islice
 
 import torch
 
-from deltapack.device.exact_ready import ReadyChunk, ReadyPart, ReadySymbols, Stream
+from deltapack.device.exact_ready import ReadyChunk, ReadyPart, ReadySymbols
 from deltapack.device.exact_resident import ResidentExact, wrong_end
+from deltapack.device.segments import Stream
 from deltapack.device.torch_kernels import BITS
 from deltapack.format.digest import CHUNK
 from deltapack.kernels.exact_numbers import Numbers, symbol_table

@@ -20,11 +20,13 @@ __all__ = [
     "add_sparse",
     "convert",
     "decode_values",
+    "philox",
     "positions_from_bits",
     "positions_from_gaps",
     "sample_positions",
     "sum_terms",
     "to_f32",
+    "unpack",
 ]
 
 Tensor = torch.Tensor
@@ -39,6 +41,8 @@ _BEYOND = {"f16": 0x7C00, "f8_e4m3fn": 0x7E, "f8_e5m2": 0x7B}
 """What overflow becomes: infinity, or the largest finite number of the 8-bit types."""
 _MAGNITUDE = 0x7FFFFFFF
 _SAMPLES_AT_ONCE = 1 << 20
+TRITS = (1, 3, 9, 27, 81)
+"""What the trits of a byte weigh."""
 
 
 def sample_positions(key: int, keep: int, first_tile: int, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -75,7 +79,7 @@ def _walk(key: int, thresholds: Tensor, tile: int, tiles: int, blocks: int, exte
     """Return the cursor after each sample and whether the sample kept an element, `[tiles, samples]`; all pass `extent`."""
     numbers = torch.arange(tile, tile + tiles, dtype=torch.int64, device=thresholds.device)[:, None]
     while True:
-        samples = _philox(key, numbers, torch.arange(blocks, dtype=torch.int64, device=thresholds.device)[None, :])
+        samples = philox(key, numbers, torch.arange(blocks, dtype=torch.int64, device=thresholds.device)[None, :])
         gaps = torch.searchsorted(thresholds, samples.reshape(tiles, -1), right=True)
         kept = gaps < ESCAPE
         cursor = torch.cumsum(gaps + kept, dim=1)
@@ -84,13 +88,13 @@ def _walk(key: int, thresholds: Tensor, tile: int, tiles: int, blocks: int, exte
         blocks *= 2
 
 
-def _philox(key: int, tile: Tensor, block: Tensor) -> Tensor:
-    """Return Philox4x32-10 samples `[*shape, 4]` for counters (block, tile, 0, 0); products of 64 bits wrap, which keeps their bits."""
+def philox(key: int, tile: Tensor, block: Tensor, third: int = 0, rounds: int = 10) -> Tensor:
+    """Return Philox4x32 samples `[*shape, 4]` for counters (block, tile, third, 0); products of 64 bits wrap, which keeps their bits."""
     mask = 0xFFFFFFFF
     c0, c1 = (block & mask) + 0 * tile, (tile & mask) + 0 * block
-    c2 = c3 = torch.zeros_like(c0)
+    c2, c3 = torch.full_like(c0, third), torch.zeros_like(c0)
     k0, k1 = key & mask, key >> 32
-    for _ in range(10):
+    for _ in range(rounds):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((p1 >> 32) & mask) ^ c1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ c3 ^ k1, p0 & mask
         k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
@@ -122,7 +126,7 @@ def positions_from_bits(stream: Tensor, length: int) -> Tensor:
 
 
 def decode_values(codec: str, codes: Tensor, scales: Tensor, counts: Tensor, nnz: int, factor: float) -> Tensor:
-    """Return the values `[nnz] f32` of consecutive tiles (spec/06-arithmetic.md section 6.1).
+    """Return the values `[nnz] f32` of consecutive tiles (spec/06-arithmetic.md section 6.1), of codes that groups have scales for.
 
     Args:
         codec: Value codec.
@@ -136,7 +140,7 @@ def decode_values(codec: str, codes: Tensor, scales: Tensor, counts: Tensor, nnz
     if not row.scaled:
         return _FLOAT_CODES[row.form](codes)[:nnz] * scalar
     steps = _wide_bf16(scales.view(torch.int16)) * scalar
-    return _unpack(row.form, row.bits, codes, nnz).to(torch.float32) * steps[_groups(counts, nnz)]
+    return unpack(row.form, row.bits, codes, nnz).to(torch.float32) * steps[_groups(counts, nnz)]
 
 
 _FLOAT_CODES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -147,10 +151,14 @@ _FLOAT_CODES: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Ways to read a code that is a float, `deltapack.format.codecs.ValueCodec.form`."""
 
 
-def _unpack(form: str, bits: int, codes: Tensor, nnz: int) -> Tensor:
-    """Return codes `[nnz] int32`."""
+def unpack(form: str, bits: int, codes: Tensor, nnz: int) -> Tensor:
+    """Return codes `[nnz] int32` of `[n] uint8`; of levels a byte each."""
+    wide = codes.to(torch.int32)[:, None]
+    if form == "trits":
+        trits = torch.div(wide, torch.tensor(TRITS, dtype=torch.int32, device=codes.device), rounding_mode="floor") % 3
+        return (trits - 3 * (trits >> 1)).reshape(-1)[:nnz]
     shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=codes.device)
-    fields = ((codes.to(torch.int32)[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:nnz]
+    fields = ((wide >> shifts) & ((1 << bits) - 1)).reshape(-1)[:nnz]
     half = 1 << bits - 1
     return 1 - 2 * fields if form == "sign" else (fields ^ half) - half
 

@@ -1,19 +1,23 @@
-"""The positions and values of a block of items, in Triton: same bits as `deltapack.kernels.reference`."""
+"""The elements that a block of items keeps, in Triton: same positions as of `deltapack.kernels.reference`."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from deltapack.device.tables import VALUES
+from deltapack.device.ready import KINDS
+from deltapack.device.tables import SCALINGS
 from deltapack.device.triton_rounding import pointer
-from deltapack.kernels.layout import GROUP
+from deltapack.kernels.layout import TILE
 
-__all__ = ["halves", "pair", "steps", "values_of"]
+__all__ = ["in_matrix", "items_of", "scaling_of"]
 
-_SEEDED, _GAPS, _WIDE, _BITMAP = (tl.constexpr(kind) for kind in range(4))
-_GROUP = tl.constexpr(GROUP)
-_INT, _SIGN, _V32, _VBF16, _VF16 = (tl.constexpr(form) for form in VALUES.values())
+_SEEDED, _GAPS, _WIDE, _BITMAP, _STRATIFIED = (
+    tl.constexpr(KINDS[kind]) for kind in ("seeded", "gaps", "wide gaps", "bitmap", "stratified")
+)
+_ONLY_STRATIFIED = tl.constexpr(1 << KINDS["stratified"])
+_ALIKE = tl.constexpr(SCALINGS["tensor"])
+_TILE = tl.constexpr(TILE)
 
 
 @triton.jit
@@ -27,12 +31,51 @@ def _gaps_of(samples, thresholds):
 
 
 @triton.jit
-def steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return by how much each of the items [at, at + BLOCK) moves the cursor, and whether it keeps an element."""
+def _strata(at, tile, step, low, high, BLOCK: tl.constexpr):
+    """Return where the strata [at, at + BLOCK) begin, their widths, and which of its elements each keeps; for those that are none, any."""
+    item = (at + tl.arange(0, BLOCK)).to(tl.uint32)
+    coarse, fine = (step >> 16).to(tl.uint32), (step & 0xFFFF).to(tl.uint32)
+    begin = item * coarse + ((item * fine) >> 16)
+    width = (item + 1) * coarse + (((item + 1) * fine) >> 16) - begin
+    block = (at // 8 + tl.arange(0, BLOCK // 8)).to(tl.uint32)
+    none = tl.zeros_like(block)
+    a, b, c, d = tl.philox_impl(block, none + tile.to(tl.uint32), none + 1, none, none + low, none + high, 7)
+    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK // 2])
+    samples = tl.reshape(tl.join(words & 0xFFFF, words >> 16), [BLOCK])
+    # At most 65,535 times 65,537, which is the largest number of 32 bits.
+    return begin.to(tl.int32), width.to(tl.int32), ((samples * width) >> 16).to(tl.int32)
+
+
+@triton.jit
+def in_matrix(corner, width, position):
+    """Return row and column of elements of a tile whose first one has the row and column `corner`."""
+    column = corner[1] + position.to(tl.int64)
+    # A tile has elements of two rows at most where they are as long as it is; and short rows need no division of 64 bits.
+    short = tl.minimum(width, _TILE).to(tl.int32)
+    below = tl.where(width < _TILE, column.to(tl.int32) // short, (column >= width).to(tl.int32)).to(tl.int64)
+    return corner[0] + below, column - below * width
+
+
+@triton.jit
+def _is_dropped(scaling, row, mask):
+    """Return whether elements lie in rows that their term drops."""
+    of_lines = scaling[0] > _ALIKE
+    return of_lines & (tl.load(pointer(scaling[2], tl.float32) + row, mask=mask & of_lines, other=1.0) == 0.0)
+
+
+@triton.jit
+def _steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return by how much items [at, at + BLOCK) move the cursor, how far before the end of that each keeps an element, and if it does."""
     item = at + tl.arange(0, BLOCK)
     there = item < items
     step = tl.where(there, 1, 0)
+    back = tl.full([BLOCK], 1, tl.int32)
     kept = there
+    if KINDS & 32:
+        if kind == _STRATIFIED:
+            _, width, within = _strata(at, tile, thresholds, low, high, BLOCK)
+            step = tl.where(there, width, 0)
+            back = width - within
     if KINDS & 1:
         if kind == _SEEDED:
             block = (at // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
@@ -57,11 +100,11 @@ def steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.constex
         if kind == _BITMAP:
             byte = tl.load(pointer(index, tl.uint8) + item // 8, mask=there, other=0).to(tl.int32)
             kept = ((byte >> (item & 7)) & 1) == 1
-    return step, kept
+    return step, back, kept
 
 
 @triton.jit
-def pair(step, kept, BLOCK: tl.constexpr):
+def _pair(step, kept, BLOCK: tl.constexpr):
     """Return steps and what they keep in one number, so that both are summed at once: a block moves by at most 255 times its length."""
     if BLOCK <= 1024:
         return step | (kept.to(tl.int32) << 20)
@@ -70,7 +113,7 @@ def pair(step, kept, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def halves(sums, BLOCK: tl.constexpr):
+def _halves(sums, BLOCK: tl.constexpr):
     """Return the two sums of a sum of pairs."""
     if BLOCK <= 1024:
         return sums & 0xFFFFF, sums >> 20
@@ -79,27 +122,42 @@ def halves(sums, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def values_of(values, bits, codes, first, scales, order, mask, factor, VALUES: tl.constexpr):
-    """Return the values of kept elements: code times scale times factor (spec/06-arithmetic.md section 6.1)."""
-    at = first + order.to(tl.int64)
-    value = tl.zeros(order.shape, tl.float32)
-    if VALUES & 3:
-        if values <= _SIGN:
-            place = at * bits
-            byte = tl.load(pointer(codes, tl.uint8) + (place >> 3), mask=mask, other=0).to(tl.int32)
-            field = (byte >> (place & 7).to(tl.int32)) & ((1 << bits) - 1)
-            half = 1 << (bits - 1)
-            code = tl.where(values == _SIGN, 1 - 2 * field, (field ^ half) - half)
-            scale = tl.load(pointer(scales, tl.uint16) + order // _GROUP, mask=mask, other=0).to(tl.uint32) << 16
-            value = code.to(tl.float32) * (scale.to(tl.float32, bitcast=True) * factor)
-    if VALUES & 4:
-        if values == _V32:
-            value = tl.load(pointer(codes, tl.float32) + at, mask=mask, other=0.0) * factor
-    if VALUES & 8:
-        if values == _VBF16:
-            wide = tl.load(pointer(codes, tl.uint16) + at, mask=mask, other=0).to(tl.uint32) << 16
-            value = wide.to(tl.float32, bitcast=True) * factor
-    if VALUES & 16:
-        if values == _VF16:
-            value = tl.load(pointer(codes, tl.float16) + at, mask=mask, other=0.0).to(tl.float32) * factor
-    return value
+def scaling_of(term):
+    """Return how the codes of a term are scaled, the scale of all, and the addresses of what rows and columns have."""
+    scale = tl.load(term + 10).to(tl.int32).to(tl.float32, bitcast=True)
+    return tl.load(term + 9).to(tl.int32), scale, tl.load(term + 11), tl.load(term + 12)
+
+
+@triton.jit
+def items_of(term, row, tile, at, cursor, rank, length, corner, KINDS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return what items [at, at + BLOCK) of a tile keep.
+
+    That is positions, numbers among all kept elements, and whether each keeps one; how far they move the cursor, and how many they keep.
+    """
+    kind, items, index, thresholds = tl.load(row).to(tl.int32), tl.load(row + 2).to(tl.int32), tl.load(row + 3), tl.load(term + 4)
+    low, high = tl.load(term + 2).to(tl.uint32), tl.load(term + 3).to(tl.uint32)
+    if KINDS == _ONLY_STRATIFIED:
+        # Nothing is summed: an element is found without those before it, and only the last of a tile can be missing.
+        begin, width, within = _strata(at, tile, thresholds, low, high, BLOCK)
+        there = at + tl.arange(0, BLOCK) < items
+        position, moved = begin + within, tl.max(tl.where(there, begin + width, 0), 0) - cursor
+        kept = there & (position < length)
+        number = tl.arange(0, BLOCK)
+        if DROPS:
+            kept = kept & ~_is_dropped(scaling_of(term), in_matrix(corner, tl.load(term + 8), position)[0], kept)
+            number = tl.cumsum(kept.to(tl.int32), 0) - 1
+        return position, rank + number, kept, moved, tl.sum(kept.to(tl.int32), 0)
+    else:
+        step, back, kept = _steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
+        if DROPS:
+            position = cursor + tl.cumsum(step, 0) - back
+            kept = kept & (position < length)
+            kept = kept & ~_is_dropped(scaling_of(term), in_matrix(corner, tl.load(term + 8), position)[0], kept)
+            number = tl.cumsum(kept.to(tl.int32), 0)
+            return position, rank + number - 1, kept, tl.sum(step, 0), tl.sum(kept.to(tl.int32), 0)
+        else:
+            moves, numbers = _halves(tl.cumsum(_pair(step, kept, BLOCK), 0), BLOCK)
+            position = cursor + moves - back
+            kept = kept & (position < length)
+            moved, found = _halves(tl.sum(_pair(step, kept, BLOCK), 0), BLOCK)
+            return position, rank + numbers - 1, kept, moved, found

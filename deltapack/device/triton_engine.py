@@ -15,7 +15,7 @@ from deltapack.device.exact_launch import launch_exact
 from deltapack.device.exact_work import ExactWork, save
 from deltapack.device.regions import Region
 from deltapack.device.tables import Launch, Todo, WorkRows, launch_of
-from deltapack.device.torch_engine import wrong_count
+from deltapack.device.torch_decoding import wrong_count
 from deltapack.device.torch_kernels import BITS
 from deltapack.device.triton_rounding import DTYPES
 from deltapack.device.work import Saved, SavedCopy, UndoMode, Work, by_region
@@ -204,6 +204,8 @@ class TritonEngine:
                 TARGET=DTYPES[target],
                 KINDS=launch.kinds,
                 VALUES=launch.values,
+                SCALES=launch.scales,
+                DROPS=launch.drops,
                 UNDO=any(task.undo is not None for task in tasks),
                 LOG=any(task.logs for task in tasks),
                 COLLECT=collect,
@@ -211,6 +213,11 @@ class TritonEngine:
                 ALIGNED=launch.aligned,
                 BLOCK=self._block,
                 WINDOW=self._window,
-                **triton_kernels.options(alike=launch.alike, heavy="f64" in (source, target) or (collect and source != target)),
+                **triton_kernels.options(
+                    kinds=launch.kinds,
+                    values=launch.values,
+                    scales=launch.scales,
+                    heavy="f64" in (source, target) or (collect and source != target),
+                ),
             )
         return int(violation.item())

@@ -18,8 +18,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from deltapack.device.triton_decoding import halves, pair, steps, values_of
+from deltapack.device.triton_decoding import in_matrix, items_of
 from deltapack.device.triton_rounding import add_rounded, element_pointer, pointer
+from deltapack.device.triton_values import values_of
 from deltapack.kernels.layout import TILE
 
 __all__ = ["BLOCK", "PROGRAMS", "STATE", "WINDOW", "options", "switch_tiles"]
@@ -34,16 +35,21 @@ STATE = 3
 """Numbers of where a term goes on: item, position and number of kept elements."""
 
 
-def options(*, alike: bool, heavy: bool) -> dict[str, Any]:
+def options(*, kinds: int, values: int, scales: int, heavy: bool) -> dict[str, Any]:
     """Return how the kernel is compiled.
 
     The registers of a thread are bounded, because ptxas left alone takes more than let enough programs run at a time.
 
     Args:
-        alike: Whether all terms have the same codecs, so that the code of one only is compiled.
+        kinds: `KINDS` of the kernel.
+        values: `VALUES` of the kernel.
+        scales: `SCALES` of the kernel.
         heavy: Whether f64 occurs, or sums of several terms become another type.
     """
-    registers = (168 if heavy else 128) if alike else 255
+    if max(kinds.bit_count(), values.bit_count(), scales.bit_count()) <= 1:
+        registers = 168 if heavy else 128
+    else:
+        registers = 168 if kinds.bit_count() <= 2 and not heavy else 255
     return {"num_warps": WARPS, "enable_fp_fusion": False, "maxnreg": registers}
 
 
@@ -79,27 +85,26 @@ def _places(bounds, tile, position, SLICED: tl.constexpr):
 @triton.jit
 def _walk(
     term, task, tile, length, start, stop, at, cursor, rank, scratch,
-    MODE: tl.constexpr, LOG: tl.constexpr, SOURCE: tl.constexpr, TARGET: tl.constexpr,
-    KINDS: tl.constexpr, VALUES: tl.constexpr, SLICED: tl.constexpr, BLOCK: tl.constexpr,
+    MODE: tl.constexpr, LOG: tl.constexpr, SOURCE: tl.constexpr, TARGET: tl.constexpr, KINDS: tl.constexpr, VALUES: tl.constexpr,
+    SCALES: tl.constexpr, DROPS: tl.constexpr, SLICED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Visit the elements of [start, stop) that a term keeps in a tile.
 
     Begins at item `at`, at element `cursor`, after `rank` kept elements; returns where to go on.
     """
     row = pointer(tl.load(term + 5), tl.int64) + tile * 8
-    kind, count, items = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
-    index, codes, first, scales = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
-    values, bits, thresholds = tl.load(term).to(tl.int32), tl.load(term + 1).to(tl.int32), tl.load(term + 4)
-    low, high = tl.load(term + 2).to(tl.uint32), tl.load(term + 3).to(tl.uint32)
+    count, items = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
+    codes, first, scales = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
     factor = tl.load(term + 6).to(tl.int32).to(tl.float32, bitcast=True)
     log, before = tl.load(term + 7), tl.load(row + 7)
     target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
+    corner = (tile, tile)
+    if DROPS or (SCALES & 12) or (VALUES & 64):
+        above = tile * _TILE // tl.load(term + 8)
+        corner = (above, tile * _TILE - above * tl.load(term + 8))
     going = (at < items) & (cursor < stop)
     while going:
-        step, kept = steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
-        moves, numbers = halves(tl.cumsum(pair(step, kept, BLOCK), 0), BLOCK)
-        position, order = cursor + moves - 1, rank + numbers - 1
-        kept = kept & (position < length)
+        position, order, kept, moved, found = items_of(term, row, tile, at, cursor, rank, length, corner, KINDS, DROPS, BLOCK)
         place, inside = _places(bounds, tile, position, SLICED)
         mask = kept & inside & (order < count)
         if MODE == _COLLECT:
@@ -108,19 +113,21 @@ def _walk(
             old = tl.load(element_pointer(log, TARGET) + (before + order), mask=mask)
             tl.store(element_pointer(target, TARGET) + place, old, mask=mask)
         else:
-            value = values_of(values, bits, codes, first, scales, order, mask, factor, VALUES)
+            line = (position, position)
+            if (SCALES & 12) or (VALUES & 64):
+                line = in_matrix(corner, tl.load(term + 8), position)
+            value, there = values_of(term, codes, first, scales, order, line[0], line[1], mask, factor, VALUES, SCALES)
             if LOG or MODE == _APPLY:
                 raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
             if LOG:
                 tl.store(element_pointer(log, SOURCE) + (before + order), raw, mask=mask & (log != 0))
             if MODE == _APPLY:
                 result = add_rounded(raw, 0.0 + value, SOURCE, TARGET)
-                tl.store(element_pointer(target, TARGET) + place, result, mask=mask)
+                tl.store(element_pointer(target, TARGET) + place, result, mask=there)
             else:
-                so_far = tl.load(scratch + (position - start), mask=mask, other=0)
+                so_far = tl.load(scratch + (position - start), mask=there, other=0)
                 total = tl.where(so_far == _UNTOUCHED, 0.0, so_far.to(tl.float32, bitcast=True)) + value
-                tl.store(scratch + (position - start), total.to(tl.int32, bitcast=True), mask=mask)
-        moved, found = halves(tl.sum(pair(step, kept, BLOCK), 0), BLOCK)
+                tl.store(scratch + (position - start), total.to(tl.int32, bitcast=True), mask=there)
         # A block that crosses the border of a window is visited again from the next one.
         passed = (cursor + moved <= stop) | (stop == length)
         cursor += tl.where(passed, moved, 0)
@@ -140,7 +147,7 @@ def _kept(term, tile):
 def _sum(
     terms, part, end, task, tile, length, scratch, state,
     LOG: tl.constexpr, SOURCE: tl.constexpr, TARGET: tl.constexpr, KINDS: tl.constexpr, VALUES: tl.constexpr,
-    SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    SCALES: tl.constexpr, DROPS: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Add several terms to a tile; return whether each keeps as many elements as its table says."""
     good = part == part
@@ -153,10 +160,10 @@ def _sum(
             at, cursor, rank = start, start, start
             if start > 0:
                 at, cursor, rank = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-            term = terms + number * 8
+            term = terms + number * 16
             at, cursor, rank = _walk(
                 term, task, tile, length, start, stop, at, cursor, rank, scratch,
-                _COLLECT, LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK,
+                _COLLECT, LOG, SOURCE, TARGET, KINDS, VALUES, SCALES, DROPS, SLICED, BLOCK,
             )  # fmt: skip
             # All of the program's threads have read the state before one of them replaces it.
             tl.debug_barrier()
@@ -219,14 +226,15 @@ def _add_collected(
 @triton.jit(do_not_specialize=["count", "most"])
 def switch_tiles(
     tasks, terms, owners, scratch, states, violation, count, most,
-    SOURCE: tl.constexpr, TARGET: tl.constexpr, KINDS: tl.constexpr, VALUES: tl.constexpr, UNDO: tl.constexpr, LOG: tl.constexpr,
-    COLLECT: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    SOURCE: tl.constexpr, TARGET: tl.constexpr, KINDS: tl.constexpr, VALUES: tl.constexpr, SCALES: tl.constexpr, DROPS: tl.constexpr,
+    UNDO: tl.constexpr, LOG: tl.constexpr, COLLECT: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Undo what was added to tiles and add something else, each tile once.
 
     Args:
         tasks: `[tasks, 16] int64`, see `deltapack.device.tables.TASKS`.
-        terms: `[terms, 8] int64`, see `deltapack.device.tables.TERMS`.
+        terms: `[terms, 16] int64`, see `deltapack.device.tables.TERMS`.
         owners: `[count] int64`, the task of each tile.
         scratch: `[programs, WINDOW] int32`, all -1; where `COLLECT`.
         states: `[programs, most, 3] int32`; where `COLLECT`.
@@ -237,6 +245,8 @@ def switch_tiles(
         TARGET: Type of the result.
         KINDS: Bit i is set where `deltapack.device.ready.KINDS` number i occurs.
         VALUES: Bit i is set where `deltapack.device.tables.VALUES` number i occurs.
+        SCALES: Bit i is set where `deltapack.device.tables.SCALINGS` number i occurs.
+        DROPS: Whether any term drops rows.
         UNDO: Whether any tile has something to undo.
         LOG: Whether replaced elements are logged.
         COLLECT: Whether any tile adds more than one term.
@@ -256,8 +266,8 @@ def switch_tiles(
             part, end = tl.load(task + 14), tl.load(task + 15)
             while part < end:
                 _walk(
-                    terms + part * 8, task, tile, length, zero, length, zero, zero, zero, own,
-                    _UNDO, False, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK,
+                    terms + part * 16, task, tile, length, zero, length, zero, zero, zero, own,
+                    _UNDO, False, SOURCE, TARGET, KINDS, VALUES, SCALES, DROPS, SLICED, BLOCK,
                 )  # fmt: skip
                 part += 1
             tl.debug_barrier()
@@ -267,14 +277,14 @@ def switch_tiles(
             if end - part > 1:
                 good &= _sum(
                     terms, part, end, task, tile, length, own, state,
-                    LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, ALIGNED, BLOCK, WINDOW,
+                    LOG, SOURCE, TARGET, KINDS, VALUES, SCALES, DROPS, SLICED, ALIGNED, BLOCK, WINDOW,
                 )  # fmt: skip
                 part = end
         while part < end:
-            term = terms + part * 8
+            term = terms + part * 16
             _, _, rank = _walk(
                 term, task, tile, length, zero, length, zero, zero, zero, own,
-                _APPLY, LOG, SOURCE, TARGET, KINDS, VALUES, SLICED, BLOCK,
+                _APPLY, LOG, SOURCE, TARGET, KINDS, VALUES, SCALES, DROPS, SLICED, BLOCK,
             )  # fmt: skip
             good &= rank == _kept(term, tile)
             part += 1

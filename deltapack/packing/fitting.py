@@ -93,7 +93,7 @@ class Fitting:
         if quality is not None:
             return self._attempt(_rates_of(quality, self._known))
         assert self.target is not None
-        return self._of_bits(8 * (AIM * self.target - self._overhead()), None)
+        return self._of_bits(8 * (AIM * self.target - self.overhead()), None)
 
     def after(self, attempt: Attempt, size: int) -> Attempt | None:
         """Return the next attempt after one that gave a file of `size` bytes; `None` where that is it.
@@ -143,7 +143,7 @@ class Fitting:
         least = sum(predicted_bits(one, share_of(one, rates)) for one in known)
         return Attempt(plans, rates, least if bits is None else bits, 2 * CAUTION * kappa * noise)
 
-    def _overhead(self) -> float:
+    def overhead(self) -> float:
         """Return about how many bytes the pack takes beside what its weights are coded in."""
         inputs, buffers = self.inputs, Buffers()
         others = [plan for plan in self.plans if plan.tensor.name not in self.weights]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from deltapack import kernels
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.codecs.chunk import TermCodec, encode_term_chunk
+from deltapack.codecs.chunk import TermCodec
 from deltapack.codecs.exact import encode_exact_chunk
 from deltapack.codecs.exact_entry import padded_base
 from deltapack.codecs.exact_tables import NO_TABLES, SharedTables
@@ -20,31 +19,24 @@ from deltapack.codecs.indices import best_index
 from deltapack.codecs.stored import encode_stored_chunk
 from deltapack.errors import RecipeError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
-from deltapack.format.digest import CHUNK, TILE
+from deltapack.format.digest import CHUNK
 from deltapack.format.index import BaseRef, Entry
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.packing.recipe import Recipe, TensorRecipe
+from deltapack.packing.sampling import Read, Sample
 from deltapack.sparsify import dare
 from deltapack.sparsify.dare import ALL_KEPT
-from deltapack.sparsify.kept import Sparsifier, TensorDelta
+from deltapack.sparsify.kept import Sparsifier
 from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["DeltaPlan", "PackPlan", "WholePlan", "exact_chunk", "identity_of", "plan_tensor", "plan_whole", "worth_coding"]
 
-Read = Callable[[int, int], NDArray[np.float32]]
-"""Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
-
-_AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.auto]
+_LEAST_STRATIFIED = INDEX_CODECS["stratified"].parameters[0].least
 _WHOLE_VALUES = "int8"
 """How a weight is coded that a budget is for, where nothing is known of its difference: none was seen in a sample of it."""
-_SAMPLE_TILES = 8
-_TAILED = 10.0
-"""Mean square of a vector's differences over their median square, up to which it counts; of a Gaussian it is 2.2."""
 _SLIGHT, _WELL_BELOW = 64, 0.98
 """What must not change is coded where that is smaller than storing it by so many bytes, and to this share: fewer readers know the code."""
-_NOISE_FLOOR = 1e-4
-"""Relative squared error that is always allowed: 40 dB, what int8 reaches; below it `auto` would mean bf16 everywhere."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +158,18 @@ def plan_tensor(
         return DeltaPlan(tensor, partner, settings, TermCodec("all", _WHOLE_VALUES), key)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
-    values = settings.values if settings.values != "auto" else _auto_values(base, finetuned, plan, recipe.noise_share)
+    sample = Sample(_reader(base, finetuned, plan), plan.common, settings, key)
+    values = settings.values if settings.values != "auto" else sample.auto_values(recipe.noise_share)
+    coded = VALUE_CODECS[values]
+    if index == "seeded" and settings.index == "auto" and coded.feature and settings.keep >= _LEAST_STRATIFIED:
+        index = "stratified"  # the cheaper mask, for readers that have to be as new anyway
     index, shift = best_index(settings.density) if index == "gaps" else (index, 0)
-    plan = replace(plan, codec=TermCodec(index, values, shift))
+    scaling = sample.scaling(values) if coded.scaled and not coded.grouped else None
+    plan = replace(plan, codec=TermCodec(index, values, shift, scaling))
     if settings.method.plan is None or settings.keep == ALL_KEPT:
         return plan
     row = tensor.shape[-1] if len(tensor.shape) > 1 else plan.common
-    return replace(plan, sparsifier=settings.method.plan(_delta(_reader(base, finetuned, plan), plan.common, row, plan, workers)))
+    return replace(plan, sparsifier=settings.method.plan(sample.whole(row, workers)))
 
 
 def plan_whole(base: Checkpoint, finetuned: Checkpoint, tensor: TensorInfo, partner: TensorInfo | None, recipe: Recipe) -> WholePlan:
@@ -206,11 +203,6 @@ def exact_chunk(entry: Entry, before: Elements, elements: Elements, tables: Shar
     return encode_exact_chunk(start, elements, entry.dtype, tables)
 
 
-def _delta(read: Read, numel: int, row: int, plan: DeltaPlan, workers: int) -> TensorDelta:
-    recipe = plan.recipe
-    return TensorDelta(read, numel, row, recipe.density, plan.key, recipe.parameters, recipe.unbiased, workers)
-
-
 def _reader(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan) -> Read:
     """Return a function that reads differences [start, stop); they are valid until the thread reads again."""
     source, buffers = plan.base, Buffers()
@@ -235,6 +227,9 @@ def _can_subtract(tensor: TensorInfo, partner: TensorInfo, recipe: TensorRecipe)
 
 def _index_codec(recipe: TensorRecipe) -> str:
     drawn = recipe.index in INDEX_CODECS and INDEX_CODECS[recipe.index].kept == "random"
+    if recipe.index == "stratified" and recipe.keep < _LEAST_STRATIFIED:
+        expected = f"a drop rate of at most {1 - _LEAST_STRATIFIED / ALL_KEPT:.5f}"
+        raise RecipeError("index=stratified keeps one element of 65,536 at least", expected=expected, hint="Use --index auto.")
     if recipe.keep == ALL_KEPT:
         if drawn:
             raise RecipeError(f"index={recipe.index} needs a drop rate above 0", hint="Use --index auto.")
@@ -246,49 +241,3 @@ def _index_codec(recipe: TensorRecipe) -> str:
     if recipe.index == "auto":
         return "seeded" if recipe.method.random else "gaps"
     return recipe.index
-
-
-def _auto_values(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan, fidelity: float) -> str:
-    """Return the smallest value codec whose noise is within `fidelity` times the noise of dropping.
-
-    Dropping with rate p and rescaling adds p/(1-p) of the delta's power as noise; coding the kept values with a relative squared
-    error e adds e/(1-p). So the rule is e <= fidelity * p. The error is that of scales of gain 1, as what comes back is: for coarse codes
-    it is larger than the least squared error, and the least is not what a user gets.
-    """
-    kept, counts = _sample(base, finetuned, plan)
-    squares = np.square(kept, dtype=np.float64)
-    power = float(squares.sum())
-    if power == 0 or not np.isfinite(power):
-        return _AUTO_ORDER[0] if power == 0 else "f32"
-    drop_rate = 1 - plan.recipe.density
-    allowed = max(fidelity * drop_rate, _NOISE_FLOOR)
-    if plan.recipe.role == "vector":
-        # Each of its elements counts: a few that change much must not make the others' changes a matter of rounding.
-        power = min(power, _TAILED * float(np.median(squares)) * len(squares))
-    for values in _AUTO_ORDER[:-1]:
-        _, seen = encode_term_chunk(TermCodec("all", values), np.zeros(0, np.uint32), kept, counts, 0, np.float32(1))
-        noise = float(np.square(seen.values - kept, dtype=np.float64).sum())
-        if noise <= allowed * power:
-            return values
-    return _AUTO_ORDER[-1]
-
-
-def _sample(base: Checkpoint, finetuned: Checkpoint, plan: DeltaPlan) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return kept differences of a few tiles spread over the tensor, and their count in each tile."""
-    tiles, read = -(-plan.common // TILE), _reader(base, finetuned, plan)
-    chosen = np.unique(np.linspace(0, tiles - 1, min(tiles, _SAMPLE_TILES)).astype(int))
-    parts = [np.zeros(0, np.float32)]
-    for tile in map(int, chosen):
-        parts.append(_typical(read(tile * TILE, min((tile + 1) * TILE, plan.common)), plan))
-    kept = [part for part in parts if len(part)]
-    return np.concatenate(parts), np.array([len(part) for part in kept], np.int64)
-
-
-def _typical(delta: NDArray[np.float32], plan: DeltaPlan) -> NDArray[np.float32]:
-    """Return differences like those that would be kept of a tile, as a new array."""
-    recipe, method = plan.recipe, plan.recipe.method
-    if method.plan is None or method.by_chance or recipe.keep == ALL_KEPT:
-        # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
-        return delta[:: max(1, min(ALL_KEPT // recipe.keep, len(delta)))].copy()
-    tile = _delta(lambda start, stop: delta[start:stop], len(delta), len(delta), plan, workers=1)
-    return method.plan(tile).select(0, delta).values

@@ -38,8 +38,8 @@ _PIECE = 64
 """Rows of a block where not all are looked at."""
 _FOUND = 2.0
 """How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
-_SAMPLE, _PLAIN = 4096, 30
-"""Elements that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
+_SAMPLED_ROWS, _PLAIN = 16, 30
+"""Rows that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
 _STEPS = {2: 0.498, 4: 0.1676, 8: 0.0154}
 """Half of the distance between levels that leaves least of a Gaussian column, in its root mean squares, by bits of a code."""
 _OCTAVE = 4
@@ -82,7 +82,7 @@ def spectrum_of(
     """Return the largest singular values and directions of a difference.
 
     Args:
-        read: The difference.
+        read: The difference; it is asked for whole rows.
         rows: Its rows; at least one.
         columns: Its columns; at least one.
         rank: How many singular values; no more than there are come back.
@@ -94,7 +94,7 @@ def spectrum_of(
     Returns:
         The spectrum; `None` where a difference is not finite, or products of differences are not.
     """
-    shift = _shift(read, rows * columns)
+    shift = _shift(read, rows, columns)
     blocks = _Blocks(read, rows, columns, shift, workers)
     with np.errstate(over="ignore", invalid="ignore"):
         turned = _turned(blocks, _signs(key, columns, _width(rank)), turns, share)
@@ -136,10 +136,10 @@ def _signs(key: int, columns: int, width: int) -> F32:
     return np.where(samples >> 31, np.float32(-1), np.float32(1)).reshape(columns, width)
 
 
-def _shift(read: Read, numel: int) -> int:
+def _shift(read: Read, rows: int, columns: int) -> int:
     """Return the power of two that brings a few differences near 1, 0 where sixth powers of them are numbers as they are."""
-    parts = [read(start, min(start + _SAMPLE // 8, numel)) for start in range(0, numel, max(1, numel // 8))]
-    largest = max(float(np.abs(part[np.isfinite(part)]).max(initial=0)) for part in map(np.copy, parts))
+    parts = (read(row * columns, (row + 1) * columns) for row in range(0, rows, -(-rows // _SAMPLED_ROWS)))
+    largest = max(float(np.abs(part[np.isfinite(part)]).max(initial=0)) for part in parts)
     power = math.frexp(largest)[1] if largest > 0 else 0
     return 0 if abs(power) <= _PLAIN else -power
 

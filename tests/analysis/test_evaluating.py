@@ -16,7 +16,7 @@ import deltapack
 from deltapack.analysis import evaluating
 from deltapack.analysis.measuring import Value, retention_of
 from deltapack.analysis.texts import config_number, windows_of
-from deltapack.errors import BackendError, BaseMismatchError, CheckpointError, NonFiniteError, RecipeError
+from deltapack.errors import BackendError, BaseMismatchError, CheckpointError, NonFiniteError, OutputError, RecipeError
 
 transformers = pytest.importorskip("transformers")
 WINDOW, TOKENS = 32, 640
@@ -66,6 +66,17 @@ def test_the_numbers_are_those_of_restored_folders(languages: Languages, tmp_pat
     steps = [done for done, _ in seen]
     assert steps == sorted(steps) and seen[-1] == (4 * TOKENS, 4 * TOKENS) and len(steps) >= 8
     json.dumps(report.to_json())
+
+
+def test_a_page_is_written(languages: Languages, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    how: dict[str, Any] = {"score": lambda path: (path / "config.json").stat().st_size + len(path.name)}
+    deltapack.evaluate(languages.base, languages.finetuned, [languages.packs[0.5]], html=page, **how)
+    assert "0.5.dpk" in page.read_text() and page.read_text().startswith("<!doctype html>")
+    with pytest.raises(OutputError, match="exists"):
+        deltapack.evaluate(languages.base, languages.finetuned, [], html=page, **how)
+    deltapack.evaluate(languages.base, languages.finetuned, [], html=page, force=True, **how)
+    assert "0.5.dpk" not in page.read_text()
 
 
 @pytest.mark.parametrize("dtype", ["f32", "own"])

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_stage_gets_a_time() -> None:
-    table, merges, choosing = loops.measure(quick=True).tables
-    for other in (merges, choosing):
+    table, merges, trits, choosing = loops.measure(quick=True).tables
+    for other in (merges, trits, choosing):
         assert all(len(row) == len(other.headers) and min(float(cell or 0) for cell in row) > 0 for row in other.rows)
     assert [row[0] for row in table.rows] == [0.5, 0.1, 0.01]
     for row in table.rows:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import random_tensor, write_file
+from support.laws import examples
 
 from deltapack.checkpoint import arranging, open_checkpoint
 from deltapack.checkpoint.arranging import ArrangedSource, Tiles, rectangles
@@ -71,7 +72,7 @@ def arrangements(draw: st.DrawFn) -> tuple[Arrangement, dict[str, Array]]:
     return Arrangement(grid, tuple(pieces)), tensors
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(arrangements(), st.sampled_from([64, 512, 1 << 24]), st.sampled_from([1, 2, 64]), st.data())
 def test_any_range_of_any_arrangement(made: tuple[Arrangement, dict[str, Array]], block: int, narrow: int, data: st.DataObject) -> None:
     """Also where blocks and tiles hold a few elements."""

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import bytes_of
 from support.distributed import Extent, Parts, parts_of, save_alone
+from support.laws import examples
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
@@ -93,7 +94,7 @@ def cut_tensors(draw: st.DrawFn) -> tuple[torch.Tensor, list[Extent]]:
     return torch.arange(torch.Size(shape).numel(), dtype=torch.int16).reshape(shape), full or boxes
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(cut=cut_tensors(), ranks=st.integers(1, 3))
 def test_any_boxes_come_out_as_one_tensor(
     cut: tuple[torch.Tensor, list[Extent]], ranks: int, tmp_path_factory: pytest.TempPathFactory

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.headers import RawSafetensors
+from support.laws import examples
 
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.layout import NewTensor
@@ -141,7 +142,7 @@ tensors = st.lists(
 ).filter(lambda found: all(tensor.name != "__metadata__" for tensor in found))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors, st.dictionaries(names, names, max_size=2))
 def test_a_written_header_is_parsed_back(tmp_path: Path, written: list[NewTensor], metadata: dict[str, str]) -> None:
     header = header_bytes(written, metadata)
@@ -170,7 +171,7 @@ def test_a_written_header_is_read_by_the_library(tmp_path: Path) -> None:
     }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@examples(200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_only_our_errors_escape_from_a_mutated_file(tmp_path: Path, data: st.DataObject) -> None:
     text = json.dumps({"__metadata__": {"a": "b"}, "a": entry(), "b": entry("BF16", [2, 2], [8, 16])}).encode()

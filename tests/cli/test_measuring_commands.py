@@ -35,7 +35,7 @@ def test_evaluate_prints_a_table(pair: Pair, run: Run, stand_in: StandIn, evalua
     assert recorder.args == (pair.base, pair.finetuned, (pair.pack,))
     assert recorder.kwargs | {"progress": None} == {
         **{"text": Path(__file__), "score": None, "tokens": 640, "window": 512, "device": None, "dtype": "bf16"},
-        **{"workers": 2, "progress": None},
+        **{"workers": 2, "progress": None, "html": None, "force": False},
     }
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["model", "size", "bits/weight", "KL", "agreement", "loss", "retention"]

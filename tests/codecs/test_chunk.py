@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.codecs import codec_of
+from support.laws import examples
 from support.small_packs import CODECS, KEEP, KEY, digest_of, index_of, term_of, write_chunk
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
@@ -197,7 +198,7 @@ def test_a_frame_of_another_size_than_the_table_says(tmp_path: Path) -> None:
 streams = st.builds(stream, st.binary(max_size=12)) | st.tuples(st.binary(max_size=6), st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(CODECS), st.integers(0, 20), st.lists(streams, min_size=3, max_size=3))
 def test_any_chunk_is_refused_or_decoded(tmp_path: Path, codec: TermCodec, count: int, found: list[tuple[bytes, int]]) -> None:
     count = 20 if codec.index == "all" else count

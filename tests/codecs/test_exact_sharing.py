@@ -8,9 +8,10 @@ from unittest import mock
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.typing import NDArray
 from support.backends import load
+from support.laws import examples
 
 from deltapack import kernels
 from deltapack.codecs.exact import decode_exact_chunk, encode_exact_chunk
@@ -120,7 +121,7 @@ def test_tables_that_do_not_suit_are_left_alone() -> None:
     assert data[0] != SHARED and decode_exact_chunk(data, base, BF16, 500, narrow).tobytes() == far.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.sampled_from(list(BY_NAME.values())), st.integers(1, 900), st.floats(0, 1), st.integers(0, 1 << 30), st.integers(0, 1 << 30))
 def test_every_bit_comes_back(dtype: DType, length: int, share: float, seed: int, other: int) -> None:
     """With tables that were learnt from other chunks."""

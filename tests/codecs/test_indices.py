@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.laws import examples
 
 from deltapack.codecs.indices import (
     STORED,
@@ -75,7 +76,7 @@ def test_gaps_of_edge_masks(length: int, shift: int) -> None:
         check_round_trip(positions, length, shift)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.sampled_from(LENGTHS[:-2]), st.integers(0, 15), st.data())
 def test_gaps_of_any_mask(length: int, shift: int, data: st.DataObject) -> None:
     chosen = data.draw(st.sets(st.integers(0, length - 1), max_size=60))
@@ -131,7 +132,7 @@ def test_bytes_are_those_of_the_specification() -> None:
     assert encode_bitmap(np.array([0, 9], np.uint32), 10) == bytes([1, 2])
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(
     st.binary(max_size=40),
     st.integers(0, 15),
@@ -153,7 +154,7 @@ def test_any_gap_stream_is_refused_or_stays_in_its_tiles(raw: bytes, shift: int,
     assert encode_gaps(positions, counts, shift) == raw
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.binary(min_size=1, max_size=9), st.integers(0, 7), st.integers(-1, 1))
 def test_any_bitmap_is_refused_or_right(raw: bytes, unused: int, wrong: int) -> None:
     length = 8 * len(raw) - unused

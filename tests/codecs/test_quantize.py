@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.codecs import FLOAT_CODES, SCALED, SEARCHES, is_sign, written_range
+from support.laws import examples
 
 from deltapack.codecs.quantize import quantize
 from deltapack.errors import NonFiniteError
@@ -166,7 +167,7 @@ def test_single_values_are_close(codec: str, value: float) -> None:
     assert abs(coded(codec, values)[0] - values[0]) <= abs(value) / 16
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     st.sampled_from(SCALED),
     st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=150),

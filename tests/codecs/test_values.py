@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.codecs import FLOAT_CODES, SCALED, code_range, is_sign
+from support.laws import examples
 
 from deltapack.codecs.planes import split_planes
 from deltapack.codecs.values import codes_raw_length, decode_values, pack_codes, scales_raw_length
@@ -136,7 +137,7 @@ def test_unused_bits_must_be_zero(codec: str) -> None:
             assert caught.value.rule == "R9"
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.sampled_from(sorted(VALUE_CODECS)), st.integers(0, 40), st.data())
 def test_any_bytes_are_refused_or_decoded(codec: str, count: int, data: st.DataObject) -> None:
     counts = np.array([count], np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.builders import Model, Tensor, add_by_hand, decode_by_spec, read_model
+from support.recipes import DARE
 
 import deltapack
 from benchmarks import assets
@@ -168,8 +169,8 @@ def test_classes_of_pair_b1(restored: Restored, transformers: Any) -> None:
 
 
 def test_siblings_merge(tmp_path: Path) -> None:
-    one = restore("B1", tmp_path, Recipe(exclude="classifier"))
-    two = restore("B2", tmp_path, Recipe())
+    one = restore("B1", tmp_path, Recipe(drop_rate=0.9, exclude="classifier"))
+    two = restore("B2", tmp_path, DARE)
     options = {"weights": [0.5, 0.5], "prefer": one.pack}
     deltapack.merge(one.base, [one.pack, two.pack], tmp_path / "merged", **options)  # type: ignore[arg-type]
     deltapack.merge(one.base, [one.pack, two.pack], tmp_path / "merged.dpk", **options)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -25,6 +25,7 @@ from support.builders import (
     whole,
 )
 from support.chains import State, Steps, chains, comes_back, make_steps
+from support.laws import examples
 
 import deltapack
 from deltapack.checkpoint import Checkpoint, open_checkpoint
@@ -88,7 +89,7 @@ def test_a_long_chain_restores_every_step(recipe: deltapack.Recipe, count: int, 
         assert read_model(tmp_path / "out") == states[-1].tensors
 
 
-@settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+@examples(40, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(chains(), st.booleans(), st.sampled_from(RECIPES))
 def test_random_chains(states: list[State], code: bool, recipe: deltapack.Recipe) -> None:
     with tempfile.TemporaryDirectory() as where:

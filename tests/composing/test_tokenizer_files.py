@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.laws import examples
 from support.vocabularies import ROWS, files_of, token, tokenizer_json
 
 from deltapack.composing.tokenizer_files import AddedToken, files_with, parse_tokenizer
@@ -57,7 +58,7 @@ JSON = st.recursive(
 KEYS = ("added_tokens", "model", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "vocab_size", "text_config")
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(content=st.dictionaries(st.sampled_from(KEYS), JSON), name=st.sampled_from(["tokenizer.json", "config.json", "all"]))
 def test_no_file_does_anything_but_be_read_or_refused(content: dict[str, Any], name: str) -> None:
     added = {40: AddedToken("<x>", False, False, False, False, True)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import device_packs as packs
-from support.codecs import completed
+from support.codecs import codec_of, completed
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.device.backends import choose
@@ -20,7 +20,7 @@ from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Saved, UndoMode, Work
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import FormatError
-from deltapack.format.codecs import VALUE_CODECS
+from deltapack.format.codecs import FACTORS, INDEX_CODECS, VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.format.reader import PackReader
 
@@ -30,7 +30,7 @@ FLOATS = ["bf16", "f16", "f32", "f8_e4m3fn", "f8_e5m2", "f64"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CODECS = completed(
     [
-        *(TermCodec("seeded", values) for values in VALUE_CODECS),
+        *(codec_of("seeded", values) for values in VALUE_CODECS),
         *(TermCodec("gaps", "int4", shift) for shift in (0, 1, 5, 9, 15)),
         TermCodec("bitmap", "int2"),
         TermCodec("bitmap", "f16"),
@@ -103,7 +103,7 @@ def test_every_codec(engine: Engine, make: Make, codec: TermCodec) -> None:
 def test_the_kernel_knows_every_form_of_code() -> None:
     from deltapack.device.tables import VALUES
 
-    assert VALUES.keys() == {row.form for row in VALUE_CODECS.values()}
+    assert VALUES.keys() == {row.form for row in (*VALUE_CODECS.values(), FACTORS)}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -239,17 +239,18 @@ def test_slices_of_a_matrix(engine: Engine, make: Make, case: str, count: int) -
     assert torch.equal(around, before)
 
 
-def test_a_seeded_mask_with_another_count_is_refused(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [row.name for row in INDEX_CODECS.values() if row.kept == "random"])
+def test_a_random_mask_with_another_count_is_refused(engine: Engine, tmp_path: Path, index: str) -> None:
     """The table promises an element more, or less, than the samples keep: an error, nothing outside is touched, and all can be undone."""
-    from deltapack.format.index import BaseRef, Entry, Index
+    from deltapack.format.index import BaseRef, Entry
     from deltapack.format.writer import open_pack_writer
 
     dtype = BY_NAME["bf16"]
     for stray in (1, -1):
         with open_pack_writer(tmp_path / "bad.dpk", force=True) as writer:
-            term = packs.write_term(writer, TermCodec("seeded", "int4"), 500, 0.2, 1, stray)
+            term = packs.write_term(writer, TermCodec(index, "int4"), 500, 0.2, 1, stray)
             entry = Entry("w", "delta", packs.F32, (500,), packs.NO_DIGEST, BaseRef("w", packs.F32, (500,), packs.NO_DIGEST), (term,))
-            writer.finish(Index("0" * 64, 1, packs.fingerprint_of(entry), 1, entry.nbytes, {}, (entry,), None, "test"))
+            writer.finish(packs.index_of(entry))
         with PackReader(tmp_path / "bad.dpk") as reader:
             resident = send(reader, torch.device(DEVICE), 1)
             live = packs.to_torch(packs.random_bits(520, dtype), DEVICE)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.exact_packs import Array, chunks_of, dense_with, restored, tuned_from, weights, write_pack
+from support.laws import examples
 
 from deltapack.codecs.exact import FORMS, decode_exact_chunk
 from deltapack.codecs.exact_table import LANES
@@ -87,13 +88,13 @@ def check(name: str, folder: Path, dtype: DType, length: int, kind: str, seed: i
     assert switched(engine_of(name), pack, base, dtype)[0] == tuned.tobytes()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(dtype=st.sampled_from(TYPES), length=st.integers(1, 600), kind=st.sampled_from(KINDS), seed=st.integers(0, 1 << 30))
 def test_the_bits_of_the_host_by_torch(folder: Path, dtype: DType, length: int, kind: str, seed: int) -> None:
     check("torch", folder, dtype, length, kind, seed)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(dtype=st.sampled_from(TYPES), length=st.integers(1, 40), kind=st.sampled_from(KINDS), seed=st.integers(0, 1 << 30))
 def test_the_bits_of_the_host_by_triton(folder: Path, dtype: DType, length: int, kind: str, seed: int) -> None:
     """Few numbers: the interpreter takes a millisecond a step."""

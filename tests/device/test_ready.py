@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support import device_packs as packs
+from support.codecs import ONE_SCALE, codec_of
 
 from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
-from deltapack.device.ready import ALIGNMENT, COLUMNS, KINDS, ReadyTerm, Segments, lay_out
+from deltapack.device.ready import COLUMNS, KINDS, ReadyTerm, lay_out
+from deltapack.device.segments import ALIGNMENT, Segments
 from deltapack.errors import ChecksumError, FormatError
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.format.digest import CHUNK, TILE
-from deltapack.format.index import BaseRef, BlobRef, Entry, Index, Term
+from deltapack.format.index import BaseRef, BlobRef, Entry, Term
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import StoredChunk, open_pack_writer
 from deltapack.kernels import reference
@@ -29,7 +31,8 @@ CASES = [
     (TermCodec("gaps", "int2", 9), 0.001, "wide gaps"),
     (TermCodec("bitmap", "sign"), 0.3, "bitmap"),
     (TermCodec("all", "f16"), 1, "all"),
-    *((TermCodec("seeded", values), 0.1, "seeded") for values in VALUE_CODECS if values not in ("int4", "int8", "int2", "sign", "f16")),
+    *((codec_of("seeded", values), 0.1, "seeded") for values in VALUE_CODECS if values not in ("int4", "int8", "int2", "sign", "f16")),
+    (codec_of("stratified", "ternary"), 0.1, "stratified"),
 ]
 
 
@@ -81,8 +84,8 @@ def test_rows_point_at_the_streams(codec: TermCodec, density: float, kind: str, 
                     assert gaps_of_row(row, sent) == within.tolist()
                 assert row["codes"] % ALIGNMENT == 0
             if codec.index == "seeded":
-                segment, offset = ready.thresholds
-                table = sent[segment][offset : offset + 1020].view(np.uint32).astype(np.uint64) + 1
+                segment, offset, nbytes = ready.parts["thresholds"]
+                table = sent[segment][offset : offset + nbytes].view(np.uint32).astype(np.uint64) + 1
                 assert np.array_equal(table, reference.gap_thresholds(ready.term.keep))
 
 
@@ -97,7 +100,8 @@ def write_raw(path: Path, codec: TermCodec, count: int, length: int, **streams: 
     """A pack of one chunk whose raw streams are as given, whatever they say."""
     positions, counts = np.arange(count, dtype=np.uint32), np.array([count], np.int64)
     good, _ = encode_term_chunk(codec, positions, np.full(count, 0.5, np.float32), counts, length, np.float32(1))
-    term = Term(codec.index, codec.values, 1.0, count, BlobRef(0, 0, ""), shift=codec.shift)
+    kind, scale = ("", 0.0) if codec.scaling is None else (codec.scaling.kind, codec.scaling.lines.scale)
+    term = Term(codec.index, codec.values, 1.0, count, BlobRef(0, 0, ""), shift=codec.shift, scales=kind, scale=scale)
     raw = [streams.get(name, stored) for name, stored in zip(term.streams, good.streams, strict=True)]
     with open_pack_writer(path, force=True) as writer:
         blob = writer.chunked_blob(term_layout(term, length))
@@ -105,7 +109,7 @@ def write_raw(path: Path, codec: TermCodec, count: int, length: int, **streams: 
         term = replace(term, blob=blob.close())
         base = BaseRef("w", packs.F32, (length,), packs.NO_DIGEST)
         entry = Entry("w", "delta", packs.F32, (length,), packs.NO_DIGEST, base, (term,))
-        writer.finish(Index("0" * 64, 1, packs.fingerprint_of(entry), 1, entry.nbytes, {}, (entry,), None, "test"))
+        writer.finish(packs.index_of(entry))
     return path
 
 
@@ -125,6 +129,9 @@ HOSTILE: list[tuple[TermCodec, int, int, dict[str, Any], str]] = [
     (TermCodec("all", "f32"), 1, 1, {"codes": b"\x00\x00\x80\x7f"}, "code is not finite"),
     (TermCodec("all", "bf16"), 1, 1, {"codes": b"\x80\xff"}, "code is not finite"),
     (TermCodec("all", "f16"), 1, 1, {"codes": b"\x00\x7c"}, "code is not finite"),
+    (TermCodec("all", "ternary", 0, ONE_SCALE), 3, 3, {"codes": b"\xf3"}, "holds no trits"),
+    (TermCodec("all", "ternary", 0, ONE_SCALE), 3, 3, {"codes": b"\x1b"}, "behind the last code"),
+    (TermCodec("all", "uniform", 0, ONE_SCALE), 3, 3, {"codes": bytes(20)}, "precision|levels"),
 ]
 
 

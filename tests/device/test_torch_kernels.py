@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import device_packs as packs
+from support.codecs import FLOAT_CODES, SCALED
+from support.laws import examples
 
 from deltapack.codecs import indices, values
 from deltapack.device import torch_kernels
@@ -82,7 +84,7 @@ def test_too_few_samples_are_drawn_again() -> None:
     assert torch.equal(few[:, :width], many[:, :width])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.floats(0.0005, 1), st.integers(0, 2**32 - 1), st.integers(0, 3 * TILE))
 def test_stored_positions(density: float, seed: int, length: int) -> None:
     lengths = np.array(tile_lengths(length), np.int64)
@@ -99,7 +101,7 @@ def test_stored_positions(density: float, seed: int, length: int) -> None:
     assert np.array_equal(torch_kernels.positions_from_bits(to_device(bits.copy()), length).cpu().numpy(), positions)
 
 
-@pytest.mark.parametrize("codec", VALUE_CODECS)
+@pytest.mark.parametrize("codec", [*FLOAT_CODES, *SCALED])
 @pytest.mark.parametrize("counts", [[1], [127, 0, 128, 129], [0], [300, 1, 0, 77]])
 def test_values(codec: str, counts: list[int]) -> None:
     rng, nnz = np.random.default_rng(1), sum(counts)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.laws import examples
 
 from deltapack.errors import DeltapackError, FormatError, LimitError
 from deltapack.format import canonical
@@ -164,7 +165,7 @@ def test_values_of_long_entries_are_counted() -> None:
         whole_index(dump_canonical({"tensors": [few, {"tensors": many}]}))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(indices, st.data())
 def test_damaged_index_is_refused_or_canonical(index: Any, data: st.DataObject) -> None:
     text = bytearray(dump_canonical(index))

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.laws import examples
 
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.errors import DeltapackError, FormatError, LimitError, UnsupportedError
@@ -199,7 +200,7 @@ def indices(draw: Callable[[Any], Any]) -> tuple[Index, int]:
     return index, blobs.index_offset
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(indices())
 def test_round_trip(generated: tuple[Index, int]) -> None:
     index, offset = generated
@@ -217,7 +218,7 @@ junk: st.SearchStrategy[Any] = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(indices(), st.data())
 def test_any_edit_is_refused_or_parsed_to_the_same_document(generated: tuple[Index, int], data: st.DataObject) -> None:
     index, offset = generated

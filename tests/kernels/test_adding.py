@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.backends import BACKENDS, load, unsigned
+from support.laws import examples
 from vectors import scalar
 
 from deltapack.dtypes import BY_NAME
@@ -23,7 +24,7 @@ sparse = st.dictionaries(st.integers(0, 11), numbers, max_size=12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(sparse, min_size=1, max_size=4))
 def test_sum_of_terms_by_plain_scalars(backend: str, terms: list[dict[int, float]]) -> None:
     expected: dict[int, np.float32] = {}

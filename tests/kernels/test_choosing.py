@@ -6,10 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.backends import BACKENDS, load
+from support.laws import examples
 
 from deltapack.kernels import Backend
 from deltapack.kernels.layout import TILE
@@ -30,7 +31,7 @@ def plain_bits(values: np.ndarray) -> list[int]:
     return [int(bits) & 0x7FFFFFFF for bits in values.view(np.uint32)]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(VALUES)
 def test_histograms_by_plain_counting(values: np.ndarray) -> None:
     bits = plain_bits(values)
@@ -45,7 +46,7 @@ def test_histograms_by_plain_counting(values: np.ndarray) -> None:
             assert {place: count for place, count in enumerate(low.tolist()) if count} == Counter(places)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(VALUES, st.data())
 def test_what_is_between_two_cuts(values: np.ndarray, data: st.DataObject) -> None:
     bits = plain_bits(values)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.backends import BACKENDS, load
+from support.laws import examples
 from vectors import scalar
 
 from deltapack.errors import FormatError
@@ -90,7 +91,7 @@ def test_no_tiles(loops: Backend) -> None:
 
 
 @given(st.sampled_from([1, (1 << 32) // 300, 1 << 30, 2**32 - 1]), st.integers(0, 2**64 - 1))
-@settings(max_examples=15)
+@examples(15)
 def test_too_few_samples_are_drawn_again(keep: int, key: int) -> None:
     """The estimate of how many samples a tile needs may fail; the walk then goes on, to the same end."""
     few, few_kept = _walk(key, keep, 1, 2, 1, TILE)
@@ -101,7 +102,7 @@ def test_too_few_samples_are_drawn_again(keep: int, key: int) -> None:
     assert np.array_equal(few_kept[:, :width], many_kept[:, :width])
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.data())
 def test_positions_from_gaps(kept: list[int], data: st.DataObject) -> None:
     lengths = [TILE] * (len(kept) - 1) + [data.draw(st.integers(1, 40))]
@@ -141,7 +142,7 @@ def decoded(loops: Backend, codec: str, raw: np.ndarray, counts: np.ndarray, len
 
 
 @pytest.mark.parametrize("codec", ["bytes", "1", "4", "15"])
-@settings(max_examples=150)
+@examples(150)
 @given(st.binary(max_size=12), st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(1, 600))
 def test_backends_take_and_refuse_the_same_gap_streams(codec: str, raw: bytes, kept: list[int], last: int) -> None:
     lengths = np.array([TILE] * (len(kept) - 1) + [last], np.int64)
@@ -150,7 +151,7 @@ def test_backends_take_and_refuse_the_same_gap_streams(codec: str, raw: bytes, k
     assert one == other
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.binary(min_size=1, max_size=12), st.integers(0, 7), st.integers(-1, 1))
 def test_backends_take_and_refuse_the_same_bitmaps(raw: bytes, unused: int, wrong: int) -> None:
     ones = sum(byte.bit_count() for byte in raw)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.backends import BACKENDS, load
+from support.laws import examples
 
 from deltapack.kernels import Backend
 from deltapack.kernels.layout import Sparse
@@ -21,7 +22,7 @@ def arrays_of(parts: Sequence[dict[int, float]]) -> list[Sparse]:
     return [Sparse(np.array(sorted(part), np.uint32), np.array([part[at] for at in sorted(part)], np.float32)) for part in parts]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(plain_parts)
 def test_stacks_by_plain_dictionaries(parts: list[dict[int, float]]) -> None:
     union = sorted(set().union(*parts))
@@ -33,7 +34,7 @@ def test_stacks_by_plain_dictionaries(parts: list[dict[int, float]]) -> None:
         assert deltas.tobytes() == expected.tobytes()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(plain_parts, st.sampled_from([0.0, 0.1, 1.0]))
 def test_shared_changes_by_plain_dictionaries(parts: list[dict[int, float]], epsilon: float) -> None:
     changed = [{at for at, value in part.items() if abs(np.float32(value)) > np.float32(epsilon)} for part in parts]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from support.builders import Model, random_tensor, read_folder, small_model, tuned_model, write_file, write_folder
+from support.recipes import DARE
 from support.vocabularies import Tuned, family
 
 import deltapack
@@ -35,7 +36,9 @@ def make_packs(folder: Path, **recipe: Any) -> list[Path]:
     (folder / "packs").mkdir()
     for number, name in enumerate(("math", "code")):
         write_folder(folder / name, tuned_model(BASE, 10 * number), {"tokenizer.json": name, "config.json": "{}"})
-        deltapack.compress(folder / "base", folder / name, folder / "packs" / f"{name}.dpk", recipe=deltapack.Recipe(**recipe))
+        deltapack.compress(
+            folder / "base", folder / name, folder / "packs" / f"{name}.dpk", recipe=deltapack.Recipe(**({"drop_rate": 0.9} | recipe))
+        )
     return [folder / "packs" / "math.dpk", folder / "packs" / "code.dpk"]
 
 
@@ -162,7 +165,7 @@ def test_a_base_of_one_file(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_file(tmp_path / "tuned.safetensors", tuned_model(BASE, seed))
         packs.append(tmp_path / "packs" / f"{seed}.dpk")
-        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", packs[-1])
+        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", packs[-1], recipe=DARE)
     text = check_again(tmp_path, packs, base=tmp_path / "base.safetensors", weights=[0.5])
     assert sorted(read_folder(tmp_path / "out")) == ["README.md", "model.safetensors"]
     assert "over the base `base.safetensors` (" in text and "Config, tokenizer" not in text and "library_name" not in text

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import Model, Tensor, random_tensor, read_model, tuned_model, write_file
 from support.fixtures import as_weights
+from support.laws import examples
 
 import deltapack
 from deltapack import Recipe
@@ -20,7 +21,7 @@ from deltapack.merging.methods.table import METHODS, REFUSED, SEMANTICS, find_me
 from deltapack.sparsify.table import SPARSIFIERS
 
 WEIGHTS = st.floats(-2, 2, width=32)
-laws = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SINGLE = [(name, tool) for name, variants in METHODS.items() for tool in variants if name not in ("ram", "ramplus_tl", "model_stock")]
 """Methods whose merge of one pack is that pack: RAM drops what is below epsilon, model stock needs two."""
 
@@ -114,7 +115,7 @@ def test_random_thinning_does_not_depend_on_workers(family: tuple[Path, list[Pat
 def test_an_unchanged_tensor_counts_as_a_pack(tmp_path: Path) -> None:
     base = {"x": random_tensor(1, (500,)), "y": random_tensor(2, (500,))}
     write_file(tmp_path / "base.safetensors", base)
-    packs, recipe = [], Recipe(overrides=as_weights(base))
+    packs, recipe = [], Recipe(drop_rate=0.9, overrides=as_weights(base))
     for number, changed in enumerate(("x", "y")):
         tuned = tuned_model(base, number * 10)
         write_file(tmp_path / "tuned.safetensors", dict(base) | {changed: tuned[changed]})
@@ -156,7 +157,8 @@ def test_a_tensor_that_no_pack_changes_is_unchanged(tmp_path: Path) -> None:
     packs = [tmp_path / f"{number}.dpk" for number in range(2)]
     for number, path in enumerate(packs):
         write_file(tmp_path / "tuned.safetensors", tuned_model(base, number * 10) | {"x": base["x"]})
-        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", path, recipe=Recipe(overrides=as_weights(base)))
+        recipe = Recipe(drop_rate=0.9, overrides=as_weights(base))
+        deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", path, recipe=recipe)
     merged = tmp_path / "merged.dpk"
     deltapack.merge(tmp_path / "base.safetensors", packs, merged, method="ties")
     with deltapack.open_pack(merged) as pack:

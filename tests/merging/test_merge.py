@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -28,6 +28,7 @@ from support.builders import (
     write_folder,
 )
 from support.fixtures import Merged, PackOf, as_weights
+from support.laws import examples
 from support.merging import checked
 
 import deltapack
@@ -89,7 +90,7 @@ def apply(folder: Path, pack: Path, **options: float) -> Model:
     return read_model(out)
 
 
-laws = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @laws
@@ -397,7 +398,8 @@ def test_whose_vocabulary_the_result_has(tmp_path: Path, method: str) -> None:
         tuned = tuned_model(base, number) | {"embed.weight": grown(base["embed.weight"], rows, number)}
         write_folder(tmp_path / name, tuned, {"tokenizer.json": name})
         packs[name] = tmp_path / f"{name}.dpk"
-        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name], recipe=Recipe(overrides=as_weights(base)))
+        recipe = Recipe(drop_rate=0.9, overrides=as_weights(base))
+        deltapack.compress(tmp_path / "base", tmp_path / name, packs[name], recipe=recipe)
     found = {}
     for vocab, rows in {"base": 70, "one": 80, "two": 90, "none": 70}.items():
         out = tmp_path / f"out-{vocab}"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import random_tensor, read_model, tuned_model, write_file
+from support.laws import examples
 
 import deltapack
 from deltapack import Recipe
@@ -255,7 +256,7 @@ def places_in(document: Any) -> list[tuple[Any, Any]]:
     return [place for key in keys for place in [(document, key), *places_in(document[key])]]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_with_anything_in_one_place_is_read_or_refused(folder: Path, data: st.DataObject) -> None:
     """What is read says what can be merged; what is refused names the file."""

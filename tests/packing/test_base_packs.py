@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.builders import edited, leftovers, small_model, tuned_model
 from support.chains import State, Steps, make_steps
+from support.recipes import DARE
 
 import deltapack
 from deltapack.errors import BaseMismatchError, OutputError
@@ -28,7 +29,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("recipe", [deltapack.Recipe(), deltapack.Recipe(values="auto", sparsify="magnitude")], ids=["dare", "magnitude"])
+@pytest.mark.parametrize("recipe", [deltapack.Recipe(), DARE, deltapack.Recipe(sparsify="magnitude")], ids=["default", "dare", "magnitude"])
 def test_the_pack_is_that_of_the_written_base(steps: Steps, count: int, recipe: deltapack.Recipe, tmp_path: Path) -> None:
     tuned = steps.base.parent / "last"
     one = deltapack.compress(steps.base, tuned, tmp_path / "a.dpk", recipe=recipe, base_packs=steps.packs[:count], workers=2)

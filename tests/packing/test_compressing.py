@@ -125,7 +125,7 @@ def test_the_report_counts_kinds_and_warns_of_large_deltas(pack_of: PackOf, tmp_
     tuned["layer.bias"] = edited(tuned["layer.bias"], 5, np.float32(3))
     pack_of(base, tuned)
     paths = tmp_path / "base.safetensors", tmp_path / "pack.safetensors", tmp_path / "pack.dpk"
-    report = deltapack.compress(*paths, recipe=Recipe(overrides=as_weights(tuned)), force=True)
+    report = deltapack.compress(*paths, recipe=Recipe(drop_rate=0.9, overrides=as_weights(tuned)), force=True)
     assert report.kinds == {"delta": 3, "unchanged": 1}
     assert report.worst[0] == ("layer.bias", report.max_abs_delta)
     assert np.float32(report.max_abs_delta) == np.float32(f"{abs(3 - base['layer.bias'].f64[5]):.7g}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -32,6 +32,7 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.laws import examples
 
 import deltapack
 from deltapack import Recipe
@@ -114,7 +115,7 @@ def _bits(draw: st.DrawFn, rng: np.random.Generator, count: int) -> np.ndarray[A
     return words[:count].copy() if draw(st.booleans()) and len(words) >= count else rng.integers(0, 256, count, np.uint8)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(pairs(), min_size=1, max_size=4), st.booleans())
 def test_whatever_the_bits_are_they_come_back(tensors: list[tuple[Raw | None, Raw | None]], swapped: bool) -> None:
     anchor = Raw("F32", (2,), bytes(8))

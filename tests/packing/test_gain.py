@@ -18,7 +18,7 @@ Restore = Callable[..., Model]
 Wide = NDArray[np.float64]
 SHAPE = (192, 128)
 RATES = (0.0, 0.5, 0.9)
-SCALES, NARROW = 0.005, 0.02
+SCALES, NARROW = 0.005, 0.04
 """What scales of four bits may be off over a tensor, and elements of one byte by where values fall on their grid."""
 
 

@@ -222,7 +222,7 @@ def compress(folder: Path, delta: Values, **recipe: Any) -> Path:
     tuned = {"w": Tensor("f32", delta)}
     write_file(folder / "base.safetensors", {"w": cast(np.zeros(len(delta)), "f32")})
     write_file(folder / "tuned.safetensors", tuned)
-    made = deltapack.Recipe(overrides=as_weights(tuned), **recipe)
+    made = deltapack.Recipe(overrides=as_weights(tuned), **({"drop_rate": 0.9} | recipe))
     deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", folder / "pack.dpk", recipe=made)
     return folder / "pack.dpk"
 

@@ -12,12 +12,12 @@ from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.overrides import Override, parse_override
-from deltapack.packing.planning import _AUTO_ORDER
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe
+from deltapack.packing.sampling import _AUTO_ORDER
 
 
-def test_defaults() -> None:
-    settings = Recipe().for_tensor("a")
+def test_what_a_drop_rate_means() -> None:
+    settings = Recipe(drop_rate=0.9).for_tensor("a")
     assert (settings.keep, settings.values, settings.index, settings.whole) == (round(0.1 * 2**32), "auto", "auto", False)
     assert settings.factor == np.float32(2**32 / settings.keep)
 
@@ -99,22 +99,23 @@ def test_every_value_codec_can_be_asked_for_and_auto_takes_the_smallest_first() 
 
 def test_the_last_override_that_matches_wins_setting_by_setting() -> None:
     recipe = Recipe(
+        drop_rate=0.9,
         overrides=(
             Override("a.*", drop_rate=0.5, values="bf16"),
             Override("ab", values="int8", rescale=3.0),
             Override("b", index="gaps"),
-        )
+        ),
     )
     ab, a, b, xa = (recipe.for_tensor(name) for name in ("ab", "a", "b", "xa"))
     assert (ab.keep, ab.values, ab.factor) == (1 << 31, "int8", 3.0)
     assert (a.keep, a.values, a.factor) == (1 << 31, "bf16", 2.0)
     assert (b.index, b.values) == ("gaps", "auto")
-    assert xa == Recipe().for_tensor("xa")  # the whole name must match
+    assert xa == Recipe(drop_rate=0.9).for_tensor("xa")  # the whole name must match
 
 
 def test_a_drop_rate_of_its_own_brings_its_own_rescale() -> None:
     assert Recipe(rescale=7.0, overrides=(Override("a", drop_rate=0.5),)).for_tensor("a").factor == 7.0
-    assert Recipe(overrides=(Override("a", drop_rate=0.5),)).for_tensor("a").factor == 2.0
+    assert Recipe(drop_rate=0.9, overrides=(Override("a", drop_rate=0.5),)).for_tensor("a").factor == 2.0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_drop_rate_of_its_own_brings_its_own_rescale() -> None:
     ],
 )
 def test_include_and_exclude(include: str | None, exclude: str | None, whole: str) -> None:
-    recipe = Recipe(include=include, exclude=exclude)
+    recipe = Recipe(drop_rate=0.9, include=include, exclude=exclude)
     assert [name for name in ("mlp", "attn", "norm") if recipe.for_tensor(name).whole] == whole.split()
 
 

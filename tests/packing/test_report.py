@@ -20,7 +20,7 @@ def report_of(folder: Path, deltas: dict[str, float], **recipe: object) -> delta
     tuned = {name: Tensor("f32", np.eye(1, 64, dtype="<f4")[0] * np.float32(delta)) for name, delta in deltas.items()}
     write_file(folder / "base.safetensors", base)
     write_file(folder / "tuned.safetensors", tuned)
-    made = deltapack.Recipe(overrides=as_weights(tuned), **recipe)  # type: ignore[arg-type]
+    made = deltapack.Recipe(overrides=as_weights(tuned), **({"drop_rate": 0.9} | recipe))  # type: ignore[arg-type]
     return deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", folder / "x.dpk", recipe=made, force=True)
 
 

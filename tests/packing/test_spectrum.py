@@ -29,8 +29,13 @@ def low_rank(rows: int, columns: int, sizes: list[float], noise: float, seed: in
 
 
 def reader(matrix: F32) -> Callable[[int, int], F32]:
-    flat = matrix.reshape(-1)
-    return lambda start, stop: flat[start:stop].copy()
+    """Read whole rows of a matrix."""
+
+    def read(start: int, stop: int) -> F32:
+        assert start % matrix.shape[1] == stop % matrix.shape[1] == 0 <= start < stop <= matrix.size
+        return matrix.reshape(-1)[start:stop].copy()
+
+    return read
 
 
 def spectrum(matrix: F32, rank: int = 4, key: int = 77, **options: Any) -> Spectrum:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 from support.builders import (
     Model,
@@ -25,6 +25,7 @@ from support.builders import (
     whole,
 )
 from support.chains import State, Steps, chains, comes_back, make_steps
+from support.laws import examples
 
 import deltapack
 from deltapack.checkpoint import open_checkpoint
@@ -63,7 +64,7 @@ def check(steps: Steps, folder: Path, base: bool) -> deltapack.SquashReport:
     return report
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@examples(20, suppress_health_check=list(HealthCheck))
 @given(chains(), st.sampled_from((deltapack.Recipe(), EXACT)))
 def test_random_chains(states: list[State], recipe: deltapack.Recipe) -> None:
     with tempfile.TemporaryDirectory() as where:

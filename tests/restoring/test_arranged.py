@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import (
     CHUNK,
@@ -25,6 +25,7 @@ from support.builders import (
     reference_decoder,
     write_file,
 )
+from support.laws import examples
 from vectors.arranged import arrange, few, piece
 from vectors.assemble import Json, Pack
 from vectors.valid import floats
@@ -101,7 +102,7 @@ def cases(draw: st.DrawFn) -> Pack:
     return pack.patched("w", made, few(made.numel)).made_of(grid, pieces, hidden=tensors.get("w"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases())
 def test_package_and_reference_decoder_agree(tmp_path: Path, pack: Pack) -> None:
     """On what the maker of the vectors works out by itself, element by element."""

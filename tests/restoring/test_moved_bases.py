@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import edited, random_tensor, read_file, read_folder, tuned_model, write_file, write_folder
+from support.laws import examples
 from support.small_packs import index_of
 
 import deltapack
@@ -143,7 +144,7 @@ def verdict(act: Callable[[], object]) -> tuple[str, str | None]:
     return "fits", None
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(sorted(FILE_CHANGES)), max_size=3),
     tensors=st.none() | st.tuples(st.sampled_from(sorted(TENSOR_CHANGES)), st.sampled_from(sorted(MODEL))),

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import Model, moved, random_tensor, read_folder, small_model, tuned_model, whole, write_file, write_folder
 from support.commands import Run
+from support.laws import examples
 
 import deltapack
 from deltapack import Recipe
@@ -98,7 +99,7 @@ def write_all(folder: Path, files: list[Written]) -> Path:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_any_files_come_back(data: st.DataObject) -> None:
     """Orders, metadata, padding, shards, folders, types and bits as they come; the base has some of the tensors, in its own layout."""
     top = [f"t{number}" for number in range(data.draw(st.integers(1, 5)))]

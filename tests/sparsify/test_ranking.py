@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from support.laws import examples
 
 from deltapack.sparsify.ranking import Cut, Magnitudes, find_cuts, places_in_cut
 
@@ -28,7 +29,7 @@ def taken(parts: list[np.ndarray], *cuts: Cut) -> np.ndarray:
     return np.concatenate(masks)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     values=arrays(np.float32, st.integers(1, 60), elements=VALUES),
     chunks=st.integers(1, 4),

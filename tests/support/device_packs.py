@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_layout
+from deltapack.codecs.chunk import TermCodec, decode_term_chunk, encode_term_chunk, term_chunks, term_layout
+from deltapack.codecs.factors import Factors
+from deltapack.codecs.indices import masked_positions
+from deltapack.codecs.scaling import DROPPED, Scaling
 from deltapack.device.torch_kernels import BITS
 from deltapack.dtypes import BY_NAME, DType
+from deltapack.format.codecs import INDEX_CODECS
 from deltapack.format.digest import CHUNK, chunk_count
+from deltapack.format.frames import pack_stream
 from deltapack.format.index import BaseRef, BlobRef, Entry, Index, Term
 from deltapack.format.reader import PackReader
 from deltapack.format.table import tile_lengths
@@ -25,15 +30,37 @@ NO_DIGEST = "0" * 32
 F32 = BY_NAME["f32"]
 
 
-def write_pack(path: Path, numel: int, codecs: Sequence[TermCodec], density: float = 0.1, seed: int = 0) -> Path:
-    """A pack of one tensor `w` of f32 whose terms are random."""
-    shape = (numel,)
+@dataclass(frozen=True)
+class Product:
+    """Stands for the codec of a term of factors."""
+
+    rank: int
+    bits: int
+
+
+Codec = TermCodec | Product
+
+
+def write_pack(path: Path, numel: int, codecs: Sequence[Codec], density: float = 0.1, seed: int = 0, width: int = 0) -> Path:
+    """A pack of one tensor `w` of f32, a matrix where a width is given, whose terms are random."""
+    shape = (numel // width, width) if width else (numel,)
     with open_pack_writer(path, force=True) as writer:
-        terms = tuple(write_term(writer, codec, numel, density, 100 * seed + number) for number, codec in enumerate(codecs))
+        terms = tuple(
+            write_product(writer, codec, numel, width, 100 * seed + number)
+            if isinstance(codec, Product)
+            else write_term(writer, codec, numel, density, 100 * seed + number)
+            for number, codec in enumerate(codecs)
+        )
         digests = writer.plain_blob(bytes(32 * chunk_count(numel))) if numel > CHUNK else None
         entry = Entry("w", "delta", F32, shape, NO_DIGEST, BaseRef("w", F32, shape, NO_DIGEST), terms, digests=digests)
-        writer.finish(Index("0" * 64, 1, fingerprint_of(entry), 1, entry.nbytes, {}, (entry,), None, "test"))
+        writer.finish(index_of(entry))
     return path
+
+
+def index_of(entry: Entry) -> Index:
+    """The index of a pack of one tensor."""
+    required = tuple(sorted({feature for term in entry.terms for feature in term.features}))
+    return Index("0" * 64, 1, fingerprint_of(entry), 1, entry.nbytes, {}, (entry,), None, "test", required)
 
 
 def fingerprint_of(entry: Entry) -> str:
@@ -43,16 +70,20 @@ def fingerprint_of(entry: Entry) -> str:
 
 
 def write_term(writer: PackWriter, codec: TermCodec, numel: int, density: float, seed: int, stray: int = 0) -> Term:
-    """Random differences at random positions; `stray` is added to the count of the first tile of a seeded term, to make it wrong."""
-    rng, key = np.random.default_rng(seed), (1 << 63) + seed
-    keep = min((1 << 32) - 1, max(1, int(density * 2**32))) if codec.index == "seeded" else 0
-    term = Term(codec.index, codec.values, 2.0, 0, BlobRef(0, 0, ""), keep, key if keep else 0, codec.shift)
+    """Random differences at random positions; `stray` is added to the count of the first tile of a random mask, to make it wrong."""
+    rng, key, row = np.random.default_rng(seed), (1 << 63) + seed, INDEX_CODECS[codec.index]
+    least = row.parameters[0].least if row.kept == "random" else 0
+    keep = min((1 << 32) - 1, max(least, int(density * 2**32))) if row.kept == "random" else 0
+    kind, scale = ("", 0.0) if codec.scaling is None else (codec.scaling.kind, codec.scaling.lines.scale)
+    term = Term(codec.index, codec.values, 2.0, 0, BlobRef(0, 0, ""), keep, key if keep else 0, codec.shift, kind, scale)
+    if kind not in ("", "tensor"):  # which it says of its chunks, too
+        term = replace(term, lines=term.blob)
     blob, nnz = writer.chunked_blob(term_layout(term, numel)), 0
     for chunk in range(chunk_count(numel)):
         length = min(CHUNK, numel - chunk * CHUNK)
         lengths = np.array(tile_lengths(length), np.int64)
         if keep:
-            positions, counts = reference.sample_positions(key, keep, chunk * 16, lengths)
+            positions, counts = masked_positions(codec.index, key, keep, chunk, lengths)
             counts[0] += stray
             stray = 0
         else:
@@ -60,9 +91,30 @@ def write_term(writer: PackWriter, codec: TermCodec, numel: int, density: float,
             positions = np.flatnonzero(kept).astype(np.uint32)
             counts = np.bincount(positions >> 16, minlength=len(lengths)).astype(np.int64)
         differences = rng.normal(0, 0.01, int(counts.sum())).astype(np.float32)
-        blob.append(encode_term_chunk(codec, positions, differences, counts, length, np.float32(2))[0])
-        nnz += int(counts.sum())
-    return replace(term, nnz=nnz, blob=blob.close())
+        coded, _ = encode_term_chunk(codec, positions, differences, counts, length, np.float32(2), chunk * CHUNK)
+        blob.append(coded)
+        nnz += sum(coded.counts)
+    term = replace(term, nnz=nnz, blob=blob.close())
+    return term if term.lines is None or codec.scaling is None else replace(term, lines=writer.plain_blob(pack_stream(codec.scaling.raw)))
+
+
+def write_product(writer: PackWriter, product: Product, numel: int, width: int, seed: int) -> Term:
+    """Random factors, which are small."""
+    rng, half = np.random.default_rng(seed), 1 << product.bits - 1
+    left, right = (rng.integers(-half, half, (product.rank, count)).astype(np.int8) for count in (numel // width, width))
+    scales = rng.normal(0, 0.05, (2, product.rank)).astype(np.float32)
+    factors = Factors.of_codes(left, right, scales, product.bits)
+    return replace(factors.term(numel, writer.plain_blob(factors.stored())), factor=2.0)
+
+
+def scaling(kind: Literal["tensor", "rows", "outer"], rows: int, columns: int, dropped: float = 0.3, seed: int = 0) -> Scaling:
+    """Scales for differences of about a hundredth, some rows dropped; so large that half of the trits are 0."""
+    rng = np.random.default_rng(seed)
+    sizes = [rng.integers(120, 136, count).astype(np.uint8) for count in (rows, columns)]
+    sizes[0][rng.random(rows) < dropped] = DROPPED
+    of_rows, of_columns = {"tensor": (False, False), "rows": (True, False), "outer": (True, True)}[kind]
+    none = np.zeros(0, np.uint8)
+    return Scaling(kind, 0.01, sizes[0] if of_rows else none, sizes[1] if of_columns else none, columns if of_rows else 1, 0.7)
 
 
 def random_bits(numel: int, dtype: DType, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -87,7 +139,7 @@ def unsigned(elements: np.ndarray[Any, Any] | torch.Tensor) -> np.ndarray[Any, A
 def expected(reader: PackReader, base: np.ndarray[Any, Any], source: DType, target: DType, weight: float) -> np.ndarray[Any, Any]:
     """What the numpy reference makes of the only tensor of a pack."""
     entry, parts = reader.index.entries[0], []
-    blobs = [reader.chunked_blob(term.blob, term_layout(term, entry.common), term.nnz, entry.name) for term in entry.terms]
+    blobs = [term_chunks(reader, entry, term) for term in entry.terms]
     for chunk in range(chunk_count(entry.common)):
         piece = base[chunk * CHUNK : (chunk + 1) * CHUNK]
         factors = [np.float32(term.factor) * np.float32(weight) for term in entry.terms]

@@ -84,7 +84,8 @@ def family(folder: Path, *tunings: Tuned, rows: int = ROWS, base_tokens: Mapping
         write_folder(folder / f"{number}", model, {name: text for name, text in files.items() if text is not None})
         packs.append(folder / f"{number}.dpk")
         # Some have whole tables of their own.
-        deltapack.compress(folder / "base", folder / f"{number}", packs[-1], recipe=Recipe(**tuning.recipe), allow_unrelated=True)
+        recipe = Recipe(**({"drop_rate": 0.9} | dict(tuning.recipe)))
+        deltapack.compress(folder / "base", folder / f"{number}", packs[-1], recipe=recipe, allow_unrelated=True)
         tuned_models.append(model)
     return Family(folder / "base", tuple(packs), tuple(tuned_models))
 

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import xxhash
 import zstandard
@@ -170,6 +170,23 @@ def encode_codes(codec: str, codes: list[int], coder: tuple[int, int] = (10, 4))
     return pack_bits(codes, WIDTH[codec])
 
 
+class Added(Protocol):
+    """A term, whatever its values are."""
+
+    @property
+    def features(self) -> Collection[str]:
+        """What a reader has to know."""
+
+    def with_factor(self, factor: str) -> Added:
+        """The term with another factor, unless it keeps all elements (section 6.1)."""
+
+    def entry(self, common: int) -> Json:
+        """The index entry, with a `Blob` in place of each reference."""
+
+    def added(self, common: int, weight: float) -> dict[int, float]:
+        """Position to value (section 6.1)."""
+
+
 @dataclass
 class Term:
     """A term: its index entry, what it adds to each kept element, and hooks to spoil its chunks."""
@@ -270,7 +287,7 @@ class Term:
 class Addend:
     """What a pack adds to a tensor: its terms, or the difference of a tensor that it stores whole; and the weight."""
 
-    terms: list[Term]
+    terms: Sequence[Added]
     whole: Tensor | None = None
     weight: float = 1.0
 
@@ -309,10 +326,10 @@ def add_up(old: Tensor, addends: list[Addend], dtype: str, shape: tuple[int, ...
     out += bytes(common * size - len(out))
     known: dict[tuple[int, bytes], bytes] = {}  # by element and all that is added to it: large tensors have few of these
     for p in todo:
-        values = added.get(p, [])
-        key = old.bits(p), struct.pack(f"<{len(values)}d", *values)
+        own = added.get(p, [])
+        key = old.bits(p), struct.pack(f"<{len(own)}d", *own)
         if key not in known:
-            known[key] = scalar.patch(old.dtype, key[0], dtype, values).to_bytes(size, "little")
+            known[key] = scalar.patch(old.dtype, key[0], dtype, own).to_bytes(size, "little")
         out[p * size : (p + 1) * size] = known[key]
     return Tensor(dtype, shape, bytes(out) + tail)
 
@@ -329,7 +346,7 @@ class Said:
     kind: str
     name: str
     result: Tensor
-    terms: list[Term] = field(default_factory=list)
+    terms: Sequence[Added] = ()
     tail: bytes = b""
 
 
@@ -410,7 +427,7 @@ class Pack:
         self.extra: Json = {}
         self.minor = 0
 
-    def patched(self, name: str, old: Tensor, terms: list[Term], **options: Any) -> Pack:
+    def patched(self, name: str, old: Tensor, terms: Sequence[Added], **options: Any) -> Pack:
         """Add a tensor of kind delta, grown or shrunk; options: dtype, shape, tail, base_name, spoil_tail."""
         dtype, shape = options.get("dtype", old.dtype), options.get("shape", old.shape)
         tail, base_name = options.get("tail", b""), options.get("base_name", name)

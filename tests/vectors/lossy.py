@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vectors import scalar
-from vectors.assemble import FLOATS, GROUPED, SCALED, Pack, Term
+from vectors.assemble import FLOATS, GROUPED, SCALED, Added, Pack, Term
 from vectors.factors import Factors, factors
 from vectors.scalar import CHUNK, ITEMSIZE, TILE
 from vectors.valid import SMALL, codes_for, every, floats, special, tensor
@@ -63,7 +63,11 @@ def strata() -> Iterator[Vector]:
     yield "index-stratified", "density 1/4, one tile", Pack().patched("w", floats("bf16", (300,)), [grouped(300, "int4", 1 << 30)])
     pack = Pack().patched("most", floats("f32", (40,)), [grouped(40, "int8", 2**32 - 1)])
     pack.patched("three-quarters", floats("f32", (200,)), [grouped(200, "int8", 3 << 30)])
-    yield "index-stratified-dense", "strata of one element; of one and two", pack.patched("e", floats("f32", (1,)), [grouped(1, "f32", 1 << 31)])
+    yield (
+        "index-stratified-dense",
+        "strata of one element; of one and two",
+        pack.patched("e", floats("f32", (1,)), [grouped(1, "f32", 1 << 31)]),
+    )
     pack = Pack().patched("w", tensor("f16", (3000,), 0x2E66), [grouped(3000, "f16", 1 << 22)])
     pack.patched("missed", tensor("f16", (30,), 0x2E66), [grouped(30, "f16", 1 << 16)])
     pack.patched("odd", tensor("f16", (999,), 0x2E66), [grouped(999, "bf16", 0x0ABCDEF1)])
@@ -108,12 +112,16 @@ def trits() -> Iterator[Vector]:
         pack.patched(index, floats("bf16", (300,)), [alike(index, "ternary", (300,), keep=1 << 31)])
     yield "ternary-masks", "every index codec", pack
     base, at = tensor("bf16", (TILE + 300,), 0x3DCD), [3, 7, TILE - 1, TILE, TILE + 1, TILE + 2, TILE + 299]
-    yield "tiles-ternary", "a byte has trits of two tiles", Pack().patched("w", base, [alike("gaps", "ternary", (TILE + 300,), positions=at)])
+    yield (
+        "tiles-ternary",
+        "a byte has trits of two tiles",
+        Pack().patched("w", base, [alike("gaps", "ternary", (TILE + 300,), positions=at)]),
+    )
     count = CHUNK + 5
     at = [0, 1, 9, 12, CHUNK - 2, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 4]
-    old = tensor("f8_e5m2", (count,), 0x2E)
+    base = tensor("f8_e5m2", (count,), 0x2E)
     own = alike("gaps", "ternary", (count,), positions=at, scale=0x3F000000)
-    yield "chunks-ternary", "trits start anew with a chunk", Pack().patched("w", old, [own])
+    yield "chunks-ternary", "trits start anew with a chunk", Pack().patched("w", base, [own])
 
 
 def levels() -> Iterator[Vector]:
@@ -153,13 +161,17 @@ def levels() -> Iterator[Vector]:
     count = 2 * CHUNK + 5
     at = [7, CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 4]
     own = alike("gaps", "uniform", (count,), positions=at, scale=0x3F000000)
-    yield "chunks-uniform", "a table for each chunk; none where nothing is kept", Pack().patched("w", tensor("f8_e5m2", (count,), 0x2E), [own])
+    yield (
+        "chunks-uniform",
+        "a table for each chunk; none where nothing is kept",
+        Pack().patched("w", tensor("f8_e5m2", (count,), 0x2E), [own]),
+    )
 
 
 def scales() -> Iterator[Vector]:
     """Scales of a tensor, of rows and of columns."""
-    shape, gone = (9, 20), (0, 4, 5)
-    for how, dropped in (("tensor", ()), ("rows", gone), ("outer", gone)):
+    shape: tuple[int, ...] = (9, 20)
+    for how, dropped in (("tensor", ()), ("rows", (0, 4, 5)), ("outer", (0, 4, 5))):
         pack = Pack()
         for number, values in enumerate(SCALED):
             for index in (INDEX[number % 5], INDEX[(number + 2) % 5]):
@@ -207,12 +219,16 @@ def scales() -> Iterator[Vector]:
     old, tail = floats("bf16", (4, 3)), floats("bf16", (2, 3), 5).data
     pack = Pack()
     for how in ("tensor", "rows", "outer"):
-        gone = (1,) * (how != "tensor")
+        gone = [1] * (how != "tensor")
         pack.patched(f"grown.{how}", old, [alike("bitmap", "int4", (4, 3), how, gone)], shape=(6, 3), tail=tail)
         pack.patched(f"shrunk.{how}", old, [alike("all", "ternary", (3, 3), how, gone)], shape=(3, 3))
     line = floats("f32", (4,))
     pack.patched("grown.vector", line, [alike("all", "ternary", (4,))], shape=(6,), tail=bytes(8))
-    yield "scales-grown-shrunk", "rows are those of the terms", pack.patched("shrunk.vector", line, [alike("all", "int8", (3,))], shape=(3,))
+    yield (
+        "scales-grown-shrunk",
+        "rows are those of the terms",
+        pack.patched("shrunk.vector", line, [alike("all", "int8", (3,))], shape=(3,)),
+    )
     pack = Pack()
     for old_type in FLOATS:
         for dtype in FLOATS:
@@ -243,7 +259,8 @@ def scales() -> Iterator[Vector]:
 
 def products() -> Iterator[Vector]:
     """Factors."""
-    pack, shape = Pack(), (7, 11)
+    pack = Pack()
+    shape: tuple[int, ...] = (7, 11)
     for bits in (2, 4, 8):
         for rank in (1, 3, 7):
             pack.patched(f"{bits}.{rank}", floats("bf16", shape, rank), [factors(shape, rank, bits, seed=bits + rank)])
@@ -254,8 +271,7 @@ def products() -> Iterator[Vector]:
             pack.patched(f"{old}.{new}", special(old), [factors((2, 12), 2, size=0.3)], dtype=new)
     yield "factors-types", "every float type to every other; every element is kept", pack
     one, big = 0x3F800000, 0x4B800000
-    order = Factors([[0], [0], [0]], [[0], [0], [-1]], ([big, one, big], [one, one, one]))
-    order = Factors([codes * 3 for codes in order.u], [codes * 3 for codes in order.v], order.scales)
+    order = Factors([[0] * 3] * 3, [[0] * 3, [0] * 3, [-1] * 3], ([big, one, big], [one, one, one]))
     yield "factors-order", "2^24 + 1 - 2^24: products are added in their order", Pack().patched("w", tensor("f32", (3, 3), 0), [order])
     pack = Pack()
     for seed in range(4):
@@ -268,14 +284,18 @@ def products() -> Iterator[Vector]:
     tiny = Factors([[0, 7], [0, -8]], [[0, 1], [7, -8]], ([0x00000001, 0x00800000], [0x3F000000, 0x3F800001]))
     pack.patched("subnormal", tensor("f32", (2, 2), 0x00000001), [tiny])
     none = Factors([[0, -1]], [[0, -1]], ([0], [0x80000000]), 2)
-    yield "factors-limits", "infinities of both signs, subnormal numbers, zeros", pack.patched("zero", tensor("f32", (2, 2), 1 << 31), [none])
+    yield (
+        "factors-limits",
+        "infinities of both signs, subnormal numbers, zeros",
+        pack.patched("zero", tensor("f32", (2, 2), 1 << 31), [none]),
+    )
     pack = Pack()
     for shape in ((1, 1), (1, 9), (9, 1), (2, 3, 4), (2, 1, 3, 2)):
         pack.patched("x".join(map(str, shape)), floats("bf16", shape), [factors(shape, 1, 4)])
     yield "factors-shapes", "the last dimension is that of v", pack
-    old, tail = floats("bf16", (4, 3)), floats("bf16", (2, 3), 5).data
-    pack = Pack().patched("grown", old, [factors((4, 3), 2)], shape=(6, 3), tail=tail)
-    yield "factors-grown-shrunk", "rows are those of the terms", pack.patched("shrunk", old, [factors((3, 3), 2)], shape=(3, 3))
+    rows, tail = floats("bf16", (4, 3)), floats("bf16", (2, 3), 5).data
+    pack = Pack().patched("grown", rows, [factors((4, 3), 2)], shape=(6, 3), tail=tail)
+    yield "factors-grown-shrunk", "rows are those of the terms", pack.patched("shrunk", rows, [factors((3, 3), 2)], shape=(3, 3))
     full = Factors([[0] * 256] * 256, [[-1] * 256] * 256, ([0x3A800000] * 256, [0x3F800000] * 256), 2)
     yield "factors-rank-256", "the highest rank", Pack().patched("w", tensor("f32", (256, 256), 0), [full])
     shape = (8, 9)
@@ -289,7 +309,9 @@ def products() -> Iterator[Vector]:
     yield "tiles-factors", "tile borders", Pack().patched("w", tensor("bf16", shape, 0x3DCD), [own])
     shape = (3, 400_000)
     edge = CHUNK - 800_000
-    own = Factors([[1, -2, 5]], [[{0: 3, edge - 1: 2, edge: -7, 399_999: 6}.get(i, 0) for i in range(400_000)]], ([0x3E000000], [0x3F800000]))
+    own = Factors(
+        [[1, -2, 5]], [[{0: 3, edge - 1: 2, edge: -7, 399_999: 6}.get(i, 0) for i in range(400_000)]], ([0x3E000000], [0x3F800000])
+    )
     yield "chunks-factors", "chunk borders", Pack().patched("w", tensor("f8_e5m2", shape, 0x2E), [own])
 
 
@@ -299,12 +321,12 @@ def of_each(pack: Pack, shape: tuple[int, int] = (6, 10), dtype: str = "bf16") -
     for number, values in enumerate(("ternary", "uniform", "int4")):
         for how in ("tensor", "rows", "outer"):
             index = INDEX[(number + len(how)) % 5]
-            own = alike(index, values, shape, how, (2,) * (how != "tensor"), keep=1 << 31, factor=0x40A66666)
+            own = alike(index, values, shape, how, [2] * (how != "tensor"), keep=1 << 31, factor=0x40A66666)
             pack.patched(f"{values}.{how}", old, [own])
-    own = factors(shape, 3)
-    own.factor = 0x3F99999A
-    pack.patched("factors", old, [own])
-    both = [own, alike("stratified", "ternary", shape, keep=1 << 31, factor=0x40000000)]
+    spikes = factors(shape, 3)
+    spikes.factor = 0x3F99999A
+    pack.patched("factors", old, [spikes])
+    both: list[Added] = [spikes, alike("stratified", "ternary", shape, keep=1 << 31, factor=0x40000000)]
     grown = {"shape": (shape[0] + 1, shape[1]), "tail": bytes(shape[1] * ITEMSIZE[dtype])}
     pack.patched("both", old, both).patched("grown", old, both, **grown)
     zeros = tensor("f32", (2, 2), [0x80000000, 0x80000000, 0x7FA00001, 0x80000000])

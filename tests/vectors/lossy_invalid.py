@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import xxhash
 import zstandard
 from vectors import exact
-from vectors.assemble import Blob, Json, Pack, Tensor, Term, stream, zstd
+from vectors.assemble import Added, Blob, Json, Pack, Root, Tensor, Term, stream, zstd
 from vectors.factors import Factors, factors
-from vectors.faults import CHECKSUM, FORMAT, UNSUPPORTED, Case, drop, put
+from vectors.faults import CHECKSUM, FORMAT, LIMIT, UNSUPPORTED, Case, drop, put
 from vectors.lossy import alike, params_of
+from vectors.scalar import CHUNK
 from vectors.valid import every, floats, tensor
 
 SHAPE, BASE = (4, 3), "invalid-base"
 TERM = ("tensors", 0, "terms", 0)
 
 
-def pack_of(own: Term | Factors, old: Tensor | None = None, **options: Any) -> Pack:
+def pack_of(own: Added, old: Tensor | None = None, **options: Any) -> Pack:
     """A pack of one term; its base is that of v1-ok-invalid-base, unless another is given."""
     return Pack().patched("a", floats("bf16", SHAPE) if old is None else old, [own], **options)
 
@@ -37,20 +39,19 @@ def lossy_cases() -> Iterator[Case]:
 def index_cases() -> Iterator[Case]:
     """R5 and R6 on what the index says of a term."""
     yield "R5", "scales", UNSUPPORTED, BASE, pack_of(of(how="rows")).build(put(*TERM, "scales", "columns"))
-    for feature, own in (
-        ("stratified", of("stratified", "f32", "")),
+    drawn = of("stratified").positions
+    for feature, needing in (
+        ("stratified", Term("stratified", "f32", drawn, [0x3F800000] * len(drawn), params=params_of("stratified", 1 << 31))),
         ("ternary", of(values="ternary")),
         ("uniform", of(values="uniform")),
         ("scales", of()),
         ("factors", factors(SHAPE, 1)),
     ):
-        if feature == "stratified":
-            own = Term("stratified", "f32", own.positions, [0x3F800000] * len(own.positions), params=params_of("stratified", 1 << 31))
 
         def forgotten(index: Json, feature: str = feature) -> None:
             index["required"].remove(feature)
 
-        yield "R6", f"feature-{feature}", FORMAT, BASE, pack_of(own).build(forgotten)
+        yield "R6", f"feature-{feature}", FORMAT, BASE, pack_of(needing).build(forgotten)
     for what, keep in (("65535", 65_535), ("2-32", 1 << 32)):
         own = of("stratified", "ternary", keep=keep)
         yield "R6", f"keep-stratified-{what}", FORMAT, BASE, pack_of(own).build()
@@ -58,8 +59,8 @@ def index_cases() -> Iterator[Case]:
         yield "R6", f"scale-{what}", FORMAT, BASE, pack_of(of(scale=bits)).build()
     whole = Term("all", "f32", every(1, 12), [0x3F800000] * 12, alike="tensor")
     yield "R6", "scales-of-floats", FORMAT, BASE, pack_of(whole).build()
-    own = replace(factors(SHAPE, 1), extra=(("scales", "tensor"), ("scale", "3f800000")))
-    yield "R6", "scales-of-factors", FORMAT, BASE, pack_of(own).requires("scales").build()
+    odd = replace(factors(SHAPE, 1), extra=(("scales", "tensor"), ("scale", "3f800000")))
+    yield "R6", "scales-of-factors", FORMAT, BASE, pack_of(odd).requires("scales").build()
     for values in ("ternary", "uniform"):
 
         def bare(index: Json) -> None:
@@ -109,7 +110,7 @@ def line_cases() -> Iterator[Case]:
     yield "R7", "lines-first", FORMAT, BASE, pack_of(of(how="rows")).build(swap, late=swap)
 
 
-def named(own: Term | Factors, old: Tensor, name: str) -> bytes:
+def named(own: Added, old: Tensor, name: str) -> bytes:
     """A pack of one term of a tensor of another name."""
     return Pack().patched(name, old, [own]).build()
 
@@ -241,6 +242,18 @@ def level_cases() -> Iterator[Case]:
     yield "R8", "codes-raw-uniform-of-nothing", FORMAT, BASE, pack_of(nothing).build()
 
 
+def huge_factors() -> bytes:
+    """Factors of 2^27 + 2^16 + 2^11 bytes, of a tensor of 2^27 elements, all zero."""
+    digests = [xxhash.xxh3_128_digest(bytes(CHUNK))] * 128
+    entry: Json = {"name": "a", "kind": "delta", "dtype": "f8_e5m2", "shape": [256, 1 << 19], "digest": Root(digests)}
+    entry |= {"base": {"digest": Root(digests)}, "digests": Blob(b"".join(digests * 2))}
+    entry["terms"] = [Factors([[]] * 256, [[]] * 256, ([0] * 256, [0] * 256), 8, blob=Blob(b"\0")).entry(1 << 27)]
+    pack = Pack().requires("factors")
+    pack.entries.append(entry)
+    pack.extra["base"] = pack.index_base() | {"tensors": 1}
+    return pack.build()
+
+
 def factor_cases() -> Iterator[Case]:
     """Factors."""
     one = factors(SHAPE, 1)
@@ -262,6 +275,7 @@ def factor_cases() -> Iterator[Case]:
         yield "R6", f"factors-{index}", FORMAT, BASE, pack_of(own).build()
     yield "R6", "nnz-factors", FORMAT, BASE, pack_of(replace(one, extra=(("nnz", 11),))).build()
     yield "R6", "factor-of-factors", FORMAT, BASE, pack_of(replace(one, factor=0x7F800000)).build()
+    yield "R8", "factors-over-128-mib", LIMIT, None, huge_factors()
     small = factors(SHAPE, 1, 2)
     yield "R8", "factors-stored-over-raw", FORMAT, BASE, pack_of(replace(small, blob=Blob(zstd(small.raw())))).build()
     yield "R10", "factors-cut", FORMAT, BASE, pack_of(replace(small, blob=Blob(small.raw()[:-1]))).build()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vectors.assemble import Pack, Term
+from collections.abc import Sequence
+
+from vectors.assemble import Added, Pack, Term
 from vectors.factors import factors
 from vectors.lossy import alike
 from vectors.several import WEIGHTS, Case, Group, summed
@@ -20,7 +22,7 @@ def lossy_group() -> Group:
     def trits(codes: list[int]) -> Term:
         return Term("all", "ternary", [0, 1, 2], codes, alike="tensor")
 
-    def pack(terms: list[Term], of_zeros: list[Term], **options: object) -> Pack:
+    def pack(terms: Sequence[Added], of_zeros: Sequence[Added], **options: object) -> Pack:
         return Pack().patched("w", OLD, terms, **options).patched("z", ZEROS, of_zeros)
 
     level = Term("bitmap", "uniform", [1], [0], alike="tensor")

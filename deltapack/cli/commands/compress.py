@@ -29,16 +29,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Report = TypeVar("Report", "CompressReport", "CompressPreview")
 
 
-def _parse_map(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for text in values:
-        pattern, equals, replacement = text.rpartition("=")  # an expression may hold a `=`, a tensor's name does not
-        if not equals or not pattern:
-            raise click.BadParameter(f"'{text}' is not of the form REGEX=REPLACEMENT.", context, parameter)
-        pairs.append((pattern, replacement))
-    return pairs
-
-
 def _sparsify_options(command: Command) -> Command:
     """Add an option for each number that a sparsifier takes."""
     for name, option in reversed([(row.name, option) for row in SPARSIFY_CHOICES.values() for option in row.options]):
@@ -115,14 +105,7 @@ def _rescaled(how: str) -> str:
     help="Other settings for tensors whose whole name matches, such as '.*lm_head.*:drop-rate=0.5,values=bf16'. "
     f"Keys: {', '.join(SETTINGS).replace('_', '-')}. Roles: {', '.join(SETTABLE)}. Repeatable; the last that matches wins.",
 )
-@click.option(
-    "--map",
-    "name_map",
-    multiple=True,
-    callback=_parse_map,
-    metavar="REGEX=REPLACEMENT",
-    help="Turn whole names of the fine-tune into names of the base, such as 'model\\.(.*)=\\1'. Repeatable.",
-)
+@options.map_option
 @click.option(
     "--keep-base",
     metavar="REGEX",

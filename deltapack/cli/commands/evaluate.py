@@ -20,12 +20,16 @@ __all__ = ["command"]
 @options.finetuned_argument
 @options.packs_argument
 @options.measure_options
+@options.html_option
+@options.force_option
 @options.workers_option
 @options.output_options
 def command(
     base: Path,
     finetuned: Path,
     packs: tuple[Path, ...],
+    html: Path | None,
+    force: bool,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -39,11 +43,11 @@ def command(
     model as a folder: --eval 'python my.py {model}'.
     """
     with show_progress("measuring", quiet=quiet, unit="models" if how["score"] else "tokens") as progress:
-        report = deltapack.evaluate(base, finetuned, packs, workers=workers, progress=progress, **how)
+        report = deltapack.evaluate(base, finetuned, packs, html=html, force=force, workers=workers, progress=progress, **how)
     if as_json:
         print_json(report.to_json())
         return
     if not quiet:
         header, rows = evaluate_rows(report)
         print_table(header, rows)
-    print_notes([], report.warnings)
+    print_notes([f"the page is {html}"] if html is not None and not quiet else [], report.warnings)

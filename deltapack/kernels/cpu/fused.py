@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
+from deltapack.format.codecs import INDEX_CODECS
 from deltapack.kernels.cpu.adding import _add_one
 from deltapack.kernels.cpu.bits import compiled, loops_on
+from deltapack.kernels.cpu.fused_trits import fused_trits
 from deltapack.kernels.cpu.positions import _byte_gaps, _gap_table, _rice_gaps, _sample
 from deltapack.kernels.cpu.values import _scale, _unpack, code_table
 from deltapack.kernels.encoded import Encoded
@@ -30,6 +32,9 @@ _NO_ELEMENTS = np.zeros(0, np.uint16)
 
 def decode_encoded(encoded: Encoded, out: Sparse) -> Sparse | None:
     """See the reference."""
+    if _has_fused_trits(encoded):
+        count = fused_trits(_NO_ELEMENTS, encoded, out)
+        return None if count is None else Sparse(out.positions[:count], out.values[:count])
     arguments = _arguments(encoded, out)
     if arguments is None or not _decode(_NO_ELEMENTS, *arguments):
         return None
@@ -39,8 +44,17 @@ def decode_encoded(encoded: Encoded, out: Sparse) -> Sparse | None:
 
 def add_encoded(elements: Elements, dtype: DType, encoded: Encoded, out: Sparse) -> bool:
     """See the reference."""
-    target, arguments = loops_on(elements, dtype), _arguments(encoded, out)
-    return target is not None and arguments is not None and bool(_decode(target, *arguments))
+    target = loops_on(elements, dtype)
+    if target is None:
+        return False
+    if _has_fused_trits(encoded):
+        return fused_trits(target, encoded, out) is not None
+    arguments = _arguments(encoded, out)
+    return arguments is not None and bool(_decode(target, *arguments))
+
+
+def _has_fused_trits(encoded: Encoded) -> bool:
+    return encoded.trits and INDEX_CODECS[encoded.index].kept == "random"
 
 
 def _arguments(encoded: Encoded, out: Sparse) -> tuple[Any, ...] | None:

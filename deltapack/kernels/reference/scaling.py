@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from deltapack.kernels.layout import Lines, Positions, Values
 
-__all__ = ["in_kept_rows", "level_codes", "rounded_codes", "scaled_values", "scales_at", "trits_of"]
+__all__ = ["LEVEL_OFFSET", "MOST_LEVEL", "in_kept_rows", "level_codes", "rounded_codes", "scaled_values", "scales_at", "trits_of"]
 
-MOST_LEVEL = 127
-_OFFSET = np.float32(0.4)
+MOST_LEVEL, LEVEL_OFFSET = 127, np.float32(0.4)
 """Less than a half: small values become 0 the easier, which costs little error and many bits less."""
 
 
@@ -71,7 +70,7 @@ def trits_of(values: Values, scales: Values, threshold: np.float32) -> NDArray[n
 def level_codes(values: Values, scales: Values, threshold: np.float32) -> NDArray[np.int8]:
     """Return `sign(x) * floor(|x| / step + 0.4)`, at most 127 in magnitude, `[nnz] int8`; a step is `threshold` times the scale."""
     with np.errstate(all="ignore"):
-        levels = np.floor(np.abs(values) / (scales * threshold) + _OFFSET)
+        levels = np.floor(np.abs(values) / (scales * threshold) + LEVEL_OFFSET)
     bounded = np.minimum(np.nan_to_num(levels, nan=0.0, posinf=MOST_LEVEL), MOST_LEVEL)
     codes: NDArray[np.int8] = (np.sign(values) * bounded).astype(np.int8)
     return codes
