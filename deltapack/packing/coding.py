@@ -87,7 +87,7 @@ def _trits(magnitudes: Sample, threshold: float) -> Fitted:
     share = len(large) / len(magnitudes)
     total = _sum(large)
     scale = _f32(total / len(large))
-    power = _sum(np.square(magnitudes, dtype=np.float64))
+    power = _sum(np.square(magnitudes))
     gain = power / (scale * total)
     return Fitted(
         scale,

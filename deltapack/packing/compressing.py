@@ -64,7 +64,7 @@ def compress(
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
         finetuned: Likewise.
         out: The pack to write; it appears only when complete.
-        recipe: How to compress; `Recipe()` drops 90 %.
+        recipe: How to compress; `Recipe()` has the budget of the quality `"balanced"`.
         name_map: Pairs of regular expression and replacement that turn names of the fine-tune into names of the base.
         include_code: Whether Python files of the fine-tune travel inside.
         keep_base: Regular expression (search); tensors that only the base has and that match are in the result, too.

@@ -20,7 +20,7 @@ RANK = 8
 """Singular directions that are looked for."""
 _NARROW, _ROWS = 16, 2048
 """Rows or columns below which nothing is looked for, and rows of a vocabulary that are looked at."""
-_SEEN, _MOST_SHARE = 512, 8
+_SEEN, _MOST_SHARE = 256, 8
 """Rows by which directions are found, at least, and by one of how many rows at most."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
