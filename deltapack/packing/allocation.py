@@ -19,7 +19,6 @@ from typing import Literal
 
 __all__ = [
     "BOOST",
-    "CAUTION",
     "LEAST_RATE",
     "MOST_RATE",
     "NON_ZERO",
@@ -30,15 +29,12 @@ __all__ = [
     "Rates",
     "Share",
     "allocate",
+    "around",
     "factor_bits",
-    "kappa_of",
     "noise_of",
     "non_zero",
     "predicted_bits",
-    "predicted_loss",
-    "rate_of_loss",
     "share_of",
-    "shrunk",
 ]
 
 TERNARY_BITS, NON_ZERO = 1.0, 0.22
@@ -74,8 +70,6 @@ _FACTOR_NOISE = {2: 0.12, 4: 0.012}
 """Relative squared error of factors by the bits of their codes."""
 _CODE_BITS = {2: 1.9, 4: 3.5}
 """Bits of a code of factors, after the zstd stage."""
-CAUTION, _SHRINKS = 3.0, 0.5
-"""What the estimate of kappa is raised by before anything is predicted from it, and the loss from which values are shrunk."""
 
 Kind = Literal["body", "touched", "dense"]
 
@@ -274,49 +268,13 @@ def allocate(weights: Sequence[Known], bits: float, chosen: float | None = None)
         return sum(predicted_bits(known, share_of(known, rates)) for known in weights) >= bits
 
     if chosen is None:
-        chosen, _ = _around(lambda rate: takes(Rates(rate, rate)))
-    return Rates(chosen, _around(lambda rate: takes(Rates(chosen, rate)))[1])
+        chosen, _ = around(lambda rate: takes(Rates(rate, rate)))
+    return Rates(chosen, around(lambda rate: takes(Rates(chosen, rate)))[1])
 
 
-def rate_of_loss(weights: Sequence[Known], loss: float, least: Rates, most: Rates) -> Rates:
-    """Return the rates between two at which the predicted loss is `loss`; that of the two which comes nearer where none is."""
-    if predicted_loss(weights, least) <= loss:
-        return least
-    _, rate = _around(lambda rate: predicted_loss(weights, Rates(rate, rate)) <= loss, least.spent, most.spent)
-    return most if rate >= most.spent else Rates(rate, rate)
-
-
-def _around(reached: Callable[[float], bool], low: float = LEAST_RATE, high: float = MOST_RATE) -> tuple[float, float]:
+def around(reached: Callable[[float], bool], low: float = LEAST_RATE, high: float = MOST_RATE) -> tuple[float, float]:
     """Return the two rates, next to each other, between which something becomes so that is not so at low rates."""
     for _ in range(_HALVINGS):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if reached(middle) else (middle, high)
     return low, high
-
-
-def kappa_of(weights: Sequence[Known]) -> float:
-    """Return how much loss noise makes: the mean over those of which it is known, by their energy."""
-    known = [(known.kappa, known.energy) for known in weights if known.kappa is not None]
-    energy = sum(power for _, power in known)
-    return sum(kappa * power for kappa, power in known) / energy if energy > 0 else 0.0
-
-
-def predicted_loss(weights: Sequence[Known], rates: Rates) -> float:
-    """Return the share of the fine-tune's gain that is expected to be lost at most: twice kappa times the noise, kappa raised threefold.
-
-    Kappa and noise are means over the weights, by their energy. It is an estimate: measured ones were 1 to 3.5 times too low.
-    """
-    energy = sum(known.energy for known in weights)
-    if not energy > 0:
-        return 0.0
-    noise = sum(known.energy * noise_of(known, share_of(known, rates)) for known in weights) / energy
-    return 2 * CAUTION * kappa_of(weights) * noise
-
-
-def shrunk(kappa: float, noise: float) -> float:
-    """Return what values are multiplied with so that noise hurts less; 1 where it hurts little.
-
-    >>> shrunk(0.001, 20.0), shrunk(0.01, 100.0)
-    (1.0, 0.5)
-    """
-    return 1.0 if kappa * noise <= _SHRINKS else 1 / (1 + kappa * noise)

@@ -161,8 +161,7 @@ class Recipe:
     @property
     def target(self) -> Budget | None:
         """The budget that it has, the usual one where it says nothing of how to pack; none where it drops at a rate, or loses nothing."""
-        plain = self.budget is None and self.exact is not True and not asked_of_dare(self)
-        return Budget(quality=USUAL_QUALITY) if plain else self.budget
+        return self.budget if self.budget or self.exact is True or asked_of_dare(self) else Budget(quality=USUAL_QUALITY)
 
     @property
     def noise_share(self) -> float:
@@ -236,7 +235,7 @@ _ALL_OF_IT = {"drop_rate": 0.0, "values": "auto", "index": "auto", "rescale": No
 _FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
 USUAL_FIDELITY, USUAL_RATE, USUAL_QUALITY = 0.05, 0.9, "balanced"
 OF_DARE = (*_OF_WEIGHTS, "fidelity", "epsilon", "gamma")
-"""Settings that say how to drop: a recipe with a budget has none of them."""
+"""Settings that say how to drop."""
 
 
 def _numbers(recipe: Recipe) -> None:
