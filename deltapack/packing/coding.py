@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.allocation import NON_ZERO
+from deltapack.packing.gaussian import NON_ZERO
 
 __all__ = ["DEAD_ZONE", "Fitted", "fit_levels", "fit_signs", "fit_trits"]
 
