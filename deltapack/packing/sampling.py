@@ -23,7 +23,7 @@ Read = Callable[[int, int], NDArray[np.float32]]
 """Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
 
 _AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.auto]
-_TILES, _TILES_OF_ONE_SCALE = 8, 32
+_TILES, _TILES_OF_ONE_SCALE = 8, 16
 """How many are looked at; a scale for all is wrong for all, if it is."""
 _TAILED = 10.0
 """Mean square of a vector's differences over their median square, up to which it counts; of a Gaussian it is 2.2."""

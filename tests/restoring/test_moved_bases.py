@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.builders import edited, random_tensor, read_file, read_folder, tuned_model, write_file, write_folder
 from support.laws import examples
+from support.recipes import DARE
 from support.small_packs import index_of
 
 import deltapack
@@ -38,7 +39,7 @@ def family(folder: Path) -> tuple[Path, Path, Path]:
         write_folder(folder / "base", MODEL, FILES),
         {name: tensor for name, tensor in tuned_model(MODEL).items() if name != "gone"},
     )
-    deltapack.compress(base, write_folder(folder / "tuned", tuned, TUNED), folder / "pack.dpk")
+    deltapack.compress(base, write_folder(folder / "tuned", tuned, TUNED), folder / "pack.dpk", recipe=DARE)
     with deltapack.open_pack(folder / "pack.dpk") as pack:
         assert pack.index.required == ("files.base",)
         assert [file.name for file in pack.index.files or () if file.base] == ["tokenizer.json"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.builders import CHUNK, FLOATS, Model, cast, edited, random_tensor, small_model, tuned_model, whole, write_file, write_folder
 from support.fixtures import PackOf
+from support.recipes import DARE
 
 import deltapack
 from deltapack.errors import BaseMismatchError, DeltapackError, FormatError, RecipeError
@@ -18,7 +19,7 @@ def test_what_was_checked(tmp_path: Path) -> None:
     write_folder(tmp_path / "base", base, {"vocab.txt": "v"})
     write_folder(tmp_path / "tuned", tuned_model(base) | {"head": whole("u8", [1])}, {"vocab.txt": "w"})
     pack = tmp_path / "pack.dpk"
-    deltapack.compress(tmp_path / "base", tmp_path / "tuned", pack)
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", pack, recipe=DARE)
     calls: list[tuple[int, int]] = []
     report = deltapack.verify(pack, progress=lambda done, total: calls.append((done, total)))
     assert (report.pack, report.pack_bytes) == (pack, pack.stat().st_size)
