@@ -93,6 +93,8 @@ def spectrum_of(
         turned = _turned(blocks, _signs(key, columns, _width(rank)), turns, share)
         if turned is None:
             return None
+        if share > 1 and not turned.right.shape[1]:  # none of these rows has moved
+            return spectrum_of(read, rows, columns, rank, key, turns=turns, workers=workers)
         right, gram, sixth = turned.right, turned.gram, math.nan
         if share > 1:  # few rows tell well enough which directions are the first, and fewer are less work
             gram = blocks.times_seen(share) * _gram(blocks, right, share)
