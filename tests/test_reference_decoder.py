@@ -169,6 +169,25 @@ def test_exact_packs(tmp_path: Path, applied: Applied) -> None:
     assert decode_by_spec(base, merged) == applied(merged)
 
 
+@pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
+def test_budget_packs(pack_of: PackOf, applied: Applied, tmp_path: Path, bits: float) -> None:
+    """Factors, trits on stratified masks, rows that are dropped, levels: alone, under a weight, rescaled, merged."""
+    base = {"w": random_tensor(1, (256, 192), "bf16"), "grown": random_tensor(2, (200, 96)), "embed": random_tensor(3, (900, 64), "f16")}
+    common = np.outer(np.linspace(-1, 1, 256), np.linspace(1, 2, 192)) * 0.05
+    tuned = {"w": cast(base["w"].f64 + common + moved(base["w"], 4, 0.01).f64 - base["w"].f64, "bf16")}
+    tuned["grown"] = cast(np.concatenate([moved(base["grown"], 5).f64, np.ones((7, 96))]), "f32")
+    touched = base["embed"].f64
+    touched[::17] += np.random.default_rng(6).normal(0, 0.05, touched[::17].shape)
+    tuned["embed"] = cast(touched, "f16")
+    pack = pack_of(base, tuned, budget=deltapack.Budget(bits=bits))
+    assert decode_by_spec(base, pack) == applied(pack)
+    assert decode_by_spec(base, pack, weight=-0.7) == applied(pack, weight=-0.7, verify=False)
+    assert decode_by_spec(base, pack, factor=7.25) == applied(pack, rescale=7.25)
+    merged = tmp_path / "merged.dpk"
+    deltapack.merge(tmp_path / "base.safetensors", [pack, pack], merged, weights=[0.3, 0.4])
+    assert decode_by_spec(base, merged) == applied(merged)
+
+
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 3e38, -3e38])
 def test_weights_that_are_no_f32(pack_of: PackOf, applied: Applied, weight: float) -> None:
     base = small_model()

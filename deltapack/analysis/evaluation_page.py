@@ -14,7 +14,7 @@ def evaluation_page(report: EvaluateReport) -> str:
     on_text = report.measured == "loss"
     read = [("read", f"{report.tokens:,} tokens")] if on_text else []
     head = fields([("base", str(report.base)), ("fine-tune", str(report.finetuned)), *read])
-    header = ("model", "bytes", "bits a weight", "KL", "agreement", "loss" if on_text else "score", "retention")
+    header: tuple[str, ...] = ("model", "bytes", "bits a weight", "KL", "agreement", "loss" if on_text else "score", "retention")
     rows = [_cells(row) for row in report.rows]
     if not on_text:
         header, rows = (header[0], header[1], header[2], header[5], header[6]), [[*row[:3], *row[5:]] for row in rows]

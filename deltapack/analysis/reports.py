@@ -74,7 +74,7 @@ class TunedPack:
     """One pack, as it was and tuned.
 
     Attributes:
-        pack: The pack.
+        pack: Its path; of one that was made for the search, the budget.
         bytes: Its size; tuning does not change it by more than a few dozen.
         groups: What its factors are multiplied with.
         before: Loss in nats a token, or score, as it was.
@@ -85,7 +85,7 @@ class TunedPack:
         retention: Likewise, tuned.
     """
 
-    pack: Path
+    pack: str
     bytes: int
     groups: Sequence[TunedGroup]
     before: float
@@ -103,7 +103,7 @@ class TuneReport:
     Attributes:
         objective: What was made small: `"kl"`, `"loss"`, or the distance of the `"score"`.
         packs: Those that were tuned, the smallest first.
-        chosen: The pack whose tuned copy was or would be written; none if none keeps enough.
+        chosen: The pack, as `packs` names it, whose tuned copy was or would be written; none if none keeps enough.
         out: The new pack; none where none was written.
         out_bytes: Its size.
         keep: The retention that was asked for.
@@ -113,7 +113,7 @@ class TuneReport:
 
     objective: str
     packs: Sequence[TunedPack]
-    chosen: Path | None
+    chosen: str | None
     out: Path | None
     out_bytes: int
     keep: float | None
@@ -122,6 +122,4 @@ class TuneReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
-        packs = [asdict(pack) | {"pack": str(pack.pack)} for pack in self.packs]
-        paths = {name: None if path is None else str(path) for name, path in (("chosen", self.chosen), ("out", self.out))}
-        return asdict(self) | {"packs": packs} | paths
+        return asdict(self) | {"out": None if self.out is None else str(self.out)}

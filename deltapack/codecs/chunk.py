@@ -225,6 +225,5 @@ def _scaled(
 ) -> Sparse:
     """Return positions and values of codes without those that keep nothing, which are zeros of trits."""
     if VALUE_CODECS[codec].coding == "trits":
-        there = codes != 0
-        codes, positions = codes[there], positions[there]
+        codes, positions = kernels.active().without_zeros(codes, positions)
     return Sparse(positions, kernels.active().scaled_values(codes, positions, start, lines, factor, out))

@@ -1,4 +1,4 @@
-"""The elements that a block of items keeps, in Triton: same positions as of `deltapack.kernels.reference`."""
+"""The elements that a block of items keeps, in Triton: same positions as of `deltapack.kernels.reference`; and where they lie."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deltapack.device.tables import SCALINGS
 from deltapack.device.triton_rounding import pointer
 from deltapack.kernels.layout import TILE
 
-__all__ = ["in_matrix", "items_of", "scaling_of"]
+__all__ = ["bounds_of", "in_matrix", "items_of", "places_of"]
 
 _SEEDED, _GAPS, _WIDE, _BITMAP, _STRATIFIED = (
     tl.constexpr(KINDS[kind]) for kind in ("seeded", "gaps", "wide gaps", "bitmap", "stratified")
@@ -18,6 +18,28 @@ _SEEDED, _GAPS, _WIDE, _BITMAP, _STRATIFIED = (
 _ONLY_STRATIFIED = tl.constexpr(1 << KINDS["stratified"])
 _ALIKE = tl.constexpr(SCALINGS["tensor"])
 _TILE = tl.constexpr(TILE)
+
+
+@triton.jit
+def bounds_of(task):
+    """Return what `places_of` needs to know of a region."""
+    rows = (tl.load(task + 3), tl.load(task + 4), tl.load(task + 7))
+    columns = (tl.load(task + 5), tl.load(task + 6), tl.load(task + 8))
+    return tl.load(task + 2), rows, columns
+
+
+@triton.jit
+def places_of(bounds, tile, position, SLICED: tl.constexpr):
+    """Return where elements of a tile lie in a region, counted in elements, and whether they lie in it."""
+    width, rows, columns = bounds
+    element = tile * _TILE + position.to(tl.int64)
+    if SLICED:
+        row = element // width
+        column = element - row * width
+        inside = (row >= rows[0]) & (row < rows[1]) & (column >= columns[0]) & (column < columns[1])
+        return row * rows[2] + column * columns[2], inside
+    else:
+        return element, (element >= columns[0]) & (element < columns[1])
 
 
 @triton.jit
@@ -57,14 +79,14 @@ def in_matrix(corner, width, position):
 
 
 @triton.jit
-def _is_dropped(scaling, row, mask):
+def _is_dropped(term, scaling, row, mask):
     """Return whether elements lie in rows that their term drops."""
-    of_lines = scaling[0] > _ALIKE
-    return of_lines & (tl.load(pointer(scaling[2], tl.float32) + row, mask=mask & of_lines, other=1.0) == 0.0)
+    of_lines = scaling > _ALIKE
+    return of_lines & (tl.load(pointer(tl.load(term + 11), tl.float32) + row, mask=mask & of_lines, other=1.0) == 0.0)
 
 
 @triton.jit
-def _steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.constexpr, BLOCK: tl.constexpr):
+def _steps(kind, at, items, index, tile, low, high, KINDS: tl.constexpr, BLOCK: tl.constexpr):
     """Return by how much items [at, at + BLOCK) move the cursor, how far before the end of that each keeps an element, and if it does."""
     item = at + tl.arange(0, BLOCK)
     there = item < items
@@ -73,7 +95,7 @@ def _steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.conste
     kept = there
     if KINDS & 32:
         if kind == _STRATIFIED:
-            _, width, within = _strata(at, tile, thresholds, low, high, BLOCK)
+            _, width, within = _strata(at, tile, index, low, high, BLOCK)
             step = tl.where(there, width, 0)
             back = width - within
     if KINDS & 1:
@@ -84,7 +106,7 @@ def _steps(kind, at, items, index, tile, low, high, thresholds, KINDS: tl.conste
             k1 = none + high
             a, b, c, d = tl.philox_impl(block, none + tile.to(tl.uint32), none, none, k0, k1, 10)
             samples = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
-            gap = _gaps_of(samples, pointer(thresholds, tl.uint32))
+            gap = _gaps_of(samples, pointer(index, tl.uint32))
             kept = gap < 255
             step = gap + kept.to(tl.int32)
     if KINDS & 2:
@@ -122,37 +144,31 @@ def _halves(sums, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def scaling_of(term):
-    """Return how the codes of a term are scaled, the scale of all, and the addresses of what rows and columns have."""
-    scale = tl.load(term + 10).to(tl.int32).to(tl.float32, bitcast=True)
-    return tl.load(term + 9).to(tl.int32), scale, tl.load(term + 11), tl.load(term + 12)
-
-
-@triton.jit
-def items_of(term, row, tile, at, cursor, rank, length, corner, KINDS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr):
+def items_of(
+    term, given, tile, at, cursor, rank, length, corner, width, scaling, KINDS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Return what items [at, at + BLOCK) of a tile keep.
 
     That is positions, numbers among all kept elements, and whether each keeps one; how far they move the cursor, and how many they keep.
     """
-    kind, items, index, thresholds = tl.load(row).to(tl.int32), tl.load(row + 2).to(tl.int32), tl.load(row + 3), tl.load(term + 4)
-    low, high = tl.load(term + 2).to(tl.uint32), tl.load(term + 3).to(tl.uint32)
+    kind, items, index, low, high = given
     if KINDS == _ONLY_STRATIFIED:
         # Nothing is summed: an element is found without those before it, and only the last of a tile can be missing.
-        begin, width, within = _strata(at, tile, thresholds, low, high, BLOCK)
+        begin, extent, within = _strata(at, tile, index, low, high, BLOCK)
         there = at + tl.arange(0, BLOCK) < items
-        position, moved = begin + within, tl.max(tl.where(there, begin + width, 0), 0) - cursor
+        position, moved = begin + within, tl.max(tl.where(there, begin + extent, 0), 0) - cursor
         kept = there & (position < length)
         number = tl.arange(0, BLOCK)
         if DROPS:
-            kept = kept & ~_is_dropped(scaling_of(term), in_matrix(corner, tl.load(term + 8), position)[0], kept)
+            kept = kept & ~_is_dropped(term, scaling, in_matrix(corner, width, position)[0], kept)
             number = tl.cumsum(kept.to(tl.int32), 0) - 1
         return position, rank + number, kept, moved, tl.sum(kept.to(tl.int32), 0)
     else:
-        step, back, kept = _steps(kind, at, items, index, tile, low, high, thresholds, KINDS, BLOCK)
+        step, back, kept = _steps(kind, at, items, index, tile, low, high, KINDS, BLOCK)
         if DROPS:
             position = cursor + tl.cumsum(step, 0) - back
             kept = kept & (position < length)
-            kept = kept & ~_is_dropped(scaling_of(term), in_matrix(corner, tl.load(term + 8), position)[0], kept)
+            kept = kept & ~_is_dropped(term, scaling, in_matrix(corner, width, position)[0], kept)
             number = tl.cumsum(kept.to(tl.int32), 0)
             return position, rank + number - 1, kept, tl.sum(step, 0), tl.sum(kept.to(tl.int32), 0)
         else:

@@ -18,7 +18,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from deltapack.device.triton_decoding import in_matrix, items_of
+from deltapack.device.ready import KINDS
+from deltapack.device.triton_decoding import bounds_of, in_matrix, items_of, places_of
 from deltapack.device.triton_rounding import add_rounded, element_pointer, pointer
 from deltapack.device.triton_values import values_of
 from deltapack.kernels.layout import TILE
@@ -56,30 +57,9 @@ def options(*, kinds: int, values: int, scales: int, heavy: bool) -> dict[str, A
 _UNDO, _APPLY, _COLLECT = (tl.constexpr(mode) for mode in range(3))
 _TILE = tl.constexpr(TILE)
 _STATE = tl.constexpr(STATE)
+_SEEDED, _STRATIFIED = tl.constexpr(KINDS["seeded"]), tl.constexpr(KINDS["stratified"])
 _UNTOUCHED = tl.constexpr(-1)
 """Scratch where no term kept an element: a NaN that arithmetic on finite numbers does not give."""
-
-
-@triton.jit
-def _bounds(task):
-    """Return what `_places` needs to know of a region."""
-    rows = (tl.load(task + 3), tl.load(task + 4), tl.load(task + 7))
-    columns = (tl.load(task + 5), tl.load(task + 6), tl.load(task + 8))
-    return tl.load(task + 2), rows, columns
-
-
-@triton.jit
-def _places(bounds, tile, position, SLICED: tl.constexpr):
-    """Return where elements of a tile lie in a region, counted in elements, and whether they lie in it."""
-    width, rows, columns = bounds
-    element = tile * _TILE + position.to(tl.int64)
-    if SLICED:
-        row = element // width
-        column = element - row * width
-        inside = (row >= rows[0]) & (row < rows[1]) & (column >= columns[0]) & (column < columns[1])
-        return row * rows[2] + column * columns[2], inside
-    else:
-        return element, (element >= columns[0]) & (element < columns[1])
 
 
 @triton.jit
@@ -93,19 +73,26 @@ def _walk(
     Begins at item `at`, at element `cursor`, after `rank` kept elements; returns where to go on.
     """
     row = pointer(tl.load(term + 5), tl.int64) + tile * 8
-    count, items = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
+    kind, count, items = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
     codes, first, scales = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    values, bits, scaling = tl.load(term).to(tl.int32), tl.load(term + 1).to(tl.int32), tl.load(term + 9).to(tl.int32)
+    # A mask that is drawn has no stream, but thresholds, or strata.
+    index = tl.load(tl.where((kind == _SEEDED) | (kind == _STRATIFIED), term + 4, row + 3))
+    low, high = tl.load(term + 2).to(tl.uint32), tl.load(term + 3).to(tl.uint32)
     factor = tl.load(term + 6).to(tl.int32).to(tl.float32, bitcast=True)
     log, before = tl.load(term + 7), tl.load(row + 7)
-    target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
-    corner = (tile, tile)
+    target, source, bounds = tl.load(task), tl.load(task + 1), bounds_of(task)
+    width, corner = tile, (tile, tile)
     if DROPS or (SCALES & 12) or (VALUES & 64):
-        above = tile * _TILE // tl.load(term + 8)
-        corner = (above, tile * _TILE - above * tl.load(term + 8))
+        width = tl.load(term + 8)
+        above = tile * _TILE // width
+        corner = (above, tile * _TILE - above * width)
+    given = (kind, items, index, low, high)
     going = (at < items) & (cursor < stop)
     while going:
-        position, order, kept, moved, found = items_of(term, row, tile, at, cursor, rank, length, corner, KINDS, DROPS, BLOCK)
-        place, inside = _places(bounds, tile, position, SLICED)
+        position, order, kept, moved, found = items_of(
+            term, given, tile, at, cursor, rank, length, corner, width, scaling, KINDS, DROPS, BLOCK)  # fmt: skip
+        place, inside = places_of(bounds, tile, position, SLICED)
         mask = kept & inside & (order < count)
         if MODE == _COLLECT:
             mask = mask & (position >= start) & (position < stop)
@@ -115,12 +102,14 @@ def _walk(
         else:
             line = (position, position)
             if (SCALES & 12) or (VALUES & 64):
-                line = in_matrix(corner, tl.load(term + 8), position)
-            value, there = values_of(term, codes, first, scales, order, line[0], line[1], mask, factor, VALUES, SCALES)
-            if LOG or MODE == _APPLY:
-                raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
+                line = in_matrix(corner, width, position)
+            value, there = values_of(
+                term, values, bits, scaling, codes, first, scales, order, line[0], line[1], mask, factor, VALUES, SCALES)  # fmt: skip
             if LOG:
+                raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
                 tl.store(element_pointer(log, SOURCE) + (before + order), raw, mask=mask & (log != 0))
+            elif MODE == _APPLY:
+                raw = tl.load(element_pointer(source, SOURCE) + place, mask=there)
             if MODE == _APPLY:
                 result = add_rounded(raw, 0.0 + value, SOURCE, TARGET)
                 tl.store(element_pointer(target, TARGET) + place, result, mask=there)
@@ -193,7 +182,7 @@ def _add_collected(
     SOURCE: tl.constexpr, TARGET: tl.constexpr, SLICED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Add what the scratch window holds of the elements [start, stop) of a tile, and clear it."""
-    target, source, bounds = tl.load(task), tl.load(task + 1), _bounds(task)
+    target, source, bounds = tl.load(task), tl.load(task + 1), bounds_of(task)
     left, right = bounds[2][0], bounds[2][1]
     first = tile * _TILE + start
     whole = (first >= left) & (first + WINDOW <= right) & (stop == start + WINDOW)
@@ -201,7 +190,7 @@ def _add_collected(
     ADDED: tl.constexpr = min(WINDOW, 2 * BLOCK)
     for at in tl.range(0, WINDOW, ADDED):
         offset = at + tl.arange(0, ADDED)
-        place, inside = _places(bounds, tile, start + offset, SLICED)
+        place, inside = places_of(bounds, tile, start + offset, SLICED)
         into, of = element_pointer(target, TARGET) + place, element_pointer(source, SOURCE) + place
         if ALIGNED and not SLICED:
             into, of = tl.multiple_of(into, 16), tl.multiple_of(of, 16)

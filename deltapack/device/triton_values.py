@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from deltapack.device.tables import SCALINGS, VALUES
-from deltapack.device.triton_decoding import scaling_of
 from deltapack.device.triton_rounding import pointer
 from deltapack.kernels.layout import GROUP
 
@@ -42,31 +41,37 @@ def _codes_of(values, bits, codes, at, mask, VALUES: tl.constexpr):
 
 
 @triton.jit
-def _scales_of(scaling, scales, order, mask, row, column, factor, SCALES: tl.constexpr):
+def _scale(term):
+    """Return the scale of all codes of a term."""
+    return tl.load(term + 10).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scales_of(term, scaling, scales, order, mask, row, column, factor, SCALES: tl.constexpr):
     """Return what codes are multiplied with."""
     found = tl.zeros(order.shape, tl.float32)
     if SCALES & 1:
-        if scaling[0] == _GROUPS:
+        if scaling == _GROUPS:
             scale = tl.load(pointer(scales, tl.uint16) + order // _GROUP, mask=mask, other=0).to(tl.uint32) << 16
             found = scale.to(tl.float32, bitcast=True) * factor
     if SCALES & 2:
-        if scaling[0] == _ALIKE:
-            found += scaling[1] * factor
+        if scaling == _ALIKE:
+            found += _scale(term) * factor
     if SCALES & 12:
-        if scaling[0] > _ALIKE:
-            size = tl.load(pointer(scaling[2], tl.float32) + row, mask=mask, other=0.0)
+        if scaling > _ALIKE:
+            size = tl.load(pointer(tl.load(term + 11), tl.float32) + row, mask=mask, other=0.0)
             if SCALES & 8:
-                if scaling[0] == _OUTER:
-                    size = size * tl.load(pointer(scaling[3], tl.float32) + column, mask=mask, other=0.0)
-            found = (size * scaling[1]) * factor
+                if scaling == _OUTER:
+                    size = size * tl.load(pointer(tl.load(term + 12), tl.float32) + column, mask=mask, other=0.0)
+            found = (size * _scale(term)) * factor
     return found
 
 
 @triton.jit
-def _products(term, scaling, row, column, mask, factor):
+def _products(term, row, column, mask, factor):
     """Return the sums of the products of two factors, each rounded, in order."""
     width, height, rank, sizes = tl.load(term + 8), tl.load(term + 13), tl.load(term + 14), pointer(tl.load(term + 15), tl.float32)
-    left, right = pointer(scaling[2], tl.float32), pointer(scaling[3], tl.float32)
+    left, right = pointer(tl.load(term + 11), tl.float32), pointer(tl.load(term + 12), tl.float32)
     total = tl.zeros(row.shape, tl.float32)
     for number in tl.range(0, rank.to(tl.int32)):
         one = tl.load(left + row, mask=mask, other=0.0) * (tl.load(sizes + number) * factor)
@@ -78,17 +83,19 @@ def _products(term, scaling, row, column, mask, factor):
 
 
 @triton.jit
-def values_of(term, codes, first, scales, order, row, column, mask, factor, VALUES: tl.constexpr, SCALES: tl.constexpr):
+def values_of(
+    term, values, bits, scaling, codes, first, scales, order, row, column, mask, factor, VALUES: tl.constexpr, SCALES: tl.constexpr
+):  # fmt: skip
     """Return the values of kept elements (spec/06-arithmetic.md section 6.1), and which of them have one: a trit of 0 keeps nothing."""
-    values, bits, scaling = tl.load(term).to(tl.int32), tl.load(term + 1).to(tl.int32), scaling_of(term)
     at = first + order.to(tl.int64)
     value = tl.zeros(order.shape, tl.float32)
     there = mask
     if VALUES & 35:
         if (values <= _SIGN) | (values == _TRITS):
             code = _codes_of(values, bits, codes, at, mask, VALUES)
-            value = code.to(tl.float32) * _scales_of(scaling, scales, order, mask, row, column, factor, SCALES)
-            there = mask & ((code != 0) | (values <= _SIGN))
+            value = code.to(tl.float32) * _scales_of(term, scaling, scales, order, mask, row, column, factor, SCALES)
+            if VALUES & 32:
+                there = mask & ((code != 0) | (values <= _SIGN))
     if VALUES & 4:
         if values == _V32:
             value = tl.load(pointer(codes, tl.float32) + at, mask=mask, other=0.0) * factor
@@ -101,5 +108,5 @@ def values_of(term, codes, first, scales, order, row, column, mask, factor, VALU
             value = tl.load(pointer(codes, tl.float16) + at, mask=mask, other=0.0).to(tl.float32) * factor
     if VALUES & 64:
         if values == _FACTORS:
-            value = _products(term, scaling, row, column, mask, factor)
+            value = _products(term, row, column, mask, factor)
     return value, there

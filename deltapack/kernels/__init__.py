@@ -65,6 +65,9 @@ class Backend(Protocol):
     def trit_codes(self, raw: Bytes, nnz: int) -> NDArray[np.int8]:
         """Unpack trits."""
 
+    def without_zeros(self, codes: NDArray[np.int8], positions: Positions) -> tuple[NDArray[np.int8], Positions]:
+        """Return codes that are not 0 and their positions."""
+
     def scales_at(self, positions: Positions, start: int, lines: Lines) -> Values:
         """Return the scale of each kept element."""
 

@@ -65,17 +65,20 @@ def fit_trits(sample: Sample, share: float = NON_ZERO) -> Fitted | None:
     whose share is nearest by ratio. Fewer would leave less noise in as many bits, but noise that is no chance, which hurts a model.
     """
     magnitudes = np.abs(sample)
-    at = magnitudes[magnitudes > 0]
+    few = magnitudes[:: max(1, len(magnitudes) // _SEARCHED)]
+    at = few[few > 0]
     if not len(at):
-        return None
-    wanted = max(1, round(share * len(magnitudes)))
+        few = magnitudes
+        at = few[few > 0]
+        if not len(at):
+            return None
+    wanted = max(1, round(share * len(few)))
     if wanted >= len(at):
-        candidates = [float(at.min())]
-    else:
-        edge = np.partition(at, len(at) - wanted)[len(at) - wanted]
-        above = at[at > edge]
-        candidates = [float(edge), *([float(above.min())] if len(above) else [])]
-    shares = [float((magnitudes >= np.float32(threshold)).mean()) for threshold in candidates]
+        return _trits(magnitudes, float(at.min()))
+    edge = np.partition(at, len(at) - wanted)[len(at) - wanted]
+    above = at[at > edge]
+    candidates = [float(edge), *([float(above.min())] if len(above) else [])]
+    shares = [float((few >= np.float32(threshold)).mean()) for threshold in candidates]
     return _trits(magnitudes, min(zip(shares, candidates, strict=True), key=lambda one: abs(math.log(one[0] / share)))[1])
 
 

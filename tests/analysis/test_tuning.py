@@ -20,6 +20,7 @@ from deltapack.analysis.searching import GRID, NARROW, search_steps, smallest
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.format.reader import PackReader
+from deltapack.packing.budget import Budget
 
 HOW: dict[str, Any] = {"window": 32, "tokens": 320}
 
@@ -98,7 +99,7 @@ def test_factors_for_a_text(languages: Languages, tmp_path: Path) -> None:
     pack = languages.packs[0.9]
     report = deltapack.tune(languages.base, pack, out, finetuned=languages.finetuned, text=languages.text, progress=progress, **HOW)
     (row,) = report.packs
-    assert report.objective == "kl" and report.chosen == pack and report.out == out and report.out_bytes == out.stat().st_size
+    assert report.objective == "kl" and report.chosen == str(pack) and report.out == out and report.out_bytes == out.stat().st_size
     assert row.kl is not None and row.kl_before is not None and row.kl < 0.8 * row.kl_before
     assert len(row.groups) == 1 and row.groups[0].factor < 0.95 and report.evaluations <= 2 + 1 + search_steps(GRID, 4)
     assert seen == sorted(seen) and seen[-1][0] <= seen[-1][1] == (3 + search_steps(GRID, 4)) * 320
@@ -123,7 +124,7 @@ def test_groups_of_layers(languages: Languages, tmp_path: Path) -> None:
     how = HOW | {"finetuned": languages.finetuned, "text": languages.text}
     one = deltapack.tune(languages.base, pack, **how)
     report = deltapack.tune(languages.base, pack, out, groups=2, **how)
-    assert one.out is None and one.out_bytes == 0 and one.chosen == pack
+    assert one.out is None and one.out_bytes == 0 and one.chosen == str(pack)
     groups = report.packs[0].groups
     assert [group.name for group in groups] == ["layer 0", "layer 1", "outside of the layers"]
     assert sum(group.tensors for group in groups) == one.packs[0].groups[0].tensors
@@ -142,11 +143,46 @@ def test_the_smallest_that_keeps_enough(languages: Languages, tmp_path: Path) ->
     packs = [languages.packs[rate] for rate in (0.5, 0.99, 0.9)]
     how = HOW | {"finetuned": languages.finetuned, "text": languages.text}
     report = deltapack.tune(languages.base, packs, tmp_path / "kept.dpk", keep=0.25, **how)
-    assert [row.pack for row in report.packs] == [languages.packs[0.99], languages.packs[0.9]]  # the smallest first, and no further
-    assert report.chosen == languages.packs[0.9] and report.packs[-1].retention >= 0.25  # type: ignore[operator]
+    assert [row.pack for row in report.packs] == [str(languages.packs[rate]) for rate in (0.99, 0.9)]  # the smallest first, and no further
+    assert report.chosen == str(languages.packs[0.9]) and report.packs[-1].retention >= 0.25  # type: ignore[operator]
     none = deltapack.tune(languages.base, packs[1:], tmp_path / "none.dpk", keep=1.0, **how)
     assert (none.chosen, none.out, len(none.packs)) == (None, None, 2) and not (tmp_path / "none.dpk").exists()
     assert none.to_json()["chosen"] is None
+
+
+def test_packs_are_made_where_none_is_given(languages: Languages, tmp_path: Path) -> None:
+    """The smallest rung that these tiny models can take is the first; the one that is chosen is that pack with other factors."""
+    out, how = tmp_path / "kept.dpk", HOW | {"finetuned": languages.finetuned, "text": languages.text}
+    report = deltapack.tune(languages.base, (), out, keep=0.5, budgets=(4.0, 0.01, 2.0), **how)
+    assert [row.pack for row in report.packs] in (["2 bits a weight"], ["2 bits a weight", "4 bits a weight"])
+    assert report.chosen == report.packs[-1].pack and report.packs[-1].retention >= 0.5  # type: ignore[operator]
+    assert any("0.01 bits a weight: no pack of these models is so small" in warning for warning in report.warnings)
+    assert deltapack.verify(out, languages.base).result_digests
+    measured = deltapack.evaluate(languages.base, languages.finetuned, [out], text=languages.text, **HOW)
+    assert measured.rows[2].kl == pytest.approx(report.packs[-1].kl)
+    assert measured.rows[2].bits == pytest.approx(float(report.chosen.split()[0]), rel=0.05)
+
+
+@pytest.mark.parametrize("factors", [False, True])
+def test_a_pack_of_a_budget_is_tuned(languages: Languages, tmp_path: Path, factors: bool) -> None:
+    """Low-rank terms keep their factors unless asked: nothing was dropped from them."""
+    pack, out = tmp_path / "budget.dpk", tmp_path / "tuned.dpk"
+    deltapack.compress(languages.base, languages.finetuned, pack, recipe=deltapack.Recipe(budget=Budget(bits=1.5)))
+    with deltapack.open_pack(pack) as opened:
+        kinds = {term.values for entry in opened.index.entries for term in entry.terms}
+        assert "factors" in kinds and len(kinds) > 1
+    report = deltapack.tune(languages.base, pack, out, text=languages.text, factors=factors, **HOW)
+    by = report.packs[0].groups[0].factor
+    with deltapack.open_pack(pack) as before, deltapack.open_pack(out) as after:
+        for entry, other in zip(before.index.entries, after.index.entries, strict=True):
+            for old, new in zip(entry.terms, other.terms, strict=True):
+                tuned = old.index != "all" or (factors and old.values == "factors")
+                assert new.factor == (float(np.float32(old.factor * by)) if tuned else old.factor)
+        assert after.index.recipe["tuned"][0].get("low_rank") == ("scaled" if factors else None)
+    assert deltapack.verify(out, languages.base).result_digests
+    deltapack.apply(languages.base, out, tmp_path / "restored")
+    restored = read_model(tmp_path / "restored" / "model.safetensors")
+    assert restored == decode_by_spec(read_model(languages.base / "model.safetensors"), out)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -10,16 +10,22 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("assets", "child", "gpu_model", "kernels", "launch", "results", "sentences"),
-    ("pairs", "processes", "summary", "timing"),
+    (
+        *("assets", "child", "fidelity.coding", "fidelity.llama", "fidelity.optimizers", "fidelity.reactions", "fidelity.tokens"),
+        *("gpu_model", "kernels", "launch", "results", "sentences"),
+    ),
+    ("fidelity.methods", "fidelity.smollm2", "fidelity.texts", "pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
-    ("codes", "exact.training", "fidelity", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
-    ("exact.inputs", "speed.inputs"),
-    ("exact.entropy", "exact.packs", "exact.thresholds", "exact.tools", "speed.checks"),
-    ("exact.folders", "exact.sizes", "exact.speed", "speed.curves", "speed.peers", "speed.profile"),
-    ("exact.__main__", "speed.groups"),
-    ("speed.targets",),
-    ("speed.__main__",),
+    ("codes", "exact.training", "fidelity.models", "fidelity.values", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
+    ("exact.inputs", "fidelity.measuring", "speed.inputs"),
+    (
+        *("exact.entropy", "exact.packs", "exact.thresholds", "exact.tools", "fidelity.merges", "fidelity.real", "fidelity.running"),
+        "speed.checks",
+    ),
+    ("exact.folders", "exact.sizes", "exact.speed", "fidelity.study", "speed.curves", "speed.peers", "speed.profile"),
+    ("exact.__main__", "fidelity.report", "speed.groups"),
+    ("fidelity.plots", "speed.targets"),
+    ("fidelity.__main__", "speed.__main__"),
     ("__main__",),
 )
 """Floors from the ground up. A module imports from floors below its own, inside functions, too."""
@@ -37,7 +43,7 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
-PACKAGES = {"__init__", "exact.__init__", "speed.__init__"}
+PACKAGES = {"__init__", "exact.__init__", "fidelity.__init__", "speed.__init__"}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

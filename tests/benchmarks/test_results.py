@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import codes, command, fidelity, gpu, loops, memory, sizes
+from benchmarks import codes, command, gpu, loops, memory, sizes
+from benchmarks.fidelity import values
 from benchmarks.results import DATA, Section, Table, load_sections, save_section, text_of
 from benchmarks.speed import curves, peers
 from benchmarks.summary import index_page, summary_page
@@ -99,9 +100,9 @@ HEADERS = {
     "sizes-masks.csv": sizes.GAPS_HEADERS,
     "memory-huge.csv": memory.HEADERS,
     "memory-tensors.csv": memory.COUNT_HEADERS,
-    "fidelity-errors.csv": fidelity.ERROR_HEADERS,
-    "fidelity-auto.csv": fidelity.AUTO_HEADERS,
-    "fidelity-embeddings.csv": fidelity.MODEL_HEADERS,
+    "fidelity-errors.csv": values.ERROR_HEADERS,
+    "fidelity-auto.csv": values.AUTO_HEADERS,
+    "fidelity-embeddings.csv": values.MODEL_HEADERS,
     "speed-folders.csv": floor_headers("what"),
     "speed-settings.csv": floor_headers("drop", "values", "index", "what"),
     "speed-pairs.csv": floor_headers("pair", "MB", "what"),

@@ -24,8 +24,8 @@ def evaluated() -> EvaluateReport:
 @pytest.fixture
 def tuned() -> TuneReport:
     groups = [TunedGroup("layers 0 to 3", 28, 0.91), TunedGroup("outside of the layers", 2, 0.8)]
-    row = TunedPack(Path("math.dpk"), 284_000, groups, 2.6, 2.55, 0.01, 0.008, 0.9, 0.95)
-    return TuneReport("kl", [row], Path("math.dpk"), Path("out.dpk"), 284_100, 0.95, 17, [])
+    row = TunedPack("math.dpk", 284_000, groups, 2.6, 2.55, 0.01, 0.008, 0.9, 0.95)
+    return TuneReport("kl", [row], "math.dpk", Path("out.dpk"), 284_100, 0.95, 17, [])
 
 
 def test_evaluate_prints_a_table(pair: Pair, run: Run, stand_in: StandIn, evaluated: EvaluateReport) -> None:
@@ -76,7 +76,7 @@ def test_tune_prints_what_it_found(pair: Pair, run: Run, stand_in: StandIn, tune
 
 
 def test_tune_says_when_no_pack_keeps_enough(pair: Pair, run: Run, stand_in: StandIn, tuned: TuneReport) -> None:
-    row = TunedPack(Path("math.dpk"), 284_000, [TunedGroup("all", 2, 1.0)], 2.6, 2.6)
+    row = TunedPack("math.dpk", 284_000, [TunedGroup("all", 2, 1.0)], 2.6, 2.6)
     stand_in("tune", TuneReport("loss", [row], None, None, 0, 0.99, 9))
     result = run("tune", pair.base, pair.pack, "--text", __file__)
     assert result.exit_code == 1 and "no pack keeps 0.99 of" in result.stderr and "KL" not in result.stdout

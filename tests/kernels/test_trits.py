@@ -61,3 +61,13 @@ def test_trits_behind_the_last_code(loops: Backend, used: int) -> None:
             damaged[-1] += trit * 3**place
             with pytest.raises(FormatError, match=r"behind the last code.*R9"):
                 loops.trit_codes(damaged, 10 + used)
+
+
+@given(st.lists(st.integers(-1, 1), max_size=200))
+@settings(max_examples=40, deadline=None)
+def test_zeros_are_left_out(values: list[int]) -> None:
+    codes, positions = np.array(values, np.int8), np.arange(7, 7 + 3 * len(values), 3, dtype=np.uint32)
+    for name in BACKENDS:
+        kept, places = load(name).without_zeros(codes, positions)
+        assert kept.tolist() == [value for value in values if value]
+        assert places.tolist() == [7 + 3 * i for i, value in enumerate(values) if value]

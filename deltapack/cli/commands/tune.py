@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 @click.command(cls=options.Command, short_help="Find better factors for what a pack dropped, by forward passes.")
 @options.base_argument
-@options.packs_argument
+@click.argument("packs", type=options.pack_path, nargs=-1, metavar="[PACK]...")
 @options.out_option(PACK_FILE, "The tuned pack to write; nothing is written unless given.", required=False)
 @click.option(
     "--finetuned", type=options.checkpoint_path, metavar="FINETUNED", help="Bring predictions near to those of this fine-tune (KL)."
@@ -32,7 +32,8 @@ __all__ = ["command"]
     "--keep",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="R",
-    help="Of several PACKs take the smallest that, tuned, keeps this share of the gain; with --finetuned.",
+    help="Take the smallest of several PACKs that, tuned, keeps this share of FINETUNED's gain. Without a PACK, packs of 0.02 to 1 bits a "
+    "weight are made for it.",
 )
 @options.force_option
 @options.workers_option

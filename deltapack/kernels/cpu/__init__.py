@@ -36,7 +36,7 @@ from deltapack.kernels.cpu.positions import (
 from deltapack.kernels.cpu.relating import count_shared, scalar_products, stack_terms, sum_of_squares
 from deltapack.kernels.cpu.scaling import in_kept_rows, level_codes, rounded_codes, scaled_values, scales_at, trits_of
 from deltapack.kernels.cpu.strata import stratified_positions
-from deltapack.kernels.cpu.trits import pack_trits, trit_codes
+from deltapack.kernels.cpu.trits import pack_trits, trit_codes, without_zeros
 from deltapack.kernels.cpu.values import code_values, plane_values
 
 __all__ = [
@@ -101,4 +101,5 @@ __all__ = [
     "transposed_times",
     "trit_codes",
     "trits_of",
+    "without_zeros",
 ]

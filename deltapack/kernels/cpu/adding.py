@@ -40,6 +40,8 @@ def are_finite(elements: Elements, dtype: DType, positions: Positions) -> bool:
     target = loops_on(elements, dtype)
     if target is None:
         return reference.are_finite(elements, dtype, positions)
+    if len(positions) == len(elements):  # all of them, as positions rise
+        return bool(_largest_exponent_of_all(target) < _INFINITE)
     return bool(_largest_exponent(target, positions) < _INFINITE)
 
 
@@ -48,6 +50,14 @@ def _largest_exponent(elements: NDArray[np.uint16], positions: Positions) -> np.
     largest = np.uint32(0)
     for i in range(np.uint64(len(positions))):
         largest = max(largest, exponent(elements[np.uint64(positions[i])]))
+    return largest
+
+
+@compiled
+def _largest_exponent_of_all(elements: NDArray[np.uint16]) -> np.uint32:
+    largest = np.uint32(0)
+    for i in range(np.uint64(len(elements))):
+        largest = max(largest, exponent(elements[i]))
     return largest
 
 

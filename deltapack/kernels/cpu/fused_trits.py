@@ -19,13 +19,13 @@ from deltapack.kernels.cpu.trits import are_trits
 from deltapack.kernels.encoded import Encoded
 from deltapack.kernels.layout import TRITS, Bytes, Counts, Positions, Sparse, Values
 from deltapack.kernels.reference.positions import out_array
-from deltapack.kernels.reference.strata import strata_of, stride_of
+from deltapack.kernels.reference.strata import begins_of
 from deltapack.kernels.reference.trits import trit_table
 
 __all__ = ["fused_trits"]
 
-_STRIDE = np.uint64(TRITS)
-_NO_STRATA, _NO_GAPS, _NO_TABLE = np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.uint16)
+_STRIDE, _MOSTLY = np.uint64(TRITS), np.uint64(3)
+_NO_STRATA, _NO_GAPS, _NO_TABLE = np.zeros(0, np.uint32), np.zeros(0, np.uint64), np.zeros(0, np.uint16)
 
 
 def fused_trits(elements: NDArray[Any], encoded: Encoded, out: Sparse) -> int | None:
@@ -39,18 +39,16 @@ def fused_trits(elements: NDArray[Any], encoded: Encoded, out: Sparse) -> int | 
     Returns:
         How many these are; none, and nothing is changed, where a stream is damaged.
     """
-    strata, gaps = _NO_STRATA, (_NO_GAPS, _NO_TABLE)
+    begins, gaps = _NO_STRATA, (_NO_GAPS, _NO_TABLE)
     if encoded.index == "stratified":
-        strata = np.array([strata_of(encoded.keep, length) for length in encoded.lengths.tolist()], np.uint64)
+        begins = begins_of(encoded.keep)
     else:
         gaps = _gap_table(encoded.keep)
     found = _trits(
         elements,
-        encoded.index == "stratified",
         np.uint32(encoded.key & 0xFFFFFFFF),
         np.uint32(encoded.key >> 32),
-        np.uint64(stride_of(encoded.keep)),
-        strata,
+        begins,
         *gaps,
         np.uint32(encoded.first_tile),
         encoded.lengths,
@@ -78,11 +76,9 @@ def _compaction() -> tuple[NDArray[np.uint8], Values, NDArray[np.uint8]]:
 @compiled
 def _trits(
     elements: NDArray[np.uint16],
-    is_stratified: bool,
     k0: np.uint32,
     k1: np.uint32,
-    stride: np.uint64,
-    strata: NDArray[np.uint64],
+    begins: NDArray[np.uint32],
     thresholds: NDArray[np.uint64],
     gaps: NDArray[np.uint16],
     first_tile: np.uint32,
@@ -99,8 +95,8 @@ def _trits(
     values: Values,
 ) -> np.int64:
     """Return how many trits are not 0, or -1 where a stream is damaged."""
-    if is_stratified:
-        kept = _stratify(k0, k1, stride, strata, first_tile, lengths, positions, found)
+    if len(begins):
+        kept = _stratify(k0, k1, begins, first_tile, lengths, positions, found)
     else:
         kept = _sample(k0, k1, thresholds, gaps, first_tile, lengths, positions, found)
     for tile in range(len(counts)):
@@ -124,15 +120,20 @@ def _compact(
     positions: Positions,
     values: Values,
 ) -> np.uint64:
-    """Keep the positions whose trit is not 0, in place, and write their values; all five of a byte, and the next overwrites the rest.
+    """Keep the positions whose trit is not 0, in place, and write their values; the next byte overwrites what is too much.
 
-    A place is never before the one that it moves to, so nothing is overwritten that is still to be read.
+    A place is never before the one that it moves to, so nothing is overwritten that is still to be read. More than three of a byte are
+    rare, so that is a branch, where the others are none.
     """
     count = np.uint64(0)
     for at in range(np.uint64(len(codes))):
         byte, first = np.uint64(codes[at]), _STRIDE * at
-        for slot in range(_STRIDE):
+        for slot in range(_MOSTLY):
             positions[count + slot] = positions[first + np.uint64(places[byte, slot])]
             values[count + slot] = signs[byte, slot] * step
+        if ones[byte] > np.uint8(_MOSTLY):
+            for slot in range(_MOSTLY, _STRIDE):
+                positions[count + slot] = positions[first + np.uint64(places[byte, slot])]
+                values[count + slot] = signs[byte, slot] * step
         count += np.uint64(ones[byte])
     return count

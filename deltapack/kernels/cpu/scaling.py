@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import compiled
 from deltapack.kernels.layout import Lines, Positions, Values
+from deltapack.kernels.reference.scaling import LEVEL_OFFSET, MOST_LEVEL
 
 __all__ = ["in_kept_rows", "level_codes", "rounded_codes", "scaled_values", "scales_at", "trits_of"]
 
-level_codes = reference.level_codes
 rounded_codes = reference.rounded_codes
-trits_of = reference.trits_of
+_MOST, _OFFSET = np.float32(MOST_LEVEL), LEVEL_OFFSET
 
 
 def scales_at(positions: Positions, start: int, lines: Lines) -> Values:
@@ -89,3 +89,34 @@ def _kept(positions: Positions, start: np.uint64, rows: Values, width: np.uint64
         while i < count and start + np.uint64(positions[i]) < end:
             out[i] = is_kept
             i += np.uint64(1)
+
+
+def trits_of(values: Values, scales: Values, threshold: np.float32) -> NDArray[np.int8]:
+    """See the reference."""
+    out = np.empty(len(values), np.int8)
+    _trits(values, scales, threshold, out)
+    return out
+
+
+@compiled
+def _trits(values: Values, scales: Values, threshold: np.float32, out: NDArray[np.int8]) -> None:
+    zero = np.float32(0)
+    for i in range(np.uint64(len(values))):
+        sign = np.int8(np.int8(values[i] > zero) - np.int8(values[i] < zero))
+        out[i] = sign if abs(values[i]) >= scales[i] * threshold else np.int8(0)
+
+
+def level_codes(values: Values, scales: Values, threshold: np.float32) -> NDArray[np.int8]:
+    """See the reference."""
+    out = np.empty(len(values), np.int8)
+    _levels(values, scales, threshold, out)
+    return out
+
+
+@compiled
+def _levels(values: Values, scales: Values, threshold: np.float32, out: NDArray[np.int8]) -> None:
+    zero = np.float32(0)
+    for i in range(np.uint64(len(values))):
+        level = np.floor(abs(values[i]) / (scales[i] * threshold) + _OFFSET)
+        level = zero if level != level else min(level, _MOST)
+        out[i] = np.int8(-level if values[i] < zero else level)

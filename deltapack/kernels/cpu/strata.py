@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deltapack.kernels.cpu.bits import compiled
 from deltapack.kernels.layout import TILE, Counts, Positions
 from deltapack.kernels.reference.positions import out_array
-from deltapack.kernels.reference.strata import ROUNDS, strata_of, stride_of
+from deltapack.kernels.reference.strata import ROUNDS, begins_of
 
 __all__ = ["stratified_positions"]
 
@@ -23,9 +23,8 @@ _ROUNDS = ROUNDS
 def stratified_positions(key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None) -> tuple[Positions, Counts]:
     """See the reference."""
     positions, counts = out_array(int(lengths.sum()), out), np.zeros(len(lengths), np.int64)
-    strata = np.array([strata_of(keep, length) for length in lengths.tolist()], np.uint64)
     k0, k1 = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
-    kept = int(_stratify(k0, k1, np.uint64(stride_of(keep)), strata, np.uint32(first_tile), lengths, positions, counts))
+    kept = int(_stratify(k0, k1, begins_of(keep), np.uint32(first_tile), lengths, positions, counts))
     return positions[:kept].copy() if out is None else positions[:kept], counts
 
 
@@ -33,49 +32,30 @@ def stratified_positions(key: int, keep: int, first_tile: int, lengths: Counts, 
 def _stratify(
     k0: np.uint32,
     k1: np.uint32,
-    stride: np.uint64,
-    strata: NDArray[np.uint64],
+    begins: NDArray[np.uint32],
     first_tile: np.uint32,
     lengths: Counts,
     positions: Positions,
     counts: Counts,
 ) -> np.uint64:
-    """Fill in positions and counts; positions have room for all, and 256 more."""
-    words, drawn, kept = np.empty(_AT_ONCE // 2, np.uint32), np.empty(_AT_ONCE, np.uint32), np.uint64(0)
+    """Fill in positions and counts; positions have room for all, and 256 more. Strata begin alike in each tile, so this is a table."""
+    words, kept, one = np.empty(_AT_ONCE // 2, np.uint32), np.uint64(0), np.uint64(1)
+    samples = words.view(np.uint16)
     for tile in range(len(lengths)):
         before, start, end = kept, np.uint32(tile * TILE), np.uint32(lengths[tile])
-        for first in range(np.uint64(0), strata[tile], np.uint64(_AT_ONCE)):
-            draw_strata(k0, k1, np.uint32(first_tile + np.uint32(tile)), np.uint32(first), stride, words, drawn)
-            count = min(np.uint64(_AT_ONCE), strata[tile] - first)
-            for i in range(count):
-                positions[kept + i] = np.uint32(drawn[i] + start)
-            kept += count
-        if kept > before and positions[kept - np.uint64(1)] >= start + end:
-            kept -= np.uint64(1)
+        strata = np.uint64(np.searchsorted(begins[: len(begins) - 1], end))
+        for first in range(np.uint64(0), strata, np.uint64(_AT_ONCE)):
+            _philox7(k0, k1, np.uint32(first_tile + np.uint32(tile)), np.uint32(first >> np.uint64(3)), words)
+            for i in range(min(np.uint64(_AT_ONCE), strata - first)):
+                begin = begins[first + i]
+                width = np.uint32(begins[first + i + one] - begin)
+                within = np.uint32(np.uint32(np.uint32(samples[i]) * width) >> np.uint32(16))
+                positions[kept + i] = np.uint32(np.uint32(begin + start) + within)
+            kept += min(np.uint64(_AT_ONCE), strata - first)
+        if kept > before and positions[kept - one] >= start + end:
+            kept -= one
         counts[tile] = kept - before
     return kept
-
-
-@compiled
-def draw_strata(
-    k0: np.uint32, k1: np.uint32, tile: np.uint32, first: np.uint32, stride: np.uint64, words: NDArray[np.uint32], drawn: Positions
-) -> None:
-    """Fill in what each stratum from `first` on, a multiple of 8, keeps, counted from the start of its tile; twice as many as words."""
-    _philox7(k0, k1, tile, first >> np.uint32(3), words)
-    # A stratum begins at (i S) >> 16 = i (S div 2^16) + ((i (S mod 2^16)) >> 16): all of it fits 32 bits, which vectorise best.
-    high, low = np.uint32(stride >> np.uint64(16)), np.uint32(stride & np.uint64(0xFFFF))
-    for j in range(np.uint64(len(words))):
-        i = np.uint32(first + np.uint32(j + j))
-        word = words[j]
-        a = np.uint32(np.uint32(i * high) + np.uint32(np.uint32(i * low) >> np.uint32(16)))
-        i = np.uint32(i + np.uint32(1))
-        b = np.uint32(np.uint32(i * high) + np.uint32(np.uint32(i * low) >> np.uint32(16)))
-        i = np.uint32(i + np.uint32(1))
-        c = np.uint32(np.uint32(i * high) + np.uint32(np.uint32(i * low) >> np.uint32(16)))
-        even = np.uint32(np.uint32(word & np.uint32(0xFFFF)) * np.uint32(b - a))
-        odd = np.uint32(np.uint32(word >> np.uint32(16)) * np.uint32(c - b))
-        drawn[j + j] = np.uint32(a + np.uint32(even >> np.uint32(16)))
-        drawn[j + j + np.uint64(1)] = np.uint32(b + np.uint32(odd >> np.uint32(16)))
 
 
 @compiled

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import compiled
-from deltapack.kernels.layout import TRITS, Bytes
+from deltapack.kernels.layout import TRITS, Bytes, Positions
 from deltapack.kernels.reference.trits import ALL_TRITS, trit_table
 
-__all__ = ["are_trits", "pack_trits", "trit_codes"]
+__all__ = ["are_trits", "pack_trits", "trit_codes", "without_zeros"]
 
 _TRITS = np.uint64(TRITS)
 
@@ -69,3 +69,19 @@ def _pack(codes: NDArray[np.int8], out: Bytes) -> None:
             code = codes[place] if place < nnz else np.int8(0)
             byte = np.uint8(np.uint8(3) * byte + (np.uint8(2) if code < np.int8(0) else np.uint8(code)))
         out[at] = byte
+
+
+def without_zeros(codes: NDArray[np.int8], positions: Positions) -> tuple[NDArray[np.int8], Positions]:
+    """See the reference."""
+    kept, places = np.empty(len(codes) + 1, np.int8), np.empty(len(codes) + 1, np.uint32)
+    count = int(_without_zeros(codes, positions, kept, places))
+    return kept[:count], places[:count]
+
+
+@compiled
+def _without_zeros(codes: NDArray[np.int8], positions: Positions, kept: NDArray[np.int8], places: Positions) -> np.uint64:
+    count = np.uint64(0)
+    for i in range(np.uint64(len(codes))):
+        kept[count], places[count] = codes[i], positions[i]  # the next overwrites a zero
+        count += np.uint64(codes[i] != np.int8(0))
+    return count

@@ -37,7 +37,7 @@ from deltapack.kernels.reference.positions import (
 from deltapack.kernels.reference.relating import count_shared, scalar_products, stack_terms, sum_of_squares
 from deltapack.kernels.reference.scaling import in_kept_rows, level_codes, rounded_codes, scaled_values, scales_at, trits_of
 from deltapack.kernels.reference.strata import stratified_positions
-from deltapack.kernels.reference.trits import pack_trits, trit_codes
+from deltapack.kernels.reference.trits import pack_trits, trit_codes, without_zeros
 from deltapack.kernels.reference.values import code_values, group_counts, plane_values, unpack_codes
 
 __all__ = [
@@ -107,4 +107,5 @@ __all__ = [
     "trit_codes",
     "trits_of",
     "unpack_codes",
+    "without_zeros",
 ]

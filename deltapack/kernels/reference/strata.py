@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.kernels.layout import TILE, Counts, Positions
 from deltapack.kernels.reference.positions import out_array, philox
 
-__all__ = ["strata_of", "stratified_positions", "stride_of"]
+__all__ = ["begins_of", "strata_of", "stratified_positions", "stride_of"]
 
 ROUNDS = 7
 """Of Philox, a third less work than ten; it is the least number that passes every test of its authors (Salmon et al., SC 2011)."""
@@ -22,6 +24,12 @@ def stride_of(keep: int) -> int:
 def strata_of(keep: int, length: int) -> int:
     """Return how many strata begin in a tile of `length` elements: those with `(i S) >> 16 < length`."""
     return -(-(length << 16) // stride_of(keep))
+
+
+@lru_cache(maxsize=16)
+def begins_of(keep: int) -> NDArray[np.uint32]:
+    """Return where each stratum of a full tile begins, and where the last ends, `[strata + 1]`."""
+    return (np.arange(strata_of(keep, TILE) + 1, dtype=np.int64) * stride_of(keep) >> 16).astype(np.uint32)
 
 
 def stratified_positions(key: int, keep: int, first_tile: int, lengths: Counts, out: Positions | None = None) -> tuple[Positions, Counts]:
@@ -52,6 +60,6 @@ def _of_tile(key: int, keep: int, tile: int, length: int) -> NDArray[np.int64]:
     blocks = np.arange(-(-strata // 8), dtype=np.uint64)
     words = philox(key, np.full(len(blocks), tile, np.uint64), blocks, third=1, rounds=ROUNDS)
     samples = words.astype("<u4").view("<u2").reshape(-1)[:strata].astype(np.int64)
-    begins = np.arange(strata + 1, dtype=np.int64) * stride_of(keep) >> 16
+    begins = begins_of(keep)[: strata + 1].astype(np.int64)
     positions: NDArray[np.int64] = begins[:-1] + (samples * np.diff(begins) >> 16)
     return positions[positions < length]

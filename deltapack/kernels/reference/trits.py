@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.errors import FormatError
-from deltapack.kernels.layout import TRITS, Bytes
+from deltapack.kernels.layout import TRITS, Bytes, Positions
 
-__all__ = ["ALL_TRITS", "pack_trits", "trit_codes", "trit_table"]
+__all__ = ["ALL_TRITS", "pack_trits", "trit_codes", "trit_table", "without_zeros"]
 
 ALL_TRITS = 3**TRITS
 """No byte of trits is so large."""
@@ -43,3 +43,9 @@ def pack_trits(codes: NDArray[np.int8]) -> Bytes:
     padded[: len(codes)] = np.where(codes < 0, 2, codes)
     packed: Bytes = (padded.reshape(-1, TRITS) @ (3 ** np.arange(TRITS, dtype=np.uint8))).astype(np.uint8)
     return packed
+
+
+def without_zeros(codes: NDArray[np.int8], positions: Positions) -> tuple[NDArray[np.int8], Positions]:
+    """Return the codes that are not 0 and their positions, both `[n]`."""
+    there = codes != 0
+    return codes[there], positions[there]

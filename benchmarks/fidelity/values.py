@@ -59,7 +59,7 @@ def measure(quick: bool) -> Section:
         "The synthetic pair is a Llama of 11 M parameters in bf16 (`benchmarks/pairs.py`).",
         *missing,
     )
-    return Section("Fidelity", "python -m benchmarks.fidelity", tuple(tables), notes)
+    return Section("Fidelity", "python -m benchmarks.fidelity.values", tuple(tables), notes)
 
 
 def _error_rows(pair: Pair, drop: float, folder: Path) -> Iterator[tuple[Cell, ...]]:
