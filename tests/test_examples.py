@@ -72,7 +72,7 @@ def test_merge_and_open(models: Models, tmp_path: Path, monkeypatch: pytest.Monk
     packs = []
     for tuned in models[1:]:
         packs.append(tmp_path / f"{tuned.name}.dpk")
-        deltapack.compress(models[0], tuned, packs[-1])
+        deltapack.compress(models[0], tuned, packs[-1], recipe=deltapack.Recipe(drop_rate=0.9))
     run("merge.py", models[0], *packs, tmp_path, monkeypatch=monkeypatch)
     run("open_pack.py", packs[0], monkeypatch=monkeypatch)
     out = capsys.readouterr().out
