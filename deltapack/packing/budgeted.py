@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from deltapack.codecs.chunk import TermCodec
 from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
 from deltapack.format.frames import pack_stream
-from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, non_zero, shrunk
+from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
+from deltapack.packing.expecting import shrunk
+from deltapack.packing.factoring import quantise_factors
+from deltapack.packing.gaussian import non_zero
 from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan
-from deltapack.packing.spectrum import quantise_factors
 from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["Planned", "plan_weight"]

@@ -10,22 +10,11 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
-from deltapack.packing.allocation import (
-    BOOST,
-    CAUTION,
-    LEAST_RATE,
-    MOST_RATE,
-    Known,
-    Rates,
-    allocate,
-    kappa_of,
-    predicted_bits,
-    rate_of_loss,
-    share_of,
-)
+from deltapack.packing.allocation import BOOST, LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import plan_weight
 from deltapack.packing.deltas import Delta
+from deltapack.packing.expecting import CAUTION, kappa_of, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.knowing import Surveyed, heads_of, survey_weight

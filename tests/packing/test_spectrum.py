@@ -13,7 +13,8 @@ from support.backends import load
 from deltapack import kernels
 from deltapack.codecs.factors import Factors
 from deltapack.format.digest import CHUNK
-from deltapack.packing.spectrum import Spectrum, quantise_factors, spectrum_of
+from deltapack.packing.factoring import quantise_factors
+from deltapack.packing.spectrum import Spectrum, spectrum_of
 
 F32 = NDArray[np.float32]
 
