@@ -45,7 +45,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("out_first", [False, True])
 def test_where_the_option_may_stand(run: Run, models: tuple[Path, Path], tmp_path: Path, typed: str, exact: Any, out_first: bool) -> None:
     words = [{"BASE": str(models[0]), "FT": str(models[1])}.get(word, word) for word in typed.split()]
-    out = ["-o", str(tmp_path / "x.dpk"), *([] if exact == NAMES else ["--drop-rate", "0.9"])]
+    out = ["-o", str(tmp_path / "x.dpk")]
     result = run("compress", *(out + words if out_first else words + out))
     assert (result.exit_code, result.stderr) == (0, "")
     with deltapack.open_pack(tmp_path / "x.dpk") as pack:
