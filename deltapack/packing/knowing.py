@@ -20,8 +20,8 @@ RANK = 8
 """Singular directions that are looked for."""
 _NARROW, _SMALL, _ROWS = 16, 4096, 2048
 """Rows or columns, and elements, below which no directions are looked for, and rows of a vocabulary that are looked at."""
-_SEEN, _MOST_SHARE = 256, 8
-"""Rows by which directions are found, at least, and by one of how many rows at most."""
+_SEEN = 256
+"""Rows by which directions are found, at least."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
 _VOCABULARY = re.compile(r"(^|[._/])(\w*embed\w*|wte|lm_head|embed_out|output|decoder|shared|vocab\w*|word\w*|tok\w*)([._]|$)")
@@ -94,13 +94,14 @@ def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float 
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
         return Surveyed(plan, delta, replace(known, energy=energy if np.isfinite(energy) else 0.0))
-    spectrum = spectrum_of(delta.reader(), rows, columns, RANK, plan.key, share=min(_MOST_SHARE, max(1, rows // _SEEN)), workers=workers)
+    spectrum = spectrum_of(delta.reader(), rows, columns, RANK, plan.key, share=max(1, rows // _SEEN), workers=workers)
     if spectrum is None:  # the entry says what is wrong with the difference
         return Surveyed(plan, delta, known)
     kind: Kind = "dense" if vocabulary else "body"
     boost = 1.0 if vocabulary else boost
+    energy = float(squares.sum()) if vocabulary else spectrum.energy  # rows of a vocabulary differ too much for a sample
     singular = tuple(float(value) ** 2 for value in spectrum.values)
-    known = replace(known, kind=kind, boost=boost, energy=spectrum.energy, singular=singular, kappa=spectrum.kappa)
+    known = replace(known, kind=kind, boost=boost, energy=energy, singular=singular, kappa=spectrum.kappa)
     return Surveyed(plan, delta, known, spectrum)
 
 

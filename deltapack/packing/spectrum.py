@@ -33,8 +33,8 @@ _SPARE, _LANES = 7, 8
 """Directions beside those that are asked for, at least; their number is a multiple of the other, as loops over them like."""
 _NOTHING = 1e-11
 """Share of the largest eigenvalue below which a direction is but rounding."""
-_PIECE = 64
-"""Rows of a block where not all are looked at."""
+_PIECE = 16
+"""Rows that are looked at together where not all are."""
 _FOUND = 2.0
 """How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
 _SAMPLED_ROWS, _PLAIN = 16, 30
@@ -87,38 +87,35 @@ def spectrum_of(
     Returns:
         The spectrum; `None` where a difference is not finite, or products of differences are not.
     """
-    shift = _shift(read, rows, columns)
+    shift, loops = _shift(read, rows, columns), kernels.active()
     blocks = _Blocks(read, rows, columns, shift, workers)
     with np.errstate(over="ignore", invalid="ignore"):
-        turned = _turned(blocks, _signs(key, columns, _width(rank)), turns, share)
+        seen, times = (blocks, 1.0) if share == 1 else blocks.few(share)
+        turned = _turned(seen, _signs(key, columns, _width(rank)), turns)
         if turned is None:
             return None
         if share > 1 and not turned.right.shape[1]:  # none of these rows has moved
             return spectrum_of(read, rows, columns, rank, key, turns=turns, workers=workers)
-        right, gram, sixth = turned.right, turned.gram, math.nan
+        right, gram = turned.right, turned.gram
         if share > 1:  # few rows tell well enough which directions are the first, and fewer are less work
-            gram = blocks.times_seen(share) * _gram(blocks, right, share)
-            right = kernels.active().times(right, _eigen(gram)[1][:, :rank].astype(np.float32))
-            sixth = _sixth(turned.mixed, gram)
-        parts, products = list[F32](), np.zeros((right.shape[1],) * 2)
-        for part, squares in blocks.each(lambda block: _left(block, right)):
-            parts.append(part)
-            products += squares
-        if share == 1:
-            sixth = _sixth(turned.mixed, products if gram is None else gram)
+            _, gram = _all_left(seen, right)
+            right = loops.times(right, _eigen(gram)[1][:, :rank].astype(np.float32))
+        left, products = _all_left(blocks, right)
+        sixth = times**3 * _sixth(turned.mixed, products if gram is None else gram)
         if not (np.isfinite(products).all() and math.isfinite(sixth)):
             return None
-        values, left, right = _directions(np.concatenate(parts), right, products, rank)
-    back, energy = 2.0**-shift, max(turned.energy, float(np.trace(products)))
+        values, left, right = _directions(left, right, products, rank)
+    back, energy = 2.0**-shift, max(times * turned.energy, float(np.trace(products)))
     return Spectrum(rows, columns, energy * back**2, sixth * back**6, values * back, left, right)
 
 
-def _gram(blocks: _Blocks, right: F32, share: int) -> Wide:
-    """Return the scalar products of what a share of the rows makes of right directions."""
-    total = np.zeros((right.shape[1],) * 2)
-    for _, squares in blocks.each(lambda block: _left(block, right), share):
+def _all_left(blocks: _Blocks, right: F32) -> tuple[F32, Wide]:
+    """Return what all rows make of right directions, `[rows, k]`, and the scalar products of that."""
+    parts, total = list[F32](), np.zeros((right.shape[1],) * 2)
+    for part, squares in blocks.each(lambda block: _left(block, right)):
+        parts.append(part)
         total += squares
-    return total
+    return np.concatenate(parts), total
 
 
 def _width(rank: int) -> int:
@@ -149,22 +146,22 @@ class _Blocks:
     shift: int
     workers: int
 
-    def times_seen(self, share: int) -> float:
-        """Return how many times more rows there are than in one of so many blocks."""
-        return (
-            self.rows / sum(min(first + _PIECE, self.rows) - first for first in range(0, self.rows, _PIECE * share)) if share > 1 else 1.0
-        )
+    def few(self, share: int) -> tuple[_Blocks, float]:
+        """Return one of so many rows, in memory, and how many times more there are."""
+        pieces = [(first, min(first + _PIECE, self.rows)) for first in range(0, self.rows, _PIECE * share)]
+        held = np.concatenate([self.read(first * self.columns, last * self.columns).copy() for first, last in pieces])
+        count = len(held) // self.columns
+        return _Blocks(lambda start, stop: held[start:stop], count, self.columns, self.shift, 1), self.rows / count
 
-    def each(self, function: Callable[[F32], T], share: int = 1) -> Iterator[T]:
-        """Yield what a function makes of each block `[n, columns] f32`, or of one of so many short ones, in order."""
-        step = max(1, CHUNK // self.columns) if share == 1 else _PIECE
-        scale = np.float32(2.0**self.shift)
+    def each(self, function: Callable[[F32], T]) -> Iterator[T]:
+        """Yield what a function makes of each block `[n, columns] f32`, in order."""
+        step, scale = max(1, CHUNK // self.columns), np.float32(2.0**self.shift)
 
         def work(first: int) -> T:
             block = self.read(first * self.columns, min(first + step, self.rows) * self.columns)
             return function((block if self.shift == 0 else block * scale).reshape(-1, self.columns))
 
-        with closing(ordered_map(work, range(0, self.rows, step * share), self.workers)) as results:
+        with closing(ordered_map(work, range(0, self.rows, step), self.workers)) as results:
             yield from results
 
 
@@ -184,15 +181,14 @@ class _Turned(NamedTuple):
     gram: Wide | None
 
 
-def _turned(blocks: _Blocks, directions: F32, turns: int, share: int = 1) -> _Turned | None:
+def _turned(blocks: _Blocks, directions: F32, turns: int) -> _Turned | None:
     """Turn directions towards the first right ones; `None` where what comes of it is not finite."""
     loops, mixed, gram = kernels.active(), np.zeros((0, 0)), None
     for turn in range(turns):
         total, energy = np.zeros((blocks.columns, directions.shape[1])), 0.0
-        for sums, squares in blocks.each(lambda block, now=directions: _turn(block, now), share):  # type: ignore[misc]
+        for sums, squares in blocks.each(lambda block, now=directions: _turn(block, now)):  # type: ignore[misc]
             total += sums
             energy += squares
-        total, energy = total * blocks.times_seen(share), energy * blocks.times_seen(share)
         if not (math.isfinite(energy) and np.isfinite(total).all()):
             return None
         if turn == 1:

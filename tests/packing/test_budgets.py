@@ -87,7 +87,7 @@ def test_the_size_is_reached(two: Two, bits: float) -> None:
     restored = two.restored()
     gain, noise = two.gain_and_noise(restored, "layers.0.up_proj.weight")
     assert report.expected_loss is not None and abs(gain - 1) < (0.02 if bits >= 0.5 else 0.1 if bits > 0.1 else 0.5)
-    assert noise < 4 / bits
+    assert noise < 5 / bits
     deltapack.verify(report.pack, base=two.folder / "base.safetensors")
 
 
