@@ -72,12 +72,22 @@ def test_merge_and_open(models: Models, tmp_path: Path, monkeypatch: pytest.Monk
     packs = []
     for tuned in models[1:]:
         packs.append(tmp_path / f"{tuned.name}.dpk")
-        deltapack.compress(models[0], tuned, packs[-1])
+        deltapack.compress(models[0], tuned, packs[-1], recipe=deltapack.Recipe(drop_rate=0.9))
     run("merge.py", models[0], *packs, tmp_path, monkeypatch=monkeypatch)
     run("open_pack.py", packs[0], monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert "same bits: True" in out
     assert "a.weight: [300, 400] f32, density 0.1" in out
+
+
+def test_choose_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    from support.languages import language_models
+
+    run("choose_size.py", *language_models(tmp_path), tmp_path, "--bits", 4, 2, "--keep", 0.5, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "2-bits.dpk: " in out and "KL 0.0000" in out and "the smallest that keeps 50 %: " in out and "none" not in out
+    assert all((tmp_path / name).read_text().startswith("<!doctype html>") for name in ("difference.html", "packs.html"))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
@@ -101,6 +111,8 @@ def test_help_is_the_docstring(name: str, monkeypatch: pytest.MonkeyPatch, capsy
         ("compress_restore.py", [], "no such file or folder"),
         ("merge.py", [], "no such file or folder"),
         ("serve.py", ["README.md", "README.md"], "Error: "),
+        ("choose_size.py", ["README.md"], "required: FINETUNED, TEXT"),
+        ("choose_size.py", ["README.md", "README.md", "README.md"], "Error: README.md"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(

@@ -90,7 +90,7 @@ def write_factors(draw: Draw, writer: PackWriter, shape: tuple[int, int], factor
 def drawn_base(draw: Draw, rng: np.random.Generator) -> Tensor:
     """A tensor of one chunk, some of whose elements are any bits."""
     small = st.tuples(st.integers(2, 40), st.integers(1, 50))
-    shape = draw(st.one_of(small, st.sampled_from([(300,), (3, 22_001), (2, 3, 70), (2, 1, 3, 12_000)])))
+    shape: tuple[int, ...] = draw(st.one_of(small, st.sampled_from([(300,), (3, 22_001), (2, 3, 70), (2, 1, 3, 12_000)])))
     tensor = cast(rng.normal(0, 1, shape), draw(st.sampled_from(FLOATS)))
     for place in rng.integers(0, tensor.bits.size, 20):
         tensor = edited(tensor, int(place), np.frombuffer(rng.bytes(8), tensor.bits.dtype)[0])

@@ -58,10 +58,8 @@ def _add_terms(
 ) -> None:
     for term in entry.get("terms", ()):
         own = np.float32(spec.f32_of_bits(term["factor"])) * np.float32(factor)
-        streams = 1 + (term["index"] in ("gaps", "bitmap")) + (term["values"] in spec.SCALED)
-        for chunk in spec.read_chunks(data, term["blob"], len(acc), streams, term["nnz"]):
-            where = spec.positions(term, chunk) + chunk["start"]
-            acc[where] += spec.term_values(term, chunk, own)
+        for where, values in spec.term_addends(data, term, entry, own):
+            acc[where] += values
             kept[where] = True
 
 

@@ -174,4 +174,5 @@ class AnalysisReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
-        return asdict(self) | {"base": str(self.base), "finetuned": str(self.finetuned)}
+        budgets = [asdict(row) | {"retention": row.retention} for row in self.budgets]
+        return asdict(self) | {"base": str(self.base), "finetuned": str(self.finetuned), "budgets": budgets}

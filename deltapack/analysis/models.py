@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deltapack.analysis.texts import import_transformers
+from deltapack.checkpoint import open_checkpoint
 from deltapack.device.backends import resolve_device
 from deltapack.dtypes import float_dtype
 from deltapack.errors import CheckpointError, DeltapackError, RecipeError, UnsupportedError
@@ -67,7 +68,7 @@ def load_language_model(folder: Path) -> Any:
     try:
         with _silent(transformers):
             model, told = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=_dtype_of(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     except Exception as error:  # transformers, huggingface_hub and safetensors have many of their own
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -77,6 +78,14 @@ def load_language_model(folder: Path) -> Any:
         what = "the folder lacks weights of the model, which transformers would make up"
         raise CheckpointError(what, path=folder, tensor=missing[0], found=f"{len(missing)} missing", hint=hint)
     return model
+
+
+def _dtype_of(folder: Path) -> torch.dtype | str:
+    """Return the type of the floats in a folder: what its config says may be another, which the model would be rounded to."""
+    with open_checkpoint(folder) as checkpoint:
+        names = {tensor.dtype.torch for tensor in checkpoint.tensors.values() if tensor.dtype.is_delta}
+    found = getattr(torch, names.pop(), None) if len(names) == 1 else None
+    return found if isinstance(found, torch.dtype) else "auto"
 
 
 @contextmanager
@@ -126,7 +135,9 @@ class BaseModel:
             RecipeError: transformers cannot build the model.
         """
         if self.live is None or not self._activate(self.live, pack):
-            yield self.place.ready(load_model(self.folder, pack, verify=verify))
+            with _silent(import_transformers("evaluate")):
+                model = load_model(self.folder, pack, verify=verify)
+            yield self.place.ready(model)
             return
         try:
             yield self._copied()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from deltapack.analysis.findings import BudgetRow, DareRow, TensorFinding
 from deltapack.analysis.passing import Looked
-from deltapack.packing.allocation import CAUTION, Known, Rates, allocate, kappa_of, noise_of, predicted_bits, predicted_loss, share_of
+from deltapack.packing.allocation import Known, Rates, allocate, noise_of, predicted_bits, share_of
 from deltapack.packing.budget import Budget
+from deltapack.packing.expecting import CAUTION, kappa_of, predicted_loss
 from deltapack.packing.fitting import Fitting
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.roles import ROLES

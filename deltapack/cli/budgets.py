@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -10,9 +11,9 @@ import click
 from deltapack.cli.options import typed_options
 from deltapack.cli.types import Choice
 from deltapack.packing.budget import QUALITIES, Budget
-from deltapack.packing.recipe import OF_DARE, USUAL_RATE
+from deltapack.packing.recipe import OF_DARE, USUAL_RATE, Recipe
 
-__all__ = ["BUDGET_OPTIONS", "budget_of", "budget_options", "rate_of"]
+__all__ = ["BUDGET_OPTIONS", "as_typed", "budget_of", "budget_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 BUDGET_OPTIONS = ("target_size", "target_ratio", "target_bits", "quality")
@@ -52,6 +53,8 @@ def budget_of(size: str | None, ratio: float | None, bits: float | None, quality
     return Budget(size, ratio, bits, quality)
 
 
-def rate_of(drop_rate: float | None) -> float | None:
-    """Return the drop rate: the one that was typed, or the usual one where another option was that says how to drop."""
-    return USUAL_RATE if drop_rate is None and typed_options(OF_DARE) else drop_rate
+def as_typed(recipe: Recipe) -> Recipe:
+    """Return the recipe, but that an option that says how to drop means dropping where it says what is usual: `--values auto`."""
+    return (
+        replace(recipe, drop_rate=USUAL_RATE) if recipe.budget is None and recipe.target is not None and typed_options(OF_DARE) else recipe
+    )

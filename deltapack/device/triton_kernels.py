@@ -105,10 +105,11 @@ def _walk(
                 line = in_matrix(corner, width, position)
             value, there = values_of(
                 term, values, bits, scaling, codes, first, scales, order, line[0], line[1], mask, factor, VALUES, SCALES)  # fmt: skip
-            if LOG or MODE == _APPLY:
-                raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
             if LOG:
+                raw = tl.load(element_pointer(source, SOURCE) + place, mask=mask)
                 tl.store(element_pointer(log, SOURCE) + (before + order), raw, mask=mask & (log != 0))
+            elif MODE == _APPLY:
+                raw = tl.load(element_pointer(source, SOURCE) + place, mask=there)
             if MODE == _APPLY:
                 result = add_rounded(raw, 0.0 + value, SOURCE, TARGET)
                 tl.store(element_pointer(target, TARGET) + place, result, mask=there)

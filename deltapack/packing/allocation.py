@@ -10,54 +10,40 @@ All weights get the same rate, in bits an element; what is known of their kinds 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
+
+from deltapack.packing.gaussian import TERNARY_BITS, UNIFORM_FROM, element_noise
 
 __all__ = [
     "BOOST",
-    "CAUTION",
     "LEAST_RATE",
     "MOST_RATE",
-    "NON_ZERO",
-    "TERNARY_BITS",
-    "UNIFORM_FROM",
     "Kind",
     "Known",
     "Rates",
     "Share",
     "allocate",
+    "around",
     "factor_bits",
-    "kappa_of",
     "noise_of",
-    "non_zero",
     "predicted_bits",
-    "predicted_loss",
-    "rate_of_loss",
     "share_of",
-    "shrunk",
 ]
 
-TERNARY_BITS, NON_ZERO = 1.0, 0.22
-"""Bits of a trit after the zstd stage, and the share of the trits that are not zero, while elements are dropped."""
-_TRIT_STAGE = 1.0203
-"""Bits of trits over their entropy."""
-SIGN_NOISE = 1.571
-"""What signs with the right gain make of a Gaussian's power, over it: pi / 2."""
 LEAST_RATE, MOST_RATE = 2e-4, 6.0
 """Bits a weight below which next to nothing is kept, and above which the uniform quantiser has no more levels."""
-UNIFORM_FROM = 1.3
-"""Rate from which levels leave less noise than trits of which more are not zero."""
 _BASE_RANK, _FEWER, _MOST_RANK = 4, 2, 8
 _MANY, _FOUR_BITS = 0.2, 0.075
 """Rates from which the body gets that rank and not half of it, and from which codes of factors have four bits and not two."""
 _FIRST, _THIRD, _HALF = 0.6, 1 / 3, 0.5
 """What factors may take of a weight: the first direction, without which other codes are wrong where it hurts most; and all, below and
 from that rate."""
-_HALVINGS = 28
+_HALVINGS, _ROUGHLY, _LOOKED = 28, 14, 512
+"""How exactly a rate is found, and one by which codes are chosen; weights that are looked at one by one for that."""
 _NARROW = 16
 """Rows or columns below which factors are no smaller than what they stand for."""
 _WORTH = 0.3
@@ -74,8 +60,6 @@ _FACTOR_NOISE = {2: 0.12, 4: 0.012}
 """Relative squared error of factors by the bits of their codes."""
 _CODE_BITS = {2: 1.9, 4: 3.5}
 """Bits of a code of factors, after the zstd stage."""
-CAUTION, _SHRINKS = 3.0, 0.5
-"""What the estimate of kappa is raised by before anything is predicted from it, and the loss from which values are shrunk."""
 
 Kind = Literal["body", "touched", "dense"]
 
@@ -205,37 +189,9 @@ def _factor_rate(known: Known, rank: int, bits: int) -> float:
 def _body_noise(known: Known, rate: float, rank: int, bits: int) -> float:
     explained = known.explained(rank)
     left = rate - _factor_rate(known, rank, bits)
-    return (1 - explained) * _element_noise("uniform" if left >= UNIFORM_FROM else "ternary", left) + explained * _FACTOR_NOISE.get(
+    return (1 - explained) * element_noise("uniform" if left >= UNIFORM_FROM else "ternary", left) + explained * _FACTOR_NOISE.get(
         bits, 0.0
     )
-
-
-def _element_noise(values: str, rate: float) -> float:
-    """Return the squared error of Gaussian elements that get so many bits each, with the right gain, relative to their power."""
-    if values == "uniform":
-        left = math.exp(-math.log(4) * max(rate, 0.5))
-        return 1.6 * left / (1 - 1.2 * left)
-    density = min(1.0, max(rate, LEAST_RATE) / TERNARY_BITS)
-    return (SIGN_NOISE if values == "sign" else _ternary_power(non_zero(rate))) / density - 1
-
-
-@lru_cache(4096)
-def _ternary_power(share: float) -> float:
-    """Return |S|^2 |x|^2 / <S, x>^2 of trits S of which this share of a Gaussian x is not zero."""
-    at = NormalDist().inv_cdf(1 - share / 2)
-    return share / (2 * NormalDist().pdf(at)) ** 2
-
-
-def non_zero(rate: float) -> float:
-    """Return the share of trits that are not zero: more where there are bits for it when no element is dropped any more."""
-    if rate <= TERNARY_BITS:
-        return NON_ZERO
-    low, high = NON_ZERO, 2 / 3
-    for _ in range(40):
-        middle = (low + high) / 2
-        entropy = middle - middle * math.log2(middle) - (1 - middle) * math.log2(1 - middle)
-        low, high = (middle, high) if _TRIT_STAGE * entropy < rate else (low, middle)
-    return high
 
 
 def noise_of(known: Known, share: Share) -> float:
@@ -244,7 +200,7 @@ def noise_of(known: Known, share: Share) -> float:
     coded = explained * _FACTOR_NOISE.get(share.bits, 0.0)
     if share.values == "":
         return coded + 1 - explained
-    return coded + known.lost + max(0.0, 1 - explained - known.lost) * _element_noise(share.values, share.rate)
+    return coded + known.lost + max(0.0, 1 - explained - known.lost) * element_noise(share.values, share.rate)
 
 
 def predicted_bits(known: Known, share: Share) -> float:
@@ -269,54 +225,41 @@ def allocate(weights: Sequence[Known], bits: float, chosen: float | None = None)
         bits: Bits for all of them.
         chosen: The rate by which codes and ranks are chosen; by that which gives these bits unless given.
     """
-
-    def takes(rates: Rates) -> bool:
-        return sum(predicted_bits(known, share_of(known, rates)) for known in weights) >= bits
-
     if chosen is None:
-        chosen, _ = _around(lambda rate: takes(Rates(rate, rate)))
-    return Rates(chosen, _around(lambda rate: takes(Rates(chosen, rate)))[1])
+        chosen = _chosen(weights, bits)
+    shares = [share_of(known, Rates(chosen, chosen)) for known in weights]
+    fixed = sum(predicted_bits(known, replace(share, rate=0.0)) for known, share in zip(weights, shares, strict=True))
+    coded = [(known, share) for known, share in zip(weights, shares, strict=True) if share.values]
+    boosts, elements = (np.array([getattr(known, name) for known, _ in coded], np.float64) for name in ("boost", "elements"))
+    taken = np.array([factor_bits(known, share) / (known.rows * known.columns) for known, share in coded])
+    most = np.array([_most_bits(share) for _, share in coded])
+
+    def reached(rate: float) -> bool:
+        mine = np.where(boosts == 1, rate, np.minimum(boosts * rate, max(_LEVEL_RATE, rate)))
+        return fixed + float((np.minimum(np.maximum(mine - taken, LEAST_RATE), most) * elements).sum()) >= bits
+
+    return Rates(chosen, around(reached)[1])
 
 
-def rate_of_loss(weights: Sequence[Known], loss: float, least: Rates, most: Rates) -> Rates:
-    """Return the rates between two at which the predicted loss is `loss`; that of the two which comes nearer where none is."""
-    if predicted_loss(weights, least) <= loss:
-        return least
-    _, rate = _around(lambda rate: predicted_loss(weights, Rates(rate, rate)) <= loss, least.spent, most.spent)
-    return most if rate >= most.spent else Rates(rate, rate)
+def _chosen(weights: Sequence[Known], bits: float) -> float:
+    """Return about the rate at which the weights take so many bits: of many small ones a part stands for all."""
+    ordered = sorted(weights, key=lambda known: -known.rows * known.columns)
+    large, small = ordered[:_LOOKED], ordered[_LOOKED:]
+    few = small[:: max(1, len(small) // _LOOKED)]
+    times = sum(known.elements for known in small) / max(1, sum(known.elements for known in few))
+
+    def reached(rate: float) -> bool:
+        first, rest = (sum(predicted_bits(known, share_of(known, Rates(rate, rate))) for known in part) for part in (large, few))
+        return first + times * rest >= bits
+
+    return around(reached, halvings=_ROUGHLY)[0]
 
 
-def _around(reached: Callable[[float], bool], low: float = LEAST_RATE, high: float = MOST_RATE) -> tuple[float, float]:
+def around(
+    reached: Callable[[float], bool], low: float = LEAST_RATE, high: float = MOST_RATE, halvings: int = _HALVINGS
+) -> tuple[float, float]:
     """Return the two rates, next to each other, between which something becomes so that is not so at low rates."""
-    for _ in range(_HALVINGS):
+    for _ in range(halvings):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if reached(middle) else (middle, high)
     return low, high
-
-
-def kappa_of(weights: Sequence[Known]) -> float:
-    """Return how much loss noise makes: the mean over those of which it is known, by their energy."""
-    known = [(known.kappa, known.energy) for known in weights if known.kappa is not None]
-    energy = sum(power for _, power in known)
-    return sum(kappa * power for kappa, power in known) / energy if energy > 0 else 0.0
-
-
-def predicted_loss(weights: Sequence[Known], rates: Rates) -> float:
-    """Return the share of the fine-tune's gain that is expected to be lost at most: twice kappa times the noise, kappa raised threefold.
-
-    Kappa and noise are means over the weights, by their energy. It is an estimate: measured ones were 1 to 3.5 times too low.
-    """
-    energy = sum(known.energy for known in weights)
-    if not energy > 0:
-        return 0.0
-    noise = sum(known.energy * noise_of(known, share_of(known, rates)) for known in weights) / energy
-    return 2 * CAUTION * kappa_of(weights) * noise
-
-
-def shrunk(kappa: float, noise: float) -> float:
-    """Return what values are multiplied with so that noise hurts less; 1 where it hurts little.
-
-    >>> shrunk(0.001, 20.0), shrunk(0.01, 100.0)
-    (1.0, 0.5)
-    """
-    return 1.0 if kappa * noise <= _SHRINKS else 1 / (1 + kappa * noise)

@@ -38,7 +38,7 @@ class Quality:
 
 QUALITIES: Mapping[str, Quality] = {
     "high": Quality("1 bit a weight", 1.0, 1.0),
-    "balanced": Quality("a predicted loss of at most 2 %, between 0.05 and 0.2 bits a weight", 0.05, 0.2, 0.02),
+    "balanced": Quality("a predicted loss of at most 2 %, between 0.05 and 0.16 bits a weight", 0.05, 0.16, 0.02),
     "small": Quality("0.05 bits a weight", 0.05, 0.05),
 }
 """Qualities by name."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.allocation import NON_ZERO
+from deltapack.packing.gaussian import NON_ZERO
 
 __all__ = ["DEAD_ZONE", "Fitted", "fit_levels", "fit_signs", "fit_trits"]
 
@@ -87,7 +87,7 @@ def _trits(magnitudes: Sample, threshold: float) -> Fitted:
     share = len(large) / len(magnitudes)
     total = _sum(large)
     scale = _f32(total / len(large))
-    power = _sum(np.square(magnitudes, dtype=np.float64))
+    power = _sum(np.square(magnitudes))
     gain = power / (scale * total)
     return Fitted(
         scale,

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
 from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checking import as_path
-from deltapack.checkpoint import Checkpoint
 from deltapack.format.blobs import EXACT
-from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, fingerprint
+from deltapack.format.digest import fingerprint
 from deltapack.format.features import features_of
-from deltapack.format.index import BaseRef, Entry, FileEntry, Index
+from deltapack.format.index import Entry, FileEntry, Index
 from deltapack.format.metadata import optional_metadata
 from deltapack.format.writer import PackWriter, open_pack_writer
 from deltapack.kernels.buffers import Buffers
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.packing.containers import write_heads
-from deltapack.packing.encoding import ChunkOutcome, encode_chunk
-from deltapack.packing.entries import Digests, EntryWriter, unchanged
+from deltapack.packing.entries import EntryWriter
 from deltapack.packing.fitting import fit
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.planning import PackPlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import compress_report, left_out_notes, with_loss
+from deltapack.packing.running import BaseRow, Run
 from deltapack.packing.sharing import planned
 from deltapack.packing.sides import write_sides
-from deltapack.parallel import batches, ordered_map, resolve_workers
+from deltapack.parallel import resolve_workers
 from deltapack.reports import CompressReport, Progress
 
 __all__ = ["compress", "write_pack"]
@@ -64,7 +61,7 @@ def compress(
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
         finetuned: Likewise.
         out: The pack to write; it appears only when complete.
-        recipe: How to compress; `Recipe()` drops 90 %.
+        recipe: How to compress; `Recipe()` has the budget of the quality `"balanced"`.
         name_map: Pairs of regular expression and replacement that turn names of the fine-tune into names of the base.
         include_code: Whether Python files of the fine-tune travel inside.
         keep_base: Regular expression (search); tensors that only the base has and that match are in the result, too.
@@ -162,7 +159,7 @@ def _write(
     """Write all of a pack by plans for its tensors."""
     recipe = inputs.asked.recipe
     split: dict[str, int] = {}
-    run = _Run(inputs, plans, workers, progress, Buffers())
+    run = Run(inputs, plans, workers, progress, Buffers())
     entries, base_rows = run.write(EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split))
     files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
     heads, no_heads = _heads(writer, inputs)
@@ -179,107 +176,6 @@ def _report(inputs: Inputs, out: Path, written: _Written, loss: float | None = N
     notes = [*inputs.notes(), *left_out_notes(inputs.left_out, exact=recipe.exact is True), *written.notes]
     report = compress_report(out, written.index, written.size, checkpoint_bytes, written.split, inputs.survey, notes, recipe)
     return with_loss(report, loss)
-
-
-BaseRow = tuple[str, str, tuple[int, ...], str]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One tensor: of the fine-tune (with a plan), or one that only the base has."""
-
-    name: str
-    plan: PackPlan | None
-
-
-_Task = tuple[_Job, int]
-_Result = tuple[_Job, ChunkOutcome]
-
-
-def _size(task: _Task) -> int:
-    """Return about how many elements a task reads."""
-    job, _ = task
-    return CHUNK if job.plan is None else min(CHUNK, job.plan.tensor.numel)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One compression: a stream of chunk tasks whose outcomes come back in order."""
-
-    inputs: Inputs
-    plans: Iterable[PackPlan]
-    workers: int
-    progress: Progress
-    buffers: Buffers
-
-    def write(self, entry_writer: EntryWriter) -> tuple[list[Entry], list[BaseRow]]:
-        """Write the blobs of every tensor; return the entries by name and the base's digests.
-
-        Raises:
-            BaseMismatchError: A tensor of a chain's result is not what its last pack promises.
-        """
-        entries, base_rows = [], []
-        with closing(ordered_map(self._encode_all, batches(self._tasks(), _size, CHUNK), self.workers)) as results:
-            for job, group in groupby(self._counted(chain.from_iterable(results)), key=lambda result: result[0]):
-                outcomes = (outcome for _, outcome in group)
-                if job.plan is None:
-                    digests = Digests()
-                    for outcome in outcomes:
-                        digests.add(outcome)
-                else:
-                    entry, digests = entry_writer.write(job.plan, outcomes)
-                    entries.append(entry)
-                    self.inputs.check_finetuned(entry.name, entry.digest)
-                base = self.inputs.base.files.tensors[job.name] if job.plan is None else job.plan.base
-                if base is not None and base.arranged is None:
-                    base_rows.append((base.name, base.dtype.name, base.shape, digests.base_root(base)))
-                    self.inputs.check_base(base.name, base_rows[-1][-1])
-                if job.plan is None and job.name in self.inputs.survey.kept:
-                    kept = self.inputs.base.files.tensors[job.name]
-                    entries.append(unchanged(kept, kept, digests))
-        entries += [Entry(name, "alias", of=of) for name, of in self.inputs.finetuned.aliases.items()]
-        entries += _removed(self.inputs.base, base_rows, entries)
-        return sorted(entries, key=lambda entry: entry.name.encode()), base_rows
-
-    def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
-        """Pass results on and report progress."""
-        done, total = 0, sum(tensor.nbytes for tensor in self.inputs.finetuned.tensors.values())
-        for job, outcome in results:
-            if job.plan is not None:
-                done += outcome.elements * job.plan.tensor.dtype.itemsize
-                self.progress(done, total)
-            yield job, outcome
-
-    def _encode_all(self, batch: list[_Task]) -> list[_Result]:
-        return list(map(self._encode, batch))
-
-    def _encode(self, task: _Task) -> _Result:
-        job, chunk = task
-        if job.plan is not None:
-            return job, encode_chunk(self.inputs.base, self.inputs.finetuned, job.plan, chunk, self.buffers)
-        numel = self.inputs.base.files.tensors[job.name].numel
-        elements = self.inputs.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
-        return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
-
-    def _tasks(self) -> Iterator[_Task]:
-        for plan in self.plans:
-            numel = max(plan.tensor.numel, plan.base.numel if plan.base is not None else 0)
-            # A tensor without elements still is one task, so that it gets its entry.
-            for chunk in range(max(1, chunk_count(numel))):
-                yield _Job(plan.tensor.name, plan), chunk
-        for name in self.inputs.only_base():
-            for chunk in range(max(1, chunk_count(self.inputs.base.files.tensors[name].numel))):
-                yield _Job(name, None), chunk
-
-
-def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:
-    """Return an entry for each base tensor that no entry uses or, under its name, replaces."""
-    known = {entry.base.name for entry in entries if entry.base is not None} | {entry.name for entry in entries}
-    return [
-        Entry(name, "removed", base=BaseRef(name, base.tensors[name].dtype, shape, digest))
-        for name, _, shape, digest in base_rows
-        if name not in known
-    ]
 
 
 def _heads(writer: PackWriter, inputs: Inputs) -> tuple[tuple[FileEntry, ...], list[str]]:

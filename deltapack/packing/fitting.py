@@ -10,22 +10,11 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
-from deltapack.packing.allocation import (
-    BOOST,
-    CAUTION,
-    LEAST_RATE,
-    MOST_RATE,
-    Known,
-    Rates,
-    allocate,
-    kappa_of,
-    predicted_bits,
-    rate_of_loss,
-    share_of,
-)
+from deltapack.packing.allocation import BOOST, LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import plan_weight
 from deltapack.packing.deltas import Delta
+from deltapack.packing.expecting import CAUTION, kappa_of, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.knowing import Surveyed, heads_of, survey_weight
@@ -75,6 +64,7 @@ class Fitting:
         weights: What is known of those that the budget is for, by their names.
         target: Bytes that the file may take; `None` where a quality says the rate.
         tried: What was tried.
+        best: The attempt that gave the best of these, if any did not take too much.
         notes: What a person should know of it.
     """
 
@@ -85,6 +75,7 @@ class Fitting:
     weights: dict[str, Surveyed]
     target: int | None
     tried: list[Tried] = field(default_factory=list)
+    best: Attempt | None = None
     notes: list[str] = field(default_factory=list)
 
     def first(self) -> Attempt:
@@ -105,6 +96,8 @@ class Fitting:
         if target is None:
             return None
         self.tried.append(Tried(attempt.bits, size))
+        if best_of(self.tried, target) is self.tried[-1]:
+            self.best = attempt
         if reached(size, target):
             return None
         if size < target and attempt.rates.spent >= _ALL * MOST_RATE:
@@ -115,12 +108,12 @@ class Fitting:
         if len(self.tried) < MOST_TRIES:
             return self._of_bits(next_bits(self.tried, target), attempt)
         best = best_of(self.tried, target)
-        if best is None:
+        if best is None or self.best is None:
             raise self._impossible(min(one.size for one in self.tried))
         if best.size == size:
             self.notes.append(f"the budget allows {target:,} bytes; the nearest below that these weights can take is {size:,}")
             return None
-        return self._of_bits(best.bits, attempt)
+        return self.best  # its very plans: others of so many bits, chosen after another attempt, may take another size, and so for ever
 
     @property
     def _known(self) -> list[Known]:

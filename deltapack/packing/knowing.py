@@ -18,9 +18,9 @@ __all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weight"]
 
 RANK = 8
 """Singular directions that are looked for."""
-_NARROW, _ROWS = 16, 2048
-"""Rows or columns below which nothing is looked for, and rows of a vocabulary that are looked at."""
-_SEEN, _MOST_SHARE = 512, 8
+_NARROW, _SMALL, _ROWS = 16, 4096, 2048
+"""Rows or columns, and elements, below which no directions are looked for, and rows of a vocabulary that are looked at."""
+_SEEN, _MOST_SHARE = 256, 8
 """Rows by which directions are found, at least, and by one of how many rows at most."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
@@ -90,7 +90,7 @@ def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float 
         moved = moved_rows(squares, _STILL)
         if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
             return _touched(plan, delta, squares, moved)
-    if min(rows, columns) < _NARROW:
+    if min(rows, columns) < _NARROW or delta.common < _SMALL:
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
         return Surveyed(plan, delta, replace(known, energy=energy if np.isfinite(energy) else 0.0))

@@ -80,11 +80,11 @@ class Recipe:
     What is dropped from, and how it is coded, concerns weights: matrices and larger. The role of a tensor (`deltapack.packing.roles`)
     says what becomes of the others, unless an override gives it another role.
 
-    A recipe either has a budget, which chooses codes and rates, or drops at a stated rate (DARE): the settings of the one do nothing in the
-    other. Within a budget a tensor whose override sets a drop rate, a codec, a sparsifier or a factor is dropped from at its rate.
+    A recipe has a budget, which chooses codes and rates, or drops at a stated rate (DARE): the settings of the one do nothing in the other.
+    Within a budget a tensor whose override sets a drop rate, a codec, a sparsifier or a factor is dropped from at its rate.
 
     Attributes:
-        drop_rate: Fraction of the delta to drop, in [0, 1); 0.9 unless given.
+        drop_rate: Fraction of the delta to drop, in [0, 1); 0.9 unless given, where another setting says how to drop.
         sparsify: What is dropped, a name of `deltapack.sparsify.table`: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at
             random, the smaller the likelier), `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
         values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
@@ -103,7 +103,7 @@ class Recipe:
         non_finite: What to do with a tensor that holds NaN or Inf: `"error"` or `"store"` (whole).
         exact: Whether nothing is lost: the result is the fine-tune, bit for bit; then no other setting means anything. Or a regular
             expression (search): tensors that match come back bit for bit.
-        budget: How large the pack may be.
+        budget: How large the pack may be; the quality "balanced" unless given, or a setting that says how to drop.
 
     Raises:
         RecipeError: A setting is out of range.
@@ -160,8 +160,8 @@ class Recipe:
 
     @property
     def target(self) -> Budget | None:
-        """The budget that it has; none where it drops at a stated rate, or loses nothing."""
-        return self.budget
+        """The budget that it has, the usual one where it says nothing of how to pack; none where it drops at a rate, or loses nothing."""
+        return self.budget if self.budget or self.exact is True or asked_of_dare(self) else Budget(quality=USUAL_QUALITY)
 
     @property
     def noise_share(self) -> float:
@@ -233,9 +233,9 @@ class Recipe:
 _OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
 _ALL_OF_IT = {"drop_rate": 0.0, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
 _FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
-USUAL_FIDELITY, USUAL_RATE = 0.05, 0.9
+USUAL_FIDELITY, USUAL_RATE, USUAL_QUALITY = 0.05, 0.9, "balanced"
 OF_DARE = (*_OF_WEIGHTS, "fidelity", "epsilon", "gamma")
-"""Settings that say how to drop at a stated rate: a recipe with a budget has none of them."""
+"""Settings that say how to drop."""
 
 
 def _numbers(recipe: Recipe) -> None:
@@ -250,6 +250,12 @@ def _numbers(recipe: Recipe) -> None:
         raise RecipeError("overrides is not a tuple of Override", found=repr(found)[:60], hint=hint)
 
 
+def asked_of_dare(recipe: Recipe) -> list[str]:
+    """Return the settings of a recipe that say how to drop at a stated rate."""
+    usual = {field.name: field.default for field in fields(recipe)}
+    return [name for name in OF_DARE if getattr(recipe, name) != usual[name]]
+
+
 def _budget(recipe: Recipe) -> None:
     """Require that a budget is one, and that nothing besides says how to drop."""
     found: object = recipe.budget
@@ -257,8 +263,7 @@ def _budget(recipe: Recipe) -> None:
         return
     if not isinstance(found, Budget):
         raise RecipeError("budget is not a Budget", expected="such as deltapack.Budget(bits=0.25)", found=repr(found)[:60])
-    usual = {field.name: field.default for field in fields(recipe)}
-    asked = [name for name in OF_DARE if getattr(recipe, name) != usual[name]]
+    asked = asked_of_dare(recipe)
     if asked:
         hint = f"Leave out {asked[0]}, or the budget; a tensor can have such a setting of its own with Override (--set)."
         raise RecipeError(

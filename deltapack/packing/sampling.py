@@ -12,7 +12,7 @@ from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.scaling import Scaling
 from deltapack.format.codecs import VALUE_CODECS
 from deltapack.format.digest import TILE
-from deltapack.packing.one_scale import one_scale
+from deltapack.packing.coding import fit_levels, fit_trits
 from deltapack.packing.recipe import TensorRecipe
 from deltapack.sparsify.dare import ALL_KEPT
 from deltapack.sparsify.kept import TensorDelta
@@ -25,6 +25,8 @@ Read = Callable[[int, int], NDArray[np.float32]]
 _AUTO_ORDER = [row.name for row in reversed(list(VALUE_CODECS.values())) if row.auto]
 _TILES, _TILES_OF_ONE_SCALE = 8, 16
 """How many are looked at; a scale for all is wrong for all, if it is."""
+_BITS_OF_LEVELS = 2.0
+"""Noise is a tenth of the power then; with more, int4 is as small."""
 _TAILED = 10.0
 """Mean square of a vector's differences over their median square, up to which it counts; of a Gaussian it is 2.2."""
 _NOISE_FLOOR = 1e-4
@@ -76,15 +78,17 @@ class Sample:
         return _AUTO_ORDER[-1]
 
     def scaling(self, values: str) -> Scaling:
-        """Return the scale of a tensor whose codes share one."""
+        """Return the scale of a tensor whose codes share one, such that what is restored has gain 1 before anything is dropped."""
+        method, all_kept = self.recipe.method, self.recipe.method.plan is None or self.recipe.keep == ALL_KEPT
         tiles = self._tiles(_TILES_OF_ONE_SCALE)
-        parts = [tile.copy() if self._all_alike else self._typical(tile) for tile in tiles]
-        return one_scale(values, np.concatenate([np.zeros(0, np.float32), *parts]), chosen=not self._all_alike)
-
-    @property
-    def _all_alike(self) -> bool:
-        """Whether what is kept is like all there is."""
-        return self.recipe.method.plan is None or self.recipe.method.by_chance or self.recipe.keep == ALL_KEPT
+        sample = np.concatenate([np.zeros(0, np.float32), *(tile.copy() if all_kept else self._selected(tile) for tile in tiles)])
+        if VALUE_CODECS[values].coding == "levels":
+            fitted = fit_levels(sample, _BITS_OF_LEVELS)
+        else:  # what was kept for its magnitude is kept for good
+            fitted = fit_trits(sample) if all_kept or method.by_chance else fit_trits(sample, 1.0)
+        if fitted is None or not 0 < fitted.scale * fitted.gain < np.finfo(np.float32).max:
+            return Scaling("tensor", 0.0)
+        return Scaling("tensor", fitted.scale * fitted.gain, threshold=fitted.threshold / fitted.gain)
 
     def _kept(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return kept differences of a few tiles, and their count in each tile."""
@@ -100,10 +104,16 @@ class Sample:
     def _typical(self, delta: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return differences like those that would be kept of a tile, as a new array."""
         recipe = self.recipe
-        if recipe.method.plan is None or self._all_alike:
+        if recipe.method.plan is None or recipe.method.by_chance or recipe.keep == ALL_KEPT:
             # The tile's own mask costs a walk over its whole chunk; any fixed sample of the same size serves here.
             return delta[:: max(1, min(ALL_KEPT // recipe.keep, len(delta)))].copy()
-        return recipe.method.plan(self._delta(lambda start, stop: delta[start:stop], len(delta), len(delta), 1)).select(0, delta).values
+        return self._selected(delta)
+
+    def _selected(self, delta: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what a sparsifier makes of a tile that is all of the tensor."""
+        plan = self.recipe.method.plan
+        assert plan is not None
+        return plan(self._delta(lambda start, stop: delta[start:stop], len(delta), len(delta), 1)).select(0, delta).values
 
     def _delta(self, read: Read, numel: int, row: int, workers: int) -> TensorDelta:
         recipe = self.recipe

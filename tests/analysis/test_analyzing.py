@@ -79,7 +79,8 @@ def test_elements_are_counted_as_numpy_counts_them(report: deltapack.AnalysisRep
     assert report.total.elements == sum(delta.size for delta in deltas.values()) == sum(count for _, count in report.histogram)
     assert report.histogram[0] == (0.0, sum(int((delta == 0).sum()) for delta in deltas.values()))
     assert report.total.energy == pytest.approx(1) and report.total.tensors == len(tuned)
-    json.dumps(report.to_json())
+    said = json.loads(json.dumps(report.to_json()))
+    assert [row["retention"] for row in said["budgets"]] == [1 - row.loss for row in report.budgets] and len(said["budgets"]) > 2
 
 
 def test_directions_are_those_of_a_whole_decomposition(report: deltapack.AnalysisReport) -> None:
@@ -165,7 +166,7 @@ def test_packs_are_what_is_expected(tmp_path: Path) -> None:
         restored = read_model(tmp_path / "out.safetensors")
         error = sum(float(np.square(restored[name].f64 - tuned[name].f64).sum()) for name in base)
         power = sum(float(np.square(base[name].f64 - tuned[name].f64).sum()) for name in base)
-        assert error / power == pytest.approx(row.noise, rel=0.2)
+        assert error / power == pytest.approx(row.noise, rel=0.3)
 
 
 def test_a_page_is_written(written: tuple[Path, Path], tmp_path: Path) -> None:

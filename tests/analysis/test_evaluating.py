@@ -94,6 +94,27 @@ def test_models_in_bf16(tmp_path: Path, dtype: str) -> None:
     assert report.rows[2].value == report.rows[3].value  # the base was brought back between them
 
 
+def test_a_config_that_says_another_type(languages: Languages, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The tensors in the files count: base and fine-tune are not rounded to what their configs say, and the base takes packs in place."""
+    import shutil
+
+    from deltapack.analysis.models import Place, open_base_model
+
+    for name, folder in (("base", languages.base), ("tuned", languages.finetuned)):
+        shutil.copytree(folder, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+    with open_base_model(tmp_path / "base", Place.of(None, "f32")) as opened:
+        assert opened.live is not None
+    packs = [languages.packs[0.5]]
+    how: dict[str, Any] = {"window": WINDOW, "tokens": TOKENS}
+    capfd.readouterr()
+    report = deltapack.evaluate(tmp_path / "base", tmp_path / "tuned", packs, text=languages.text, **how)
+    assert capfd.readouterr().err == "", "transformers draws bars"
+    plain = deltapack.evaluate(languages.base, languages.finetuned, packs, text=languages.text, **how)
+    assert [row.value for row in report.rows] == [row.value for row in plain.rows]
+
+
 def test_predictions_are_kept_within_a_bound(languages: Languages, monkeypatch: pytest.MonkeyPatch) -> None:
     """KL is over the first windows for which there is room; the loss over all."""
     whole = deltapack.evaluate(languages.base, languages.finetuned, [], text=languages.text, window=WINDOW, tokens=TOKENS)

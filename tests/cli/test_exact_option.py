@@ -34,12 +34,12 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
         ("BASE --exact FT", NAMES),
         ("BASE FT --exact", NAMES),
         ("--exact --quiet BASE FT", NAMES),
-        ("--exact embed BASE FT", ("embed.weight", "ids")),
-        ("BASE --exact embed FT", ("embed.weight", "ids")),
-        ("BASE FT --exact embed", ("embed.weight", "ids")),
-        ("--exact=embed BASE FT", ("embed.weight", "ids")),
+        ("--exact embed BASE FT --drop-rate 0.9", ("embed.weight", "ids")),
+        ("BASE --exact embed FT --drop-rate 0.9", ("embed.weight", "ids")),
+        ("BASE FT --exact embed --drop-rate 0.9", ("embed.weight", "ids")),
+        ("--exact=embed BASE FT --drop-rate 0.9", ("embed.weight", "ids")),
         ("BASE FT --exact=embed|layer", NAMES),
-        ("BASE FT", ("ids",)),
+        ("BASE FT --drop-rate 0.9", ("ids",)),
     ],
 )
 @pytest.mark.parametrize("out_first", [False, True])

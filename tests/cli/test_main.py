@@ -171,7 +171,9 @@ def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair: Pair, tmp_path: Pa
     code, shown = on_a_terminal("compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk")
     assert code == 0
     assert "compressing" in shown and "100%" in shown
-    code, shown = on_a_terminal("compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk", "--force", "--quiet")
+    code, shown = on_a_terminal(
+        "compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk", "--force", "--quiet", "--drop-rate", "0.9"
+    )
     assert (code, shown) == (0, "")
 
 

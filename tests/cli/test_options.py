@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import Result
 
-from deltapack import Override
+from deltapack import Budget, Override
 from deltapack.cli.main import cli
 from deltapack.merging.recipe import constant
 from deltapack.reports import ApplyReport, CompressReport, ExplainReport, LayerRow, MergeReport, PreviewReport, SurveyReport, VerifyReport
@@ -31,6 +31,10 @@ WRITING: dict[str, tuple[list[str], Changes]] = {
 }
 OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
     "compress": {
+        "target_size": (["--target-size", "5MB"], {"recipe.budget": dataclasses.asdict(Budget(size="5MB"))}),
+        "target_ratio": (["--target-ratio", "100"], {"recipe.budget": dataclasses.asdict(Budget(ratio=100.0))}),
+        "target_bits": (["--target-bits", "0.25"], {"recipe.budget": dataclasses.asdict(Budget(bits=0.25))}),
+        "quality": (["--quality", "small"], {"recipe.budget": dataclasses.asdict(Budget(quality="small"))}),
         "drop_rate": (["--drop-rate", "0.8"], {"recipe.drop_rate": 0.8}),
         "sparsify": (["--sparsify", "magnitude"], {"recipe.sparsify": "magnitude"}),
         "epsilon": (["--epsilon", "0.04"], {"recipe.epsilon": 0.04}),

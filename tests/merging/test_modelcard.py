@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from support.builders import random_tensor, read_folder, read_model, small_model, tuned_model, write_folder
+from support.recipes import DARE
 
 import deltapack
 from deltapack.errors import RecipeError
@@ -31,7 +32,7 @@ def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
     for number, name in enumerate(("math", "code")):
         files = {"tokenizer.json": name, "chat_template.jinja": name, "README.md": f"{name}'s card"}
         write_folder(tmp_path / name, tuned_model(base, 10 * number), files)
-        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk")
+        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk", recipe=DARE)
     return tmp_path / "base", [tmp_path / "math.dpk", tmp_path / "code.dpk"]
 
 

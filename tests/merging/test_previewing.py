@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.builders import Model, random_tensor, small_model, tuned_model, write_file, write_folder
 from support.fixtures import PackOf
+from support.recipes import DARE
 
 import deltapack
 from deltapack.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ def folders(tmp_path: Path) -> tuple[Path, list[Path]]:
     more = tuned_model(base, 2) | {"embed.weight": random_tensor(5, (80, 32)), "head": random_tensor(6, (4, 5))}
     for name, tuned in (("grown", more), ("plain", tuned_model(base, 3))):
         write_folder(tmp_path / name, tuned, {"tokenizer.json": name})
-        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk")
+        deltapack.compress(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.dpk", recipe=DARE)
     return tmp_path / "base", [tmp_path / "grown.dpk", tmp_path / "plain.dpk"]
 
 

@@ -7,22 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from deltapack.packing.allocation import (
-    LEAST_RATE,
-    MOST_RATE,
-    Known,
-    Rates,
-    Share,
-    allocate,
-    kappa_of,
-    noise_of,
-    non_zero,
-    predicted_bits,
-    predicted_loss,
-    rate_of_loss,
-    share_of,
-    shrunk,
-)
+from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, Share, allocate, noise_of, predicted_bits, share_of
+from deltapack.packing.expecting import kappa_of, predicted_loss, rate_of_loss, shrunk
+from deltapack.packing.gaussian import non_zero
 
 FLAT = tuple([1.0] * 8)
 BODY = Known("body", 576, 576, "body", 576, 576.0, FLAT)

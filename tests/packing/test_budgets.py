@@ -125,7 +125,7 @@ def test_a_pack_and_inspect_say_the_budget(two: Two) -> None:
     assert inspect_pack(pack).recipe == {"method": "budget", "target": "size=100KB", "seed": "5"}
 
 
-@pytest.mark.parametrize(("quality", "least", "most"), [("high", 0.9, 1.05), ("balanced", 0.05, 0.21), ("small", 0.04, 0.055)])
+@pytest.mark.parametrize(("quality", "least", "most"), [("high", 0.9, 1.05), ("balanced", 0.05, 0.17), ("small", 0.04, 0.055)])
 def test_qualities(two: Two, quality: str, least: float, most: float) -> None:
     report = two.pack(Budget(quality=quality))
     of_weights = 8 * (report.split["codes"] + report.split["scales"] + report.split["factors"]) / two.weights

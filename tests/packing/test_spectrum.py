@@ -13,7 +13,8 @@ from support.backends import load
 from deltapack import kernels
 from deltapack.codecs.factors import Factors
 from deltapack.format.digest import CHUNK
-from deltapack.packing.spectrum import Spectrum, quantise_factors, spectrum_of
+from deltapack.packing.factoring import quantise_factors
+from deltapack.packing.spectrum import Spectrum, spectrum_of
 
 F32 = NDArray[np.float32]
 
@@ -147,3 +148,24 @@ def test_a_column_of_few_large_elements() -> None:
     matrix[[3, 999, 4321]] = np.random.default_rng(0).normal(0, 1, (3, 64)).astype(np.float32)
     made = product_of(quantise_factors(spectrum(matrix, 3), 3, 8))
     assert np.square(matrix - made).sum() < 0.2 * np.square(matrix).sum()  # of scales for a Gaussian column 0.8 is left over
+
+
+@pytest.mark.parametrize("share", [2, 5])
+def test_a_share_of_the_rows_tells_the_directions(share: int) -> None:
+    matrix = low_rank(4000, 90, [8.0, 4.0, 2.0], 0.004)
+    expected = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    found = spectrum(matrix, 3, share=share)
+    assert np.abs(found.values / expected[:3] - 1).max() < 1e-2
+    assert abs(found.energy / np.square(expected).sum() - 1) < 0.1
+    rest = np.square(matrix - (found.left.T * found.values) @ found.right, dtype=np.float64).sum()
+    assert rest <= np.square(expected[3:]).sum() * 1.02
+    again = spectrum(matrix, 3, share=share, workers=3)
+    assert (again.values.tobytes(), again.left.tobytes(), again.sixth) == (found.values.tobytes(), found.left.tobytes(), found.sixth)
+
+
+def test_rows_that_no_share_sees_are_looked_for() -> None:
+    matrix = np.zeros((640, 30), np.float32)
+    matrix[64:128] = 1
+    found, whole = spectrum(matrix, 2, share=5), spectrum(matrix, 2)
+    assert len(found.values) == 1
+    assert (found.energy, found.values.tobytes()) == (whole.energy, whole.values.tobytes())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from deltapack.packing.budget import Budget
+from deltapack.packing.fitting import Attempt, Fitting
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
 
 
@@ -45,3 +51,24 @@ def test_promises() -> None:
     assert [reached(size, 1000) for size in (979, 980, 1005, 1006)] == [False, True, True, False]
     tried = [Tried(1.0, 900), Tried(3.0, 1100), Tried(2.0, 950)]
     assert best_of(tried, 1000) == Tried(2.0, 950) and best_of(tried, 100) is None
+
+
+def test_tries_end_with_the_best_of_them() -> None:
+    """Where no bits give the same size twice: the plans that gave the best are taken again, not bits."""
+    nothing: Any = SimpleNamespace(spent=0.0)
+    fitting = Fitting(SimpleNamespace(), Budget(size=1000), 1, (), {}, 1000)  # type: ignore[arg-type]
+    numbers = itertools.count(1)
+    made = [Attempt((), nothing, 0.0, 0.0)]
+    sizes = {id(made[0]): 900}
+
+    def another(self: Fitting, bits: float, before: Attempt | None) -> Attempt:
+        made.append(Attempt((), nothing, bits, 0.0))
+        sizes[id(made[-1])] = 900 + 13 * next(numbers) % 60
+        return made[-1]
+
+    with mock.patch.object(Fitting, "_of_bits", another):
+        attempt: Attempt | None = made[0]
+        while attempt is not None:
+            last, attempt = attempt, fitting.after(attempt, sizes[id(attempt)])
+    assert len(made) == MOST_TRIES and len(fitting.tried) <= MOST_TRIES + 1
+    assert sizes[id(last)] == max(sizes.values()) and len(fitting.notes) == 1

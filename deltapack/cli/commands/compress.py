@@ -11,7 +11,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.budgets import BUDGET_OPTIONS, budget_of, budget_options, rate_of
+from deltapack.cli.budgets import BUDGET_OPTIONS, as_typed, budget_of, budget_options
 from deltapack.cli.compress_tables import print_compression, print_preview
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
@@ -187,7 +187,7 @@ def command(
     if idle:
         raise click.UsageError(f"{idle[0]} does nothing where all is exact. Leave it out, or name what must be exact: --exact REGEX.")
     recipe = Recipe(
-        drop_rate=rate_of(drop_rate) if exact != ALL else None,
+        drop_rate=drop_rate,
         sparsify=sparsify,
         values=values,
         index=index,
@@ -203,7 +203,7 @@ def command(
         **of_sparsifiers,
     )
     how: dict[str, Any] = {
-        "recipe": recipe,
+        "recipe": as_typed(recipe),
         "name_map": name_map,
         "include_code": include_code,
         "keep_base": keep_base,

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
-from deltapack.format.codecs import INDEX_CODECS
 from deltapack.kernels.cpu.adding import _add_one
 from deltapack.kernels.cpu.bits import compiled, loops_on
 from deltapack.kernels.cpu.fused_trits import fused_trits
@@ -54,7 +53,7 @@ def add_encoded(elements: Elements, dtype: DType, encoded: Encoded, out: Sparse)
 
 
 def _has_fused_trits(encoded: Encoded) -> bool:
-    return encoded.trits and INDEX_CODECS[encoded.index].kept == "random"
+    return encoded.trits and encoded.index in ("seeded", "stratified")
 
 
 def _arguments(encoded: Encoded, out: Sparse) -> tuple[Any, ...] | None:
