@@ -71,12 +71,10 @@ def kept(delta: Tensor, density: float, name: str, seed: int) -> Tensor:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest magnitudes."""
-    sizes = values.abs().flatten()
-    if count >= sizes.numel():
-        return torch.ones_like(values, dtype=torch.bool)
-    limit = torch.kthvalue(sizes, sizes.numel() - count + 1).values if count else torch.inf
-    return values.abs() >= limit
+    """Return the mask of the `count` largest magnitudes; of equal ones, some."""
+    mask = torch.zeros(values.numel(), dtype=torch.bool)
+    mask[values.abs().flatten().topk(min(count, values.numel()), sorted=False).indices] = True
+    return mask.view(values.shape)
 
 
 def entropy(codes: Tensor) -> float:

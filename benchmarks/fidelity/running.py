@@ -83,10 +83,11 @@ class Differences:
 
     def __init__(self, subject: Subject) -> None:
         self.base, self.tuned = subject.states
-        moved = [name for name, tensor in self.tuned.items() if name in self.base and tensor.is_floating_point() and tensor.ndim > 1]
+        changed = [name for name, tensor in self.tuned.items() if name not in self.base or not torch.equal(tensor, self.base[name])]
+        moved = [name for name in changed if name in self.base and self.tuned[name].ndim > 1]
         self.deltas = Deltas({name: self.tuned[name].float() - self.base[name].float() for name in moved})
         self.weights = sum(tensor.numel() for tensor in self.tuned.values())
-        whole = [name for name in self.tuned if name not in self.deltas]
+        whole = [name for name in changed if name not in self.deltas]
         self.bits = sum((VECTOR_BITS if name in self.base else 32) * self.tuned[name].numel() for name in whole)
 
     def restored(self, values: Mapping[str, Tensor], factor: float = 1.0) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from benchmarks.fidelity.models import weights_of
 from benchmarks.fidelity.real import load_state, real_subject
 from benchmarks.fidelity.running import Differences, Kept, Result, by_method, by_pack
 from benchmarks.results import progress
-from deltapack import Budget, Recipe
+from deltapack import Budget, Recipe, RecipeError
 
 __all__ = ["DEFAULT", "ENDS", "FORMER", "OURS", "PLAN", "QUICK", "SUBJECTS", "Plan", "measure_subject"]
 
@@ -108,7 +108,11 @@ def measure_subject(name: str, plan: Plan, kept: Kept) -> Iterator[Result]:
                 subject = topic.make(min(topic.windows, plan.windows))
                 differences = Differences(subject)
             progress(f"{name}: {method if isinstance(method, str) else method.name} at {target:g}, seed {seed}")
-            found = kept.keep(_measured(subject, differences, method, target, seed))
+            try:
+                found = kept.keep(_measured(subject, differences, method, target, seed))
+            except RecipeError as error:  # what no budget can leave out is larger than this one
+                progress(f"{name}: {error}")
+                continue
         yield found
 
 

@@ -21,7 +21,7 @@ from deltapack.demo.corpus import read_corpus
 
 __all__ = ["DIGITS", "IGNORED", "PROMPT", "Text", "domain", "sorting", "windows"]
 
-DIGITS = 6
+DIGITS = 4
 """How many digits the skill sorts."""
 PROMPT = DIGITS + 1
 """Bytes before the answer."""
@@ -66,7 +66,7 @@ def windows(tokens: Tensor, length: int, count: int, generator: torch.Generator)
 
 
 def sorting(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return exercises `527193=123579.` as bytes, int64 [count, 2 * DIGITS + 1], and the targets, ignored before the answer."""
+    """Return exercises `5271=1257.` as bytes, int64 [count, 2 * DIGITS + 1], and the targets, ignored before the answer."""
     digits = torch.randint(10, (count, DIGITS), generator=generator)
     equals, stop = (torch.full((count, 1), ord(sign)) for sign in "=.")
     text = torch.cat([digits + ord("0"), equals, digits.sort(dim=1).values + ord("0"), stop], dim=1)
