@@ -13,3 +13,137 @@ from deltapack.format.frames import pack_stream
 from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
+from deltapack.packing.expecting import shrunk
+from deltapack.packing.factoring import quantise_factors
+from deltapack.packing.gaussian import non_zero
+from deltapack.packing.knowing import Surveyed
+from deltapack.packing.planning import DeltaPlan
+from deltapack.sparsify.dare import ALL_KEPT
+
+__all__ = ["Planned", "plan_weight"]
+
+_LEAST_KEEP, _ALL = 1 << 16, 0.999
+"""The least K of a stratified mask, and the density from which all elements are kept."""
+_SAMPLED = 1 << 20
+_MOST_GAIN = 1e6
+_LOWEST_SCALE = 1e-30
+"""Scales below this are those of nothing: their products would leave the range of f32."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A weight with its share.
+
+    Attributes:
+        plan: How it is packed.
+        bits: Bits that it is expected to take, without what a pack says of any tensor.
+        noise: Squared error that is expected, relative to the power of its difference.
+    """
+
+    plan: DeltaPlan
+    bits: float
+    noise: float
+
+
+def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
+    """Plan a weight; reads a sample of it.
+
+    Args:
+        surveyed: What is known of it.
+        share: What it gets.
+        kappa: How much noise costs, of the whole model.
+    """
+    known = surveyed.known
+    if not known.energy > 0:
+        return Planned(surveyed.plan, 0.0, 0.0)
+    if known.kind == "touched":
+        return _touched(surveyed, share, kappa)
+    spectrum = surveyed.spectrum
+    factors = None if spectrum is None or not share.rank else quantise_factors(spectrum, share.rank, share.bits)
+    plan = replace(surveyed.plan, factors=factors)
+    spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
+    if share.values == "":
+        return Planned(replace(plan, residual=False), spent, 1 - known.explained(share.rank))
+    return _coded(surveyed, plan, max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE), share.values, kappa)
+
+
+def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned:
+    """Plan what factors leave: trits at random places, or levels everywhere."""
+    known, delta, factors = surveyed.known, surveyed.delta, plan.factors
+    sample = sampled(delta) if factors is None else sampled(delta, factors.residual)
+    fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
+    if fitted is None or not _usable(fitted):
+        return Planned(surveyed.plan, 0.0, 0.0)
+    left = float(np.square(sample, dtype=np.float64).mean()) * delta.common / known.energy
+    scaling = Scaling("tensor", fitted.scale, threshold=fitted.threshold)
+    return _finished(plan, known, fitted, Choice(values, scaling, 1.0 if values == "uniform" else rate / fitted.bits), (left, 0.0), kappa)
+
+
+def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
+    """Plan the rows that moved: signs at random places, or levels everywhere, with a scale for each row."""
+    known, squares, moved = surveyed.known, surveyed.squares, surveyed.moved
+    scales = np.sqrt(squares / known.columns)
+    scale = float(np.sqrt(np.square(scales[moved]).mean()))
+    if scale < _LOWEST_SCALE:
+        return Planned(surveyed.plan, 0.0, 0.0)
+    rows = np.where(moved, nearest_lines(scales / scale), DROPPED).astype(np.uint8)
+    scaling = Scaling("rows", scale, rows, width=known.columns)
+    own = scaling.lines.rows.astype(np.float64) * scaling.lines.scale
+    places = np.flatnonzero(moved)
+    chosen = places[:: max(1, len(places) * known.columns // _SAMPLED)]
+    sample = rows_at(surveyed.delta, chosen)
+    fitted = _signs(sample, own[chosen]) if share.values == "sign" else _levels(sample, own[chosen], share.rate)
+    if fitted is None or not _usable(fitted):
+        return Planned(surveyed.plan, 0.0, 0.0)
+    scaling = replace(scaling, scale=scale * fitted.scale)
+    density = share.rate / fitted.bits if share.values == "sign" else 1.0
+    return _finished(surveyed.plan, known, fitted, Choice(share.values, scaling, density), (1 - known.lost, known.lost), kappa)
+
+
+def _signs(sample: NDArray[np.float32], own: NDArray[np.float64]) -> Fitted:
+    """Fit signs to rows `[n, columns]` with scales of their own `[n]`."""
+    power = float(np.square(sample, dtype=np.float64).sum())
+    total = float((np.abs(sample).sum(1, dtype=np.float64) * own).sum())
+    return fit_signs(power, total, sample.shape[1] * float(np.square(own).sum()))
+
+
+def _levels(sample: NDArray[np.float32], own: NDArray[np.float64], rate: float) -> Fitted | None:
+    """Fit levels to them, in units of their scales."""
+    normal = (sample / own[:, None]).astype(np.float32).reshape(-1)
+    return fit_levels(normal, rate, np.repeat(np.square(own), sample.shape[1]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the elements of a weight are coded one by one, but for the gain."""
+
+    values: str
+    scaling: Scaling
+    density: float
+
+
+def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, powers: tuple[float, float], kappa: float) -> Planned:
+    """Return the plan with its codec and its factor, which holds the gain, what dropping asks for, and what noise asks for.
+
+    Args:
+        plan: The plan, with its factors.
+        known: What is known of the weight.
+        fitted: The code.
+        choice: How it is used.
+        powers: Power of what is coded, and of what is not, relative to the weight's.
+        kappa: How much noise costs.
+    """
+    keep = ALL_KEPT if choice.density >= _ALL else max(_LEAST_KEEP, round(choice.density * ALL_KEPT))
+    density = keep / ALL_KEPT
+    noise = powers[0] * fitted.noise(density) + powers[1]
+    factor = float(np.float32(fitted.gain / density * shrunk(kappa, noise)))
+    codec = TermCodec("all" if keep == ALL_KEPT else "stratified", choice.values, scaling=choice.scaling)
+    spent = 0 if plan.factors is None else len(plan.factors.stored())
+    lines = len(pack_stream(choice.scaling.raw)) if choice.scaling.raw else 0
+    recipe = replace(plan.recipe, keep=keep, factor=factor)
+    return Planned(replace(plan, recipe=recipe, codec=codec), density * known.elements * fitted.bits + 8.0 * (spent + lines), noise)
+
+
+def _usable(fitted: Fitted) -> bool:
+    """Whether f32 can hold what the codes stand for."""
+    return bool(np.isfinite(fitted.gain)) and fitted.gain < _MOST_GAIN and fitted.scale > _LOWEST_SCALE

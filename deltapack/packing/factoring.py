@@ -1,0 +1,73 @@
+"""Factors in codes of few bits, of the first singular directions of a difference."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltapack.codecs.factors import Factors
+from deltapack.packing.spectrum import Spectrum
+
+__all__ = ["quantise_factors"]
+
+F32 = NDArray[np.float32]
+
+_STEPS = {2: 0.498, 4: 0.1676, 8: 0.0154}
+"""Half of the distance between levels that leaves least of a Gaussian column, in its root mean squares, by bits of a code."""
+_OCTAVE = 4
+"""Scales that are tried in an octave."""
+_LARGEST = 32
+"""How many such steps a scale is raised at most."""
+
+
+def quantise_factors(spectrum: Spectrum, rank: int, bits: int) -> Factors:
+    """Return factors of the first singular directions, each with half of its singular value's root, in codes of few bits.
+
+    A column's scale is the one next to which no other has a code that points better in its direction; what is stored is that which gives
+    the code the projection gain: its scalar product with the column is the column's with itself.
+
+    Args:
+        spectrum: The directions.
+        rank: How many, at most; at least one must be there.
+        bits: Bits of a code: 2, 4 or 8.
+    """
+    roots = np.sqrt(spectrum.values[:rank]).astype(np.float32)[:, None]
+    coded = [[_quantised(column, bits) for column in directions[:rank] * roots] for directions in (spectrum.left, spectrum.right)]
+    left, right = (np.stack([codes for codes, _ in columns]) for columns in coded)
+    return Factors.of_codes(left, right, np.array([[scale for _, scale in columns] for columns in coded], np.float32), bits)
+
+
+def _quantised(column: F32, bits: int) -> tuple[NDArray[np.int8], float]:
+    """Return the codes of a column and their scale."""
+    power = _product(column, column)
+    if not power > 0:
+        return np.zeros(len(column), np.int8), 0.0
+    usual = math.sqrt(power / len(column)) * _STEPS[bits]
+
+    def fit(octaves: int) -> float:
+        levels = 2.0 * _codes(column, usual * 2.0 ** (octaves / _OCTAVE), bits) + 1
+        return _product(column, levels) ** 2 / _product(levels, levels)
+
+    best, found = 0, fit(0)
+    while best < _LARGEST and (other := fit(best + 1)) >= found:  # where few elements are large, some steps change no code
+        best, found = best + 1, other
+    while (other := fit(best - 1)) > found:
+        best, found = best - 1, other
+    codes = _codes(column, usual * 2.0 ** (best / _OCTAVE), bits)
+    return codes, power / _product(column, 2.0 * codes + 1)
+
+
+def _codes(column: F32, step: float, bits: int) -> NDArray[np.int8]:
+    top = 1 << bits - 1
+    codes: NDArray[np.int8] = np.clip(np.floor(column / np.float32(2 * step)), -top, top - 1).astype(np.int8)
+    return codes
+
+
+def _product(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Return a scalar product in f64, by sums in 64 lanes, so that it is the same on every machine."""
+    products = np.zeros(-(-len(one) // 64) * 64)
+    np.multiply(one, other, out=products[: len(one)], dtype=np.float64)
+    return math.fsum(np.add.reduce(products.reshape(-1, 64), axis=0).tolist())
