@@ -111,7 +111,7 @@ class Fitting:
         if best is None or self.best is None:
             raise self._impossible(min(one.size for one in self.tried))
         if best.size == size:
-            self.notes.append(f"the budget allows {target:,} bytes; the nearest below that these weights can take is {size:,}")
+            self.notes.append(f"the budget allows {target:,} bytes; the nearest below that was found is {size:,}")
             return None
         return self.best  # its very plans: others of so many bits, chosen after another attempt, may take another size, and so for ever
 
