@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.allocation import BOOST, Kind, Known
+from deltapack.packing.allocation import BOOST, NARROW, Kind, Known
 from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
@@ -18,8 +18,8 @@ __all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weight"]
 
 RANK = 8
 """Singular directions that are looked for."""
-_NARROW, _SMALL, _ROWS = 16, 4096, 2048
-"""Rows or columns, and elements, below which no directions are looked for, and rows of a vocabulary that are looked at."""
+_SMALL, _ROWS = 4096, 2048
+"""Elements below which no directions are looked for, and rows of a vocabulary that are looked at."""
 _SEEN = 256
 """Rows by which directions are found, at least."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
@@ -91,7 +91,7 @@ def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float 
         moved = moved_rows(squares, _STILL)
         if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
             return _touched(plan, delta, squares, moved)
-    if min(rows, columns) < _NARROW or delta.common < _SMALL:
+    if min(rows, columns) < NARROW or delta.common < _SMALL:
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
         return Surveyed(plan, delta, replace(known, energy=energy if np.isfinite(energy) else 0.0))
