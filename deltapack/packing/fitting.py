@@ -167,10 +167,10 @@ def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
     most = sum(plan.common for plan in budgeted) // _LARGE
     large = {plan.tensor.name for plan in budgeted if plan.common > max(most, CHUNK)}
 
-    heads = heads_of(inputs.finetuned.tensors)
+    heads, buffers = heads_of(inputs.finetuned.tensors), Buffers()
 
     def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
-        delta = Delta(inputs.base, inputs.finetuned, plan.tensor, plan.base)
+        delta = Delta(inputs.base, inputs.finetuned, plan.tensor, plan.base, buffers)
         return survey_weight(plan, delta, threads, BOOST if plan.tensor.name in heads else 1.0)
 
     found = {name: survey(plan, workers) for plan in budgeted if (name := plan.tensor.name) in large}
