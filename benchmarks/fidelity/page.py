@@ -30,7 +30,8 @@ def page(text: str, sections: Sections) -> str:
     """
     for mark, lines in (("figures", _figures(sections)), ("failures", _failures(sections)), ("missing", _missing(sections))):
         begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
-        text, found = re.subn(f"{begin}.*?{end}", lambda _, parts=(begin, *lines, end): "".join(parts), text, flags=re.DOTALL)
+        made = "".join((begin, *lines, end)).replace("\\", r"\\")
+        text, found = re.subn(f"{begin}.*?{end}", made, text, flags=re.DOTALL)
         if found != 1:
             raise ValueError(f"{PAGE.name}: expected the mark {mark} once, found it {found} times")
     return text
