@@ -70,7 +70,7 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
 def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned:
     """Plan what factors leave: trits at random places, or levels everywhere."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
-    sample = sampled(delta) if factors is None else sampled(delta, factors.residual)
+    sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if fitted is None or not _usable(fitted):
         return Planned(surveyed.plan, 0.0, 0.0)

@@ -24,7 +24,8 @@ _SEEN = 256
 """Rows by which directions are found, at least."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
-_VOCABULARY = re.compile(r"(^|[._/])(\w*embed\w*|wte|lm_head|embed_out|output|decoder|shared|vocab\w*|word\w*|tok\w*)([._]|$)")
+_VOCABULARY = re.compile(r"(.*[./])?(\w*embed\w*|wte|lm_head|output|decoder|shared|vocab\w*|word\w*|tok\w*)([./]weight)?")
+"""The last part of a name tells: `decoder` is the head of BERT, `decoder.layers.0.fc1` is none."""
 _HEAD = re.compile(r"(.*[./])?(lm_head|embed_out|head|classifier|score)\.weight|output\.weight")
 _TIED = re.compile(r"(.*[./])?(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight")
 _STILL, _FEW_MOVED = 0.1, 0.7
@@ -58,7 +59,7 @@ def is_vocabulary(name: str, rows: int, columns: int) -> bool:
     >>> is_vocabulary("model.embed_tokens.weight", 32_000, 4096), is_vocabulary("mlp.up_proj.weight", 28_672, 8192)
     (True, False)
     """
-    times = _TALL if _VOCABULARY.search(name) else _TALLER
+    times = _TALL if _VOCABULARY.fullmatch(name) else _TALLER
     return rows >= max(_LONG, times * columns)
 
 
