@@ -14,7 +14,8 @@ from benchmarks.fidelity.models import weights_of
 from benchmarks.fidelity.real import load_state, real_subject
 from benchmarks.fidelity.running import Differences, Kept, Result, by_method, by_pack
 from benchmarks.results import progress
-from deltapack import Budget, Recipe, RecipeError
+from deltapack import Budget, Recipe
+from deltapack.errors import RecipeError
 
 __all__ = ["DEFAULT", "ENDS", "FORMER", "OURS", "PLAN", "QUICK", "SUBJECTS", "Plan", "measure_subject"]
 

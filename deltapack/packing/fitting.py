@@ -61,7 +61,7 @@ class Fitting:
         budget: The budget.
         workers: Threads.
         plans: How tensors would be packed without a budget, in the order of a pack.
-        weights: What is known of those that the budget is for, by their names.
+        weights: What is known of those that the budget is for, by their names; of none in which no difference was seen.
         target: Bytes that the file may take; `None` where a quality says the rate.
         tried: What was tried.
         best: The attempt that gave the best of these, if any did not take too much.
@@ -111,7 +111,7 @@ class Fitting:
         if best is None or self.best is None:
             raise self._impossible(min(one.size for one in self.tried))
         if best.size == size:
-            self.notes.append(f"the budget allows {target:,} bytes; the nearest below that these weights can take is {size:,}")
+            self.notes.append(f"the budget allows {target:,} bytes; the nearest below that was found is {size:,}")
             return None
         return self.best  # its very plans: others of so many bits, chosen after another attempt, may take another size, and so for ever
 
@@ -180,12 +180,13 @@ def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
     tensors = inputs.finetuned.tensors.values()
     elements = sum(tensor.numel for tensor in tensors if tensor.dtype.is_delta)
     target = budget.pack_bytes(elements, sum(tensor.nbytes for tensor in tensors))
-    return Fitting(inputs, budget, workers, plans, {plan.tensor.name: found[plan.tensor.name] for plan in budgeted}, target)
+    changed = {name: found[name] for plan in budgeted if found[name := plan.tensor.name].known.energy > 0}
+    return Fitting(inputs, budget, workers, plans, changed, target)
 
 
 def _rates_of(quality: Quality, known: list[Known]) -> Rates:
     """Return the rates of a quality: its bits are for each element of weights that changed."""
-    elements = sum(one.rows * one.columns for one in known if one.energy > 0)
+    elements = sum(one.rows * one.columns for one in known)
     least, most = (allocate(known, bits * elements) for bits in (quality.least, quality.most))
     if quality.least == quality.most:
         return least

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.allocation import BOOST, Kind, Known
+from deltapack.packing.allocation import BOOST, NARROW, Kind, Known
 from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
@@ -18,13 +18,14 @@ __all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weight"]
 
 RANK = 8
 """Singular directions that are looked for."""
-_NARROW, _SMALL, _ROWS = 16, 4096, 2048
-"""Rows or columns, and elements, below which no directions are looked for, and rows of a vocabulary that are looked at."""
+_SMALL, _ROWS = 4096, 2048
+"""Elements below which no directions are looked for, and rows of a vocabulary that are looked at."""
 _SEEN = 256
 """Rows by which directions are found, at least."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
 """Rows that a vocabulary has at least, and how many times more than columns: those by whose name it may be one, and others."""
-_VOCABULARY = re.compile(r"(^|[._/])(\w*embed\w*|wte|lm_head|embed_out|output|decoder|shared|vocab\w*|word\w*|tok\w*)([._]|$)")
+_VOCABULARY = re.compile(r"(.*[./])?(\w*embed\w*|wte|lm_head|output|decoder|shared|vocab\w*|word\w*|tok\w*)([./]weight)?")
+"""The last part of a name tells: `decoder` is the head of BERT, `decoder.layers.0.fc1` is none."""
 _HEAD = re.compile(r"(.*[./])?(lm_head|embed_out|head|classifier|score)\.weight|output\.weight")
 _TIED = re.compile(r"(.*[./])?(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight")
 _STILL, _FEW_MOVED = 0.1, 0.7
@@ -58,7 +59,7 @@ def is_vocabulary(name: str, rows: int, columns: int) -> bool:
     >>> is_vocabulary("model.embed_tokens.weight", 32_000, 4096), is_vocabulary("mlp.up_proj.weight", 28_672, 8192)
     (True, False)
     """
-    times = _TALL if _VOCABULARY.search(name) else _TALLER
+    times = _TALL if _VOCABULARY.fullmatch(name) else _TALLER
     return rows >= max(_LONG, times * columns)
 
 
@@ -90,7 +91,7 @@ def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float 
         moved = moved_rows(squares, _STILL)
         if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
             return _touched(plan, delta, squares, moved)
-    if min(rows, columns) < _NARROW or delta.common < _SMALL:
+    if min(rows, columns) < NARROW or delta.common < _SMALL:
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
         return Surveyed(plan, delta, replace(known, energy=energy if np.isfinite(energy) else 0.0))

@@ -10,8 +10,10 @@ from deltapack.packing.budget import ABOVE, AIM, BELOW
 __all__ = ["MOST_TRIES", "Tried", "best_of", "next_bits", "reached"]
 
 MOST_TRIES = 8
-_USUAL, _LEAST, _MOST = 1 / 8, 1 / 32, 1 / 4
-"""Bytes of the file for a bit that is asked for: what it should be, and what is believed of a measurement."""
+_USUAL, _FLAT, _MOST = 1 / 8, 1 / 32, 1 / 4
+"""Bytes of the file for a bit that is asked for: what it should be, what is taken where more bits gave no more, and the most believed."""
+_FURTHEST = 32
+"""How many times as many bits may be tried next."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ def next_bits(tried: Sequence[Tried], target: int) -> float:
     last, aim = tried[-1], AIM * target
     slope = _USUAL
     if len(tried) > 1 and last.bits != tried[-2].bits:
-        slope = min(max((last.size - tried[-2].size) / (last.bits - tried[-2].bits), _LEAST), _MOST)
+        slope = (last.size - tried[-2].size) / (last.bits - tried[-2].bits)
+        slope = min(slope, _MOST) if slope > 0 else _FLAT
     bits = last.bits + (aim - last.size) / slope
+    if last.bits > 0:
+        bits = min(bits, _FURTHEST * last.bits)
     below = max((one.bits for one in tried if one.size <= aim), default=None)
     above = min((one.bits for one in tried if one.size > aim), default=None)
     if below is not None and above is not None and not below < bits < above:

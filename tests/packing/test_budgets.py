@@ -206,6 +206,21 @@ def test_some_weights_are_unchanged(tmp_path: Path) -> None:
     assert 0.98 <= 8 * report.pack_bytes / two.weights / 0.2 <= 1.005
 
 
+@pytest.mark.parametrize("budget", [Budget(quality="high"), Budget(quality="small"), Budget(size=30_000)])
+def test_weights_that_did_not_change_get_none_of_the_bits(tmp_path: Path, budget: Budget) -> None:
+    random = np.random.default_rng(0)
+    base = {f"layers.{layer}.q_proj.weight": random.normal(scale=0.02, size=(192, 192)).astype(np.float32) for layer in range(40)}
+    changed = ["layers.7.q_proj.weight", "layers.31.q_proj.weight"]
+    tuned = base | {name: base[name] + random.normal(scale=1e-3, size=(192, 192)).astype(np.float32) for name in changed}
+    report = written(tmp_path, base, tuned).pack(budget)
+    assert report.kinds == {"unchanged": 38, "delta": 2}
+    bits = 8 * (report.split["codes"] + report.split["scales"] + report.split["factors"]) / (2 * 192 * 192)
+    if budget.named is not None:
+        assert bits == pytest.approx(budget.named.least, rel=0.2)
+    else:
+        assert 0.98 * 30_000 <= report.pack_bytes <= 1.005 * 30_000 and bits > 2
+
+
 def test_what_is_not_finite_is_refused_or_stored(tmp_path: Path) -> None:
     base, tuned = some_model()
     for name, at in (("layers.0.up_proj.weight", (3, 5)), ("embed_tokens.weight", (17, 1))):
