@@ -26,8 +26,8 @@ _LEAST_KEEP, _ALL = 1 << 16, 0.999
 """The least K of a stratified mask, and the density from which all elements are kept."""
 _SAMPLED = 1 << 20
 _MOST_GAIN = 1e6
-_LOWEST_SCALE = 1e-30
-"""Scales below this are those of nothing: their products would leave the range of f32."""
+_LOWEST_SCALE, _HIGHEST_SCALE = 1e-30, 1e30
+"""Scales below the one are those of nothing: their products would leave the range of f32, as those of scales above the other would."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     known, squares, moved = surveyed.known, surveyed.squares, surveyed.moved
     scales = np.sqrt(squares / known.columns)
     scale = float(np.sqrt(np.square(scales[moved]).mean()))
-    if scale < _LOWEST_SCALE:
+    if not _LOWEST_SCALE < scale < _HIGHEST_SCALE:
         return Planned(surveyed.plan, 0.0, 0.0)
     rows = np.where(moved, nearest_lines(scales / scale), DROPPED).astype(np.uint8)
     scaling = Scaling("rows", scale, rows, width=known.columns)
@@ -115,7 +115,7 @@ def _levels(sample: NDArray[np.float32], own: NDArray[np.float64], rate: float) 
 
 @dataclass(frozen=True)
 class Choice:
-    """How the elements of a weight are coded one by one, but for the gain."""
+    """How the elements of a weight are coded one by one, but for the gain, which is still to be brought into the scale."""
 
     values: str
     scaling: Scaling
@@ -123,7 +123,7 @@ class Choice:
 
 
 def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, powers: tuple[float, float], kappa: float) -> Planned:
-    """Return the plan with its codec and its factor, which holds the gain, what dropping asks for, and what noise asks for.
+    """Return the plan with its codec, whose scale has the gain, and its factor: what dropping asks for, and what noise asks for.
 
     Args:
         plan: The plan, with its factors.
@@ -136,8 +136,9 @@ def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, pow
     keep = ALL_KEPT if choice.density >= _ALL else max(_LEAST_KEEP, round(choice.density * ALL_KEPT))
     density = keep / ALL_KEPT
     noise = powers[0] * fitted.noise(density) + powers[1]
-    factor = float(np.float32(fitted.gain / density * shrunk(kappa, noise)))
-    codec = TermCodec("all" if keep == ALL_KEPT else "stratified", choice.values, scaling=choice.scaling)
+    factor = float(np.float32(shrunk(kappa, noise) / density))
+    scaling = replace(choice.scaling, scale=choice.scaling.scale * fitted.gain, threshold=choice.scaling.threshold / fitted.gain)
+    codec = TermCodec("all" if keep == ALL_KEPT else "stratified", choice.values, scaling=scaling)
     spent = 0 if plan.factors is None else len(plan.factors.stored())
     lines = len(pack_stream(choice.scaling.raw)) if choice.scaling.raw else 0
     recipe = replace(plan.recipe, keep=keep, factor=factor)
@@ -146,4 +147,4 @@ def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, pow
 
 def _usable(fitted: Fitted) -> bool:
     """Whether f32 can hold what the codes stand for."""
-    return bool(np.isfinite(fitted.gain)) and fitted.gain < _MOST_GAIN and fitted.scale > _LOWEST_SCALE
+    return fitted.gain < _MOST_GAIN and _LOWEST_SCALE < fitted.scale < _HIGHEST_SCALE

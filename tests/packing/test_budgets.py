@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import deltapack
 from deltapack import Budget, Override, Recipe
 from deltapack.errors import NonFiniteError, RecipeError
+from deltapack.format.reader import PackReader
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.reports import CompressReport
 
@@ -123,6 +124,34 @@ def test_rows_that_hardly_moved_are_not_touched(two: Two) -> None:
 def test_a_pack_and_inspect_say_the_budget(two: Two) -> None:
     pack = two.pack(Budget(size="100KB"), seed=5).pack
     assert inspect_pack(pack).recipe == {"method": "budget", "target": "size=100KB", "seed": "5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "bits"),
+    [
+        ("layers.0.q_proj.weight", "ternary", 0.5),
+        ("layers.0.q_proj.weight", "uniform", 2.0),
+        ("embed_tokens.weight", "sign", 0.08),
+        ("embed_tokens.weight", "uniform", 0.3),
+        ("layers.0.thin.weight", "ternary", 0.5),
+    ],
+)
+def test_a_factor_is_what_dropping_asks_for(tmp_path: Path, name: str, values: str, bits: float) -> None:
+    """The gain of the code is in its scale, so that `--rescale 1/density` changes nothing."""
+    base, tuned = some_model()
+    random = np.random.default_rng(2)
+    base["layers.0.thin.weight"] = random.normal(size=(4096, 8)).astype(np.float32)
+    tuned["layers.0.thin.weight"] = base["layers.0.thin.weight"] + random.normal(scale=1e-3, size=(4096, 8)).astype(np.float32)
+    two = written(tmp_path, {name: base[name]}, {name: tuned[name]})
+    pack = two.pack(Budget(bits=bits)).pack
+    with PackReader(pack) as reader:
+        term = reader.index.entries[0].terms[-1]
+    density = term.keep / 2**32 if term.index == "stratified" else 1.0
+    assert term.values == values and term.factor == np.float32(1 / density) and (density < 1) == (values != "uniform")
+    deltapack.apply(two.folder / "base.safetensors", pack, two.folder / "rescaled.safetensors", rescale=float(np.float32(1 / density)))
+    assert np.array_equal(load_file(two.folder / "rescaled.safetensors")[name], two.restored()[name])
+    wanted, found = tuned[name].astype(np.float64) - base[name], two.restored()[name].astype(np.float64) - base[name]
+    assert float((wanted * found).sum() / np.square(wanted).sum()) == pytest.approx(1, abs=0.02 if values == "uniform" else 0.25)
 
 
 @pytest.mark.parametrize(("quality", "least", "most"), [("high", 0.9, 1.05), ("balanced", 0.05, 0.17), ("small", 0.04, 0.055)])
