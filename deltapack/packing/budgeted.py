@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
-from deltapack.format.frames import pack_stream
-from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits
+from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, noise_of
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
 from deltapack.packing.expecting import shrunk
@@ -36,12 +35,10 @@ class Planned:
 
     Attributes:
         plan: How it is packed.
-        bits: Bits that it is expected to take, without what a pack says of any tensor.
         noise: Squared error that is expected, relative to the power of its difference.
     """
 
     plan: DeltaPlan
-    bits: float
     noise: float
 
 
@@ -49,13 +46,11 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     """Plan a weight; reads a sample of it.
 
     Args:
-        surveyed: What is known of it.
+        surveyed: What is known of it; it has energy.
         share: What it gets.
         kappa: How much noise costs, of the whole model.
     """
     known = surveyed.known
-    if not known.energy > 0:
-        return Planned(surveyed.plan, 0.0, 0.0)
     if known.kind == "touched":
         return _touched(surveyed, share, kappa)
     spectrum = surveyed.spectrum
@@ -63,17 +58,24 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     plan = replace(surveyed.plan, factors=factors)
     spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
     if share.values == "":
-        return Planned(replace(plan, residual=False), spent, 1 - known.explained(share.rank))
-    return _coded(surveyed, plan, max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE), share.values, kappa)
+        return _without_codes(plan, noise_of(known, share))
+    rate = max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE)
+    coded = _coded(surveyed, plan, rate, share.values, kappa)
+    return coded if coded is not None else _without_codes(plan, noise_of(known, replace(share, values="")))
 
 
-def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned:
-    """Plan what factors leave: trits at random places, or levels everywhere."""
+def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
+    """Return a plan of factors alone; where there are none that of no budget, which loses next to nothing of what no code fits."""
+    return Planned(plan, 0.0) if plan.factors is None else Planned(replace(plan, residual=False), noise)
+
+
+def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned | None:
+    """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero, or out of range."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
     sample = sampled(delta) if factors is None else sampled(delta, factors.residual)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if fitted is None or not _usable(fitted):
-        return Planned(surveyed.plan, 0.0, 0.0)
+        return None
     left = float(np.square(sample, dtype=np.float64).mean()) * delta.common / known.energy
     scaling = Scaling("tensor", fitted.scale, threshold=fitted.threshold)
     return _finished(plan, known, fitted, Choice(values, scaling, 1.0 if values == "uniform" else rate / fitted.bits), (left, 0.0), kappa)
@@ -85,7 +87,7 @@ def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     scales = np.sqrt(squares / known.columns)
     scale = float(np.sqrt(np.square(scales[moved]).mean()))
     if not _LOWEST_SCALE < scale < _HIGHEST_SCALE:
-        return Planned(surveyed.plan, 0.0, 0.0)
+        return _without_codes(surveyed.plan, 0.0)
     rows = np.where(moved, nearest_lines(scales / scale), DROPPED).astype(np.uint8)
     scaling = Scaling("rows", scale, rows, width=known.columns)
     own = scaling.lines.rows.astype(np.float64) * scaling.lines.scale
@@ -94,7 +96,7 @@ def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     sample = rows_at(surveyed.delta, chosen)
     fitted = _signs(sample, own[chosen]) if share.values == "sign" else _levels(sample, own[chosen], share.rate)
     if fitted is None or not _usable(fitted):
-        return Planned(surveyed.plan, 0.0, 0.0)
+        return _without_codes(surveyed.plan, 0.0)
     scaling = replace(scaling, scale=scale * fitted.scale)
     density = share.rate / fitted.bits if share.values == "sign" else 1.0
     return _finished(surveyed.plan, known, fitted, Choice(share.values, scaling, density), (1 - known.lost, known.lost), kappa)
@@ -139,10 +141,7 @@ def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, pow
     factor = float(np.float32(shrunk(kappa, noise) / density))
     scaling = replace(choice.scaling, scale=choice.scaling.scale * fitted.gain, threshold=choice.scaling.threshold / fitted.gain)
     codec = TermCodec("all" if keep == ALL_KEPT else "stratified", choice.values, scaling=scaling)
-    spent = 0 if plan.factors is None else len(plan.factors.stored())
-    lines = len(pack_stream(choice.scaling.raw)) if choice.scaling.raw else 0
-    recipe = replace(plan.recipe, keep=keep, factor=factor)
-    return Planned(replace(plan, recipe=recipe, codec=codec), density * known.elements * fitted.bits + 8.0 * (spent + lines), noise)
+    return Planned(replace(plan, recipe=replace(plan.recipe, keep=keep, factor=factor), codec=codec), noise)
 
 
 def _usable(fitted: Fitted) -> bool:

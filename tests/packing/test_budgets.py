@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -313,6 +314,31 @@ def test_a_preview_of_a_budget(two: Two) -> None:
     assert preview.expected_loss is not None and report.expected_loss == pytest.approx(preview.expected_loss, rel=0.2)
     rows = {row.name: row for row in preview.tensors}
     assert (rows["layers.0.q_proj.weight"].index, rows["layers.0.q_proj.weight"].values) == ("stratified", "ternary")
+
+
+def test_factors_stay_where_no_code_fits_what_they_leave(tmp_path: Path) -> None:
+    """As where a sample of that is zero. What is not coded is noise, and is told."""
+    base, tuned = some_model()
+    name = "layers.0.up_proj.weight"
+    two = written(tmp_path, {name: base[name]}, {name: tuned[name]})
+    with mock.patch("deltapack.packing.budgeted.fit_trits", lambda *_: None):
+        report = two.pack(Budget(quality="high"))
+    assert inspect_pack(report.pack).tensors[0].value_codecs == ("factors",)
+    gain, noise = two.gain_and_noise(two.restored(), name)
+    assert 0.3 < gain < 0.7 and noise == pytest.approx(1 - gain, abs=0.05)
+    assert report.expected_loss is not None and report.expected_loss > 0
+
+
+def test_weights_that_no_code_fits_are_coded_as_without_a_budget(tmp_path: Path) -> None:
+    """Thin ones have no factors."""
+    random = np.random.default_rng(0)
+    base = {"thin.weight": random.normal(size=(4096, 8)).astype(np.float32)}
+    two = written(tmp_path, base, {"thin.weight": base["thin.weight"] + random.normal(scale=1e-3, size=(4096, 8)).astype(np.float32)})
+    with mock.patch("deltapack.packing.budgeted.sampled", lambda *_: np.zeros(1000, np.float32)):
+        report = two.pack(Budget(quality="balanced"))
+    assert inspect_pack(report.pack).tensors[0].value_codecs == ("int8",) and report.expected_loss == 0
+    gain, noise = two.gain_and_noise(two.restored(), "thin.weight")
+    assert gain == pytest.approx(1, abs=1e-3) and noise < 1e-3
 
 
 def test_progress_never_goes_back(two: Two) -> None:
