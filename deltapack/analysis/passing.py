@@ -15,9 +15,8 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.format.digest import CHUNK
 from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
-from deltapack.packing.deltas import Delta
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, survey_weight
+from deltapack.packing.knowing import Surveyed, survey_weights
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
@@ -26,8 +25,6 @@ __all__ = ["Looked", "look_at"]
 
 _READS = 3
 """How often a weight is read for its directions, about."""
-_LARGE = 8
-"""A weight of at least this part of all is surveyed by all threads together."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ def look_at(inputs: Inputs, workers: int, progress: Progress) -> Looked:
     stats = _stats(inputs, pairs, workers, counted)
     changed = [plan for plan in weights if stats[plan.tensor.name].squares > 0 and not stats[plan.tensor.name].odd]
     counted.add(_READS * sum(plan.tensor.nbytes for plan in weights if plan not in changed))
-    return Looked(plans, stats, _surveyed(inputs, changed, workers, counted))
+    surveyed = survey_weights(inputs.base, inputs.finetuned, changed, workers, lambda plan: counted.add(_READS * plan.tensor.nbytes))
+    return Looked(plans, stats, surveyed)
 
 
 @dataclass
@@ -116,23 +114,3 @@ def _stats(inputs: Inputs, pairs: list[tuple[TensorInfo, TensorInfo]], workers: 
     rest = sum(tensor.nbytes - min(tensor.numel, partner.numel) * tensor.dtype.itemsize for tensor, partner in pairs)
     counted.add(rest)
     return found
-
-
-def _surveyed(inputs: Inputs, plans: list[DeltaPlan], workers: int, counted: _Counted) -> dict[str, Surveyed]:
-    """Return what budgets ask of weights: of large ones one after the other, by all threads."""
-
-    def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
-        return survey_weight(plan, Delta(inputs.base, inputs.finetuned, plan.tensor, plan.base), threads)
-
-    most = max(CHUNK, sum(plan.common for plan in plans) // _LARGE)
-    found = {}
-    for plan in plans:
-        if plan.common > most:
-            found[plan.tensor.name] = survey(plan, workers)
-            counted.add(_READS * plan.tensor.nbytes)
-    rest = [plan for plan in plans if plan.tensor.name not in found]
-    with closing(ordered_map(survey, rest, workers)) as results:
-        for plan, surveyed in zip(rest, results, strict=True):
-            found[plan.tensor.name] = surveyed
-            counted.add(_READS * plan.tensor.nbytes)
-    return {plan.tensor.name: found[plan.tensor.name] for plan in plans}

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from deltapack.codecs.chunk import TermCodec
 from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
-from deltapack.format.frames import pack_stream
-from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits
+from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, noise_of
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
 from deltapack.packing.expecting import shrunk
@@ -33,8 +32,8 @@ _OF_FACTORS = 0.6
 """What wider codes of factors may take of a weight's bits."""
 _HARDLY = 0.03
 """Share of a difference's power that factors may leave uncoded, where codes of it would add more than they give."""
-_LOWEST_SCALE = 1e-30
-"""Scales below this are those of nothing: their products would leave the range of f32."""
+_LOWEST_SCALE, _HIGHEST_SCALE = 1e-30, 1e30
+"""Scales below the one are those of nothing: their products would leave the range of f32, as those of scales above the other would."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,10 @@ class Planned:
 
     Attributes:
         plan: How it is packed.
-        bits: Bits that it is expected to take, without what a pack says of any tensor.
         noise: Squared error that is expected, relative to the power of its difference.
     """
 
     plan: DeltaPlan
-    bits: float
     noise: float
 
 
@@ -56,13 +53,11 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     """Plan a weight; reads a sample of it.
 
     Args:
-        surveyed: What is known of it.
+        surveyed: What is known of it; it has energy.
         share: What it gets.
         kappa: How much noise costs, of the whole model.
     """
     known = surveyed.known
-    if not known.energy > 0:
-        return Planned(surveyed.plan, 0.0, 0.0)
     if known.kind == "touched":
         return _touched(surveyed, share, kappa)
     spectrum = surveyed.spectrum
@@ -71,23 +66,29 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     plan = replace(surveyed.plan, factors=factors)
     spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
     if share.values == "" and factors is not None:
-        return Planned(replace(plan, residual=False), spent, 1 - known.explained(share.rank))
+        return _without_codes(plan, noise_of(known, share))
     rate = max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE)
-    return _coded(surveyed, plan, rate, share.values or "ternary", kappa)
+    coded = _coded(surveyed, plan, rate, share.values or "ternary", kappa)
+    return coded if coded is not None else _without_codes(plan, noise_of(known, replace(share, values="")))
 
 
-def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned:
-    """Plan what factors leave: trits at random places, or levels everywhere."""
+def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
+    """Return a plan of factors alone; where there are none that of no budget, which loses next to nothing of what no code fits."""
+    return Planned(plan, 0.0) if plan.factors is None else Planned(replace(plan, residual=False), noise)
+
+
+def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned | None:
+    """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero, or out of range."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
     sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if values == "ternary" and fitted is not None and fitted.noise(1.0) > _UNEVEN:
         values, fitted = "uniform", fit_levels(sample, rate)
     if fitted is None or not _usable(fitted):
-        return Planned(surveyed.plan, 0.0, 0.0)
+        return None
     left = float(np.square(sample, dtype=np.float64).mean()) * delta.common / known.energy
     if factors is not None and left < _HARDLY and fitted.noise(1.0 if values == "uniform" else min(1.0, rate / fitted.bits)) > 1:
-        return Planned(replace(plan, residual=False), 8.0 * len(factors.stored()), left)
+        return _without_codes(plan, left)
     scaling = Scaling("tensor", fitted.scale, threshold=fitted.threshold)
     return _finished(plan, known, fitted, Choice(values, scaling, 1.0 if values == "uniform" else rate / fitted.bits), (left, 0.0), kappa)
 
@@ -97,8 +98,8 @@ def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     known, squares, moved = surveyed.known, surveyed.squares, surveyed.moved
     scales = np.sqrt(squares / known.columns)
     scale = float(np.sqrt(np.square(scales[moved]).mean()))
-    if scale < _LOWEST_SCALE:
-        return Planned(surveyed.plan, 0.0, 0.0)
+    if not _LOWEST_SCALE < scale < _HIGHEST_SCALE:
+        return _without_codes(surveyed.plan, 0.0)
     rows = np.where(moved, nearest_lines(scales / scale), DROPPED).astype(np.uint8)
     scaling = Scaling("rows", scale, rows, width=known.columns)
     own = scaling.lines.rows.astype(np.float64) * scaling.lines.scale
@@ -107,7 +108,7 @@ def _touched(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     sample = rows_at(surveyed.delta, chosen)
     fitted = _signs(sample, own[chosen]) if share.values == "sign" else _levels(sample, own[chosen], share.rate)
     if fitted is None or not _usable(fitted):
-        return Planned(surveyed.plan, 0.0, 0.0)
+        return _without_codes(surveyed.plan, 0.0)
     scaling = replace(scaling, scale=scale * fitted.scale)
     density = share.rate / fitted.bits if share.values == "sign" else 1.0
     return _finished(surveyed.plan, known, fitted, Choice(share.values, scaling, density), (1 - known.lost, known.lost), kappa)
@@ -128,7 +129,7 @@ def _levels(sample: NDArray[np.float32], own: NDArray[np.float64], rate: float) 
 
 @dataclass(frozen=True)
 class Choice:
-    """How the elements of a weight are coded one by one, but for the gain."""
+    """How the elements of a weight are coded one by one, but for the gain, which is still to be brought into the scale."""
 
     values: str
     scaling: Scaling
@@ -136,7 +137,7 @@ class Choice:
 
 
 def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, powers: tuple[float, float], kappa: float) -> Planned:
-    """Return the plan with its codec and its factor, which holds the gain, what dropping asks for, and what noise asks for.
+    """Return the plan with its codec, whose scale has the gain, and its factor: what dropping asks for, and what noise asks for.
 
     Args:
         plan: The plan, with its factors.
@@ -149,14 +150,12 @@ def _finished(plan: DeltaPlan, known: Known, fitted: Fitted, choice: Choice, pow
     keep = ALL_KEPT if choice.density >= _ALL else max(_LEAST_KEEP, round(choice.density * ALL_KEPT))
     density = keep / ALL_KEPT
     noise = powers[0] * fitted.noise(density) + powers[1]
-    factor = float(np.float32(fitted.gain / density * shrunk(kappa, noise)))
-    codec = TermCodec("all" if keep == ALL_KEPT else "stratified", choice.values, scaling=choice.scaling)
-    spent = 0 if plan.factors is None else len(plan.factors.stored())
-    lines = len(pack_stream(choice.scaling.raw)) if choice.scaling.raw else 0
-    recipe = replace(plan.recipe, keep=keep, factor=factor)
-    return Planned(replace(plan, recipe=recipe, codec=codec), density * known.elements * fitted.bits + 8.0 * (spent + lines), noise)
+    factor = float(np.float32(shrunk(kappa, noise) / density))
+    scaling = replace(choice.scaling, scale=choice.scaling.scale * fitted.gain, threshold=choice.scaling.threshold / fitted.gain)
+    codec = TermCodec("all" if keep == ALL_KEPT else "stratified", choice.values, scaling=scaling)
+    return Planned(replace(plan, recipe=replace(plan.recipe, keep=keep, factor=factor), codec=codec), noise)
 
 
 def _usable(fitted: Fitted) -> bool:
     """Whether f32 can hold what the codes stand for."""
-    return bool(np.isfinite(fitted.gain)) and fitted.gain < _MOST_GAIN and fitted.scale > _LOWEST_SCALE
+    return fitted.gain < _MOST_GAIN and _LOWEST_SCALE < fitted.scale < _HIGHEST_SCALE

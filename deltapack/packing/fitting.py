@@ -10,14 +10,13 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
-from deltapack.packing.allocation import BOOST, LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
+from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import plan_weight
-from deltapack.packing.deltas import Delta
 from deltapack.packing.expecting import CAUTION, kappa_of, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, heads_of, survey_weight
+from deltapack.packing.knowing import Surveyed, survey_weights
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
@@ -29,8 +28,6 @@ _SECOND_TERM = 30
 """Bytes that factors take in the index, about."""
 _DIGESTS = 32
 """Bytes of the digests of a chunk, of base and result."""
-_LARGE = 8
-"""A weight of at least this part of all is surveyed by all threads together."""
 _ALL, _NEAR = 0.999, 0.85
 """What counts as the end of the rates, and how far bits may move with the same codes and ranks."""
 
@@ -164,23 +161,11 @@ def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
     """Look at all weights that a budget is for."""
     plans = tuple(inputs.plans(workers))
     budgeted = [plan for plan in plans if isinstance(plan, DeltaPlan) and plan.recipe.budgeted and plan.common > 0]
-    most = sum(plan.common for plan in budgeted) // _LARGE
-    large = {plan.tensor.name for plan in budgeted if plan.common > max(most, CHUNK)}
-
-    heads, buffers = heads_of(inputs.finetuned.tensors), Buffers()
-
-    def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
-        delta = Delta(inputs.base, inputs.finetuned, plan.tensor, plan.base, buffers)
-        return survey_weight(plan, delta, threads, BOOST if plan.tensor.name in heads else 1.0)
-
-    found = {name: survey(plan, workers) for plan in budgeted if (name := plan.tensor.name) in large}
-    rest = [plan for plan in budgeted if plan.tensor.name not in large]
-    with closing(ordered_map(survey, rest, workers)) as results:
-        found |= {plan.tensor.name: surveyed for plan, surveyed in zip(rest, results, strict=True)}
+    found = survey_weights(inputs.base, inputs.finetuned, budgeted, workers)
     tensors = inputs.finetuned.tensors.values()
     elements = sum(tensor.numel for tensor in tensors if tensor.dtype.is_delta)
     target = budget.pack_bytes(elements, sum(tensor.nbytes for tensor in tensors))
-    changed = {name: found[name] for plan in budgeted if found[name := plan.tensor.name].known.energy > 0}
+    changed = {name: surveyed for name, surveyed in found.items() if surveyed.known.energy > 0}
     return Fitting(inputs, budget, workers, plans, changed, target)
 
 

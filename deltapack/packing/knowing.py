@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapack.checkpoint import Checkpoint
+from deltapack.format.digest import CHUNK
+from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import BOOST, NARROW, Kind, Known
 from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
+from deltapack.parallel import ordered_map
 
-__all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weight"]
+__all__ = ["RANK", "Surveyed", "heads_of", "is_vocabulary", "survey_weights"]
 
 RANK = 8
 """Singular directions that are looked for."""
+_LARGE = 8
+"""A weight of at least this part of all is surveyed by all threads together."""
 _SMALL, _ROWS = 4096, 2048
 """Elements below which no directions are looked for, and rows of a vocabulary that are looked at."""
 _SEEN = 256
@@ -74,7 +81,40 @@ def heads_of(names: Iterable[str]) -> frozenset[str]:
     return heads or frozenset(name for name in names if _TIED.fullmatch(name))
 
 
-def survey_weight(plan: DeltaPlan, delta: Delta, workers: int = 1, boost: float = 1.0) -> Surveyed:
+def survey_weights(
+    base: Checkpoint, finetuned: Checkpoint, plans: Sequence[DeltaPlan], workers: int, done: Callable[[DeltaPlan], None] = lambda _: None
+) -> dict[str, Surveyed]:
+    """Find out what is to be known of weights: of large ones one after the other, by all threads.
+
+    Args:
+        base: The base checkpoint.
+        finetuned: The fine-tuned checkpoint, whose names tell which weights are heads.
+        plans: How they would be packed without a budget.
+        workers: Threads.
+        done: Called after each weight, in any order.
+
+    Returns:
+        By the names of the weights, in the order of the plans.
+    """
+    heads, found, buffers = heads_of(finetuned.tensors), dict[str, Surveyed](), Buffers()
+
+    def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
+        delta = Delta(base, finetuned, plan.tensor, plan.base, buffers)
+        return _survey_weight(plan, delta, threads, BOOST if plan.tensor.name in heads else 1.0)
+
+    most = max(CHUNK, sum(plan.common for plan in plans) // _LARGE)
+    for plan in (plan for plan in plans if plan.common > most):
+        found[plan.tensor.name] = survey(plan, workers)
+        done(plan)
+    rest = [plan for plan in plans if plan.common <= most]
+    with closing(ordered_map(survey, rest, workers)) as results:
+        for plan, surveyed in zip(rest, results, strict=True):
+            found[plan.tensor.name] = surveyed
+            done(plan)
+    return {plan.tensor.name: found[plan.tensor.name] for plan in plans}
+
+
+def _survey_weight(plan: DeltaPlan, delta: Delta, workers: int, boost: float) -> Surveyed:
     """Find out what is to be known of a weight; reads all of it once or twice.
 
     Args:

@@ -15,10 +15,13 @@ from support.builders import CHUNK, Model, Tensor, cast, edited, random_tensor, 
 import deltapack
 from deltapack.analysis.advising import recommend
 from deltapack.analysis.findings import BudgetRow, LayerFinding
+from deltapack.analysis.passing import look_at
 from deltapack.analysis.spikes import bulk_edge, effective_rank, spike_count
 from deltapack.analysis.statistics import CLASSES, class_edges, combined, stats_of
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.packing.budget import Budget
+from deltapack.packing.fitting import fit
+from deltapack.packing.inputs import Asked, open_inputs
 
 Matrix = NDArray[np.float64]
 ROWS, COLUMNS = 96, 160
@@ -255,3 +258,16 @@ def test_statistics_add_up() -> None:
     edges = class_edges()
     assert len(edges) == CLASSES + 1 and edges[0] == 0 and (np.diff(edges[:510]) > 0).all() and edges[254:257].tolist() == [1.0, 1.5, 2.0]
     assert combined([]).relative == 0.0 and combined([]).mean_abs == 0.0
+
+
+def test_an_analysis_knows_of_weights_what_a_pack_does(tmp_path: Path) -> None:
+    """Heads of small vocabularies among them, which get more bits than the body."""
+    names = {"model.layers.0.mlp.up_proj.weight": 1, "lm_head.weight": 2}
+    base = {name: random_tensor(seed, (ROWS, COLUMNS), "f32") for name, seed in names.items()}
+    tuned = {name: cast(base[name].f64 + difference(seed), "f32") for name, seed in names.items()}
+    paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
+    budget = Budget(bits=0.5)
+    with open_inputs(*paths, Asked(deltapack.Recipe(budget=budget))) as inputs:
+        looked, fitting = look_at(inputs, 2, lambda done, total: None), fit(inputs, budget, 2)
+    assert {name: one.known for name, one in looked.weights.items()} == {name: one.known for name, one in fitting.weights.items()}
+    assert {name: one.known.boost for name, one in looked.weights.items()} == {"model.layers.0.mlp.up_proj.weight": 1, "lm_head.weight": 4}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import deltapack
 from deltapack import Budget, Override, Recipe
 from deltapack.errors import NonFiniteError, RecipeError
+from deltapack.format.reader import PackReader
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.reports import CompressReport
 
@@ -123,6 +125,34 @@ def test_rows_that_hardly_moved_are_not_touched(two: Two) -> None:
 def test_a_pack_and_inspect_say_the_budget(two: Two) -> None:
     pack = two.pack(Budget(size="100KB"), seed=5).pack
     assert inspect_pack(pack).recipe == {"method": "budget", "target": "size=100KB", "seed": "5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "bits"),
+    [
+        ("layers.0.q_proj.weight", "ternary", 0.5),
+        ("layers.0.q_proj.weight", "uniform", 2.0),
+        ("embed_tokens.weight", "sign", 0.08),
+        ("embed_tokens.weight", "uniform", 0.3),
+        ("layers.0.thin.weight", "ternary", 0.5),
+    ],
+)
+def test_a_factor_is_what_dropping_asks_for(tmp_path: Path, name: str, values: str, bits: float) -> None:
+    """The gain of the code is in its scale, so that `--rescale 1/density` changes nothing."""
+    base, tuned = some_model()
+    random = np.random.default_rng(2)
+    base["layers.0.thin.weight"] = random.normal(size=(4096, 8)).astype(np.float32)
+    tuned["layers.0.thin.weight"] = base["layers.0.thin.weight"] + random.normal(scale=1e-3, size=(4096, 8)).astype(np.float32)
+    two = written(tmp_path, {name: base[name]}, {name: tuned[name]})
+    pack = two.pack(Budget(bits=bits)).pack
+    with PackReader(pack) as reader:
+        term = reader.index.entries[0].terms[-1]
+    density = term.keep / 2**32 if term.index == "stratified" else 1.0
+    assert term.values == values and term.factor == np.float32(1 / density) and (density < 1) == (values != "uniform")
+    deltapack.apply(two.folder / "base.safetensors", pack, two.folder / "rescaled.safetensors", rescale=float(np.float32(1 / density)))
+    assert np.array_equal(load_file(two.folder / "rescaled.safetensors")[name], two.restored()[name])
+    wanted, found = tuned[name].astype(np.float64) - base[name], two.restored()[name].astype(np.float64) - base[name]
+    assert float((wanted * found).sum() / np.square(wanted).sum()) == pytest.approx(1, abs=0.02 if values == "uniform" else 0.25)
 
 
 @pytest.mark.parametrize(("quality", "least", "most"), [("high", 0.9, 1.05), ("balanced", 0.05, 0.17), ("small", 0.04, 0.055)])
@@ -284,6 +314,31 @@ def test_a_preview_of_a_budget(two: Two) -> None:
     assert preview.expected_loss is not None and report.expected_loss == pytest.approx(preview.expected_loss, rel=0.2)
     rows = {row.name: row for row in preview.tensors}
     assert (rows["layers.0.q_proj.weight"].index, rows["layers.0.q_proj.weight"].values) == ("stratified", "ternary")
+
+
+def test_factors_stay_where_no_code_fits_what_they_leave(tmp_path: Path) -> None:
+    """As where a sample of that is zero. What is not coded is noise, and is told."""
+    base, tuned = some_model()
+    name = "layers.0.up_proj.weight"
+    two = written(tmp_path, {name: base[name]}, {name: tuned[name]})
+    with mock.patch("deltapack.packing.budgeted.fit_trits", lambda *_: None):
+        report = two.pack(Budget(quality="high"))
+    assert inspect_pack(report.pack).tensors[0].value_codecs == ("factors",)
+    gain, noise = two.gain_and_noise(two.restored(), name)
+    assert 0.3 < gain < 0.7 and noise == pytest.approx(1 - gain, abs=0.05)
+    assert report.expected_loss is not None and report.expected_loss > 0
+
+
+def test_weights_that_no_code_fits_are_coded_as_without_a_budget(tmp_path: Path) -> None:
+    """Thin ones have no factors."""
+    random = np.random.default_rng(0)
+    base = {"thin.weight": random.normal(size=(4096, 8)).astype(np.float32)}
+    two = written(tmp_path, base, {"thin.weight": base["thin.weight"] + random.normal(scale=1e-3, size=(4096, 8)).astype(np.float32)})
+    with mock.patch("deltapack.packing.budgeted.sampled", lambda *_: np.zeros(1000, np.float32)):
+        report = two.pack(Budget(quality="balanced"))
+    assert inspect_pack(report.pack).tensors[0].value_codecs == ("int8",) and report.expected_loss == 0
+    gain, noise = two.gain_and_noise(two.restored(), "thin.weight")
+    assert gain == pytest.approx(1, abs=1e-3) and noise < 1e-3
 
 
 def test_progress_never_goes_back(two: Two) -> None:
