@@ -83,7 +83,7 @@ class Search:
         start = self.judge.pack(tuner.reader.path)
         self.evaluations += 1
         better = self._direction(start)
-        values = {1.0: start}
+        values: dict[float, Value] = {}  # by their costs
 
         def cost_of(value: Value) -> float:
             if self.objective == "kl" and value.kl is not None:

@@ -168,10 +168,11 @@ class Factors:
             differences: `[length] f32`, or those at `positions`.
             start: The first element.
             length: How many elements.
-            positions: Which of them the differences are of, counted from `start`; all unless given.
+            positions: Which of them the differences are of, rising, counted from `start`; all unless given.
         """
-        values = kernels.active().product_values(self.product(start, length, np.float32(1)))
-        return differences - (values if positions is None else values[positions])
+        loops, product = kernels.active(), self.product(start, length, np.float32(1))
+        left: Values = differences - (loops.product_values(product) if positions is None else loops.product_at(product, positions))
+        return left
 
 
 def _values(packed: NDArray[np.uint8], first: int, last: int, bits: int, scales: Values) -> Values:

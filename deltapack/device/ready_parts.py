@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.sources import LinedChunks, TermChunks
 from deltapack.kernels.layout import Values
-from deltapack.kernels.reference.values import unpack_codes
 
 __all__ = ["parts_of"]
 
@@ -25,9 +22,7 @@ def parts_of(blob: TermChunks | FactorChunks) -> dict[str, Values]:
     """
     if isinstance(blob, FactorChunks):
         factors = blob.factors()
-        codes = [unpack_codes(column, factors.shape.bits, factors.shape.rows) for column in factors.left]
-        odd = 2 * np.stack(codes).astype(np.float32) + 1
-        return {"left": odd, "right": factors.right_values, "sizes": factors.scales[0]}
+        return {"left": factors.left_numbers, "right": factors.right_values, "sizes": factors.scales[0]}
     if isinstance(blob, LinedChunks):
         return {"rows": blob.lines.rows, "columns": blob.lines.columns}
     return {}

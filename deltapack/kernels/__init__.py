@@ -88,6 +88,9 @@ class Backend(Protocol):
     def product_values(self, product: Product, out: Values | None = None) -> Values:
         """Multiply factors."""
 
+    def product_at(self, product: Product, positions: Positions) -> Values:
+        """Multiply factors at some places."""
+
     def add_product(self, elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
         """Add a product of factors, and a sparse term, to elements."""
 

@@ -16,12 +16,13 @@ from typing import Literal
 
 import numpy as np
 
-from deltapack.packing.gaussian import TERNARY_BITS, UNIFORM_FROM, element_noise
+from deltapack.packing.gaussian import UNIFORM_FROM, element_noise
 
 __all__ = [
     "BOOST",
     "LEAST_RATE",
     "MOST_RATE",
+    "NARROW",
     "Kind",
     "Known",
     "Rates",
@@ -44,7 +45,7 @@ _FIRST, _THIRD, _HALF = 0.6, 1 / 3, 0.5
 from that rate."""
 _HALVINGS, _ROUGHLY, _LOOKED = 28, 14, 512
 """How exactly a rate is found, and one by which codes are chosen; weights that are looked at one by one for that."""
-_NARROW = 16
+NARROW = 16
 """Rows or columns below which factors are no smaller than what they stand for."""
 _WORTH = 0.3
 """Share of the energy of a wide vocabulary's difference that factors must explain, or it is no different from the body."""
@@ -118,11 +119,6 @@ class Share:
     rank: int = 0
     bits: int = 0
 
-    @property
-    def density(self) -> float:
-        """Share of the elements that are kept."""
-        return min(1.0, self.rate / TERNARY_BITS) if self.values in ("ternary", "sign") else 1.0
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -161,7 +157,7 @@ def _coded(chosen: float, spent: float, rank: int, bits: int) -> Share:
 
 def _factors(known: Known, rate: float) -> tuple[int, int]:
     """Return rank and bits of the body's factors."""
-    if min(known.rows, known.columns) < _NARROW or rate <= _LEAST_FACTORS:
+    if min(known.rows, known.columns) < NARROW or rate <= _LEAST_FACTORS:
         return 0, 0
     bits = 4 if rate >= _FOUR_BITS else 2
     base, most = (_BASE_RANK, _HALF) if rate >= _MANY else (_FEWER, _THIRD)

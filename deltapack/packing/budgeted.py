@@ -72,7 +72,7 @@ def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
 def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned | None:
     """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero, or out of range."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
-    sample = sampled(delta) if factors is None else sampled(delta, factors.residual)
+    sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if fitted is None or not _usable(fitted):
         return None

@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.packing.gaussian import NON_ZERO
+from deltapack.kernels.reference.scaling import LEVEL_OFFSET, MOST_LEVEL
+from deltapack.packing.gaussian import NON_ZERO, TRIT_STAGE
 
-__all__ = ["DEAD_ZONE", "Fitted", "fit_levels", "fit_signs", "fit_trits"]
+__all__ = ["Fitted", "fit_levels", "fit_signs", "fit_trits"]
 
 Sample = NDArray[np.float32]
 
-DEAD_ZONE = 0.4
-"""What is added to a magnitude, in steps, before it is rounded down."""
-_TOP = 127
-"""The largest level."""
-_TRIT_STAGE, _LEVEL_STAGE = 1.0203, 1.004
-"""Bits of trits, and of levels, over their entropy."""
+_LEVEL_STAGE = 1.004
+"""Bits of levels over their entropy."""
 _FINEST = 16.0
 """Steps in a standard deviation beyond which nothing is gained: the noise is 0.03 %."""
 _MOST_CLIPPED, _FINER = 1e-4, 1.25
@@ -93,7 +90,7 @@ def _trits(magnitudes: Sample, threshold: float) -> Fitted:
         scale,
         threshold * _JUST_BELOW / scale,
         gain,
-        _TRIT_STAGE * _entropy(np.array([1 - share, share / 2, share / 2])),
+        TRIT_STAGE * _entropy(np.array([1 - share, share / 2, share / 2])),
         gain * len(large) * scale / total,
     )
 
@@ -141,16 +138,16 @@ def fit_levels(sample: Sample, rate: float, weights: NDArray[np.float64] | float
 
 def _clipped(sample: Sample, step: float) -> float:
     """Return the squared error of what is beyond the largest level."""
-    return _sum(np.square(np.maximum(np.abs(sample, dtype=np.float64) - _TOP * step, 0)))
+    return _sum(np.square(np.maximum(np.abs(sample, dtype=np.float64) - MOST_LEVEL * step, 0)))
 
 
 def _levels(sample: Sample, step: float) -> NDArray[np.int64]:
-    sizes = np.minimum(np.floor(np.abs(sample, dtype=np.float64) / step + DEAD_ZONE), _TOP).astype(np.int64)
+    sizes = np.minimum(np.floor(np.abs(sample, dtype=np.float64) / step + float(LEVEL_OFFSET)), MOST_LEVEL).astype(np.int64)
     return np.where(sample < 0, -sizes, sizes)
 
 
 def _bits_of(levels: NDArray[np.int64]) -> float:
-    return _LEVEL_STAGE * _entropy(np.bincount(levels + _TOP) / max(1, len(levels)))
+    return _LEVEL_STAGE * _entropy(np.bincount(levels + MOST_LEVEL) / max(1, len(levels)))
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:

@@ -6,11 +6,11 @@ import math
 from functools import lru_cache
 from statistics import NormalDist
 
-__all__ = ["NON_ZERO", "TERNARY_BITS", "UNIFORM_FROM", "element_noise", "non_zero"]
+__all__ = ["NON_ZERO", "TERNARY_BITS", "TRIT_STAGE", "UNIFORM_FROM", "element_noise", "non_zero"]
 
 TERNARY_BITS, NON_ZERO = 1.0, 0.22
 """Bits of a trit after the zstd stage, and the share of the trits that are not zero, while elements are dropped."""
-_TRIT_STAGE = 1.0203
+TRIT_STAGE = 1.0203
 """Bits of trits over their entropy."""
 SIGN_NOISE = 1.571
 """What signs with the right gain make of a Gaussian's power, over it: pi / 2."""
@@ -43,5 +43,5 @@ def non_zero(rate: float) -> float:
     for _ in range(40):
         middle = (low + high) / 2
         entropy = middle - middle * math.log2(middle) - (1 - middle) * math.log2(1 - middle)
-        low, high = (middle, high) if _TRIT_STAGE * entropy < rate else (low, middle)
+        low, high = (middle, high) if TRIT_STAGE * entropy < rate else (low, middle)
     return high

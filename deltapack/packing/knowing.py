@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from deltapack.checkpoint import Checkpoint
 from deltapack.format.digest import CHUNK
-from deltapack.packing.allocation import BOOST, Kind, Known
+from deltapack.kernels.buffers import Buffers
+from deltapack.packing.allocation import BOOST, NARROW, Kind, Known
 from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
@@ -24,8 +25,8 @@ RANK = 8
 """Singular directions that are looked for."""
 _LARGE = 8
 """A weight of at least this part of all is surveyed by all threads together."""
-_NARROW, _SMALL, _ROWS = 16, 4096, 2048
-"""Rows or columns, and elements, below which no directions are looked for, and rows of a vocabulary that are looked at."""
+_SMALL, _ROWS = 4096, 2048
+"""Elements below which no directions are looked for, and rows of a vocabulary that are looked at."""
 _SEEN = 256
 """Rows by which directions are found, at least."""
 _LONG, _TALL, _TALLER = 4096, 2, 8
@@ -95,10 +96,11 @@ def survey_weights(
     Returns:
         By the names of the weights, in the order of the plans.
     """
-    heads, found = heads_of(finetuned.tensors), dict[str, Surveyed]()
+    heads, buffers, found = heads_of(finetuned.tensors), Buffers(), dict[str, Surveyed]()
 
     def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
-        return _survey_weight(plan, Delta(base, finetuned, plan.tensor, plan.base), threads, BOOST if plan.tensor.name in heads else 1.0)
+        delta = Delta(base, finetuned, plan.tensor, plan.base, buffers)
+        return _survey_weight(plan, delta, threads, BOOST if plan.tensor.name in heads else 1.0)
 
     most = max(CHUNK, sum(plan.common for plan in plans) // _LARGE)
     for plan in (plan for plan in plans if plan.common > most):
@@ -129,7 +131,7 @@ def _survey_weight(plan: DeltaPlan, delta: Delta, workers: int, boost: float) ->
         moved = moved_rows(squares, _STILL)
         if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
             return _touched(plan, delta, squares, moved)
-    if min(rows, columns) < _NARROW or delta.common < _SMALL:
+    if min(rows, columns) < NARROW or delta.common < _SMALL:
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
         return Surveyed(plan, delta, replace(known, energy=energy if np.isfinite(energy) else 0.0))

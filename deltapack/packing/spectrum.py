@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -37,6 +37,8 @@ _PIECE = 16
 """Rows that are looked at together where not all are."""
 _FOUND = 2.0
 """How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
+_BLOCK = CHUNK // 4
+"""Elements that are looked at together where all are: they stay in the second-level cache."""
 _SAMPLED_ROWS, _PLAIN = 16, 30
 """Rows that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
 
@@ -82,15 +84,17 @@ def spectrum_of(
         key: 64 bits that the signs are drawn from.
         turns: How often directions are turned, at least once: a pass each, beside the one for the left directions.
         share: Directions are turned by one of so many rows, and the energy is told by these; right directions are a little less right then.
-        workers: Threads; each holds a block of about a million elements.
+        workers: Threads; each holds a block of about a quarter of a million elements.
 
     Returns:
         The spectrum; `None` where a difference is not finite, or products of differences are not.
     """
-    shift, loops = _shift(read, rows, columns), kernels.active()
-    blocks = _Blocks(read, rows, columns, shift, workers)
+    loops, blocks = kernels.active(), _Blocks(read, rows, columns, 0, workers)
+    seen = blocks.few(share) if share > 1 or rows * columns <= _BLOCK else blocks
+    blocks = seen if share == 1 else blocks
+    shift, times = _shift(seen), rows / seen.rows
+    blocks, seen = replace(blocks, shift=shift), replace(seen, shift=shift)
     with np.errstate(over="ignore", invalid="ignore"):
-        seen, times = (blocks, 1.0) if share == 1 else blocks.few(share)
         turned = _turned(seen, _signs(key, columns, _width(rank)), turns)
         if turned is None:
             return None
@@ -128,9 +132,10 @@ def _signs(key: int, columns: int, width: int) -> F32:
     return np.where(samples >> 31, np.float32(-1), np.float32(1)).reshape(columns, width)
 
 
-def _shift(read: Read, rows: int, columns: int) -> int:
+def _shift(blocks: _Blocks) -> int:
     """Return the power of two that brings a few differences near 1, 0 where sixth powers of them are numbers as they are."""
-    parts = (read(row * columns, (row + 1) * columns) for row in range(0, rows, -(-rows // _SAMPLED_ROWS)))
+    rows, columns = blocks.rows, blocks.columns
+    parts = (blocks.read(row * columns, (row + 1) * columns) for row in range(0, rows, -(-rows // _SAMPLED_ROWS)))
     largest = max(float(np.abs(part[np.isfinite(part)]).max(initial=0)) for part in parts)
     power = math.frexp(largest)[1] if largest > 0 else 0
     return 0 if abs(power) <= _PLAIN else -power
@@ -146,16 +151,21 @@ class _Blocks:
     shift: int
     workers: int
 
-    def few(self, share: int) -> tuple[_Blocks, float]:
-        """Return one of so many rows, in memory, and how many times more there are."""
-        pieces = [(first, min(first + _PIECE, self.rows)) for first in range(0, self.rows, _PIECE * share)]
-        held = np.concatenate([self.read(first * self.columns, last * self.columns).copy() for first, last in pieces])
-        count = len(held) // self.columns
-        return _Blocks(lambda start, stop: held[start:stop], count, self.columns, self.shift, 1), self.rows / count
+    def few(self, share: int) -> _Blocks:
+        """Return one of so many rows, in memory."""
+        size = _PIECE if share > 1 else self.rows
+        pieces = [(first, min(first + size, self.rows)) for first in range(0, self.rows, size * share)]
+        held = np.empty(sum(last - first for first, last in pieces) * self.columns, np.float32)
+        done = 0
+        for first, last in pieces:
+            end = done + (last - first) * self.columns
+            held[done:end] = self.read(first * self.columns, last * self.columns)
+            done = end
+        return _Blocks(lambda start, stop: held[start:stop], done // self.columns, self.columns, self.shift, 1)
 
     def each(self, function: Callable[[F32], T]) -> Iterator[T]:
         """Yield what a function makes of each block `[n, columns] f32`, in order."""
-        step, scale = max(1, CHUNK // self.columns), np.float32(2.0**self.shift)
+        step, scale = max(1, _BLOCK // self.columns), np.float32(2.0**self.shift)
 
         def work(first: int) -> T:
             block = self.read(first * self.columns, min(first + step, self.rows) * self.columns)

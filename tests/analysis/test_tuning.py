@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from support.languages import Languages
 
 import deltapack
 from deltapack.analysis.grouping import groups_of
+from deltapack.analysis.measuring import Judge, Value
 from deltapack.analysis.retuning import digests_of, retuned_entries, write_retuned
 from deltapack.analysis.searching import GRID, NARROW, search_steps, smallest
+from deltapack.analysis.tuners import Search, Tuner
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.format.reader import PackReader
@@ -246,3 +249,22 @@ def test_layers_are_divided_in_order(pack_of: PackOf) -> None:
         groups = groups_of(pack, reader.index, 3, factors=False)
         assert list(groups) == ["layers 0 to 1", "layers 2 to 3", "layers 4 to 6"]
         assert sorted(name for names in groups.values() for name in names) == sorted(base)
+
+
+def test_the_value_told_is_that_of_the_factors_chosen(tmp_path: Path) -> None:
+    """Also where large scores are good, and one of a draft is 1."""
+    drafts = list[float]()
+
+    def draft(multipliers: dict[str, float], out: Path) -> Path:
+        drafts.append(multipliers["all"])
+        return out
+
+    def measured(path: Path, *, verify: bool = True) -> Value:
+        return Value(1.1 - abs(drafts[-1] - 0.7) if drafts else 0.8)
+
+    reader = SimpleNamespace(path=tmp_path / "pack.dpk", file_bytes=1)
+    tuner = SimpleNamespace(groups={"all": frozenset({"a"})}, reader=reader, name="pack", draft=draft)
+    search = Search(cast(Judge, SimpleNamespace(pack=measured)), tmp_path, Value(0.0), Value(2.0), 0, "score")
+    found = search.tune(cast(Tuner, tuner))
+    assert found.before == 0.8 and found.after == 1.1 - abs(found.groups[0].factor - 0.7) > 1.05
+    assert len(drafts) == search.evaluations - 1

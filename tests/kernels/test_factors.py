@@ -58,6 +58,18 @@ def test_values_are_sums_in_order(backend: str, product: Product) -> None:
     assert unsigned(found[~nan]).tolist() == unsigned(expected[~nan]).tolist()
 
 
+@settings(max_examples=60, deadline=None)
+@given(products(), st.integers(0, 1 << 30))
+def test_some_values_are_those_of_all(product: Product, seed: int) -> None:
+    places = np.flatnonzero(np.random.default_rng(seed).random(product.length) < 0.2).astype(np.uint32)
+    for backend in BACKENDS:
+        loops = load(backend)
+        found, expected = loops.product_at(product, places), loops.product_values(product)[places]
+        nan = np.isnan(expected)
+        assert np.array_equal(np.isnan(found), nan), backend
+        assert unsigned(found[~nan]).tolist() == unsigned(expected[~nan]).tolist(), backend
+
+
 @pytest.mark.parametrize("name", ["f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2"])
 @settings(max_examples=25, deadline=None)
 @given(products(), st.booleans(), st.integers(0, 1 << 30))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deltapack.packing.coding import DEAD_ZONE, fit_levels, fit_signs, fit_trits
+from deltapack.kernels.reference.scaling import LEVEL_OFFSET
+from deltapack.packing.coding import fit_levels, fit_signs, fit_trits
 
 Sample = NDArray[np.float32]
 
@@ -74,7 +75,7 @@ def test_levels_take_the_bits_that_there_are(name: str, rate: float) -> None:
     assert fitted is not None
     assert fitted.bits <= rate * 1.01
     assert name == "grid" or fitted.bits >= rate * 0.97
-    levels = np.sign(sample) * np.floor(np.abs(sample) / fitted.scale + DEAD_ZONE)
+    levels = np.sign(sample) * np.floor(np.abs(sample) / fitted.scale + LEVEL_OFFSET)
     restored = fitted.gain * fitted.scale * levels
     power = float(np.square(sample, dtype=np.float64).sum())
     assert float((restored * sample).sum()) == pytest.approx(power, rel=1e-4)

@@ -165,7 +165,7 @@ def test_a_share_of_the_rows_tells_the_directions(share: int) -> None:
 
 def test_rows_that_no_share_sees_are_looked_for() -> None:
     matrix = np.zeros((640, 30), np.float32)
-    matrix[64:128] = 1
+    matrix[16:80] = 1
     found, whole = spectrum(matrix, 2, share=5), spectrum(matrix, 2)
     assert len(found.values) == 1
     assert (found.energy, found.values.tobytes()) == (whole.energy, whole.values.tobytes())

@@ -22,7 +22,7 @@ from deltapack.kernels.cpu.exact_symbols import (
     stairs_of,
     symbols_of,
 )
-from deltapack.kernels.cpu.factors import add_product, product_values
+from deltapack.kernels.cpu.factors import add_product, product_at, product_values
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
 from deltapack.kernels.cpu.matrices import symmetric_eigen, times, transposed_times
 from deltapack.kernels.cpu.positions import (
@@ -77,6 +77,7 @@ __all__ = [
     "places_between",
     "plane_values",
     "predicted_of",
+    "product_at",
     "product_values",
     "quantize_groups",
     "rans_decode",

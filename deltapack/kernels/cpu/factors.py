@@ -11,7 +11,7 @@ from deltapack.kernels.cpu.bits import compiled, loops_on, narrow, widen
 from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.product import Product
 
-__all__ = ["add_product", "product_values"]
+__all__ = ["add_product", "product_at", "product_values"]
 
 _BLOCK = 4096
 
@@ -20,6 +20,14 @@ def product_values(product: Product, out: Values | None = None) -> Values:
     """See the reference."""
     values = np.empty(product.length, np.float32) if out is None else out[: product.length]
     _fill(*_arguments(product), np.uint64(product.start), values)
+    return values
+
+
+def product_at(product: Product, positions: Positions) -> Values:
+    """See the reference."""
+    values = np.empty(len(positions), np.float32)
+    left, right = (np.ascontiguousarray(factor.T) for factor in (product.left, product.right))
+    _fill_at(left, right, np.uint64(product.start), np.ascontiguousarray(positions), values)
     return values
 
 
@@ -64,6 +72,23 @@ def _fill(left: Values, right: Values, start: np.uint64, values: Values) -> None
         at += size
         row += one
         column = np.uint64(0)
+
+
+@compiled
+def _fill_at(left: Values, right: Values, start: np.uint64, positions: Positions, values: Values) -> None:
+    """Fill `values` with those at positions that rise; both factors are turned, so that the numbers of a row or column lie together."""
+    columns, rank = np.uint64(len(right)), np.uint64(left.shape[1])
+    row, end = np.uint64(0), columns
+    for i in range(np.uint64(len(positions))):
+        place = start + np.uint64(positions[i])
+        if place >= end:
+            row = place // columns
+            end = (row + np.uint64(1)) * columns
+        u, v = left[row], right[place + columns - end]
+        total = u[np.uint64(0)] * v[np.uint64(0)]
+        for k in range(np.uint64(1), rank):
+            total += u[k] * v[k]
+        values[i] = total
 
 
 @compiled

@@ -22,7 +22,7 @@ from deltapack.kernels.reference.exact_symbols import (
     stairs_of,
     symbols_of,
 )
-from deltapack.kernels.reference.factors import add_product, product_values
+from deltapack.kernels.reference.factors import add_product, product_at, product_values
 from deltapack.kernels.reference.matrices import symmetric_eigen, times, transposed_times
 from deltapack.kernels.reference.positions import (
     bitmap_of,
@@ -81,6 +81,7 @@ __all__ = [
     "places_between",
     "plane_values",
     "predicted_of",
+    "product_at",
     "product_values",
     "quantize_groups",
     "rans_decode",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from deltapack.dtypes import DType
-from deltapack.kernels.layout import Elements, Sparse, Values
+from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.product import Product
 from deltapack.kernels.reference.adding import add_in_place
 
-__all__ = ["add_product", "product_values"]
+__all__ = ["add_product", "product_at", "product_values"]
 
 
 def product_values(product: Product, out: Values | None = None) -> Values:
@@ -29,6 +29,22 @@ def product_values(product: Product, out: Values | None = None) -> Values:
         return values
     out[:length] = values
     return out[:length]
+
+
+def product_at(product: Product, positions: Positions) -> Values:
+    """Return some values of a product, `[n] f32`, each as `product_values` makes it.
+
+    Args:
+        product: The factors.
+        positions: Which, `[n] u32`, rising.
+    """
+    left, right, start, _ = product
+    rows, columns = np.divmod(positions.astype(np.int64) + start, right.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        total: Values = left[0][rows] * right[0][columns]
+        for u, v in zip(left[1:], right[1:], strict=True):
+            total += u[rows] * v[columns]
+    return total
 
 
 def add_product(elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
