@@ -101,12 +101,12 @@ class Fitting:
             self.notes.append(f"the budget allows {target:,} bytes, and with every weight at its best code the pack takes {size:,}")
             return None
         if size > target and (not self._known or attempt.rates.spent <= LEAST_RATE / _ALL):
-            raise self._impossible(size)
+            raise self._impossible()
         if len(self.tried) < MOST_TRIES:
             return self._of_bits(next_bits(self.tried, target), attempt)
         best = best_of(self.tried, target)
         if best is None or self.best is None:
-            raise self._impossible(min(one.size for one in self.tried))
+            raise self._impossible()
         if best.size == size:
             self.notes.append(f"the budget allows {target:,} bytes; the nearest below that was found is {size:,}")
             return None
@@ -146,7 +146,8 @@ class Fitting:
         total += sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         return total + ENTRY_BYTES * len(self.plans)
 
-    def _impossible(self, least: int) -> RecipeError:
+    def _impossible(self) -> RecipeError:
+        least = min(one.size for one in self.tried)
         return RecipeError(
             "no pack of these models is so small",
             path=self.inputs.finetuned.path,
