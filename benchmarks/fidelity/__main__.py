@@ -6,7 +6,7 @@
     python -m benchmarks.fidelity --fresh            # nothing that is kept counts, but for the models
     python -m benchmarks.fidelity --quick            # a trial on the demo's models, writes nothing
 
-What is kept lies beside the models, in the cache of `benchmarks.checkpoints`.
+The tables of docs/fidelity.md are written anew, too. What is kept lies beside the models, in the cache of `benchmarks.checkpoints`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarks import command
 from benchmarks.assets import AssetsUnavailableError
 from benchmarks.checkpoints import cache_folder
 from benchmarks.fidelity import merges
+from benchmarks.fidelity.page import write_page
 from benchmarks.fidelity.plots import draw
 from benchmarks.fidelity.report import means, tables
 from benchmarks.fidelity.running import Kept, Result
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = ("nothing",) if options.tables else options.names
         section = measure(PLAN, tuple(SUBJECTS), Kept(path), DATA, wanted)
         command.keep(section)
+        write_page()
         progress(f"kept in {path}")
     print(json.dumps(asdict(section), indent=1) if options.json else section.markdown())
     if not (options.quick or options.tables or options.names):

@@ -17,10 +17,12 @@ __all__ = ["Mean", "means", "tables"]
 SHOWN = ("agreement", "loss", "exact match", "cosine", "control", "noise")
 JUDGED = (1.0, 0.5, 0.25, 0.1)
 """Bits a weight at which ours is set beside the best of others."""
+LEAST, MOST = 0.95, 1.02
+"""Shares of these bits within which another method is of that size. One of fewer bits that is better than these, or ours, is told."""
 ALL_HEADERS = ("model", "method", "asked", "bits/weight", "KL", "KL spread", "retention", "retention spread", *SHOWN, "seeds")
 BESIDE_HEADERS = (
     *("model", "bits/weight", "measure", "deltapack", "spread", "best other", "of", "held"),
-    *("seeds",),
+    *("seeds", "asked", "better with fewer bits", "these bits", "of these"),
 )
 EQUAL_HEADERS = ("model", "measure", "DARE's drop rate", "value", "DARE bits/weight", "deltapack bits/weight", "x smaller")
 DEFAULT_HEADERS = (
@@ -100,18 +102,33 @@ def _measures(group: Sequence[Mean]) -> Iterator[tuple[str, int]]:
 
 
 def _beside_rows(found: Sequence[Mean]) -> Iterator[tuple[Cell, ...]]:
-    for subject, group in _subjects(found).items():
+    for group in _subjects(found).values():
         others = [mean for mean in group if mean.method not in (OURS, DEFAULT, *ENDS)]
         for ours in (mean for mean in group if mean.method == OURS and mean.target in JUDGED):
             for measure, sign in _measures(group):
-                fair = [mean for mean in others if mean.bits <= 1.02 * ours.target and measure in mean.values]
-                if not fair or measure not in ours.values:
-                    continue
-                best = max(fair, key=lambda mean: sign * mean.values[measure])
-                spread = max(ours.spreads[measure], best.spreads[measure])
-                held = sign * (ours.values[measure] - best.values[measure]) >= -spread
-                line = subject, ours.bits, measure, ours.values[measure], ours.spreads[measure] if ours.seeds > 1 else None
-                yield *line, best.values[measure], f"{best.method}, {best.bits:.3g} bits", "yes" if held else "no", ours.seeds
+                if measure in ours.values:
+                    yield _beside(ours, [mean for mean in others if measure in mean.values], measure, sign)
+
+
+def _beside(ours: Mean, others: Sequence[Mean], measure: str, sign: int) -> tuple[Cell, ...]:
+    """Return the row of a size and a measure: the best of others of that size, and what is better with fewer bits if anything is."""
+
+    def better(other: Mean) -> bool:
+        spread = max(ours.spreads[measure], other.spreads[measure])
+        return sign * (ours.values[measure] - other.values[measure]) < -spread
+
+    def best(of: Iterable[Mean]) -> Mean | None:
+        return max(of, key=lambda mean: sign * mean.values[measure], default=None)
+
+    near = best(mean for mean in others if LEAST * ours.target <= mean.bits <= MOST * ours.target)
+    fewer = best(mean for mean in others if mean.bits < LEAST * ours.target)
+    lost = any(other is not None and better(other) for other in (near, fewer))
+    if fewer is not None and not better(fewer) and (near is None or sign * (fewer.values[measure] - near.values[measure]) <= 0):
+        fewer = None
+    held = "no" if lost else "yes" if near is not None else None
+    line = ours.subject, ours.bits, measure, ours.values[measure], ours.spreads[measure] if ours.seeds > 1 else None
+    of = (None, None) if near is None else (near.values[measure], f"{near.method}, {near.bits:.3g} bits")
+    return *line, *of, held, ours.seeds, ours.target, *((None,) * 3 if fewer is None else (fewer.values[measure], fewer.bits, fewer.method))
 
 
 def _equal_rows(found: Sequence[Mean]) -> Iterator[tuple[Cell, ...]]:

@@ -22,7 +22,7 @@ from benchmarks.speed.candidates import LOADED, WAYS, WORKERS
 from benchmarks.speed.inputs import Bench, Setting, weights
 from deltapack.checkpoint import open_checkpoint
 
-__all__ = ["check_large", "check_setting", "decoder", "expected", "sample_names", "wrong_in_folder"]
+__all__ = ["check_budget", "check_large", "check_setting", "decoder", "expected", "sample_names", "wrong_in_folder"]
 
 
 @cache
@@ -72,6 +72,17 @@ def wrong_in_folder(folder: Path, want: Mapping[str, bytes]) -> str:
 def _wrong(found: Callable[[str], bytes], want: Mapping[str, bytes]) -> str:
     wrong = [name for name, raw in want.items() if found(name) != raw]
     return f"{len(wrong)} of {len(want)} tensors differ from the reference, such as {wrong[0]}" if wrong else ""
+
+
+@cache
+def check_budget(small: Bench) -> str:
+    """Compare a pack by the default budget with the one that plain numpy writes; return what is wrong, empty if nothing."""
+    verb, plain = small.compress_by_budget(2), small.scratch / "budget-without-numba.dpk"
+    assert verb.out is not None
+    verb.prepare()
+    verb.call()
+    run_verb("compress", verb.arguments | {"out": str(plain), "force": True, "without_numba": True})
+    return "" if verb.out.read_bytes() == plain.read_bytes() else "the pack differs from the one that plain numpy writes"
 
 
 @cache

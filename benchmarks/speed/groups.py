@@ -26,7 +26,7 @@ from benchmarks.speed.candidates import (
     two_states,
     weight_files,
 )  # fmt: skip
-from benchmarks.speed.checks import check_large, check_setting, decoder, wrong_in_folder
+from benchmarks.speed.checks import check_budget, check_large, check_setting, decoder, wrong_in_folder
 from benchmarks.speed.inputs import DEFAULT, Bench, Setting
 from benchmarks.speed.peers import Tools, patch_from
 from benchmarks.timing import Group, Rounds, Sample, floor_headers, interleave, ratio
@@ -105,7 +105,7 @@ def measure_memory(bench: Bench, small: Bench, rounds: Rounds) -> Group:
 
 def measure_compress(bench: Bench, small: Bench, rounds: Rounds, *, peers: bool) -> Group:
     """Time compress, with reading both checkpoints and zstd --patch-from in the same rounds."""
-    verbs: list[Verb] = [bench.compress(DEFAULT, 2), bench.compress(DEFAULT, 1)]
+    verbs: list[Verb] = [bench.compress(DEFAULT, 2), bench.compress(DEFAULT, 1), bench.compress_by_budget(2)]
     peaks: dict[str, float] = {}
     candidates = [read_floor([bench.base, bench.family.tuned[0]]), *(verb.candidate() for verb in verbs), verbs[0].command(peaks)]
     if peers:
@@ -113,7 +113,8 @@ def measure_compress(bench: Bench, small: Bench, rounds: Rounds, *, peers: bool)
     samples = interleave(candidates, rounds)
     peaks |= {verb.name: verb.peak_mb() for verb in verbs}
     wrong = check_setting(DEFAULT, small).get("compress") or check_large(bench, DEFAULT, "compress")
-    return Group(bench.family.nbytes, samples, peaks, {name: wrong for name in samples if name.startswith("compress")})
+    reasons = {name: wrong for name in samples if name.startswith("compress")} | {verbs[2].name: check_budget(small)}
+    return Group(bench.family.nbytes, samples, peaks, reasons)
 
 
 def method_name(method: str) -> str:

@@ -65,6 +65,12 @@ class Bench:
         arguments = {"base": str(self.base), "finetuned": str(self.family.tuned[0]), "recipe": setting.recipe(), "workers": workers}
         return Verb(f"compress, {_workers(workers)}", "compress", arguments | {"out": str(self.scratch / "out.dpk")})
 
+    def compress_by_budget(self, workers: int) -> Verb:
+        arguments = {"base": str(self.base), "finetuned": str(self.family.tuned[0]), "recipe": {}, "workers": workers}
+        return Verb(
+            f"compress by the default budget, {_workers(workers)}", "compress", arguments | {"out": str(self.scratch / "budget.dpk")}
+        )
+
     def apply(self, setting: Setting, workers: int) -> Verb:
         arguments = {"base": str(self.base), "pack": str(self.pack(setting)), "workers": workers}
         return Verb(f"apply to folder, {_workers(workers)}", "apply", arguments | {"out": str(self.scratch / "applied")})

@@ -123,6 +123,9 @@ def _compress_rows(group: Group) -> Iterator[Row]:
     name = "compress, 2 workers"
     how = f"{group.nbytes / 1e9:.2f} GB a checkpoint, library call, both digests"
     yield _at_most("compress at drop rate 0.9, against reading both", 6, group.ratio(name, "read files"), how)
+    budget = "compress by the default budget, 2 workers"
+    yield _at_most("compress by the default budget, against drop rate 0.9", 2, group.ratio(budget, name), "2 workers, library calls")
+    yield _at_most("peak RSS, compress by the default budget", PEAK_MB, group.peaks.get(budget), "2 workers", "MB")
     call, command = group.seconds(name), group.seconds(f"{name}, command")
     added = command - call if call is not None and command is not None else None
     yield _at_most("compress, what the command adds", 1.5, added, "medians, compiled before", "s")

@@ -168,7 +168,7 @@ class Factors:
             differences: `[length] f32`, or those at `positions`.
             start: The first element.
             length: How many elements.
-            positions: Which of them the differences are of, rising, counted from `start`; all unless given.
+            positions: Which of them the differences are of, counted from `start`; all unless given.
         """
         loops, product = kernels.active(), self.product(start, length, np.float32(1))
         left: Values = differences - (loops.product_values(product) if positions is None else loops.product_at(product, positions))

@@ -13,7 +13,7 @@ from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, 
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
 from deltapack.packing.expecting import shrunk
-from deltapack.packing.factoring import quantise_factors
+from deltapack.packing.factoring import faithful_factors
 from deltapack.packing.gaussian import non_zero
 from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan
@@ -25,6 +25,13 @@ _LEAST_KEEP, _ALL = 1 << 16, 0.999
 """The least K of a stratified mask, and the density from which all elements are kept."""
 _SAMPLED = 1 << 20
 _MOST_GAIN = 1e6
+_UNEVEN = 2.0
+"""Noise of trits, were all kept, above which a few elements hold most of the power, and levels that are mostly 0 leave less: a Gaussian's
+is 0.5."""
+_OF_FACTORS = 0.6
+"""What wider codes of factors may take of a weight's bits."""
+_HARDLY = 0.03
+"""Share of a difference's power that factors may leave uncoded, where codes of it would add more than they give."""
 _LOWEST_SCALE, _HIGHEST_SCALE = 1e-30, 1e30
 """Scales below the one are those of nothing: their products would leave the range of f32, as those of scales above the other would."""
 
@@ -54,14 +61,16 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     if known.kind == "touched":
         return _touched(surveyed, share, kappa)
     spectrum = surveyed.spectrum
-    factors = None if spectrum is None or not share.rank else quantise_factors(spectrum, share.rank, share.bits)
+    most = _OF_FACTORS * (factor_bits(known, share) + share.rate * known.elements)
+    factors = None if spectrum is None or not share.rank else faithful_factors(spectrum, share.rank, share.bits, most)
     plan = replace(surveyed.plan, factors=factors)
     spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
-    if share.values == "":
-        return _without_codes(plan, noise_of(known, share))
+    alone = 0.0 if factors is None else noise_of(known, Share("", 0.0, factors.shape.rank, factors.shape.bits))
+    if share.values == "" and factors is not None:
+        return _without_codes(plan, alone)
     rate = max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE)
-    coded = _coded(surveyed, plan, rate, share.values, kappa)
-    return coded if coded is not None else _without_codes(plan, noise_of(known, replace(share, values="")))
+    coded = _coded(surveyed, plan, rate, share.values or "ternary", kappa)
+    return coded if coded is not None else _without_codes(plan, alone)
 
 
 def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
@@ -74,9 +83,13 @@ def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa:
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
     sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
+    if values == "ternary" and fitted is not None and fitted.noise(1.0) > _UNEVEN:
+        values, fitted = "uniform", fit_levels(sample, rate)
     if fitted is None or not _usable(fitted):
         return None
     left = float(np.square(sample, dtype=np.float64).mean()) * delta.common / known.energy
+    if factors is not None and left < _HARDLY and fitted.noise(1.0 if values == "uniform" else min(1.0, rate / fitted.bits)) > 1:
+        return _without_codes(plan, left)
     scaling = Scaling("tensor", fitted.scale, threshold=fitted.threshold)
     return _finished(plan, known, fitted, Choice(values, scaling, 1.0 if values == "uniform" else rate / fitted.bits), (left, 0.0), kappa)
 

@@ -73,7 +73,7 @@ def compress(
         base_packs: Packs of a chain that begins at `base`; the base of the new pack is what the last one restores, which is never written.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
-        progress: Called with bytes of the fine-tune done so far and in all.
+        progress: Called with bytes of the fine-tune done so far and in all; not during the survey for a budget.
 
     Returns:
         Sizes, counts and warnings.

@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 import torch
 
 from benchmarks.fidelity import __main__ as command
-from benchmarks.fidelity import coding, models, report, study, texts
+from benchmarks.fidelity import coding, models, page, report, study, texts
 from benchmarks.fidelity.coding import Deltas
 from benchmarks.fidelity.llama import Shape, scores
 from benchmarks.fidelity.measuring import language_subject
@@ -24,7 +24,7 @@ from benchmarks.fidelity.plots import PICTURES, draw
 from benchmarks.fidelity.real import load_state
 from benchmarks.fidelity.running import Differences, Kept, Result, by_method
 from benchmarks.fidelity.study import DEFAULT, FORMER, OURS, Plan, Topic, measure_subject
-from benchmarks.results import Table
+from benchmarks.results import Table, load_sections
 from deltapack.demo.model import ModelSize, initial_parameters, logits, save_model
 
 TINY = ModelSize(layers=1, width=64, heads=2, inner=128)
@@ -151,11 +151,32 @@ def test_tables_judge_as_they_say() -> None:
     others = [result("DARE int4", 1.0, 1.0, 0.005, 0.98), result("DARE int4", 0.1, 0.1, 0.2, 0.4), result(DEFAULT, 0.0, 0.15, 0.03, 0.91)]
     every, beside, equal, defaults = (list(report_rows(table)) for table in report.tables([*ours, *former, *others]))
     assert [row["seeds"] for row in every if row["method"] == FORMER] == [2] and len(every) == 7
-    verdicts = {(row["bits/weight"], row["measure"]): (row["held"], row["of"]) for row in beside}
-    assert verdicts[1.0, "kl"] == ("no", "DARE int4, 1 bits") and verdicts[1.0, "retention"][0] == "yes"
+    verdicts = {(row["asked"], row["measure"]): (row["held"], row["of"], row["these bits"]) for row in beside}
+    assert verdicts[1.0, "kl"] == ("no", "DARE int4, 1 bits", None) and verdicts[1.0, "retention"] == ("yes", "DARE int4, 1 bits", None)
     assert verdicts[0.1, "kl"][0] == verdicts[0.1, "retention"][0] == "yes"
+    assert verdicts[0.25, "kl"] == (None, None, None)  # a method of 0.1 bits says nothing at 0.25 unless it is better
     assert {row["measure"]: row["x smaller"] for row in equal} == {"kl": pytest.approx(1.2), "retention": pytest.approx(1.2)}
     assert defaults[0]["held"] == "yes" and defaults[0]["x smaller"] == pytest.approx(2)
+
+
+def test_methods_stand_at_their_own_bits_only() -> None:
+    ours = [result(OURS, 1.0, 0.99, 0.01, 0.99), result(OURS, 0.5, 0.5, 0.02, 0.98), result(OURS, 0.25, 0.25, 0.2, 0.9)]
+    others = [result("near", 1.0, 0.96, 0.2, 0.5), result("few", 0.4, 0.4, 0.03, 0.97), result("least", 0.1, 0.1, 0.1, 0.1)]
+    beside = {(row["asked"], row["measure"]): row for row in report_rows(report.tables([*ours, *others])[1])}
+    columns = ("best other", "of", "held", "better with fewer bits", "these bits", "of these")
+    found = {key: tuple(row[column] for column in columns) for key, row in beside.items()}
+    assert found[1.0, "kl"] == (0.2, "near, 0.96 bits", "yes", 0.03, 0.4, "few")
+    assert found[0.5, "kl"] == (None,) * 6  # nobody else was measured there, and nobody was better with fewer
+    assert found[0.25, "kl"] == (None, None, "no", 0.1, 0.1, "least")
+    assert found[0.25, "retention"] == (None,) * 6
+
+
+def test_the_page_has_the_tables_of_the_data() -> None:
+    text = page.PAGE.read_text("utf-8")
+    assert page.page(text, load_sections()) == text
+    assert "| gpt perl | KL |" in text and "## Where it fails" in text
+    with pytest.raises(ValueError, match="expected the mark failures once, found it 0 times"):
+        page.page(text.replace("<!-- failures -->", ""), load_sections())
 
 
 def report_rows(table: Table) -> Iterator[dict[str, object]]:

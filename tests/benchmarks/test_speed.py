@@ -34,7 +34,8 @@ def compressed(bench: Bench) -> Group:
 def test_a_row_from_end_to_end(compressed: Group) -> None:
     assert not any(sample.reason for sample in compressed.samples.values())
     rows = {row[0]: row for row in compressed.rows()}
-    assert rows.keys() == {"read files", "compress, 2 workers", "compress, 1 worker", "compress, 2 workers, command"}
+    budget = "compress by the default budget, 2 workers"
+    assert rows.keys() == {"read files", "compress, 2 workers", "compress, 1 worker", "compress, 2 workers, command", budget}
     seconds, _, runs, speed, per_weight, peak = rows["compress, 2 workers, command"][1:7]
     assert runs == 1 and isinstance(seconds, float) and isinstance(speed, float)
     assert speed * seconds == pytest.approx(compressed.nbytes / 1e9)

@@ -61,7 +61,8 @@ def test_values_are_sums_in_order(backend: str, product: Product) -> None:
 @settings(max_examples=60, deadline=None)
 @given(products(), st.integers(0, 1 << 30))
 def test_some_values_are_those_of_all(product: Product, seed: int) -> None:
-    places = np.flatnonzero(np.random.default_rng(seed).random(product.length) < 0.2).astype(np.uint32)
+    places = np.random.default_rng(seed).integers(0, product.length, 90, np.uint32)  # in any order: runs of a sample overlap
+    places[30:] = np.sort(places[30:])
     for backend in BACKENDS:
         loops = load(backend)
         found, expected = loops.product_at(product, places), loops.product_values(product)[places]

@@ -76,15 +76,15 @@ def _fill(left: Values, right: Values, start: np.uint64, values: Values) -> None
 
 @compiled
 def _fill_at(left: Values, right: Values, start: np.uint64, positions: Positions, values: Values) -> None:
-    """Fill `values` with those at positions that rise; both factors are turned, so that the numbers of a row or column lie together."""
+    """Fill `values` with those at positions; both factors are turned, so that the numbers of a row or column lie together."""
     columns, rank = np.uint64(len(right)), np.uint64(left.shape[1])
-    row, end = np.uint64(0), columns
+    row, first = np.uint64(0), np.uint64(0)
     for i in range(np.uint64(len(positions))):
         place = start + np.uint64(positions[i])
-        if place >= end:
+        if place - first >= columns:  # as it is, too, where it lies before: there are no numbers below 0
             row = place // columns
-            end = (row + np.uint64(1)) * columns
-        u, v = left[row], right[place + columns - end]
+            first = row * columns
+        u, v = left[row], right[place - first]
         total = u[np.uint64(0)] * v[np.uint64(0)]
         for k in range(np.uint64(1), rank):
             total += u[k] * v[k]

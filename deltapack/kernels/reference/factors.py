@@ -36,7 +36,7 @@ def product_at(product: Product, positions: Positions) -> Values:
 
     Args:
         product: The factors.
-        positions: Which, `[n] u32`, rising.
+        positions: Which, `[n] u32`, in any order.
     """
     left, right, start, _ = product
     rows, columns = np.divmod(positions.astype(np.int64) + start, right.shape[1])
