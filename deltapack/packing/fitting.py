@@ -13,7 +13,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import plan_weight
-from deltapack.packing.expecting import CAUTION, kappa_of, rate_of_loss
+from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.knowing import Surveyed, survey_weights
@@ -123,15 +123,14 @@ class Fitting:
 
     def _attempt(self, rates: Rates, bits: float | None = None) -> Attempt:
         known = self._known
-        energy = sum(one.energy for one in known)
         kappa = kappa_of(known)
         tasks = list(self.weights.values())
         with closing(ordered_map(lambda one: plan_weight(one, share_of(one.known, rates), kappa), tasks, self.workers)) as results:
             planned = {one.known.name: result for one, result in zip(tasks, results, strict=True)}
-        noise = sum(one.energy * planned[one.name].noise for one in known) / energy if energy > 0 else 0.0
+        noise = noise_together(known, (planned[one.name].noise for one in known))
         plans = tuple(planned[plan.tensor.name].plan if plan.tensor.name in planned else plan for plan in self.plans)
         least = sum(predicted_bits(one, share_of(one, rates)) for one in known)
-        return Attempt(plans, rates, least if bits is None else bits, 2 * CAUTION * kappa * noise)
+        return Attempt(plans, rates, least if bits is None else bits, expected_loss(kappa, noise))
 
     def overhead(self) -> float:
         """Return about how many bytes the pack takes beside what its weights are coded in."""
