@@ -8,7 +8,7 @@ from deltapack.analysis.findings import BudgetRow, DareRow, TensorFinding
 from deltapack.analysis.passing import Looked
 from deltapack.packing.allocation import Known, Rates, allocate, noise_of, predicted_bits, share_of
 from deltapack.packing.budget import Budget
-from deltapack.packing.expecting import CAUTION, kappa_of, predicted_loss
+from deltapack.packing.expecting import expected_loss, kappa_of, noise_together
 from deltapack.packing.fitting import Fitting
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.roles import ROLES
@@ -41,9 +41,8 @@ def budget_rows(inputs: Inputs, looked: Looked, workers: int) -> list[BudgetRow]
 
 
 def _row(bits: float, size: float, nbytes: int, known: Sequence[Known], rates: Rates) -> BudgetRow:
-    energy = sum(one.energy for one in known)
-    noise = sum(one.energy * noise_of(one, share_of(one, rates)) for one in known) / energy
-    return BudgetRow(bits, round(size), nbytes / size, noise, min(1.0, predicted_loss(known, rates)))
+    noise = noise_together(known, (noise_of(one, share_of(one, rates)) for one in known))
+    return BudgetRow(bits, round(size), nbytes / size, noise, expected_loss(kappa_of(known), noise))
 
 
 def dare_rows(tensors: Sequence[TensorFinding], looked: Looked) -> list[DareRow]:
@@ -57,5 +56,5 @@ def dare_rows(tensors: Sequence[TensorFinding], looked: Looked) -> list[DareRow]
     rows = []
     for rate in DROP_RATES:
         noise = _INT3_NOISE / (1 - rate) - 1
-        rows.append(DareRow(rate, _INT3_BITS * (1 - rate), noise, min(1.0, 2 * CAUTION * kappa * noise), risky, failing))
+        rows.append(DareRow(rate, _INT3_BITS * (1 - rate), noise, expected_loss(kappa, noise), risky, failing))
     return rows

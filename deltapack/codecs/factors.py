@@ -63,7 +63,7 @@ class FactorShape:
         return -(-count * self.bits // 8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factors:
     """Two factors, as a blob holds them.
 

@@ -65,11 +65,12 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
     factors = None if spectrum is None or not share.rank else faithful_factors(spectrum, share.rank, share.bits, most)
     plan = replace(surveyed.plan, factors=factors)
     spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
+    alone = 0.0 if factors is None else noise_of(known, Share("", 0.0, factors.shape.rank, factors.shape.bits))
     if share.values == "" and factors is not None:
-        return _without_codes(plan, noise_of(known, share))
+        return _without_codes(plan, alone)
     rate = max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE)
     coded = _coded(surveyed, plan, rate, share.values or "ternary", kappa)
-    return coded if coded is not None else _without_codes(plan, noise_of(known, replace(share, values="")))
+    return coded if coded is not None else _without_codes(plan, alone)
 
 
 def _without_codes(plan: DeltaPlan, noise: float) -> Planned:

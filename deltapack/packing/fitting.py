@@ -13,7 +13,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import plan_weight
-from deltapack.packing.expecting import CAUTION, kappa_of, rate_of_loss
+from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.knowing import Surveyed, survey_weights
@@ -101,12 +101,12 @@ class Fitting:
             self.notes.append(f"the budget allows {target:,} bytes, and with every weight at its best code the pack takes {size:,}")
             return None
         if size > target and (not self._known or attempt.rates.spent <= LEAST_RATE / _ALL):
-            raise self._impossible(size)
+            raise self._impossible()
         if len(self.tried) < MOST_TRIES:
             return self._of_bits(next_bits(self.tried, target), attempt)
         best = best_of(self.tried, target)
         if best is None or self.best is None:
-            raise self._impossible(min(one.size for one in self.tried))
+            raise self._impossible()
         if best.size == size:
             self.notes.append(f"the budget allows {target:,} bytes; the nearest below that was found is {size:,}")
             return None
@@ -123,15 +123,14 @@ class Fitting:
 
     def _attempt(self, rates: Rates, bits: float | None = None) -> Attempt:
         known = self._known
-        energy = sum(one.energy for one in known)
         kappa = kappa_of(known)
         tasks = list(self.weights.values())
         with closing(ordered_map(lambda one: plan_weight(one, share_of(one.known, rates), kappa), tasks, self.workers)) as results:
             planned = {one.known.name: result for one, result in zip(tasks, results, strict=True)}
-        noise = sum(one.energy * planned[one.name].noise for one in known) / energy if energy > 0 else 0.0
+        noise = noise_together(known, (planned[one.name].noise for one in known))
         plans = tuple(planned[plan.tensor.name].plan if plan.tensor.name in planned else plan for plan in self.plans)
         least = sum(predicted_bits(one, share_of(one, rates)) for one in known)
-        return Attempt(plans, rates, least if bits is None else bits, 2 * CAUTION * kappa * noise)
+        return Attempt(plans, rates, least if bits is None else bits, expected_loss(kappa, noise))
 
     def overhead(self) -> float:
         """Return about how many bytes the pack takes beside what its weights are coded in."""
@@ -146,7 +145,8 @@ class Fitting:
         total += sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         return total + ENTRY_BYTES * len(self.plans)
 
-    def _impossible(self, least: int) -> RecipeError:
+    def _impossible(self) -> RecipeError:
+        least = min(one.size for one in self.tried)
         return RecipeError(
             "no pack of these models is so small",
             path=self.inputs.finetuned.path,

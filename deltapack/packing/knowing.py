@@ -96,7 +96,7 @@ def survey_weights(
     Returns:
         By the names of the weights, in the order of the plans.
     """
-    heads, found, buffers = heads_of(finetuned.tensors), dict[str, Surveyed](), Buffers()
+    heads, buffers, found = heads_of(finetuned.tensors), Buffers(), dict[str, Surveyed]()
 
     def survey(plan: DeltaPlan, threads: int = 1) -> Surveyed:
         delta = Delta(base, finetuned, plan.tensor, plan.base, buffers)

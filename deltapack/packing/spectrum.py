@@ -43,7 +43,7 @@ _SAMPLED_ROWS, _PLAIN = 16, 30
 """Rows that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """What is known of the singular values of a difference.
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, Share, allocate, noise_of, predicted_bits, share_of
-from deltapack.packing.expecting import kappa_of, predicted_loss, rate_of_loss, shrunk
+from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, predicted_loss, rate_of_loss, shrunk
 from deltapack.packing.gaussian import non_zero
 
 FLAT = tuple([1.0] * 8)
@@ -116,7 +116,12 @@ def test_the_rates_of_a_loss() -> None:
     rates = rate_of_loss(weights, half, least, most)
     assert 0.08 < rates.spent < 0.2 and predicted_loss(weights, rates) == pytest.approx(half, rel=1e-3)
     assert rate_of_loss(weights, 1e-12, least, most) == most and rate_of_loss(weights, 1e12, least, most) == least
-    assert predicted_loss((), most) == 0.0
+    assert predicted_loss((), most) == 0.0 and predicted_loss([replace(BODY, kappa=1.0)], least) == 1.0
+
+
+def test_noise_together_is_a_mean_by_energy() -> None:
+    assert noise_together([replace(BODY, energy=1.0), replace(BODY, energy=3.0)], [2.0, 6.0]) == 5.0 and noise_together([], []) == 0.0
+    assert expected_loss(0.01, 5.0) == pytest.approx(0.3) and expected_loss(0.01, 50.0) == 1.0
 
 
 def test_values_are_shrunk_where_noise_hurts() -> None:

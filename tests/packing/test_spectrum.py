@@ -169,3 +169,11 @@ def test_rows_that_no_share_sees_are_looked_for() -> None:
     found, whole = spectrum(matrix, 2, share=5), spectrum(matrix, 2)
     assert len(found.values) == 1
     assert (found.energy, found.values.tobytes()) == (whole.energy, whole.values.tobytes())
+
+
+def test_what_holds_arrays_is_itself_and_no_other() -> None:
+    matrix = low_rank(64, 48, [5.0], 0.1)
+    one, other = (spectrum_of(reader(matrix), 64, 48, 2, 7) for _ in range(2))
+    assert one is not None and other is not None and one != other and len({one, one, other}) == 2
+    first, second = quantise_factors(one, 1, 4), quantise_factors(one, 1, 4)
+    assert first != second and len({first, first, second}) == 2 and first.raw() == second.raw()

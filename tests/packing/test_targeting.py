@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
+from deltapack.errors import RecipeError
+from deltapack.packing.allocation import Rates
 from deltapack.packing.budget import Budget
 from deltapack.packing.fitting import Attempt, Fitting
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
@@ -82,3 +85,10 @@ def test_tries_end_with_the_best_of_them() -> None:
             last, attempt = attempt, fitting.after(attempt, sizes[id(attempt)])
     assert len(made) == MOST_TRIES and len(fitting.tried) <= MOST_TRIES + 1
     assert sizes[id(last)] == max(sizes.values()) and len(fitting.notes) == 1
+
+
+def test_what_is_told_of_a_size_that_no_pack_has_is_the_least_of_those_tried() -> None:
+    inputs: Any = SimpleNamespace(finetuned=SimpleNamespace(path=Path("tuned")))
+    fitting = Fitting(inputs, Budget(size=1000), 1, (), {}, 1000, [Tried(9.0, 1300), Tried(5.0, 1100)])
+    with pytest.raises(RecipeError, match="at least 1,100 bytes"):
+        fitting.after(Attempt((), Rates(2e-4, 2e-4), 3.0, 0.0), 1200)
