@@ -25,7 +25,8 @@ def test_it_shows_what_changed(pair: Pair, run: Run, tmp_path: Path) -> None:
 def test_json_is_the_report(pair: Pair, run: Run) -> None:
     report = json.loads(run("analyze", pair.base, pair.finetuned, "--json").stdout)
     found = {tensor["name"]: tensor for tensor in report["tensors"]}
-    assert found["a.weight"]["elements"] == 2000 and found["a.weight"]["kappa"] > 0 and len(found["a.weight"]["singular"]) == 8
+    small = found["a.weight"]  # too small for factors, so that `compress` looks for no directions either
+    assert (small["elements"], small["kappa"], small["singular"]) == (2000, None, []) and small["relative"] > 0
     assert report["total"]["name"] == "all" and report["dare"][0]["drop_rate"] == 0.5 and report["recommendation"]
 
 
