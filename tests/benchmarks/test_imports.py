@@ -24,7 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ),
     ("exact.folders", "exact.sizes", "exact.speed", "fidelity.study", "speed.curves", "speed.peers", "speed.profile"),
     ("exact.__main__", "fidelity.report", "speed.groups"),
-    ("fidelity.plots", "speed.targets"),
+    ("fidelity.page", "fidelity.plots", "speed.targets"),
     ("fidelity.__main__", "speed.__main__"),
     ("__main__",),
 )
