@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -11,9 +10,9 @@ import click
 from deltapack.cli.options import typed_options
 from deltapack.cli.types import Choice
 from deltapack.packing.budget import QUALITIES, Budget
-from deltapack.packing.recipe import OF_DARE, USUAL_RATE, Recipe
+from deltapack.packing.recipe import OF_DARE
 
-__all__ = ["BUDGET_OPTIONS", "as_typed", "budget_of", "budget_options"]
+__all__ = ["BUDGET_OPTIONS", "budget_of", "budget_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 BUDGET_OPTIONS = ("target_size", "target_ratio", "target_bits", "quality")
@@ -51,10 +50,3 @@ def budget_of(size: str | None, ratio: float | None, bits: float | None, quality
         hint = "Leave out one of them; --set 'REGEX:drop-rate=0.9' drops from single tensors."
         raise click.UsageError(f"{dropping[0]} does nothing within a budget, which {asked[0]} is. {hint}")
     return Budget(size, ratio, bits, quality)
-
-
-def as_typed(recipe: Recipe) -> Recipe:
-    """Return the recipe, but that an option that says how to drop means dropping where it says what is usual: `--values auto`."""
-    return (
-        replace(recipe, drop_rate=USUAL_RATE) if recipe.budget is None and recipe.target is not None and typed_options(OF_DARE) else recipe
-    )

@@ -21,16 +21,16 @@ def check_options(recipe: Recipe) -> None:
     Raises:
         RecipeError: There is one.
     """
-    used = {recipe.sparsify, *(override.sparsify for override in recipe.overrides)}
+    used = {recipe.dropping["sparsify"], *(override.sparsify for override in recipe.overrides)}
     for row in SPARSIFIERS.values():
         for option in row.options:
             if getattr(recipe, option.name) is not None and row.name not in used:
-                found, hint = f"sparsify={recipe.sparsify}", f"Leave it out, or use --sparsify {row.name}."
+                found, hint = f"sparsify={recipe.dropping['sparsify']}", f"Leave it out, or use --sparsify {row.name}."
                 raise RecipeError(f"{option.name} does nothing", expected=f"sparsify={row.name}", found=found, hint=hint)
-    values = {recipe.values, *(override.values for override in recipe.overrides)}
+    values = {recipe.dropping["values"], *(override.values for override in recipe.overrides)}
     if recipe.fidelity is not None and "auto" not in values:
         hint = "Leave out --fidelity, or let --values be auto."
-        raise RecipeError("fidelity does nothing", expected="values=auto", found=f"values={recipe.values}", hint=hint)
+        raise RecipeError("fidelity does nothing", expected="values=auto", found=f"values={recipe.dropping['values']}", hint=hint)
 
 
 def check_effects(recipe: Recipe, roles: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.budget import Budget
-from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, settings_of
+from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, check_pattern, settings_of
 from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
 from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
@@ -87,9 +87,10 @@ class Recipe:
         drop_rate: Fraction of the delta to drop, in [0, 1); 0.9 unless given, where another setting says how to drop.
         sparsify: What is dropped, a name of `deltapack.sparsify.table`: `"dare"` (at random), `"magnitude"` (the smallest), `"della"` (at
             random, the smaller the likelier), `"breadcrumbs"` (the smallest and the very largest). All but `"dare"` store their positions.
-        values: Value codec; `"auto"` takes the smallest whose noise stays within `fidelity`.
-        index: Index codec; `"auto"` takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 21 % are kept, which
-            is what gaps in unary are.
+            `"dare"` unless given.
+        values: Value codec; `"auto"`, as unless given, takes the smallest whose noise stays within `fidelity`.
+        index: Index codec; `"auto"`, as unless given, takes the smallest, which is `seeded`. `"gaps"` is a bitmap where over 21 % are
+            kept, which is what gaps in unary are.
         rescale: Factor for the kept values, above 0; `None` is what the sparsifier wants: 1 / (1 - drop_rate) for `"dare"`, one over the
             probability of each element for `"della"`, 1 for `"magnitude"` and `"breadcrumbs"`.
         seed: Any integer; another seed drops other elements.
@@ -110,8 +111,8 @@ class Recipe:
     """
 
     drop_rate: float | None = None
-    values: str = "auto"
-    index: str = "auto"
+    values: str | None = None
+    index: str | None = None
     rescale: float | None = None
     seed: int = 0
     include: str | None = None
@@ -119,7 +120,7 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     fidelity: float | None = None
     non_finite: str = "error"
-    sparsify: str = "dare"
+    sparsify: str | None = None
     epsilon: float | None = None
     gamma: float | None = None
     exact: bool | str = False
@@ -129,10 +130,11 @@ class Recipe:
         _numbers(self)
         _exact(self)
         _budget(self)
+        dropping = self.dropping
         keep_of_drop_rate(self.rate)
-        _choice("values", self.values, VALUE_CHOICES)
-        _choice("index", self.index, INDEX_CHOICES)
-        _choice("sparsify", self.sparsify, SPARSIFY_CHOICES)
+        _choice("values", dropping["values"], VALUE_CHOICES)
+        _choice("index", dropping["index"], INDEX_CHOICES)
+        _choice("sparsify", dropping["sparsify"], SPARSIFY_CHOICES)
         _choice("non_finite", self.non_finite, ("error", "store"))
         if self.rescale is not None and not 0 < self.rescale < 3e38:
             raise RecipeError("rescale is out of range", expected="a finite f32 above 0", found=self.rescale)
@@ -143,10 +145,10 @@ class Recipe:
         for option in (option for row in SPARSIFIERS.values() for option in row.options):
             if option.check is not None and getattr(self, option.name) is not None:
                 option.check(getattr(self, option.name))
-        self._settled(self.sparsify, 1 - self.rate)
+        self._settled(dropping["sparsify"], 1 - self.rate)
         exact = self.exact if isinstance(self.exact, str) else None
         for pattern in (self.include, self.exclude, exact, *(override.pattern for override in self.overrides)):
-            _regex(pattern)
+            check_pattern(pattern)
         for override in self.overrides:
             # A Recipe of the same settings checks their ranges.
             named = dict(settings_of(override))
@@ -156,7 +158,13 @@ class Recipe:
     @property
     def rate(self) -> float:
         """`drop_rate`, or what it is unless given."""
-        return USUAL_RATE if self.drop_rate is None else self.drop_rate
+        return float(self.dropping["drop_rate"])
+
+    @property
+    def dropping(self) -> dict[str, Any]:
+        """Settings that say how weights are dropped from and coded, or what they are unless given."""
+        given = {key: getattr(self, key) for key in _OF_WEIGHTS}
+        return _USUAL | {key: value for key, value in given.items() if value is not None}
 
     @property
     def target(self) -> Budget | None:
@@ -180,7 +188,7 @@ class Recipe:
         asked = "exact" if skipped or excluded or exact else named.pop("role", role)
         role = role if role == "integer" and asked != "exact" else asked
         route = ROLES[role].route
-        usual = {key: getattr(self, key) for key in _OF_WEIGHTS} | {"drop_rate": self.rate}
+        usual = self.dropping
         if route != "drop":
             # Few bits are for what is dropped from; a float type that the user names is no less fit for a vector.
             named = {key: named[key] for key in OF_VECTORS if key in named}
@@ -215,14 +223,15 @@ class Recipe:
         """Return what a pack states of how its weights were chosen."""
         if self.target is not None:
             return {"method": "budget", "target": self.target.text}
+        dropping = self.dropping
         return {
-            "method": self.sparsify,
+            "method": dropping["sparsify"],
             "drop_rate": repr(float(self.rate)),
-            "values": self.values,
-            "index": self.index,
+            "values": dropping["values"],
+            "index": dropping["index"],
             "rescale": None if self.rescale is None else repr(float(self.rescale)),
             "fidelity": repr(float(self.noise_share)),
-            **{name: repr(float(value)) for name, value in self._settled(self.sparsify, 1 - self.rate).items()},
+            **{name: repr(float(value)) for name, value in self._settled(dropping["sparsify"], 1 - self.rate).items()},
         }
 
     def _settled(self, sparsify: str, density: float) -> dict[str, float]:
@@ -230,10 +239,11 @@ class Recipe:
         return method.settled(density, {option.name: getattr(self, option.name) for option in method.options})
 
 
-_OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
-_ALL_OF_IT = {"drop_rate": 0.0, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
-_FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
 USUAL_FIDELITY, USUAL_RATE, USUAL_QUALITY = 0.05, 0.9, "balanced"
+_OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
+_USUAL: dict[str, Any] = {"drop_rate": USUAL_RATE, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
+_ALL_OF_IT = _USUAL | {"drop_rate": 0.0}
+_FLOAT_VALUES = tuple(name for name, row in VALUE_CODECS.items() if row.dtype is not None)
 OF_DARE = (*_OF_WEIGHTS, "fidelity", "epsilon", "gamma")
 """Settings that say how to drop."""
 
@@ -252,8 +262,7 @@ def _numbers(recipe: Recipe) -> None:
 
 def asked_of_dare(recipe: Recipe) -> list[str]:
     """Return the settings of a recipe that say how to drop at a stated rate."""
-    usual = {field.name: field.default for field in fields(recipe)}
-    return [name for name in OF_DARE if getattr(recipe, name) != usual[name]]
+    return [name for name in OF_DARE if getattr(recipe, name) is not None]
 
 
 def _budget(recipe: Recipe) -> None:
@@ -288,13 +297,3 @@ def _exact(recipe: Recipe) -> None:
 def _choice(name: str, value: str, choices: Collection[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise RecipeError(f"{name} is unknown", expected="one of " + ", ".join(choices), found=value, hint=did_you_mean(value, choices))
-
-
-def _regex(pattern: str | None) -> None:
-    if not isinstance(pattern, str | None):
-        raise RecipeError("a regular expression is not a text", found=repr(pattern)[:60])
-    try:
-        re.compile(pattern or "")
-        (pattern or "").encode()  # the pack states it in UTF-8
-    except (re.error, OverflowError, RecursionError, UnicodeError) as error:
-        raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error

@@ -92,7 +92,7 @@ def test_budgets_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
 def test_an_option_of_dare_means_dare(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     use_case = stand_in("compress", pair.report)
     assert run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--values", "auto").exit_code == 0
-    assert use_case.kwargs["recipe"] == Recipe(drop_rate=0.9)
+    assert use_case.kwargs["recipe"] == Recipe(values="auto")
 
 
 @pytest.mark.parametrize("sparsify", SPARSIFIERS)
@@ -102,7 +102,7 @@ def test_sparsifiers_and_their_options_reach_the_library(run: Run, pair: Pair, s
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", "--sparsify", sparsify, *options)
     assert result.exit_code == 0, result.stderr
-    assert use_case.kwargs["recipe"] == (Recipe(drop_rate=0.9) if sparsify == "dare" else Recipe(sparsify=sparsify, **given))
+    assert use_case.kwargs["recipe"] == Recipe(sparsify=sparsify, **given)
 
 
 def test_help_tells_of_every_sparsifier_and_codec(run: Run) -> None:

@@ -11,6 +11,7 @@ import pytest
 from deltapack.errors import RecipeError
 from deltapack.format.canonical import dump_canonical, load_canonical
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
+from deltapack.packing.budget import Budget
 from deltapack.packing.overrides import Override, parse_override
 from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES, Recipe
 from deltapack.packing.sampling import _AUTO_ORDER
@@ -176,3 +177,12 @@ def test_parse_override(text: str, expected: Override) -> None:
 def test_overrides_that_cannot_be_read(text: str) -> None:
     with pytest.raises(RecipeError):
         parse_override(text)
+
+
+@pytest.mark.parametrize("asked", [{"sparsify": "dare"}, {"values": "auto"}, {"index": "auto"}, {"drop_rate": 0.9}, {"fidelity": 0.05}])
+def test_what_is_usual_of_dropping_asks_for_dropping_where_it_is_given(asked: dict[str, Any]) -> None:
+    recipe = Recipe(**asked)
+    assert recipe.target is None and Recipe().target == Budget(quality="balanced")
+    assert recipe.to_json() == Recipe(drop_rate=0.9).to_json() and recipe.dropping == Recipe(drop_rate=0.9).dropping
+    with pytest.raises(RecipeError, match="does nothing within a budget"):
+        Recipe(budget=Budget(bits=1.0), **asked)

@@ -11,7 +11,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.budgets import BUDGET_OPTIONS, as_typed, budget_of, budget_options
+from deltapack.cli.budgets import BUDGET_OPTIONS, budget_of, budget_options
 from deltapack.cli.compress_tables import print_compression, print_preview
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
@@ -61,23 +61,20 @@ def _rescaled(how: str) -> str:
 @click.option(
     "--sparsify",
     type=Choice(list(SPARSIFY_CHOICES)),
-    default=Recipe.sparsify,
-    show_default=True,
+    show_default=Recipe().dropping["sparsify"],
     help=f"What to drop: {_DROPS}. All but {_RANDOM} store their positions.",
 )
 @_sparsify_options
 @click.option(
     "--values",
     type=Choice(VALUE_CHOICES),
-    default=Recipe.values,
-    show_default=True,
+    show_default=Recipe().dropping["values"],
     help="How kept values are stored; auto takes the smallest that --fidelity allows.",
 )
 @click.option(
     "--index",
     type=Choice(INDEX_CHOICES),
-    default=Recipe.index,
-    show_default=True,
+    show_default=Recipe().dropping["index"],
     help=f"How kept positions are stored; auto takes the smallest. gaps is a bitmap where over {100 * DENSE:.0f} % are kept.",
 )
 @click.option(
@@ -150,9 +147,9 @@ def command(
     target_bits: float | None,
     quality: str | None,
     drop_rate: float | None,
-    sparsify: str,
-    values: str,
-    index: str,
+    sparsify: str | None,
+    values: str | None,
+    index: str | None,
     rescale: float | None,
     exact: str | None,
     seed: int,
@@ -203,7 +200,7 @@ def command(
         **of_sparsifiers,
     )
     how: dict[str, Any] = {
-        "recipe": as_typed(recipe),
+        "recipe": recipe,
         "name_map": name_map,
         "include_code": include_code,
         "keep_base": keep_base,
