@@ -94,7 +94,8 @@ def test_seeded_gaps_and_bitmap_of_one_seed_give_the_same_model(pack_of: PackOf,
     base = {"a": random_tensor(1, (CHUNK + TILE + 5,), "bf16"), "b": random_tensor(2, (90, 11))}
     tuned = tuned_model(base)
     for rate in (0.3, 0.9, 0.99):
-        results = [applied(pack_of(base, tuned, index, index=index, drop_rate=rate, values="int4", force=True)) for index in INDEX_CHOICES]
+        same = [index for index in INDEX_CHOICES if index != "stratified"]  # which draws masks of its own
+        results = [applied(pack_of(base, tuned, index, index=index, drop_rate=rate, values="int4", force=True)) for index in same]
         assert all(result == results[0] for result in results)
 
 
