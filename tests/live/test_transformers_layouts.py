@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.builders import decode_by_spec, read_model
+from support.recipes import DARE
 
 import deltapack
 from deltapack.format.reader import PackReader
@@ -62,7 +63,7 @@ def test_layouts_of_checkpoints(tmp_path: Path, kind: str) -> None:
     in_memory(tuned, tmp_path / "tuned", turned=linear)
     for one, two in (("base", "tuned"), ("tuned", "base")):
         pack = tmp_path / f"{two}.dpk"
-        report = deltapack.compress(tmp_path / one, tmp_path / two, pack)
+        report = deltapack.compress(tmp_path / one, tmp_path / two, pack, recipe=DARE)
         assert report.warnings == []
         with PackReader(pack) as reader:
             assert all(entry.base is not None for entry in reader.index.entries) and reader.index.pieces
