@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,26 +45,16 @@ def faithful_factors(spectrum: Spectrum, rank: int, bits: int, most: float) -> F
         return None
     powers = np.square(spectrum.values[:rank], dtype=np.float64) / spectrum.energy if spectrum.energy > 0 else np.zeros(rank)
     allowed = max(_SLIGHT, _OF_REST * (1 - float(powers.sum())))
-    faithful = np.zeros(0)
+    coded, faithful = _coded(spectrum, 0, bits), np.zeros(0)
     for width in (width for width in _STEPS if width >= bits):
         if width > bits:
             rank = max(1, min(rank, int(most / (width * (spectrum.rows + spectrum.columns)))))
-        found = _cosines(spectrum, rank, width)
+        coded = _coded(spectrum, rank, width)
+        found = np.array([left.cosine * right.cosine for left, right in zip(*coded, strict=True)])
         faithful = found[: int(np.argmin(np.append(found >= _FAITHFUL, False)))]
         if len(faithful) == rank and float((powers[:rank] * (1 / faithful - 1)).sum()) <= allowed:
-            return quantise_factors(spectrum, rank, width)
-    return quantise_factors(spectrum, len(faithful), max(_STEPS)) if len(faithful) else None
-
-
-def _cosines(spectrum: Spectrum, rank: int, bits: int) -> NDArray[np.float64]:
-    """Return the squared cosine between each direction and the product of its codes, `[rank] f64`."""
-    found = np.ones(rank)
-    for directions in (spectrum.left, spectrum.right):
-        for place, column in enumerate(directions[:rank]):
-            codes, scale = _quantised(column, bits)
-            levels = 2.0 * codes + 1
-            found[place] *= _product(column, levels) / (scale * _product(levels, levels)) if scale else 0.0
-    return found
+            return _factors(coded, rank, width)
+    return _factors(coded, len(faithful), max(_STEPS)) if len(faithful) else None
 
 
 def quantise_factors(spectrum: Spectrum, rank: int, bits: int) -> Factors:
@@ -78,17 +68,33 @@ def quantise_factors(spectrum: Spectrum, rank: int, bits: int) -> Factors:
         rank: How many, at most; at least one must be there.
         bits: Bits of a code: 2, 4 or 8.
     """
+    return _factors(_coded(spectrum, rank, bits), rank, bits)
+
+
+class _Column(NamedTuple):
+    """A column of a factor in codes: these, their scale, and the square of the cosine between both."""
+
+    codes: NDArray[np.int8]
+    scale: float
+    cosine: float
+
+
+def _coded(spectrum: Spectrum, rank: int, bits: int) -> list[list[_Column]]:
+    """Return the columns of the left and of the right factor."""
     roots = np.sqrt(spectrum.values[:rank]).astype(np.float32)[:, None]
-    coded = [[_quantised(column, bits) for column in directions[:rank] * roots] for directions in (spectrum.left, spectrum.right)]
-    left, right = (np.stack([codes for codes, _ in columns]) for columns in coded)
-    return Factors.of_codes(left, right, np.array([[scale for _, scale in columns] for columns in coded], np.float32), bits)
+    return [[_quantised(column, bits) for column in directions[:rank] * roots] for directions in (spectrum.left, spectrum.right)]
 
 
-def _quantised(column: F32, bits: int) -> tuple[NDArray[np.int8], float]:
-    """Return the codes of a column and their scale."""
+def _factors(coded: list[list[_Column]], rank: int, bits: int) -> Factors:
+    left, right = (np.stack([column.codes for column in columns[:rank]]) for columns in coded)
+    return Factors.of_codes(left, right, np.array([[column.scale for column in columns[:rank]] for columns in coded], np.float32), bits)
+
+
+def _quantised(column: F32, bits: int) -> _Column:
+    """Return a column in codes."""
     power = _product(column, column)
     if not power > 0:
-        return np.zeros(len(column), np.int8), 0.0
+        return _Column(np.zeros(len(column), np.int8), 0.0, 0.0)
     usual = math.sqrt(power / len(column)) * _STEPS[bits]
 
     def fit(octaves: int) -> float:
@@ -101,7 +107,9 @@ def _quantised(column: F32, bits: int) -> tuple[NDArray[np.int8], float]:
     while (other := fit(best - 1)) > found:
         best, found = best - 1, other
     codes = _codes(column, usual * 2.0 ** (best / _OCTAVE), bits)
-    return codes, power / _product(column, 2.0 * codes + 1)
+    levels = 2.0 * codes + 1
+    scale = power / _product(column, levels)
+    return _Column(codes, scale, power / (scale * scale * _product(levels, levels)))
 
 
 def _codes(column: F32, step: float, bits: int) -> NDArray[np.int8]:
