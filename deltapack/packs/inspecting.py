@@ -42,7 +42,7 @@ class TensorSummary:
         base_parts: The base tensors that this one is made of, where the base holds it in another layout (fused, split, transposed).
         of: Of an alias, the tensor it is tied to.
         elements: Elements that were dropped from.
-        nnz: Elements that were kept, over all its terms.
+        nnz: Elements that were kept, over all its terms; one of low rank keeps all.
         index_codecs: Index codec of each term.
         value_codecs: Value codec of each term.
         factors: Rescale of each term.
@@ -83,7 +83,7 @@ class PackSummary:
         pack_bytes: Size of the file.
         checkpoint_bytes: Size of the restored tensors.
         delta_elements: Elements of the tensors that were dropped from.
-        nnz: Elements that were kept.
+        nnz: Elements that were kept, likewise.
         delta_bits_per_weight: Everything in the pack but stored and exact tensors and side files, in bits per such element.
         split: Stored bytes by use: terms, stored, exact, digests, files (with heads of weight files), header.
         kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
