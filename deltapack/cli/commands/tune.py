@@ -58,6 +58,7 @@ def command(
     KL to FINETUNED, or the loss on --text without it, or the number that --eval prints. Tune on another text
     than the one that you evaluate on. With --keep and no pack that keeps enough, the exit code is 1.
     """
+    options.check_measure_options(how["score"])
     with show_progress("tuning", quiet=quiet, unit="models" if how["score"] else "tokens") as progress:
         report = deltapack.tune(
             base,
