@@ -223,9 +223,10 @@ GRID = [BudgetRow(bits, int(1e8 * bits), 16 / bits, 1 / bits, 0.003 / bits) for 
             [replace(row, loss=0.5) for row in GRID],
             "looks like noise: even `deltapack compress --target-bits 1` (about 100 MB) would lose",
         ),
+        (TOTAL, [replace(row, bytes=row.bytes // 1000) for row in GRID], "(about 25 kB)"),
         (TOTAL, [], "Too little of the difference"),
         (replace(TOTAL, unchanged=0.995), GRID, "Only 0.5 % of the elements changed"),
-        (replace(TOTAL, energy=0.0), GRID, "no difference that a pack could drop from"),
+        (replace(TOTAL, energy=0.0), GRID, "no difference that a pack could drop from (are the paths right?)"),
     ],
 )
 def test_the_recommendation_is_one_sentence(total: LayerFinding, budgets: list[BudgetRow], words: str) -> None:
