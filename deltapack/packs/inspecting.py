@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.format.blobs import EXACT
+from deltapack.format.codecs import FACTORS
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
@@ -65,6 +66,11 @@ class TensorSummary:
     factors: tuple[float, ...]
     max_abs_delta: float | None
     stored_bytes: int
+
+    @property
+    def low_rank_elements(self) -> int:
+        """Elements of its terms of low rank, which keep all of them and none by itself."""
+        return self.elements * self.value_codecs.count(FACTORS.name)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,11 @@ class PackSummary:
     def density(self) -> float:
         """Kept elements per element that was dropped from, in a merged pack on average over its terms; 0 where there is none."""
         return self.nnz / self.term_elements if self.term_elements else 0.0
+
+    @property
+    def low_rank_elements(self) -> int:
+        """Elements of all terms of low rank."""
+        return sum(tensor.low_rank_elements for tensor in self.tensors)
 
     @property
     def term_elements(self) -> int:

@@ -11,7 +11,6 @@ import click
 
 from deltapack.cli import options
 from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_parts, print_table, weight_files_field
-from deltapack.format.codecs import FACTORS
 from deltapack.packs.inspecting import PackSummary, TensorSummary, inspect_pack
 
 __all__ = ["command"]
@@ -83,7 +82,7 @@ def _print(summary: PackSummary) -> None:
 
 def _kept(summary: PackSummary) -> str:
     """Say how much of the difference is kept element by element; a term of low rank has all of them, and none by itself."""
-    low = sum(tensor.elements * tensor.value_codecs.count(FACTORS.name) for tensor in summary.tensors)
+    low = summary.low_rank_elements
     kept, whole = summary.nnz - low, summary.term_elements - low
     weights = f"{count_of(summary.delta_elements, 'weight')} of changed tensors"
     if not whole:
@@ -116,7 +115,7 @@ def _row(tensor: TensorSummary) -> tuple[str, ...]:
     parts = tensor.base_parts
     made_of = f" (from {f'{len(parts)} tensors' if len(parts) > 1 else parts[0]})" if parts else ""
     name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name + made_of
-    counted, low = _elements(tensor), tensor.elements * tensor.value_codecs.count(FACTORS.name)
+    counted, low = _elements(tensor), tensor.low_rank_elements
     return (
         name,
         tensor.role or "",
@@ -125,7 +124,7 @@ def _row(tensor: TensorSummary) -> tuple[str, ...]:
         shape if tensor.dtype else "",
         "+".join(tensor.index_codecs),
         "+".join(tensor.value_codecs),
-        f"{tensor.nnz - low:,}" if tensor.elements and set(tensor.value_codecs) != {FACTORS.name} else "",
+        f"{tensor.nnz - low:,}" if tensor.elements and low < tensor.elements * len(tensor.factors) else "",
         f"{8 * tensor.stored_bytes / counted:.3f}" if counted else "",
         f"{tensor.max_abs_delta:.3g}" if tensor.max_abs_delta is not None else "",
         f"{tensor.stored_bytes:,}",
