@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from support.builders import CHUNK, Model, Tensor, cast, edited, random_tensor, read_model, whole, write_file
 
 import deltapack
+from deltapack.analysis import predicting
 from deltapack.analysis.advising import recommend
 from deltapack.analysis.findings import BudgetRow, LayerFinding
 from deltapack.analysis.passing import look_at
@@ -194,6 +195,15 @@ def test_what_is_refused(written: tuple[Path, Path], tmp_path: Path) -> None:
     for arguments, words in wrong:
         with pytest.raises(RecipeError, match=words):
             deltapack.analyze(*written, **arguments)
+
+
+def test_no_budget_is_shown_that_its_pack_would_not_fit(written: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder = tuple(2.0 * 0.8**step for step in range(40))
+    monkeypatch.setattr(predicting, "BITS", ladder)
+    report = deltapack.analyze(*written)
+    assert tuple(row.bits for row in report.budgets) == ladder[: len(report.budgets)] and 2 < len(report.budgets) < 40
+    floats = sum(tensor.elements for tensor in report.tensors)
+    assert all(row.bytes <= 1.06 * row.bits * floats / 8 for row in report.budgets)
 
 
 def test_equal_checkpoints(written: tuple[Path, Path], tmp_path: Path) -> None:
