@@ -80,6 +80,9 @@ def test_tune_says_when_no_pack_keeps_enough(pair: Pair, run: Run, stand_in: Sta
     stand_in("tune", TuneReport("loss", [row], None, None, 0, 0.99, 9))
     result = run("tune", pair.base, pair.pack, "--text", __file__)
     assert result.exit_code == 1 and "no pack keeps 0.99 of" in result.stderr and "KL" not in result.stdout
+    assert "give larger ones" in result.stderr
+    alone = run("tune", pair.base, "--text", __file__, "--finetuned", pair.finetuned, "--keep", 0.99)
+    assert alone.exit_code == 1 and "measure one of `deltapack compress --target-bits 2`" in alone.stderr
 
 
 @pytest.mark.parametrize("option", ["--tokens", "--window", "--device", "--dtype"])

@@ -81,5 +81,6 @@ def command(
         print_fields(tuned_fields(report))
     print_notes([], report.warnings)
     if report.chosen is None:
-        print_paragraph("Error", f"no pack keeps {report.keep} of the fine-tune's gain: give larger ones")
+        larger = "give larger ones" if packs else "measure one of `deltapack compress --target-bits 2`"
+        print_paragraph("Error", f"no pack keeps {report.keep} of the fine-tune's gain: {larger}")
         click.get_current_context().exit(1)
