@@ -17,6 +17,7 @@ from deltapack.packing.factoring import faithful_factors
 from deltapack.packing.gaussian import non_zero
 from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan
+from deltapack.packing.spectrum import Directions, directions_of
 from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["Planned", "plan_weight"]
@@ -43,26 +44,38 @@ class Planned:
     Attributes:
         plan: How it is packed.
         noise: Squared error that is expected, relative to the power of its difference.
+        directions: What its factors are made of, which another share may ask for, too.
     """
 
     plan: DeltaPlan
     noise: float
+    directions: Directions | None = None
 
 
-def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
-    """Plan a weight; reads a sample of it.
+def plan_weight(surveyed: Surveyed, share: Share, kappa: float, held: Directions | None = None) -> Planned:
+    """Plan a weight; reads a sample of it, and where there are factors all of it.
 
     Args:
         surveyed: What is known of it; it has energy.
         share: What it gets.
         kappa: How much noise costs, of the whole model.
+        held: Directions that were found for another share, which need not be found again if these are enough.
     """
-    known = surveyed.known
-    if known.kind == "touched":
+    if surveyed.known.kind == "touched":
         return _touched(surveyed, share, kappa)
-    spectrum = surveyed.spectrum
+    directions = held
+    if surveyed.spectrum is not None and share.rank > (0 if held is None else len(held.values)):
+        directions = directions_of(surveyed.delta.times, surveyed.spectrum, share.rank)
+    return replace(_body(surveyed, share, kappa, directions), directions=directions)
+
+
+def _body(surveyed: Surveyed, share: Share, kappa: float, directions: Directions | None) -> Planned:
+    """Plan a weight all of whose rows count."""
+    known = surveyed.known
     most = _OF_FACTORS * (factor_bits(known, share) + share.rate * known.elements)
-    factors = None if spectrum is None or not share.rank else faithful_factors(spectrum, share.rank, share.bits, most)
+    factors = None
+    if directions is not None and share.rank:
+        factors = faithful_factors(directions.first(share.rank), known.energy, share.bits, most)
     plan = replace(surveyed.plan, factors=factors)
     spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
     alone = 0.0 if factors is None else noise_of(known, Share("", 0.0, factors.shape.rank, factors.shape.bits))

@@ -159,8 +159,10 @@ def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers:
     if plan.sparsifier is None:
         room = buffers.sparse(0, len(base)).positions
         positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, len(base), room, plan.codec.index)
-        kept = loops.kept_differences(base, source, tuned, target, positions)
-        return Kept(positions, counts, kept if factors is None else factors.residual(kept, chunk * CHUNK, len(base), positions))
+        if factors is None:
+            return Kept(positions, counts, loops.kept_differences(base, source, tuned, target, positions))
+        product = factors.product(chunk * CHUNK, len(base), np.float32(1))
+        return Kept(positions, counts, loops.kept_residuals(base, source, tuned, target, positions, product))
     delta = loops.difference(base, source, tuned, target)
     return plan.sparsifier.select(chunk, delta if factors is None else factors.residual(delta, chunk * CHUNK, len(base)))
 

@@ -12,13 +12,14 @@ from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
-from deltapack.packing.budgeted import plan_weight
+from deltapack.packing.budgeted import Planned, plan_weight
 from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.knowing import Surveyed, survey_weights
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
+from deltapack.packing.spectrum import Directions
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
 from deltapack.parallel import ordered_map
 
@@ -63,6 +64,7 @@ class Fitting:
         tried: What was tried.
         best: The attempt that gave the best of these, if any did not take too much.
         notes: What a person should know of it.
+        directions: What the factors of the last attempt are made of, by the names of weights.
     """
 
     inputs: Inputs
@@ -74,6 +76,7 @@ class Fitting:
     tried: list[Tried] = field(default_factory=list)
     best: Attempt | None = None
     notes: list[str] = field(default_factory=list)
+    directions: dict[str, Directions] = field(default_factory=dict)
 
     def first(self) -> Attempt:
         """Return the first attempt."""
@@ -124,9 +127,14 @@ class Fitting:
     def _attempt(self, rates: Rates, bits: float | None = None) -> Attempt:
         known = self._known
         kappa = kappa_of(known)
-        tasks = list(self.weights.values())
-        with closing(ordered_map(lambda one: plan_weight(one, share_of(one.known, rates), kappa), tasks, self.workers)) as results:
+        tasks = sorted(self.weights.values(), key=lambda one: -one.plan.common)  # a large one that came last would keep one thread alone
+
+        def plan(one: Surveyed) -> Planned:
+            return plan_weight(one, share_of(one.known, rates), kappa, self.directions.get(one.known.name))
+
+        with closing(ordered_map(plan, tasks, self.workers)) as results:
             planned = {one.known.name: result for one, result in zip(tasks, results, strict=True)}
+        self.directions = {name: one.directions for name, one in planned.items() if one.directions is not None}
         noise = noise_together(known, (planned[one.name].noise for one in known))
         plans = tuple(planned[plan.tensor.name].plan if plan.tensor.name in planned else plan for plan in self.plans)
         least = sum(predicted_bits(one, share_of(one, rates)) for one in known)

@@ -21,7 +21,7 @@ from deltapack.packing import compressing, sharing
 from deltapack.packing.factoring import quantise_factors
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.planning import DeltaPlan, PackPlan
-from deltapack.packing.spectrum import spectrum_of
+from deltapack.packing.spectrum import directions_of, spectrum_of
 from support.builders import Tensor, add_by_hand, write_file
 from support.fixtures import as_weights
 
@@ -40,7 +40,13 @@ def with_factors(inputs: Inputs, plan: PackPlan, rank: int, bits: int, residual:
     spectrum = spectrum_of(lambda start, stop: delta[start:stop], rows, columns, rank, plan.key)
     if spectrum is None or not len(spectrum.values):
         return plan
-    return replace(plan, factors=quantise_factors(spectrum, rank, bits), residual=residual)
+
+    def multiply(start: int, stop: int, right: F32, scale: np.float32) -> F32:
+        product: F32 = ((delta[start:stop] * scale).reshape(-1, columns) @ right.T).astype(np.float32)
+        return product
+
+    directions = directions_of(multiply, spectrum, rank)
+    return plan if directions is None else replace(plan, factors=quantise_factors(directions, rank, bits), residual=residual)
 
 
 def factor_pack(
