@@ -23,8 +23,8 @@ from deltapack.reports import Progress
 
 __all__ = ["Looked", "look_at"]
 
-_READS = 3
-"""How often a weight is read for its directions, about."""
+_READS = 1
+"""What a weight's directions take, in readings of it, about: few rows are read, but multiplied again and again."""
 
 
 @dataclass(frozen=True)

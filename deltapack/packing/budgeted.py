@@ -12,12 +12,12 @@ from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
 from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, noise_of
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
+from deltapack.packing.directions import Directions, directions_of
 from deltapack.packing.expecting import shrunk
 from deltapack.packing.factoring import faithful_factors
 from deltapack.packing.gaussian import non_zero
 from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan
-from deltapack.packing.spectrum import Directions, directions_of
 from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["Planned", "plan_weight"]
@@ -92,14 +92,16 @@ def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
 
 
 def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned | None:
-    """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero, or out of range."""
+    """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
     sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if values == "ternary" and fitted is not None and fitted.noise(1.0) > _UNEVEN:
         values, fitted = "uniform", fit_levels(sample, rate)
-    if fitted is None or not _usable(fitted):
+    if fitted is None:
         return None
+    if not _usable(fitted):  # factors alone would be a loss that nobody expects
+        return Planned(replace(plan, factors=None), 0.0)
     left = float(np.square(sample, dtype=np.float64).mean()) * delta.common / known.energy
     if factors is not None and left < _HARDLY and fitted.noise(1.0 if values == "uniform" else min(1.0, rate / fitted.bits)) > 1:
         return _without_codes(plan, left)

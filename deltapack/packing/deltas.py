@@ -134,8 +134,7 @@ def squares_of_rows(delta: Delta, workers: int = 1) -> NDArray[np.float64]:
 
     def squares(first: int) -> NDArray[np.float64]:
         block = read(first * columns, min(first + step, delta.rows) * columns).reshape(-1, columns)
-        with np.errstate(over="ignore"):
-            sums: NDArray[np.float64] = np.square(block, out=block).sum(1).astype(np.float64)
+        sums: NDArray[np.float64] = np.square(block, dtype=np.float64).sum(1)
         return sums
 
     with closing(ordered_map(squares, range(0, delta.rows, step), workers)) as parts:
@@ -144,10 +143,11 @@ def squares_of_rows(delta: Delta, workers: int = 1) -> NDArray[np.float64]:
 
 def moved_rows(squares: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     """Return which rows have moved: their root mean square is at least `share` of the one that energy sees, `[rows] bool`."""
-    energy = squares.sum()
-    if not energy > 0:
+    largest = squares.max(initial=0)
+    if not 0 < largest < np.inf:
         return np.zeros(len(squares), np.bool_)
-    moved: NDArray[np.bool_] = squares >= share * share * np.square(squares).sum() / energy
+    relative = squares / largest  # whose squares are numbers
+    moved: NDArray[np.bool_] = relative >= share * share * np.square(relative).sum() / relative.sum()
     return moved
 
 

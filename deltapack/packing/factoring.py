@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs.factors import Factors
-from deltapack.packing.spectrum import Directions
+from deltapack.packing.directions import Directions
 
 __all__ = ["faithful_factors", "quantise_factors"]
 

@@ -13,13 +13,13 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import Planned, plan_weight
+from deltapack.packing.directions import Directions
 from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.knowing import Surveyed, survey_weights
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
-from deltapack.packing.spectrum import Directions
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
 from deltapack.parallel import ordered_map
 

@@ -1,9 +1,9 @@
 """The largest singular values and directions of a difference: what factors of low rank are made of.
 
 A randomised method: a block of signs from a key is multiplied with `D^T D` twice, which turns it towards the first right singular
-directions V (`spectrum_of`); the left ones follow from D V (`directions_of`), which takes a pass over all of it and is done for as many as
-are wanted in the end. The difference is read in blocks of rows that threads share, and what blocks give is added in their order. All sums
-run in an order of their own (`deltapack.kernels`), so the result depends on neither workers nor the machine.
+directions V; `deltapack.packing.directions` makes the left ones of them. The difference is read in blocks of rows that threads share, and
+what blocks give is added in their order. All sums run in an order of their own (`deltapack.kernels`), so the result depends on neither
+workers nor the machine.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from deltapack.format.digest import CHUNK
 from deltapack.kernels.reference.matrices import Matrix
 from deltapack.parallel import ordered_map
 
-__all__ = ["Directions", "Spectrum", "directions_of", "spectrum_of"]
+__all__ = ["BLOCK", "Spectrum", "eigen", "spectrum_of"]
 
 F32 = NDArray[np.float32]
 Read = Callable[[int, int], F32]
 """Returns differences [start, stop) of a tensor; they are valid until the thread reads again."""
-Multiply = Callable[[int, int, F32, np.float32], F32]
-"""Returns whole rows of differences, [start, stop), times a number and the rows of a matrix `[k, columns]`: `[n, k] f32`."""
 Wide = NDArray[np.float64]
 T = TypeVar("T")
 
@@ -40,7 +38,7 @@ _PIECE = 16
 """Rows that are looked at together where not all are."""
 _FOUND = 2.0
 """How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
-_BLOCK = CHUNK // 4
+BLOCK = CHUNK // 4
 """Elements that are looked at together where all are: they stay in the second-level cache."""
 _SAMPLED_ROWS, _PLAIN = 16, 30
 """Rows that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
@@ -74,25 +72,6 @@ class Spectrum:
         return self.energy**3 / (self.rows * self.columns * self.sixth) if self.sixth > 0 else 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Directions:
-    """Singular values and directions of a difference within the span of some right directions.
-
-    Attributes:
-        values: Singular values, falling, `[k] f64`.
-        left: Their left directions, `[k, rows] f32`.
-        right: Their right directions, `[k, columns] f32`.
-    """
-
-    values: Wide
-    left: F32
-    right: F32
-
-    def first(self, rank: int) -> Directions:
-        """Return the first of them, at most so many."""
-        return Directions(self.values[:rank], self.left[:rank], self.right[:rank])
-
-
 def spectrum_of(
     read: Read, rows: int, columns: int, rank: int, key: int, *, turns: int = 2, share: int = 1, workers: int = 1
 ) -> Spectrum | None:
@@ -113,7 +92,7 @@ def spectrum_of(
         The spectrum; `None` where a difference that is looked at is not finite, or products of differences are not.
     """
     whole = _Blocks(read, rows, columns, 0, workers)
-    seen = whole.few(share) if share > 1 or rows * columns <= _BLOCK else whole
+    seen = whole.few(share) if share > 1 or rows * columns <= BLOCK else whole
     shift = _shift(seen)
     seen = replace(seen, shift=shift)
     others = replace(whole.few(2 * share, share // 2), shift=shift) if share > 1 else seen
@@ -126,7 +105,7 @@ def spectrum_of(
         gram = _products(seen, turned.right)
         if not np.isfinite(gram).all():
             return None
-        squares, vectors = _eigen(gram)
+        squares, vectors = eigen(gram)
         right = kernels.active().times(turned.right, vectors[:, :rank].astype(np.float32))
         squares, energy = squares[:rank], turned.energy
         if share > 1:
@@ -153,32 +132,6 @@ def _told_by(others: _Blocks, right: F32, rows: int, energy: float, seen: int) -
     squares = np.diag(_products(others, right)) * (rows / others.rows)
     order = np.argsort(-squares, kind="stable")
     return squares[order], right[:, order], (energy + found) * rows / (seen + others.rows)
-
-
-def directions_of(multiply: Multiply, spectrum: Spectrum, rank: int, workers: int = 1) -> Directions | None:
-    """Return the first singular values and directions; reads all of the difference once.
-
-    Args:
-        multiply: Multiplies the difference.
-        spectrum: What is known of it.
-        rank: How many; no more than the spectrum has come back.
-        workers: Threads, as for the spectrum.
-
-    Returns:
-        The directions; `None` where a difference is not finite, or products of differences are not.
-    """
-    step, right = max(1, _BLOCK // spectrum.columns), np.ascontiguousarray(spectrum.right[:rank])
-    scale = np.float32(2.0**spectrum.shift)
-
-    def work(first: int) -> F32:
-        return multiply(first * spectrum.columns, min(first + step, spectrum.rows) * spectrum.columns, right, scale)
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        with closing(ordered_map(work, range(0, spectrum.rows, step), workers)) as results:
-            left = np.concatenate(list(results))
-        wide = left.astype(np.float64)
-        products = kernels.active().transposed_times(wide, wide)
-        return _turned_to(left, right, products, spectrum.shift) if np.isfinite(products).all() else None
 
 
 def _width(rank: int) -> int:
@@ -224,7 +177,7 @@ class _Blocks:
 
     def each(self, function: Callable[[F32], T]) -> Iterator[T]:
         """Yield what a function makes of each block `[n, columns] f32`, in order."""
-        step, scale = max(1, _BLOCK // self.columns), np.float32(2.0**self.shift)
+        step, scale = max(1, BLOCK // self.columns), np.float32(2.0**self.shift)
 
         def work(first: int) -> T:
             block = self.read(first * self.columns, min(first + step, self.rows) * self.columns)
@@ -286,14 +239,14 @@ def _sixth(mixed: Wide, gram: Wide) -> float:
     It is the mean over signs z of |D M z|^2, M = D^T D, split by the directions that D^T D says are its own in the span of M z. The part of
     one that is found already has a known mean, which takes the place of what these few signs make of it.
     """
-    squares, vectors = _eigen(gram)
+    squares, vectors = eigen(gram)
     parts = kernels.active().transposed_times(vectors, mixed)
     fourth = np.add.reduce(np.square(parts).T, axis=0) / max(1, mixed.shape[1])
     found = fourth < _FOUND * np.square(squares)
     return math.fsum((squares * np.where(found, np.square(squares), fourth)).tolist())
 
 
-def _eigen(matrix: Wide) -> tuple[Wide, Wide]:
+def eigen(matrix: Wide) -> tuple[Wide, Wide]:
     """Return the eigenvalues of a symmetric matrix that are more than rounding, falling, and their vectors in columns."""
     work, vectors = matrix.copy(), np.eye(len(matrix))
     kernels.active().symmetric_eigen(work, vectors)
@@ -306,13 +259,5 @@ def _eigen(matrix: Wide) -> tuple[Wide, Wide]:
 def _orthonormal(directions: Wide) -> F32:
     """Return an orthonormal basis of columns, `[n, k] f32`, without what is but rounding."""
     loops = kernels.active()
-    values, vectors = _eigen(loops.transposed_times(directions, directions))
+    values, vectors = eigen(loops.transposed_times(directions, directions))
     return loops.times(directions, vectors / np.sqrt(values)).astype(np.float32)
-
-
-def _turned_to(left: F32, right: F32, gram: Wide, shift: int) -> Directions:
-    """Return singular values and directions from what D times a power of two makes of right directions, and the scalar products of that."""
-    squares, vectors = _eigen(gram)
-    values, loops = np.sqrt(squares), kernels.active()
-    first, second = loops.times(left, (vectors / values).astype(np.float32)), loops.times(right.T, vectors.astype(np.float32))
-    return Directions(values * 2.0**-shift, np.ascontiguousarray(first.T), np.ascontiguousarray(second.T))

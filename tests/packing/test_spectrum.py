@@ -14,8 +14,9 @@ from deltapack import kernels
 from deltapack.codecs.factors import Factors
 from deltapack.dtypes import BY_NAME
 from deltapack.format.digest import CHUNK
+from deltapack.packing.directions import Directions, directions_of
 from deltapack.packing.factoring import quantise_factors
-from deltapack.packing.spectrum import Directions, Spectrum, directions_of, spectrum_of
+from deltapack.packing.spectrum import Spectrum, spectrum_of
 
 F32 = NDArray[np.float32]
 

@@ -18,10 +18,11 @@ from deltapack.format.frames import unpack_stream
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
 from deltapack.packing import compressing, sharing
+from deltapack.packing.directions import directions_of
 from deltapack.packing.factoring import quantise_factors
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.planning import DeltaPlan, PackPlan
-from deltapack.packing.spectrum import directions_of, spectrum_of
+from deltapack.packing.spectrum import spectrum_of
 from support.builders import Tensor, add_by_hand, write_file
 from support.fixtures import as_weights
 
