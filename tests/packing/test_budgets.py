@@ -265,6 +265,20 @@ def test_what_is_not_finite_is_refused_or_stored(tmp_path: Path) -> None:
         assert np.array_equal(restored[name], tuned[name], equal_nan=True)
 
 
+def test_what_overflows_is_refused_with_a_way_out_that_fits_a_budget(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    base = {"w.weight": np.full((64, 128), 65_000, np.float16)}
+    tuned = {"w.weight": (base["w.weight"] + random.choice([-480, 480], (64, 128))).astype(np.float16)}
+    two = written(tmp_path, base, tuned)
+    with pytest.raises(NonFiniteError, match="a restored element overflows: expected numbers of f16") as error:
+        two.pack(Budget(bits=0.5))
+    hint = error.value.hint or ""
+    assert "larger budget" in hint and "'w.weight:role=exact'" in hint and "drop" not in hint
+    for recipe in ({"overrides": (Override("w.weight", role="exact"),)}, {"non_finite": "store"}):
+        two.pack(Budget(quality="balanced"), **recipe)
+        assert np.array_equal(two.restored()["w.weight"], tuned["w.weight"])
+
+
 def test_elements_that_are_not_finite_in_both_stay_as_they_are(tmp_path: Path) -> None:
     base, tuned = some_model()
     for model in (base, tuned):
