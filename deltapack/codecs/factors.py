@@ -171,7 +171,9 @@ class Factors:
             positions: Which of them the differences are of, counted from `start`; all unless given.
         """
         loops, product = kernels.active(), self.product(start, length, np.float32(1))
-        left: Values = differences - (loops.product_values(product) if positions is None else loops.product_at(product, positions))
+        taken = loops.product_values(product) if positions is None else loops.product_at(product, positions)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes refuses what is not finite
+            left: Values = differences - taken
         return left
 
 

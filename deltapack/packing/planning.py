@@ -146,6 +146,7 @@ def plan_tensor(
         workers: Threads for ranking.
 
     Raises:
+        NonFiniteError: Differences are too large for the value codec.
         RecipeError: The index codec does not fit the drop rate.
     """
     settings = recipe.for_tensor(name, role)
@@ -158,7 +159,7 @@ def plan_tensor(
         return DeltaPlan(tensor, partner, settings, TermCodec("all", _WHOLE_VALUES), key)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
-    sample = Sample(_reader(base, finetuned, plan), plan.common, settings, key)
+    sample = Sample(_reader(base, finetuned, plan), plan.common, settings, key, name)
     values = settings.values if settings.values != "auto" else sample.auto_values(recipe.noise_share)
     coded = VALUE_CODECS[values]
     if index == "seeded" and settings.index == "auto" and coded.feature and settings.keep >= _LEAST_STRATIFIED:
