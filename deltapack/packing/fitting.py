@@ -10,13 +10,14 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.alike import survey_alike
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import plan_weight
 from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, survey_weights
+from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
@@ -161,7 +162,7 @@ def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
     """Look at all weights that a budget is for."""
     plans = tuple(inputs.plans(workers))
     budgeted = [plan for plan in plans if isinstance(plan, DeltaPlan) and plan.recipe.budgeted and plan.common > 0]
-    found = survey_weights(inputs.base, inputs.finetuned, budgeted, workers)
+    found = survey_alike(inputs.base, inputs.finetuned, budgeted, workers)
     tensors = inputs.finetuned.tensors.values()
     elements = sum(tensor.numel for tensor in tensors if tensor.dtype.is_delta)
     target = budget.pack_bytes(elements, sum(tensor.nbytes for tensor in tensors))
