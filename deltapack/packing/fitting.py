@@ -10,6 +10,7 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.alike import survey_alike
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
 from deltapack.packing.budgeted import Planned, plan_weight
@@ -17,7 +18,8 @@ from deltapack.packing.directions import Directions
 from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, survey_weights
+from deltapack.packing.knowing import Surveyed
+from deltapack.packing.passes import Passes
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
@@ -165,14 +167,22 @@ class Fitting:
         )
 
 
-def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
-    """Look at all weights that a budget is for."""
+def fit(inputs: Inputs, budget: Budget, workers: int, passes: Passes) -> Fitting:
+    """Look at all weights that a budget is for; a pass of its own, before that of the first pack."""
     plans = tuple(inputs.plans(workers))
     budgeted = [plan for plan in plans if isinstance(plan, DeltaPlan) and plan.recipe.budgeted and plan.common > 0]
-    found = survey_weights(inputs.base, inputs.finetuned, budgeted, workers)
     tensors = inputs.finetuned.tensors.values()
+    size = sum(tensor.nbytes for tensor in tensors)
+    tell, seen = passes.begin(sum(plan.tensor.nbytes for plan in budgeted), ahead=size), 0
+
+    def count(plan: DeltaPlan) -> None:
+        nonlocal seen
+        seen += plan.tensor.nbytes
+        tell(seen, size)
+
+    found = survey_alike(inputs.base, inputs.finetuned, budgeted, workers, count)
     elements = sum(tensor.numel for tensor in tensors if tensor.dtype.is_delta)
-    target = budget.pack_bytes(elements, sum(tensor.nbytes for tensor in tensors))
+    target = budget.pack_bytes(elements, size)
     changed = {name: surveyed for name, surveyed in found.items() if surveyed.known.energy > 0}
     return Fitting(inputs, budget, workers, plans, changed, target)
 
