@@ -88,7 +88,8 @@ def _dare(code: Code, usual: float, rescale: bool = True) -> Callable[[Deltas, f
     def one(deltas: Deltas, name: str, rate: float, seed: int) -> Coded:
         delta = deltas[name]
         sample = delta.flatten()[:: max(1, delta.numel() // 50_000)]
-        density = min(1.0, rate / (code(sample)[1] / sample.numel() if sample.numel() > 5000 else usual))
+        cost = code(sample)[1] / sample.numel() if sample.numel() > 5000 else usual
+        density = min(1.0, rate / (cost or usual))  # a sample of nothing but zeros costs nothing
         mask = kept(delta, density, name, seed)
         values, bits = code(delta[mask])
         return _put(delta, mask, values / density if rescale else values), bits

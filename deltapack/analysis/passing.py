@@ -15,16 +15,17 @@ from deltapack.checkpoint import TensorInfo
 from deltapack.format.digest import CHUNK
 from deltapack.kernels import rounding
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.alike import survey_alike
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, survey_weights
+from deltapack.packing.knowing import Surveyed
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.parallel import ordered_map
 from deltapack.reports import Progress
 
 __all__ = ["Looked", "look_at"]
 
-_READS = 3
-"""How often a weight is read for its directions, about."""
+_READS = 1
+"""What a weight's directions take, in readings of it, about: few rows are read, but multiplied again and again."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def look_at(inputs: Inputs, workers: int, progress: Progress) -> Looked:
     stats = _stats(inputs, pairs, workers, counted)
     changed = [plan for plan in weights if stats[plan.tensor.name].squares > 0 and not stats[plan.tensor.name].odd]
     counted.add(_READS * sum(plan.tensor.nbytes for plan in weights if plan not in changed))
-    surveyed = survey_weights(inputs.base, inputs.finetuned, changed, workers, lambda plan: counted.add(_READS * plan.tensor.nbytes))
+    surveyed = survey_alike(inputs.base, inputs.finetuned, changed, workers, lambda plan: counted.add(_READS * plan.tensor.nbytes))
     return Looked(plans, stats, surveyed)
 
 

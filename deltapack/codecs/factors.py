@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.codecs.at_hand import AtHand
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError
 from deltapack.format.codecs import FACTORS
@@ -27,8 +28,9 @@ __all__ = ["NOTHING_KEPT", "FactorChunks", "FactorShape", "Factors", "every_plac
 
 NOTHING_KEPT = Sparse(np.zeros(0, np.uint32), np.zeros(0, np.float32))
 """A sparse term that keeps nothing."""
-_AT_HAND: deque[Factors] = deque(maxlen=4)
-"""The factors that were read last: chunks of a tensor come one after the other, and packs may have thousands of tensors."""
+_AT_HAND = AtHand(most=64 << 20, least=4)
+"""The factors that were read last: chunks of a tensor come one after the other, from each pack of a merge, and packs may have thousands of
+tensors."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ class Factors:
         """Bytes that they take in memory."""
         return self.shape.raw_bytes
 
+    @property
+    def right_bytes(self) -> int:
+        """Bytes that `right_values` take once they were asked for."""
+        return 4 * self.shape.rank * self.shape.columns
+
     @cached_property
     def right_values(self) -> Values:
         """The right factor, `[rank, columns] f32`."""
@@ -171,7 +178,9 @@ class Factors:
             positions: Which of them the differences are of, counted from `start`; all unless given.
         """
         loops, product = kernels.active(), self.product(start, length, np.float32(1))
-        left: Values = differences - (loops.product_values(product) if positions is None else loops.product_at(product, positions))
+        taken = loops.product_values(product) if positions is None else loops.product_at(product, positions)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes refuses what is not finite
+            left: Values = differences - taken
         return left
 
 
@@ -222,6 +231,7 @@ class FactorChunks:
     tensor: str
     loaded: Factors | None = None
     _seen: list[weakref.ref[Factors]] = field(default_factory=list, compare=False, repr=False)
+    _reading: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -235,12 +245,19 @@ class FactorChunks:
             FormatError: The blob is damaged (rules R8 to R10).
             LimitError: It is larger than anybody's factors are.
         """
-        held = self.loaded if self.loaded is not None else next((found for ref in self._seen[-1:] if (found := ref()) is not None), None)
+        held = self._held()
         if held is None:
-            held = self._read()
-            _AT_HAND.append(held)
-            self._seen[:] = [weakref.ref(held)]
+            with self._reading:  # threads that begin a tensor together read its factors once
+                held = self._held()
+                if held is None:
+                    held = self._read()
+                    _AT_HAND.keep(held, held.nbytes + held.right_bytes)
+                    self._seen[:] = [weakref.ref(held)]
         return held
+
+    def _held(self) -> Factors | None:
+        """Return the factors if they are in memory."""
+        return self.loaded if self.loaded is not None else next((found for ref in self._seen[-1:] if (found := ref()) is not None), None)
 
     def load(self) -> FactorChunks:
         """Return the same with its factors in memory."""

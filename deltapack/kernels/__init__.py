@@ -91,8 +91,16 @@ class Backend(Protocol):
     def product_at(self, product: Product, positions: Positions) -> Values:
         """Multiply factors at some places."""
 
+    def kept_residuals(
+        self, base: Elements, source: DType, tuned: Elements, target: DType, positions: Positions, product: Product
+    ) -> Values:
+        """Return what a product leaves of differences at the kept positions."""
+
     def add_product(self, elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
         """Add a product of factors, and a sparse term, to elements."""
+
+    def difference_times(self, base: Elements, source: DType, tuned: Elements, target: DType, right: Values, scale: np.float32) -> Values:
+        """Multiply differences with a narrow matrix."""
 
     def times(self, matrix: Matrix, right: Matrix) -> Matrix:
         """Multiply with a narrow matrix."""

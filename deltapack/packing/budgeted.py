@@ -12,6 +12,7 @@ from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
 from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, noise_of
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
 from deltapack.packing.deltas import rows_at, sampled
+from deltapack.packing.directions import Directions, directions_of
 from deltapack.packing.expecting import shrunk
 from deltapack.packing.factoring import faithful_factors
 from deltapack.packing.gaussian import non_zero
@@ -43,26 +44,38 @@ class Planned:
     Attributes:
         plan: How it is packed.
         noise: Squared error that is expected, relative to the power of its difference.
+        directions: What its factors are made of, which another share may ask for, too.
     """
 
     plan: DeltaPlan
     noise: float
+    directions: Directions | None = None
 
 
-def plan_weight(surveyed: Surveyed, share: Share, kappa: float) -> Planned:
-    """Plan a weight; reads a sample of it.
+def plan_weight(surveyed: Surveyed, share: Share, kappa: float, held: Directions | None = None) -> Planned:
+    """Plan a weight; reads a sample of it, and where there are factors all of it.
 
     Args:
         surveyed: What is known of it; it has energy.
         share: What it gets.
         kappa: How much noise costs, of the whole model.
+        held: Directions that were found for another share, which need not be found again if these are enough.
     """
-    known = surveyed.known
-    if known.kind == "touched":
+    if surveyed.known.kind == "touched":
         return _touched(surveyed, share, kappa)
-    spectrum = surveyed.spectrum
+    directions = held
+    if surveyed.spectrum is not None and share.rank > (0 if held is None else len(held.values)):
+        directions = directions_of(surveyed.delta.times, surveyed.spectrum, share.rank)
+    return replace(_body(surveyed, share, kappa, directions), directions=directions)
+
+
+def _body(surveyed: Surveyed, share: Share, kappa: float, directions: Directions | None) -> Planned:
+    """Plan a weight all of whose rows count."""
+    known = surveyed.known
     most = _OF_FACTORS * (factor_bits(known, share) + share.rate * known.elements)
-    factors = None if spectrum is None or not share.rank else faithful_factors(spectrum, share.rank, share.bits, most)
+    factors = None
+    if directions is not None and share.rank:
+        factors = faithful_factors(directions.first(share.rank), known.energy, share.bits, most)
     plan = replace(surveyed.plan, factors=factors)
     spent = 8.0 * len(factors.stored()) if factors is not None else 0.0
     alone = 0.0 if factors is None else noise_of(known, Share("", 0.0, factors.shape.rank, factors.shape.bits))
@@ -79,14 +92,16 @@ def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
 
 
 def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned | None:
-    """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero, or out of range."""
+    """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
     sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if values == "ternary" and fitted is not None and fitted.noise(1.0) > _UNEVEN:
         values, fitted = "uniform", fit_levels(sample, rate)
-    if fitted is None or not _usable(fitted):
+    if fitted is None:
         return None
+    if not _usable(fitted):  # factors alone would be a loss that nobody expects
+        return Planned(replace(plan, factors=None), 0.0)
     left = float(np.square(sample, dtype=np.float64).mean()) * delta.common / known.energy
     if factors is not None and left < _HARDLY and fitted.noise(1.0 if values == "uniform" else min(1.0, rate / fitted.bits)) > 1:
         return _without_codes(plan, left)

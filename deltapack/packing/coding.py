@@ -28,6 +28,7 @@ _MOST_CLIPPED, _FINER = 1e-4, 1.25
 """Share of the power that the largest level may cut off, and by how much steps grow until it does not."""
 _JUST_BELOW = 1 - 2.0**-20
 """So that what is equal to a threshold is above its product with the scale, however that is rounded."""
+_LARGEST = float(np.finfo(np.float32).max)
 _SEARCHED, _ROUNDS = 1 << 16, 20
 _LEAST_SHARE = 1e-4
 
@@ -84,7 +85,7 @@ def _trits(magnitudes: Sample, threshold: float) -> Fitted:
     share = len(large) / len(magnitudes)
     total = _sum(large)
     scale = _f32(total / len(large))
-    power = _sum(np.square(magnitudes))
+    power = _sum(np.square(magnitudes, dtype=np.float64))  # in f32 those of 1e20 are infinite, and those of 1e-30 are 0
     gain = power / (scale * total)
     return Fitted(
         scale,
@@ -108,7 +109,9 @@ def fit_signs(power: float, total: float, scaled: float) -> Fitted:
 
 
 def fit_levels(sample: Sample, rate: float, weights: NDArray[np.float64] | float = 1.0) -> Fitted | None:
-    """Return the levels of a uniform quantiser with a dead zone that take `rate` bits an element, or the finest; `None` as above.
+    """Return the levels of a uniform quantiser with a dead zone that take `rate` bits an element, or the finest.
+
+    `None` as above, and where f32 has no step so small.
 
     Args:
         sample: Elements, in units of the scales of their rows where these have some.
@@ -127,6 +130,8 @@ def fit_levels(sample: Sample, rate: float, weights: NDArray[np.float64] | float
         middle = math.sqrt(low * high)
         low, high = (middle, high) if _bits_of(_levels(few, middle)) > rate else (low, middle)
     step = _f32(high)
+    if step == 0:
+        return None
     levels = _levels(sample, step)
     product = step * _sum(sample.astype(np.float64) * levels * weights)
     if not product > 0:
@@ -160,4 +165,4 @@ def _sum(values: NDArray[Any]) -> float:
 
 
 def _f32(value: float) -> float:
-    return float(np.float32(value))
+    return float(np.float32(min(value, _LARGEST)))

@@ -42,7 +42,7 @@ class ChunkOutcome:
         whole: The elements stored whole, if they may be needed.
         equal: Whether the base gives the fine-tune's bits here without any term.
         finite: Whether all differences are finite.
-        overflow: Whether a restored element is infinite because of the rescale.
+        overflow: Whether a kept or restored element is infinite because of the rescale, or of the codes.
         altered: Whether a NaN or infinity of base and fine-tune is kept and comes back with other bits: arithmetic gives one NaN, and
             float8_e5m2 no infinity (spec/06-arithmetic.md).
         l1: Sum of |difference|.
@@ -104,8 +104,13 @@ def _encode_delta(
         # The tensor is refused, stored whole or unchanged in the end; the rest of it still needs its digests.
         digest = chunk_digest(tuned)
         return ChunkOutcome(base_digest, digest, digest, equal=equal, finite=False, elements=len(tuned))
+    chosen = _kept(plan, chunk, base, tuned[:common], buffers) if plan.residual else None
+    made = plan.sparsifier is not None or plan.factors is not None  # then kept values are more than differences, which are finite
+    if chosen is not None and made and not np.isfinite(chosen.values).all():
+        digest = chunk_digest(tuned)
+        return ChunkOutcome(base_digest, digest, digest, equal=equal, overflow=True, elements=len(tuned))
     try:
-        term, seen = _sparse(plan, chunk, base, tuned[:common], buffers) if plan.residual else (None, NOTHING_KEPT)
+        term, seen = _sparse(plan, chunk, base, chosen) if chosen is not None else (None, NOTHING_KEPT)
     except NonFiniteError as error:
         error.tensor = plan.tensor.name
         raise
@@ -141,9 +146,8 @@ def _restored(plan: DeltaPlan, chunk: int, base: Elements, seen: Sparse, buffers
     return base, seen.positions
 
 
-def _sparse(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers: Buffers) -> tuple[StoredChunk, Sparse]:
+def _sparse(plan: DeltaPlan, chunk: int, base: Elements, chosen: Kept) -> tuple[StoredChunk, Sparse]:
     """Return a chunk of the sparse term, and what a decoder will see of it."""
-    chosen = _kept(plan, chunk, base, tuned, buffers)
     positions, counts, kept = chosen.positions, chosen.counts, chosen.values
     if plan.spares_odd:
         there = np.isfinite(rounding.to_f64(base[positions], plan.base.dtype))
@@ -159,8 +163,10 @@ def _kept(plan: DeltaPlan, chunk: int, base: Elements, tuned: Elements, buffers:
     if plan.sparsifier is None:
         room = buffers.sparse(0, len(base)).positions
         positions, counts = dare.select(plan.recipe.keep, plan.key, chunk, len(base), room, plan.codec.index)
-        kept = loops.kept_differences(base, source, tuned, target, positions)
-        return Kept(positions, counts, kept if factors is None else factors.residual(kept, chunk * CHUNK, len(base), positions))
+        if factors is None:
+            return Kept(positions, counts, loops.kept_differences(base, source, tuned, target, positions))
+        product = factors.product(chunk * CHUNK, len(base), np.float32(1))
+        return Kept(positions, counts, loops.kept_residuals(base, source, tuned, target, positions, product))
     delta = loops.difference(base, source, tuned, target)
     return plan.sparsifier.select(chunk, delta if factors is None else factors.residual(delta, chunk * CHUNK, len(base)))
 

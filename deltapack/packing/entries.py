@@ -18,6 +18,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.packing.encoding import ChunkOutcome, encode_chunk, encode_tail_chunk
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, plan_whole
 from deltapack.packing.recipe import Recipe
+from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["Digests", "EntryWriter", "unchanged"]
 
@@ -197,14 +198,27 @@ class EntryWriter:
             return
         name, path = plan.tensor.name, self.finetuned.path
         if finite:
-            hint = f"Use a lower drop rate or --set '{name}:drop-rate=0.5', or store it whole with --non-finite store."
-            raise NonFiniteError("a restored element overflows when rescaled", path=path, tensor=name, hint=hint)
+            what = "a restored element overflows" + ("" if plan.recipe.budgeted else " when rescaled")
+            hint = f"{_less_noise(plan)}, or store it whole with --non-finite store."
+            raise NonFiniteError(what, path=path, tensor=name, expected=f"numbers of {plan.tensor.dtype.name}", hint=hint)
         hint = "Mend the checkpoint, or store such tensors whole with --non-finite store."
         raise NonFiniteError("the difference to the base holds NaN or infinity", path=path, tensor=name, hint=hint)
 
     def _count(self, stored: dict[str, int]) -> None:
         for use, nbytes in stored.items():
             self.split[use] = self.split.get(use, 0) + nbytes
+
+
+def _less_noise(plan: DeltaPlan) -> str:
+    """Return what brings restored elements nearer to the fine-tune's, in the terms in which the pack was asked for."""
+    name = plan.tensor.name
+    if plan.recipe.budgeted:
+        return f"Use a larger budget, or keep it bit for bit with --set '{name}:role=exact'"
+    if not plan.recipe.unbiased:
+        return f"Use a smaller factor or --set '{name}:rescale=1'"
+    if plan.recipe.keep == ALL_KEPT:
+        return f"Use finer values or --set '{name}:values=f32'"
+    return f"Use a lower drop rate or --set '{name}:drop-rate=0.5'"
 
 
 def _sparse_term(plan: DeltaPlan) -> Term:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltapack.codecs.factors import Factors
-from deltapack.packing.spectrum import Spectrum
+from deltapack.packing.directions import Directions
 
 __all__ = ["faithful_factors", "quantise_factors"]
 
@@ -27,48 +27,49 @@ _SLIGHT, _OF_REST = 0.02, 0.25
 """What codes may leave of a difference: this share of its power, or this share of what the directions leave, whichever is more."""
 
 
-def faithful_factors(spectrum: Spectrum, rank: int, bits: int, most: float) -> Factors | None:
-    """Return factors as below, in codes of more bits where few would leave too much; `None` where no bits are enough.
+def faithful_factors(directions: Directions, energy: float, bits: int, most: float) -> Factors | None:
+    """Return factors as below, in codes of more bits where few would leave too much and these leave less; `None` where no bits are enough.
 
     Codes have no 0. Where a few elements make up a direction, each of the others gets the smallest code, and together these may be far
     larger than what is coded: the gain would make it worse. So a direction counts by the squared cosines to its codes, and those from the
     first that no bits suffice for are left out.
 
     Args:
-        spectrum: The directions.
-        rank: How many, at most; at least one must be there.
+        directions: The directions.
+        energy: Sum of squares of the difference.
         bits: Bits of a code, at least.
         most: Bits for all codes, but for those of one direction, where codes have to be wider.
     """
-    rank = min(rank, len(spectrum.values))
-    if not rank:
-        return None
-    powers = np.square(spectrum.values[:rank], dtype=np.float64) / spectrum.energy if spectrum.energy > 0 else np.zeros(rank)
+    powers = np.square(directions.values) / energy if energy > 0 else np.zeros(len(directions.values))
     allowed = max(_SLIGHT, _OF_REST * (1 - float(powers.sum())))
-    coded, faithful = _coded(spectrum, 0, bits), np.zeros(0)
+    best, least = None, float(powers.sum())
     for width in (width for width in _STEPS if width >= bits):
+        rank = len(powers)
         if width > bits:
-            rank = max(1, min(rank, int(most / (width * (spectrum.rows + spectrum.columns)))))
-        coded = _coded(spectrum, rank, width)
-        found = np.array([left.cosine * right.cosine for left, right in zip(*coded, strict=True)])
-        faithful = found[: int(np.argmin(np.append(found >= _FAITHFUL, False)))]
-        if len(faithful) == rank and float((powers[:rank] * (1 / faithful - 1)).sum()) <= allowed:
-            return _factors(coded, rank, width)
-    return _factors(coded, len(faithful), max(_STEPS)) if len(faithful) else None
+            rank = max(1, min(rank, int(most / (width * (directions.left.shape[1] + directions.right.shape[1])))))
+        coded = _coded(directions, rank, width)
+        cosines = np.array([left.cosine * right.cosine for left, right in zip(*coded, strict=True)])
+        rank = int(np.argmin(np.append(cosines >= _FAITHFUL, False)))
+        lost = float((powers[:rank] * (1 / cosines[:rank] - 1)).sum() + powers[rank:].sum())
+        if rank and lost < least:
+            best, least = _factors(coded, rank, width), lost
+        if lost <= allowed:
+            break
+    return best
 
 
-def quantise_factors(spectrum: Spectrum, rank: int, bits: int) -> Factors:
+def quantise_factors(directions: Directions, rank: int, bits: int) -> Factors:
     """Return factors of the first singular directions, each with half of its singular value's root, in codes of few bits.
 
     A column's scale is the one next to which no other has a code that points better in its direction; what is stored is that which gives
     the code the projection gain: its scalar product with the column is the column's with itself.
 
     Args:
-        spectrum: The directions.
+        directions: The directions.
         rank: How many, at most; at least one must be there.
         bits: Bits of a code: 2, 4 or 8.
     """
-    return _factors(_coded(spectrum, rank, bits), rank, bits)
+    return _factors(_coded(directions, rank, bits), rank, bits)
 
 
 class _Column(NamedTuple):
@@ -79,10 +80,10 @@ class _Column(NamedTuple):
     cosine: float
 
 
-def _coded(spectrum: Spectrum, rank: int, bits: int) -> list[list[_Column]]:
+def _coded(directions: Directions, rank: int, bits: int) -> list[list[_Column]]:
     """Return the columns of the left and of the right factor."""
-    roots = np.sqrt(spectrum.values[:rank]).astype(np.float32)[:, None]
-    return [[_quantised(column, bits) for column in directions[:rank] * roots] for directions in (spectrum.left, spectrum.right)]
+    roots = np.sqrt(directions.values[:rank]).astype(np.float32)[:, None]
+    return [[_quantised(column, bits) for column in side[:rank] * roots] for side in (directions.left, directions.right)]
 
 
 def _factors(coded: list[list[_Column]], rank: int, bits: int) -> Factors:

@@ -10,13 +10,16 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.table import Layout
 from deltapack.format.writer import stored_side_file
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.alike import survey_alike
 from deltapack.packing.allocation import LEAST_RATE, MOST_RATE, Known, Rates, allocate, predicted_bits, share_of
 from deltapack.packing.budget import AIM, Budget, Quality
-from deltapack.packing.budgeted import plan_weight
+from deltapack.packing.budgeted import Planned, plan_weight
+from deltapack.packing.directions import Directions
 from deltapack.packing.expecting import expected_loss, kappa_of, noise_together, rate_of_loss
 from deltapack.packing.foreseeing import ENTRY_BYTES, foresee, tail_bytes
 from deltapack.packing.inputs import Inputs
-from deltapack.packing.knowing import Surveyed, survey_weights
+from deltapack.packing.knowing import Surveyed
+from deltapack.packing.passes import Passes
 from deltapack.packing.planning import DeltaPlan, PackPlan
 from deltapack.packing.sides import sides_with_base
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
@@ -63,6 +66,7 @@ class Fitting:
         tried: What was tried.
         best: The attempt that gave the best of these, if any did not take too much.
         notes: What a person should know of it.
+        directions: What the factors of the last attempt are made of, by the names of weights.
     """
 
     inputs: Inputs
@@ -74,6 +78,7 @@ class Fitting:
     tried: list[Tried] = field(default_factory=list)
     best: Attempt | None = None
     notes: list[str] = field(default_factory=list)
+    directions: dict[str, Directions] = field(default_factory=dict)
 
     def first(self) -> Attempt:
         """Return the first attempt."""
@@ -124,9 +129,14 @@ class Fitting:
     def _attempt(self, rates: Rates, bits: float | None = None) -> Attempt:
         known = self._known
         kappa = kappa_of(known)
-        tasks = list(self.weights.values())
-        with closing(ordered_map(lambda one: plan_weight(one, share_of(one.known, rates), kappa), tasks, self.workers)) as results:
+        tasks = sorted(self.weights.values(), key=lambda one: -one.plan.common)  # a large one that came last would keep one thread alone
+
+        def plan(one: Surveyed) -> Planned:
+            return plan_weight(one, share_of(one.known, rates), kappa, self.directions.get(one.known.name))
+
+        with closing(ordered_map(plan, tasks, self.workers)) as results:
             planned = {one.known.name: result for one, result in zip(tasks, results, strict=True)}
+        self.directions = {name: one.directions for name, one in planned.items() if one.directions is not None}
         noise = noise_together(known, (planned[one.name].noise for one in known))
         plans = tuple(planned[plan.tensor.name].plan if plan.tensor.name in planned else plan for plan in self.plans)
         least = sum(predicted_bits(one, share_of(one, rates)) for one in known)
@@ -157,14 +167,22 @@ class Fitting:
         )
 
 
-def fit(inputs: Inputs, budget: Budget, workers: int) -> Fitting:
-    """Look at all weights that a budget is for."""
+def fit(inputs: Inputs, budget: Budget, workers: int, passes: Passes) -> Fitting:
+    """Look at all weights that a budget is for; a pass of its own, before that of the first pack."""
     plans = tuple(inputs.plans(workers))
     budgeted = [plan for plan in plans if isinstance(plan, DeltaPlan) and plan.recipe.budgeted and plan.common > 0]
-    found = survey_weights(inputs.base, inputs.finetuned, budgeted, workers)
     tensors = inputs.finetuned.tensors.values()
+    size = sum(tensor.nbytes for tensor in tensors)
+    tell, seen = passes.begin(sum(plan.tensor.nbytes for plan in budgeted), ahead=size), 0
+
+    def count(plan: DeltaPlan) -> None:
+        nonlocal seen
+        seen += plan.tensor.nbytes
+        tell(seen, size)
+
+    found = survey_alike(inputs.base, inputs.finetuned, budgeted, workers, count)
     elements = sum(tensor.numel for tensor in tensors if tensor.dtype.is_delta)
-    target = budget.pack_bytes(elements, sum(tensor.nbytes for tensor in tensors))
+    target = budget.pack_bytes(elements, size)
     changed = {name: surveyed for name, surveyed in found.items() if surveyed.known.energy > 0}
     return Fitting(inputs, budget, workers, plans, changed, target)
 

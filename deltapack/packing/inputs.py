@@ -14,8 +14,9 @@ from deltapack.composing.basecheck import wrong_base
 from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import RecipeError
+from deltapack.packing.alike import leaders
 from deltapack.packing.configs import config_of
-from deltapack.packing.planning import PackPlan, identity_of, plan_tensor
+from deltapack.packing.planning import DeltaPlan, PackPlan, identity_of, plan_tensor
 from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.sides import list_sides, missed
@@ -80,11 +81,22 @@ class Inputs:
     left_out: Sequence[LeftOut] = ()
 
     def plans(self, workers: int) -> Iterator[PackPlan]:
-        """Plan the tensors of the fine-tune, one after the other, in the order of a pack."""
-        identity, partners = identity_of(self.finetuned), self.partners()
+        """Plan the tensors of the fine-tune, one after the other, in the order of a pack; those that are equal have one plan."""
+        identity, partners, recipe, roles = identity_of(self.finetuned), self.partners(), self.asked.recipe, self.survey.roles
+        first = {} if recipe.exact is True else leaders(self.base, self.finetuned, partners, workers)
+
+        def plan_of(name: str) -> PackPlan:
+            return plan_tensor(self.base, self.finetuned, partners.get(name), name, roles[name], recipe, identity, workers)
+
+        shared = {name: plan_of(name) for name in sorted(set(first.values()), key=str.encode)}
         for name in sorted(self.finetuned.tensors, key=str.encode):
-            role = self.survey.roles[name]
-            yield plan_tensor(self.base, self.finetuned, partners.get(name), name, role, self.asked.recipe, identity, workers)
+            plan = shared.get(first.get(name, name))
+            if plan is None or name in shared:
+                yield plan or plan_of(name)
+            elif isinstance(plan, DeltaPlan) and plan.recipe == recipe.for_tensor(name, roles[name]):
+                yield plan.of(self.finetuned.tensors[name], self.base.tensors[partners[name]])
+            else:
+                yield plan_of(name)
 
     def only_base(self) -> list[str]:
         """Return the names of tensors in the base's files that are no partner, at most parts of one, in the order of a pack."""

@@ -127,7 +127,7 @@ def _survey_weight(plan: DeltaPlan, delta: Delta, workers: int, boost: float) ->
     known = Known(name, rows, columns, "body", rows, 0.0, boost=boost)
     vocabulary = is_vocabulary(name, rows, columns)
     if vocabulary:
-        squares = squares_of_rows(delta)
+        squares = squares_of_rows(delta, workers)
         moved = moved_rows(squares, _STILL)
         if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
             return _touched(plan, delta, squares, moved)

@@ -53,6 +53,7 @@ class DeltaPlan:
         spares_odd: Whether elements that are NaN or infinite in the base are never kept; positions are stored then.
         factors: A product that is added everywhere: the sparse term has of the differences what it leaves; none where there is none.
         residual: Whether there is a sparse term; there is always one unless there are factors.
+        like: Name of the tensor that it equals on both sides, and whose plan this is; empty where it is its own.
     """
 
     tensor: TensorInfo
@@ -64,11 +65,16 @@ class DeltaPlan:
     spares_odd: bool = False
     factors: Factors | None = None
     residual: bool = True
+    like: str = ""
 
     def sparing_odd(self) -> DeltaPlan:
         """Return the plan that keeps the same elements but for those that are NaN or infinite in the base, and has no factors."""
         index, shift = best_index(self.recipe.density)
         return replace(self, codec=replace(self.codec, index=index, shift=shift), spares_odd=True, factors=None, residual=True)
+
+    def of(self, tensor: TensorInfo, base: TensorInfo) -> DeltaPlan:
+        """Return the plan of a tensor that equals this one, as their partners do."""
+        return replace(self, tensor=tensor, base=base, like=self.tensor.name)
 
     @property
     def common(self) -> int:
@@ -146,6 +152,7 @@ def plan_tensor(
         workers: Threads for ranking.
 
     Raises:
+        NonFiniteError: Differences are too large for the value codec.
         RecipeError: The index codec does not fit the drop rate.
     """
     settings = recipe.for_tensor(name, role)
@@ -158,7 +165,7 @@ def plan_tensor(
         return DeltaPlan(tensor, partner, settings, TermCodec("all", _WHOLE_VALUES), key)
     index = _index_codec(settings)
     plan = DeltaPlan(tensor, partner, settings, TermCodec(index, "f32"), key)
-    sample = Sample(_reader(base, finetuned, plan), plan.common, settings, key)
+    sample = Sample(_reader(base, finetuned, plan), plan.common, settings, key, name)
     values = settings.values if settings.values != "auto" else sample.auto_values(recipe.noise_share)
     coded = VALUE_CODECS[values]
     if index == "seeded" and settings.index == "auto" and coded.feature and settings.keep >= _LEAST_STRATIFIED:

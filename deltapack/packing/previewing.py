@@ -19,6 +19,7 @@ from deltapack.packing.fitting import fit
 from deltapack.packing.foreseeing import ENTRY_BYTES, TERM_BYTES, foresee
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
+from deltapack.packing.passes import Passes
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.report import left_out_notes, loss_warnings
@@ -76,8 +77,9 @@ def preview_compress(
     )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
-        plans, tables, loss, allowed = _plans(inputs, count)
-        rows = _rows(inputs, plans, count, progress or (lambda done, total: None))
+        passes = Passes(progress or (lambda done, total: None))
+        plans, tables, loss, allowed = _plans(inputs, count, passes)
+        rows = _rows(inputs, plans, count, passes)
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
         exact = inputs.asked.recipe.exact is True
@@ -102,20 +104,20 @@ def _too_large(size: int, allowed: int | None) -> list[str]:
     ]
 
 
-def _plans(inputs: Inputs, workers: int) -> tuple[Iterable[PackPlan], tuple[bytes, ...], float | None, int | None]:
+def _plans(inputs: Inputs, workers: int, passes: Passes) -> tuple[Iterable[PackPlan], tuple[bytes, ...], float | None, int | None]:
     """Return the plans of all tensors, the tables that they share, and of a budget its expected loss, and its bytes if they are few."""
     budget = inputs.asked.recipe.target
     if budget is None:
         return *planned(inputs, workers), None, None
-    fitting = fit(inputs, budget, workers)
+    fitting = fit(inputs, budget, workers, passes)
     attempt = fitting.first()
     least = not fitting.weights or attempt.rates.spent <= _LEAST * LEAST_RATE
     return attempt.plans, (), attempt.loss, fitting.target if least else None
 
 
-def _rows(inputs: Inputs, plans: Iterable[PackPlan], workers: int, progress: Progress) -> list[PreviewRow]:
+def _rows(inputs: Inputs, plans: Iterable[PackPlan], workers: int, passes: Passes) -> list[PreviewRow]:
     total, done, buffers = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values()), 0, Buffers()
-    rows = []
+    rows, progress = [], passes.begin(total)
     for plan, row in ordered_map(lambda plan: (plan, _row(inputs, plan, buffers)), plans, workers):
         rows.append(row)
         done += plan.tensor.nbytes

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deltapack.codecs.chunk import TermCodec, encode_term_chunk
 from deltapack.codecs.scaling import Scaling
+from deltapack.errors import NonFiniteError
 from deltapack.format.codecs import VALUE_CODECS
 from deltapack.format.digest import TILE
 from deltapack.packing.coding import fit_levels, fit_trits
@@ -42,12 +43,14 @@ class Sample:
         numel: Number of elements.
         recipe: Settings of the tensor.
         key: Mask key.
+        name: Name of the tensor.
     """
 
     read: Read
     numel: int
     recipe: TensorRecipe
     key: int
+    name: str
 
     def whole(self, row: int, workers: int) -> TensorDelta:
         """Return what a sparsifier is given of the tensor, whose rows have so many elements."""
@@ -78,7 +81,11 @@ class Sample:
         return _AUTO_ORDER[-1]
 
     def scaling(self, values: str) -> Scaling:
-        """Return the scale of a tensor whose codes share one, such that what is restored has gain 1 before anything is dropped."""
+        """Return the scale of a tensor whose codes share one, such that what is restored has gain 1 before anything is dropped.
+
+        Raises:
+            NonFiniteError: Differences are so large that f32 does not hold the scale.
+        """
         method, all_kept = self.recipe.method, self.recipe.method.plan is None or self.recipe.keep == ALL_KEPT
         tiles = self._tiles(_TILES_OF_ONE_SCALE)
         sample = np.concatenate([np.zeros(0, np.float32), *(tile.copy() if all_kept else self._selected(tile) for tile in tiles)])
@@ -86,9 +93,12 @@ class Sample:
             fitted = fit_levels(sample, _BITS_OF_LEVELS)
         else:  # what was kept for its magnitude is kept for good
             fitted = fit_trits(sample) if all_kept or method.by_chance else fit_trits(sample, 1.0)
-        if fitted is None or not 0 < fitted.scale * fitted.gain < np.finfo(np.float32).max:
+        scale = 0.0 if fitted is None else fitted.scale * fitted.gain
+        if fitted is None or not scale > 0 or not np.isfinite(sample).all():  # of what is not finite the entry tells
             return Scaling("tensor", 0.0)
-        return Scaling("tensor", fitted.scale * fitted.gain, threshold=fitted.threshold / fitted.gain)
+        if scale > float(np.finfo(np.float32).max):
+            raise NonFiniteError(f"a difference is too large for values={values}", tensor=self.name, hint="Use --values f32.")
+        return Scaling("tensor", scale, threshold=fitted.threshold / fitted.gain)
 
     def _kept(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return kept differences of a few tiles, and their count in each tile."""

@@ -1,8 +1,9 @@
-"""The largest singular values and directions of a difference, by passes over it: what factors of low rank are made of.
+"""The largest singular values and directions of a difference: what factors of low rank are made of.
 
 A randomised method: a block of signs from a key is multiplied with `D^T D` twice, which turns it towards the first right singular
-directions V; the left ones follow from D V. Each pass reads the difference in blocks of rows that threads share, and what blocks give is
-added in their order. All sums run in an order of their own (`deltapack.kernels`), so the result depends on neither workers nor the machine.
+directions V; `deltapack.packing.directions` makes the left ones of them. The difference is read in blocks of rows that threads share, and
+what blocks give is added in their order. All sums run in an order of their own (`deltapack.kernels`), so the result depends on neither
+workers nor the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deltapack.format.digest import CHUNK
 from deltapack.kernels.reference.matrices import Matrix
 from deltapack.parallel import ordered_map
 
-__all__ = ["Spectrum", "spectrum_of"]
+__all__ = ["BLOCK", "Spectrum", "eigen", "spectrum_of"]
 
 F32 = NDArray[np.float32]
 Read = Callable[[int, int], F32]
@@ -37,7 +38,7 @@ _PIECE = 16
 """Rows that are looked at together where not all are."""
 _FOUND = 2.0
 """How many times the square of its eigenvalue the mean fourth power of a direction may be, if it is no mix of many."""
-_BLOCK = CHUNK // 4
+BLOCK = CHUNK // 4
 """Elements that are looked at together where all are: they stay in the second-level cache."""
 _SAMPLED_ROWS, _PLAIN = 16, 30
 """Rows that tell how large differences are, and the power of two up to which, or from the inverse of which, they need no scaling."""
@@ -52,9 +53,9 @@ class Spectrum:
         columns: Its columns.
         energy: Sum of its squares, which is that of the squared singular values.
         sixth: Estimate of the sum of the sixth powers of all singular values.
-        values: The largest singular values, falling, `[k] f64`; fewer than asked for where there are no more.
-        left: Their left directions, `[k, rows] f32`.
-        right: Their right directions, `[k, columns] f32`.
+        values: About the largest singular values, falling, `[k] f64`; fewer than asked for where there are no more.
+        right: About their right directions, `[k, columns] f32`.
+        shift: The power of two that brings differences near 1; 0 where none is needed.
     """
 
     rows: int
@@ -62,8 +63,8 @@ class Spectrum:
     energy: float
     sixth: float
     values: Wide
-    left: F32
     right: F32
+    shift: int
 
     @property
     def kappa(self) -> float:
@@ -74,7 +75,7 @@ class Spectrum:
 def spectrum_of(
     read: Read, rows: int, columns: int, rank: int, key: int, *, turns: int = 2, share: int = 1, workers: int = 1
 ) -> Spectrum | None:
-    """Return the largest singular values and directions of a difference.
+    """Return about the largest singular values and right directions of a difference.
 
     Args:
         read: The difference; it is asked for whole rows.
@@ -82,44 +83,55 @@ def spectrum_of(
         columns: Its columns; at least one.
         rank: How many singular values; no more than there are come back.
         key: 64 bits that the signs are drawn from.
-        turns: How often directions are turned, at least once: a pass each, beside the one for the left directions.
-        share: Directions are turned by one of so many rows, and the energy is told by these; right directions are a little less right then.
+        turns: How often directions are turned, at least once: a pass each, and one for the values.
+        share: Directions are turned by one of so many rows, and half as many others tell the values: those that they were turned by would
+            say too much. Directions are a little less right then.
         workers: Threads; each holds a block of about a quarter of a million elements.
 
     Returns:
-        The spectrum; `None` where a difference is not finite, or products of differences are not.
+        The spectrum; `None` where a difference that is looked at is not finite, or products of differences are not.
     """
-    loops, blocks = kernels.active(), _Blocks(read, rows, columns, 0, workers)
-    seen = blocks.few(share) if share > 1 or rows * columns <= _BLOCK else blocks
-    blocks = seen if share == 1 else blocks
-    shift, times = _shift(seen), rows / seen.rows
-    blocks, seen = replace(blocks, shift=shift), replace(seen, shift=shift)
+    whole = _Blocks(read, rows, columns, 0, workers)
+    seen = whole.few(share) if share > 1 or rows * columns <= BLOCK else whole
+    shift = _shift(seen)
+    seen = replace(seen, shift=shift)
+    others = replace(whole.few(2 * share, share // 2), shift=shift) if share > 1 else seen
     with np.errstate(over="ignore", invalid="ignore"):
         turned = _turned(seen, _signs(key, columns, _width(rank)), turns)
         if turned is None:
             return None
         if share > 1 and not turned.right.shape[1]:  # none of these rows has moved
             return spectrum_of(read, rows, columns, rank, key, turns=turns, workers=workers)
-        right, gram = turned.right, turned.gram
-        if share > 1:  # few rows tell well enough which directions are the first, and fewer are less work
-            _, gram = _all_left(seen, right)
-            right = loops.times(right, _eigen(gram)[1][:, :rank].astype(np.float32))
-        left, products = _all_left(blocks, right)
-        sixth = times**3 * _sixth(turned.mixed, products if gram is None else gram)
-        if not (np.isfinite(products).all() and math.isfinite(sixth)):
+        gram = _products(seen, turned.right)
+        if not np.isfinite(gram).all():
             return None
-        values, left, right = _directions(left, right, products, rank)
-    back, energy = 2.0**-shift, max(times * turned.energy, float(np.trace(products)))
-    return Spectrum(rows, columns, energy * back**2, sixth * back**6, values * back, left, right)
+        squares, vectors = eigen(gram)
+        right = kernels.active().times(turned.right, vectors[:, :rank].astype(np.float32))
+        squares, energy = squares[:rank], turned.energy
+        if share > 1:
+            squares, right, energy = _told_by(others, right, rows, turned.energy, seen.rows)
+        sixth = (rows / seen.rows) ** 3 * _sixth(turned.mixed, gram)
+    if not (np.isfinite(squares).all() and math.isfinite(sixth)):
+        return None
+    back = 2.0**-shift
+    energy = max(energy, math.fsum(squares.tolist()))
+    return Spectrum(rows, columns, energy * back**2, sixth * back**6, np.sqrt(squares) * back, np.ascontiguousarray(right.T), shift)
 
 
-def _all_left(blocks: _Blocks, right: F32) -> tuple[F32, Wide]:
-    """Return what all rows make of right directions, `[rows, k]`, and the scalar products of that."""
-    parts, total = list[F32](), np.zeros((right.shape[1],) * 2)
-    for part, squares in blocks.each(lambda block: _left(block, right)):
-        parts.append(part)
-        total += squares
-    return np.concatenate(parts), total
+def _told_by(others: _Blocks, right: F32, rows: int, energy: float, seen: int) -> tuple[Wide, F32, float]:
+    """Return squared singular values, falling, and their right directions in that order, and the energy: by rows of no part in directions.
+
+    Args:
+        others: The rows.
+        right: Right directions, `[columns, k]`.
+        rows: How many rows there are in all.
+        energy: The energy of those rows that were seen before.
+        seen: How many these were.
+    """
+    found = math.fsum(others.each(lambda block: kernels.active().sum_of_squares(block.reshape(-1))))
+    squares = np.diag(_products(others, right)) * (rows / others.rows)
+    order = np.argsort(-squares, kind="stable")
+    return squares[order], right[:, order], (energy + found) * rows / (seen + others.rows)
 
 
 def _width(rank: int) -> int:
@@ -151,10 +163,10 @@ class _Blocks:
     shift: int
     workers: int
 
-    def few(self, share: int) -> _Blocks:
-        """Return one of so many rows, in memory."""
+    def few(self, share: int, after: int = 0) -> _Blocks:
+        """Return one of so many rows, in memory; from the one on that is this number of pieces after the first."""
         size = _PIECE if share > 1 else self.rows
-        pieces = [(first, min(first + size, self.rows)) for first in range(0, self.rows, size * share)]
+        pieces = [(first, min(first + size, self.rows)) for first in range(after * size, self.rows, size * share)]
         held = np.empty(sum(last - first for first, last in pieces) * self.columns, np.float32)
         done = 0
         for first, last in pieces:
@@ -165,7 +177,7 @@ class _Blocks:
 
     def each(self, function: Callable[[F32], T]) -> Iterator[T]:
         """Yield what a function makes of each block `[n, columns] f32`, in order."""
-        step, scale = max(1, _BLOCK // self.columns), np.float32(2.0**self.shift)
+        step, scale = max(1, BLOCK // self.columns), np.float32(2.0**self.shift)
 
         def work(first: int) -> T:
             block = self.read(first * self.columns, min(first + step, self.rows) * self.columns)
@@ -181,19 +193,17 @@ class _Turned(NamedTuple):
     Attributes:
         right: Orthonormal, `[columns, k] f32`.
         energy: Sum of squares of the difference D.
-        mixed: `[k, width] f64`, what the signs became in the first turn: D^T D times them is the directions then times this.
-        gram: What D^T D is between these directions, `[k, k] f64`; none where `right` is them still.
+        mixed: `[k, width] f64`, what the signs became in the first turn, D^T D times them, along these directions.
     """
 
     right: F32
     energy: float
     mixed: Wide
-    gram: Wide | None
 
 
 def _turned(blocks: _Blocks, directions: F32, turns: int) -> _Turned | None:
     """Turn directions towards the first right ones; `None` where what comes of it is not finite."""
-    loops, mixed, gram = kernels.active(), np.zeros((0, 0)), None
+    loops, mixed = kernels.active(), np.zeros((0, 0))
     for turn in range(turns):
         total, energy = np.zeros((blocks.columns, directions.shape[1])), 0.0
         for sums, squares in blocks.each(lambda block, now=directions: _turn(block, now)):  # type: ignore[misc]
@@ -201,12 +211,10 @@ def _turned(blocks: _Blocks, directions: F32, turns: int) -> _Turned | None:
             energy += squares
         if not (math.isfinite(energy) and np.isfinite(total).all()):
             return None
-        if turn == 1:
-            gram = loops.transposed_times(directions.astype(np.float64), total)
+        of_signs = total if turn == 0 else loops.times(directions.astype(np.float64), mixed)
         directions = _orthonormal(total)
-        if turn == 0:
-            mixed = loops.transposed_times(directions.astype(np.float64), total)
-    return _Turned(directions, energy, mixed, gram)
+        mixed = loops.transposed_times(directions.astype(np.float64), of_signs)
+    return _Turned(directions, energy, mixed)
 
 
 def _turn(block: F32, directions: F32) -> tuple[Matrix, float]:
@@ -215,11 +223,14 @@ def _turn(block: F32, directions: F32) -> tuple[Matrix, float]:
     return loops.transposed_times(block, loops.times(block, directions)), loops.sum_of_squares(block.reshape(-1))
 
 
-def _left(block: F32, right: F32) -> tuple[F32, Wide]:
-    """Return what a block makes of right directions, `[n, k]`, and their scalar products."""
-    part = kernels.active().times(block, right)
-    wide = part.astype(np.float64)
-    return part, kernels.active().transposed_times(wide, wide)
+def _products(blocks: _Blocks, right: F32) -> Wide:
+    """Return the scalar products of what rows make of right directions, `[k, k]`."""
+
+    def of_block(block: F32) -> Wide:
+        wide = kernels.active().times(block, right).astype(np.float64)
+        return kernels.active().transposed_times(wide, wide)
+
+    return sum(blocks.each(of_block), np.zeros((right.shape[1],) * 2))
 
 
 def _sixth(mixed: Wide, gram: Wide) -> float:
@@ -228,14 +239,14 @@ def _sixth(mixed: Wide, gram: Wide) -> float:
     It is the mean over signs z of |D M z|^2, M = D^T D, split by the directions that D^T D says are its own in the span of M z. The part of
     one that is found already has a known mean, which takes the place of what these few signs make of it.
     """
-    squares, vectors = _eigen(gram)
+    squares, vectors = eigen(gram)
     parts = kernels.active().transposed_times(vectors, mixed)
     fourth = np.add.reduce(np.square(parts).T, axis=0) / max(1, mixed.shape[1])
     found = fourth < _FOUND * np.square(squares)
     return math.fsum((squares * np.where(found, np.square(squares), fourth)).tolist())
 
 
-def _eigen(matrix: Wide) -> tuple[Wide, Wide]:
+def eigen(matrix: Wide) -> tuple[Wide, Wide]:
     """Return the eigenvalues of a symmetric matrix that are more than rounding, falling, and their vectors in columns."""
     work, vectors = matrix.copy(), np.eye(len(matrix))
     kernels.active().symmetric_eigen(work, vectors)
@@ -248,14 +259,5 @@ def _eigen(matrix: Wide) -> tuple[Wide, Wide]:
 def _orthonormal(directions: Wide) -> F32:
     """Return an orthonormal basis of columns, `[n, k] f32`, without what is but rounding."""
     loops = kernels.active()
-    values, vectors = _eigen(loops.transposed_times(directions, directions))
+    values, vectors = eigen(loops.transposed_times(directions, directions))
     return loops.times(directions, vectors / np.sqrt(values)).astype(np.float32)
-
-
-def _directions(left: F32, right: F32, gram: Wide, rank: int) -> tuple[Wide, F32, F32]:
-    """Return singular values and directions from what D makes of right directions, and the scalar products of that."""
-    squares, vectors = _eigen(gram)
-    values, vectors = np.sqrt(squares[:rank]), vectors[:, :rank]
-    loops = kernels.active()
-    first, second = loops.times(left, (vectors / values).astype(np.float32)), loops.times(right, vectors.astype(np.float32))
-    return values, np.ascontiguousarray(first.T), np.ascontiguousarray(second.T)

@@ -101,7 +101,10 @@ class Della:
             factors.append(inverses[ranks[kept]])
             place = end
         out = kept_at(np.concatenate(positions), delta)
-        return replace(out, values=out.values * np.concatenate(factors)) if self.unbiased else out
+        if not self.unbiased:
+            return out
+        with np.errstate(over="ignore"):  # whoever encodes refuses what is not finite
+            return replace(out, values=out.values * np.concatenate(factors))
 
     def _rows(self, place: int, stop: int) -> tuple[int, int, int]:
         """Return start and end of the rows of one length from the one that holds `place` on, not beyond `stop`, and that length."""

@@ -23,6 +23,7 @@ from deltapack.errors import BaseMismatchError, OutputError, RecipeError
 from deltapack.packing.budget import Budget
 from deltapack.packing.fitting import fit
 from deltapack.packing.inputs import Asked, open_inputs
+from deltapack.packing.passes import Passes
 
 Matrix = NDArray[np.float64]
 ROWS, COLUMNS = 96, 160
@@ -279,6 +280,6 @@ def test_an_analysis_knows_of_weights_what_a_pack_does(tmp_path: Path) -> None:
     paths = write_file(tmp_path / "base.safetensors", base), write_file(tmp_path / "tuned.safetensors", tuned)
     budget = Budget(bits=0.5)
     with open_inputs(*paths, Asked(deltapack.Recipe(budget=budget))) as inputs:
-        looked, fitting = look_at(inputs, 2, lambda done, total: None), fit(inputs, budget, 2)
+        looked, fitting = look_at(inputs, 2, lambda done, total: None), fit(inputs, budget, 2, Passes(lambda done, total: None))
     assert {name: one.known for name, one in looked.weights.items()} == {name: one.known for name, one in fitting.weights.items()}
     assert {name: one.known.boost for name, one in looked.weights.items()} == {"model.layers.0.mlp.up_proj.weight": 1, "lm_head.weight": 4}

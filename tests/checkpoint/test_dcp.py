@@ -132,7 +132,9 @@ dcp.save({"app": {"model": of_model, "optim": of_optimizer}}, checkpoint_id=f"{o
 full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 if rank == 0:
     torch.save({**full, "columns": torch.arange(35.0).reshape(5, 7)}, f"{out}/full.pt")
-dist.destroy_process_group()
+dist.barrier()  # nobody leaves while another still needs it
+sys.stdout.flush(); sys.stderr.flush()
+os._exit(0)  # all is written: where Python ends on its own, gloo's threads may still want its lock, and abort
 """
 
 

@@ -18,7 +18,9 @@ from support.builders import add_by_hand, random_tensor, whole
 from support.factor_packs import factors_by_hand
 from support.small_packs import digest_of, index_of
 
+from deltapack.codecs import factors as factors_module
 from deltapack.codecs.adding import OneTerm, add_terms
+from deltapack.codecs.at_hand import AtHand
 from deltapack.codecs.chunk import add_term_chunk, decode_term_chunk, load_term_chunks, term_chunks
 from deltapack.codecs.factors import FactorChunks, Factors, FactorShape
 from deltapack.dtypes import BY_NAME
@@ -139,8 +141,9 @@ def test_terms_are_added_in_order(tmp_path: Path, count: int) -> None:
         reader.close()
 
 
-def test_many_are_read_again_and_few_are_kept(tmp_path: Path) -> None:
+def test_many_are_read_again_and_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     factors = some_factors(40, 30, 2, 4)
+    monkeypatch.setattr(factors_module, "_AT_HAND", AtHand(most=6 * (factors.nbytes + factors.right_bytes) + 1, least=4))
     with opened(write_factors(tmp_path / "a.dpk", factors.shape, factors.stored(), count=9)) as many:
         held = [chunks.factors() for chunks in many[:2]]
         assert many[0].factors() is held[0]
@@ -149,10 +152,20 @@ def test_many_are_read_again_and_few_are_kept(tmp_path: Path) -> None:
         del held
         gc.collect()
         alive = [chunks for chunks in many if chunks._seen and chunks._seen[0]() is not None]
-        assert 1 <= len(alive) <= 4
+        assert len(alive) == 6
         loaded = [load_term_chunks(chunks, chunks.term) for chunks in many]
         assert [chunks.nbytes for chunks in loaded] == [factors.shape.raw_bytes] * 9
         assert [chunks.nbytes for chunks in many] == [0] * 9
+
+
+def test_the_last_ones_are_kept_however_large_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = some_factors(40, 30, 2, 4)
+    monkeypatch.setattr(factors_module, "_AT_HAND", AtHand(most=1, least=4))
+    with opened(write_factors(tmp_path / "a.dpk", factors.shape, factors.stored(), count=9)) as many:
+        for chunks in many:
+            decoded(chunks)
+        gc.collect()
+        assert [chunks._held() is not None for chunks in many] == [False] * 5 + [True] * 4
 
 
 SHAPE = FactorShape(5, 3, 2, 4)

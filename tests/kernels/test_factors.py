@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from support.backends import BACKENDS, load, unsigned
 
 from deltapack.dtypes import BY_NAME
-from deltapack.kernels import Backend, reference
+from deltapack.kernels import Backend, reference, rounding
 from deltapack.kernels.layout import Sparse
 from deltapack.kernels.product import Product
 
@@ -102,3 +102,21 @@ def test_a_whole_chunk_and_room_that_is_given(loops: Backend) -> None:
     reference.add_product(expected, BY_NAME["bf16"], product, kept)
     loops.add_product(elements, BY_NAME["bf16"], product, kept)
     assert elements.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["f64", "f32", "f16", "bf16", "f8_e4m3fn"])
+@settings(max_examples=40, deadline=None)
+@given(products(), st.sampled_from([0.02, 0.3, 1.0]), st.booleans(), st.integers(0, 1 << 30))
+def test_what_a_product_leaves_of_kept_differences(name: str, product: Product, density: float, odd: bool, seed: int) -> None:
+    dtype, rng = BY_NAME[name], np.random.default_rng(seed)
+    base, tuned = (rng.integers(0, 256, product.length * dtype.itemsize, np.uint8).view(dtype.storage) for _ in range(2))
+    if not odd:
+        base, tuned = (rounding.from_f64(rng.normal(0, 1, product.length), dtype) for _ in range(2))
+    positions = np.flatnonzero(rng.random(product.length) < density).astype(np.uint32)
+    with np.errstate(all="ignore"):
+        expected = (reference.difference(base, dtype, tuned, dtype) - by_single_numbers(product))[positions]
+    nan = np.isnan(expected)
+    for backend in BACKENDS:
+        found = load(backend).kept_residuals(base, dtype, tuned, dtype, positions, product)
+        assert np.array_equal(np.isnan(found), nan), backend
+        assert unsigned(found[~nan]).tolist() == unsigned(expected[~nan]).tolist(), backend

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.backends import BACKENDS, load, unsigned
 
-from deltapack.kernels import Backend
+from deltapack.dtypes import BY_NAME
+from deltapack.kernels import Backend, reference, rounding
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -56,3 +57,31 @@ def test_nothing_is_nothing(loops: Backend) -> None:
     loops.symmetric_eigen(values, vectors)
     assert not values.any()
     assert loops.times(np.zeros((3, 2), np.float32), np.zeros((2, 0), np.float32)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("name", ["f64", "f32", "f16", "bf16", "f8_e4m3fn"])
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 300), st.integers(1, 9), st.sampled_from([1.0, 2.0**40, 2.0**-40]), st.integers(0, 1 << 30))
+def test_products_of_differences(name: str, rows: int, columns: int, rank: int, scale: float, seed: int) -> None:
+    dtype, rng = BY_NAME[name], np.random.default_rng(seed)
+    base, tuned = (rng.integers(0, 256, rows * columns * dtype.itemsize, np.uint8).view(dtype.storage) for _ in range(2))
+    tuned[::3] = base[::3]  # NaN less the same NaN is 0
+    if seed % 2:
+        base, tuned = (rounding.from_f64(rng.normal(0, 1, rows * columns), dtype) for _ in range(2))
+    right, size = rng.normal(0, 1, (rank, columns)).astype(np.float32), np.float32(scale)
+    expected = np.zeros((rows, rank), np.float32)
+    delta = reference.difference(base, dtype, tuned, dtype).reshape(rows, columns)
+    with np.errstate(all="ignore"):
+        delta = delta * size
+        for row in range(rows):
+            for k in range(rank):
+                lanes = [np.float32(0)] * 16
+                for column in range(columns):
+                    lanes[column % 16] += delta[row, column] * right[k, column]
+                for lane in lanes:
+                    expected[row, k] += lane
+    nan = np.isnan(expected)
+    for backend in BACKENDS:
+        found = load(backend).difference_times(base, dtype, tuned, dtype, right, size)
+        assert np.array_equal(np.isnan(found), nan), backend
+        assert unsigned(found[~nan]).tolist() == unsigned(expected[~nan]).tolist(), backend

@@ -16,6 +16,7 @@ import deltapack
 from deltapack import Budget, Override, Recipe
 from deltapack.errors import NonFiniteError, RecipeError
 from deltapack.format.reader import PackReader
+from deltapack.packing.fitting import Fitting
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.reports import CompressReport
 
@@ -265,6 +266,20 @@ def test_what_is_not_finite_is_refused_or_stored(tmp_path: Path) -> None:
         assert np.array_equal(restored[name], tuned[name], equal_nan=True)
 
 
+def test_what_overflows_is_refused_with_a_way_out_that_fits_a_budget(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    base = {"w.weight": np.full((64, 128), 65_000, np.float16)}
+    tuned = {"w.weight": (base["w.weight"] + random.choice([-480, 480], (64, 128))).astype(np.float16)}
+    two = written(tmp_path, base, tuned)
+    with pytest.raises(NonFiniteError, match="a restored element overflows: expected numbers of f16") as error:
+        two.pack(Budget(bits=0.5))
+    hint = error.value.hint or ""
+    assert "larger budget" in hint and "'w.weight:role=exact'" in hint and "drop" not in hint
+    for recipe in ({"overrides": (Override("w.weight", role="exact"),)}, {"non_finite": "store"}):
+        two.pack(Budget(quality="balanced"), **recipe)
+        assert np.array_equal(two.restored()["w.weight"], tuned["w.weight"])
+
+
 def test_elements_that_are_not_finite_in_both_stay_as_they_are(tmp_path: Path) -> None:
     base, tuned = some_model()
     for model in (base, tuned):
@@ -339,6 +354,25 @@ def test_weights_that_no_code_fits_are_coded_as_without_a_budget(tmp_path: Path)
     assert inspect_pack(report.pack).tensors[0].value_codecs == ("int8",) and report.expected_loss == 0
     gain, noise = two.gain_and_noise(two.restored(), "thin.weight")
     assert gain == pytest.approx(1, abs=1e-3) and noise < 1e-3
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_progress_counts_the_survey_and_each_pack(two: Two, workers: int) -> None:
+    size = sum(tensor.nbytes for tensor in two.tuned.values())
+    weights = sum(tensor.nbytes for tensor in two.tuned.values() if tensor.ndim > 1)
+    paths = two.folder / "base.safetensors", two.folder / "tuned.safetensors"
+    seen: list[tuple[int, int]] = []
+    how: dict[str, Any] = {"workers": workers, "progress": lambda done, total: seen.append((done, total))}
+    for use, more in ((deltapack.preview_compress, ()), (deltapack.compress, (two.folder / "passes.dpk",))):
+        seen.clear()
+        use(*paths, *more, recipe=Recipe(budget=Budget(quality="small")), **(how | ({"force": True} if more else {})))
+        assert seen == sorted(seen) and {total for _, total in seen} == {weights + size} and seen[-1][0] == weights + size
+        assert len([done for done, _ in seen if done < weights]) > 5 and (weights, weights + size) in seen
+    with mock.patch.object(Fitting, "after", autospec=True, side_effect=Fitting.after) as after:
+        seen.clear()
+        deltapack.compress(*paths, two.folder / "passes.dpk", recipe=Recipe(budget=Budget(bits=0.07)), force=True, **how)
+        passes = [weights + (number + 1) * size for number in range(after.call_count)]
+    assert len(passes) > 1 and sorted({total for _, total in seen}) == passes
 
 
 def test_progress_never_goes_back(two: Two) -> None:

@@ -245,9 +245,18 @@ def test_rescale_that_overflows(pack_of: PackOf, applied: Applied) -> None:
     tuned = {"w": cast(np.full(2000, 10000.0), "f16")}
     with pytest.raises(NonFiniteError, match="overflows when rescaled") as error:
         pack_of(base, tuned, drop_rate=0.9)
-    assert error.value.tensor == "w"
+    assert error.value.tensor == "w" and "a lower drop rate or --set 'w:drop-rate=0.5'" in str(error.value)
+    with pytest.raises(NonFiniteError, match="a smaller factor or --set 'w:rescale=1'"):
+        pack_of(base, tuned, "all", drop_rate=0, rescale=9)
     assert applied(pack_of(base, tuned, "store", drop_rate=0.9, non_finite="store")) == tuned
     assert applied(pack_of(base, tuned, "half", drop_rate=0.0, values="f32"))["w"] == tuned["w"]
+
+
+def test_codes_that_overflow(pack_of: PackOf, applied: Applied) -> None:
+    base, tuned = {"w": cast(np.full(2000, 64_000.0), "f16")}, {"w": cast(np.full(2000, 65_504.0), "f16")}
+    with pytest.raises(NonFiniteError, match="finer values or --set 'w:values=f32'"):  # 1504 has no scale of its own: it becomes 1536
+        pack_of(base, tuned, drop_rate=0, values="sign")
+    assert applied(pack_of(base, tuned, "exact", drop_rate=0, values="f32"))["w"] == tuned["w"]
 
 
 def test_differences_that_overflow(pack_of: PackOf, applied: Applied) -> None:
@@ -311,9 +320,11 @@ def test_progress_rises_to_the_total(tmp_path: Path, pack_of: PackOf) -> None:
     pack_of(base, tuned_model(base))
     calls: list[tuple[int, int]] = []
     paths = tmp_path / "base.safetensors", tmp_path / "pack.safetensors", tmp_path / "pack.dpk"
-    deltapack.compress(*paths, force=True, progress=lambda done, total: calls.append((done, total)))
     total = sum(len(tensor.raw) for tensor in base.values())
-    assert calls == sorted(calls) and calls[-1] == (total, total) and len({row[1] for row in calls}) == 1
+    for recipe in (Recipe(drop_rate=0.9), Recipe(exact=True)):  # one pass; test_budgets.py has those of budgets
+        calls.clear()
+        deltapack.compress(*paths, recipe=recipe, force=True, progress=lambda done, total: calls.append((done, total)))
+        assert calls == sorted(calls) and calls[-1] == (total, total) and len({row[1] for row in calls}) == 1
 
 
 @pytest.mark.parametrize("workers", [0, -1])

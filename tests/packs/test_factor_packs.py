@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support.factor_packs import factor_pack, restored_by_hand
 from support.fixtures import PackOf
 
 import deltapack
+from deltapack.codecs.factors import Factors
 from deltapack.format.reader import PackReader
 from deltapack.merging.methods.table import METHODS
 from deltapack.packs.inspecting import inspect_pack
@@ -169,6 +171,15 @@ def test_merges_are_those_of_dense_packs(tmp_path: Path, pack_of: PackOf, method
     else:
         assert found[0] == found[1]
     assert any(tensor.bits.any() for tensor in found[0].values())
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_merge_of_many_packs_reads_their_factors_once(tmp_path: Path, workers: int) -> None:
+    base = {name: tensor for name, tensor in some_base().items() if name in ("long", "cube")}  # three chunks, of two tensors
+    packs = [factor_pack(tmp_path, base, tuned(base, 10 * number), f"p{number}", residual=False) for number in range(7)]
+    with mock.patch.object(Factors, "parse", side_effect=Factors.parse) as parse:
+        deltapack.merge(tmp_path / "base.safetensors", packs, tmp_path / "out.safetensors", weights=[0.5] * 7, workers=workers)
+    assert parse.call_count == 2 * 7
 
 
 @pytest.mark.parametrize("options", [{"weights": [0.5, -1.5]}, {"method": "average"}, {"method": "ties", "density": 0.3}])

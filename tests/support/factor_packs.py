@@ -18,6 +18,7 @@ from deltapack.format.frames import unpack_stream
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
 from deltapack.packing import compressing, sharing
+from deltapack.packing.directions import directions_of
 from deltapack.packing.factoring import quantise_factors
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.planning import DeltaPlan, PackPlan
@@ -40,7 +41,13 @@ def with_factors(inputs: Inputs, plan: PackPlan, rank: int, bits: int, residual:
     spectrum = spectrum_of(lambda start, stop: delta[start:stop], rows, columns, rank, plan.key)
     if spectrum is None or not len(spectrum.values):
         return plan
-    return replace(plan, factors=quantise_factors(spectrum, rank, bits), residual=residual)
+
+    def multiply(start: int, stop: int, right: F32, scale: np.float32) -> F32:
+        product: F32 = ((delta[start:stop] * scale).reshape(-1, columns) @ right.T).astype(np.float32)
+        return product
+
+    directions = directions_of(multiply, spectrum, rank)
+    return plan if directions is None else replace(plan, factors=quantise_factors(directions, rank, bits), residual=residual)
 
 
 def factor_pack(

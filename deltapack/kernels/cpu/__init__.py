@@ -22,9 +22,9 @@ from deltapack.kernels.cpu.exact_symbols import (
     stairs_of,
     symbols_of,
 )
-from deltapack.kernels.cpu.factors import add_product, product_at, product_values
+from deltapack.kernels.cpu.factors import add_product, kept_residuals, product_at, product_values
 from deltapack.kernels.cpu.fused import add_encoded, decode_encoded
-from deltapack.kernels.cpu.matrices import symmetric_eigen, times, transposed_times
+from deltapack.kernels.cpu.matrices import difference_times, symmetric_eigen, times, transposed_times
 from deltapack.kernels.cpu.positions import (
     bitmap_of,
     bitmap_positions,
@@ -61,6 +61,7 @@ __all__ = [
     "decode_encoded",
     "decoding_table",
     "difference",
+    "difference_times",
     "element_samples",
     "far_symbols_of",
     "flips_of",
@@ -69,6 +70,7 @@ __all__ = [
     "histogram_low",
     "in_kept_rows",
     "kept_differences",
+    "kept_residuals",
     "level_codes",
     "numbers_from",
     "pack_codes",

@@ -7,13 +7,17 @@ from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
 from deltapack.kernels import reference
-from deltapack.kernels.cpu.bits import compiled, loops_on, narrow, widen
+from deltapack.kernels.cpu.bits import as_u32, compiled, loops_on, narrow, widen
+from deltapack.kernels.cpu.encoding import kept_differences
 from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.product import Product
 
-__all__ = ["add_product", "product_at", "product_values"]
+__all__ = ["add_product", "kept_residuals", "product_at", "product_values"]
 
 _BLOCK = 4096
+_DENSE = 10
+"""Elements of which at least one must be kept, or to make every value of a product in order takes longer than those of the kept ones."""
+_INFINITE = 0x7F800000
 
 
 def product_values(product: Product, out: Values | None = None) -> Values:
@@ -29,6 +33,19 @@ def product_at(product: Product, positions: Positions) -> Values:
     left, right = (np.ascontiguousarray(factor.T) for factor in (product.left, product.right))
     _fill_at(left, right, np.uint64(product.start), np.ascontiguousarray(positions), values)
     return values
+
+
+def kept_residuals(base: Elements, source: DType, tuned: Elements, target: DType, positions: Positions, product: Product) -> Values:
+    """See the reference."""
+    one, other = loops_on(base, source), loops_on(tuned, target)
+    if one is not None and other is not None and len(positions) * _DENSE >= len(base):
+        values = np.empty(len(positions), np.float32)
+        largest = _leave(one, other, *_arguments(product), np.uint64(product.start), np.ascontiguousarray(positions), values)
+        if largest < _INFINITE:
+            return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        left: Values = kept_differences(base, source, tuned, target, positions) - product_at(product, positions)
+    return left
 
 
 def add_product(elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:
@@ -107,3 +124,31 @@ def _add(elements: NDArray[np.uint16], left: Values, right: Values, start: np.ui
         for i in range(count):
             elements[begin + i] = narrow(widen(elements[begin + i]) + (total[i] + np.float32(0)), elements[begin + i])
         begin += count
+
+
+@compiled
+def _leave(
+    base: NDArray[np.uint16],
+    tuned: NDArray[np.uint16],
+    left: Values,
+    right: Values,
+    start: np.uint64,
+    positions: Positions,
+    values: Values,
+) -> np.uint32:
+    """Fill `values` with what the product leaves at positions, and return the bits of the largest exponent of all differences."""
+    rest = np.empty(_BLOCK, np.float32)
+    begin, length, largest = np.uint64(0), np.uint64(len(base)), np.uint32(0)
+    kept, kept_end = np.uint64(0), np.uint64(len(positions))
+    while begin < length:
+        count = min(np.uint64(_BLOCK), length - begin)
+        _fill(left, right, start + begin, rest[:count])
+        for i in range(count):
+            delta = widen(tuned[begin + i]) - widen(base[begin + i])
+            largest = max(largest, as_u32(delta) & np.uint32(0x7F800000))
+            rest[i] = delta - rest[i]
+        while kept < kept_end and np.uint64(positions[kept]) < begin + count:
+            values[kept] = rest[np.uint64(positions[kept]) - begin]
+            kept += np.uint64(1)
+        begin += count
+    return largest

@@ -44,6 +44,8 @@ def fused_trits(elements: NDArray[Any], encoded: Encoded, out: Sparse) -> int | 
         begins = begins_of(encoded.keep)
     else:
         gaps = _gap_table(encoded.keep)
+    with np.errstate(over="ignore"):
+        step = np.float32(encoded.scale) * encoded.factor
     found = _trits(
         elements,
         np.uint32(encoded.key & 0xFFFFFFFF),
@@ -57,7 +59,7 @@ def fused_trits(elements: NDArray[Any], encoded: Encoded, out: Sparse) -> int | 
         encoded.codes,
         trit_table(),
         *_compaction(),
-        np.float32(encoded.scale) * encoded.factor,
+        step,
         out_array(int(encoded.lengths.sum()), out.positions),
         out.values,
     )

@@ -6,17 +6,74 @@ The narrow matrix has its rows, of a few numbers, in the first-level cache. Eigh
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deltapack.dtypes import DType
 from deltapack.kernels import reference
-from deltapack.kernels.cpu.bits import compiled
-from deltapack.kernels.reference.matrices import Matrix
+from deltapack.kernels.cpu.bits import as_u32, compiled, loops_on, widen
+from deltapack.kernels.layout import Elements, Values
+from deltapack.kernels.reference.matrices import PRODUCT_LANES, Matrix
 
-__all__ = ["symmetric_eigen", "times", "transposed_times"]
+__all__ = ["difference_times", "symmetric_eigen", "times", "transposed_times"]
 
 _DEEP, _LONG = 32, 64
 """Columns and rows of the piece of a matrix that is turned: it stays in the first-level cache."""
 
+_INFINITE = 0x7F800000
+_STEPS = 8 * PRODUCT_LANES
+"""Columns whose products are added between a load and a store of a lane."""
+
 symmetric_eigen = compiled(reference.symmetric_eigen)
+
+
+def difference_times(base: Elements, source: DType, tuned: Elements, target: DType, right: Values, scale: np.float32) -> Values:
+    """See the reference."""
+    one, other = loops_on(base, source), loops_on(tuned, target)
+    if one is None or other is None:
+        return reference.difference_times(base, source, tuned, target, right, scale)
+    columns = right.shape[1]
+    room = -(-columns // PRODUCT_LANES) * PRODUCT_LANES
+    wide = np.zeros((len(right), room), np.float32)
+    wide[:, :columns] = right
+    out = np.empty((len(base) // columns, len(right)), np.float32)
+    largest = _difference_times(one, other, np.uint64(columns), wide, scale, np.zeros(room, np.float32), out)
+    return out if largest < _INFINITE else reference.difference_times(base, source, tuned, target, right, scale)
+
+
+@compiled
+def _difference_times(
+    base: NDArray[np.uint16], tuned: NDArray[np.uint16], columns: np.uint64, right: Matrix, scale: np.float32, row: Values, out: Matrix
+) -> np.uint32:
+    """Fill `out`, by a row of differences at a time, and return the bits of the largest exponent; `right` and `row` end in zeros."""
+    step, width, largest = np.uint64(_STEPS), np.uint64(PRODUCT_LANES), np.uint32(0)
+    lanes = np.zeros(PRODUCT_LANES, np.float32)
+    for i in range(np.uint64(len(out))):
+        first = i * columns
+        for j in range(columns):
+            delta = widen(tuned[first + j]) - widen(base[first + j])
+            row[j] = delta * scale
+            largest = max(largest, as_u32(delta) & np.uint32(0x7F800000))
+        for k in range(np.uint64(len(right))):
+            own = right[k]
+            lanes[:] = np.float32(0)
+            start, end = np.uint64(0), np.uint64(len(row))
+            while start + step <= end:
+                for lane in range(width):
+                    place = start + lane
+                    total = lanes[lane]
+                    for part in range(np.uint64(8)):
+                        total += row[place + part * width] * own[place + part * width]
+                    lanes[lane] = total
+                start += step
+            while start < end:
+                for lane in range(width):
+                    lanes[lane] += row[start + lane] * own[start + lane]
+                start += width
+            total = np.float32(0)
+            for lane in range(width):
+                total += lanes[lane]
+            out[i, k] = total
+    return largest
 
 
 def times(matrix: Matrix, right: Matrix) -> Matrix:

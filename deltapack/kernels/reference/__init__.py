@@ -22,8 +22,8 @@ from deltapack.kernels.reference.exact_symbols import (
     stairs_of,
     symbols_of,
 )
-from deltapack.kernels.reference.factors import add_product, product_at, product_values
-from deltapack.kernels.reference.matrices import symmetric_eigen, times, transposed_times
+from deltapack.kernels.reference.factors import add_product, kept_residuals, product_at, product_values
+from deltapack.kernels.reference.matrices import difference_times, symmetric_eigen, times, transposed_times
 from deltapack.kernels.reference.positions import (
     bitmap_of,
     bitmap_positions,
@@ -62,6 +62,7 @@ __all__ = [
     "decode_encoded",
     "decoding_table",
     "difference",
+    "difference_times",
     "element_samples",
     "far_symbols_of",
     "flips_of",
@@ -72,6 +73,7 @@ __all__ = [
     "histogram_low",
     "in_kept_rows",
     "kept_differences",
+    "kept_residuals",
     "level_codes",
     "numbers_from",
     "pack_codes",

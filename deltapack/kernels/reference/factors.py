@@ -8,8 +8,9 @@ from deltapack.dtypes import DType
 from deltapack.kernels.layout import Elements, Positions, Sparse, Values
 from deltapack.kernels.product import Product
 from deltapack.kernels.reference.adding import add_in_place
+from deltapack.kernels.reference.encoding import kept_differences
 
-__all__ = ["add_product", "product_at", "product_values"]
+__all__ = ["add_product", "kept_residuals", "product_at", "product_values"]
 
 
 def product_values(product: Product, out: Values | None = None) -> Values:
@@ -45,6 +46,22 @@ def product_at(product: Product, positions: Positions) -> Values:
         for u, v in zip(left[1:], right[1:], strict=True):
             total += u[rows] * v[columns]
     return total
+
+
+def kept_residuals(base: Elements, source: DType, tuned: Elements, target: DType, positions: Positions, product: Product) -> Values:
+    """Return what a product leaves of fine-tuned minus base at `positions`, `[nnz] f32`, rounded twice.
+
+    Args:
+        base: `[length]` elements of the base.
+        source: Their type.
+        tuned: `[length]` elements of the fine-tune.
+        target: Their type.
+        positions: Which are kept, strictly increasing.
+        product: The factors.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        left: Values = kept_differences(base, source, tuned, target, positions) - product_at(product, positions)
+    return left
 
 
 def add_product(elements: Elements, dtype: DType, product: Product, kept: Sparse) -> None:

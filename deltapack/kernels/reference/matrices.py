@@ -7,12 +7,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "symmetric_eigen", "times", "transposed_times"]
+from deltapack.dtypes import DType
+from deltapack.kernels.layout import Elements, Values
+from deltapack.kernels.reference.encoding import difference
+
+__all__ = ["PRODUCT_LANES", "Matrix", "difference_times", "symmetric_eigen", "times", "transposed_times"]
 
 Matrix = NDArray[Any]
 """Of floats."""
 _SWEEPS, _SMALL = 30, 1e-15
 """Sweeps over all pairs, of which it never takes more than about ten, and what is left beside the diagonal when it ends."""
+
+
+PRODUCT_LANES = 16
+"""Sums of `difference_times` run in this many lanes, column j in lane j mod 16, so that a row is read once and in order."""
+
+
+def difference_times(base: Elements, source: DType, tuned: Elements, target: DType, right: Values, scale: np.float32) -> Values:
+    """Return `(tuned - base) * scale @ right.T`, `[n, k] f32`; each sum runs over columns in order, in 16 lanes, which are then added up.
+
+    Args:
+        base: Whole rows of the base, `[n * columns]`.
+        source: Their type.
+        tuned: The same rows of the fine-tune.
+        target: Their type.
+        right: `[k, columns] f32`.
+        scale: What differences are multiplied with.
+    """
+    columns = right.shape[1]
+    spare = ((0, 0), (0, -columns % PRODUCT_LANES))
+    delta = np.pad(difference(base, source, tuned, target).reshape(-1, columns), spare)
+    out = np.zeros((len(delta), len(right)), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta *= scale
+        for k, row in enumerate(np.pad(right, spare)):
+            lanes = np.zeros((len(delta), PRODUCT_LANES), np.float32)
+            for start in range(0, delta.shape[1], PRODUCT_LANES):
+                lanes += delta[:, start : start + PRODUCT_LANES] * row[start : start + PRODUCT_LANES]
+            for lane in range(PRODUCT_LANES):
+                out[:, k] += lanes[:, lane]
+    return out
 
 
 def times(matrix: Matrix, right: Matrix) -> Matrix:
