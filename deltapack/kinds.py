@@ -141,7 +141,9 @@ def check_output_name(out: str | Path, what: str) -> None:
         hint = hints.get(suffix, "Files of that kind are not written; take one of these.") if ours else "Choose a name without that ending."
         raise RecipeError(f"the output cannot be a {suffix} file", path=out, expected=what, hint=hint)
     if what == PACK_FILE and suffix not in ours:
-        raise RecipeError("the name of a pack ends in .dpk", path=out, expected=what, found=suffix or "no ending", hint=f"Take {text}.dpk.")
+        folder = text.endswith(os.sep) or os.path.isdir(out)
+        hint = f"For a pack in that folder take {PurePath(out) / 'NAME.dpk'}." if folder else f"Take {text}.dpk."
+        raise RecipeError("the name of a pack ends in .dpk", path=out, expected=what, found=suffix or "no ending", hint=hint)
 
 
 def kind_of(head: bytes, name: str) -> Kind | None:

@@ -15,6 +15,7 @@ import deltapack
 
 def main(base: Path, finetuned: Path, text: Path, out: Path, keep: float, sizes: list[float]) -> None:
     """Analyze, compress and evaluate."""
+    out.mkdir(exist_ok=True)
     analysis = deltapack.analyze(base, finetuned, html=out / "difference.html", force=True)
     print(analysis.recommendation)
     packs = []

@@ -84,10 +84,10 @@ def test_choose_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     pytest.importorskip("transformers")
     from support.languages import language_models
 
-    run("choose_size.py", *language_models(tmp_path), tmp_path, "--bits", 4, 2, "--keep", 0.5, monkeypatch=monkeypatch)
+    run("choose_size.py", *language_models(tmp_path), tmp_path / "out", "--bits", 4, 2, "--keep", 0.5, monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert "2-bits.dpk: " in out and "KL 0.0000" in out and "the smallest that keeps 50 %: " in out and "none" not in out
-    assert all((tmp_path / name).read_text().startswith("<!doctype html>") for name in ("difference.html", "packs.html"))
+    assert all((tmp_path / "out" / name).read_text().startswith("<!doctype html>") for name in ("difference.html", "packs.html"))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))

@@ -34,7 +34,8 @@ def recommend(total: LayerFinding, budgets: Sequence[BudgetRow]) -> str:
         budgets: What packs of some sizes are expected to be, the largest first.
     """
     if not total.energy:
-        return "Base and fine-tune have no difference that a pack could drop from: `deltapack compress --exact` loses nothing."
+        nothing = "Base and fine-tune have no difference that a pack could drop from (are the paths right?)"
+        return f"{nothing}: `deltapack compress --exact` loses nothing."
     if total.unchanged >= _FEW:
         share = 100 * (1 - total.unchanged)
         return f"Only {share:.2g} % of the elements changed, so `deltapack compress --exact` is small and loses nothing."
@@ -62,4 +63,5 @@ def _percent(share: float) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
+    unit, one = ("kB", 1e3) if count < 1e6 else ("MB", 1e6) if count < 1e9 else ("GB", 1e9)
+    return f"{count / one:.3g} {unit}"

@@ -14,6 +14,7 @@ from deltapack.analysis.scoring import Score
 from deltapack.checking import as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.format.reader import PackReader
+from deltapack.packing.kinship import shortened
 from deltapack.reports import Progress
 
 __all__ = ["evaluate"]
@@ -92,7 +93,7 @@ def evaluate(
             rows.append(_row(str(path), size, 8 * size / max(1, sizes[1][1]), judge.pack(path), start, tuned))
         read = judge.unit if text is not None else 0
     measured = "loss" if score is None else "score"
-    report = EvaluateReport(base, finetuned, measured, read, rows, _warnings(start, tuned, measured))
+    report = EvaluateReport(base, finetuned, measured, read, rows, [*_warnings(start, tuned, measured), *_farther(rows)])
     if out is not None:
         write_page(evaluation_page(report), out, force=force)
     return report
@@ -118,6 +119,15 @@ def _row(name: str, size: int, bits: float | None, value: Value, base: Value, tu
     if value is tuned and tuned.losses is not None:
         return EvaluateRow(name, size, bits, value.number, 0.0, 1.0, kept, error)
     return EvaluateRow(name, size, bits, value.number, value.kl, value.agreement, kept, error)
+
+
+def _farther(rows: Sequence[EvaluateRow]) -> list[str]:
+    """Say which packs make of the base what is farther from the fine-tune than the base is."""
+    base, _, *packs = rows
+    far = [row.name for row in packs if row.kl is not None and base.kl is not None and row.kl > base.kl > 0]
+    if not far:
+        return []
+    return [f"{shortened(far)}: farther from the fine-tune's predictions (KL) than the base is: of another fine-tune, or in too few bits."]
 
 
 def _warnings(base: Value, tuned: Value, measured: str) -> list[str]:

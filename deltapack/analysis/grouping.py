@@ -29,7 +29,7 @@ def groups_of(path: Path, index: Index, count: int, *, factors: bool) -> dict[st
     """
     names = [entry.name for entry in index.entries if any(is_tunable(term, factors=factors) for term in entry.terms)]
     if not names:
-        hint = "Nothing was dropped from an exact pack, or from one made with --drop-rate 0."
+        hint = "Nothing is dropped by --exact, by --drop-rate 0, and by budgets that have room for all elements."
         raise RecipeError("there is nothing to tune: nothing was dropped", path=path, hint=hint)
     if count == 1:
         return {"all": frozenset(names)}

@@ -15,7 +15,7 @@ from deltapack.analysis.texts import import_transformers
 from deltapack.checkpoint import open_checkpoint
 from deltapack.device.backends import resolve_device
 from deltapack.dtypes import float_dtype
-from deltapack.errors import CheckpointError, DeltapackError, RecipeError, UnsupportedError
+from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, RecipeError, UnsupportedError
 from deltapack.live.attaching import attach
 from deltapack.live.loading import load_model
 from deltapack.live.model import LiveModel
@@ -153,6 +153,8 @@ class BaseModel:
         except UnsupportedError:
             live.unload(pack)
             return False
+        except BaseMismatchError as error:
+            raise _of_other_base(error, pack) from error
         return True
 
     def _copied(self) -> Any:
@@ -163,6 +165,23 @@ class BaseModel:
                 for name, tensor in self.model.state_dict().items():
                     own[name].copy_(tensor)
         return self.shown
+
+
+def _of_other_base(error: BaseMismatchError, pack: Path) -> BaseMismatchError:
+    """Return the error with the pack's name, and with a way out for who has no live model at hand."""
+    hint = (
+        f"{pack} was made from another checkpoint: give the very base (same revision, same dtype), before the fine-tune; of a pack that "
+        "follows another one `deltapack squash` makes one."
+    )
+    return BaseMismatchError(
+        "the base has other content than the one the pack was made from",
+        path=error.path,
+        tensor=error.tensor,
+        expected=error.expected,
+        found=error.found,
+        rule=error.rule,
+        hint=hint,
+    )
 
 
 @contextmanager

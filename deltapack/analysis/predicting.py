@@ -18,12 +18,14 @@ __all__ = ["BITS", "DROP_RATES", "budget_rows", "dare_rows"]
 BITS = (2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
 """Bits of the file for each float element."""
 DROP_RATES = (0.5, 0.9, 0.95, 0.99)
+_INEXACT = 1.05
+"""How much larger than its budget a pack may be expected to be; the estimate is no better."""
 _INT3_BITS, _INT3_NOISE = 2.8, 1.036
 """Bits of a value by int3, and what it makes of a Gaussian's power, with the right gain."""
 
 
 def budget_rows(inputs: Inputs, looked: Looked, workers: int) -> list[BudgetRow]:
-    """Return what packs of some sizes are expected to be, the largest first; none of those that everything else than weights fills."""
+    """Return what packs of some sizes are expected to be, the largest first; none of those that the least of all weights would not fit."""
     known = [one.known for one in looked.weights.values() if one.known.energy > 0]
     if not known:
         return []
@@ -34,9 +36,10 @@ def budget_rows(inputs: Inputs, looked: Looked, workers: int) -> list[BudgetRow]
     rows = []
     for bits in BITS:
         left = bits * elements - 8 * overhead
-        if left > 0:
-            rates = allocate(known, left)
-            rows.append(_row(bits, overhead + sum(predicted_bits(one, share_of(one, rates)) for one in known) / 8, nbytes, known, rates))
+        rates = allocate(known, max(left, 0.0))
+        size = overhead + sum(predicted_bits(one, share_of(one, rates)) for one in known) / 8
+        if left > 0 and size <= _INEXACT * bits * elements / 8:
+            rows.append(_row(bits, size, nbytes, known, rates))
     return rows
 
 

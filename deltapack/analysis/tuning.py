@@ -27,6 +27,9 @@ from deltapack.reports import Progress
 
 __all__ = ["tune"]
 
+_LESS = 0.01
+"""Share of the gain that KL may cost without a word."""
+
 
 def tune(
     base: str | Path,
@@ -107,7 +110,7 @@ def tune(
         with open_judge(base, asked, tuned, most) as judge:
             search = Search.begin(judge, tuned, drafts)
             rows, chosen = _first_that_keeps(search, given or made, keep)
-            told = search.warnings() + (maker.notes if maker is not None else [])
+            told = search.warnings() + ([] if chosen is None else _lost(rows[-1])) + (maker.notes if maker is not None else [])
         size = 0
         if target is not None and chosen is not None:
             size = _write(base, chosen, rows[-1].groups, search, target, drafts, force=force, workers=resolve_workers(workers))
@@ -152,6 +155,15 @@ def _first_that_keeps(search: Search, tuners: Iterable[Tuner | None], keep: floa
 
 def _keeps(retention: float | None, keep: float) -> bool:
     return retention is not None and retention >= keep
+
+
+def _lost(row: TunedPack) -> list[str]:
+    """Say where predictions that are nearer to the fine-tune's have less of its gain."""
+    before, after = row.retention_before, row.retention
+    if row.kl is None or before is None or after is None or before - after < _LESS:
+        return []
+    kept = f"it keeps {100 * after:.1f} % of the gain, and {100 * before:.1f} % as it was"
+    return [f"{row.pack} is nearer to the fine-tune now (KL), but {kept}: without --finetuned the loss on the text decides"]
 
 
 def _as_it_was(row: TunedPack) -> TunedPack:

@@ -39,8 +39,10 @@ def analysis_fields(report: AnalysisReport) -> list[tuple[str, str]]:
 
 def role_table(report: AnalysisReport) -> Table:
     """Return header and rows of what becomes of which tensors."""
-    header = ("role", "tensors", "bytes", "energy", "what becomes of it")
-    return header, [[row.role, f"{row.tensors:,}", f"{row.bytes:,}", _percent(row.energy), row.text] for row in report.roles]
+    header = ("role", "what becomes of it", "tensors", "bytes", "energy")
+    told = [row.text.rpartition(": ")[2] for row in report.roles]  # which tensors these are is too long for a terminal
+    rows = zip(report.roles, told, strict=True)
+    return header, [[row.role, text, f"{row.tensors:,}", f"{row.bytes:,}", _percent(row.energy)] for row, text in rows]
 
 
 def layer_table(report: AnalysisReport) -> Table:

@@ -139,8 +139,8 @@ def _forget_stdout() -> None:
 def cli() -> None:
     """Ship a fine-tune as a small pack over its base model, restore it, and merge several.
 
-    A pack (.dpk) holds the difference between two checkpoints: most of it dropped at random and the rest
-    rescaled (DARE), then quantised and checked by digests.
+    A pack (.dpk) holds the difference between two checkpoints, as much of it as fits a size that you choose, or
+    what dropping at random leaves (DARE), or all of it bit for bit; digests say that it came back right.
     """
 
 

@@ -19,7 +19,8 @@ __all__ = ["print_explanation", "print_merge", "print_preview", "print_survey"]
 def print_merge(report: MergeReport, method: str, *, weighted: bool = True) -> None:
     """Print what was merged; `weighted`: whether the method has a weight for each pack."""
     amount = f"{count_of(report.tensors, 'tensor')}, {human_bytes(report.tensor_bytes)}"
-    print_fields([("merged", str(report.out)), ("method", method), ("tensors", amount)])
+    size = [("size", human_bytes(report.out.stat().st_size))] if report.out.is_file() else []
+    print_fields([("merged", str(report.out)), *size, ("method", method), ("tensors", amount)])
     click.echo()
     _print_weights(report.weights, weighted)
 

@@ -16,6 +16,7 @@ __all__ = [
     "Command",
     "base_argument",
     "base_packs_option",
+    "check_measure_options",
     "checkpoint_options",
     "checkpoint_path",
     "finetuned_argument",
@@ -162,6 +163,17 @@ def checkpoint_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def check_measure_options(score: str | None) -> None:
+    """Refuse what says how a text is read where a program measures.
+
+    Raises:
+        click.UsageError: It was typed beside `--eval`.
+    """
+    idle = typed_options(("tokens", "window", "device", "dtype")) if score is not None else []
+    if idle:
+        raise click.UsageError(f"{idle[0]} does nothing beside --eval: the program loads the model, and says how. Leave it out.")
 
 
 def measure_options(function: F) -> F:

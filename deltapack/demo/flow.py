@@ -43,7 +43,7 @@ class DemoSize:
         base: How to train the base.
         fine_tune: How to fine-tune it.
         windows: Number of windows that a model is measured on, of one context each.
-        drop_rates: Drop rates to compress at.
+        drop_rates: Drop rates to compress at, beside the budget that `compress` takes by itself.
         merge_rate: The one of these whose packs are merged.
         merge_weight: Weight of each pack in the merge.
     """
@@ -185,7 +185,8 @@ class _Demo:
         self.seconds["train"] = time.perf_counter() - start
         rows = self._originals()
         for domain in DOMAINS:
-            rows += [self._pack(domain, rate) for rate in self.size.drop_rates]
+            rows.append(self._pack(domain, f"{domain}.dpk", Recipe()))
+            rows += [self._pack(domain, _pack_name(domain, rate), Recipe(drop_rate=rate)) for rate in self.size.drop_rates]
         merged = tuple(_pack_name(domain, self.size.merge_rate) for domain in DOMAINS)
         rows.append(self._merge(merged))
         return DemoReport(
@@ -228,12 +229,10 @@ class _Demo:
             rows.append(Row(name, "fine-tune", self._weights(name), loss, {}))
         return rows
 
-    def _pack(self, domain: str, rate: float) -> Row:
-        name = _pack_name(domain, rate)
+    def _pack(self, domain: str, name: str, recipe: Recipe) -> Row:
         self.echo(f"compressing, restoring and measuring {name}")
         start = time.perf_counter()
         base, pack, restored = self.out / "base", self.out / name, f"restored/{Path(name).stem}"
-        recipe = Recipe(drop_rate=rate)
         compress(base, self.out / f"{domain}-finetuned", pack, recipe=recipe, workers=self.workers)
         apply(base, pack, self.out / restored, workers=self.workers)
         self.seconds["pack"] += time.perf_counter() - start

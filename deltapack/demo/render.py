@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -21,7 +22,7 @@ def print_report(report: DemoReport, console: Console) -> None:
         "bpb: loss in bits per byte on files that no model has seen; less is better. Retention: how much of its "
         "fine-tune's gain over the base a model keeps, (base - model) / (base - fine-tune). Merged: "
         + " + ".join(f"{report.merge_weight:g} x {pack}" for pack in report.merged)
-        + ".",
+        + ". Packs without a drop rate in their names have the budget that compress takes by itself.",
         highlight=False,
     )
     console.print(
@@ -64,13 +65,14 @@ def commands(report: DemoReport) -> Iterator[str]:
     weight = f"{report.merge_weight:g}"
     yield f"deltapack inspect {path(pack)}"
     yield f"deltapack verify {path(pack)} --base {path('base')}"
-    yield f"deltapack compress {path('base')} {path('code-finetuned')} -o {own('my.dpk')} --drop-rate 0.8"
+    yield f"deltapack analyze {path('base')} {path('code-finetuned')}"
+    yield f"deltapack compress {path('base')} {path('code-finetuned')} -o {own('my.dpk')} --quality high"
     yield f"deltapack apply {path('base')} {own('my.dpk')} -o {own('restored')}"
     yield (f"deltapack merge {path('base')} {path(pack)} {path(other)} -o {own('merged')} --weight {weight} --weight {weight}")
 
 
 def _group(row: Row) -> str:
-    return row.name.partition("-")[0] if row.step == "pack" else "merge" if row.step == "merge" else "checkpoint"
+    return re.split("[-.]", row.name)[0] if row.step == "pack" else "merge" if row.step == "merge" else "checkpoint"
 
 
 def _cells(row: Row, report: DemoReport, checkpoint: int) -> list[str]:

@@ -10,7 +10,7 @@ from deltapack.checking import as_number, as_text
 from deltapack.checkpoint.layout import parse_size
 from deltapack.errors import RecipeError, did_you_mean
 
-__all__ = ["ABOVE", "AIM", "BELOW", "QUALITIES", "Budget", "Quality"]
+__all__ = ["ABOVE", "AIM", "BELOW", "QUALITIES", "USUAL_QUALITY", "Budget", "Quality"]
 
 BELOW, ABOVE = 0.02, 0.005
 """Shares of a size that was asked for by which a pack may be smaller, and larger."""
@@ -38,10 +38,11 @@ class Quality:
 
 QUALITIES: Mapping[str, Quality] = {
     "high": Quality("1 bit a weight", 1.0, 1.0),
-    "balanced": Quality("a predicted loss of at most 2 %, between 0.05 and 0.16 bits a weight", 0.05, 0.16, 0.02),
+    "balanced": Quality("as few bits a weight as a predicted loss of 2 % allows, from 0.05 to 0.16", 0.05, 0.16, 0.02),
     "small": Quality("0.05 bits a weight", 0.05, 0.05),
 }
 """Qualities by name."""
+USUAL_QUALITY = "balanced"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Budget:
         for name in ("ratio", "bits"):
             value = getattr(self, name)
             if value is not None and not 0 < as_number(name, value) < math.inf:
-                raise RecipeError(f"the {name} of a budget is out of range", expected="a finite number above 0", found=value)
+                what = f"the {name} that a pack should have {'are' if name == 'bits' else 'is'} out of range"
+                raise RecipeError(what, expected="a finite number above 0", found=value)
         if self.quality is not None and as_text("quality", self.quality) not in QUALITIES:
             hint = did_you_mean(self.quality, QUALITIES)
             raise RecipeError("quality is unknown", expected="one of " + ", ".join(QUALITIES), found=self.quality, hint=hint)

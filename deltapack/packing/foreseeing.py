@@ -15,13 +15,13 @@ from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.planning import DeltaPlan, PackPlan, WholePlan, plan_whole
 
-__all__ = ["ENTRY_BYTES", "foresee", "tail_bytes"]
+__all__ = ["ENTRY_BYTES", "TERM_BYTES", "foresee", "tail_bytes"]
 
 _SAMPLED = 2
 """Chunks of a tensor that are encoded to foresee its size."""
 
-ENTRY_BYTES = 90
-"""What an entry takes in the compressed index, about; most of it are digests."""
+ENTRY_BYTES, TERM_BYTES = 90, 30
+"""What an entry takes in the compressed index, about, and each term of it but the first; most of it are digests."""
 
 
 def foresee(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> tuple[str, int]:

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deltapack.format.canonical import dump_canonical
+from deltapack.format.codecs import FACTORS
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.frames import compress_frame
 from deltapack.format.metadata import optional_metadata
 from deltapack.format.writer import INDEX_LEVEL, stored_side_file
 from deltapack.kernels.buffers import Buffers
+from deltapack.packing.allocation import LEAST_RATE
 from deltapack.packing.containers import heads_to_write
 from deltapack.packing.fitting import fit
-from deltapack.packing.foreseeing import ENTRY_BYTES, foresee
+from deltapack.packing.foreseeing import ENTRY_BYTES, TERM_BYTES, foresee
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
 from deltapack.packing.metadata import carried_metadata
 from deltapack.packing.passes import Passes
@@ -27,6 +29,9 @@ from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import CompressPreview, PreviewRow, Progress
 
 __all__ = ["preview_compress"]
+
+_LEAST, _INEXACT = 1.001, 1.05
+"""How near a rate is to the least one, and how much larger than its budget a pack may be foreseen to be: the estimate is no better."""
 
 
 def preview_compress(
@@ -73,7 +78,7 @@ def preview_compress(
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:
         passes = Passes(progress or (lambda done, total: None))
-        plans, tables, loss = _plans(inputs, count, passes)
+        plans, tables, loss, allowed = _plans(inputs, count, passes)
         rows = _rows(inputs, plans, count, passes)
         side = sum(len(stored_side_file(*file)[0]) for file in sides_with_base(inputs.base, inputs.files) if file[1] != file[2])
         metadata, too_long = carried_metadata(inputs.finetuned.metadata)
@@ -82,20 +87,32 @@ def preview_compress(
         notes = [*inputs.notes(), *left_out_notes(inputs.left_out, "would leave out", exact=exact), *too_long, *no_heads]
         checkpoint_bytes = sum(tensor.nbytes for tensor in inputs.finetuned.tensors.values())
     strings = len(compress_frame(dump_canonical(optional_metadata(metadata)), INDEX_LEVEL))
-    size = sum(row.bytes for row in rows) + sum(map(len, tables)) + ENTRY_BYTES * len(rows) + strings + side
+    more_terms = sum(row.values.count("+") for row in rows)
+    size = sum(row.bytes for row in rows) + sum(map(len, tables)) + ENTRY_BYTES * len(rows) + TERM_BYTES * more_terms + strings + side
     pieces = {name for tensor in inputs.base.tensors.values() if tensor.arranged is not None for name in tensor.arranged.names}
     kinds = dict(sorted(Counter(row.kind for row in rows if row.kind != "removed" or row.name not in pieces).items()))
-    warnings = [*inputs.survey.warnings, *loss_warnings(loss or 0.0)]
+    warnings = [*inputs.survey.warnings, *loss_warnings(loss or 0.0), *_too_large(size, allowed)]
     return CompressPreview(size, checkpoint_bytes, side, kinds, rows, warnings, notes, restored_weight_files(heads), loss)
 
 
-def _plans(inputs: Inputs, workers: int, passes: Passes) -> tuple[Iterable[PackPlan], tuple[bytes, ...], float | None]:
-    """Return the plans of all tensors, the tables that they share, and the loss that a budget is expected to mean."""
+def _too_large(size: int, allowed: int | None) -> list[str]:
+    if allowed is None or size <= _INEXACT * allowed:
+        return []
+    return [
+        f"the budget allows {allowed:,} bytes, and the smallest pack would take about {size:,}, so `deltapack compress` would refuse it: "
+        "vectors, exact tensors, side files and the index are counted, too."
+    ]
+
+
+def _plans(inputs: Inputs, workers: int, passes: Passes) -> tuple[Iterable[PackPlan], tuple[bytes, ...], float | None, int | None]:
+    """Return the plans of all tensors, the tables that they share, and of a budget its expected loss, and its bytes if they are few."""
     budget = inputs.asked.recipe.target
     if budget is None:
-        return *planned(inputs, workers), None
-    attempt = fit(inputs, budget, workers, passes).first()
-    return attempt.plans, (), attempt.loss
+        return *planned(inputs, workers), None, None
+    fitting = fit(inputs, budget, workers, passes)
+    attempt = fitting.first()
+    least = not fitting.weights or attempt.rates.spent <= _LEAST * LEAST_RATE
+    return attempt.plans, (), attempt.loss, fitting.target if least else None
 
 
 def _rows(inputs: Inputs, plans: Iterable[PackPlan], workers: int, passes: Passes) -> list[PreviewRow]:
@@ -116,10 +133,15 @@ def _rows(inputs: Inputs, plans: Iterable[PackPlan], workers: int, passes: Passe
 def _row(inputs: Inputs, plan: PackPlan, buffers: Buffers) -> PreviewRow:
     tensor, base = plan.tensor, plan.base
     kind, size = foresee(inputs, plan, buffers)
-    index, values = (
-        (plan.codec.index, plan.codec.values) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "exact", "stored") else ("", "")
-    )
+    index, values = _codecs(plan) if isinstance(plan, DeltaPlan) and kind not in ("unchanged", "exact", "stored") else ("", "")
     role = inputs.survey.settled[tensor.name]
     used = base is not None and kind != "stored" and (kind != "exact" or WholePlan(tensor, base).entry.partner is not None)
     name = (base.arranged.label if base.arranged is not None else base.name) if base is not None and used else ""
     return PreviewRow(tensor.name, role, kind, tensor.dtype.name, tensor.shape, name, index, values, size)
+
+
+def _codecs(plan: DeltaPlan) -> tuple[str, str]:
+    """Return the codecs of a tensor's positions and of its values, as `inspect` shows them."""
+    terms = [("all", FACTORS.name)] if plan.factors is not None else []
+    terms += [(plan.codec.index, plan.codec.values)] if plan.residual else []
+    return "+".join(index for index, _ in terms), "+".join(values for _, values in terms)

@@ -11,7 +11,7 @@ from deltapack.checking import as_number
 from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
-from deltapack.packing.budget import Budget
+from deltapack.packing.budget import USUAL_QUALITY, Budget
 from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, check_pattern, settings_of
 from deltapack.packing.roles import ROLES, SETTABLE
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
@@ -239,7 +239,7 @@ class Recipe:
         return method.settled(density, {option.name: getattr(self, option.name) for option in method.options})
 
 
-USUAL_FIDELITY, USUAL_RATE, USUAL_QUALITY = 0.05, 0.9, "balanced"
+USUAL_FIDELITY, USUAL_RATE = 0.05, 0.9
 _OF_WEIGHTS = tuple(key for key in SETTINGS if key != "role")
 _USUAL: dict[str, Any] = {"drop_rate": USUAL_RATE, "values": "auto", "index": "auto", "rescale": None, "sparsify": "dare"}
 _ALL_OF_IT = _USUAL | {"drop_rate": 0.0}

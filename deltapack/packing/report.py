@@ -79,8 +79,8 @@ def loss_warnings(loss: float) -> list[str]:
     if loss <= _MUCH:
         return []
     return [
-        f"about {min(100 * loss, 100):.0f} % of what the fine-tune gained may be lost in so few bits, by an estimate from its differences "
-        "alone: measure the restored model, or give it more."
+        f"{f'about {100 * loss:.0f} %' if loss < 0.995 else 'all'} of what the fine-tune gained may be lost in so few bits, by an estimate "
+        "from its differences alone: measure the restored model, or give it more (--quality high, or a larger --target-size)."
     ]
 
 

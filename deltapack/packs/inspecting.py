@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.format.blobs import EXACT
+from deltapack.format.codecs import FACTORS
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
@@ -42,7 +43,7 @@ class TensorSummary:
         base_parts: The base tensors that this one is made of, where the base holds it in another layout (fused, split, transposed).
         of: Of an alias, the tensor it is tied to.
         elements: Elements that were dropped from.
-        nnz: Elements that were kept, over all its terms.
+        nnz: Elements that were kept, over all its terms; one of low rank keeps all.
         index_codecs: Index codec of each term.
         value_codecs: Value codec of each term.
         factors: Rescale of each term.
@@ -66,6 +67,11 @@ class TensorSummary:
     max_abs_delta: float | None
     stored_bytes: int
 
+    @property
+    def low_rank_elements(self) -> int:
+        """Elements of its terms of low rank, which keep all of them and none by itself."""
+        return self.elements * self.value_codecs.count(FACTORS.name)
+
 
 @dataclass(frozen=True)
 class PackSummary:
@@ -83,7 +89,7 @@ class PackSummary:
         pack_bytes: Size of the file.
         checkpoint_bytes: Size of the restored tensors.
         delta_elements: Elements of the tensors that were dropped from.
-        nnz: Elements that were kept.
+        nnz: Elements that were kept, likewise.
         delta_bits_per_weight: Everything in the pack but stored and exact tensors and side files, in bits per such element.
         split: Stored bytes by use: terms, stored, exact, digests, files (with heads of weight files), header.
         kinds: Number of tensors of each entry kind; what arranged tensors are made of is not removed.
@@ -132,6 +138,11 @@ class PackSummary:
     def density(self) -> float:
         """Kept elements per element that was dropped from, in a merged pack on average over its terms; 0 where there is none."""
         return self.nnz / self.term_elements if self.term_elements else 0.0
+
+    @property
+    def low_rank_elements(self) -> int:
+        """Elements of all terms of low rank."""
+        return sum(tensor.low_rank_elements for tensor in self.tensors)
 
     @property
     def term_elements(self) -> int:

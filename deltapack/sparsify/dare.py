@@ -33,7 +33,8 @@ def keep_of_drop_rate(drop_rate: float) -> int:
         RecipeError: `drop_rate` is not in [0, 1).
     """
     if not 0 <= drop_rate < 1:
-        raise RecipeError("drop_rate is out of range", expected="0 <= drop_rate < 1", found=drop_rate)
+        hint = f"To drop {drop_rate:g} %, write {drop_rate / 100:g}." if 1 < drop_rate < 100 else None
+        raise RecipeError("drop_rate is out of range", expected="0 <= drop_rate < 1", found=drop_rate, hint=hint)
     return max(1, round((1 - drop_rate) * ALL_KEPT))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from support.builders import CHUNK, Model, Tensor, cast, edited, random_tensor, read_model, whole, write_file
 
 import deltapack
+from deltapack.analysis import predicting
 from deltapack.analysis.advising import recommend
 from deltapack.analysis.findings import BudgetRow, LayerFinding
 from deltapack.analysis.passing import look_at
@@ -197,6 +198,15 @@ def test_what_is_refused(written: tuple[Path, Path], tmp_path: Path) -> None:
             deltapack.analyze(*written, **arguments)
 
 
+def test_no_budget_is_shown_that_its_pack_would_not_fit(written: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder = tuple(2.0 * 0.8**step for step in range(40))
+    monkeypatch.setattr(predicting, "BITS", ladder)
+    report = deltapack.analyze(*written)
+    assert tuple(row.bits for row in report.budgets) == ladder[: len(report.budgets)] and 2 < len(report.budgets) < 40
+    floats = sum(tensor.elements for tensor in report.tensors)
+    assert all(row.bytes <= 1.06 * row.bits * floats / 8 for row in report.budgets)
+
+
 def test_equal_checkpoints(written: tuple[Path, Path], tmp_path: Path) -> None:
     report = deltapack.analyze(written[0], written[0], html=tmp_path / "page.html")
     assert report.total.unchanged == 1 and report.budgets == [] and "no difference" in report.recommendation
@@ -224,9 +234,10 @@ GRID = [BudgetRow(bits, int(1e8 * bits), 16 / bits, 1 / bits, 0.003 / bits) for 
             [replace(row, loss=0.5) for row in GRID],
             "looks like noise: even `deltapack compress --target-bits 1` (about 100 MB) would lose",
         ),
+        (TOTAL, [replace(row, bytes=row.bytes // 1000) for row in GRID], "(about 25 kB)"),
         (TOTAL, [], "Too little of the difference"),
         (replace(TOTAL, unchanged=0.995), GRID, "Only 0.5 % of the elements changed"),
-        (replace(TOTAL, energy=0.0), GRID, "no difference that a pack could drop from"),
+        (replace(TOTAL, energy=0.0), GRID, "no difference that a pack could drop from (are the paths right?)"),
     ],
 )
 def test_the_recommendation_is_one_sentence(total: LayerFinding, budgets: list[BudgetRow], words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.languages import Languages, language_models, text_of, tokens_of
 import deltapack
 from deltapack.analysis import evaluating
 from deltapack.analysis.measuring import Value, retention_of
+from deltapack.analysis.reports import EvaluateRow
 from deltapack.analysis.texts import config_number, windows_of
 from deltapack.errors import BackendError, BaseMismatchError, CheckpointError, NonFiniteError, OutputError, RecipeError
 
@@ -52,7 +54,8 @@ def test_the_numbers_are_those_of_restored_folders(languages: Languages, tmp_pat
         progress=lambda done, total: seen.append((done, total)),
     )
     base, tuned, *rows = report.rows
-    assert (report.measured, report.tokens, report.warnings) == ("loss", TOKENS, [])
+    assert (report.measured, report.tokens) == ("loss", TOKENS)
+    assert [text.split(": farther")[0] for text in report.warnings] == [row.name for row in rows if (row.kl or 0) > (base.kl or 0)]
     assert [row.name for row in rows] == list(map(str, packs))
     assert (base.retention, tuned.retention, tuned.kl, tuned.agreement) == (0.0, 1.0, 0.0, 1.0)
     for row, pack in zip(rows, packs, strict=True):
@@ -296,8 +299,15 @@ def test_models_that_cannot_be_loaded(languages: Languages, tmp_path: Path) -> N
 def test_a_pack_of_another_base(languages: Languages, tmp_path: Path) -> None:
     pack = tmp_path / "back.dpk"
     deltapack.compress(languages.finetuned, languages.base, pack, recipe=deltapack.Recipe(drop_rate=0.5))
-    with pytest.raises(BaseMismatchError):
+    with pytest.raises(BaseMismatchError, match=r"back\.dpk was made from another checkpoint: give the very base") as caught:
         deltapack.evaluate(languages.base, languages.finetuned, [pack], text=languages.text, window=WINDOW, tokens=TOKENS)
+    assert caught.value.path == languages.base and caught.value.tensor and caught.value.rule == "R12" and "live" not in str(caught.value)
+
+
+def test_a_pack_that_leads_away_is_named() -> None:
+    rows = [EvaluateRow(name, 9, None, 1.0, kl) for name, kl in (("base", 0.2), ("fine-tune", 0.0), ("near.dpk", 0.2), ("far.dpk", 0.21))]
+    assert [warning.split(":")[0] for warning in evaluating._farther(rows)] == ["far.dpk"]
+    assert evaluating._farther(rows[:3]) == [] and evaluating._farther([replace(rows[0], kl=0.0), *rows[1:]]) == []
 
 
 def test_without_transformers(languages: Languages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,8 +16,10 @@ from support.fixtures import PackOf
 from support.languages import Languages
 
 import deltapack
+from deltapack.analysis import tuning
 from deltapack.analysis.grouping import groups_of
 from deltapack.analysis.measuring import Judge, Value
+from deltapack.analysis.reports import TunedPack
 from deltapack.analysis.retuning import digests_of, retuned_entries, write_retuned
 from deltapack.analysis.searching import GRID, NARROW, search_steps, smallest
 from deltapack.analysis.tuners import Search, Tuner
@@ -235,6 +238,13 @@ def test_what_is_wrong_is_told(languages: Languages, tmp_path: Path) -> None:
 def test_a_factor_that_overflows_is_not_taken(languages: Languages) -> None:
     with PackReader(languages.packs[0.5]) as reader, pytest.raises(RecipeError, match="not a finite f32"):
         retuned_entries(reader.index, lambda entry: 1e39, factors=False)
+
+
+def test_a_gain_that_kl_costs_is_told() -> None:
+    row = TunedPack("math.dpk", 9, [], 2.6, 2.7, 0.01, 0.008, 0.917, 0.875)
+    assert "math.dpk is nearer to the fine-tune now (KL), but it keeps 87.5 % of the gain, and 91.7 %" in tuning._lost(row)[0]
+    for other in (replace(row, retention=0.91), replace(row, retention=None), replace(row, kl=None)):
+        assert tuning._lost(other) == []
 
 
 def test_nothing_to_gain_from_the_fine_tune(languages: Languages) -> None:

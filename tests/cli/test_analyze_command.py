@@ -14,7 +14,10 @@ def test_it_shows_what_changed(pair: Pair, run: Run, tmp_path: Path) -> None:
     result = run("analyze", pair.base, pair.finetuned, "--html", page, "--tensors")
     assert result.exit_code == 0, result.output
     out = result.stdout
-    assert re.search(r"^  weight +1 .*matrices and larger", out, re.M) and re.search(r"^  a\.weight +2,000 +0\.0 %", out, re.M)
+    assert re.search(r"^  weight +most of the difference is dropped +1 ", out, re.M) and re.search(
+        r"^  a\.weight +2,000 +0\.0 %", out, re.M
+    )
+    assert max(map(len, out.split("  layer ")[0].splitlines()[4:])) <= 80
     assert re.search(r"^  outside of the layers +2,000", out, re.M) and "--drop-rate 0.9" in out
     assert f"the page is {page}" in out and "removed, as the fine-tune lacks them: old" in out
     assert page.read_text().startswith("<!doctype html>") and "compress" in out.split("--drop-rate 0.99")[1]

@@ -11,7 +11,8 @@ import pytest
 from support.commands import Pair, Run, StandIn
 
 from deltapack import Budget, Override, Recipe
-from deltapack.packing.recipe import INDEX_CHOICES, VALUE_CHOICES
+from deltapack.packing.budget import USUAL_QUALITY
+from deltapack.packing.recipe import INDEX_CHOICES, USUAL_RATE, VALUE_CHOICES
 from deltapack.reports import CompressReport
 from deltapack.sparsify.table import SPARSIFIERS
 
@@ -149,6 +150,25 @@ def test_wrong_options_exit_2(options: list[str], run: Run, pair: Pair, tmp_path
     assert result.exit_code == 2
     assert "Error: " in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target-size", "50 apples"], "Invalid value for '--target-size': not a size"),
+        (["--target-ratio", "0"], "Invalid value for '--target-ratio': the ratio that a pack should have is out of range"),
+        (["--target-bits", "nan"], "Invalid value for '--target-bits': the bits that a pack should have are out of range"),
+        (["--drop-rate", "90"], "found 90.0. To drop 90 %, write 0.9."),
+    ],
+)
+def test_a_wrong_number_is_told_by_its_option(options: list[str], words: str, run: Run, pair: Pair, tmp_path: Path) -> None:
+    result = run("compress", pair.base, pair.finetuned, "-o", tmp_path / "x.dpk", *options)
+    assert result.exit_code == 2 and words in result.stderr
+
+
+def test_the_help_says_what_the_default_is(run: Run) -> None:
+    words = " ".join(run("compress", "--help").stdout.split())
+    assert f"[default: ({USUAL_QUALITY})]" in words and f"{USUAL_RATE} where another option says how to drop" in words
 
 
 def test_report_as_text(run: Run, pair: Pair, tmp_path: Path) -> None:

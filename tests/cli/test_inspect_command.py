@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from support.builders import Tensor, random_tensor, write_file
 from support.commands import Pair, Run
 
 import deltapack
+from deltapack import Budget, Recipe
 from deltapack.cli.commands.inspect import _settings
 from deltapack.packs.inspecting import inspect_pack
 
@@ -43,6 +46,30 @@ def test_what_a_merged_pack_keeps(run: Run, pair: Pair, tmp_path: Path) -> None:
     share = f"{100 * one.density:.4g} %"
     assert f"{merged.nnz:,} of the 12,000 elements of several terms for 2,000 weights of changed tensors ({share})" in text
     assert f"{one.nnz:,} of 2,000 weights of changed tensors ({share})" in run("inspect", pair.pack).stdout
+
+
+@pytest.mark.parametrize(("own", "codecs"), [(1.0, ("factors", "ternary")), (0.0, ("factors",))])
+def test_what_a_budget_keeps(own: float, codecs: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    """A term of low rank is no element that was kept."""
+    base, noise = random_tensor(1, (256, 192)), random_tensor(2, (256, 192)).f64
+    write_file(tmp_path / "base.safetensors", {"w": base})
+    tuned = base.f64 + 0.01 * (own * noise + 5 * noise[:, :1] * noise[:1] / noise.std())
+    write_file(tmp_path / "tuned.safetensors", {"w": Tensor("f32", tuned.astype("<f4"))})
+    pack = tmp_path / "x.dpk"
+    deltapack.compress(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", pack, recipe=Recipe(budget=Budget(bits=0.5)))
+    (row,) = inspect_pack(pack).tensors
+    text, kept = run("inspect", pack, "--tensors").stdout, row.nnz - 256 * 192
+    assert row.value_codecs == codecs
+    if codecs == ("factors",):
+        assert kept == 0 and "kept             the directions that factors have of 49,152 weights of changed tensors\n" in text
+        return
+    share = f"{100 * kept / (256 * 192):.4g} %"
+    assert f"kept             {kept:,} of 49,152 weights of changed tensors ({share}), beside factors of low rank\n" in text
+    assert f"  {kept:,}  " in text.splitlines()[-1]
+
+
+def test_how_a_pack_was_tuned_is_no_python() -> None:
+    assert list(_settings({"tuned": [{"by": "kl", "factors": {"all": "0.8"}}]})) == ["tuned: by=kl factors=all:0.8"]
 
 
 def test_json(run: Run, pair: Pair) -> None:

@@ -80,6 +80,17 @@ def test_tune_says_when_no_pack_keeps_enough(pair: Pair, run: Run, stand_in: Sta
     stand_in("tune", TuneReport("loss", [row], None, None, 0, 0.99, 9))
     result = run("tune", pair.base, pair.pack, "--text", __file__)
     assert result.exit_code == 1 and "no pack keeps 0.99 of" in result.stderr and "KL" not in result.stdout
+    assert "give larger ones" in result.stderr
+    alone = run("tune", pair.base, "--text", __file__, "--finetuned", pair.finetuned, "--keep", 0.99)
+    assert alone.exit_code == 1 and "measure one of `deltapack compress --target-bits 2`" in alone.stderr
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--window", "--device", "--dtype"])
+def test_how_a_text_is_read_is_nothing_to_a_program(option: str, pair: Pair, run: Run, stand_in: StandIn) -> None:
+    value = {"--device": "cpu", "--dtype": "f32"}.get(option, "64")
+    for name, paths in (("evaluate", (pair.base, pair.finetuned, pair.pack)), ("tune", (pair.base, pair.pack))):
+        result = run(name, *paths, "--eval", "true {model}", option, value)
+        assert result.exit_code == 2 and f"{option} does nothing beside --eval" in result.stderr
 
 
 def test_errors_are_exit_codes(pair: Pair, run: Run) -> None:

@@ -24,6 +24,12 @@ def test_a_merge(lines: Callable[[], list[list[str]]]) -> None:
     assert found[-2:] == [["a.dpk", "0.25"], ["b.dpk", "by", "tensor"]]
 
 
+def test_a_merged_pack_is_as_large_as_its_file(lines: Callable[[], list[list[str]]], tmp_path: Path) -> None:
+    (tmp_path / "x.dpk").write_bytes(bytes(1300))
+    print_merge(MergeReport(tmp_path / "x.dpk", 3, 4096, [("a.dpk", 0.25)]), "linear")
+    assert lines()[1] == ["size", "1.3", "kB"]
+
+
 def test_a_preview(lines: Callable[[], list[list[str]]]) -> None:
     report = PreviewReport(
         Path("out"),

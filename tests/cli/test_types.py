@@ -94,6 +94,7 @@ def test_only_damage_has_code_3(run: Run, pair: Pair, tmp_path: Path) -> None:
         ("merge", "x.gguf", "expected a folder, a .safetensors file, or a .dpk pack"),
         ("merge", "x.DPK", "the ending is in capitals: expected .dpk, found .DPK"),
         ("compress", "x", "the name of a pack ends in .dpk: expected a pack: a .dpk file, found no ending. Take x.dpk."),
+        ("compress", "x/", "found no ending. For a pack in that folder take x/NAME.dpk."),
         ("demo", "x.dpk", "the output cannot be a .dpk file"),
         *((command, "-", "nothing is written to standard output") for command in ("compress", "apply", "merge", "demo")),
         *((command, "", "The name is empty") for command in ("compress", "apply", "merge", "demo")),

@@ -22,7 +22,7 @@ from deltapack.errors import OutputError
 
 
 def test_rows_and_files(report: DemoReport) -> None:
-    assert [row.step for row in report.rows] == ["base", "fine-tune", "fine-tune", *["pack"] * 4, "merge"]
+    assert [row.step for row in report.rows] == ["base", "fine-tune", "fine-tune", *["pack"] * 6, "merge"]
     for row in report.rows:
         path = report.folder / row.name
         assert path.exists()
@@ -35,7 +35,8 @@ def test_retention_is_the_stated_formula(tmp_path: Path, demo_size: DemoSize, so
     """Of losses made up here: code gains 2 by its fine-tune, prose loses 1, so there is nothing of it to retain."""
     losses = {
         **{"base": (5.0, 4.0), "code-finetuned": (3.0, 9.0), "prose-finetuned": (1.0, 5.0), "merged": (4.0, 3.0)},
-        **{"code-drop0.5": (3.5, 0.0), "code-drop0.9": (6.0, 0.0), "prose-drop0.5": (0.0, 4.0), "prose-drop0.9": (0.0, 2.0)},
+        **{"code-drop0.5": (3.5, 0.0), "code-drop0.9": (6.0, 0.0), "code": (3.0, 0.0), "prose": (0.0, 3.0)},
+        **{"prose-drop0.5": (0.0, 4.0), "prose-drop0.9": (0.0, 2.0)},
     }
 
     def measure(demo: object, name: str, domains: tuple[str, ...]) -> dict[str, float]:
@@ -45,7 +46,7 @@ def test_retention_is_the_stated_formula(tmp_path: Path, demo_size: DemoSize, so
     report = run_demo(tmp_path / "out", workers=1, size=demo_size, sources=sources)
     assert {row.name: row.retention for row in report.rows if row.step in ("pack", "merge")} == {
         **{"code-drop0.5.dpk": {"code": 0.75}, "code-drop0.9.dpk": {"code": -0.5}, "merged": {"code": 0.5}},
-        **{"prose-drop0.5.dpk": {}, "prose-drop0.9.dpk": {}},
+        **{"code.dpk": {"code": 1.0}, "prose.dpk": {}, "prose-drop0.5.dpk": {}, "prose-drop0.9.dpk": {}},
     }
     assert all(row.retention == {} for row in report.rows if row.step in ("base", "fine-tune"))
 

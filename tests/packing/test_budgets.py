@@ -328,7 +328,7 @@ def test_a_preview_of_a_budget(two: Two) -> None:
     report = two.pack(Budget(bits=0.25))
     assert preview.expected_loss is not None and report.expected_loss == pytest.approx(preview.expected_loss, rel=0.2)
     rows = {row.name: row for row in preview.tensors}
-    assert (rows["layers.0.q_proj.weight"].index, rows["layers.0.q_proj.weight"].values) == ("stratified", "ternary")
+    assert (rows["layers.0.q_proj.weight"].index, rows["layers.0.q_proj.weight"].values) == ("all+stratified", "factors+ternary")
 
 
 def test_factors_stay_where_no_code_fits_what_they_leave(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from support.commands import Run
 import deltapack
 from deltapack import Override, Recipe
 from deltapack.errors import NonFiniteError, RecipeError
+from deltapack.format.reader import PackReader
 
 BASE = {
     "embed.weight": random_tensor(1, (300, 64)),
@@ -54,6 +55,30 @@ def test_it_foresees_what_happens(recipe: Recipe, pair: tuple[Path, Path], tmp_p
     assert foreseen.pack_bytes == pytest.approx(done.pack_bytes, rel=0.1)
     assert foreseen.checkpoint_bytes == done.checkpoint_bytes
     assert set(foreseen.warnings) <= set(done.warnings) and not (pair[1] / "x.dpk").exists()
+
+
+def test_it_foresees_budgets(tmp_path: Path) -> None:
+    """Terms of low rank are shown and counted, and what no pack can reach is told."""
+    base, noise = random_tensor(1, (256, 192)), random_tensor(2, (256, 192)).f64
+    delta = 0.01 * (noise + 5 * noise[:, :1] * noise[:1] / noise.std())
+    write_file(tmp_path / "base.safetensors", {"w": base, "v": random_tensor(3, (3000,))})
+    write_file(tmp_path / "tuned.safetensors", {"w": Tensor("f32", (base.f64 + delta).astype("<f4")), "v": random_tensor(4, (3000,))})
+    two = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+
+    def foreseen(bits: float) -> deltapack.CompressPreview:
+        return deltapack.preview_compress(*two, recipe=Recipe(budget=deltapack.Budget(bits=bits)))
+
+    half = foreseen(1.0)
+    done = deltapack.compress(*two, tmp_path / "x.dpk", recipe=Recipe(budget=deltapack.Budget(bits=1.0)))
+    with PackReader(tmp_path / "x.dpk") as reader:
+        (entry,) = (entry for entry in reader.index.entries if entry.name == "w")
+    (row,) = (row for row in half.tensors if row.name == "w")
+    assert (row.index, row.values) == tuple("+".join(getattr(term, key) for term in entry.terms) for key in ("index", "values"))
+    assert len(entry.terms) == 2 and half.pack_bytes == pytest.approx(done.pack_bytes, rel=0.05)
+    assert not any("would refuse" in warning for warning in half.warnings)
+    assert "the budget allows 65 bytes" in foreseen(0.01).warnings[-1] and "would refuse it" in foreseen(0.01).warnings[-1]
+    with pytest.raises(RecipeError, match="no pack of these models is so small"):
+        deltapack.compress(*two, tmp_path / "y.dpk", recipe=Recipe(budget=deltapack.Budget(bits=0.01)))
 
 
 def test_it_foresees_the_metadata_that_travel(pair: tuple[Path, Path], tmp_path: Path) -> None:

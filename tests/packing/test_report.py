@@ -11,6 +11,7 @@ from support.builders import Tensor, write_file
 from support.fixtures import as_weights
 
 import deltapack
+from deltapack.packing.report import loss_warnings
 from deltapack.sparsify.table import SPARSIFIERS
 
 
@@ -22,6 +23,14 @@ def report_of(folder: Path, deltas: dict[str, float], **recipe: object) -> delta
     write_file(folder / "tuned.safetensors", tuned)
     made = deltapack.Recipe(overrides=as_weights(tuned), **({"drop_rate": 0.9} | recipe))  # type: ignore[arg-type]
     return deltapack.compress(folder / "base.safetensors", folder / "tuned.safetensors", folder / "x.dpk", recipe=made, force=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [(0.2, None), (0.264, "about 26 % of what"), (0.994, "about 99 % of what"), (1.0, "all of what")]
+)
+def test_much_that_is_lost_is_told_with_the_way_out(loss: float, words: str | None) -> None:
+    said = loss_warnings(loss)
+    assert said == [] if words is None else said[0].startswith(words) and "--quality high" in said[0]
 
 
 def test_the_thresholds_are_those_of_the_paper() -> None:

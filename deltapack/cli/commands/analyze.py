@@ -64,10 +64,11 @@ def command(
         return
     if not quiet:
         print_fields(analysis_fields(report))
-        for table in (role_table(report), layer_table(report), *([tensor_table(report)] if tensors else []), budget_table(report)):
+        by_tensor = [(tensor_table(report), 1)] if tensors else []
+        for table, left in ((role_table(report), 2), (layer_table(report), 1), *by_tensor, (budget_table(report), 1)):
             if table[1]:
                 click.echo("")
-                print_table(*table)
+                print_table(*table, left=left)
         click.echo(f"\n{report.recommendation}")
     notes = [*report.notes, *([f"the page is {html}"] if html is not None else [])]
     print_notes([] if quiet else notes, report.warnings)

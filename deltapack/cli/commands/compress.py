@@ -57,7 +57,13 @@ def _rescaled(how: str) -> str:
 @options.finetuned_argument
 @options.out_option(PACK_FILE, "The pack to write. Required but for --dry-run.", required=False)
 @budget_options
-@click.option("--drop-rate", type=float, show_default=f"{USUAL_RATE}", help="Share of the difference to drop at random, with no budget.")
+@click.option(
+    "--drop-rate",
+    type=float,
+    metavar="P",
+    help="No budget, but DARE: the share of the difference to drop, from 0 to below 1; "
+    f"{USUAL_RATE} where another option says how to drop.",
+)
 @click.option(
     "--sparsify",
     type=Choice(list(SPARSIFY_CHOICES)),

@@ -33,8 +33,8 @@ def command(out: Path, force: bool, workers: int | None, quiet: bool, as_json: b
     """Show on a small language model what packs keep.
 
     Trains a model and two fine-tunes of it on text that Python and its packages bring along, in about a minute
-    and without a network, packs them at several drop rates, restores and merges them, and measures all. Leaves
-    the files in OUT to go on with, when all is done.
+    and without a network, packs them as `compress` does by itself and at several drop rates, restores and merges
+    them, and measures all. Leaves the files in OUT to go on with, when all is done.
     """
     from deltapack.demo.flow import run_demo
 

@@ -40,8 +40,9 @@ def command(
     With --text, language models of transformers read a text that none of them was trained on: held-out loss,
     KL to the fine-tune and agreement with it (of the next token), and retention, the share of the fine-tune's
     gain over the base that is kept. Packs are applied in memory. With --eval a program of yours gets each
-    model as a folder: --eval 'python my.py {model}'.
+    model as a checkpoint: --eval 'python my.py {model}'.
     """
+    options.check_measure_options(how["score"])
     with show_progress("measuring", quiet=quiet, unit="models" if how["score"] else "tokens") as progress:
         report = deltapack.evaluate(base, finetuned, packs, html=html, force=force, workers=workers, progress=progress, **how)
     if as_json:

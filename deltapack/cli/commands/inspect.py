@@ -57,11 +57,8 @@ def _print(summary: PackSummary) -> None:
     ]
     fields += weight_files_field(summary.weight_files)
     if summary.delta_elements:
-        weights, share = count_of(summary.delta_elements, "weight"), f"{100 * summary.density:.4g} %"
-        several = summary.term_elements != summary.delta_elements
-        whole = f"the {summary.term_elements:,} elements of several terms for {weights}" if several else weights
         fields += [
-            ("kept", f"{summary.nnz:,} of {whole} of changed tensors ({share})"),
+            ("kept", _kept(summary)),
             ("bits per weight", f"{summary.delta_bits_per_weight:.4f}"),
             ("index codecs", kinds_line(summary.index_codecs)),
             ("value codecs", kinds_line(summary.value_codecs)),
@@ -83,6 +80,17 @@ def _print(summary: PackSummary) -> None:
         print_table(("side file", "bytes", "stored"), files)
 
 
+def _kept(summary: PackSummary) -> str:
+    """Say how much of the difference is kept element by element; a term of low rank has all of them, and none by itself."""
+    low = summary.low_rank_elements
+    kept, whole = summary.nnz - low, summary.term_elements - low
+    weights = f"{count_of(summary.delta_elements, 'weight')} of changed tensors"
+    if not whole:
+        return f"the directions that factors have of {weights}"
+    several = f"the {whole:,} elements of several terms for " if whole != summary.delta_elements else ""
+    return f"{kept:,} of {several}{weights} ({100 * kept / whole:.4g} %)" + (", beside factors of low rank" if low else "")
+
+
 def _settings(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Spell the recipe; it is informative, so nothing of it is taken for granted."""
     for key, value in recipe.items():
@@ -90,7 +98,11 @@ def _settings(recipe: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} {value}"
             continue
         for item in value:
-            yield f"{key}: " + (" ".join(f"{k}={v}" for k, v in item.items()) if isinstance(item, dict) else str(item))
+            yield f"{key}: " + (" ".join(f"{k}={_spelt(v)}" for k, v in item.items()) if isinstance(item, dict) else str(item))
+
+
+def _spelt(value: object) -> str:
+    return ",".join(f"{key}:{item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _elements(tensor: TensorSummary) -> int:
@@ -103,7 +115,7 @@ def _row(tensor: TensorSummary) -> tuple[str, ...]:
     parts = tensor.base_parts
     made_of = f" (from {f'{len(parts)} tensors' if len(parts) > 1 else parts[0]})" if parts else ""
     name = f"{tensor.name} = {tensor.of}" if tensor.of else tensor.name + made_of
-    counted = _elements(tensor)
+    counted, low = _elements(tensor), tensor.low_rank_elements
     return (
         name,
         tensor.role or "",
@@ -112,7 +124,7 @@ def _row(tensor: TensorSummary) -> tuple[str, ...]:
         shape if tensor.dtype else "",
         "+".join(tensor.index_codecs),
         "+".join(tensor.value_codecs),
-        f"{tensor.nnz:,}" if tensor.elements else "",
+        f"{tensor.nnz - low:,}" if tensor.elements and low < tensor.elements * len(tensor.factors) else "",
         f"{8 * tensor.stored_bytes / counted:.3f}" if counted else "",
         f"{tensor.max_abs_delta:.3g}" if tensor.max_abs_delta is not None else "",
         f"{tensor.stored_bytes:,}",

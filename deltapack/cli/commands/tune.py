@@ -58,6 +58,7 @@ def command(
     KL to FINETUNED, or the loss on --text without it, or the number that --eval prints. Tune on another text
     than the one that you evaluate on. With --keep and no pack that keeps enough, the exit code is 1.
     """
+    options.check_measure_options(how["score"])
     with show_progress("tuning", quiet=quiet, unit="models" if how["score"] else "tokens") as progress:
         report = deltapack.tune(
             base,
@@ -80,5 +81,6 @@ def command(
         print_fields(tuned_fields(report))
     print_notes([], report.warnings)
     if report.chosen is None:
-        print_paragraph("Error", f"no pack keeps {report.keep} of the fine-tune's gain: give larger ones")
+        larger = "give larger ones" if packs else "measure one of `deltapack compress --target-bits 2`"
+        print_paragraph("Error", f"no pack keeps {report.keep} of the fine-tune's gain: {larger}")
         click.get_current_context().exit(1)
