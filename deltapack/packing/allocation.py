@@ -40,7 +40,7 @@ LEAST_RATE, MOST_RATE = 2e-4, 6.0
 _BASE_RANK, _FEWER, _MOST_RANK = 4, 2, 8
 _MANY, _FOUR_BITS = 0.2, 0.075
 """Rates from which the body gets that rank and not half of it, and from which codes of factors have four bits and not two."""
-_FIRST, _THIRD, _HALF = 0.6, 1 / 3, 0.5
+_FIRST, _THIRD, _HALF = 0.45, 1 / 3, 0.5
 """What factors may take of a weight: the first direction, without which other codes are wrong where it hurts most; and all, below and
 from that rate."""
 _HALVINGS, _ROUGHLY, _LOOKED = 28, 14, 512
