@@ -70,7 +70,7 @@ def made(where: Path, kind: str, *, recipe: Any = None, shards: str = "5GB", dty
     pack = where / "math.dpk"
     deltapack.compress(where / "base", where / "tuned", pack, recipe=recipe or deltapack.Recipe(drop_rate=0.5))
     deltapack.apply(where / "base", pack, where / "applied")
-    hooks.write_model_folder(pack, where / "base", where / "folder")
+    deltapack.write_model_folder(pack, where / "base", where / "folder")
     return Tuned(where / "base", pack, where / "folder", where / "applied")
 
 
@@ -168,7 +168,7 @@ def test_a_pack_that_grew_the_vocabulary(tmp_path: Path) -> None:
     model.resize_token_embeddings(260)
     model.save_pretrained(tmp_path / "tuned")
     deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "new.dpk", recipe=deltapack.Recipe(drop_rate=0.5))
-    hooks.write_model_folder(tmp_path / "new.dpk", tmp_path / "base", tmp_path / "folder")
+    deltapack.write_model_folder(tmp_path / "new.dpk", tmp_path / "base", tmp_path / "folder")
     assert bits_of(load(tmp_path / "folder")) == bits_of(load(tmp_path / "tuned"))
 
 
@@ -287,7 +287,7 @@ def test_a_snapshot_without_all_shards_is_not_taken(folder: Path, cached: Path) 
     ("base", "revision"), [("org/base", None), ("org/base", "v1"), ("org/base@v1", None), (f"org/base@{COMMIT}", None)]
 )
 def test_the_commit_is_written_down(llama: Tuned, cached: Path, tmp_path: Path, base: str, revision: str | None) -> None:
-    report = hooks.write_model_folder(llama.pack, base, tmp_path / "out", revision=revision)
+    report = deltapack.write_model_folder(llama.pack, base, tmp_path / "out", revision=revision)
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert settings == {"quant_method": "deltapack", "base": "org/base", "revision": COMMIT, "pack": "math.dpk"}
     assert (report.base, report.revision, report.notes) == ("org/base", COMMIT, ())
@@ -428,13 +428,13 @@ def test_what_is_not_written(change: Any, error: type[DeltapackError], message: 
             (tmp_path / name / "config.json").unlink()
     deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "p.dpk")
     with pytest.raises(error, match=message):
-        hooks.write_model_folder(tmp_path / "p.dpk", tmp_path / "base", tmp_path / "out")
+        deltapack.write_model_folder(tmp_path / "p.dpk", tmp_path / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_there(llama: Tuned, tmp_path: Path) -> None:
     with pytest.raises(deltapack.DeltapackError, match="the output exists"):
-        hooks.write_model_folder(llama.pack, llama.base, tmp_path)
+        deltapack.write_model_folder(llama.pack, llama.base, tmp_path)
 
 
 def test_without_the_import_it_fails_and_says_so(llama: Tuned) -> None:

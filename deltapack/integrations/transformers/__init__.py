@@ -10,9 +10,9 @@ from transformers.quantizers import auto
 from deltapack.integrations.transformers.callback import PackCallback, restore_checkpoint
 from deltapack.integrations.transformers.quantizer import DeltapackQuantizer
 from deltapack.integrations.transformers.settings import DeltapackConfig
-from deltapack.packs.model_folder import METHOD, FolderReport, write_model_folder
+from deltapack.packs.model_folder import METHOD
 
-__all__ = ["DeltapackConfig", "DeltapackQuantizer", "FolderReport", "PackCallback", "restore_checkpoint", "write_model_folder"]
+__all__ = ["DeltapackConfig", "DeltapackQuantizer", "PackCallback", "restore_checkpoint"]
 
 if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
     auto.register_quantization_config(METHOD)(DeltapackConfig)
