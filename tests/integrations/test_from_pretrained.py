@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +171,30 @@ def test_a_pack_that_grew_the_vocabulary(tmp_path: Path) -> None:
     deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "new.dpk", recipe=deltapack.Recipe(drop_rate=0.5))
     deltapack.write_model_folder(tmp_path / "new.dpk", tmp_path / "base", tmp_path / "folder")
     assert bits_of(load(tmp_path / "folder")) == bits_of(load(tmp_path / "tuned"))
+
+
+def test_a_base_that_is_a_state_dict_of_tied_tensors(tmp_path: Path) -> None:
+    """As torch saves it, both names are there; the pack restores both."""
+    tuned = made(tmp_path, "llama", tie_word_embeddings=True)
+    model = load(tuned.base)
+    (tuned.base / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tuned.base / "pytorch_model.bin")
+    pack = tuned.folder / "math.dpk"
+    pack.unlink()
+    deltapack.compress(tuned.base, tmp_path / "tuned", pack, recipe=deltapack.Recipe(drop_rate=0.5))
+    deltapack.apply(tuned.base, pack, tmp_path / "again")
+    assert bits_of(load(tuned.folder)) == bits_of(load(tmp_path / "again"))
+
+
+def test_a_config_may_be_given_and_is_left_alone(llama: Tuned) -> None:
+    config = transformers.AutoConfig.from_pretrained(llama.folder)
+    before = config.to_dict()
+    one, other = load(llama.folder, config=config), load(llama.folder, config=config)
+    assert bits_of(one) == bits_of(other) == bits_of(load(llama.applied)) and config.to_dict() == before
+
+
+def test_the_tokenizer_comes_along(llama: Tuned) -> None:
+    assert transformers.AutoTokenizer.from_pretrained(llama.folder)("the cat")["input_ids"]
 
 
 def test_layers_on_the_disk(llama: Tuned, tmp_path: Path) -> None:
@@ -396,6 +421,31 @@ def test_nothing_has_a_place(tmp_path: Path) -> None:
     (tuned.folder / "config.json").write_text(json.dumps(config | {"quantization_config": kept}))
     with pytest.raises(BaseMismatchError, match="nothing of base and pack has a place in this model"):
         transformers.AutoModel.from_pretrained(tuned.folder)
+
+
+def test_a_pack_that_follows_another(llama: Tuned, folder: Path, tmp_path: Path) -> None:
+    model = load(llama.applied)
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] += 1
+    model.save_pretrained(tmp_path / "next")
+    (folder / "math.dpk").unlink()
+    exact = deltapack.Recipe(exact=True)
+    deltapack.compress(llama.base, tmp_path / "next", folder / "math.dpk", recipe=exact, base_packs=[llama.pack])
+    with pytest.raises(BaseMismatchError):
+        load(folder)
+
+
+def test_what_this_cannot_do(llama: Tuned) -> None:
+    quantizer = hooks.DeltapackQuantizer(hooks.DeltapackConfig(base="base", pack="sub/math.dpk"))
+    with pytest.raises(UnsupportedError, match="not loaded in slices"):
+        quantizer.update_attn_implementation(SimpleNamespace(distributed_config=object(), dtype=torch.float32))
+    for files, error, message in (
+        (None, BackendError, "it reads nothing"),
+        (["a/model.safetensors"], BackendError, r"it reads model\.safetensors"),
+        (["a/sub/math.dpk", "a/heads.safetensors"], UnsupportedError, r"found heads\.safetensors"),
+    ):
+        with pytest.raises(error, match=message):
+            quantizer.preprocess_model(SimpleNamespace(named_modules=list), checkpoint_files=files)
 
 
 def test_as_an_argument(llama: Tuned) -> None:

@@ -221,5 +221,5 @@ def _first_of(model: Any) -> str:
 def _wrong_version(found: str) -> BackendError:
     import transformers
 
-    hint = "Take another version (5.23 was tried), or deltapack.load_model(base, packs), or restore with `deltapack apply`."
+    hint = "Take another version (5.22 to 5.24 were tried), or deltapack.load_model(base, packs), or restore with `deltapack apply`."
     return BackendError(f"transformers {transformers.__version__} does not load base and pack", found=found, hint=hint)
