@@ -168,7 +168,7 @@ def test_packs_are_what_is_expected(tmp_path: Path) -> None:
     for row, recipe in [*recipes, (report.default, deltapack.Recipe())]:
         out = tmp_path / f"{row.bits}.dpk"
         deltapack.compress(*paths, out, recipe=recipe)
-        aimed = recipe.budget is not None  # the default takes 0.05 bits here, where the index is a large part of 9 kB and few trits are left
+        aimed = recipe.budget is not None  # the default takes 0.05 bits here, where the index is a large part of 9 kB and few trits left
         assert out.stat().st_size == pytest.approx(row.bytes, rel=0.03 if aimed else 0.15)
         deltapack.apply(paths[0], out, tmp_path / "out.safetensors", force=True)
         restored = read_model(tmp_path / "out.safetensors")
