@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,7 +81,7 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
     check_output_name(out, FOLDER)
     if out.exists():
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
-    name, given = split_revision(as_text("base", os.fspath(base)))
+    name, given = split_revision(str(base) if isinstance(base, Path) else as_text("base", base))
     if given is not None and revision is not None:
         raise RecipeError("the revision is given twice", found=f"{given} and {revision}")
     found = find_base(name, revision or given, side_files=True)
@@ -98,19 +98,29 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
         notes = copy_side_files(checkpoint, composition.assets, files.__setitem__, verify=True, dtype=None)
     named = found.repo or str(found.folder.resolve())
     settings = {"quant_method": METHOD, "base": named, "revision": found.revision, "pack": pack.name}
-    files[CONFIG] = _config(files.get(CONFIG), {key: value for key, value in settings.items() if value is not None}, composition, pack)
-    size = _write(out, files, pack)
-    return FolderReport(out, out / pack.name, named, found.revision, size, (*notes, *_notes(found)))
+    config = _config(files.get(CONFIG), composition, pack)
+    notes = [*notes, *_notes(found, config)]
+    config["quantization_config"] = {key: value for key, value in settings.items() if value is not None}
+    files[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return FolderReport(out, out / pack.name, named, found.revision, _write(out, files, pack), notes)
 
 
-def _notes(base: NamedBase) -> list[str]:
-    if base.repo is not None:
-        return []
-    return [f"the base is named by its path: the folder loads where {base.folder.resolve()} is there, and nowhere else"]
+def _notes(base: NamedBase, config: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if config.get("quantization_config"):
+        notes.append("config.json said that the model was loaded from a GGUF file, and does no more: the weights are whole")
+    if base.repo is None:
+        notes.append(f"the base is named by its path: the folder loads where {base.folder.resolve()} is there, and nowhere else")
+    return notes
 
 
-def _config(data: bytes | None, settings: dict[str, str], composition: Composition, pack: Path) -> bytes:
-    """Return config.json with the names of base and pack, and with the type of the weights, which transformers must know beforehand."""
+def _config(data: bytes | None, composition: Composition, pack: Path) -> dict[str, Any]:
+    """Return the result's config, with the type of the weights, which transformers must know beforehand.
+
+    Raises:
+        RecipeError: There is none.
+        UnsupportedError: It is that of a quantised model.
+    """
     try:
         config = json.loads(data) if data is not None else None
     except (ValueError, RecursionError):
@@ -119,16 +129,16 @@ def _config(data: bytes | None, settings: dict[str, str], composition: Compositi
         hint = "A model of transformers has one; load others with load_state_dict, or restore them."
         what = "the result has no config.json" if data is None else "the result's config.json is no object of JSON"
         raise RecipeError(what, path=pack, hint=hint)
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method") if isinstance(config["quantization_config"], dict) else None
-        hint = "Restore it with `deltapack apply`."
-        raise UnsupportedError(
-            "the result is quantised, and transformers knows one quantizer for a model", path=pack, found=method, hint=hint
-        )
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    # What was loaded from a GGUF file says so for ever; it is saved as whole weights.
+    if method not in (None, "gguf"):
+        what, hint = "the result is quantised, and transformers knows one quantizer for a model", "Restore it with `deltapack apply`."
+        raise UnsupportedError(what, path=pack, found=method, hint=hint)
     if config.get("dtype") is None and config.get("torch_dtype") is None:
         floats = [job.dtype.torch for job in composition.jobs if job.dtype.torch in ("float64", "float32", "float16", "bfloat16")]
         config["dtype"] = floats[0] if floats else "float32"
-    return (json.dumps(config | {"quantization_config": settings}, indent=2, ensure_ascii=False) + "\n").encode()
+    return config
 
 
 def _write(out: Path, files: dict[str, bytes], pack: Path) -> int:

@@ -315,7 +315,7 @@ def test_the_commit_is_written_down(llama: Tuned, cached: Path, tmp_path: Path, 
     report = deltapack.write_model_folder(llama.pack, base, tmp_path / "out", revision=revision)
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert settings == {"quant_method": "deltapack", "base": "org/base", "revision": COMMIT, "pack": "math.dpk"}
-    assert (report.base, report.revision, report.notes) == ("org/base", COMMIT, ())
+    assert (report.base, report.revision, list(report.notes)) == ("org/base", COMMIT, [])
     assert bits_of(load(tmp_path / "out")) == bits_of(load(llama.applied))
 
 
@@ -480,6 +480,27 @@ def test_what_is_not_written(change: Any, error: type[DeltapackError], message: 
     with pytest.raises(error, match=message):
         deltapack.write_model_folder(tmp_path / "p.dpk", tmp_path / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_tells_of_gguf(tmp_path: Path) -> None:
+    """transformers leaves that in the config of what it has loaded from such a file; and an old config tells no type."""
+    tuned = made(tmp_path, "llama")
+    for name in ("base", "tuned"):
+        config = json.loads((tmp_path / name / "config.json").read_text()) | {"quantization_config": {"quant_method": "gguf"}}
+        del config["dtype"]
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    deltapack.compress(tuned.base, tmp_path / "tuned", tmp_path / "p.dpk", recipe=deltapack.Recipe(drop_rate=0.5))
+    report = deltapack.write_model_folder(tmp_path / "p.dpk", str(tuned.base), tmp_path / "out")
+    assert "GGUF" in report.notes[0]
+    assert bits_of(load(tmp_path / "out")) == bits_of(load(tuned.applied))
+
+
+def test_a_base_that_is_no_name(llama: Tuned, tmp_path: Path) -> None:
+    wrong: Any = 3
+    with pytest.raises(RecipeError, match="base is not a text"):
+        deltapack.write_model_folder(llama.pack, wrong, tmp_path / "out")
+    with pytest.raises(RecipeError, match="the revision is given twice"):
+        deltapack.write_model_folder(llama.pack, "org/name@v1", tmp_path / "out", revision="v2")
 
 
 def test_an_output_that_is_there(llama: Tuned, tmp_path: Path) -> None:
