@@ -63,7 +63,7 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"analysis.judging", "analysis.models", "demo", "device", "live", "restoring.on_device"},
+    "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
     "transformers": {"integrations"},
     "triton": {
         "device.exact_launch",
