@@ -1,0 +1,200 @@
+"""Adapters merged into a base without PEFT: every element against numpy in f64, in any pieces; and what a pack of one restores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.adapters import COLUMNS, ROWS, START, WORDS, base_model, lora, merged, write_adapter
+from support.builders import Model, Tensor, cast, random_tensor, read_folder, read_model, write_file, write_folder
+
+import deltapack
+from deltapack import Recipe
+from deltapack.adapters import is_adapter, open_adapted
+from deltapack.checkpoint import open_checkpoint
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def check(found: Tensor, exact: Array, terms: Array | float = 16.0) -> None:
+    """A sum of a few f32 terms, and its rounding: within half a step of the type, and of f32 for each addition."""
+    half = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}[found.dtype]
+    bound = np.abs(exact) * half * 1.01 + np.asarray(terms) * 16 * 2.0**-24
+    assert (np.abs(found.f64 - exact) <= bound).all()
+
+
+def both(adapter: Mapping[str, Tensor], module: str, left: str = "lora_B.weight", right: str = "lora_A.weight") -> Array:
+    one, two = (adapter[f"{START}{module}.{part}"].f64 for part in (left, right))
+    return one.reshape(len(one), -1) @ two.reshape(len(two), -1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_lora(dtype: str, tmp_path: Path) -> None:
+    base = base_model(dtype)
+    adapter = lora("layer.down", ROWS, COLUMNS) | lora("layer.square", ROWS, ROWS, dtype="bf16")
+    conv = {
+        f"{START}layer.conv.lora_A.weight": random_tensor(8, (4, 6, 2, 3)),
+        f"{START}layer.conv.lora_B.weight": random_tensor(9, (ROWS, 4, 1, 1)),
+    }
+    folder = write_adapter(tmp_path / "adapter", adapter | conv)
+    found = merged(write_folder(tmp_path / "base", base), folder)
+    for module in ("layer.down", "layer.square", "layer.conv"):
+        name = f"{module}.weight"
+        check(found[name], base[name].f64 + 1.5 * both(adapter | conv, module).reshape(base[name].shape))
+        assert found[name] != base[name]
+    assert {name for name in base if found[name] != base[name]} == {"layer.down.weight", "layer.square.weight", "layer.conv.weight"}
+    assert found.keys() == base.keys()
+
+
+def test_scales(tmp_path: Path) -> None:
+    base = base_model()
+    adapter = lora("layer.down", ROWS, COLUMNS, rank=9) | lora("layer.square", ROWS, ROWS)
+    config: dict[str, Any] = {"rank_pattern": {"down": 9}, "alpha_pattern": {r"layer\.squ.re": 5, "own": 77}, "use_rslora": True}
+    found = merged(write_folder(tmp_path / "base", base), write_adapter(tmp_path / "adapter", adapter, **config))
+    check(found["layer.down.weight"], base["layer.down.weight"].f64 + 6 / 3 * both(adapter, "layer.down"))
+    check(found["layer.square.weight"], base["layer.square.weight"].f64 + 5 / 2 * both(adapter, "layer.square"))
+
+
+def test_stored_the_other_way_round(tmp_path: Path) -> None:
+    """The shape says so of a weight that is not square, and that with the config of one that is."""
+    base = base_model()
+    adapter = lora("layer.down", COLUMNS, ROWS) | lora("layer.square", ROWS, ROWS)
+    found = merged(write_folder(tmp_path / "base", base), write_adapter(tmp_path / "adapter", adapter, fan_in_fan_out=True))
+    for module in ("layer.down", "layer.square"):
+        check(found[f"{module}.weight"], base[f"{module}.weight"].f64 + 1.5 * both(adapter, module).T)
+
+
+def test_embeddings_and_tensors_saved_whole(tmp_path: Path) -> None:
+    base = base_model("bf16")
+    factors = {
+        f"{START}embed.lora_embedding_A": random_tensor(11, (4, WORDS + 2)),
+        f"{START}embed.lora_embedding_B": random_tensor(12, (COLUMNS, 4)),
+    }
+    saved = {
+        f"{START}embed.base_layer.weight": random_tensor(13, (WORDS + 2, COLUMNS)),
+        f"{START}layer.down.base_layer.bias": random_tensor(14, (ROWS,)),
+        f"{START}layer.norm.modules_to_save.default.weight": random_tensor(15, (COLUMNS,), "bf16"),
+        f"{START}score.weight": random_tensor(16, (3, COLUMNS)),
+    }
+    folder = write_adapter(tmp_path / "adapter", factors | saved, bias="all", modules_to_save=["score", "norm"])
+    found = merged(write_folder(tmp_path / "base", base), folder)
+    start = cast(saved[f"{START}embed.base_layer.weight"].f64, "bf16").f64
+    check(found["embed.weight"], start + 1.5 * both(factors, "embed", "lora_embedding_B", "lora_embedding_A").T)
+    assert found["embed.weight"].shape == (WORDS + 2, COLUMNS)
+    assert found["layer.down.bias"] == cast(saved[f"{START}layer.down.base_layer.bias"].f64, "bf16")
+    assert found["layer.norm.weight"] == saved[f"{START}layer.norm.modules_to_save.default.weight"]
+    assert found["score.weight"] == saved[f"{START}score.weight"]
+    assert found["layer.down.weight"] == base["layer.down.weight"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_dora(turned: bool, tmp_path: Path) -> None:
+    base = base_model()
+    shape = (COLUMNS, ROWS) if turned else (ROWS, COLUMNS)
+    adapter = lora("layer.down", *shape) | {f"{START}layer.down.lora_magnitude_vector": random_tensor(17, shape[:1])}
+    found = merged(
+        write_folder(tmp_path / "base", base), write_adapter(tmp_path / "adapter", adapter, use_dora=True, fan_in_fan_out=turned)
+    )
+    weight = base["layer.down.weight"].f64
+    total = (weight.T if turned else weight) + 1.5 * both(adapter, "layer.down")
+    exact = total * (adapter[f"{START}layer.down.lora_magnitude_vector"].f64 / np.linalg.norm(total, axis=1))[:, None]
+    check(found["layer.down.weight"], exact.T if turned else exact)
+
+
+def test_loha(tmp_path: Path) -> None:
+    base = base_model()
+    shapes = {"hada_w1_a": (ROWS, 4), "hada_w1_b": (4, COLUMNS), "hada_w2_a": (ROWS, 4), "hada_w2_b": (4, COLUMNS)}
+    adapter = {f"{START}layer.down.{part}": random_tensor(20 + seed, shape) for seed, (part, shape) in enumerate(shapes.items())}
+    found = merged(write_folder(tmp_path / "base", base), write_adapter(tmp_path / "adapter", adapter, peft_type="LOHA"))
+    one, two = (both(adapter, "layer.down", f"hada_{side}_a", f"hada_{side}_b") for side in ("w1", "w2"))
+    check(found["layer.down.weight"], base["layer.down.weight"].f64 + 1.5 * one * two)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_lokr(first: bool, second: bool, tmp_path: Path) -> None:
+    """Each side of the Kronecker product as one factor or as two."""
+    base = base_model()
+    outer, inner = random_tensor(31, (4, 6)), random_tensor(32, (6, 6))
+    adapter: Model = {}
+    sides = []
+    for name, side, split in (("w1", outer, first), ("w2", inner, second)):
+        parts = (
+            {f"lokr_{name}_a": random_tensor(33, (side.shape[0], 4)), f"lokr_{name}_b": random_tensor(34, (4, 6))}
+            if split
+            else {f"lokr_{name}": side}
+        )
+        adapter |= {f"{START}layer.down.{part}": tensor for part, tensor in parts.items()}
+        sides.append(both(adapter, "layer.down", f"lokr_{name}_a", f"lokr_{name}_b") if split else side.f64)
+    config: dict[str, Any] = {"peft_type": "LOKR", "r": 2 if first or second else 8, "rank_pattern": {"down": 4}}
+    found = merged(write_folder(tmp_path / "base", base), write_adapter(tmp_path / "adapter", adapter, **config))
+    check(found["layer.down.weight"], base["layer.down.weight"].f64 + 1.5 * np.kron(*sides))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_any_pieces_are_the_same_bits(dora: bool, tmp_path: Path) -> None:
+    base = {"w.weight": random_tensor(41, (1200, 1000), "bf16")}
+    adapter = lora("w", 1200, 1000) | ({f"{START}w.lora_magnitude_vector": random_tensor(42, (1200,))} if dora else {})
+    folder = write_adapter(tmp_path / "adapter", adapter, use_dora=dora)
+    with open_checkpoint(write_folder(tmp_path / "base", base)) as files, open_adapted(files, folder) as view:
+        all_at_once = view.read("w.weight")
+        for start, stop in [(0, 1), (999, 1001), (5, 5), (1_048_575, 1_048_577), (123_456, 1_199_999), (1_199_999, 1_200_000)]:
+            assert (view.read("w.weight", start, stop) == all_at_once[start:stop]).all()
+    exact = base["w.weight"].f64 + 1.5 * both(adapter, "w")
+    if dora:
+        exact *= (adapter[f"{START}w.lora_magnitude_vector"].f64 / np.linalg.norm(exact, axis=1))[:, None]
+    check(Tensor("bf16", all_at_once.reshape(1200, 1000)), exact)
+
+
+def test_names_without_the_wrapper(tmp_path: Path) -> None:
+    base, adapter = base_model(), lora("model.layer.down", ROWS, COLUMNS)
+    folder = write_adapter(tmp_path / "adapter", adapter)
+    with open_checkpoint(write_folder(tmp_path / "base", base)) as files, open_adapted(files, folder) as view:
+        assert any("begin with 'model.'" in note for note in view.notes)
+        check(
+            Tensor("f32", view.read("layer.down.weight").reshape(ROWS, COLUMNS)),
+            base["layer.down.weight"].f64 + 1.5 * both(adapter, "model.layer.down"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dtype"),
+    [(Recipe(exact=True), "f32"), (Recipe(exact=True), "bf16"), (Recipe(drop_rate=0, values="f32"), "bf16")],
+    ids=["exact f32", "exact bf16", "f32 values"],
+)
+def test_a_pack_restores_what_the_view_holds(recipe: Recipe, dtype: str, tmp_path: Path) -> None:
+    """Differences of bf16 are exact in f32; those of f32 are not."""
+    base = write_folder(tmp_path / "base", base_model(dtype), {"config.json": "{}", "tokenizer.json": "old", "vocab.txt": "a"})
+    adapter = write_adapter(tmp_path / "a", lora("layer.down", ROWS, COLUMNS), {"tokenizer.json": "new", "README.md": "card"})
+    report = deltapack.compress(base, adapter, tmp_path / "x.dpk", recipe=recipe)
+    deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out")
+    view = merged(base, adapter)
+    assert read_model(tmp_path / "out") == view
+    assert view["layer.down.weight"] != read_model(base)["layer.down.weight"]
+    files = read_folder(tmp_path / "out")
+    assert (files["tokenizer.json"], files["vocab.txt"], files["config.json"]) == (b"new", b"a", b"{}")
+    assert "README.md" not in files
+    assert any("LoRA of 1 modules" in note for note in report.notes)
+
+
+def test_a_torch_file_and_another_base_name(tmp_path: Path) -> None:
+    base, adapter = write_folder(tmp_path / "base", base_model()), lora("layer.down", ROWS, COLUMNS)
+    safe = write_adapter(tmp_path / "safe", adapter)
+    other = write_adapter(tmp_path / "other", adapter, base_model_name_or_path="org/big-model")
+    (other / "adapter_model.safetensors").unlink()
+    torch.save({name: torch.from_numpy(tensor.bits) for name, tensor in adapter.items()}, other / "adapter_model.bin")
+    assert merged(base, other) == merged(base, safe)
+    with open_checkpoint(base) as files, open_adapted(files, other) as view:
+        assert any("org/big-model" in note for note in view.notes)
+
+
+def test_what_is_an_adapter(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS))
+    assert is_adapter(adapter)
+    assert not is_adapter(adapter / "adapter_model.safetensors")
+    write_file(adapter / "model.safetensors", base_model())
+    assert not is_adapter(adapter)
