@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from deltapack.adapters.grouping import group_tensors
-from deltapack.adapters.merging import ConvertedSource, Factors, KeptUpdates, Magnitude, MergedSource, build_update, rank_of
+from deltapack.adapters.merging import ConvertedSource, Factors, KeptUpdates, Magnitude, MergedSource, build_update
 from deltapack.adapters.placing import FLOATS, Placed, place
 from deltapack.adapters.settings import CONFIG, Settings, read_settings
 from deltapack.adapters.tying import without_ties
@@ -79,18 +79,18 @@ class AdaptedCheckpoint(Checkpoint):
                 source = ConvertedSource(elements, own.dtype, info.dtype)
             assert source is not None, "a tensor with an update is in the base, or saved whole"
             tensors[item.name] = info
-            sources[item.name] = source if item.group is None else self._merged(info, source, item, infos)
+            sources[item.name] = source if item.group is None else self._merged(info, source, item)
             if held is None and self._shards:
                 self._shards[-1][1].append(item.name)
         self.tensors = MappingProxyType(dict(sorted(tensors.items())))
         self._sources = sources
         self._changed = {item.name for item in placed}
 
-    def _merged(self, info: TensorInfo, source: Source, item: Placed, infos: Mapping[str, TensorInfo]) -> MergedSource:
+    def _merged(self, info: TensorInfo, source: Source, item: Placed) -> MergedSource:
         """Return a weight with an update."""
         assert item.group is not None
         group, shape = item.group, (info.shape[0], int(np.prod(info.shape[1:])))
-        scale = self._settings.scale(group.module, rank_of(group, infos))
+        scale = self._settings.scale(group.module)
         factors: Factors = {part: self._factors[name] for part, name in group.parts.items()}
 
         def update() -> Update:
@@ -132,12 +132,14 @@ class AdaptedCheckpoint(Checkpoint):
 
     def _told(self, updates: int, whole: int) -> list[str]:
         """Return what the user should know of how it was read."""
-        base, trained = self.origin.path.resolve().name, self._settings.base.rstrip("/").replace("\\", "/").rpartition("/")[2]
+        base, trained = self.origin.path.resolve(), self._settings.base.rstrip("/\\")
+        names = {base.name, *(part.rpartition("--")[2] for part in base.parts if part.startswith("models--"))}
         kind = {"LORA": "DoRA" if self._settings.dora else "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}[self._settings.kind]
-        more = f" and {whole} tensors saved whole" if whole else ""
-        notes = [f"{self._folder.name} is an adapter ({kind} of {updates} modules{more}), merged into the base as it is read"]
-        if trained and trained != base:
-            notes.append(f"the adapter names {self._settings.base} as its base, which is called {base} here")
+        more = f" and {whole} tensor{'s' * (whole > 1)} saved whole" if whole else ""
+        what = f"{kind} of {updates} module{'s' * (updates != 1)}{more}"
+        notes = [f"{self._folder.name} is an adapter ({what}), merged into the base as it is read"]
+        if trained and re.split(r"[/\\]", trained)[-1] not in names:
+            notes.append(f"the adapter names {self._settings.base} as its base, which is called {base.name} here")
         own = sorted(self._own_files())
         return [*notes, f"from the adapter's folder: {', '.join(own)}"] if own and self.is_folder else notes
 

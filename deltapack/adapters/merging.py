@@ -12,13 +12,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.adapters.grouping import Group
 from deltapack.adapters.updates import Hadamard, Kronecker, LowRank, Matrix, Update
 from deltapack.checkpoint.tensors import Source, TensorInfo
 from deltapack.dtypes import DType
 from deltapack.kernels import active, rounding
 
-__all__ = ["ConvertedSource", "Factors", "KeptUpdates", "Magnitude", "MergedSource", "build_update", "rank_of"]
+__all__ = ["ConvertedSource", "Factors", "KeptUpdates", "Magnitude", "MergedSource", "build_update"]
 
 _BLOCK = 1 << 20
 """Elements of the update that are made at a time."""
@@ -173,11 +172,3 @@ class MergedSource:
 def _added(base: NDArray[np.float32], update: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
         return base + update
-
-
-def rank_of(group: Group, infos: Mapping[str, TensorInfo]) -> int | None:
-    """Return the rank of the factors of a module; none of LoKr's where both are whole."""
-    for part in ("lora_A", "lora_embedding_A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
-        if part in group.parts:
-            return infos[group.parts[part]].shape[0]
-    return None

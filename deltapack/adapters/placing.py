@@ -64,6 +64,8 @@ def place(
         moved = other + name.removeprefix(prefix) if name.startswith(prefix) else name
         return moved if moved in known or name not in known else name
 
+    for group in groups.updates.values():
+        _check_rank(path, infos, group, settings)
     shapes = {name: _update_shape(path, infos, group) for name, group in wanted.items()}
     whole = {in_base(name): tensor for name, tensor in groups.whole.items()}
     placed = [Placed(name, tensor) for name, tensor in whole.items() if name not in map(in_base, wanted)]
@@ -120,6 +122,16 @@ def _check_whole(base: Checkpoint, path: Path, infos: Mapping[str, TensorInfo], 
         if not rows:
             raise _other_shape(base, path, item.whole, held, own.shape)
         yield f"{item.name} has {own.shape[0]} rows instead of {held.shape[0]}: config.json is the base's, and may say the old number"
+
+
+def _check_rank(path: Path, infos: Mapping[str, TensorInfo], group: Group, settings: Settings) -> None:
+    """Compare the rank of factors with the config, which the factor of the update depends on; LoKr's whole factors have none."""
+    says = settings.rank_of(group.module)
+    for part in ("lora_A", "lora_embedding_A", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"):
+        shape = infos[group.parts[part]].shape if part in group.parts else (says,)
+        if shape[:1] != (says,):
+            expected, found = f"{says} rows, the rank that {settings.path.name} says", list(shape)
+            raise CheckpointError("the factor is of another rank", path=path, tensor=group.parts[part], expected=expected, found=found)
 
 
 def _update_shape(path: Path, infos: Mapping[str, TensorInfo], group: Group) -> tuple[int, int]:

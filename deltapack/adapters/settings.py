@@ -76,7 +76,7 @@ class Settings:
     Attributes:
         path: The file.
         kind: `LORA`, `LOHA` or `LOKR`.
-        rank: `r`, where no tensor tells it.
+        rank: `r`.
         alpha: The numerator of the factor.
         ranks: Ranks by expression of module names.
         alphas: Alphas by expression of module names.
@@ -99,10 +99,14 @@ class Settings:
     saved: tuple[str, ...]
     base: str
 
-    def scale(self, module: str, rank: int | None) -> float:
-        """Return the factor of a module's update; `rank` is that of its tensors, where they tell it."""
-        of_rank = rank if rank is not None else _by_pattern(self.ranks, module, self.rank)
-        return _by_pattern(self.alphas, module, self.alpha) / (math.sqrt(of_rank) if self.by_root else of_rank)
+    def rank_of(self, module: str) -> int:
+        """Return the rank of a module's factors."""
+        return int(_by_pattern(self.ranks, module, self.rank))
+
+    def scale(self, module: str) -> float:
+        """Return the factor of a module's update."""
+        rank = self.rank_of(module)
+        return _by_pattern(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.by_root else rank)
 
 
 def read_settings(path: Path) -> Settings:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from support.adapters import COLUMNS, ROWS, START, WORDS, base_model, lora, merged, write_adapter
-from support.builders import Model, Tensor, cast, random_tensor, read_folder, read_model, write_file, write_folder
+from support.builders import Model, Tensor, cast, random_tensor, read_folder, read_model, tuned_model, write_file, write_folder
 
 import deltapack
 from deltapack import Recipe
 from deltapack.adapters import is_adapter, open_adapted
 from deltapack.checkpoint import open_checkpoint
+from deltapack.errors import BaseMismatchError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -178,7 +179,7 @@ def test_a_pack_restores_what_the_view_holds(recipe: Recipe, dtype: str, tmp_pat
     files = read_folder(tmp_path / "out")
     assert (files["tokenizer.json"], files["vocab.txt"], files["config.json"]) == (b"new", b"a", b"{}")
     assert "README.md" not in files
-    assert any("LoRA of 1 modules" in note for note in report.notes)
+    assert any("(LoRA of 1 module)" in note for note in report.notes)
 
 
 def test_a_torch_file_and_another_base_name(tmp_path: Path) -> None:
@@ -198,3 +199,44 @@ def test_what_is_an_adapter(tmp_path: Path) -> None:
     assert not is_adapter(adapter / "adapter_model.safetensors")
     write_file(adapter / "model.safetensors", base_model())
     assert not is_adapter(adapter)
+
+
+def test_a_pack_of_new_and_larger_tensors(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", base_model("bf16"))
+    saved = {f"{START}embed.weight": random_tensor(13, (WORDS + 2, COLUMNS)), f"{START}score.weight": random_tensor(16, (3, COLUMNS))}
+    adapter = write_adapter(tmp_path / "adapter", saved | lora("layer.conv", ROWS, 36), modules_to_save=["score"])
+    with pytest.raises(BaseMismatchError, match="another shape"):
+        merged(base, write_adapter(tmp_path / "odd", lora("layer.conv", ROWS, 35)))
+    report = deltapack.compress(base, adapter, tmp_path / "x.dpk", recipe=Recipe(exact=True))
+    deltapack.apply(base, tmp_path / "x.dpk", tmp_path / "out")
+    assert read_model(tmp_path / "out") == merged(base, adapter)
+    assert any("score.weight is new" in note for note in report.notes)
+    assert any(f"embed.weight has {WORDS + 2} rows instead of {WORDS}" in note for note in report.notes)
+
+
+def test_an_adapter_of_what_a_pack_restores(tmp_path: Path) -> None:
+    """The base of the second pack is the result of the first."""
+    base = write_folder(tmp_path / "base", base_model("bf16"))
+    tuned = write_folder(tmp_path / "tuned", tuned_model(base_model("bf16")))
+    adapter = write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS))
+    first, second = tmp_path / "1.dpk", tmp_path / "2.dpk"
+    deltapack.compress(base, tuned, first, recipe=Recipe(exact=True))
+    deltapack.compress(base, adapter, second, recipe=Recipe(exact=True), base_packs=[first])
+    deltapack.apply(tuned, second, tmp_path / "out")
+    assert read_model(tmp_path / "out") == merged(tuned, adapter)
+    assert merged(tuned, adapter) != read_model(tuned)
+
+
+def test_a_look_before(tmp_path: Path) -> None:
+    base, adapter = write_folder(tmp_path / "base", base_model()), write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS))
+    preview = deltapack.preview_compress(base, adapter, recipe=Recipe(exact=True))
+    assert any("is an adapter" in note for note in preview.notes)
+
+
+def test_a_base_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    """It has its name in the path."""
+    folder = tmp_path / "models--org--big-model" / "snapshots" / "0a1b"
+    folder.parent.mkdir(parents=True)
+    adapter = write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS), base_model_name_or_path="org/big-model")
+    with open_checkpoint(write_folder(folder, base_model())) as files, open_adapted(files, adapter) as view:
+        assert not any("org/big-model" in note for note in view.notes)
