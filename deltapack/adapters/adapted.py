@@ -20,8 +20,9 @@ from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, format_of
 from deltapack.checkpoint.tensors import ParsedFile, Source
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, NotACheckpointError
 from deltapack.kernels import rounding
+from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
 __all__ = ["AdaptedCheckpoint", "is_adapter", "open_adapted"]
@@ -193,6 +194,7 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
         BaseMismatchError: The base lacks a tensor that the adapter is for, or has it in another shape.
         CheckpointError: The adapter is damaged.
         LimitError: It exceeds `limits`.
+        NotACheckpointError: Its file is of another kind than its name says.
         UnsupportedError: It is of a kind, or has a setting, a tensor or a base, with which it is not merged here.
     """
     settings = read_settings(folder / CONFIG)
@@ -200,6 +202,9 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
     try:
         row = format_of(file.path.name)
         assert row is not None, "a suffix of `_WEIGHTS` has a format"
+        kind = kind_of(file.read(0, min(HEAD_BYTES, file.size)), "")
+        if kind is not None and kind.name not in row.kinds:
+            raise NotACheckpointError(f"this is {kind.text}, not the tensors of an adapter", path=file.path, hint=kind.as_checkpoint)
         return AdaptedCheckpoint(base, folder, row.parse(file, limits), settings, limits)
     except BaseException:
         file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from deltapack.adapters.settings import MERGE_BY_PEFT, Settings
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.errors import BaseMismatchError, CheckpointError, UnsupportedError, did_you_mean
 
-__all__ = ["FLOATS", "Placed", "place", "rename_rule"]
+__all__ = ["FLOATS", "HEAD", "UNTIE", "Placed", "place", "rename_rule"]
 
 FLOATS = ("f32", "f16", "bf16")
 """Element types in which f32 arithmetic rounds once."""
+HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|cls\.predictions\.decoder)\.weight")
+"""How models call the head that may be their embedding."""
+UNTIE = "Load the base with tie_word_embeddings=False, save it with a head of its own, and give that as BASE."
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,7 @@ def _missing(base: Checkpoint, path: Path, tensor: str, name: str) -> BaseMismat
     module = name.rpartition(".")[0]
     codes = [found for found in base.tensors if found.startswith(f"{module}.q") or found.startswith(f"{module}.weight_")]
     hint = f"The base has {', '.join(codes[:2])}: is it quantised? Take the one that it was quantised from." if codes else None
+    hint = hint or (f"Is it tied to the embedding? {UNTIE}" if HEAD.fullmatch(name) else None)
     hint = hint or f"{did_you_mean(name, base.tensors) or ''} Is this the base of the adapter?".lstrip()
     return BaseMismatchError(
         "the adapter is for a tensor that the base lacks", path=path, tensor=tensor, expected=f"{name!r} in {base.path}", hint=hint

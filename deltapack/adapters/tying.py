@@ -7,17 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deltapack.adapters.placing import Placed
+from deltapack.adapters.placing import HEAD, UNTIE, Placed
 from deltapack.checkpoint import Checkpoint
 from deltapack.errors import CheckpointError, UnsupportedError
 
 __all__ = ["without_ties"]
 
 _EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight")
-_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|cls\.predictions\.decoder)\.weight")
 _HEADED = re.compile(r"LM|ConditionalGeneration|Seq2Seq")
 _MAX_CONFIG = 1 << 22
-_HINT = "Load the base with tie_word_embeddings=False, save it with a head of its own, and give that as BASE."
 
 
 def without_ties(base: Checkpoint, path: Path, placed: Sequence[Placed], same: Callable[[str, str], bool]) -> list[Placed]:
@@ -38,7 +36,7 @@ def without_ties(base: Checkpoint, path: Path, placed: Sequence[Placed], same: C
         if changed:
             _check_pair(path, changed, base.path, same)
             second.add(alias)
-    ends = [item for item in placed if _EMBEDDING.fullmatch(item.name) or _HEAD.fullmatch(item.name)]
+    ends = [item for item in placed if _EMBEDDING.fullmatch(item.name) or HEAD.fullmatch(item.name)]
     if ends and not second and _are_tied(base):
         _check_pair(path, ends, base.path, same)
         second |= {item.name for item in ends if item.name not in base.tensors}
@@ -50,7 +48,7 @@ def _check_pair(path: Path, changed: Sequence[Placed], base: Path, same: Callabl
     whole = [item.whole for item in changed if item.whole is not None and item.group is None]
     if len(changed) != 2 or len(whole) != 2 or not same(whole[0], whole[1]):
         tensor, expected = changed[0].name, f"no change of one name alone, as it is tied in {base}"
-        raise UnsupportedError("the adapter changes a tied tensor", path=path, tensor=tensor, expected=expected, hint=_HINT)
+        raise UnsupportedError("the adapter changes a tied tensor", path=path, tensor=tensor, expected=expected, hint=UNTIE)
 
 
 def _are_tied(base: Checkpoint) -> bool:
@@ -64,5 +62,5 @@ def _are_tied(base: Checkpoint) -> bool:
     said = [part["tie_word_embeddings"] for part in parts if isinstance(part.get("tie_word_embeddings"), bool)]
     if said:
         return any(said)
-    headless = not any(map(_HEAD.fullmatch, base.tensors))
+    headless = not any(map(HEAD.fullmatch, base.tensors))
     return headless and any(_HEADED.search(str(part.get("architectures"))) for part in parts)

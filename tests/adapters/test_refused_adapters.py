@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.adapters import COLUMNS, ROWS, START, WORDS, base_model, lora, merged, write_adapter
 from support.builders import Model, random_tensor, whole, write_file, write_folder
 
 import deltapack
-from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, LimitError, UnsupportedError
+from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
 
 DOWN = lora("layer.down", ROWS, COLUMNS)
 
@@ -166,6 +167,29 @@ def test_tied_embeddings(config: dict[str, Any], tmp_path: Path) -> None:
     ):
         with pytest.raises(UnsupportedError, match=r"changes a tied tensor.*tie_word_embeddings=False"):
             merged(base, write_adapter(tmp_path / f"a{number}", adapter, **saved))
+
+
+def test_factors_of_a_head_that_is_the_embedding(tmp_path: Path) -> None:
+    error = refused(TIED, lora("lm_head", WORDS, COLUMNS), tmp_path, {})
+    assert isinstance(error, BaseMismatchError)
+    assert "Is it tied to the embedding? Load the base with tie_word_embeddings=False" in str(error)
+
+
+def test_names_of_one_tensor_in_a_torch_file(tmp_path: Path) -> None:
+    weight = torch.from_numpy(TIED["model.embed_tokens.weight"].bits)
+    (tmp_path / "base").mkdir()
+    torch.save({"lm_head.weight": weight, "model.embed_tokens.weight": weight}, tmp_path / "base" / "pytorch_model.bin")
+    alike = merged(tmp_path / "base", write_adapter(tmp_path / "alike", HEAD))
+    assert list(alike.values()) == [HEAD[f"{START}lm_head.weight"]]
+    with pytest.raises(UnsupportedError, match="changes a tied tensor"):
+        merged(tmp_path / "base", write_adapter(tmp_path / "factors", lora("lm_head", WORDS, COLUMNS)))
+
+
+def test_a_pointer_instead_of_the_file(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", DOWN)
+    (folder / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(NotACheckpointError, match=r"a git-lfs pointer.*git lfs pull"):
+        merged(write_folder(tmp_path / "base", base_model()), folder)
 
 
 def test_embeddings_that_are_not_tied(tmp_path: Path) -> None:
