@@ -88,7 +88,7 @@ def check(name: str, folder: Path, dtype: DType, length: int, kind: str, seed: i
     assert switched(engine_of(name), pack, base, dtype)[0] == tuned.tobytes()
 
 
-@examples(150)
+@examples(75)
 @given(dtype=st.sampled_from(TYPES), length=st.integers(1, 600), kind=st.sampled_from(KINDS), seed=st.integers(0, 1 << 30))
 def test_the_bits_of_the_host_by_torch(folder: Path, dtype: DType, length: int, kind: str, seed: int) -> None:
     check("torch", folder, dtype, length, kind, seed)
