@@ -60,10 +60,10 @@ def _budgets(report: AnalysisReport) -> str:
         [(row.bits, 100 * row.loss) for row in report.dare],
         [f"drop rate {row.drop_rate:g}: {100 * row.loss:.3g} %" for row in report.dare],
     )
-    rows = [
-        [f"--target-bits {row.bits:g}", f"{row.bytes:,}", f"{row.ratio:,.0f}x", f"{row.noise:.3g}", f"{100 * row.retention:.1f} %"]
-        for row in report.budgets
-    ]
+    named = [(f"--target-bits {row.bits:g}", row) for row in report.budgets]
+    if report.default is not None:
+        named.insert(0, ("no option (--quality balanced)", report.default))
+    rows = [[name, f"{row.bytes:,}", f"{row.ratio:,.0f}x", f"{row.noise:.3g}", f"{100 * row.retention:.1f} %"] for name, row in named]
     rows += [
         [f"--drop-rate {row.drop_rate:g} (values int3)", "", "", f"{row.noise:.3g}", f"{100 * (1 - row.loss):.1f} %"] for row in report.dare
     ]

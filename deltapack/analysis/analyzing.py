@@ -88,7 +88,7 @@ def _report(inputs: Inputs, looked: Looked, workers: int) -> AnalysisReport:
     everything = combined(list(looked.stats.values()))
     tensors = [_tensor(inputs, name, looked, everything.squares) for name in sorted(inputs.finetuned.tensors, key=str.encode)]
     total = _layer("all", tensors, looked, everything.squares)
-    budgets = budget_rows(inputs, looked, workers)
+    budgets, default = budget_rows(inputs, looked, workers)
     edges = class_edges()
     histogram = [(float(edges[number]), int(count)) for number, count in enumerate(everything.counts) if count and number]
     return AnalysisReport(
@@ -101,6 +101,7 @@ def _report(inputs: Inputs, looked: Looked, workers: int) -> AnalysisReport:
         _roles(inputs, tensors),
         [(0.0, everything.unchanged), *histogram],
         budgets,
+        default,
         dare_rows(tensors, looked),
         recommend(total, budgets),
         [*inputs.survey.warnings, *_warnings(looked, tensors)],

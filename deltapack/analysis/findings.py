@@ -152,6 +152,7 @@ class AnalysisReport:
         roles: How tensors are routed.
         histogram: Lower edges of classes of |difference| and the number of elements in each; the first are those that are equal.
         budgets: What packs of some sizes are expected to be.
+        default: What `compress` is expected to make when nothing is asked for; none where no weight changed.
         dare: What dropping at random (`--drop-rate`) is expected to be at some rates.
         recommendation: What to do, in one sentence.
         warnings: Sentences that a person should read.
@@ -167,6 +168,7 @@ class AnalysisReport:
     roles: Sequence[RoleRow]
     histogram: Sequence[tuple[float, int]]
     budgets: Sequence[BudgetRow]
+    default: BudgetRow | None
     dare: Sequence[DareRow]
     recommendation: str
     warnings: Sequence[str] = field(default_factory=list)
@@ -174,5 +176,8 @@ class AnalysisReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
-        budgets = [asdict(row) | {"retention": row.retention} for row in self.budgets]
-        return asdict(self) | {"base": str(self.base), "finetuned": str(self.finetuned), "budgets": budgets}
+        budgets, default = (
+            [asdict(row) | {"retention": row.retention} for row in rows] for rows in (self.budgets, filter(None, [self.default]))
+        )
+        added = {"budgets": budgets, "default": default[0] if default else None}
+        return asdict(self) | {"base": str(self.base), "finetuned": str(self.finetuned)} | added

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from deltapack.analysis.findings import BudgetRow, DareRow, TensorFinding
 from deltapack.analysis.passing import Looked
 from deltapack.packing.allocation import Known, Rates, allocate, noise_of, predicted_bits, share_of
-from deltapack.packing.budget import Budget
+from deltapack.packing.budget import QUALITIES, USUAL_QUALITY, Budget
 from deltapack.packing.expecting import expected_loss, kappa_of, noise_together
-from deltapack.packing.fitting import Fitting
+from deltapack.packing.fitting import Fitting, rates_of
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.roles import ROLES
 
@@ -24,11 +24,16 @@ _INT3_BITS, _INT3_NOISE = 2.8, 1.036
 """Bits of a value by int3, and what it makes of a Gaussian's power, with the right gain."""
 
 
-def budget_rows(inputs: Inputs, looked: Looked, workers: int) -> list[BudgetRow]:
-    """Return what packs of some sizes are expected to be, the largest first; none of those that the least of all weights would not fit."""
+def budget_rows(inputs: Inputs, looked: Looked, workers: int) -> tuple[list[BudgetRow], BudgetRow | None]:
+    """Return what packs of some sizes are expected to be, and what `compress` makes when nothing is asked for.
+
+    Returns:
+        Rows, the largest first, but for those that the least of all weights would not fit; and that of the default. Neither where no weight
+        changed.
+    """
     known = [one.known for one in looked.weights.values() if one.known.energy > 0]
     if not known:
-        return []
+        return [], None
     overhead = Fitting(inputs, Budget(quality="balanced"), workers, looked.plans, looked.weights, None).overhead()
     tensors = inputs.finetuned.tensors.values()
     elements = sum(tensor.numel for tensor in tensors if tensor.dtype.is_delta)
@@ -40,7 +45,9 @@ def budget_rows(inputs: Inputs, looked: Looked, workers: int) -> list[BudgetRow]
         size = overhead + sum(predicted_bits(one, share_of(one, rates)) for one in known) / 8
         if left > 0 and size <= _INEXACT * bits * elements / 8:
             rows.append(_row(bits, size, nbytes, known, rates))
-    return rows
+    rates = rates_of(QUALITIES[USUAL_QUALITY], known)
+    size = overhead + sum(predicted_bits(one, share_of(one, rates)) for one in known) / 8
+    return rows, _row(8 * size / elements, size, nbytes, known, rates)
 
 
 def _row(bits: float, size: float, nbytes: int, known: Sequence[Known], rates: Rates) -> BudgetRow:

@@ -75,9 +75,11 @@ def _finding(name: str, row: LayerFinding | TensorFinding, spikes: str) -> list[
 def budget_table(report: AnalysisReport) -> Table:
     """Return header and rows of what packs are expected to be."""
     header = ("pack", "size", "smaller", "noise", "expected retention")
+    named = [(f"--target-bits {row.bits:g}", row) for row in report.budgets]
+    if report.default is not None:
+        named.insert(0, ("no option", report.default))
     rows: list[Sequence[str]] = [
-        [f"--target-bits {row.bits:g}", human_bytes(row.bytes), f"{row.ratio:,.0f}x", f"{row.noise:.3g}", _percent(row.retention)]
-        for row in report.budgets
+        [name, human_bytes(row.bytes), f"{row.ratio:,.0f}x", f"{row.noise:.3g}", _percent(row.retention)] for name, row in named
     ]
     return header, rows + [[f"--drop-rate {row.drop_rate:g}", "", "", f"{row.noise:.3g}", _percent(1 - row.loss)] for row in report.dare]
 

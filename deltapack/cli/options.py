@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from deltapack.cli.types import CheckpointPath, Choice, OutPath, PackPath, Suggested
+from deltapack.cli.types import CheckpointPath, Choice, OutPath, PackPath, Suggested, WeightFiles
 from deltapack.merging.choices import METHOD_NAMES, SEMANTICS_NAMES
 
 __all__ = [
@@ -96,7 +96,7 @@ base_packs_option = click.option(
 weights_option = click.option(
     "--weights",
     "weight_files",
-    type=click.Choice(["index", "single"]),
+    type=WeightFiles(["index", "single"]),
     help="What to read of a folder that has one file of weights beside an index of shards that say otherwise.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from click.shell_completion import CompletionItem
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of, pack_hint
 
-__all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackOrRun", "PackPath", "Suggested"]
+__all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackOrRun", "PackPath", "Suggested", "WeightFiles"]
 
 
 class Choice(click.Choice[str]):
@@ -23,6 +24,15 @@ class Choice(click.Choice[str]):
         """Return what is wrong with a word."""
         near = did_you_mean(value, map(str, self.choices))
         return super().get_invalid_choice_message(value, ctx) + (f" {near}" if near else "")
+
+
+class WeightFiles(Choice):
+    """Which weight files count; a number was meant for `--weight`."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return what is wrong with a word."""
+        told = super().get_invalid_choice_message(value, ctx)
+        return told + (" Factors of packs are --weight." if re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?(,.*)?", str(value)) else "")
 
 
 class Suggested(click.types.StringParamType):

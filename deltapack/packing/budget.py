@@ -38,7 +38,7 @@ class Quality:
 
 QUALITIES: Mapping[str, Quality] = {
     "high": Quality("1 bit a weight", 1.0, 1.0),
-    "balanced": Quality("as few bits a weight as a predicted loss of 2 % allows, from 0.05 to 0.16", 0.05, 0.16, 0.02),
+    "balanced": Quality("as few bits a weight as a predicted loss of 2 % allows, from 0.1 to 0.16", 0.1, 0.16, 0.02),
     "small": Quality("0.05 bits a weight", 0.05, 0.05),
 }
 """Qualities by name."""

@@ -25,7 +25,7 @@ from deltapack.packing.sides import sides_with_base
 from deltapack.packing.targeting import MOST_TRIES, Tried, best_of, next_bits, reached
 from deltapack.parallel import ordered_map
 
-__all__ = ["Attempt", "Fitting", "fit"]
+__all__ = ["Attempt", "Fitting", "fit", "rates_of"]
 
 _SECOND_TERM = 30
 """Bytes that factors take in the index, about."""
@@ -84,7 +84,7 @@ class Fitting:
         """Return the first attempt."""
         quality = self.budget.named
         if quality is not None:
-            return self._attempt(_rates_of(quality, self._known))
+            return self._attempt(rates_of(quality, self._known))
         assert self.target is not None
         return self._of_bits(8 * (AIM * self.target - self.overhead()), None)
 
@@ -187,7 +187,7 @@ def fit(inputs: Inputs, budget: Budget, workers: int, passes: Passes) -> Fitting
     return Fitting(inputs, budget, workers, plans, changed, target)
 
 
-def _rates_of(quality: Quality, known: list[Known]) -> Rates:
+def rates_of(quality: Quality, known: list[Known]) -> Rates:
     """Return the rates of a quality: its bits are for each element of weights that changed."""
     elements = sum(one.rows * one.columns for one in known)
     least, most = (allocate(known, bits * elements) for bits in (quality.least, quality.most))

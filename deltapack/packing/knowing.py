@@ -14,7 +14,7 @@ from deltapack.checkpoint import Checkpoint
 from deltapack.format.digest import CHUNK
 from deltapack.kernels.buffers import Buffers
 from deltapack.packing.allocation import BOOST, NARROW, Kind, Known
-from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows
+from deltapack.packing.deltas import Delta, moved_rows, rows_at, sampled, squares_of_rows, squares_of_some_rows
 from deltapack.packing.planning import DeltaPlan
 from deltapack.packing.spectrum import Spectrum, spectrum_of
 from deltapack.parallel import ordered_map
@@ -37,6 +37,8 @@ _HEAD = re.compile(r"(.*[./])?(lm_head|embed_out|head|classifier|score)\.weight|
 _TIED = re.compile(r"(.*[./])?(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight")
 _STILL, _FEW_MOVED = 0.1, 0.7
 """A row that moved less than this share of what energy sees has hardly moved; the share of rows that moved above which all are kept."""
+_VOCABULARY_SHARE, _NEARLY_ALL_MOVED = 8, 0.85
+"""Of the rows of a vocabulary one of so many is looked at first; all are, unless this share of these has moved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +129,12 @@ def _survey_weight(plan: DeltaPlan, delta: Delta, workers: int, boost: float) ->
     known = Known(name, rows, columns, "body", rows, 0.0, boost=boost)
     vocabulary = is_vocabulary(name, rows, columns)
     if vocabulary:
-        squares = squares_of_rows(delta, workers)
-        moved = moved_rows(squares, _STILL)
-        if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
-            return _touched(plan, delta, squares, moved)
+        squares = squares_of_some_rows(delta, _VOCABULARY_SHARE)
+        if moved_rows(squares, _STILL).mean() < _NEARLY_ALL_MOVED:
+            squares = squares_of_rows(delta, workers)
+            moved = moved_rows(squares, _STILL)
+            if np.isfinite(squares).all() and 0 < moved.sum() <= _FEW_MOVED * rows:
+                return _touched(plan, delta, squares, moved)
     if min(rows, columns) < NARROW or delta.common < _SMALL:
         values = sampled(delta)
         energy = float(np.square(values, dtype=np.float64).sum()) * delta.common / max(1, len(values))
@@ -140,7 +144,8 @@ def _survey_weight(plan: DeltaPlan, delta: Delta, workers: int, boost: float) ->
         return Surveyed(plan, delta, known)
     kind: Kind = "dense" if vocabulary else "body"
     boost = 1.0 if vocabulary else boost
-    energy = float(squares.sum()) if vocabulary else spectrum.energy  # rows of a vocabulary differ too much for a sample
+    # Rows of a vocabulary differ too much for the few by which directions are found.
+    energy = float(squares.mean()) * rows if vocabulary else spectrum.energy
     singular = tuple(float(value) ** 2 for value in spectrum.values)
     known = replace(known, kind=kind, boost=boost, energy=energy, singular=singular, kappa=spectrum.kappa)
     return Surveyed(plan, delta, known, spectrum)

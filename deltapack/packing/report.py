@@ -114,10 +114,11 @@ def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, survey: Survey
         names = ", ".join(f"{name} ({value:.3g}, {100 * (1 - how.density):.4g} % dropped)" for name, value, how in risky[:3])
         fails = f"{method.name.upper()} does not work near {method.hopeless:g} and above"
         risk = fails if largest >= method.hopeless else f"dropping 90 % is known to be safe up to {method.risky:g} only"
+        rate = "drop rate for them in --set" if recipe.target is not None else "--drop-rate, or --set 'REGEX:drop-rate=0.5'"
         out.append(
             f"max |delta| is {largest:.3g} and {risk}: {len(risky)} of {len(dropped)} tensors that were dropped from are above "
             f"{method.risky:g}, the worst {names}. "
-            "Measure the restored model; use a lower --drop-rate, or --set 'REGEX:drop-rate=0.5' or --exclude for these tensors."
+            f"Measure the restored model; use a lower {rate}, or --exclude for these tensors."
         )
     code = [file.name for file in index.files or () if file.name.endswith(".py") and file.blob is not None]
     if code:

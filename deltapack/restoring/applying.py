@@ -104,7 +104,7 @@ def apply(
                 out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False, weight_files=same
             )
         own = own_metadata(weighted, composition, verify=verify)
-        notes = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept)
+        notes = [*_of_rescale(weighted), *write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept)]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -113,6 +113,19 @@ def apply(
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
         return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes], weight_files=same)
+
+
+def _of_rescale(pack: WeightedPack) -> list[str]:
+    """Return what a rescale has done that is not plain to see."""
+    if pack.rescale is None:
+        return []
+    own = sorted({term.factor for entry in pack.reader.index.entries for term in entry.terms if term.index_codec.kept != "all"})
+    if not own:
+        return ["rescale changed nothing: this pack has kept every element of what it changes; --weight scales the difference"]
+    if own[0] < own[-1]:
+        many = f"factors from {own[0]:.3g} to {own[-1]:.3g} that tensors had of their own"
+        return [f"rescale took the place of {many}; `deltapack tune` finds one for all that leaves them in proportion"]
+    return []
 
 
 def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:

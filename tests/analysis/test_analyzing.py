@@ -163,15 +163,18 @@ def test_packs_are_what_is_expected(tmp_path: Path) -> None:
     report = deltapack.analyze(*paths)
     assert [row.bits for row in report.budgets] == sorted((row.bits for row in report.budgets), reverse=True)
     assert [row.loss for row in report.budgets] == sorted(row.loss for row in report.budgets)
-    for row in [row for row in report.budgets if row.bits in (1.0, 0.25)]:
+    assert report.default is not None
+    recipes = [(row, deltapack.Recipe(budget=Budget(bits=row.bits))) for row in report.budgets if row.bits in (1.0, 0.25)]
+    for row, recipe in [*recipes, (report.default, deltapack.Recipe())]:
         out = tmp_path / f"{row.bits}.dpk"
-        deltapack.compress(*paths, out, recipe=deltapack.Recipe(budget=Budget(bits=row.bits)))
-        assert out.stat().st_size == pytest.approx(row.bytes, rel=0.03)
+        deltapack.compress(*paths, out, recipe=recipe)
+        aimed = recipe.budget is not None  # the default takes 0.05 bits here, where the index is a large part of 9 kB and few trits left
+        assert out.stat().st_size == pytest.approx(row.bytes, rel=0.03 if aimed else 0.15)
         deltapack.apply(paths[0], out, tmp_path / "out.safetensors", force=True)
         restored = read_model(tmp_path / "out.safetensors")
         error = sum(float(np.square(restored[name].f64 - tuned[name].f64).sum()) for name in base)
         power = sum(float(np.square(base[name].f64 - tuned[name].f64).sum()) for name in base)
-        assert error / power == pytest.approx(row.noise, rel=0.3)
+        assert error / power == pytest.approx(row.noise, rel=0.3 if aimed else 0.5)
 
 
 def test_a_page_is_written(written: tuple[Path, Path], tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_no_budget_is_shown_that_its_pack_would_not_fit(written: tuple[Path, Pat
 
 def test_equal_checkpoints(written: tuple[Path, Path], tmp_path: Path) -> None:
     report = deltapack.analyze(written[0], written[0], html=tmp_path / "page.html")
-    assert report.total.unchanged == 1 and report.budgets == [] and "no difference" in report.recommendation
+    assert report.total.unchanged == 1 and report.budgets == [] and report.default is None and "no difference" in report.recommendation
 
 
 TOTAL = LayerFinding("all", 9, 10_000, 0.1, 0.001, 0.01, 1.0, 3, 20.0, 1e-3)

@@ -47,7 +47,9 @@ def analysed(layers: int = 12) -> AnalysisReport:
     histogram = [(0.0, 800_000), *((1e-8 * 2**number, 1000 * (30 - abs(number - 20))) for number in range(28))]
     base, tuned = Path("base"), Path("finetuned")
     said = "Use `deltapack compress --target-bits 0.1`: about 0.1 MB, with an estimated loss of 2 %."
-    return AnalysisReport(base, tuned, 4_200_000, tensors, rows, total, roles, histogram, budgets, dare, said, ["look twice"], ["a note"])
+    return AnalysisReport(
+        base, tuned, 4_200_000, tensors, rows, total, roles, histogram, budgets, budgets[-1], dare, said, ["look twice"], ["a note"]
+    )
 
 
 def evaluated() -> EvaluateReport:

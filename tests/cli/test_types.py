@@ -193,6 +193,10 @@ def test_a_report_needs_no_output(run: Run, pair: Pair) -> None:
     refused(run("merge", pair.base, pair.pack, "--dry-run"), "Missing option '-o' / '--out' (only --report and --explain can do without)")
 
 
+def test_a_factor_is_no_choice_of_files(run: Run, pair: Pair) -> None:
+    refused(run("merge", pair.base, pair.pack, "-o", "x.dpk", "--weights", "0.5"), "Factors of packs are --weight.")
+
+
 def complete(*words: str) -> list[str]:
     """What the shell offers for the last word."""
     environment = os.environ | {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,21 @@ def test_rescale(rescale: float, pack_of: PackOf, applied: Applied) -> None:
     result = applied(pack, rescale=rescale)
     assert result == decode_by_spec(base, pack, factor=rescale)
     assert result == applied(pack_of(base, tuned_model(base), "own", drop_rate=0.9, values="int4", rescale=rescale))
+
+
+def test_what_a_rescale_does_that_is_not_plain_is_told(pack_of: PackOf, tmp_path: Path) -> None:
+    base = small_model()
+    recipes: dict[str, dict[str, Any]] = {
+        "one": {"drop_rate": 0.9},
+        "nothing": {"drop_rate": 0.0},
+        "several": {"budget": deltapack.Budget(quality="small")},
+    }
+    told = {"one": "", "nothing": "rescale changed nothing", "several": "rescale took the place of factors from"}
+    for name, recipe in recipes.items():
+        pack = pack_of(base, tuned_model(base), name, **recipe)
+        report = deltapack.apply(tmp_path / "base.safetensors", pack, tmp_path / f"{name}-out.safetensors", rescale=3.0)
+        notes = [note for note in report.notes if "rescale" in note]
+        assert all(told[name] in note for note in notes) and bool(notes) == bool(told[name]), name
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
