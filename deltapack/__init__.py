@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from deltapack.packing.previewing import preview_compress
     from deltapack.packing.recipe import Recipe
     from deltapack.packs.lineage import Lineage, log_packs
+    from deltapack.packs.model_folder import FolderReport, write_model_folder
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.packs.squashing import SquashReport, squash
     from deltapack.reports import (
@@ -71,6 +72,7 @@ __all__ = [
     "DeltapackError",
     "EvaluateReport",
     "ExplainReport",
+    "FolderReport",
     "Limits",
     "Lineage",
     "LiveModel",
@@ -111,6 +113,7 @@ __all__ = [
     "tune",
     "verify",
     "watch",
+    "write_model_folder",
 ]
 
 _HOMES = {
@@ -123,6 +126,7 @@ _HOMES = {
     "DeltapackError": "errors",
     "EvaluateReport": "analysis.reports",
     "ExplainReport": "reports",
+    "FolderReport": "packs.model_folder",
     "Limits": "limits",
     "Lineage": "packs.lineage",
     "LiveModel": "live.model",
@@ -162,6 +166,7 @@ _HOMES = {
     "tune": "analysis.tuning",
     "verify": "restoring.verifying",
     "watch": "runs.watching",
+    "write_model_folder": "packs.model_folder",
 }
 
 

@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("integrations",),
     ("demo",),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )
@@ -55,14 +56,14 @@ DOORS = {"cli", "demo", "integrations", "__main__"}
 BEHIND_USE_CASES = {"checkpoint", "codecs", "composing", "device", "format", "kernels", "merging.methods", "sparsify"}
 """Rooms that the command line reaches through use cases only."""
 LAZY = {
-    "torch": {"checkpoint.torchfile", "packs.pack", "packs.patching"},
+    "torch": {"checkpoint.torchfile", "doctor.checkup", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
     "transformers": {"analysis.texts", "checkpoint.conversions", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
-    "torch": {"analysis.judging", "analysis.models", "demo", "device", "live", "restoring.on_device"},
+    "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
     "transformers": {"integrations"},
     "triton": {
         "device.exact_launch",

@@ -65,6 +65,8 @@ COMMANDS: Mapping[str, _Command] = {
     "tune": _Command("Find better factors for what a pack dropped, by forward passes."),
     "log": _Command("Show which pack follows which.", interrupted=""),
     "squash": _Command("Make one pack of a chain of packs."),
+    "export": _Command("Write a pack in a form that another tool loads."),
+    "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 

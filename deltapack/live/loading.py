@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,13 @@ from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import copy_side_files, with_dtype
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG, fit_head
-from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
-from deltapack.device.regions import Region, region_of, write_chunk
+from deltapack.device.regions import region_of
 from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import BackendError, DeltapackError, RecipeError, UnsupportedError
-from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
-from deltapack.kernels.layout import Elements
+from deltapack.live.rooms import TensorSink, room_for, unheard
 from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
@@ -196,46 +193,17 @@ class _Loader:
     def load(self) -> dict[str, torch.Tensor]:
         """Restore all tensors."""
         jobs = self.composition.jobs
-        state = {job.name: _room_for(job, self.device) for job in jobs}
-        sink = _Tensors({job.name: region_of(state[job.name], job.dtype.torch_shape(job.shape)) for job in jobs})
+        state = {job.name: room_for(job, self.device) for job in jobs}
+        sink = TensorSink({job.name: region_of(state[job.name], job.dtype.torch_shape(job.shape)) for job in jobs})
         if self.choice.engine is None:
-            restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=_silent)
+            restoring = restore_tensors(self.base, jobs, sink, verify=self.verify, workers=self.workers, progress=unheard)
         else:
             place = DevicePlace(self.device, self.choice.engine)
-            restoring = restore_on_device(self.base, jobs, sink, place, verify=self.verify, workers=self.workers, progress=_silent)
+            restoring = restore_on_device(self.base, jobs, sink, place, verify=self.verify, workers=self.workers, progress=unheard)
         with closing(restoring) as restored:
             for _ in restored:
                 pass
         return state | {name: state[kept] for name, kept in self.composition.aliases.items()}
-
-
-@dataclass(frozen=True)
-class _Tensors:
-    """A sink that writes to tensors in memory; see `deltapack.restoring.engine.Sink`."""
-
-    regions: Mapping[str, Region]
-
-    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
-        write_chunk(self.regions[job.name], start // CHUNK, elements)
-
-    def copy(self, job: TensorJob, start: int, count: int) -> bool:
-        return False
-
-    def region(self, job: TensorJob) -> Region:
-        return self.regions[job.name]
-
-
-def _room_for(job: TensorJob, device: torch.device) -> torch.Tensor:
-    """Return memory for a tensor.
-
-    Raises:
-        UnsupportedError: torch has no such type.
-    """
-    dtype = getattr(torch, job.dtype.torch, None) if job.dtype.torch else None
-    if dtype is None:
-        hint = "Use deltapack.apply: in a checkpoint it travels as bytes."
-        raise UnsupportedError("this torch has no such element type", tensor=job.name, found=job.dtype.safetensors, hint=hint)
-    return torch.empty(job.dtype.torch_shape(job.shape), dtype=dtype, device=device)
 
 
 def _transformers() -> Any:
@@ -268,7 +236,3 @@ def _class_of(transformers: Any, config: Any, wanted: Any, base: str | Path) -> 
         return found
     with torch.device("meta"):
         return type(found.from_config(config))
-
-
-def _silent(done: int, total: int) -> None:
-    pass

@@ -162,8 +162,8 @@ class Fitting:
             path=self.inputs.finetuned.path,
             expected=f"a budget of at least {least:,} bytes",
             found=f"{self.target:,} bytes ({self.budget.text})",
-            hint="Vectors, exact tensors, side files and the index are counted, too: --leave-out leaves side files behind, "
-            "--quality counts the weights alone.",
+            hint=f"About {self.overhead():,.0f} bytes go to what a budget cannot make smaller: vectors, exact tensors, side files "
+            "(--leave-out leaves them behind) and the index. --quality counts the weights alone.",
         )
 
 

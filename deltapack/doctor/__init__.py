@@ -1,0 +1,1 @@
+"""Whether this installation works: versions, backends, and packs whose restored bits are known."""
