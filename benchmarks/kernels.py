@@ -11,13 +11,17 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from deltapack.dtypes import BY_NAME
 from deltapack.kernels.exact_numbers import numbers_of
 
+PROCESSES = 4
+"""Each compiles one variant after the other, and takes half a gigabyte."""
 ARCHITECTURES = (80, 90)
 ONE_TERM = dict(KINDS=1, VALUES=1, SCALES=1, DROPS=False, UNDO=False, LOG=False, COLLECT=False, SLICED=False, ALIGNED=True)
 STRATIFIED = ONE_TERM | dict(KINDS=32, VALUES=32, SCALES=2)
@@ -156,7 +160,9 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_all() -> list[Compiled]:
-    return [compile_variant(name, architecture) for name in (*VARIANTS, *EXACT) for architecture in ARCHITECTURES]
+    names, architectures = zip(*product((*VARIANTS, *EXACT), ARCHITECTURES), strict=True)
+    with ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1)) as pool:
+        return list(pool.map(compile_variant, names, architectures))
 
 
 def main(arguments: list[str]) -> None:

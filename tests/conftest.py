@@ -22,6 +22,8 @@ from support.poison import malloc_poisoned, poisoned
 if TYPE_CHECKING:
     from support.fixtures import Applied, Merged, PackOf
 
+WORKERS = 2
+"""Each takes up to two gigabytes, and tests of loops and of several threads use more than one core."""
 TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 
 # Deadlines would fail tests that are right on a machine that is busy, or where loops are still being compiled: no test asserts a time.
@@ -43,6 +45,21 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         return None
     script = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
     return True if script.suffix == ".py" and script.is_file() and _NEEDS_TORCH.search(script.read_text("utf-8")) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Two workers share the whole suite, file by file, where pytest-xdist is installed and the command line names no paths.
+
+    Not in `addopts`, where it would also start workers for a single file, and fail where pytest-xdist is not there.
+    """
+    option = config.option
+    if not config.pluginmanager.has_plugin("xdist") or hasattr(config, "workerinput"):
+        return
+    if option.numprocesses is None and not (option.tx or option.file_or_dir or option.usepdb or option.capture == "no"):
+        option.numprocesses = WORKERS if (os.cpu_count() or 1) > 1 else 0
+    if option.numprocesses and option.dist == "no":  # fixtures of modules are made once, tests that measure a process stay in one
+        option.dist = "loadfile"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -109,6 +109,9 @@ def test_a_wrapped_state_dict_is_found_and_told(key: str, tmp_path: Path) -> Non
 class Custom:
     """A class that no reader of state dicts may build."""
 
+    def __repr__(self) -> str:  # the name of a case is the same in every process
+        return "Custom()"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("exit 1",)
 

@@ -166,7 +166,7 @@ def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair: Pair, tmp_path: Pa
     code, shown = on_a_terminal("inspect", text)
     assert code == 3
     lines = shown.splitlines()
-    assert lines[0].startswith("Error: ") and len(lines) > 1 and max(map(len, lines)) <= 80
+    assert " ".join(lines).startswith("Error: /") and len(lines) > 1 and max(map(len, lines)) <= 80
 
     code, shown = on_a_terminal("compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk")
     assert code == 0

@@ -88,7 +88,7 @@ def check(name: str, folder: Path, dtype: DType, length: int, kind: str, seed: i
     assert switched(engine_of(name), pack, base, dtype)[0] == tuned.tobytes()
 
 
-@examples(150)
+@examples(75)
 @given(dtype=st.sampled_from(TYPES), length=st.integers(1, 600), kind=st.sampled_from(KINDS), seed=st.integers(0, 1 << 30))
 def test_the_bits_of_the_host_by_torch(folder: Path, dtype: DType, length: int, kind: str, seed: int) -> None:
     check("torch", folder, dtype, length, kind, seed)
@@ -210,6 +210,8 @@ def damaged(kind: str, length: int = 60) -> tuple[bytes, Array, DType]:
 def test_damage_is_what_it_is_on_the_host(folder: Path, name: str, kind: str) -> None:
     """An error of ours where the host has one, and else the same elements; nothing hangs, and nothing is read out of bounds."""
     data, base, dtype = damaged(kind)
+    if name == "triton" and kind == "near":  # a step of the interpreter takes milliseconds, and of one lane there are 60
+        data, _ = dense_with(data, base, dtype, 4, share=False)
     rng, engine, errors = np.random.default_rng(0), engine_of(name), 0
     for place in [*range(len(data))] if name == "torch" else rng.integers(0, len(data), 40).tolist():
         broken = bytearray(data)
@@ -241,7 +243,7 @@ def wrongly_ending(data: bytes, base: Array, dtype: DType) -> bytes:
 @pytest.mark.parametrize("kind", ["near", "sparse"])
 def test_an_error_names_the_tensor(engine: Engine, folder: Path, kind: str) -> None:
     """And what was saved before brings the base back."""
-    data, base, dtype = damaged(kind, 60 if kind == "near" else 4000)
+    data, base, dtype = damaged(kind, 60 if kind == "near" else 600)
     pack = sent(folder, dtype, len(base), [[wrongly_ending(data, base, dtype)]])
     live, done = live_of(base, dtype), list[Saved]()
     with pytest.raises(FormatError, match=r"a\.dpk: tensor 'w': exact chunk: .* do not end where they should .*R9"):

@@ -24,6 +24,7 @@ from support.builders import (
     write_file,
     write_folder,
 )
+from support.commands import Run
 from support.fixtures import PackOf
 from support.interpreting import DEVICE
 
@@ -127,14 +128,13 @@ def test_what_is_wrong_leaves_nothing(pack_of: PackOf, tmp_path: Path, monkeypat
 
 def test_the_command_line(folders: tuple[Path, list[Path]], tmp_path: Path) -> None:
     base, (one, two) = folders
-    commands = (["apply", base, one], ["merge", base, one, two])
-    for command in commands:
+    for command in (["apply", base, one], ["merge", base, one, two]):
         for out, options in (("host", []), ("device", ["--device", DEVICE, "--backend", "torch"])):
-            arguments = [sys.executable, "-m", "deltapack", *map(str, command), "-o", str(tmp_path / out), "--force", *options]
-            done = subprocess.run(arguments, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            assert ("by backend torch" in " ".join((done.stdout + done.stderr).split())) is bool(options)
+            done = Run()(*command, "-o", tmp_path / out, "--force", *options)
+            assert done.exit_code == 0, done.output
+            assert ("by backend torch" in " ".join(done.output.split())) is bool(options)
         assert read_folder(tmp_path / "device") == read_folder(tmp_path / "host")
+    # In a process of its own, as it ends with the exit code of a user.
     wrong = [sys.executable, "-m", "deltapack", "apply", str(base), str(one), "-o", str(tmp_path / "x"), "--device", "cuda:99"]
-    done = subprocess.run(wrong, capture_output=True, text=True)
-    assert done.returncode == 5 and "cannot be used" in " ".join(done.stderr.split())
+    refused = subprocess.run(wrong, capture_output=True, text=True)
+    assert refused.returncode == 5 and "cannot be used" in " ".join(refused.stderr.split())

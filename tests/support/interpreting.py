@@ -41,7 +41,23 @@ def patch_language_once() -> None:
     interpreter._patch_lang = patch_unless_patched
 
 
+def look_up_types_once() -> None:
+    """Let the interpreter keep which type of numpy stands for which of its own; it makes a table of all of them for every value."""
+    from triton.runtime import interpreter
+
+    look_up, known = interpreter._get_np_dtype, dict[str, Any]()
+
+    def look_up_once(kind: Any) -> Any:
+        name = str(kind)  # a type of blocks has no hash
+        if name not in known:
+            known[name] = look_up(kind)
+        return known[name]
+
+    interpreter._get_np_dtype = look_up_once
+
+
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
     if importlib.util.find_spec("triton") is not None:
         patch_language_once()
+        look_up_types_once()
