@@ -107,7 +107,7 @@ def _saved(path: Path, name: str, own: str) -> str:
 def _check_form(path: Path, group: Group, dora: bool) -> None:
     """Check that the factors are all there, and no others."""
     found = frozenset(group.parts)
-    if group.module.endswith(".base_layer") or ".base_layer." in group.module or {"hada_t1", "hada_t2", "lokr_t2"} & found:
+    if ".base_layer." in f"{group.module}." or {"hada_t1", "hada_t2", "lokr_t2"} & found:
         what = "a parameter that is adapted inside of a module, or factors in Tucker's form, are not merged here"
         raise UnsupportedError(what, path=path, tensor=group.any_name, hint=MERGE_BY_PEFT)
     if found not in _FORMS:

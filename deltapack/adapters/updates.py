@@ -21,10 +21,6 @@ class Update(Protocol):
     def rows(self, top: int, bottom: int) -> Matrix:
         """Return rows [top, bottom), `[bottom - top, columns] f32`."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-
 
 @dataclass(frozen=True)
 class LowRank:
@@ -39,11 +35,6 @@ class LowRank:
     left: Matrix
     right: Matrix
     scale: np.float32
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self.left), self.right.shape[1]
 
     def rows(self, top: int, bottom: int) -> Matrix:
         """Return rows [top, bottom)."""
@@ -63,11 +54,6 @@ class Hadamard:
     first: tuple[Matrix, Matrix]
     second: tuple[Matrix, Matrix]
     scale: np.float32
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self.first[0]), self.first[1].shape[1]
 
     def rows(self, top: int, bottom: int) -> Matrix:
         """Return rows [top, bottom)."""
@@ -90,11 +76,6 @@ class Kronecker:
     outer: Matrix
     inner: Matrix
     scale: np.float32
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self.outer) * len(self.inner), self.outer.shape[1] * self.inner.shape[1]
 
     def rows(self, top: int, bottom: int) -> Matrix:
         """Return rows [top, bottom)."""
