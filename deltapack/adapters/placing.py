@@ -66,7 +66,7 @@ def place(
 
     def in_base(name: str) -> str:
         moved = other + name.removeprefix(prefix) if name.startswith(prefix) else name
-        return moved if moved in known or name not in known else name
+        return moved if name not in known and moved in known else name
 
     for group in groups.updates.values():
         _check_rank(path, infos, group, settings)

@@ -16,13 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.builders import Tensor, read_model
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import deltapack
 from deltapack import Recipe
 from deltapack.adapters import open_adapted
 from deltapack.checkpoint import open_checkpoint
+from deltapack.errors import UnsupportedError
 
 pytestmark = pytest.mark.peers
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -c constraints.txt '.[peers]'")
@@ -129,3 +140,68 @@ def test_a_pack_of_an_adapter(tmp_path: Path) -> None:
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.allclose(model(tokens).logits.float(), merged(tokens).logits.float(), atol=0.02)
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(6, 10, 3), torch.nn.Conv2d(10, 7, 1)
+        self.third, self.head = torch.nn.Conv1d(7, 5, 4), torch.nn.Linear(5, 3)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_convolutions(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    modules = ["first", "second", "third", "head"]
+    config = {
+        "lora": lambda: peft.LoraConfig(r=3, target_modules=modules),
+        "dora": lambda: peft.LoraConfig(r=3, use_dora=True, target_modules=modules),
+        "loha": lambda: peft.LoHaConfig(r=3, target_modules=modules),
+        "lokr": lambda: peft.LoKrConfig(r=1, target_modules=modules),
+    }[kind]()
+    model = Convolutions()
+    save_file(model.state_dict(), tmp_path / "base.safetensors")
+    wrapped = peft.get_peft_model(model, config)
+    train(wrapped, 4)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    theirs = {name: tensor.double().numpy() for name, tensor in wrapped.merge_and_unload().state_dict().items()}
+    with open_checkpoint(tmp_path / "base.safetensors") as base, open_adapted(base, tmp_path / "adapter") as ours:
+        assert ours.tensors.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert (np.abs(ours.read(name).reshape(tensor.shape) - tensor) <= 2.0**-20).all(), name
+            assert (base.read(name) != ours.read(name)).any() == name.endswith("weight")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_head_on_a_bare_encoder(tmp_path: Path) -> None:
+    """The adapter is of a model with one more wrapper than the base's files, and has a classifier."""
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=60, **shape)).save_pretrained(tmp_path / "base")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]))
+    train(wrapped, 5)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    theirs = wrapped.merge_and_unload().state_dict()
+    deltapack.compress(tmp_path / "base", tmp_path / "adapter", tmp_path / "x.dpk", recipe=Recipe(exact=True))
+    deltapack.apply(tmp_path / "base", tmp_path / "x.dpk", tmp_path / "out")
+    ours = read_model(tmp_path / "out")
+    assert {name.removeprefix("bert.") for name in theirs} == ours.keys()
+    for name, tensor in theirs.items():
+        assert (np.abs(ours[name.removeprefix("bert.")].f64 - tensor.double().numpy()) <= 2.0**-20).all(), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tied_embeddings(tmp_path: Path) -> None:
+    """Linear layers of such a model are merged; its embedding alone is not."""
+    shape: dict[str, Any] = {"n_embd": 48, "n_layer": 1, "n_head": 4, "n_positions": 32, "vocab_size": 90}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path / "base")
+    for target in ("c_attn", "wte"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[target], fan_in_fan_out=target != "wte")).save_pretrained(
+            tmp_path / target
+        )
+    with open_checkpoint(tmp_path / "base") as base:
+        with open_adapted(base, tmp_path / "c_attn") as ours:
+            assert ours.tensors.keys() == base.tensors.keys()
+        with pytest.raises(UnsupportedError, match="changes a tied tensor"):
+            open_adapted(base, tmp_path / "wte")
