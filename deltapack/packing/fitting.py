@@ -67,6 +67,7 @@ class Fitting:
         best: The attempt that gave the best of these, if any did not take too much.
         notes: What a person should know of it.
         directions: What the factors of the last attempt are made of, by the names of weights.
+        beside: About the bytes of the pack beside what its weights are coded in; known from the first attempt on.
     """
 
     inputs: Inputs
@@ -79,6 +80,7 @@ class Fitting:
     best: Attempt | None = None
     notes: list[str] = field(default_factory=list)
     directions: dict[str, Directions] = field(default_factory=dict)
+    beside: float = 0.0
 
     def first(self) -> Attempt:
         """Return the first attempt."""
@@ -86,7 +88,8 @@ class Fitting:
         if quality is not None:
             return self._attempt(rates_of(quality, self._known))
         assert self.target is not None
-        return self._of_bits(8 * (AIM * self.target - self.overhead()), None)
+        self.beside = self.overhead()
+        return self._of_bits(8 * (AIM * self.target - self.beside), None)
 
     def after(self, attempt: Attempt, size: int) -> Attempt | None:
         """Return the next attempt after one that gave a file of `size` bytes; `None` where that is it.
@@ -162,7 +165,7 @@ class Fitting:
             path=self.inputs.finetuned.path,
             expected=f"a budget of at least {least:,} bytes",
             found=f"{self.target:,} bytes ({self.budget.text})",
-            hint=f"About {self.overhead():,.0f} bytes go to what a budget cannot make smaller: vectors, exact tensors, side files "
+            hint=f"About {self.beside:,.0f} bytes go to what a budget cannot make smaller: vectors, exact tensors, side files "
             "(--leave-out leaves them behind) and the index. --quality counts the weights alone.",
         )
 
