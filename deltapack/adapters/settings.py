@@ -62,7 +62,7 @@ _WITHOUT_EFFECT = (
     "use_effective_conv2d",
 )
 """Settings of training, or of which modules have tensors, which the tensors themselves show."""
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "lycoris")
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base's weights as they are."""
 _REPEATS = re.compile(r"[*+{]")
 _NESTED = re.compile(r"\)[*+{]")
@@ -153,7 +153,7 @@ def _refuse_unknown(path: Path, document: Mapping[str, object]) -> None:
         if key not in _READ and key not in _WITHOUT_EFFECT and value not in (None, False, "", [], {}):
             raise _unsupported(path, f"the setting {key!r} is not merged here", None, f"{value!r:.60}")
     begin = document.get("init_lora_weights")
-    if not any(begin is known or begin == known for known in _BEGINNINGS if isinstance(begin, type(known))):
+    if not any(begin == known and type(begin) is type(known) for known in _BEGINNINGS):
         hint = (
             "That start changes the base's weights: save the adapter with path_initial_model_for_weight_conversion, "
             "which makes it an ordinary LoRA of the base."
