@@ -42,7 +42,8 @@ CHECKPOINT, PACK_FILE, EITHER, FOLDER = (
 PACK_MAGIC = b"\x89DPK\r\n\x1a\n"
 NO_PACK = "A pack is a .dpk file that `deltapack compress` has written."
 MERGE_LORA = (
-    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) and save the whole model."
+    "Merge the LoRA into its base first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()) and save the whole model. "
+    "`deltapack compress BASE ADAPTER` takes the whole folder of an adapter, its config and its tensors, as it is."
 )
 _SAVE = "Save the model with save_pretrained, or torch.save(model.state_dict(), 'model.pt')."
 _AGAIN = "The download failed: fetch the file again."

@@ -26,6 +26,7 @@ SNIPPETS = [(name, code) for name, text in TEXTS.items() for code in re.findall(
 RECIPES = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)]
 COMMANDS = [(name, line.strip()) for name, text in TEXTS.items() for line in re.findall(r"^    (deltapack .*)$", text, re.M)]
 TENSOR = "model.layers.0.mlp.up_proj.weight"
+ADAPTER = "adapter_model.safetensors"
 FOREIGN = {"--check", "--patch-from", "--find-links"}
 """Options of other programs."""
 
@@ -40,6 +41,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors = {key: value + np.float32(1e-3 * number) * random.standard_normal(value.shape, np.float32) for key, value in base.items()}
         save_file(tensors if number else base, folder / name / "model.safetensors", {"format": "pt"})
         (folder / name / "config.json").write_text("{}")
+    (folder / "adapter").mkdir()
+    factors = {"A": random.standard_normal((4, 50), np.float32), "B": random.standard_normal((40, 4), np.float32) * np.float32(0.01)}
+    module = TENSOR.removesuffix(".weight")
+    save_file({f"base_model.model.{module}.lora_{key}.weight": value for key, value in factors.items()}, folder / "adapter" / ADAPTER)
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
     (folder / "packs").mkdir()
     for name, tuned in {"math": "finetuned", "code": "code", "chat": "chat"}.items():
         deltapack.compress(folder / "base", folder / tuned, folder / f"{name}.dpk")

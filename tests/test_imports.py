@@ -18,6 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("codecs",),
     ("sparsify",),
     ("checkpoint",),
+    ("adapters",),
     ("composing",),
     ("device",),
     ("packing",),
@@ -53,7 +54,7 @@ NARROW: dict[str, set[str]] = {
 """Rooms and modules that know less than their floor allows."""
 DOORS = {"cli", "demo", "integrations", "__main__"}
 """Nothing imports these, but for `cli`, which starts `demo`."""
-BEHIND_USE_CASES = {"checkpoint", "codecs", "composing", "device", "format", "kernels", "merging.methods", "sparsify"}
+BEHIND_USE_CASES = {"adapters", "checkpoint", "codecs", "composing", "device", "format", "kernels", "merging.methods", "sparsify"}
 """Rooms that the command line reaches through use cases only."""
 LAZY = {
     "torch": {"checkpoint.torchfile", "doctor.checkup", "packs.pack", "packs.patching"},

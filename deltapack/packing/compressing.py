@@ -62,7 +62,7 @@ def compress(
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
-        finetuned: Likewise.
+        finetuned: Likewise, or the folder of a PEFT adapter, which counts as the base with it merged.
         out: The pack to write; it appears only when complete.
         recipe: How to compress; `Recipe()` has the budget of the quality `"balanced"`.
         name_map: Pairs of regular expression and replacement that turn names of the fine-tune into names of the base.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from deltapack.adapters import AdaptedCheckpoint
 from deltapack.checkpoint import Checkpoint, Head, shards_of_heads
 from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import FormatError, LimitError
@@ -59,4 +60,6 @@ def _why_none(finetuned: Checkpoint) -> str:
     """Return why nobody knows the heads of its weight files."""
     if isinstance(finetuned, RestoredCheckpoint):
         return f"the last pack of the chain, {finetuned.packs[-1].path}, has no headers of them"
+    if isinstance(finetuned, AdaptedCheckpoint):
+        return "the fine-tune is an adapter, and has none"
     return "not all of them are safetensors files"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deltapack.adapters import is_adapter, open_adapted
 from deltapack.checking import as_count, as_items, as_pair, as_path, as_paths, as_text
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.checkpoint.rivals import check_chosen
@@ -154,7 +155,7 @@ def _other_chain(restored: Checkpoint) -> str:
 
 @contextlib.contextmanager
 def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterator[Inputs]:
-    """Open, match and survey two checkpoints.
+    """Open, match and survey two checkpoints; a fine-tune that is an adapter is the base with it merged.
 
     Raises:
         BaseMismatchError: Most of the fine-tune has nothing to do with the base, or the packs of the base are no chain from it.
@@ -167,11 +168,14 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
     choice = asked.weight_files
     base, finetuned = as_path("base", base), as_path("finetuned", finetuned)
     with contextlib.ExitStack() as stack:
-        base_ckpt = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
-        tuned_ckpt = stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
-        check_chosen(choice, base_ckpt, tuned_ckpt)
+        adapter = is_adapter(finetuned)
+        base_ckpt = files = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
+        tuned_ckpt = files if adapter else stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
+        check_chosen(choice, files, tuned_ckpt)
         links = stack.enter_context(open_links(list(map(Path, asked.base_packs))))
-        base_ckpt = restored_from(base_ckpt, in_order(links))
+        base_ckpt = restored_from(files, in_order(links))
+        if adapter:
+            tuned_ckpt = stack.enter_context(open_adapted(base_ckpt, finetuned))
         yield match_inputs(base_ckpt, tuned_ckpt, asked)
 
 

@@ -182,7 +182,8 @@ def command(
     """Pack the difference between FINETUNED and BASE.
 
     Both are a Hugging Face folder, a .safetensors file, a PyTorch .bin or .pt state dict, or a folder of
-    torch.distributed.checkpoint. The same inputs and options give the same pack, byte for byte.
+    torch.distributed.checkpoint; FINETUNED may also be the folder of a PEFT adapter. The same inputs and
+    options give the same pack, byte for byte.
     """
     budget = budget_of(target_size, target_ratio, target_bits, quality)
     settings = [*BUDGET_OPTIONS, *(field.name for field in fields(Recipe) if field.name != "exact")]
