@@ -74,6 +74,10 @@ def load_language_model(folder: Path) -> Any:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RecipeError(f"transformers cannot load a language model: {text}", path=folder, hint=hint) from error
     missing = sorted(told["missing_keys"]) + sorted(str(key[0]) for key in told.get("mismatched_keys", ()))
+    made_as = getattr(model.config, "architectures", None) or []
+    if missing and made_as and type(model).__name__ not in made_as:
+        what = "the folder holds another kind of model than one that predicts the next token"
+        raise RecipeError(what, path=folder, expected=type(model).__name__, found=", ".join(map(str, made_as)), hint=hint)
     if missing:
         what = "the folder lacks weights of the model, which transformers would make up"
         raise CheckpointError(what, path=folder, tensor=missing[0], found=f"{len(missing)} missing", hint=hint)
