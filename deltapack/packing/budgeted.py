@@ -11,7 +11,7 @@ from deltapack.codecs.chunk import TermCodec
 from deltapack.codecs.scaling import DROPPED, Scaling, nearest_lines
 from deltapack.packing.allocation import LEAST_RATE, Known, Share, factor_bits, noise_of
 from deltapack.packing.coding import Fitted, fit_levels, fit_signs, fit_trits
-from deltapack.packing.deltas import rows_at, sampled
+from deltapack.packing.deltas import Passing, rows_at, sampled
 from deltapack.packing.directions import Directions, directions_of
 from deltapack.packing.expecting import shrunk
 from deltapack.packing.factoring import faithful_factors
@@ -22,6 +22,7 @@ from deltapack.sparsify.dare import ALL_KEPT
 
 __all__ = ["Planned", "plan_weight"]
 
+Sample = NDArray[np.float32]
 _LEAST_KEEP, _ALL = 1 << 16, 0.999
 """The least K of a stratified mask, and the density from which all elements are kept."""
 _SAMPLED = 1 << 20
@@ -63,14 +64,16 @@ def plan_weight(surveyed: Surveyed, share: Share, kappa: float, held: Directions
     """
     if surveyed.known.kind == "touched":
         return _touched(surveyed, share, kappa)
-    directions = held
+    directions, sample = held, None
     if surveyed.spectrum is not None and share.rank > (0 if held is None else len(held.values)):
-        directions = directions_of(surveyed.delta.times, surveyed.spectrum, share.rank)
-    return replace(_body(surveyed, share, kappa, directions), directions=directions)
+        passing = Passing(surveyed.delta)
+        directions = directions_of(passing.times, surveyed.spectrum, share.rank)
+        sample = passing.sample()
+    return replace(_body(surveyed, share, kappa, directions, sample), directions=directions)
 
 
-def _body(surveyed: Surveyed, share: Share, kappa: float, directions: Directions | None) -> Planned:
-    """Plan a weight all of whose rows count."""
+def _body(surveyed: Surveyed, share: Share, kappa: float, directions: Directions | None, sample: Sample | None) -> Planned:
+    """Plan a weight all of whose rows count, by a sample of its difference, which is read unless it is there."""
     known = surveyed.known
     most = _OF_FACTORS * (factor_bits(known, share) + share.rate * known.elements)
     factors = None
@@ -82,7 +85,8 @@ def _body(surveyed: Surveyed, share: Share, kappa: float, directions: Directions
     if share.values == "" and factors is not None:
         return _without_codes(plan, alone)
     rate = max(share.rate + (factor_bits(known, share) - spent) / known.elements, LEAST_RATE)
-    coded = _coded(surveyed, plan, rate, share.values or "ternary", kappa)
+    left = sampled(surveyed.delta, factors, sample)
+    coded = _coded(surveyed, plan, rate, share.values or "ternary", kappa, left)
     return coded if coded is not None else _without_codes(plan, alone)
 
 
@@ -91,10 +95,9 @@ def _without_codes(plan: DeltaPlan, noise: float) -> Planned:
     return Planned(plan, 0.0) if plan.factors is None else Planned(replace(plan, residual=False), noise)
 
 
-def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float) -> Planned | None:
+def _coded(surveyed: Surveyed, plan: DeltaPlan, rate: float, values: str, kappa: float, sample: Sample) -> Planned | None:
     """Plan what factors leave: trits at random places, or levels everywhere; `None` where a sample of it is zero."""
     known, delta, factors = surveyed.known, surveyed.delta, plan.factors
-    sample = sampled(delta, factors)
     fitted = fit_levels(sample, rate) if values == "uniform" else fit_trits(sample, non_zero(rate))
     if values == "ternary" and fitted is not None and fitted.noise(1.0) > _UNEVEN:
         values, fitted = "uniform", fit_levels(sample, rate)

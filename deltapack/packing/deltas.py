@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.parallel import ordered_map
 
-__all__ = ["Delta", "moved_rows", "rows_at", "runs_of", "sampled", "squares_of_rows", "squares_of_some_rows"]
+__all__ = ["Delta", "Passing", "moved_rows", "rows_at", "runs_of", "sampled", "squares_of_rows", "squares_of_some_rows"]
 
 Values = NDArray[np.float32]
 
@@ -73,15 +74,15 @@ class Delta:
     def at(self, runs: Sequence[tuple[int, int]]) -> Values:
         """Return the differences of runs [start, stop) one after the other, `[n] f32`; they are valid as long."""
         out: Values = self.buffers.take("difference", "<f4", sum(stop - start for start, stop in runs)).view(np.float32)
-        elements, tuned = self._elements(runs)
+        elements, tuned = self.elements(runs)
         return kernels.active().difference(elements, self.partner.dtype, tuned, self.tensor.dtype, out)
 
     def times(self, start: int, stop: int, right: Values, scale: np.float32) -> Values:
         """Return the differences of whole rows, [start, stop), times a number and the rows of a matrix `[k, columns]`: `[n, k] f32`."""
-        elements, tuned = self._elements([(start, stop)])
+        elements, tuned = self.elements([(start, stop)])
         return kernels.active().difference_times(elements, self.partner.dtype, tuned, self.tensor.dtype, right, scale)
 
-    def _elements(self, runs: Sequence[tuple[int, int]]) -> tuple[Elements, Elements]:
+    def elements(self, runs: Sequence[tuple[int, int]]) -> tuple[Elements, Elements]:
         """Return the elements of runs of the base and of the fine-tune; they are valid as long."""
         size = sum(stop - start for start, stop in runs)
         tuned = self.buffers.take("finetuned", self.tensor.dtype.storage, size)
@@ -110,11 +111,49 @@ def runs_of(numel: int) -> list[tuple[int, int]]:
     return [(start, start + _RUN) for start in starts]
 
 
-def sampled(delta: Delta, factors: Factors | None = None) -> Values:
-    """Return a sample of the differences, `[n] f32`, or of what factors leave of them."""
-    parts = list[Values]()
+class Passing:
+    """A difference that is multiplied in one pass, of which a sample is kept on the way: to read it by itself costs as much again.
+
+    Args:
+        delta: The difference.
+    """
+
+    def __init__(self, delta: Delta) -> None:
+        self.delta = delta
+        self._runs = runs_of(delta.common)
+        self._ends = [stop for _, stop in self._runs]
+        self._parts = dict[tuple[int, int], Values]()
+
+    def times(self, start: int, stop: int, right: Values, scale: np.float32) -> Values:
+        """Return what `Delta.times` does."""
+        delta, loops = self.delta, kernels.active()
+        elements, tuned = delta.elements([(start, stop)])
+        for number in range(bisect_right(self._ends, start), len(self._runs)):
+            first, last = max(self._runs[number][0], start), min(self._runs[number][1], stop)
+            if first >= last:
+                break
+            part = slice(first - start, last - start)
+            self._parts[number, first] = loops.difference(elements[part], delta.partner.dtype, tuned[part], delta.tensor.dtype)
+        return loops.difference_times(elements, delta.partner.dtype, tuned, delta.tensor.dtype, right, scale)
+
+    def sample(self) -> Values:
+        """Return the sample, once all has passed, `[n] f32`: that of `sampled`."""
+        return np.concatenate([self._parts[place] for place in sorted(self._parts)])
+
+
+def sampled(delta: Delta, factors: Factors | None = None, raw: Values | None = None) -> Values:
+    """Return a sample of the differences, `[n] f32`, or of what factors leave of them.
+
+    Args:
+        delta: The difference.
+        factors: What is taken off.
+        raw: The sample as it is, if it was kept before.
+    """
+    parts, done = list[Values](), 0
     for start, runs in _near(runs_of(delta.common)):
-        values = delta.at(runs)
+        size = sum(last - first for first, last in runs)
+        values = delta.at(runs) if raw is None else raw[done : done + size]
+        done += size
         if factors is not None:
             places = np.concatenate([np.arange(first - start, last - start, dtype=np.uint32) for first, last in runs])
             values = factors.residual(values, start, runs[-1][1] - start, places)
