@@ -87,8 +87,8 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     with writing(path):
         check_new_file(path, force=force)
         temporary = temporary_sibling(path)
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        try:
+        try:  # before it is there: an interrupt may come between two lines
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             with os.fdopen(handle, "w+b") as file:
                 yield file
                 file.flush()

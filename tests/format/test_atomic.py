@@ -176,3 +176,19 @@ def test_free_space(tmp_path: Path) -> None:
     check_free_space(tmp_path, 0, tmp_path / "a")
     with pytest.raises(OutputError, match="free"):
         check_free_space(tmp_path, 1 << 60, tmp_path / "a")
+
+
+def test_an_interrupt_right_after_the_file_is_there_leaves_nothing(old_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def interrupted(path: Any, flags: int, *mode: int) -> int:
+        handle = opened(path, flags, *mode)
+        if not flags & os.O_CREAT:
+            return handle
+        os.close(handle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_file(old_file, force=True):
+        raise AssertionError("never begun")
+    assert os.listdir(old_file.parent) == [old_file.name]
