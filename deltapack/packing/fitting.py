@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
@@ -132,13 +132,18 @@ class Fitting:
     def _attempt(self, rates: Rates, bits: float | None = None) -> Attempt:
         known = self._known
         kappa = kappa_of(known)
-        tasks = sorted(self.weights.values(), key=lambda one: -one.plan.common)  # a large one that came last would keep one thread alone
+        own = [one for one in self.weights.values() if one.plan.like not in self.weights]
+        tasks = sorted(own, key=lambda one: -one.plan.common)  # a large one that came last would keep one thread alone
 
         def plan(one: Surveyed) -> Planned:
             return plan_weight(one, share_of(one.known, rates), kappa, self.directions.get(one.known.name))
 
         with closing(ordered_map(plan, tasks, self.workers)) as results:
             planned = {one.known.name: result for one, result in zip(tasks, results, strict=True)}
+        for one in self.weights.values():  # what equals another is planned as that is, and not once more
+            if one.plan.like in self.weights:
+                first = planned[one.plan.like]
+                planned[one.known.name] = replace(first, plan=first.plan.of(one.plan.tensor, one.plan.base))
         self.directions = {name: one.directions for name, one in planned.items() if one.directions is not None}
         noise = noise_together(known, (planned[one.name].noise for one in known))
         plans = tuple(planned[plan.tensor.name].plan if plan.tensor.name in planned else plan for plan in self.plans)
