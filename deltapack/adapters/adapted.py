@@ -17,13 +17,14 @@ from deltapack.adapters.settings import CONFIG, Settings, read_settings
 from deltapack.adapters.tying import without_ties
 from deltapack.adapters.updates import Update
 from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, list_side_files
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.formats import FORMATS, format_of
 from deltapack.checkpoint.tensors import ParsedFile, Source
 from deltapack.errors import CheckpointError, NotACheckpointError
 from deltapack.kernels import rounding
 from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.local import LocalFile
 
 __all__ = ["AdaptedCheckpoint", "is_adapter", "open_adapted"]
 
@@ -149,7 +150,7 @@ class AdaptedCheckpoint(Checkpoint):
         files, _ = list_side_files(self._folder, limits=self._limits)
         return {file.name: file for file in files if _TOKENIZER.fullmatch(file.name)}
 
-    def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
+    def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
         """Return where a tensor that the adapter does not change lies in the files of the base; none for others."""
         found = self._find(name).name
         return None if found in self._changed else self.origin.file_range(found, start)
@@ -198,7 +199,7 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
         UnsupportedError: It is of a kind, or has a setting, a tensor or a base, with which it is not merged here.
     """
     settings = read_settings(folder / CONFIG)
-    file = ReadFile(next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
+    file = open_to_read(next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
     try:
         row = format_of(file.path.name)
         assert row is not None, "a suffix of `_WEIGHTS` has a format"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deltapack.checkpoint.distributed import METADATA, SHARD
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.formats import DISTRIBUTED, FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
@@ -193,7 +193,7 @@ def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits
         LimitError: It exceeds `limits`.
     """
     path = folder / name
-    file = ReadFile(path)
+    file = open_to_read(path)
     try:
         if file.size > limits.header_bytes:
             raise LimitError("the index is too long", path=path, expected=f"at most {limits.header_bytes}", found=file.size)

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
@@ -77,7 +77,7 @@ class SideFile:
         Raises:
             CheckpointError: It changed its size since it was listed, or cannot be read.
         """
-        file = ReadFile(self.path)
+        file = open_to_read(self.path)
         try:
             if file.size != self.size:
                 raise CheckpointError("the file changed", path=self.path, expected=self.size, found=file.size)

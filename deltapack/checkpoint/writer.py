@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltapack.checkpoint.coverage import Coverage
-from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
+from deltapack.checkpoint.files import WriteFile, bytes_of
 from deltapack.checkpoint.heads import Head, new_head, new_indices
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
@@ -23,6 +23,7 @@ from deltapack.checkpoint.replace import check_output, check_protected, check_un
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.sources.local import LocalFile
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
 
@@ -78,7 +79,7 @@ class _Writer:
         with writing(self.out):
             file.write(offset, bytes_of(flat))
 
-    def copy(self, name: str, start: int, count: int, source: ReadFile, at: int) -> None:
+    def copy(self, name: str, start: int, count: int, source: LocalFile, at: int) -> None:
         """Fill elements of a tensor with bytes of another file, inside the system where it can; safe from any number of threads.
 
         Args:
