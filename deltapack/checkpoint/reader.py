@@ -11,7 +11,7 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from deltapack.checking import as_path
+from deltapack.checking import as_checkpoint
 from deltapack.checkpoint.arranging import ArrangedSource, Tiles
 from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
@@ -250,7 +250,7 @@ def open_checkpoint(
         RecipeError: `path` is no path, there is no such choice of weights, nothing to choose, or two models and nobody chose.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
-    path = as_path("the checkpoint", path)
+    path = as_checkpoint("the checkpoint", path)
     located = locate_all(path, limits, weights)
     checkpoint = _open(path, located, limits)
     rivals = [(place, place.rival) for place in located.places if place.rival is not None]

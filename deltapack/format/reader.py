@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from deltapack.checking import as_path
+from deltapack.checking import as_pack
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, NotAPackError, RecipeError
 from deltapack.format.digest import chunk_count, hash64, root_digest
 from deltapack.format.frames import check_frame_after, decompress_after, decompress_frame, unpack_stream
@@ -58,7 +58,7 @@ class PackReader:
     """
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.path = as_path("the pack", path)
+        self.path = as_pack("the pack", path)
         self._file = open_file(self.path, _FAULTS)
         self._closed = False
         try:

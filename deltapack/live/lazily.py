@@ -96,7 +96,7 @@ def open_lazily(base: str | Path, pack: str | Path, *, workers: int | None = Non
         UnsupportedError: The result has weights in sub-folders.
     """
     threads = resolve_workers(workers)
-    with open_checkpoint(base) as checkpoint, PackReader(Path(pack)) as reader:
+    with open_checkpoint(base) as checkpoint, PackReader(pack) as reader:
         weighted, seen = WeightedPack(reader), arranged_base(checkpoint, [reader])
         composition = compose(seen, [weighted])
         if composition.folders:

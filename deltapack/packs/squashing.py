@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_path, as_paths
+from deltapack.checking import as_checkpoint, as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.errors import RecipeError
@@ -90,7 +90,7 @@ def squash(
         links = in_order(opened)
         if base is None:
             return _joined(links, out, force)
-        return _anew(links, as_path("base", base), out, weight_files, count, force, progress)
+        return _anew(links, as_checkpoint("base", base), out, weight_files, count, force, progress)
 
 
 def _joined(links: Sequence[PackReader], out: Path, force: bool) -> SquashReport:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from deltapack.sources.local import LocalFile
 from deltapack.sources.reading import Faults, Readable
+from deltapack.sources.remote import RemoteFile
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["open_file"]
 
@@ -14,10 +16,11 @@ def open_file(path: Path, faults: Faults) -> Readable:
     """Open a file for reads at positions.
 
     Args:
-        path: The file.
-        faults: The errors to raise.
+        path: The file; a `RemotePath` is read where it is.
+        faults: The errors to raise; those of network and server are `SourceError`.
 
     Raises:
         DeltapackError: As `faults` says.
+        SourceError: A file of another machine cannot be reached.
     """
-    return LocalFile(path, faults)
+    return RemoteFile(path, path.url, faults) if isinstance(path, RemotePath) else LocalFile(path, faults)

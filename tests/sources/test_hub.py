@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deltapack.errors import BackendError, NotACheckpointError, RecipeError
-from deltapack.packs.named_base import find_base, split_revision
+from deltapack.sources.hub import find_base, split_revision
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
