@@ -26,6 +26,8 @@ WORKERS = 2
 """Each takes up to two gigabytes, and tests of loops and of several threads use more than one core."""
 TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the Hub; those that need one play it
+
 # Deadlines would fail tests that are right on a machine that is busy, or where loops are still being compiled: no test asserts a time.
 # Where CI is set, examples are the same in every run, so that a change that is not to blame stays green; everywhere else, new ones are
 # tried, and what fails prints the line that makes it again. `DELTAPACK_EXAMPLES=10` tries 25 times as many as a usual run.

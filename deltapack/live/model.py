@@ -181,7 +181,7 @@ class LiveModel:
             self._refuse_closed()
             refuse_steps(self._steps)
             before = self._active
-            self._switch(self._planned(wanted, places, recipe, preferred))
+            self._switch(self._planned({str(path): weight for path, weight in wanted.items()}, places, recipe, preferred))
         return _Scope(self, before)
 
     def step(self, pack: str | Path) -> None:

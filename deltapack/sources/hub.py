@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ _PAGE = re.compile(
     r"(?:/(?:tree|blob)/(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^/@?]+)(?:/(?P<file>[^@?]+))?)?/?"
 )
 """The page of a repository, as a browser shows its address; `resolve/` is a file like any other."""
+_SECONDS = 10.0
 _FILE = re.compile(r".*\.(dpk|safetensors|bin|pt|pth|ckpt|gguf|json|ya?ml|md|txt|html?|zip)", re.IGNORECASE)
 
 
@@ -68,7 +70,9 @@ def parse_hub(text: str) -> HubFile | None:
     repo, at, revision = text.partition("@")
     if not _REPO.fullmatch(repo) or _FILE.fullmatch(text) or (at and not re.fullmatch(r"[\w./-]+", revision)):
         return None
-    return None if Path(text).exists() or Path(text).is_symlink() else HubFile(repo, revision or None)
+    # A folder that is here, and nothing of that name in it, is a path with a slip rather than an organisation.
+    here = Path(text).exists() or Path(text).is_symlink() or Path(repo.partition("/")[0]).exists()
+    return None if here else HubFile(repo, revision or None)
 
 
 def has_hub() -> bool:
@@ -176,7 +180,8 @@ def _names_of(named: HubFile) -> list[str]:
     """
     hub = _hub()
     try:
-        return list(hub.HfApi().list_repo_files(named.repo, revision=named.revision))
+        info = hub.HfApi().repo_info(named.repo, revision=named.revision, timeout=_SECONDS)
+        return [sibling.rfilename for sibling in info.siblings or ()]
     except Exception as error:  # huggingface_hub has many of its own, and those of whatever carries its requests
         cached = _snapshot(hub, named.repo, named.revision, local_files_only=True)
         if cached is None:
@@ -185,17 +190,24 @@ def _names_of(named: HubFile) -> list[str]:
 
 
 def _file_of(named: HubFile, kind: type[DeltapackError]) -> Path:
-    """Return one file of a repository in the cache."""
-    hub = _hub()
-    try:
-        return Path(hub.hf_hub_download(named.repo, named.file, revision=named.revision))
+    """Return one file of a repository in the cache.
+
+    Raises:
+        DeltapackError: Of that kind: it cannot be fetched, or the repository has none of that name.
+    """
+    hub, file = _hub(), str(named.file)
+    try:  # unlike `hf_hub_download` it gives up at once where there is no network
+        folder = Path(hub.snapshot_download(named.repo, revision=named.revision, allow_patterns=[glob.escape(file)]))
     except Exception as error:  # as above
-        raise _unfetched(kind, f"{named.repo}/{named.file}", named.revision, error) from error
+        raise _unfetched(kind, named.repo, named.revision, error) from error
+    if not (folder / file).exists():
+        raise kind("the repository has no such file", path=named.repo, found=file)
+    return folder / file
 
 
 def _unfetched(kind: type[DeltapackError], name: str, revision: str | None, error: Exception) -> DeltapackError:
     at = "" if revision is None else f" at {revision}"
-    hint = "Is its name right, is there a network, and a token where it wants one (`hf auth login`)?"
+    hint = f"Is its name right, is there a network, and a token where it wants one (`hf auth login`)? Or: hf download {name}."
     found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     what = f"there is no such file here, and of the Hugging Face Hub{at} it cannot be fetched, and is not in the cache"
     return kind(what, path=name, found=found, hint=hint)
