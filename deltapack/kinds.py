@@ -238,7 +238,7 @@ def hub_hint(path: str | Path) -> str:
     url = _HUB_URL.fullmatch(text)
     name = url[1] if url else text
     if not url and not _is_hub_id(text):
-        return "Is the path right? A model on the Hugging Face Hub must be downloaded first, with `hf download ORG/NAME`."
+        return "Is the path right? A model on the Hugging Face Hub is ORG/NAME, or downloaded first, with `hf download ORG/NAME`."
     folder = name.rpartition("/")[2]
     return (
         f"If {name} is a model on the Hugging Face Hub, download it first: hf download {name} --local-dir {folder}, "

@@ -59,7 +59,8 @@ class CheckpointPath(click.Path):
             return super().convert(value, param, ctx)
         path, told = _elsewhere(value, as_checkpoint)
         if path is None or not path.exists():
-            self.fail(f"Path '{told}' does not exist. {hub_hint(told)}", param, ctx)
+            hint = "Is the address right?" if ":/" in told else hub_hint(told)
+            self.fail(f"Path '{told}' does not exist. {hint}", param, ctx)
         return path
 
 

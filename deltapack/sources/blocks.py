@@ -32,6 +32,11 @@ class Blocks:
                 self._pieces.move_to_end((file, number))
             return piece
 
+    def has(self, file: int, number: int) -> bool:
+        """Whether a piece is there."""
+        with self._lock:
+            return (file, number) in self._pieces
+
     def put(self, file: int, first: int, data: bytes) -> None:
         """Keep the pieces from `first` on that `data` is made of."""
         with self._lock:

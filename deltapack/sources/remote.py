@@ -19,6 +19,8 @@ __all__ = ["RemoteFile"]
 
 _RUN, _LEAST_AHEAD, _MOST_AHEAD = 8 << 20, 4 << 20, 16 << 20
 """Bytes of the longest request; of the shortest and the longest stretch that is read ahead."""
+_FEW, _WIDE = 16, 16
+"""After so many requests for one file, each is for so many pieces: whoever reads here and there waits longer than the bytes take."""
 _WINDOW = 32 << 20
 """Bytes of a long read that are on their way at once."""
 _REQUESTS = 8
@@ -62,7 +64,7 @@ class RemoteFile:
         self._lock = threading.Lock()
         self._coming: dict[int, tuple[int, Future[bytes]]] = {}
         self._streaks: OrderedDict[int, int] = OrderedDict()
-        self._stopped = threading.Event()
+        self._stopped, self._asked = threading.Event(), 0
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
@@ -106,7 +108,7 @@ class RemoteFile:
                 if piece is not None:
                     pieces[number] = piece
             awaited = {number: self._coming[number] for number in range(first, last) if number in self._coming}
-            runs = self._begin([number for number in range(first, last) if number not in pieces and number not in awaited])
+            runs = self._begin(self._widened([number for number in range(first, last) if number not in pieces and number not in awaited]))
         for run in runs[1:]:
             _pool().submit(self._fetch, *run)
         if runs:
@@ -122,6 +124,14 @@ class RemoteFile:
                 data, base = future.result(), begin * GRAIN
             view[low - start : high - start] = memoryview(data)[low - base : high - base]
 
+    def _widened(self, numbers: list[int]) -> list[int]:
+        """Return pieces to ask for: those that are missing, and after many requests what lies around them; the lock is held."""
+        if self._asked < _FEW:
+            return numbers
+        around = sorted({near for number in numbers for near in range(number // _WIDE * _WIDE, number // _WIDE * _WIDE + _WIDE)})
+        missing, last = set(numbers), -(-self.size // GRAIN)
+        return [near for near in around if near in missing or (near < last and near not in self._coming and not BLOCKS.has(self._id, near))]
+
     def _begin(self, numbers: list[int]) -> list[tuple[int, int, Future[bytes]]]:
         """Announce requests for pieces that are missing, those side by side in one; the lock is held."""
         runs: list[tuple[int, int, Future[bytes]]] = []
@@ -130,6 +140,7 @@ class RemoteFile:
                 runs[-1] = runs[-1][0], number + 1, runs[-1][2]
             else:
                 runs.append((number, number + 1, Future()))
+                self._asked += 1
             self._coming[number] = runs[-1][0], runs[-1][2]
         return runs
 
@@ -165,7 +176,7 @@ class RemoteFile:
             if before is None or not ahead:
                 return
             first, last = -(-end // GRAIN), -(-min(self.size, end + ahead) // GRAIN)
-            missing = [number for number in range(first, last) if number not in self._coming and BLOCKS.get(self._id, number) is None]
+            missing = [number for number in range(first, last) if number not in self._coming and not BLOCKS.has(self._id, number)]
             if not missing or (len(missing) * GRAIN < _LEAST_AHEAD and missing[-1] + 1 < -(-self.size // GRAIN)):
                 return
             runs = self._begin(missing)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NoReturn
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 from urllib.request import getproxies, proxy_bypass
 
 from deltapack.errors import BackendError, SourceError
@@ -204,7 +204,7 @@ def _answer(url: Url, headers: Mapping[str, str], *, folder: bool = False) -> It
     urllib3 = _urllib3()
     target, sent = url.request(folder=folder), {"Accept-Encoding": "identity", "User-Agent": "deltapack", **headers}
     if url.user:
-        sent |= urllib3.make_headers(basic_auth=url.user)
+        sent |= urllib3.make_headers(basic_auth=unquote(url.user))
     timeout = urllib3.Timeout(connect=retrying.CONNECT_SECONDS, read=retrying.STALL_SECONDS)
     response = None
     try:
@@ -214,7 +214,7 @@ def _answer(url: Url, headers: Mapping[str, str], *, folder: bool = False) -> It
             )
             if response.status not in (301, 302, 303, 307, 308):
                 break
-            before, target = target, urljoin(target, response.headers.get("Location", ""))
+            before, target = target, _pointed(target, response.headers.get("Location", ""))
             response.close()
             if target.partition("://")[0] != url.scheme:
                 raise SourceError("the server points to a place of another kind", path=str(url), expected=f"{url.scheme}://")
@@ -236,6 +236,14 @@ def _answer(url: Url, headers: Mapping[str, str], *, folder: bool = False) -> It
             _let_go(response)
 
 
+def _pointed(target: str, location: str) -> str:
+    """Return where an answer points to; nothing where that is no address."""
+    try:
+        return urljoin(target, location) if location else ""
+    except ValueError:
+        return ""
+
+
 def _raise(url: Url, error: Exception) -> NoReturn:
     """Raise what an error of the connection means; nothing of the address that may be secret is in it."""
     exceptions = _urllib3().exceptions
@@ -245,17 +253,17 @@ def _raise(url: Url, error: Exception) -> NoReturn:
         raise SourceError("the server cannot be trusted", path=str(url), found=type(error).__name__, hint=hint) from error
     if isinstance(error, exceptions.LocationValueError):
         raise SourceError("the address cannot be read", path=str(url), found=type(error).__name__) from error
-    texts = {
+    texts = {  # in this order: a connection that is refused is a kind of one that takes too long
+        exceptions.NewConnectionError: "no connection",
         exceptions.ReadTimeoutError: f"nothing came for {retrying.STALL_SECONDS:.0f} s",
         exceptions.ConnectTimeoutError: f"no connection within {retrying.CONNECT_SECONDS:.0f} s",
-        exceptions.NewConnectionError: "no connection",
         exceptions.ProtocolError: "the connection was dropped",
     }
     raise Transient(next((text for kind, text in texts.items() if isinstance(error, kind)), type(error).__name__)) from error
 
 
 def _pieces(response: Any) -> Iterator[bytes]:
-    while piece := response.read(_PIECE):
+    while piece := response.read1(_PIECE):
         yield piece
 
 

@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         with web.lock:
             number = sum(request.path == path for request in web.requests)
             asked = (int(found[1]), int(found[2])) if found else None
-            request = Request(path, split.query, asked, dict(self.headers.items()), number)
+            request = Request(path, split.query, asked, {name.lower(): text for name, text in self.headers.items()}, number)
             web.requests.append(request)
         answer = web.answer(request)
         if web.fault is not None:
