@@ -139,7 +139,7 @@ def test_of_a_large_pack_only_what_is_asked_for_is_read(tmp_path: Path, web: Web
         assert web.sent < 300_000
         stored = here["w3"].stored_bytes
         found, expected = there["w3"].to_sparse(), here["w3"].to_sparse()
-        assert all(map(np.array_equal, found, expected))
+        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
     assert stored < web.sent < 2 * stored + 300_000 < size / 3
 
 

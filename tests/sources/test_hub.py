@@ -146,7 +146,7 @@ def test_names_and_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("https://huggingface.co/org/name/resolve/main/math.dpk", None),
         ("org/Qwen2.5-7B", ("org/Qwen2.5-7B", None, None)),
         ("org/name@feature/x", ("org/name", "feature/x", None)),
-        ("org/name@", ("org/name", None, None)),
+        ("org/name@", None),
         ("org/math.dpk", None),
         ("org/model.safetensors", None),
         ("gpt2", None),
@@ -162,7 +162,6 @@ def test_what_is_meant_of_the_hub(text: str, named: tuple[str, str | None, str |
     Path("here").mkdir()  # a path with a slip: nothing of that name is in it
     found = parse_hub(text)
     assert (None if found is None else (found.repo, found.revision, found.file)) == named
-    assert parse_hub(str(Path(text))) == found or "://" in text
 
 
 @pytest.mark.parametrize("text", ["hf://", "hf://name", "hf://org/name/../x", "hf://org/name//x", "hf://org/name@", "hf://org/name@a@b"])
@@ -238,7 +237,7 @@ def test_a_model_is_fetched_whole_but_for_other_formats(shelf: Shelf) -> None:
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == {"config.json", "model.safetensors", "tokenizer.model", "1_Pooling/config.json"}
     assert checkpoint_at("hf://org/base/model.safetensors") == folder / "model.safetensors"
-    with pytest.raises(NotACheckpointError, match="has no such file: found x.safetensors"):
+    with pytest.raises(NotACheckpointError, match=r"has no such file: found x\.safetensors"):
         checkpoint_at("hf://org/base/x.safetensors")
 
 
@@ -282,12 +281,8 @@ def test_names_stand_wherever_paths_do(shelf: Shelf, tmp_path: Path) -> None:
         assert pack.path.name == "math.dpk"
     deltapack.merge("org/base", ["org/made"], "merged", weights=[0.5])
     assert "base_model: org/base" in Path("merged/README.md").read_text()
-    for arguments in (
-        ["apply", "org/base", "org/made", "-o", "again"],
-        ["inspect", "hf://org/made"],
-        ["verify", "org/made", "--base", "org/base"],
-    ):
-        done = CliRunner().invoke(cli, arguments)
+    for line in ("apply org/base org/made -o again", "inspect hf://org/made", "verify org/made --base org/base"):
+        done = CliRunner().invoke(cli, line.split())
         assert done.exit_code == 0, done.output
     refused = CliRunner().invoke(cli, ["inspect", "org/two"])
     assert refused.exit_code != 0
