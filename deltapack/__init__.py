@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from deltapack.runs.restoring import restore_step
     from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
+    from deltapack.virtual.folder import VirtualFolder
 
 __all__ = [
     "AnalysisReport",
@@ -91,6 +92,7 @@ __all__ = [
     "SurveyReport",
     "TuneReport",
     "VerifyReport",
+    "VirtualFolder",
     "__version__",
     "analyze",
     "apply",
@@ -145,6 +147,7 @@ _HOMES = {
     "SurveyReport": "reports",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
+    "VirtualFolder": "virtual.folder",
     "analyze": "analysis.analyzing",
     "apply": "restoring.applying",
     "attach": "live.attaching",
