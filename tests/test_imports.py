@@ -61,11 +61,13 @@ LAZY = {
     "torch": {"checkpoint.torchfile", "doctor.checkup", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
+    "mfusepy": {"integrations.fuse.mounting"},
     "transformers": {"analysis.texts", "checkpoint.conversions", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
+    "fsspec": {"integrations"},
     "transformers": {"integrations"},
     "triton": {
         "device.exact_launch",

@@ -66,6 +66,8 @@ COMMANDS: Mapping[str, _Command] = {
     "log": _Command("Show which pack follows which.", interrupted=""),
     "squash": _Command("Make one pack of a chain of packs."),
     "export": _Command("Write a pack in a form that another tool loads."),
+    "serve-files": _Command("Serve every pack of a folder as a checkpoint over HTTP.", interrupted=""),
+    "mount": _Command("Mount every pack of a folder as a checkpoint.", interrupted=""),
     "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
@@ -93,7 +95,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

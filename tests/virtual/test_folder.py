@@ -27,6 +27,7 @@ from support.builders import (
 )
 from support.chains import State, chains, comes_back, make_steps
 from support.laws import examples
+from support.shelves import large_model
 
 import deltapack
 from deltapack import Recipe
@@ -36,16 +37,6 @@ from deltapack.virtual.folder import VirtualFolder
 
 DARE, EXACT = Recipe(drop_rate=0.5), Recipe(exact=True)
 LEAST = 1 << 26
-
-
-def large_model(seed: int = 0) -> Model:
-    """Tensors of several chunks, and small ones between them."""
-    return {
-        "a.weight": random_tensor(seed, (1100, 2000), "bf16"),
-        "b.norm.weight": random_tensor(seed + 1, (40,)),
-        "frozen.weight": random_tensor(9, (1050, 1001), "bf16"),
-        "z.weight": random_tensor(seed + 2, (300, 200), "f16"),
-    }
 
 
 def pack(folder: Path, base: Path, tensors: Model, name: str, recipe: Recipe = DARE, **files: str) -> Path:
