@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,13 @@ class Shelf:
             raise RecipeError("there is no such pack or recipe", path=self.folder, found=name)
         with self._open.use((title.paths, title.stamps), title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
             yield folder
+
+    def warm(self) -> None:
+        """Read a byte of a weight file, so that what decodes is loaded before a reader waits for it; nothing is said where that fails."""
+        for name in list(self.titles())[:1]:
+            with suppress(DeltapackError), self.use(name) as folder:
+                file, size = max(folder.names().items(), key=lambda item: item[1])
+                folder.read(file, max(0, size - 1), 1)
 
     def close(self) -> None:
         """Close all."""

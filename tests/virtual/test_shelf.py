@@ -121,3 +121,12 @@ def test_a_bounded_number_stays_open(shelved: Shelved) -> None:
         folders.close()
         assert last.read("config.json")
     assert len(folders) == 0
+
+
+def test_what_decodes_may_be_loaded_before_there_are_readers(shelved: Shelved, tmp_path: Path) -> None:
+    for packs in (shelved.packs, tmp_path):
+        shelf = Shelf(shelved.base, packs)
+        shelf.warm()
+        assert len(shelf._open) == (packs == shelved.packs)
+        shelf.close()
+        shelf.warm()

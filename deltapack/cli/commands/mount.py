@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import click
@@ -38,6 +39,7 @@ def command(base: Path, packs: Path, mountpoint: Path, cache: str, workers: int 
             print_fields([("mounting", str(mountpoint)), ("with", models)])
         for name, error in damaged.items():
             print_paragraph("Warning", f"{name} is left out: {error}")
+        threading.Thread(target=shelf.warm, daemon=True).start()
         mount(shelf, mountpoint, lambda text: print_paragraph("Warning", text))
     except KeyboardInterrupt:
         pass  # how it ends

@@ -61,7 +61,7 @@ def _library() -> Any:
         hint = f"Install libfuse, such as by `apt install fuse3`; {other}"
         raise BackendError("mounting needs libfuse", found=str(error), hint=hint) from error
     if os.name == "posix" and os.uname().sysname == "Linux" and not _DEVICE.exists():
-        hint = f"In a container, start it with --device /dev/fuse --cap-add SYS_ADMIN; {other}"
+        hint = f"A container needs this device and the capability SYS_ADMIN; {other}"
         raise BackendError("mounting needs the device /dev/fuse", found="no such device", hint=hint)
     return mfusepy
 
