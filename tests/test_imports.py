@@ -24,6 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("packing",),
     ("restoring",),
     ("packs",),
+    ("exporting",),
     ("merging",),
     ("live",),
     ("runs",),

@@ -25,12 +25,13 @@ from deltapack.kernels import rounding
 from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
-__all__ = ["AdaptedCheckpoint", "is_adapter", "open_adapted"]
+__all__ = ["TOKENIZER", "AdaptedCheckpoint", "is_adapter", "open_adapted"]
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_TOKENIZER = re.compile(
+TOKENIZER = re.compile(
     r"(?i)tokenizer.*|vocab\.(json|txt)|merges\.txt|spiece\.model|special_tokens_map\.json|added_tokens\.json|chat_template\..*"
 )
+"""Files of a tokenizer, which an adapter may have of its own."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -147,7 +148,7 @@ class AdaptedCheckpoint(Checkpoint):
     def _own_files(self) -> dict[str, SideFile]:
         """Return the tokenizer files of the adapter's folder, which take the place of the base's."""
         files, _ = list_side_files(self._folder, limits=self._limits)
-        return {file.name: file for file in files if _TOKENIZER.fullmatch(file.name)}
+        return {file.name: file for file in files if TOKENIZER.fullmatch(file.name)}
 
     def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
         """Return where a tensor that the adapter does not change lies in the files of the base; none for others."""
