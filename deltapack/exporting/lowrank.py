@@ -89,8 +89,8 @@ def factorize(read: Read, rows: int, columns: int, target: Target, workers: int)
         workers: Threads.
     """
     most = min(target.rank, rows, columns)
-    rank = most if target.energy is None else min(most, _FIRST)
     matrix = _Matrix(read, rows, columns, workers)
+    rank = most if target.energy is None else _likely(matrix, most, target.energy)
     while True:
         found = _first(matrix, rank)
         if found is None:
@@ -100,6 +100,17 @@ def factorize(read: Read, rows: int, columns: int, target: Target, workers: int)
             directions = found.directions if enough is None else found.directions.first(enough)
             return _measured(matrix, directions, found.energy, target.dtype)
         rank = min(most, 2 * rank)
+
+
+def _likely(matrix: _Matrix, most: int, share: float) -> int:
+    """Return a rank that holds a share of the energy, though it may be larger than need be; or the largest that is allowed."""
+    rank = min(most, _FIRST)
+    while rank < most:
+        spectrum = spectrum_of(matrix.read, matrix.rows, matrix.columns, rank, _KEY, turns=1, workers=matrix.workers)
+        if spectrum is None or math.fsum(np.square(spectrum.values).tolist()) >= share * spectrum.energy:
+            break
+        rank = min(most, 2 * rank)
+    return rank
 
 
 @dataclass(frozen=True)
