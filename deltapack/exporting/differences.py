@@ -117,7 +117,7 @@ def export_difference(
     """Write what a pack adds to its base as a plain file of safetensors: a task vector, as tools of task arithmetic take it.
 
     Each tensor that the pack changes is `restored - base`, in f32 and rounded once; those that it leaves alone are not there. Tensors that
-    no difference is taken of are whole, and `deltapack.whole` in the file's metadata, a JSON list, names them.
+    no difference is taken of are whole, and `whole` in the file's metadata, a JSON list, names them.
 
     Args:
         pack: The pack.
@@ -151,7 +151,7 @@ def export_difference(
         tensors = []
         for job in jobs:
             tensors.append((job.name, job.dtype if wanted is None or job.name in whole else wanted, job.shape))
-        told = {"format": "pt", "deltapack.difference": "restored - base", "deltapack.whole": json.dumps(whole)}
+        told = {"format": "pt", "difference": "restored - base", "whole": json.dumps(whole)}
         total, done = sum(kind.count(shape) * kind.itemsize for _, kind, shape in tensors), 0
         with open_writer(out, plan_shards(tensors), protect=[files.path, pack], metadata={"": told}) as writer:
             for job, (name, kind, _) in zip(jobs, tensors, strict=True):

@@ -80,9 +80,15 @@ def _of_transformers(config: Mapping[str, Any]) -> Modules:
     made: Any = next(filter(None, (getattr(transformers, name, None) for name in names if isinstance(name, str))), None)
     if made is None:
         raise ValueError("config.json names no class of transformers")
-    settings = type(transformers.AutoConfig.for_model(str(config.get("model_type")))).from_dict(dict(config))
-    with torch.device("meta"):
-        model = made(settings)
+    logging: Any = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # no words about a model that nobody runs
+    try:
+        settings = type(transformers.AutoConfig.for_model(str(config.get("model_type")))).from_dict(dict(config))
+        with torch.device("meta"):
+            model = made(settings)
+    finally:
+        logging.set_verbosity(before)
     convolutions = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
     def kind(module: Any) -> Kind:

@@ -77,7 +77,7 @@ def route(base: Checkpoint, restored: Checkpoint, jobs: Sequence[TensorJob], mod
     in_model = _renaming(modules, [name for name, held in changed.items() if held is not None])
     tensors = _by_module(restored.tensors, in_model)
     whole: dict[str, str] = {}
-    tied = _tied(base, restored, modules, in_model)
+    tied = _tied(restored, modules, in_model)
     for name, held in changed.items():
         module, _, leaf = in_model(name).rpartition(".")
         kind, info = modules.kinds.get(module), restored.tensors[name]
@@ -143,10 +143,10 @@ def _by_module(tensors: Iterable[str], in_model: Callable[[str], str]) -> dict[s
     return found
 
 
-def _tied(base: Checkpoint, restored: Checkpoint, modules: Modules, in_model: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
+def _tied(restored: Checkpoint, modules: Modules, in_model: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
     """Return tensors that are the weights of several modules, with these; an embedding that is also the head."""
     tied: dict[str, tuple[str, ...]] = {}
-    for alias, kept in {**base.aliases, **restored.aliases}.items():
+    for alias, kept in restored.aliases.items():
         tied[kept] = (*tied.get(kept, (in_model(kept).rpartition(".")[0],)), in_model(alias).rpartition(".")[0])
     if modules.ends:
         embedding, head = (f"{module}.weight" for module in modules.ends)

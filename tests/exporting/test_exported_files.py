@@ -47,7 +47,7 @@ def test_differences(dtype: str | None, tmp_path: Path) -> None:
             assert torch.equal((base[name].float() + found[name]).bfloat16(), tuned[name])
     assert torch.equal(found["steps"], tuned["steps"]) and torch.equal(found["head.weight"], tuned["head.weight"])
     with safe_open(tmp_path / "d.safetensors", "np") as file:
-        assert json.loads(file.metadata()["deltapack.whole"]) == ["head.weight", "steps"]
+        assert json.loads(file.metadata()["whole"]) == ["head.weight", "steps"]
 
 
 def test_files_of_torch(tmp_path: Path) -> None:
