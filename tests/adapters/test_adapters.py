@@ -18,7 +18,7 @@ from deltapack.adapters import is_adapter, open_adapted
 from deltapack.adapters.merging import KeptUpdates
 from deltapack.adapters.updates import LowRank
 from deltapack.checkpoint import open_checkpoint
-from deltapack.errors import BaseMismatchError, NotACheckpointError, RecipeError
+from deltapack.errors import BaseMismatchError, NotACheckpointError, RecipeError, UnsupportedError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -317,3 +317,13 @@ def test_an_adapter_is_evaluated(tmp_path: Path) -> None:
 
     deltapack.evaluate(base, adapter, [tmp_path / "x.dpk"], score=score, workers=1)
     assert len(seen) == 3 and len(set(seen)) == 2
+
+
+def test_a_step_of_a_run_is_no_adapter(tmp_path: Path) -> None:
+    """It would be merged into the step before, and not into the base that it was trained on."""
+    base = write_folder(tmp_path / "base", base_model(), {"config.json": "{}"})
+    adapter = write_adapter(tmp_path / "checkpoint-1", lora("layer.down", ROWS, COLUMNS))
+    for name in (adapter, adapter / "adapter_model.safetensors"):
+        with pytest.raises(UnsupportedError, match="is an adapter, not a whole model"):
+            deltapack.pack_step(tmp_path / "packs", name, 1, base=base)
+    assert not (tmp_path / "packs").exists()
