@@ -109,7 +109,10 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
         return known[status]
     if status is not None and status >= 500:
         return f"the Hub has trouble of its own ({status})", "Run it again later; nothing was changed."
-    told = str(error).strip().partition("\n")[0][:200]
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    name, told = type(cause).__name__, str(cause).strip().partition("\n")[0].rstrip(".")[:200]
     if status is None and _is_network(error):
         return f"the Hub cannot be reached ({name}: {told})", "Is there a network? HF_ENDPOINT, if set, names the Hub to ask."
     return f"{name}: {told}", "Run it again; `hf --version` and a newer huggingface_hub may help."
