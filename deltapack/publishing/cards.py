@@ -11,6 +11,7 @@ from deltapack.merging.basecard import front_of, is_short, kept_of
 from deltapack.merging.cardtext import plain
 from deltapack.packs.inspecting import PackSummary
 from deltapack.publishing.frontmatter import completed, with_front
+from deltapack.publishing.hub import is_repo
 
 __all__ = ["LIBRARY", "CardFacts", "card_text", "completed_card", "is_own", "relation_of"]
 
@@ -88,7 +89,7 @@ def completed_card(card: bytes, facts: CardFacts, path: Path) -> tuple[str, list
     named = [bases] if isinstance(bases, str) else list(bases) if isinstance(bases, list) else []
     if named and facts.base is not None and facts.base not in named:
         notes.append(f"the card named {', '.join(map(str, named))} as base_model, and names {facts.base}, too")
-        wanted["base_model"] = [facts.base, *(one for one in named if isinstance(one, str) and one.count("/") == 1)]
+        wanted["base_model"] = [facts.base, *filter(is_repo, named)]
     return completed(card, wanted, path), notes
 
 

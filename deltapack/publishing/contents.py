@@ -19,7 +19,7 @@ from deltapack.packs.inspecting import inspect_pack
 from deltapack.packs.model_folder import ModelFiles, model_files
 from deltapack.packs.named_base import NamedBase, find_base, split_revision
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
-from deltapack.publishing.hub import asking, check_repo, hub_library, without_bars
+from deltapack.publishing.hub import asking, check_repo, hub_library, is_repo, without_bars
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
 
@@ -223,9 +223,9 @@ def _named_in(front: Mapping[str, Any]) -> str | None:
     """Return the one base that a card names as a repository."""
     named = front.get("base_model")
     listed = [named] if isinstance(named, str) else named
-    if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], str) or listed[0].count("/") != 1:
+    if not isinstance(listed, list) or len(listed) != 1 or not is_repo(listed[0]):
         return None
-    return None if Path(listed[0]).exists() else listed[0]
+    return None if Path(listed[0]).exists() else str(listed[0])
 
 
 def _front_or_nothing(card: bytes) -> Mapping[str, Any]:

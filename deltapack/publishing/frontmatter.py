@@ -51,7 +51,7 @@ def _spliced(text: str, changed: Mapping[str, Any]) -> str:
     import yaml
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root.flow_style or root.start_mark.column:  # `{a: b}`, or all of it indented
+    if root.flow_style or any(key.start_mark.column for key, _ in root.value):  # `{a: b}`, all of it indented, or `? key`
         return dump_yaml(yaml.safe_load(text) | dict(changed)).rstrip("\n")
     places = {key.value: (key.start_mark.index, _end(value)) for key, value in root.value}
     out = text

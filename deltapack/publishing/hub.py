@@ -10,7 +10,7 @@ from typing import Any
 from deltapack.checking import as_text
 from deltapack.errors import BackendError, DeltapackError, HubError, RecipeError
 
-__all__ = ["asking", "check_repo", "hub_library", "status_of", "without_bars"]
+__all__ = ["asking", "check_repo", "hub_library", "is_repo", "status_of", "without_bars"]
 
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 _LONGEST = 96
@@ -44,6 +44,13 @@ def without_bars(hub: Any, quiet: bool) -> Iterator[None]:
             hub.utils.enable_progress_bars()
 
 
+def is_repo(text: object) -> bool:
+    """Whether this is a name that a repository may have."""
+    if not isinstance(text, str) or not _REPO.fullmatch(text) or len(text) > _LONGEST:
+        return False
+    return not (".." in text or "--" in text or text.endswith((".git", ".", "-")))
+
+
 def check_repo(name: object) -> str:
     """Return the name of a repository.
 
@@ -51,8 +58,7 @@ def check_repo(name: object) -> str:
         RecipeError: It is none.
     """
     text = as_text("the repository", name)
-    bad = not _REPO.fullmatch(text) or len(text) > _LONGEST or ".." in text or "--" in text or text.endswith((".git", ".", "-"))
-    if bad:
+    if not is_repo(text):
         raise RecipeError("this is no name of a repository", expected="ORG/NAME", found=repr(text)[:120])
     return text
 

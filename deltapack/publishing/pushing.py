@@ -56,12 +56,13 @@ class PushReport:
 
 @dataclass(frozen=True)
 class _There:
-    """A repository as it is: its newest commit, none on a branch that is not there yet; names of its files; its card."""
+    """A repository as it is: its newest commit, names of its files, its card; of a branch that is not there yet, what it starts with."""
 
-    commit: str | None
+    commit: str
     private: bool
-    files: Sequence[str] = ()
-    card: bytes | None = None
+    files: Sequence[str]
+    card: bytes | None
+    has_branch: bool = True
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ def _look(hub: Any, api: Any, repo: str, revision: str | None) -> _There | None:
     """
     errors = hub.errors
     with asking(repo, "the repository cannot be looked at"):
+        has_branch = True
         try:
             info = api.model_info(repo, revision=revision)
         except errors.GatedRepoError:
@@ -183,10 +185,10 @@ def _look(hub: Any, api: Any, repo: str, revision: str | None) -> _There | None:
         except errors.RepositoryNotFoundError:
             return None
         except errors.RevisionNotFoundError:
-            return _There(None, bool(api.model_info(repo).private))
+            info, has_branch = api.model_info(repo), False
         names = [file.rfilename for file in info.siblings or ()]
         card = Path(hub.hf_hub_download(repo, CARD, revision=info.sha)).read_bytes() if CARD in names else None
-    return _There(info.sha, bool(info.private), names, card)
+    return _There(info.sha, bool(info.private), names, card, has_branch)
 
 
 def _check_place(there: _There | None, contents: Contents, repo: str, private: bool) -> None:
@@ -218,7 +220,7 @@ def _upload(hub: Any, api: Any, plan: _Plan) -> Any:
     with asking(repo, "the repository cannot be made"):
         if there is None:
             api.create_repo(repo, private=plan.private, exist_ok=True)
-        if plan.revision is not None and (there is None or there.commit is None):
+        if plan.revision is not None and (there is None or not there.has_branch):
             api.create_branch(repo, branch=plan.revision, exist_ok=True)
     with asking(repo, "the pack cannot be uploaded"):
         return api.create_commit(

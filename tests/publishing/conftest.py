@@ -10,6 +10,7 @@ import pytest
 from support.hub import Hub, asks, served
 from support.publishing import Pair, make_pair, with_base
 
+
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., Pair]:
     """Make a pair; `card` is that of the fine-tune."""

@@ -224,7 +224,10 @@ def batch(handler: Handler, name: str) -> None:
         return
     objects = []
     for one in json.loads(handler.body)["objects"]:
-        actions = {"upload": {"href": f"{handler.hub.url}/upload/{one['oid']}"}, "verify": {"href": f"{handler.hub.url}/uploaded/{one['oid']}"}}
+        actions = {
+            "upload": {"href": f"{handler.hub.url}/upload/{one['oid']}"},
+            "verify": {"href": f"{handler.hub.url}/uploaded/{one['oid']}"},
+        }
         objects.append(one if one["oid"] in handler.hub.large else one | {"actions": actions})
     handler.answer(200, {"transfer": "basic", "objects": objects})
 
@@ -261,7 +264,9 @@ def commit(handler: Handler, name: str, revision: str) -> None:
             files[value["path"]] = handler.hub.large[value["oid"]]
     oid = repo.commit(files, revision, over=repo.branches[revision] if pull else None)
     url = f"{handler.hub.url}/{name}"
-    handler.answer(200, {"commitOid": oid, "commitUrl": f"{url}/commit/{oid}"} | ({"pullRequestUrl": f"{url}/discussions/1"} if pull else {}))
+    handler.answer(
+        200, {"commitOid": oid, "commitUrl": f"{url}/commit/{oid}"} | ({"pullRequestUrl": f"{url}/discussions/1"} if pull else {})
+    )
 
 
 def resolve(handler: Handler, name: str, revision: str, path: str) -> None:

@@ -9,7 +9,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import escaped, human_bytes, print_fields, print_json, print_notes
+from deltapack.cli.render import count_of, escaped, human_bytes, print_fields, print_json, print_notes
 
 __all__ = ["command"]
 
@@ -43,7 +43,7 @@ def _print(report: deltapack.PullReport) -> None:
     fields = [
         ("repository", f"{report.repo} at {report.commit}"),
         ("pack", f"{report.pack}, checked"),
-        ("size", f"{human_bytes(sum(report.files.values()))} in {len(report.files)} files"),
+        ("size", f"{human_bytes(sum(report.files.values()))} in {count_of(len(report.files), 'file')}"),
     ]
     print_fields([*fields, *([("base", f"{report.base}{at}")] if report.base else [])])
     print_notes(report.notes)
