@@ -30,9 +30,7 @@ def pair(made: Callable[..., Pair]) -> Pair:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Waits between two tries of huggingface_hub are left out."""
     pytest.importorskip("huggingface_hub")
-    import huggingface_hub.utils._http as http
-
-    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     with served() as hub:
         asks(monkeypatch, hub, tmp_path / "cache")
         yield hub

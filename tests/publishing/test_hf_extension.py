@@ -54,7 +54,7 @@ def test_hf_runs_it(tmp_path: Path) -> None:
     done = hf(tmp_path, "deltapack", "push", "none.dpk", "me/math")
     assert done.returncode == 2 and "Usage: hf deltapack push" in done.stderr
     listed = hf(tmp_path, "extensions", "list").stdout
-    assert "hf deltapack" in listed and "Fine-tunes as small packs" in listed
+    assert "hf deltapack" in listed and "Fine-tunes as small pac" in listed
 
 
 def test_the_description_is_one_that_hf_finds() -> None:

@@ -12,6 +12,7 @@ from support.publishing import Pair
 
 import deltapack
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, HubError, NotAPackError, OutputError, RecipeError
+from deltapack.limits import DEFAULT_LIMITS
 
 
 @pytest.fixture
@@ -146,10 +147,10 @@ def test_hostile_names_of_side_files_are_not_fetched(pushed: Hub, pair: Pair, na
 def test_large_files_stay(pushed: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from deltapack.publishing import pulling
+    import deltapack.publishing.pulling as pulling
 
     pushed.repos["me/math"].commit({"long.txt": b"x" * 5000})
-    monkeypatch.setattr(pulling, "DEFAULT_LIMITS", replace(pulling.DEFAULT_LIMITS, side_file_bytes=4000))
+    monkeypatch.setattr(pulling, "DEFAULT_LIMITS", replace(DEFAULT_LIMITS, side_file_bytes=4000))
     report = deltapack.pull("me/math")
     assert report.notes == ["left on the Hub, as too large: long.txt"] and "long.txt" not in names(Path("math"))
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hub import TOKEN, Handler, Hub, Repo, asks
@@ -39,7 +40,8 @@ def test_a_new_repository(filled: Hub, pair: Pair) -> None:
 def test_the_card_places_it_under_its_base(filled: Hub, pair: Pair) -> None:
     from huggingface_hub import ModelCard
 
-    said = ModelCard(push(pair).card).data.to_dict()
+    card: Any = ModelCard(push(pair).card)
+    said = card.data.to_dict()
     assert said == {
         "base_model": "org/base",
         "base_model_relation": "finetune",
@@ -68,7 +70,7 @@ def test_a_dry_run_without_a_network_says_what_it_did_not_see(filled: Hub, pair:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (note,) = push(pair, dry_run=True).notes
     assert "cannot be looked at (HF_HUB_OFFLINE is set)" in note
-    with pytest.raises(HubError, match="me/math: the repository cannot be looked at: found HF_HUB_OFFLINE is set. Unset it."):
+    with pytest.raises(HubError, match=r"me/math: the repository cannot be looked at: found HF_HUB_OFFLINE is set\. Unset it\."):
         push(pair)
 
 

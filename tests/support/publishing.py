@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from support.hub import Hub, Repo
 
 import deltapack
+from support.hub import Hub, Repo
 
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage: [en, no]\npipeline_tag: text-generation\ntags: [chat, 'region:us']\n---\nThe base.\n"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
