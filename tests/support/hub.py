@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -323,7 +324,9 @@ def served() -> Iterator[Hub]:
 
 def asks(patch: pytest.MonkeyPatch, hub: Hub, cache: Path, token: str | None = TOKEN) -> None:
     """Have huggingface_hub ask this hub, with a cache of its own; Xet, which is another protocol, is off."""
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import file_download, hf_api, utils
+
+    assert file_download and utils  # loaded before names are looked for
 
     values = {
         "ENDPOINT": hub.url,
@@ -334,8 +337,12 @@ def asks(patch: pytest.MonkeyPatch, hub: Hub, cache: Path, token: str | None = T
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_OFFLINE": False,
     }
+    # Older ones import such names one by one.
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("huggingface_hub.")]
     for name, value in values.items():
-        patch.setattr(constants, name, value)
+        for module in modules:
+            if name in vars(module):
+                patch.setattr(module, name, value)
     patch.setattr(hf_api.api, "endpoint", hub.url)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"):
         patch.delenv(name, raising=False)
