@@ -130,9 +130,9 @@ html_option = click.option(
 )
 card_option = click.option(
     "--card",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="A model card to take: its text stays, its front matter is completed.",
+    help="A model card to take: its text stays, its front matter is completed. `new` writes one, also where the pack carries one.",
 )
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 

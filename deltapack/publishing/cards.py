@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltapack.merging.basecard import front_of, is_short, kept_of
+from deltapack.merging.basecard import FRONT, front_of, is_short, kept_of
 from deltapack.merging.cardtext import plain
 from deltapack.packs.inspecting import PackSummary
 from deltapack.publishing.frontmatter import completed, with_front
@@ -90,7 +90,13 @@ def completed_card(card: bytes, facts: CardFacts, path: Path) -> tuple[str, list
     if named and facts.base is not None and facts.base not in named:
         notes.append(f"the card named {', '.join(map(str, named))} as base_model, and names {facts.base}, too")
         wanted["base_model"] = [facts.base, *filter(is_repo, named)]
-    return completed(card, wanted, path), notes
+    text = completed(card, wanted, path)
+    found = FRONT.match(card)
+    if LIBRARY.encode() not in card[found.end() if found else 0 :]:
+        notes.append("the card's text does not say how a pack is loaded; --card new writes one that does")
+    if "model-index" in said and not _is_exact(facts.summary):
+        notes.append("the results in the card's front matter were measured on another model than what the pack restores: it is not exact")
+    return text, notes
 
 
 def _front(facts: CardFacts) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from deltapack.publishing.hub import asking, check_repo, hub_library, is_repo, w
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
 
 CONFIG = "config.json"
+NEW = Path("new")
+"""In the place of a card: a new one, whatever else there is."""
 _PLACEHOLDER = "ORG/NAME"
 _LARGEST_CARD = 1 << 20
 
@@ -97,13 +99,15 @@ def card_of_pack(facts: CardFacts, given: Path | None, carried: bytes | None, th
 
     Args:
         facts: What is known of the pack.
-        given: A file of the user's.
+        given: A file of the user's, or `NEW`.
         carried: The card that the pack carries.
         theirs: The card that the repository has.
 
     Raises:
         RecipeError: The front matter of the card cannot be read, or the file.
     """
+    if given == NEW:
+        return card_text(facts), []
     if given is not None:
         return completed_card(_read(given), facts, given)
     for card in (theirs, carried):
@@ -129,7 +133,7 @@ def model_card(
         pack: The pack.
         base: The base, as `ORG/NAME` or `ORG/NAME@REVISION`; what the card of the pack names unless given, and else none.
         repo: The repository that the card is for, as `ORG/NAME`; snippets say `ORG/NAME` unless given.
-        card: A card whose text is kept and whose front matter is completed.
+        card: A card whose text is kept and whose front matter is completed; `"new"` for a new one, also where the pack carries one.
         out: A file to write it to.
         force: Whether to replace that file.
 

@@ -102,7 +102,8 @@ def push(
         pack: The pack.
         repo: The repository, as `ORG/NAME`; it is made if it is not there.
         base: The base, as `ORG/NAME` or `ORG/NAME@REVISION`; what the card of the pack names unless given. The commit is what is named.
-        card: The card; else that of the repository, or that of the pack, is completed, or one is written.
+        card: The card; else that of the repository, or that of the pack, is completed, or one is written,
+            as `"new"` asks for.
         private: Whether a new repository is private; one that is there must be.
         revision: The branch to commit to; it is made if it is not there.
         message: The message of the commit.

@@ -47,7 +47,7 @@ def test_push(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
         "message": "First",
         "create_pr": True,
         "dry_run": False,
-        "quiet": False,
+        "quiet": True,
         "workers": 1,
         "progress": None,
     }
@@ -88,7 +88,7 @@ def test_pull(run: Run, stand_in: StandIn, base: str | None, revision: str | Non
     recorder = stand_in("pull", report)
     result = run("pull", "me/math@v1", "-o", "math", "--pack", "math.dpk", "--workers", 2)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert recorder.args == ("me/math@v1", Path("math")) and recorder.kwargs == {"pack": "math.dpk", "quiet": False, "workers": 2}
+    assert recorder.args == ("me/math@v1", Path("math")) and recorder.kwargs == {"pack": "math.dpk", "quiet": True, "workers": 2}
     assert result.stdout.endswith(f"Note: a note\n\nNext: deltapack apply {shown} math/math.dpk -o restored/\n")
     assert f"me/math at {COMMIT}" in result.stdout and "500.0 kB in 1 file\n" in result.stdout
     assert run("pull", "me/math", "--quiet").stdout == "" and recorder.args[1] is None

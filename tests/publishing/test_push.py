@@ -118,7 +118,12 @@ def test_the_card_of_the_pack_is_kept_and_names_the_base(hub: Hub, made: Made) -
     report = push(pair, base=None)
     assert report.card.endswith("---\n\n# A fine-tune\n") and "library_name: deltapack\n" in report.card
     assert "- transformers\n- deltapack" in report.card and report.card.count("org/base") == 1
-    assert report.notes == ["the card's library_name was transformers, and is deltapack now: the repository has a pack in place of weights"]
+    assert report.notes == [
+        "the card's library_name was transformers, and is deltapack now: the repository has a pack in place of weights",
+        "the card's text does not say how a pack is loaded; --card new writes one that does",
+    ]
+    written = push(pair, card="new", dry_run=True)
+    assert "# A fine-tune" not in written.card and "deltapack pull me/math" in written.card and written.notes == []
 
 
 def test_the_card_of_the_user_comes_first(hub: Hub, made: Made, tmp_path: Path) -> None:
@@ -128,12 +133,22 @@ def test_the_card_of_the_user_comes_first(hub: Hub, made: Made, tmp_path: Path) 
     mine.write_text("---\nbase_model: org/other\n---\nMy own.\n")
     report = push(pair, card=mine)
     assert report.card.endswith("---\nMy own.\n") and "base_model:\n- org/base\n- org/other\n" in report.card
-    assert report.notes == ["the card named org/other as base_model, and names org/base, too"]
+    assert report.notes[0] == "the card named org/other as base_model, and names org/base, too"
     mine.write_text("---\n{: :\n---\n")
     with pytest.raises(RecipeError, match=r"card\.md"):
         push(pair, card=mine)
     with pytest.raises(RecipeError, match=r"none\.md: the card cannot be read: No such file"):
         push(pair, card=tmp_path / "none.md")
+
+
+def test_results_of_another_model_are_told(hub: Hub, made: Made) -> None:
+    card = "---\nmodel-index: []\n---\nLoad it with deltapack.\n"
+    lossy, exact = made(card), made(card, name="exact", exact=True)
+    with_base(hub, lossy)
+    assert push(lossy).notes == [
+        "the results in the card's front matter were measured on another model than what the pack restores: it is not exact"
+    ]
+    assert push(exact, "me/exact").notes == []
 
 
 def test_packs_of_adapters_and_merges_say_so(hub: Hub, made: Made, tmp_path: Path) -> None:

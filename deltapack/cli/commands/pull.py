@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ def command(repo: str, out: Path | None, pack: str | None, workers: int | None, 
 
     Every file is compared with the digest that the Hub lists, and the pack with all of its own.
     """
-    report = deltapack.pull(repo, out, pack=pack, quiet=quiet or as_json, workers=workers)
+    report = deltapack.pull(repo, out, pack=pack, quiet=quiet or as_json or not sys.stderr.isatty(), workers=workers)
     if as_json:
         print_json(report.to_json())
     elif not quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -56,7 +57,7 @@ def command(
             message=message,
             create_pr=create_pr,
             dry_run=dry_run,
-            quiet=silent,
+            quiet=silent or not sys.stderr.isatty(),
             workers=workers,
             progress=progress,
         )
