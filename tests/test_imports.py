@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("packs",),
     ("exporting",),
     ("merging",),
+    ("publishing",),
     ("live",),
     ("runs",),
     ("analysis",),
