@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
+    from deltapack.exporting.adapter import AdapterReport, AdapterRow, export_adapter
+    from deltapack.exporting.differences import DifferenceReport, export_difference
+    from deltapack.exporting.restored_model import TorchReport, export_full, export_torch
     from deltapack.limits import Limits
     from deltapack.live.attaching import attach
     from deltapack.live.loading import load_model, load_state_dict
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
     from deltapack.runs.watching import watch
 
 __all__ = [
+    "AdapterReport",
+    "AdapterRow",
     "AnalysisReport",
     "ApplyReport",
     "Budget",
@@ -73,6 +78,7 @@ __all__ = [
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
+    "DifferenceReport",
     "EvaluateReport",
     "ExplainReport",
     "FolderReport",
@@ -94,6 +100,7 @@ __all__ = [
     "Slice",
     "SquashReport",
     "SurveyReport",
+    "TorchReport",
     "TuneReport",
     "VerifyReport",
     "__version__",
@@ -103,6 +110,10 @@ __all__ = [
     "compress",
     "evaluate",
     "explain_merge",
+    "export_adapter",
+    "export_difference",
+    "export_full",
+    "export_torch",
     "load_model",
     "load_state_dict",
     "log_packs",
@@ -125,6 +136,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdapterReport": "exporting.adapter",
+    "AdapterRow": "exporting.adapter",
     "AnalysisReport": "analysis.findings",
     "ApplyReport": "reports",
     "Budget": "packing.budget",
@@ -132,6 +145,7 @@ _HOMES = {
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "DifferenceReport": "exporting.differences",
     "EvaluateReport": "analysis.reports",
     "ExplainReport": "reports",
     "FolderReport": "packs.model_folder",
@@ -153,6 +167,7 @@ _HOMES = {
     "Slice": "device.model_tensors",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
+    "TorchReport": "exporting.restored_model",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
     "analyze": "analysis.analyzing",
@@ -161,6 +176,10 @@ _HOMES = {
     "compress": "packing.compressing",
     "evaluate": "analysis.evaluating",
     "explain_merge": "merging.explaining",
+    "export_adapter": "exporting.adapter",
+    "export_difference": "exporting.differences",
+    "export_full": "exporting.restored_model",
+    "export_torch": "exporting.restored_model",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
     "log_packs": "packs.lineage",
