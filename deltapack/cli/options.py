@@ -17,6 +17,7 @@ __all__ = [
     "base_argument",
     "base_packs_option",
     "cache_option",
+    "card_option",
     "check_measure_options",
     "checkpoint_options",
     "checkpoint_path",
@@ -132,6 +133,12 @@ html_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a page with tables and plots: one file, which needs no network.",
+)
+card_option = click.option(
+    "--card",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A model card to take: its text stays, its front matter is completed. `new` writes one, also where the pack carries one.",
 )
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
