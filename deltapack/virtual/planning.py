@@ -173,7 +173,7 @@ def _plan_recipe(stack: ExitStack, base: str | Path, path: Path, workers: int) -
 def _plan_merge(stack: ExitStack, request: MergeRequest, dtype: str | None, workers: int) -> FolderPlan:
     """Plan what `merge` writes; what formulas have to know of a tensor is found out when it is read."""
     cast = None if dtype is None else float_dtype(dtype)
-    plan = plan_merge(stack, request, cast)
+    plan = plan_merge(stack, request, cast, workers)
     readers = [pack.reader for pack in plan.packs]
 
     def finish(job: TensorJob) -> TensorJob:
