@@ -24,6 +24,7 @@ EXIT_CODES = {
     "UnsupportedError": 5,
     "SourceError": 1,
     "BackendError": 5,
+    "HubError": 1,
     "LimitError": 6,
 }
 

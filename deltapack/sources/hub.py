@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import BackendError, DeltapackError, NotACheckpointError, NotAPackError, RecipeError
+from deltapack.sources.remote_path import RemotePath
+from deltapack.sources.urls import is_url
 
 __all__ = ["HubFile", "NamedBase", "fetch_model", "fetch_pack", "find_base", "has_hub", "parse_hub", "split_revision"]
 
@@ -115,7 +117,7 @@ def find_base(name: str, revision: str | None = None, *, beside: Path | None = N
     `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and the token are those of huggingface_hub.
 
     Args:
-        name: A path, or `ORG/NAME`; a folder of that name comes before a repository, as for transformers.
+        name: A path, an address, or `ORG/NAME`; a folder of that name comes before a repository, as for transformers.
         revision: Branch, tag or commit of the repository; its main branch unless given.
         beside: Where relative paths that begin with a dot start from; the working directory unless given.
         side_files: Whether tokenizer and other small files are wanted, too.
@@ -125,6 +127,8 @@ def find_base(name: str, revision: str | None = None, *, beside: Path | None = N
         NotACheckpointError: There is no such folder, or the repository cannot be fetched, or has no weights that are read.
         RecipeError: A path has a revision.
     """
+    if is_url(name) and revision is None:
+        return NamedBase(RemotePath.of(name))
     path = Path(name).expanduser()
     if name.startswith(".") and beside is not None:
         path = beside / path
