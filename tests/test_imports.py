@@ -80,6 +80,8 @@ LAZY = {
     "matplotlib": {"demo.render"},
     "mfusepy": {"integrations.fuse.mounting"},
     "transformers": {"analysis.texts", "checkpoint.conversions", "exporting.modules", "live.loading"},
+    "fsspec": {"sources.objects"},
+    "urllib3": {"sources.web"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
