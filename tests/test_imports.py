@@ -81,7 +81,7 @@ LAZY = {
     "mfusepy": {"integrations.fuse.mounting"},
     "transformers": {"analysis.texts", "checkpoint.conversions", "exporting.modules", "live.loading"},
     "fsspec": {"sources.objects"},
-    "urllib3": {"sources.web"},
+    "urllib3": {"sources.web_requests"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {

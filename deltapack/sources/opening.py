@@ -6,7 +6,6 @@ from pathlib import Path
 
 from deltapack.sources.local import LocalFile
 from deltapack.sources.reading import Faults, Readable
-from deltapack.sources.remote import RemoteFile
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["open_file"]
@@ -23,4 +22,8 @@ def open_file(path: Path, faults: Faults) -> Readable:
         DeltapackError: As `faults` says.
         SourceError: A file of another machine cannot be reached.
     """
-    return RemoteFile(path, path.url, faults) if isinstance(path, RemotePath) else LocalFile(path, faults)
+    if not isinstance(path, RemotePath):
+        return LocalFile(path, faults)
+    from deltapack.sources.remote import RemoteFile  # only who reads elsewhere pays for importing it
+
+    return RemoteFile(path, path.url, faults)

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 from deltapack.errors import CheckpointError, RecipeError
 from deltapack.sources import stores
 from deltapack.sources.found import Found
-from deltapack.sources.reading import Faults
-from deltapack.sources.remote import RemoteFile
+from deltapack.sources.reading import Faults, Readable
 from deltapack.sources.urls import Url, parse_url, url_of_parts
 
 __all__ = ["RemotePath"]
@@ -192,6 +191,8 @@ class RemotePath(PosixPath):
         """
         if mode != "rb":
             self._refuse()
+        from deltapack.sources.remote import RemoteFile  # only who reads here pays for importing it
+
         return io.BufferedReader(_Raw(RemoteFile(self, self.url, _FAULTS)))
 
     def read_bytes(self) -> bytes:
@@ -215,7 +216,7 @@ class RemotePath(PosixPath):
 class _Raw(io.RawIOBase):
     """A file of another machine as one of Python's."""
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file, self._at = file, 0
 
     def readable(self) -> bool:

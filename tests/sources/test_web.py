@@ -14,8 +14,7 @@ from support.web_server import Answer, Request, WebServer
 
 from deltapack.checkpoint.files import open_to_read
 from deltapack.errors import CheckpointError, DeltapackError, NotACheckpointError, SourceError
-from deltapack.sources import retrying
-from deltapack.sources import web as module
+from deltapack.sources import retrying, web_requests
 from deltapack.sources.remote_path import RemotePath
 
 DATA = random.Random(0).randbytes(9_000_000)
@@ -293,5 +292,5 @@ def test_proxies_of_the_environment_are_used(web: WebServer, monkeypatch: pytest
     serve(web, DATA[:10], "/x.bin")
     monkeypatch.setenv("http_proxy", web.url)
     monkeypatch.setenv("no_proxy", "")
-    module._pools.cache_clear()
+    web_requests._pools.cache_clear()
     assert RemotePath.of("http://localhost:1/x.bin").stat().st_size == 10
