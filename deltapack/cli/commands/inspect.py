@@ -24,6 +24,8 @@ PARTS = {
     "header": "header and index of the file",
 }
 COLUMNS = ("tensor", "role", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
+DROPPED = ("role", "index", "max |delta|", "kept", "shape", "values", "dtype", "kind")
+"""What a narrow terminal does without, first to last."""
 
 
 @click.command(cls=options.Command, short_help="Show what a pack holds.")
@@ -39,7 +41,7 @@ def command(pack: Path, tensors: bool, quiet: bool, as_json: bool) -> None:
         _print(summary)
         if tensors:
             click.echo()
-            print_table(COLUMNS, map(_row, summary.tensors), left=7)
+            print_table(COLUMNS, map(_row, summary.tensors), left=7, drop=DROPPED)
 
 
 def _print(summary: PackSummary) -> None:
