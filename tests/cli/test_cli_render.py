@@ -95,7 +95,7 @@ def shown_on(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, columns: int,
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(("columns", "gone"), [(34, 3), (60, 2), (80, 0), (120, 0)])
+@pytest.mark.parametrize(("columns", "gone"), [(34, 3), (60, 1), (80, 0), (120, 0)])
 def test_a_terminal_gets_what_fits(columns: int, gone: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown_on(monkeypatch, Terminal(), columns, NO_COLOR="1").splitlines()
     table = lines[:4]
