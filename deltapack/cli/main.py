@@ -41,8 +41,8 @@ Every command takes --help.
 
 \b
 Completion of commands, options, methods and paths; for bash, in ~/.bashrc:
-    eval "$(_DELTAPACK_COMPLETE=bash_source deltapack)"
-zsh and fish: zsh_source in ~/.zshrc, fish_source piped to source."""
+    eval "$(deltapack completion bash)"
+zsh and fish: deltapack completion --help."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ COMMANDS: Mapping[str, _Command] = {
     "squash": _Command("Make one pack of a chain of packs."),
     "export": _Command("Write a pack in a form that another tool loads."),
     "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
+    "completion": _Command("Print the script that completes commands in a shell.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 

@@ -50,7 +50,7 @@ def test_help_lists_commands_and_exit_codes(run: Run) -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     raised = {error.exit_code for error in classes if issubclass(error, errors.DeltapackError)}
     assert documented >= raised | {0}
-    assert "_DELTAPACK_COMPLETE=bash_source deltapack" in text
+    assert 'eval "$(deltapack completion bash)"' in text
     assert "130  interrupted" in text
 
 

@@ -105,6 +105,7 @@ ELSEWHERE = {
     "demo": {"quiet", "as_json"},
     "log": {"paths", "quiet", "as_json"},
     "squash": {"packs", "out", "base", "weight_files", "force", "workers", "quiet", "as_json"},
+    "completion": {"shell"},
     "inspect": {"pack", "tensors", "html", "force", "quiet", "as_json"},
 }
 """Parameters that the tests below, or those of the command, look at."""
