@@ -53,14 +53,15 @@ def demo_page(report: DemoReport) -> str:
     """Return the page: sizes, what packs of a size keep, and the figures."""
     header = ("model", "bytes", "smaller", *(f"{domain}, bits a byte" for domain in DOMAINS), "retention")
     checkpoint = report.rows[0].file_bytes
-    sizes = [(row.name, float(row.file_bytes)) for row in report.rows if row.file_bytes and row.step != "base"]
-    text = "Bytes of a fine-tune and of its packs, by powers of ten."
+    first = DOMAINS[0]  # the other's are as large, and names of both have no room
+    sizes = [(row.name, float(row.file_bytes)) for row in report.rows if row.name.startswith(first)]
+    text = f"Bytes of the fine-tune on {first} and of its packs."
     kept = "Share of what each fine-tune gained over the base that its restored packs keep; the fine-tune itself is 100 %."
     return page(
         "What packs keep of two small fine-tunes",
         [
             paragraphs([_said(report)], "say"),
-            section("How small they are", text, bar_chart("bytes of packs", Axis(""), Axis("bytes", True), sizes)),
+            section("How small they are", text, bar_chart("bytes of packs", Axis(""), Axis("bytes"), sizes)),
             section("What they keep", kept, _kept(report.rows)),
             section(
                 "Figures", "Losses are of text that no model has seen.", table(header, [_cells(row, checkpoint) for row in report.rows])
