@@ -134,26 +134,27 @@ def test_the_docstring_of_the_package_runs(here: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Language models, texts and a program that measures, for the commands that run models."""
-    pytest.importorskip("torch")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Language models, short texts and a program that measures, for the commands that run models."""
+    torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from support.languages import language_models
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for one another
     folder = tmp_path_factory.mktemp("spoken")
     base, finetuned, text = language_models(folder)
-    for found, name in ((base, "base"), (finetuned, "finetuned")):
-        if found != folder / name:
-            found.rename(folder / name)
+    assert (base, finetuned) == (folder / "base", folder / "finetuned")
     for name in ("held-out.txt", "some.txt"):
-        shutil.copy(text, folder / name)
+        (folder / name).write_text(text.read_text("utf-8")[:600])
     for name, rate in {"math": 0.5, "small": 0.9, "large": 0.3}.items():
         deltapack.compress(folder / "base", folder / "finetuned", folder / f"{name}.dpk", recipe=deltapack.Recipe(drop_rate=rate))
     (folder / "my.py").write_text(
         "import sys\nfrom safetensors.numpy import load_file\n"
         "print(sum(float(abs(one).sum()) for one in load_file(sys.argv[1] + '/model.safetensors').values()))\n"
     )
-    return folder
+    yield folder
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("page", "code"), SHELL, ids=[f"{name}-{number}" for number, (name, _) in enumerate(SHELL)])
