@@ -177,6 +177,22 @@ def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair: Pair, tmp_path: Pa
     assert (code, shown) == (0, "")
 
 
+def test_numba_is_told_to_leave_the_terminal_alone() -> None:
+    """With colorama it writes an escape at the end; tests may run where that is not installed."""
+    name = "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING"
+    code = f"""
+import os, sys
+os.environ.pop("{name}", None)
+from deltapack.cli.main import main
+sys.argv = ["deltapack", "--version"]
+try:
+    main()
+finally:
+    print(os.environ.get("{name}"), "numba" in sys.modules)
+"""
+    assert python(code).stdout.splitlines()[-1] == "1 False"
+
+
 def on_a_terminal(*args: object) -> tuple[int, str]:
     """Run the command line on a terminal of 80 columns; return its exit code and all it showed."""
     child, terminal = pty.fork()
