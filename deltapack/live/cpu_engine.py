@@ -29,12 +29,12 @@ class Place(NamedTuple):
     Attributes:
         name: Its name.
         digest: Its root digest; empty where nobody says.
-        region: Where it lives; `None`: not in this process.
+        regions: Where it lives; none: not in this process.
     """
 
     name: str
     digest: str
-    region: Region | None
+    regions: tuple[Region, ...]
 
 
 def place(job: TensorJob, model: ModelTensors) -> Place:
@@ -55,7 +55,7 @@ def place(job: TensorJob, model: ModelTensors) -> Place:
             found="no such tensor" if held is None else f"{held.dtype} {list(held.shape)}",
             hint="Build the model with deltapack.load_model.",
         )
-    return Place(name, digest, model.regions.get(name))
+    return Place(name, digest, model.places(name))
 
 
 def _replaced(job: TensorJob) -> tuple[str, str]:

@@ -93,6 +93,11 @@ class LiveModel:
         return tuple(step.pack for step in self._steps)
 
     @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of what the last step of a chain gives; `None` where no step was taken."""
+        return self._steps[-1].reader.index.result_fingerprint if self._steps else None
+
+    @property
     def undo_bytes(self) -> int:
         """Bytes that are kept to bring the base back."""
         return sum(saved.nbytes for saved in (*self._saved, *(saved for step in self._steps for saved in step.saved)))

@@ -16,6 +16,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice
 from deltapack.device.exact_work import ExactWork
 from deltapack.device.model_tensors import ModelTensors
+from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Saved, UndoMode, Work
 from deltapack.errors import UnsupportedError
@@ -117,11 +118,11 @@ class Planner:
         host: list[HostWork] = []
         by_reader = {pack.reader: pack for pack in packs}
         for job in composition.jobs:
-            work = self._work(job, by_reader)
-            if isinstance(work, HostWork):
-                host.append(work)
-            elif work is not None:
-                works.setdefault(work.region.memory.device, []).append(work)
+            for work in self._works(job, by_reader):
+                if isinstance(work, HostWork):
+                    host.append(work)
+                else:
+                    works.setdefault(work.region.memory.device, []).append(work)
         return SwitchPlan(works, host)
 
     def step(self, pack: Loaded) -> tuple[SwitchPlan, dict[str, str]]:
@@ -136,18 +137,30 @@ class Planner:
         roots = {place(job, self.model).name: job.digest for job in composition.jobs}
         return self.plan(composition, [pack]), roots
 
-    def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork | None:
-        name, digest, region = place(job, self.model)
+    def _works(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Iterator[Work | ExactWork | HostWork]:
+        """Yield what a job does to each place where its tensor lives."""
+        name, digest, regions = place(job, self.model)
         exact = job.source.exact if isinstance(job.source, FromBase) else None
-        if region is None or (not job.terms and job.source.rows is None and exact is None):
-            return None
-        if region.memory.numel() < job.numel and any(_needing_all(job)):
+        if not job.terms and job.source.rows is None and exact is None:
+            return
+        if name in self.model.refused:
             hint = "Restore the checkpoint with deltapack.apply and load that."
-            raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
+            raise UnsupportedError(
+                "the pack changes what cannot be changed in place", tensor=name, found=self.model.refused[name], hint=hint
+            )
+        for region in regions:
+            if region.memory.numel() < job.numel and any(_needing_all(job)):
+                hint = "Restore the checkpoint with deltapack.apply and load that."
+                raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
         # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
-        if self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None):
+        if regions and (self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None)):
             self.model.check(name, digest)
-        device = region.memory.device
+        for region in regions:
+            yield self._work(job, region, packs)
+
+    def _work(self, job: TensorJob, region: Region, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork:
+        """Return what a job does to one place."""
+        exact, device = job.source.exact if isinstance(job.source, FromBase) else None, region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
         if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None:
             return HostWork(job, region)
