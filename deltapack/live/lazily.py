@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.regions import region_of
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.format.reader import PackReader
 from deltapack.live.rooms import TensorSink, room_for, unheard
 from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
@@ -82,32 +81,36 @@ class LazyTensors:
 
 
 @contextmanager
-def open_lazily(base: str | Path, packs: Packs, *, follow: Sequence[Path] = (), workers: int | None = None) -> Iterator[LazyTensors]:
+def open_lazily(base: str | Path, packs: Packs, *, workers: int | None = None, chain: bool = False) -> Iterator[LazyTensors]:
     """Compare a base with packs, by what their headers say, and plan the tensors; they can be made as long as this is open.
 
     Args:
         base: What `deltapack.checkpoint.open_checkpoint` reads.
         packs: Weights of packs, in order of addition, with the bits that `merge` gives; or packs of weight 1, or one.
-        follow: The chain that they follow, in any order: what it gives is their base.
         workers: Threads; every core unless given.
+        chain: Whether the packs follow one another, in any order, and what the last one gives is wanted.
 
     Raises:
-        BaseMismatchError: This is not the base of the packs, or the chain lacks one.
+        BaseMismatchError: This is not the base of the packs, or they are no chain.
         CheckpointError: The base is damaged, or none.
         FormatError: A pack is damaged, or none.
         MergeConflictError: Packs disagree on what cannot be added.
-        RecipeError: An argument is out of range, or there is no pack.
+        RecipeError: An argument is out of range, there is no pack, or one of a chain has a weight.
         UnsupportedError: The result has weights in sub-folders.
     """
     threads, weights = resolve_workers(workers), weights_of(packs)
     if not weights:
         raise RecipeError("nothing to load", expected="at least one pack")
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(base))
-        links = stack.enter_context(open_links(list(follow)))
-        readers = [stack.enter_context(PackReader(path)) for path in weights]
-        weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
-        seen = arranged_base(restored_from(checkpoint, in_order(links)), readers)
+    if chain and set(weights.values()) != {1.0}:
+        hint = "Each pack of a chain follows what the one before gives in full; leave the weights out."
+        raise RecipeError(
+            "a pack of a chain has a weight", found=", ".join(f"{path} {weight:g}" for path, weight in weights.items()), hint=hint
+        )
+    with open_checkpoint(base) as checkpoint, open_links(list(weights)) as opened:
+        *before, last = in_order(opened) if chain else [opened[0]]
+        readers = [last] if chain else opened
+        weighted = [WeightedPack(reader, weights[reader.path]) for reader in readers]
+        seen = arranged_base(restored_from(checkpoint, before), readers)
         composition = compose(seen, weighted)
         if composition.folders:
             hint = "Restore a folder with `deltapack apply`, and load that with the library that it is for."

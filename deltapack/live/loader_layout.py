@@ -15,6 +15,7 @@ from deltapack.device.torch_kernels import BITS
 from deltapack.errors import BaseMismatchError
 from deltapack.format.digest import CHUNK
 from deltapack.live.probing import LoadWeights, Written, memory_of, probe_loader
+from deltapack.live.wanted import loaded_names
 
 __all__ = ["find_served_tensors"]
 
@@ -69,7 +70,7 @@ def find_served_tensors(model: torch.nn.Module, base: Checkpoint, load: LoadWeig
 def _probes(base: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return a tensor without memory for each name of the checkpoint, and those of which torch has no type."""
     probes, refused = dict[str, torch.Tensor](), dict[str, str]()
-    for name in sorted({*base.tensors, *base.aliases}):
+    for name in loaded_names(base):
         info = base.tensors[base.aliases.get(name, name)]
         dtype = getattr(torch, info.dtype.torch, None) if info.dtype.torch else None
         if dtype is None:

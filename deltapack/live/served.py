@@ -44,7 +44,7 @@ class ServedModel:
 
     Args:
         model: The model, or what this process holds of it.
-        base: The checkpoint that it was loaded from.
+        base: Finds the checkpoint that it was loaded from; where that fails in one process, it fails in all.
         load: Its loader, such as `model.load_weights`.
         exchange: How the processes of the model talk to one another.
         backend: `auto`, `cpu`, `torch` or `triton`.
@@ -59,7 +59,7 @@ class ServedModel:
     def __init__(
         self,
         model: torch.nn.Module,
-        base: str | Path,
+        base: Callable[[], Path],
         load: LoadWeights,
         *,
         exchange: Exchange = alone,
@@ -70,7 +70,7 @@ class ServedModel:
         made: list[LiveModel] = []
 
         def make() -> None:
-            with open_checkpoint(base) as checkpoint:
+            with open_checkpoint(base()) as checkpoint:
                 self._found = find_served_tensors(model, checkpoint, load)
             choices = {device: choose(backend, device) for device in {region.memory.device for region in self._found.regions.values()}}
             made.append(LiveModel(self._found, choices, "auto", True, resolve_workers(workers)))

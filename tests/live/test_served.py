@@ -67,7 +67,7 @@ def test_every_rank_holds_its_slices_of_the_applied_checkpoint(
         rank = Rank(number, of)
         model = loaded(ServedLlama(rank, **options), start)
         before = snapshot(model)
-        served = ServedModel(model, base_of, model.load_weights, workers=1)
+        served = ServedModel(model, lambda: base_of, model.load_weights, workers=1)
         assert snapshot(model) == before and served.status()["refused"] == {}
         served.activate({packs[0]: 1.0, packs[1]: 0.5})
         assert snapshot(model) == snapshot(loaded(ServedLlama(rank, **options), wanted)) != before
@@ -83,7 +83,7 @@ def test_exact_packs_and_chains_where_tensors_are_whole(pack_of: PackOf, base_of
     first, second = exact_pack(base_of, files[0]), exact_pack(base_of, files[1], [base_of.parent / "0.dpk"])
     model = loaded(ServedLlama(), load_file(base_of))
     before = snapshot(model)
-    served = ServedModel(model, base_of, model.load_weights, workers=1)
+    served = ServedModel(model, lambda: base_of, model.load_weights, workers=1)
     after = [snapshot(loaded(ServedLlama(), load_file(file))) for file in files]
     assert served.follow([first])["steps"] == [str(first)] and snapshot(model) == after[0]
     for _ in range(2):  # what is there already is not done again
@@ -133,7 +133,7 @@ def test_all_ranks_or_none(pack_of: PackOf, base_of: Path) -> None:
     models = [loaded(ServedLlama(Rank(number, 2)), start) for number in range(2)]
 
     def serve(number: int, exchange: Any) -> tuple[Any, ...]:
-        served = ServedModel(models[number], base_of, models[number].load_weights, exchange=exchange, workers=1)
+        served = ServedModel(models[number], lambda: base_of, models[number].load_weights, exchange=exchange, workers=1)
         served.activate([packs[0]])
         before = snapshot(models[number])
         missing = packs[1] if number else packs[1].with_name("nowhere.dpk")
@@ -154,7 +154,7 @@ def test_an_exact_tensor_of_which_a_rank_holds_a_slice_is_refused_by_name(pack_o
     model = loaded(ServedLlama(Rank(0, 2)), load_file(base_of))
     before = snapshot(model)
     with pytest.raises(UnsupportedError, match="slice of its base"):
-        ServedModel(model, base_of, model.load_weights, workers=1).activate([pack])
+        ServedModel(model, lambda: base_of, model.load_weights, workers=1).activate([pack])
     assert snapshot(model) == before
 
 
@@ -215,7 +215,7 @@ def test_what_a_loader_computes_is_refused_by_name_and_the_rest_works(kind: type
     pack, other = pack_of(base, tuned(base), "pack"), pack_of(base, tuned(base) | {name: base[name]}, "other")
     model = loaded(kind(), load_file(base_of))
     before = snapshot(model)
-    served = ServedModel(model, base_of, model.load_weights, workers=1)
+    served = ServedModel(model, lambda: base_of, model.load_weights, workers=1)
     assert list(served.status()["refused"]) == [name] and snapshot(model) == before
     with pytest.raises(UnsupportedError, match="computes") as caught:
         served.activate([pack])
@@ -228,7 +228,7 @@ def test_views_and_copies_of_a_tensor_are_followed(pack_of: PackOf, base_of: Pat
     base = checkpoint()
     pack = pack_of(base, tuned(base))
     model = loaded(Moved(), load_file(base_of))
-    ServedModel(model, base_of, model.load_weights, workers=1).activate([pack])
+    ServedModel(model, lambda: base_of, model.load_weights, workers=1).activate([pack])
     assert snapshot(model) == snapshot(loaded(ServedLlama(), applied(base_of, [pack])))
 
 
@@ -238,7 +238,7 @@ def test_a_loader_that_looks_at_elements_cannot_be_followed(pack_of: PackOf, bas
     model = loaded(Looks(), load_file(base_of))
     before = snapshot(model)
     with pytest.raises(UnsupportedError, match="cannot be followed") as caught:
-        ServedModel(model, base_of, model.load_weights)
+        ServedModel(model, lambda: base_of, model.load_weights)
     assert caught.value.tensor == "blocks.0.o_proj.weight" and snapshot(model) == before
 
 
@@ -251,7 +251,7 @@ def test_repacked_and_cast_layers_are_refused_by_name(pack_of: PackOf, base_of: 
     first.o_proj.weight.data = first.o_proj.weight.data.flip(0)
     first.down_proj.weight.data = first.down_proj.weight.data.half()
     second.W_UV = second.qkv_proj.weight.data[:8].clone()
-    served = ServedModel(model, base_of, model.load_weights, workers=1)
+    served = ServedModel(model, lambda: base_of, model.load_weights, workers=1)
     refused = served.status()["refused"]
     assert "repacked" in refused["blocks.0.o_proj.weight"]
     assert refused["blocks.0.down_proj.weight"] == "the model holds it as float16, the checkpoint as bfloat16"
@@ -266,7 +266,7 @@ def test_another_base_is_refused(pack_of: PackOf, base_of: Path) -> None:
     pack_of(base, tuned(base))
     model = loaded(ServedLlama(), load_file(base_of.parent / "pack.safetensors"))
     with pytest.raises(BaseMismatchError, match="nothing of the base"):
-        ServedModel(model, base_of, model.load_weights)
+        ServedModel(model, lambda: base_of, model.load_weights)
 
 
 def test_of_tensors_that_the_model_ties_the_last_one_counts(pack_of: PackOf, base_of: Path) -> None:
@@ -279,5 +279,5 @@ def test_of_tensors_that_the_model_ties_the_last_one_counts(pack_of: PackOf, bas
     with deltapack.checkpoint.open_checkpoint(base_of) as opened:
         found = find_served_tensors(model, opened, model.load_weights)
     assert "lm_head.weight" in found.regions and "embed.weight" not in found.regions
-    ServedModel(model, base_of, model.load_weights, workers=1).activate([pack])
+    ServedModel(model, lambda: base_of, model.load_weights, workers=1).activate([pack])
     assert snapshot(model) == snapshot(loaded(ServedLlama(tied=True), applied(base_of, [pack])))
