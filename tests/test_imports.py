@@ -66,6 +66,7 @@ LAZY = {
 AT_HOME = {
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
     "transformers": {"integrations"},
+    "vllm": {"integrations"},
     "triton": {
         "device.exact_launch",
         "device.triton_decoding",

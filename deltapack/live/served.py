@@ -19,7 +19,7 @@ from deltapack.live.probing import LoadWeights
 from deltapack.live.weights import Packs
 from deltapack.parallel import resolve_workers
 
-__all__ = ["Exchange", "ServedModel", "alone"]
+__all__ = ["Exchange", "ServedModel", "alone", "among"]
 
 Exchange = Callable[[Any], list[Any]]
 """Gives what this process says to all that serve the model with it, and returns what all say; they call it in turn, each the same times."""
@@ -34,6 +34,21 @@ def alone(said: Any) -> list[Any]:
     ['here']
     """
     return [said]
+
+
+def among(groups: Sequence[Any], said: Any) -> list[Any]:
+    """Exchange what is said among the processes of a model, group by group.
+
+    Args:
+        groups: Those of tensor and of pipeline parallelism, as vLLM and SGLang have them: `world_size`, and `cpu_group` for torch.
+        said: What this process says.
+    """
+    heard = [said]
+    for group in groups:
+        parts: list[Any] = [None] * group.world_size
+        torch.distributed.all_gather_object(parts, heard, group=group.cpu_group)
+        heard = [one for part in parts for one in part]
+    return heard
 
 
 class ServedModel:

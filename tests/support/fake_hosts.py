@@ -101,7 +101,8 @@ class WeightTransferEngineFactory:
 class _Groups:
     """Groups of one process."""
 
-    world_size, cpu_group = 1, None
+    world_size = 1
+    cpu_group = None
 
 
 def _modules(monkeypatch: pytest.MonkeyPatch, contents: dict[str, dict[str, Any]], room: str) -> None:

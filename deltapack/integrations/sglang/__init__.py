@@ -21,7 +21,7 @@ import torch
 
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
-from deltapack.live.served import ServedModel
+from deltapack.live.served import ServedModel, among
 from deltapack.live.wanted import Wanted
 from deltapack.packs.named_base import find_base
 
@@ -93,14 +93,10 @@ def _serve(model: Any, base: str | None) -> ServedModel:
     from sglang.srt.distributed.parallel_state import get_pp_group, get_tp_group
     from sglang.srt.runtime_context import get_server_args
 
-    def exchange(said: Any) -> list[Any]:
-        for group in (get_tp_group(), get_pp_group()):
-            heard: list[Any] = [None] * group.world_size
-            torch.distributed.all_gather_object(heard, said, group=group.cpu_group)
-            said = heard
-        return [one for stage in said for one in stage]
-
     args = get_server_args()
     return ServedModel(
-        model, lambda: find_base(base or args.model_path, None if base else args.revision).folder, model.load_weights, exchange=exchange
+        model,
+        lambda: find_base(base or args.model_path, None if base else args.revision).folder,
+        model.load_weights,
+        exchange=lambda said: among((get_tp_group(), get_pp_group()), said),
     )

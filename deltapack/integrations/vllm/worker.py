@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.live.served import ServedModel
+from deltapack.live.served import ServedModel, among
 from deltapack.live.wanted import Wanted, restored_weights
 from deltapack.packs.named_base import find_base
 
@@ -119,14 +119,9 @@ def serve(model: Any, vllm_config: Any, base: str | None = None) -> ServedModel:
 
 def exchange(said: Any) -> list[Any]:
     """Give what this worker says to all workers of the engine: those of its tensor and pipeline parallelism."""
-    import torch
     from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
-    for group in (get_tp_group(), get_pp_group()):
-        heard: list[Any] = [None] * group.world_size
-        torch.distributed.all_gather_object(heard, said, group=group.cpu_group)
-        said = heard
-    return [one for stage in said for one in stage]
+    return among((get_tp_group(), get_pp_group()), said)
 
 
 def _base(config: Any, base: str | None) -> Path:
