@@ -56,6 +56,7 @@ class ModelTensors:
         roots: Root digests of whole tensors as they were before any pack was active.
         further: Where else a tensor lives: other slices of it, or copies.
         refused: Tensors that live here in a way that no pack can change, and why.
+        elements: The base, open, where what this process does not hold of it can be read.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -65,6 +66,7 @@ class ModelTensors:
     roots: dict[str, str] = field(default_factory=dict)
     further: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    elements: Checkpoint | None = None
 
     def region(self, name: str) -> Region | None:
         """Return where a tensor of the base lives, by any of its names."""

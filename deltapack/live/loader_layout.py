@@ -64,7 +64,7 @@ def find_served_tensors(model: torch.nn.Module, base: Checkpoint, load: LoadWeig
         raise BaseMismatchError("the model holds nothing of the base", path=base.path, tensor=name, found=why, hint=hint)
     first = {name: regions[0] for name, regions in places.items()}
     further = {name: tuple(regions[1:]) for name, regions in places.items() if len(regions) > 1}
-    return ModelTensors(base.tensors, base.aliases, first, base.path, further=further, refused=refused)
+    return ModelTensors(base.tensors, base.aliases, first, base.path, further=further, refused=refused, elements=base)
 
 
 def _probes(base: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import torch
 
+from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.exact_entry import ExactTensor
+from deltapack.composing.chain import restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import FromBase, PackTerm, StoredTerm, TensorJob
 from deltapack.composing.weighted import WeightedPack
@@ -19,7 +22,8 @@ from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Saved, UndoMode, Work
-from deltapack.errors import UnsupportedError
+from deltapack.errors import BaseMismatchError, UnsupportedError
+from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.live.cpu_engine import HostEngine, HostWork, place
@@ -86,12 +90,19 @@ class Planner:
         choices: What decodes on each device.
         verify: Whether tensors are compared with the digests of the base.
         workers: Threads.
+        before: Steps of a chain that the model has taken.
     """
 
     model: ModelTensors
     choices: Mapping[torch.device, Choice]
     verify: bool
     workers: int
+    before: Sequence[PackReader] = ()
+
+    @cached_property
+    def elements(self) -> Checkpoint | None:
+        """What the model was made of so far, where that can be read."""
+        return None if self.model.elements is None else restored_from(self.model.elements, self.before)
 
     def compose(self, packs: Sequence[Loaded], recipe: MergeRecipe, prefer: int | None) -> Composition:
         """Return what each tensor will be made of, with what the method has to know of whole tensors.
@@ -148,15 +159,32 @@ class Planner:
             raise UnsupportedError(
                 "the pack changes what cannot be changed in place", tensor=name, found=self.model.refused[name], hint=hint
             )
-        for region in regions:
-            if region.memory.numel() < job.numel and any(_needing_all(job)):
-                hint = "Restore the checkpoint with deltapack.apply and load that."
-                raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
+        around = None
+        if any(region.memory.numel() < job.numel for region in regions) and any(_needing_all(job)):
+            around = self._around(job, digest)
         # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
         if regions and (self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None)):
             self.model.check(name, digest)
         for region in regions:
-            yield self._work(job, region, packs)
+            yield self._work(job, region, packs) if around is None else HostWork(job, region, around)
+
+    def _around(self, job: TensorJob, digest: str) -> Checkpoint:
+        """Return where all elements of the tensor that a job starts from are read, of which this process holds a slice.
+
+        Raises:
+            BaseMismatchError: They are other elements than those that the pack was made from.
+            UnsupportedError: Nobody has them.
+        """
+        elements, base = self.elements, job.source.base if isinstance(job.source, FromBase) else None
+        if elements is None or base is None or base.arranged is not None:
+            hint = "Restore the checkpoint with deltapack.apply and load that."
+            raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
+        pieces = (elements.read(base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, base.numel)) for chunk in range(chunk_count(base.numel)))
+        found = root_digest(base.dtype.name, base.shape, map(chunk_digest, pieces))
+        if digest and found != digest:
+            what = "the base has another content than the one that the pack was made from"
+            raise BaseMismatchError(what, path=elements.path, tensor=base.name, expected=f"digest {digest}", found=found, rule="R12")
+        return elements
 
     def _work(self, job: TensorJob, region: Region, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork:
         """Return what a job does to one place."""

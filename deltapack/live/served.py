@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,20 @@ class ServedModel:
         backend: str = "auto",
         workers: int | None = None,
     ) -> None:
-        self._exchange = exchange
+        self._exchange, self._open = exchange, ExitStack()
         made: list[LiveModel] = []
 
         def make() -> None:
-            with open_checkpoint(base()) as checkpoint:
-                self._found = find_served_tensors(model, checkpoint, load)
+            # It stays open: where a process holds a slice, an exact tensor is made of elements that others hold.
+            self._found = find_served_tensors(model, self._open.enter_context(open_checkpoint(base())), load)
             choices = {device: choose(backend, device) for device in {region.memory.device for region in self._found.regions.values()}}
             made.append(LiveModel(self._found, choices, "auto", True, resolve_workers(workers)))
 
-        self._together(make, lambda: None)
+        try:
+            self._together(make, lambda: None)
+        except BaseException:
+            self._open.close()
+            raise
         self._live = made[0]
 
     def activate(self, packs: Packs, **how: Any) -> Mapping[str, Any]:
@@ -122,8 +127,9 @@ class ServedModel:
         return self.status()
 
     def close(self) -> None:
-        """Bring the base back and close all packs."""
+        """Bring the base back and close all packs and the base."""
         self._live.close()
+        self._open.close()
 
     def status(self) -> Mapping[str, Any]:
         """Return what is active here: packs with weights, steps of a chain, what decodes, and which tensors no pack can change, and why."""

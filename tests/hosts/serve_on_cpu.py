@@ -71,10 +71,9 @@ def main(folder: Path, rank: int, ranks: int, port: int) -> dict[str, bool]:
         out["activate"] = bits(model) == applied
         worker.deltapack_deactivate()
         out["deactivate"] = bits(model) == base
-        if ranks == 1:
-            worker.deltapack_follow([str(folder / "exact.dpk")])
-            out["follow"] = bits(model) == bits(made("tuned"))
-            worker.deltapack_deactivate()
+        worker.deltapack_follow([str(folder / "exact.dpk")])
+        out["follow"] = bits(model) == bits(made("tuned"))
+        worker.deltapack_deactivate()
         engine = WeightTransferEngineFactory.create_engine(WeightTransferConfig(backend="deltapack"), config, torch.device("cpu"), model)
         engine.init_transfer_engine(engine.parse_init_info({}))
         engine.receive_weights(engine.parse_update_info({"packs": packs}))

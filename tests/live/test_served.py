@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.builders import Model, bytes_of, moved, random_tensor, write_file
+from support.builders import Model, bytes_of, edited, moved, random_tensor, write_file
 from support.fixtures import PackOf
-from support.served import Block, Rank, ServedLlama, llama_checkpoint, loaded
+from support.served import HEAD, HEADS, Block, Rank, ServedLlama, llama_checkpoint, loaded
 from torch import nn
 
 import deltapack
@@ -75,16 +75,17 @@ def test_every_rank_holds_its_slices_of_the_applied_checkpoint(
         assert snapshot(model) == before
 
 
-def test_exact_packs_and_chains_where_tensors_are_whole(pack_of: PackOf, base_of: Path) -> None:
+@pytest.mark.parametrize("rank", [Rank(), Rank(0, 2), Rank(3, 4)], ids=str)
+def test_exact_packs_and_chains(rank: Rank, pack_of: PackOf, base_of: Path) -> None:
     states = [checkpoint(fused=True)]
     states += [tuned(states[0], 500), tuned(states[0], 700)]
     files = [write_file(base_of.parent / f"{number}.safetensors", state) for number, state in enumerate(states[1:])]
     write_file(base_of, states[0])
     first, second = exact_pack(base_of, files[0]), exact_pack(base_of, files[1], [base_of.parent / "0.dpk"])
-    model = loaded(ServedLlama(), load_file(base_of))
+    model = loaded(ServedLlama(rank), load_file(base_of))
     before = snapshot(model)
     served = ServedModel(model, lambda: base_of, model.load_weights, workers=1)
-    after = [snapshot(loaded(ServedLlama(), load_file(file))) for file in files]
+    after = [snapshot(loaded(ServedLlama(rank), load_file(file))) for file in files]
     assert served.follow([first])["steps"] == [str(first)] and snapshot(model) == after[0]
     for _ in range(2):  # what is there already is not done again
         assert served.follow([second, first])["steps"] == [str(first), str(second)] and snapshot(model) == after[1]
@@ -147,15 +148,17 @@ def test_all_ranks_or_none(pack_of: PackOf, base_of: Path) -> None:
     assert list(one[2]) == list(two[2]) == [str(packs[0])]
 
 
-def test_an_exact_tensor_of_which_a_rank_holds_a_slice_is_refused_by_name(pack_of: PackOf, base_of: Path) -> None:
+def test_where_others_hold_the_rest_the_base_on_the_disk_is_compared(pack_of: PackOf, base_of: Path) -> None:
     base = checkpoint()
     write_file(base_of, base)
     pack = exact_pack(base_of, write_file(base_of.parent / "tuned.safetensors", tuned(base)))
+    name = "blocks.1.o_proj.weight"
+    other = write_file(base_of.parent / "other.safetensors", base | {name: edited(base[name], HEADS * HEAD - 1, 5)})
     model = loaded(ServedLlama(Rank(0, 2)), load_file(base_of))
     before = snapshot(model)
-    with pytest.raises(UnsupportedError, match="slice of its base"):
-        ServedModel(model, lambda: base_of, model.load_weights, workers=1).activate([pack])
-    assert snapshot(model) == before
+    with pytest.raises(BaseMismatchError, match="another content") as caught:
+        ServedModel(model, lambda: other, model.load_weights, workers=1).activate([pack])
+    assert caught.value.tensor == name and snapshot(model) == before
 
 
 class Odd(ServedLlama):
