@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from deltapack.packs.model_folder import FolderReport, write_model_folder
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.packs.squashing import SquashReport, squash
+    from deltapack.publishing.contents import model_card
+    from deltapack.publishing.pulling import PullReport, pull
+    from deltapack.publishing.pushing import PushReport, push
     from deltapack.reports import (
         ApplyReport,
         CompressPreview,
@@ -84,6 +87,8 @@ __all__ = [
     "PackEntry",
     "PackedStep",
     "PreviewReport",
+    "PullReport",
+    "PushReport",
     "Recipe",
     "SkippedStep",
     "Slice",
@@ -102,10 +107,13 @@ __all__ = [
     "load_state_dict",
     "log_packs",
     "merge",
+    "model_card",
     "open_pack",
     "pack_step",
     "preview_compress",
     "preview_merge",
+    "pull",
+    "push",
     "read_merge_file",
     "restore_step",
     "squash",
@@ -138,6 +146,8 @@ _HOMES = {
     "PackEntry": "packs.pack",
     "PackedStep": "runs.steps",
     "PreviewReport": "reports",
+    "PullReport": "publishing.pulling",
+    "PushReport": "publishing.pushing",
     "Recipe": "packing.recipe",
     "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
@@ -155,10 +165,13 @@ _HOMES = {
     "load_state_dict": "live.loading",
     "log_packs": "packs.lineage",
     "merge": "merging.merge",
+    "model_card": "publishing.contents",
     "open_pack": "packs.pack",
     "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
+    "pull": "publishing.pulling",
+    "push": "publishing.pushing",
     "read_merge_file": "merging.recipe_files",
     "restore_step": "runs.restoring",
     "squash": "packs.squashing",

@@ -25,6 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("restoring",),
     ("packs",),
     ("merging",),
+    ("publishing",),
     ("live",),
     ("runs",),
     ("analysis",),

@@ -16,6 +16,7 @@ __all__ = [
     "Command",
     "base_argument",
     "base_packs_option",
+    "card_option",
     "check_measure_options",
     "checkpoint_options",
     "checkpoint_path",
@@ -126,6 +127,12 @@ html_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a page with tables and plots: one file, which needs no network.",
+)
+card_option = click.option(
+    "--card",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A model card to take: its text stays, its front matter is completed. `new` writes one, also where the pack carries one.",
 )
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 
