@@ -84,5 +84,5 @@ def main(folder: Path, rank: int, ranks: int, port: int) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_TARGET_DEVICE": "cpu"}
     print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))))
