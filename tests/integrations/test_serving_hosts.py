@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,15 @@ def test_the_load_format_gives_the_applied_checkpoint(case: Case, monkeypatch: p
     assert (
         case.bits(case.load(formats["deltapack"](LoadConfig("deltapack")).get_all_weights(ModelConfig(str(case.base)), None))) == case.start
     )
+
+
+def test_another_vllm_starts_without_packs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    formats = install_vllm(monkeypatch)
+    monkeypatch.delattr(sys.modules["vllm.distributed.weight_transfer.factory"], "WeightTransferEngineFactory")
+    monkeypatch.delattr(sys.modules["vllm.model_executor.model_loader.ep_weight_filter"], "should_skip_weight")
+    importlib.import_module("deltapack.integrations.vllm.plugin").register()
+    told = [record.getMessage() for record in caplog.records]
+    assert formats == {} and len(told) == 2 and "load format" in told[0] and "weight transfer" in told[1]
 
 
 def test_the_load_format_leaves_out_what_nobody_wants_and_reads_other_sources(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
