@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
+    from deltapack.exporting.adapter import AdapterReport, AdapterRow, export_adapter
+    from deltapack.exporting.differences import DifferenceReport, export_difference
+    from deltapack.exporting.restored_model import TorchReport, export_full, export_torch
     from deltapack.limits import Limits
     from deltapack.live.attaching import attach
     from deltapack.live.loading import load_model, load_state_dict
@@ -64,8 +67,11 @@ if TYPE_CHECKING:
     from deltapack.runs.restoring import restore_step
     from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
+    from deltapack.virtual.folder import VirtualFolder
 
 __all__ = [
+    "AdapterReport",
+    "AdapterRow",
     "AnalysisReport",
     "ApplyReport",
     "Budget",
@@ -73,6 +79,7 @@ __all__ = [
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
+    "DifferenceReport",
     "EvaluateReport",
     "ExplainReport",
     "FolderReport",
@@ -94,8 +101,10 @@ __all__ = [
     "Slice",
     "SquashReport",
     "SurveyReport",
+    "TorchReport",
     "TuneReport",
     "VerifyReport",
+    "VirtualFolder",
     "__version__",
     "analyze",
     "apply",
@@ -103,6 +112,10 @@ __all__ = [
     "compress",
     "evaluate",
     "explain_merge",
+    "export_adapter",
+    "export_difference",
+    "export_full",
+    "export_torch",
     "load_model",
     "load_state_dict",
     "log_packs",
@@ -125,6 +138,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdapterReport": "exporting.adapter",
+    "AdapterRow": "exporting.adapter",
     "AnalysisReport": "analysis.findings",
     "ApplyReport": "reports",
     "Budget": "packing.budget",
@@ -132,6 +147,7 @@ _HOMES = {
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "DifferenceReport": "exporting.differences",
     "EvaluateReport": "analysis.reports",
     "ExplainReport": "reports",
     "FolderReport": "packs.model_folder",
@@ -153,14 +169,20 @@ _HOMES = {
     "Slice": "device.model_tensors",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
+    "TorchReport": "exporting.restored_model",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
+    "VirtualFolder": "virtual.folder",
     "analyze": "analysis.analyzing",
     "apply": "restoring.applying",
     "attach": "live.attaching",
     "compress": "packing.compressing",
     "evaluate": "analysis.evaluating",
     "explain_merge": "merging.explaining",
+    "export_adapter": "exporting.adapter",
+    "export_difference": "exporting.differences",
+    "export_full": "exporting.restored_model",
+    "export_torch": "exporting.restored_model",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
     "log_packs": "packs.lineage",
