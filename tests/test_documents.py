@@ -27,7 +27,11 @@ RECIPES = [(name, code) for name, text in TEXTS.items() for code in re.findall(r
 COMMANDS = [(name, line.strip()) for name, text in TEXTS.items() for line in re.findall(r"^    (deltapack .*)$", text, re.M)]
 TENSOR = "model.layers.0.mlp.up_proj.weight"
 ADAPTER = "adapter_model.safetensors"
-FOREIGN = {"--check", "--patch-from", "--find-links"}
+FOREIGN = {
+    *("--check", "--patch-from", "--find-links", "--no-deps"),
+    *("--load-format", "--model-loader-extra-config", "--worker-extension-cls", "--weight-transfer-config", "--dtype"),
+    *("--custom-weight-loader", "--model-path", "--tensor-parallel"),
+}
 """Options of other programs."""
 
 

@@ -71,6 +71,7 @@ AT_HOME = {
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
     "fsspec": {"integrations"},
     "transformers": {"integrations"},
+    "vllm": {"integrations"},
     "triton": {
         "device.exact_launch",
         "device.triton_decoding",
