@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from deltapack.runs.restoring import restore_step
     from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
+    from deltapack.virtual.folder import VirtualFolder
 
 __all__ = [
     "AdapterReport",
@@ -103,6 +104,7 @@ __all__ = [
     "TorchReport",
     "TuneReport",
     "VerifyReport",
+    "VirtualFolder",
     "__version__",
     "analyze",
     "apply",
@@ -170,6 +172,7 @@ _HOMES = {
     "TorchReport": "exporting.restored_model",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
+    "VirtualFolder": "virtual.folder",
     "analyze": "analysis.analyzing",
     "apply": "restoring.applying",
     "attach": "live.attaching",

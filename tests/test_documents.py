@@ -37,7 +37,11 @@ RECIPES = [(page, block.code) for page, block in RUN if block.kind == "yaml"]
 NOT_RUN = [(page, block) for page, block in BLOCKS if block.reason is not None]
 TENSOR = "model.layers.0.mlp.up_proj.weight"
 ADAPTER = "adapter_model.safetensors"
-FOREIGN = {"--check", "--patch-from", "--find-links"}
+FOREIGN = {
+    *("--check", "--patch-from", "--find-links", "--no-deps"),
+    *("--load-format", "--model-loader-extra-config", "--worker-extension-cls", "--weight-transfer-config", "--dtype"),
+    *("--custom-weight-loader", "--model-path", "--tensor-parallel"),
+}
 """Options of other programs."""
 
 
@@ -170,6 +174,11 @@ def test_a_command_runs(page: str, code: str, here: Path, request: pytest.Fixtur
             continue
         assert words[0] == "deltapack", f"{page}: {line!r} is not run: say so above it, and why"
         make_room(words)
+        if words[1] in ("serve-files", "mount"):  # up to where they would wait for ever
+            monkeypatch.setattr("deltapack.virtual.serving.FileServer.serve_forever", lambda server: None)
+            monkeypatch.setattr("deltapack.integrations.fuse.mount", lambda *arguments: None)
+            words += ["--port", "0"] if words[1] == "serve-files" else []
+            Path("mnt").mkdir(exist_ok=True)
         done = CliRunner().invoke(cli, words[1:], prog_name="deltapack")
         if isinstance(done.exception, ModuleNotFoundError):  # for tests/conftest.py, which skips what needs torch where it is not
             raise done.exception
@@ -193,7 +202,7 @@ def test_what_is_not_run_says_why_and_names_what_there_is(page: str, block: Bloc
     if block.kind == "shell":
         for module in re.findall(r"python -m ([\w.]+)", block.code):
             path = ROOT / module.replace(".", "/")
-            assert module == "venv" or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+            assert module in ("venv", "sglang.launch_server") or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
         for command in re.findall(r"\bdeltapack ([a-z-]+)", block.code):
             assert command in COMMANDS, (page, command)
 

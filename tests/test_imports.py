@@ -27,6 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("exporting",),
     ("merging",),
     ("publishing",),
+    ("virtual",),
     ("live",),
     ("runs",),
     ("analysis",),
@@ -62,12 +63,15 @@ LAZY = {
     "torch": {"checkpoint.torchfile", "doctor.checkup", "exporting.modules", "exporting.restored_model", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
+    "mfusepy": {"integrations.fuse.mounting"},
     "transformers": {"analysis.texts", "checkpoint.conversions", "exporting.modules", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
+    "fsspec": {"integrations"},
     "transformers": {"integrations"},
+    "vllm": {"integrations"},
     "triton": {
         "device.exact_launch",
         "device.triton_decoding",

@@ -70,6 +70,8 @@ COMMANDS: Mapping[str, _Command] = {
     "push": _Command("Upload a pack to the Hugging Face Hub.", interrupted="; a commit is there as a whole or not at all"),
     "pull": _Command("Fetch a pack from the Hugging Face Hub."),
     "card": _Command("Write the model card of a pack."),
+    "serve-files": _Command("Serve every pack of a folder as a checkpoint over HTTP.", interrupted=""),
+    "mount": _Command("Mount every pack of a folder as a checkpoint.", interrupted=""),
     "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
     "completion": _Command("Print the script that completes commands in a shell.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
@@ -98,7 +100,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
