@@ -81,7 +81,7 @@ def options_of() -> Iterator[tuple[str, str]]:
 
 def test_the_manual_has_every_command_and_option() -> None:
     sections = manual().split('.SS "deltapack ')[1:]
-    assert [section.split()[0].strip('"') for section in sections] == list(COMMANDS)
+    assert [section.split()[0].strip('"').replace("\\-", "-") for section in sections] == list(COMMANDS)
     by_name = dict(zip(COMMANDS, sections, strict=True))
     missing = [(name, option) for name, option in options_of() if option.replace("-", r"\-") not in by_name[name]]
     assert not missing
