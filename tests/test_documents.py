@@ -124,9 +124,14 @@ def test_the_docstring_of_the_package_runs(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(COMMANDS)])
-def test_a_command_runs(page: str, line: str, here: Path) -> None:
+def test_a_command_runs(page: str, line: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove_outputs(here, packs=" compress " in line)
     words = shlex.split(line, comments=True)[1:]
+    if words[0] in ("serve-files", "mount"):  # up to where they would wait for ever
+        monkeypatch.setattr("deltapack.virtual.serving.FileServer.serve_forever", lambda server: None)
+        monkeypatch.setattr("deltapack.integrations.fuse.mount", lambda *arguments: None)
+        words += ["--port", "0"] if words[0] == "serve-files" else []
+        (here / "mnt").mkdir()
     if words[0] == "compress" and "-o" in words:
         Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
     done = CliRunner().invoke(cli, words, prog_name="deltapack")
