@@ -213,7 +213,7 @@ def test_numba_stays_in_its_backend() -> None:
         for found in own(name)
         if found.module.startswith("kernels.cpu") and not name.startswith("kernels.cpu")
     ]
-    assert backends == [("kernels", True)]
+    assert backends == [("kernels.choice", True)]
 
 
 def test_no_cycles() -> None:

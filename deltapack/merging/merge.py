@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack import kernels
 from deltapack.checking import as_path, as_paths
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
@@ -112,6 +113,7 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
     refuse_for_packs(out, options)
     with ExitStack() as stack:
         plan = plan_merge(stack, request, options.dtype, options.workers)
+        stack.enter_context(kernels.working_on(plan.base.tensors.values(), len(plan.packs)))
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
         notes = plan.notes + _write(plan, out, options, [*plan.paths, *map(Path, request.packs)])
         jobs = plan.composition.jobs

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltapack import kernels
 from deltapack.checking import as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.composing.chain import in_order, open_links, restored_from
@@ -106,6 +107,7 @@ def _anew(
     """Pack what the chain restores, exactly."""
     with ExitStack() as stack:
         files = stack.enter_context(open_checkpoint(base, weights=weight_files))
+        stack.enter_context(kernels.working_on(files.tensors.values(), 2 + len(links)))
         most = DEFAULT_LIMITS.side_file_bytes  # what the links carry, they were asked to carry
         asked = Asked(Recipe(exact=True), include_code=True, weight_files=weight_files, max_side_file=most)
         inputs = match_inputs(files, restored_from(files, links), asked, known=True)

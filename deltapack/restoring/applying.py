@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
+from deltapack import kernels
 from deltapack.checking import as_count, as_path, as_paths
 from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size
 from deltapack.composing.arranged import arranged_base
@@ -89,7 +90,11 @@ def apply(
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     check_output_name(out, CHECKPOINT)
     paths = _links(pack, weight, rescale)
-    with open_checkpoint(base, weights=weight_files) as files, open_links(paths) as packs:
+    with (
+        open_checkpoint(base, weights=weight_files) as files,
+        open_links(paths) as packs,
+        kernels.working_on(files.tensors.values(), len(packs)),
+    ):
         *before, reader = in_order(packs)
         base_ckpt = restored_from(files, before, verify=verify)
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
