@@ -32,6 +32,7 @@ __all__ = ["command"]
 @click.option("--rescale", type=float, metavar="F", help="Factor above 0 for kept values instead of the pack's own.")
 @options.weights_option
 @options.checkpoint_options
+@options.engine_options
 @options.output_options
 def command(
     base: Path,
@@ -48,6 +49,8 @@ def command(
     workers: int | None,
     device: str | None,
     backend: str,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -74,6 +77,8 @@ def command(
             workers=workers,
             device=device,
             backend=backend,
+            engine=engine,
+            address=address,
             progress=progress,
         )
     if as_json:

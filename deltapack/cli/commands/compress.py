@@ -143,6 +143,7 @@ def _rescaled(how: str) -> str:
 @options.weights_option
 @options.workers_option
 @options.force_option
+@options.engine_options
 @options.output_options
 def command(
     base: Path,
@@ -175,6 +176,8 @@ def command(
     weight_files: str | None,
     workers: int | None,
     force: bool,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
     **of_sparsifiers: Any,
@@ -219,6 +222,9 @@ def command(
         "workers": workers,
     }
     if dry_run:
+        unused = options.typed_options(("engine", "address"))
+        if unused:
+            raise click.UsageError(f"--dry-run looks from this machine: {', '.join(unused)} would have no effect.")
         with show_progress("looking", quiet=quiet) as progress:
             preview = deltapack.preview_compress(base, finetuned, progress=progress, **how)
         _finish(preview, print_preview, quiet=quiet, as_json=as_json)
@@ -226,7 +232,7 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
     with show_progress("compressing", quiet=quiet) as progress:
-        report = deltapack.compress(base, finetuned, out, force=force, progress=progress, **how)
+        report = deltapack.compress(base, finetuned, out, force=force, engine=engine, address=address, progress=progress, **how)
     _finish(report, print_compression, quiet=quiet, as_json=as_json)
 
 

@@ -36,6 +36,7 @@ __all__ = ["command"]
 @click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
 @options.weights_option
 @options.checkpoint_options
+@options.engine_options
 @options.output_options
 def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Merge PACKS, all made from BASE, reading the base once.
@@ -95,6 +96,8 @@ class _Typed:
     workers: int | None
     device: str | None
     backend: str
+    engine: str
+    address: str | None
 
 
 _NOT_EXPLAINED = ("out", "dry_run", "report", "assets", "dtype", "max_shard_size", "no_verify", "force", "device", "backend")
@@ -107,6 +110,9 @@ def _refuse_what_has_no_effect(typed: _Typed) -> None:
     Raises:
         click.UsageError: There is one; it is named.
     """
+    looks = "--explain" if typed.explain is not None else "--dry-run" if typed.dry_run else None
+    if looks is not None and options.typed_options(("engine", "address")):
+        raise click.UsageError(f"{looks} looks from this machine: --engine and --address would have no effect.")
     useless = options.typed_options(_NOT_EXPLAINED) if typed.explain is not None else []
     if useless:
         raise click.UsageError(f"--explain prints a formula with its numbers and stops; {', '.join(useless)} would have no effect.")
@@ -275,6 +281,8 @@ class _Call:
                 workers=typed.workers,
                 device=typed.device,
                 backend=typed.backend,
+                engine=typed.engine,
+                address=typed.address,
                 progress=progress,
                 report=typed.report,
             )

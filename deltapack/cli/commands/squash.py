@@ -23,6 +23,7 @@ __all__ = ["command"]
 @options.weights_option
 @options.force_option
 @options.workers_option
+@options.engine_options
 @options.output_options
 def command(
     packs: tuple[Path, ...],
@@ -31,6 +32,8 @@ def command(
     weight_files: str | None,
     force: bool,
     workers: int | None,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -39,7 +42,17 @@ def command(
     Without --base, the steps of exact packs are put behind one another as they are.
     """
     with show_progress("squashing", quiet=quiet) as progress:
-        report = deltapack.squash(packs, out, base=base, weight_files=weight_files, force=force, workers=workers, progress=progress)
+        report = deltapack.squash(
+            packs,
+            out,
+            base=base,
+            weight_files=weight_files,
+            force=force,
+            workers=workers,
+            engine=engine,
+            address=address,
+            progress=progress,
+        )
     if as_json:
         print_json(report.to_json())
     elif not quiet:
