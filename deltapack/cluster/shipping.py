@@ -45,7 +45,10 @@ def here() -> str:
 
 def _with_paths(pickler: type[pickle.Pickler]) -> type[pickle.Pickler]:
     """Return a pickler that writes paths for open files."""
-    rows = {MappingProxyType: lambda proxy: (MappingProxyType, (dict(proxy),)), type(threading.Lock()): lambda lock: (threading.Lock, ())}
+    rows: dict[type, Any] = {
+        MappingProxyType: lambda proxy: (MappingProxyType, (dict(proxy),)),
+        type(threading.Lock()): lambda lock: (threading.Lock, ()),
+    }
 
     class Shipping(pickler):  # type: ignore[valid-type, misc]
         dispatch_table: ClassVar[Mapping[type, Any]] = ChainMap(rows, getattr(pickler, "dispatch_table", {}))
