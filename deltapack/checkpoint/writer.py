@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
 
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import WriteFile
@@ -63,7 +62,7 @@ class _Writer(PlacedWriter):
                 raise OutputError("elements were written twice", path=self.out, tensor=name, found=f"[{start}, {stop})")
 
     def cover(self, name: str, start: int, stop: int) -> None:
-        """Note elements that a copy of this in another process has written.
+        """Note elements that what `elsewhere` returned has written.
 
         Raises:
             OutputError: They are not part of the tensor, or were written before.
@@ -71,9 +70,9 @@ class _Writer(PlacedWriter):
         self._place(name, start, stop - start, "bytes", self._places[name][0].dtype.itemsize)
         self._cover(name, start, stop)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it writes to the same files, and this one notes what was written."""
-        return PlacedWriter, (self.out, self._places)
+    def elsewhere(self) -> PlacedWriter:
+        """Return what writes to the same files, in another process too; `cover` tells this one what was written."""
+        return PlacedWriter(self.out, self._places)
 
     def write_side_file(self, name: str, data: bytes) -> None:
         """Write a file beside the weights; a single-file output has none and ignores it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checking import as_count, as_path, as_paths
-from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size
+from deltapack.checkpoint import Checkpoint, FileWriter, open_checkpoint, open_writer, parse_size
 from deltapack.cluster.choosing import using_engine
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
@@ -18,20 +18,19 @@ from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.containers import WeightFiles
 from deltapack.composing.metadata import result_metadata
-from deltapack.composing.tensor_job import FromBase, TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.engines import Engine, active
 from deltapack.errors import RecipeError
-from deltapack.format.digest import CHUNK
 from deltapack.format.index import Index
-from deltapack.kernels.layout import Elements
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
 from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, restore_tensors
+from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
@@ -233,7 +232,7 @@ def write_checkpoint(
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
         indices=indices,
     ) as writer:
-        restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
+        restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             for _ in tensors:
                 pass
@@ -272,7 +271,7 @@ def refuse_for_file(out: Path, options: WriteOptions) -> None:
 
 
 def _restoring(
-    base: Checkpoint, jobs: Sequence[TensorJob], sink: _Output, options: WriteOptions
+    base: Checkpoint, jobs: Sequence[TensorJob], sink: Output, options: WriteOptions
 ) -> tuple[Generator[RestoredTensor, None, None], list[str]]:
     """Return what restores the jobs where the options say, and what the user should be told of it."""
     verify, workers, progress = options.verify, options.workers, options.progress
@@ -285,29 +284,7 @@ def _restoring(
         notes = [note]
         if place is not None:
             return restore_on_device(base, jobs, sink, place, verify=verify, workers=workers, progress=progress), notes
-    told = None if active() is None else sink.written
-    return restore_tensors(base, jobs, sink, verify=verify, workers=workers, progress=progress, finished=told), notes
-
-
-@dataclass(frozen=True)
-class _Output:
-    """Restored elements go into a checkpoint; what the base has as it is goes from file to file."""
-
-    base: Checkpoint
-    writer: FolderWriter | FileWriter
-
-    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
-        """Write elements."""
-        self.writer.write(job.name, start, elements)
-
-    def written(self, job: TensorJob, chunk: int, _: object) -> None:
-        """Note a chunk that was written in another process."""
-        self.writer.cover(job.name, min(chunk * CHUNK, job.numel), min((chunk + 1) * CHUNK, job.numel))
-
-    def copy(self, job: TensorJob, start: int, count: int) -> bool:
-        """Copy elements of the base."""
-        found = self.base.file_range(job.source.base.name, start) if isinstance(job.source, FromBase) else None
-        if found is None:
-            return False
-        self.writer.copy(job.name, start, count, *found)
-        return True
+    if active() is None:
+        return restore_tensors(base, jobs, sink, verify=verify, workers=workers, progress=progress), notes
+    there = Elsewhere(base, sink.writer.elsewhere())
+    return restore_tensors(base, jobs, there, verify=verify, workers=workers, progress=progress, finished=sink.written), notes
