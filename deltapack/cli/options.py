@@ -19,7 +19,6 @@ __all__ = [
     "check_measure_options",
     "checkpoint_options",
     "checkpoint_path",
-    "engine_options",
     "finetuned_argument",
     "force_option",
     "html_option",
@@ -129,22 +128,6 @@ html_option = click.option(
     help="Write a page with tables and plots: one file, which needs no network.",
 )
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
-
-
-def engine_options(function: F) -> F:
-    """Add `--engine` and `--address`."""
-    engine = click.option(
-        "--engine",
-        type=Choice(["local", "ray"]),
-        default="local",
-        help="What does the work: threads here, or a Ray cluster (docs/cluster.md).",
-    )
-    address = click.option(
-        "--address",
-        metavar="A",
-        help="Of the Ray cluster: auto, ray://HOST:PORT or HOST:PORT. Else RAY_ADDRESS; without it, one on this machine for the time.",
-    )
-    return engine(address(function))
 
 
 def out_option(what: str, help_text: str, *, required: bool = True) -> Callable[[F], F]:

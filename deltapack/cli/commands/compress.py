@@ -13,6 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.budgets import BUDGET_OPTIONS, budget_of, budget_options
 from deltapack.cli.compress_tables import print_compression, print_preview
+from deltapack.cli.engines import engine_options, refuse_engine
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
 from deltapack.kinds import PACK_FILE
@@ -143,7 +144,7 @@ def _rescaled(how: str) -> str:
 @options.weights_option
 @options.workers_option
 @options.force_option
-@options.engine_options
+@engine_options
 @options.output_options
 def command(
     base: Path,
@@ -222,9 +223,7 @@ def command(
         "workers": workers,
     }
     if dry_run:
-        unused = options.typed_options(("engine", "address"))
-        if unused:
-            raise click.UsageError(f"--dry-run looks from this machine: {', '.join(unused)} would have no effect.")
+        refuse_engine("--dry-run")
         with show_progress("looking", quiet=quiet) as progress:
             preview = deltapack.preview_compress(base, finetuned, progress=progress, **how)
         _finish(preview, print_preview, quiet=quiet, as_json=as_json)

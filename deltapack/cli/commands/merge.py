@@ -11,6 +11,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
+from deltapack.cli.engines import engine_options, refuse_engine
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.kinds import EITHER
@@ -36,7 +37,7 @@ __all__ = ["command"]
 @click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
 @options.weights_option
 @options.checkpoint_options
-@options.engine_options
+@engine_options
 @options.output_options
 def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Merge PACKS, all made from BASE, reading the base once.
@@ -110,9 +111,8 @@ def _refuse_what_has_no_effect(typed: _Typed) -> None:
     Raises:
         click.UsageError: There is one; it is named.
     """
-    looks = "--explain" if typed.explain is not None else "--dry-run" if typed.dry_run else None
-    if looks is not None and options.typed_options(("engine", "address")):
-        raise click.UsageError(f"{looks} looks from this machine: --engine and --address would have no effect.")
+    if typed.explain is not None or typed.dry_run:
+        refuse_engine("--explain" if typed.explain is not None else "--dry-run")
     useless = options.typed_options(_NOT_EXPLAINED) if typed.explain is not None else []
     if useless:
         raise click.UsageError(f"--explain prints a formula with its numbers and stops; {', '.join(useless)} would have no effect.")

@@ -8,6 +8,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
+from deltapack.cli.engines import engine_options
 from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
 from deltapack.kinds import PACK_FILE
 
@@ -23,7 +24,7 @@ __all__ = ["command"]
 @options.weights_option
 @options.force_option
 @options.workers_option
-@options.engine_options
+@engine_options
 @options.output_options
 def command(
     packs: tuple[Path, ...],
