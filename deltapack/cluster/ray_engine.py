@@ -24,7 +24,7 @@ _RETRIES = 5
 """How often a task is begun again whose process or machine was lost."""
 _AHEAD = 2
 """Tasks in flight for each core of the cluster: one that runs, and one that waits for it to end."""
-_PATIENCE = 30.0
+_PATIENCE = 5.0
 """Seconds for tasks that were cancelled to end by themselves; then their processes are ended."""
 
 T = TypeVar("T")

@@ -128,13 +128,15 @@ def test_the_same_bytes(name: str, there: Path, engine: RayEngine, tmp_path: Pat
     both(name, there, tmp_path, engine)
 
 
-def workers_at_work() -> list[int]:
-    """The processes that run a task of ours."""
+def workers_at_work(cluster: Any) -> list[int]:
+    """The processes of these nodes that run a task of ours."""
+    nodes = {str(node.all_processes["raylet"][0].process.pid) for node in cluster.list_all_nodes()}
     found = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(b"ray::run_task"):
-                found.append(int(entry.name))
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                found += [int(entry.name)] if parent in nodes else []
         except OSError:
             continue
     return found
@@ -153,13 +155,13 @@ def test_a_task_ends_its_process(engine: RayEngine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["compress exactly", "apply"])
-def test_a_killed_worker(name: str, there: Path, engine: RayEngine, tmp_path: Path) -> None:
+def test_a_killed_worker(name: str, cluster: Any, there: Path, engine: RayEngine, tmp_path: Path) -> None:
     killed = list[int]()
 
     def progress(done: int, total: int) -> None:
         if not killed:
             until = time.monotonic() + 20
-            while not (found := workers_at_work()) and time.monotonic() < until and done < total:
+            while not (found := workers_at_work(cluster)) and time.monotonic() < until and done < total:
                 time.sleep(0.001)
             for pid in found:
                 os.kill(pid, signal.SIGKILL)
@@ -221,58 +223,49 @@ def test_errors_are_the_same(there: Path, engine: RayEngine, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
 
 
-def test_an_error_of_a_task_ends_the_rest(engine: RayEngine, tmp_path: Path) -> None:
-    def wait(seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:  # no Ctrl-C of a thread ends a long sleep
-            time.sleep(0.01)
+def beating(folder: Path) -> Callable[[int], int]:
+    """A task that writes to its file for a minute, but for the first two, which are done, and the third, which fails."""
 
-    def fails(task: int) -> int:
-        if task == 2:
+    def task(number: int) -> int:
+        if number == 2:
             raise NonFiniteError("no number", path="a", tensor="b", expected=1, found=2, rule="R1", hint="c")
-        (tmp_path / f"{task} begun").touch()
-        try:
-            wait(0 if task < 2 else 60)
-        finally:
-            (tmp_path / f"{task} ended").touch()
-        return task
+        until = time.monotonic() + (60 if number > 2 else 0)
+        while time.monotonic() < until:
+            with open(folder / str(number), "a") as file:
+                file.write("x")
+            time.sleep(0.01)
+        return number
 
-    found = list[int]()
+    return task
+
+
+def all_is_quiet(folder: Path) -> bool:
+    """Whether nobody writes any more."""
+    before = {path.name: path.stat().st_size for path in folder.iterdir()}
+    time.sleep(0.5)
+    return bool(before == {path.name: path.stat().st_size for path in folder.iterdir()})
+
+
+def test_an_error_of_a_task_ends_the_rest(engine: RayEngine, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError) as caught:
-        found.extend(engine.map(fails, range(9)))
+        list(engine.map(beating(tmp_path), range(9)))
     assert vars(caught.value) == vars(NonFiniteError("no number", path="a", tensor="b", expected=1, found=2, rule="R1", hint="c"))
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {name.split()[0] for name in names if "begun" in name} == {name.split()[0] for name in names if "ended" in name}
+    assert all_is_quiet(tmp_path)
     assert list(engine.map(lambda task: task, [1])) == [1]  # the cluster is as it was
 
 
 def test_ctrl_c_while_it_waits(engine: RayEngine, tmp_path: Path) -> None:
-    def wait(seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            time.sleep(0.01)
-
-    def waits(task: int) -> int:
-        (tmp_path / f"{task} begun").touch()
-        try:
-            wait(60)
-        finally:
-            (tmp_path / f"{task} ended").touch()
-        return task
-
     def interrupt() -> None:
         while not any(tmp_path.iterdir()):
             time.sleep(0.01)
-        time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        list(engine.map(waits, range(9)))
+        list(engine.map(beating(tmp_path), range(3, 12)))
     thread.join()
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {name.split()[0] for name in names if "begun" in name} == {name.split()[0] for name in names if "ended" in name}
+    assert all_is_quiet(tmp_path)
 
 
 def test_ctrl_c_of_the_command_leaves_nothing(cluster: Any, there: Path, tmp_path: Path) -> None:
@@ -280,7 +273,7 @@ def test_ctrl_c_of_the_command_leaves_nothing(cluster: Any, there: Path, tmp_pat
     arguments += ["--address", cluster.address]
     process = subprocess.Popen([sys.executable, "-m", "deltapack", *map(str, arguments)], stderr=subprocess.PIPE)
     until = time.monotonic() + 60
-    while not workers_at_work() and time.monotonic() < until:
+    while not workers_at_work(cluster) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
