@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from deltapack.analysis.tuning import tune
     from deltapack.device.model_tensors import Slice
     from deltapack.errors import DeltapackError
+    from deltapack.exporting.adapter import AdapterReport, AdapterRow, export_adapter
+    from deltapack.exporting.differences import DifferenceReport, export_difference
+    from deltapack.exporting.restored_model import TorchReport, export_full, export_torch
     from deltapack.limits import Limits
     from deltapack.live.attaching import attach
     from deltapack.live.loading import load_model, load_state_dict
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from deltapack.packs.model_folder import FolderReport, write_model_folder
     from deltapack.packs.pack import Pack, PackEntry, open_pack
     from deltapack.packs.squashing import SquashReport, squash
+    from deltapack.publishing.contents import model_card
+    from deltapack.publishing.pulling import PullReport, pull
+    from deltapack.publishing.pushing import PushReport, push
     from deltapack.reports import (
         ApplyReport,
         CompressPreview,
@@ -61,8 +67,11 @@ if TYPE_CHECKING:
     from deltapack.runs.restoring import restore_step
     from deltapack.runs.steps import ChangedStep, PackedStep, SkippedStep
     from deltapack.runs.watching import watch
+    from deltapack.virtual.folder import VirtualFolder
 
 __all__ = [
+    "AdapterReport",
+    "AdapterRow",
     "AnalysisReport",
     "ApplyReport",
     "Budget",
@@ -70,6 +79,7 @@ __all__ = [
     "CompressPreview",
     "CompressReport",
     "DeltapackError",
+    "DifferenceReport",
     "EvaluateReport",
     "ExplainReport",
     "FolderReport",
@@ -84,13 +94,17 @@ __all__ = [
     "PackEntry",
     "PackedStep",
     "PreviewReport",
+    "PullReport",
+    "PushReport",
     "Recipe",
     "SkippedStep",
     "Slice",
     "SquashReport",
     "SurveyReport",
+    "TorchReport",
     "TuneReport",
     "VerifyReport",
+    "VirtualFolder",
     "__version__",
     "analyze",
     "apply",
@@ -98,14 +112,21 @@ __all__ = [
     "compress",
     "evaluate",
     "explain_merge",
+    "export_adapter",
+    "export_difference",
+    "export_full",
+    "export_torch",
     "load_model",
     "load_state_dict",
     "log_packs",
     "merge",
+    "model_card",
     "open_pack",
     "pack_step",
     "preview_compress",
     "preview_merge",
+    "pull",
+    "push",
     "read_merge_file",
     "restore_step",
     "squash",
@@ -117,6 +138,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdapterReport": "exporting.adapter",
+    "AdapterRow": "exporting.adapter",
     "AnalysisReport": "analysis.findings",
     "ApplyReport": "reports",
     "Budget": "packing.budget",
@@ -124,6 +147,7 @@ _HOMES = {
     "CompressPreview": "reports",
     "CompressReport": "reports",
     "DeltapackError": "errors",
+    "DifferenceReport": "exporting.differences",
     "EvaluateReport": "analysis.reports",
     "ExplainReport": "reports",
     "FolderReport": "packs.model_folder",
@@ -138,27 +162,38 @@ _HOMES = {
     "PackEntry": "packs.pack",
     "PackedStep": "runs.steps",
     "PreviewReport": "reports",
+    "PullReport": "publishing.pulling",
+    "PushReport": "publishing.pushing",
     "Recipe": "packing.recipe",
     "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
+    "TorchReport": "exporting.restored_model",
     "TuneReport": "analysis.reports",
     "VerifyReport": "reports",
+    "VirtualFolder": "virtual.folder",
     "analyze": "analysis.analyzing",
     "apply": "restoring.applying",
     "attach": "live.attaching",
     "compress": "packing.compressing",
     "evaluate": "analysis.evaluating",
     "explain_merge": "merging.explaining",
+    "export_adapter": "exporting.adapter",
+    "export_difference": "exporting.differences",
+    "export_full": "exporting.restored_model",
+    "export_torch": "exporting.restored_model",
     "load_model": "live.loading",
     "load_state_dict": "live.loading",
     "log_packs": "packs.lineage",
     "merge": "merging.merge",
+    "model_card": "publishing.contents",
     "open_pack": "packs.pack",
     "pack_step": "runs.keeping",
     "preview_compress": "packing.previewing",
     "preview_merge": "merging.previewing",
+    "pull": "publishing.pulling",
+    "push": "publishing.pushing",
     "read_merge_file": "merging.recipe_files",
     "restore_step": "runs.restoring",
     "squash": "packs.squashing",

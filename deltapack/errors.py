@@ -5,6 +5,7 @@
     +-- OutputError           1  the output exists, the disk is full, a file cannot be written
     +-- NonFiniteError        1  NaN or Inf where a lossy pack cannot represent it
     +-- MergeConflictError    1  packs disagree on something that cannot be added
+    +-- HubError              1  the Hugging Face Hub refused, or cannot be reached
     +-- CheckpointError       3  a checkpoint is malformed or damaged
     |   +-- NotACheckpointError  5  this is something else than a checkpoint, and whole
     +-- FormatError           3  a pack breaks a rule of the format
@@ -31,6 +32,7 @@ __all__ = [
     "ChecksumError",
     "DeltapackError",
     "FormatError",
+    "HubError",
     "LimitError",
     "MergeConflictError",
     "NonFiniteError",
@@ -122,6 +124,10 @@ class NonFiniteError(DeltapackError):
 
 class MergeConflictError(DeltapackError):
     """Packs disagree on a tensor or file that cannot be added, such as a new head."""
+
+
+class HubError(DeltapackError):
+    """The Hugging Face Hub refused what was asked of it, or cannot be reached."""
 
 
 class CheckpointError(DeltapackError):

@@ -142,6 +142,11 @@ def test_a_command_runs(page: str, line: str, here: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("deltapack.cluster.ray_engine.RayEngine", AtOnce)  # there is no cluster at the addresses that a page makes up
     remove_outputs(here, packs=" compress " in line)
     words = shlex.split(line, comments=True)[1:]
+    if words[0] in ("serve-files", "mount"):  # up to where they would wait for ever
+        monkeypatch.setattr("deltapack.virtual.serving.FileServer.serve_forever", lambda server: None)
+        monkeypatch.setattr("deltapack.integrations.fuse.mount", lambda *arguments: None)
+        words += ["--port", "0"] if words[0] == "serve-files" else []
+        (here / "mnt").mkdir()
     if words[0] == "compress" and "-o" in words:
         Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
     done = CliRunner().invoke(cli, words, prog_name="deltapack")

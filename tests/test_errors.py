@@ -23,6 +23,7 @@ EXIT_CODES = {
     "BaseMismatchError": 4,
     "UnsupportedError": 5,
     "BackendError": 5,
+    "HubError": 1,
     "LimitError": 6,
 }
 

@@ -25,7 +25,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("packing",),
     ("restoring",),
     ("packs",),
+    ("exporting",),
     ("merging",),
+    ("publishing",),
+    ("virtual",),
     ("live",),
     ("runs",),
     ("analysis",),
@@ -59,15 +62,17 @@ BEHIND_USE_CASES = {"adapters", "checkpoint", "codecs", "composing", "device", "
 """Rooms that the command line reaches through use cases only."""
 LAZY = {
     "ray": {"cluster.ray_engine"},
-    "torch": {"checkpoint.torchfile", "doctor.checkup", "packs.pack", "packs.patching"},
+    "torch": {"checkpoint.torchfile", "doctor.checkup", "exporting.modules", "exporting.restored_model", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
-    "transformers": {"analysis.texts", "checkpoint.conversions", "live.loading"},
+    "mfusepy": {"integrations.fuse.mounting"},
+    "transformers": {"analysis.texts", "checkpoint.conversions", "exporting.modules", "live.loading"},
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
     "ray": {"cluster.ray_task"},
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
+    "fsspec": {"integrations"},
     "transformers": {"integrations"},
     "triton": {
         "device.exact_launch",

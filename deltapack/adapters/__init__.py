@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deltapack.adapters.adapted import AdaptedCheckpoint, is_adapter, open_adapted
+from deltapack.adapters.adapted import AdaptedCheckpoint, adapter_folder, is_adapter, open_adapted
 
-__all__ = ["AdaptedCheckpoint", "is_adapter", "open_adapted"]
+__all__ = ["AdaptedCheckpoint", "adapter_folder", "is_adapter", "open_adapted"]

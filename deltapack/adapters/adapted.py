@@ -19,18 +19,20 @@ from deltapack.adapters.updates import Update
 from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, list_side_files
 from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.formats import FORMATS, format_of
+from deltapack.checkpoint.sidefiles import AS_ASKED, fits
 from deltapack.checkpoint.tensors import ParsedFile, Source
 from deltapack.errors import CheckpointError, NotACheckpointError
 from deltapack.kernels import rounding
 from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 
-__all__ = ["AdaptedCheckpoint", "is_adapter", "open_adapted"]
+__all__ = ["TOKENIZER", "AdaptedCheckpoint", "adapter_folder", "is_adapter", "open_adapted"]
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_TOKENIZER = re.compile(
+TOKENIZER = re.compile(
     r"(?i)tokenizer.*|vocab\.(json|txt)|merges\.txt|spiece\.model|special_tokens_map\.json|added_tokens\.json|chat_template\..*"
 )
+"""Files of a tokenizer, which an adapter may have of its own."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -38,6 +40,22 @@ def is_adapter(path: Path) -> bool:
     if not (path / CONFIG).is_file() or not any((path / name).is_file() for name in _WEIGHTS):
         return False
     return not any((path / name).is_file() for row in FORMATS for name in (row.whole, row.index))
+
+
+def adapter_folder(path: Path) -> Path | None:
+    """Return the folder of an adapter that a path names, by the folder or by its file of tensors; none where it names something else.
+
+    Raises:
+        NotACheckpointError: It names a file of an adapter that has no config beside it.
+    """
+    if path.name not in _WEIGHTS or not path.is_file():
+        return path if is_adapter(path) else None
+    if not (path.parent / CONFIG).is_file():
+        hint = f"Put the {CONFIG} that was saved with it beside it: rank and scale are there."
+        raise NotACheckpointError(
+            "the file of an adapter has no config beside it", path=path, expected=str(path.parent / CONFIG), hint=hint
+        )
+    return path.parent
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -147,7 +165,7 @@ class AdaptedCheckpoint(Checkpoint):
     def _own_files(self) -> dict[str, SideFile]:
         """Return the tokenizer files of the adapter's folder, which take the place of the base's."""
         files, _ = list_side_files(self._folder, limits=self._limits)
-        return {file.name: file for file in files if _TOKENIZER.fullmatch(file.name)}
+        return {file.name: file for file in files if TOKENIZER.fullmatch(file.name)}
 
     def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
         """Return where a tensor that the adapter does not change lies in the files of the base; none for others."""
@@ -158,11 +176,15 @@ class AdaptedCheckpoint(Checkpoint):
         self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
     ) -> tuple[list[SideFile], list[LeftOut]]:
         """List the base's side files, with the adapter's own tokenizer in place of the base's. Raises as `Checkpoint.list_side_files`."""
-        files, left = self.origin.list_side_files(include_code, limits=limits, leave_out=leave_out)
-        behind = {item.name for item in left}
-        own = {name: file for name, file in self._own_files().items() if name not in behind} if self.is_folder else {}
+        own = self._own_files() if self.is_folder else {}
+        there = [file.name for file in self.origin.list_side_files(include_code, limits=limits)[0]] if leave_out else []
+        for_base = [one for one in leave_out if any(fits(name, one) for name in there) or not any(fits(name, one) for name in own)]
+        files, left = self.origin.list_side_files(include_code, limits=limits, leave_out=for_base)
+        behind = {item.name for item in left} | {name for name in own if any(fits(name, one) for one in leave_out)}
+        left += [LeftOut(name, AS_ASKED) for name in sorted(behind - {item.name for item in left})]
         merged = {file.name: file for file in files} | own
-        return sorted(merged.values(), key=lambda file: file.name.encode()), left
+        kept = {name: file for name, file in merged.items() if name not in behind}
+        return sorted(kept.values(), key=lambda file: file.name.encode()), left
 
     def side_files(self) -> list[SideFile]:
         """List the side files, sorted by name."""
@@ -187,7 +209,7 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
 
     Args:
         base: The base, which stays open as long as the result is read.
-        folder: The adapter: `adapter_config.json` and `adapter_model.safetensors`, or `.bin`.
+        folder: The adapter: `adapter_config.json` and `adapter_model.safetensors`, or `.bin`; or one of these files, beside its config.
         limits: Bounds on its header, names and shapes.
 
     Raises:
@@ -197,8 +219,10 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
         NotACheckpointError: Its file is of another kind than its name says.
         UnsupportedError: It is of a kind, or has a setting, a tensor or a base, with which it is not merged here.
     """
+    named = folder if folder.is_file() else None
+    folder = folder if named is None else folder.parent
     settings = read_settings(folder / CONFIG)
-    file = ReadFile(next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
+    file = ReadFile(named or next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
     try:
         row = format_of(file.path.name)
         assert row is not None, "a suffix of `_WEIGHTS` has a format"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltapack.analysis.evaluation_page import evaluation_page
@@ -14,8 +16,10 @@ from deltapack.analysis.scoring import Score
 from deltapack.checking import as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.format.reader import PackReader
+from deltapack.packing.adapter_packs import packs_of_adapters
 from deltapack.packing.kinship import shortened
 from deltapack.reports import Progress
+from deltapack.restoring.applying import apply
 
 __all__ = ["evaluate"]
 
@@ -51,7 +55,8 @@ def evaluate(
 
     Args:
         base: The base: a Hugging Face folder; where `score` measures, anything that `deltapack.apply` takes.
-        finetuned: The fine-tune, likewise. Its tokenizer reads the text.
+        finetuned: The fine-tune, likewise, or the folder of a PEFT adapter, which is merged into a temporary folder. Its tokenizer reads
+            the text.
         packs: The packs, each made from `base`.
         text: A file of plain text in UTF-8.
         score: Instead of a text: a command in which `{model}` stands for the path of a checkpoint and that prints a number as its last
@@ -83,10 +88,12 @@ def evaluate(
     out = None if html is None else as_path("html", html)
     if out is not None:
         check_page(out, force=force)
-    sizes = _sizes(base, finetuned)
     pack_bytes = [_pack_bytes(path) for path in paths]
-    with open_judge(base, asked, finetuned, 2 + len(paths)) as judge:
-        tuned = judge.finetuned(finetuned)
+    with ExitStack() as stack:
+        whole = _whole(stack, base, finetuned, workers)
+        sizes = _sizes(base, whole)
+        judge = stack.enter_context(open_judge(base, asked, whole, 2 + len(paths)))
+        tuned = judge.finetuned(whole)
         start = judge.base()
         rows = [_row("base", sizes[0][0], None, start, start, tuned), _row("fine-tune", sizes[1][0], None, tuned, start, tuned)]
         for path, size in zip(paths, pack_bytes, strict=True):
@@ -97,6 +104,15 @@ def evaluate(
     if out is not None:
         write_page(evaluation_page(report), out, force=force)
     return report
+
+
+def _whole(stack: ExitStack, base: Path, finetuned: Path, workers: int | None) -> Path:
+    """Return the fine-tune as a checkpoint: what an adapter makes of the base is written into a temporary folder."""
+    packs, _ = packs_of_adapters(stack, base, [finetuned], None, workers=workers)
+    if packs == [finetuned]:
+        return finetuned
+    folder = stack.enter_context(TemporaryDirectory(prefix="deltapack-"))
+    return apply(base, packs[0], Path(folder) / packs[0].stem, workers=workers).out
 
 
 def _sizes(*checkpoints: Path) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ __all__ = [
     "LeftOut",
     "SideFile",
     "check_side_name",
+    "fits",
     "is_config_or_tokenizer",
     "is_never_a_part",
     "is_side_file",
@@ -126,8 +127,7 @@ def list_side_files(
         LimitError: A file, or the files together, exceed `limits`.
         RecipeError: A pattern fits none of the files that would travel.
     """
-    files: list[SideFile] = []
-    left: list[LeftOut] = []
+    files, left = list[SideFile](), list[LeftOut]()
     pending: list[tuple[Path, str]] = [(folder, "")]
     unused = dict.fromkeys(leave_out)
     while pending:
@@ -152,7 +152,7 @@ def list_side_files(
             if isinstance(found, LeftOut):
                 left.append(found)
                 continue
-            wanted = [pattern for pattern in leave_out if _fits(name, pattern)]
+            wanted = [pattern for pattern in leave_out if fits(name, pattern)]
             if wanted:
                 left.append(LeftOut(name, AS_ASKED))
             else:
@@ -160,18 +160,18 @@ def list_side_files(
             for pattern in wanted:
                 unused.pop(pattern, None)
     if unused:
-        deeper = [f"'**/{pattern}'" for pattern in unused if any(_fits(file.name, f"**/{pattern}") for file in files)]
+        deeper = [f"'**/{pattern}'" for pattern in unused if any(fits(file.name, f"**/{pattern}") for file in files)]
         hint = f"In sub-folders there are some: {', '.join(deeper)} fits them." if deeper else None
         raise RecipeError("a pattern of side files to leave out fits none", path=folder, found=", ".join(unused), hint=hint)
     _check_sizes(folder, files, limits)
     return sorted(files, key=lambda file: file.name.encode()), sorted(left, key=lambda item: item.name)
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
     """Whether a shell pattern is for a file; `config.json` is for the one at the top, and not for `1_Pooling/config.json`."""
     if pattern.startswith("**/"):
         parts = name.split("/")
-        return any(_fits("/".join(parts[start:]), pattern[3:]) for start in range(len(parts)))
+        return any(fits("/".join(parts[start:]), pattern[3:]) for start in range(len(parts)))
     return ("/" in pattern or "/" not in name) and fnmatchcase(name, pattern)
 
 
@@ -187,16 +187,16 @@ def _check_sizes(folder: Path, files: Sequence[SideFile], limits: Limits) -> Non
     Raises:
         LimitError: A file, or all together, exceed `limits`.
     """
-    limit = min(limits.packed_file_bytes, limits.side_file_bytes)
+    limit, most = min(limits.packed_file_bytes, limits.side_file_bytes), DEFAULT_LIMITS.side_file_bytes
     for file in files:
         if file.size > limit:
-            more = f"--max-side-file SIZE packs it (at most {DEFAULT_LIMITS.side_file_bytes >> 20} MiB, as readers take no more), "
+            more = f"--max-side-file SIZE packs it (at most {most >> 20} MiB, as readers take no more), " if file.size <= most else ""
             raise LimitError(
                 f"the side file {file.name!r} is too large",
                 path=folder,
                 expected=f"at most {limit:,} bytes",
                 found=f"{file.size:,} bytes",
-                hint=(more if file.size <= DEFAULT_LIMITS.side_file_bytes else "") + f"--leave-out '{file.name}' leaves it behind.",
+                hint=f"{more}--leave-out '{file.name}' leaves it behind.",
             )
     total = sum(file.size for file in files)
     if len(files) > limits.side_files or total > limits.side_files_bytes:

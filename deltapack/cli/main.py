@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,7 +29,7 @@ EPILOG = """\b
 Exit codes:
     0  done
     1  anything else: the output exists, the disk is full, NaN in the
-       fine-tune, packs in conflict
+       fine-tune, packs in conflict, the Hub refuses
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
     4  wrong base: the pack was made from another checkpoint
@@ -66,6 +67,11 @@ COMMANDS: Mapping[str, _Command] = {
     "log": _Command("Show which pack follows which.", interrupted=""),
     "squash": _Command("Make one pack of a chain of packs."),
     "export": _Command("Write a pack in a form that another tool loads."),
+    "push": _Command("Upload a pack to the Hugging Face Hub.", interrupted="; a commit is there as a whole or not at all"),
+    "pull": _Command("Fetch a pack from the Hugging Face Hub."),
+    "card": _Command("Write the model card of a pack."),
+    "serve-files": _Command("Serve every pack of a folder as a checkpoint over HTTP.", interrupted=""),
+    "mount": _Command("Mount every pack of a folder as a checkpoint.", interrupted=""),
     "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
@@ -93,7 +99,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"deltapack.cli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -155,7 +161,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     try:
-        cli(prog_name="deltapack")
+        cli(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack")
     except OSError as error:  # the help could not be printed
         _print_os_error(error)
         sys.exit(1)

@@ -16,6 +16,8 @@ __all__ = [
     "Command",
     "base_argument",
     "base_packs_option",
+    "cache_option",
+    "card_option",
     "check_measure_options",
     "checkpoint_options",
     "checkpoint_path",
@@ -30,6 +32,7 @@ __all__ = [
     "pack_argument",
     "pack_path",
     "packs_argument",
+    "shelf_argument",
     "typed_options",
     "weights_option",
     "workers_option",
@@ -84,6 +87,10 @@ base_argument = click.argument("base", type=checkpoint_path, is_eager=True)
 finetuned_argument = click.argument("finetuned", type=checkpoint_path)
 pack_argument = click.argument("pack", type=pack_path)
 packs_argument = click.argument("packs", type=pack_path, nargs=-1, required=True, metavar="PACK...")
+shelf_argument = click.argument("packs", metavar="PACKS_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+cache_option = click.option(
+    "--cache", default="1GB", show_default=True, metavar="S", help="Restored tensors that are kept in memory, of all models together."
+)
 base_packs_option = click.option(
     "--base-pack",
     "base_packs",
@@ -126,6 +133,12 @@ html_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a page with tables and plots: one file, which needs no network.",
+)
+card_option = click.option(
+    "--card",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A model card to take: its text stays, its front matter is completed. `new` writes one, also where the pack carries one.",
 )
 workers_option = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads; every core unless given.")
 

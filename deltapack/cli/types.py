@@ -74,6 +74,16 @@ class PackPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class PackOrAdapter(PackPath):
+    """A pack, or the folder of an adapter."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if os.path.isfile(os.path.join(value, "adapter_config.json")):
+            return Path(value)
+        return super().convert(value, param, ctx)
+
+
 class PackOrRun(PackPath):
     """A pack; with an option `--step` that comes first, a folder of packs."""
 

@@ -14,9 +14,11 @@ from deltapack.composing.assets import read_side_file
 from deltapack.errors import RecipeError
 from deltapack.merging.strict_yaml import parse_yaml
 
-__all__ = ["HubName", "base_front_matter", "name_of_base"]
+__all__ = ["CARD", "FRONT", "HubName", "base_front_matter", "front_of", "is_short", "kept_of", "name_of_base"]
 
-_FRONT = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+CARD = "README.md"
+FRONT = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+"""The front matter of a card; its YAML is the first group."""
 _TEXTS = ("license", "license_name", "license_link", "pipeline_tag", "library_name")
 _LONGEST = 200
 _MOST = 200
@@ -52,23 +54,35 @@ def base_front_matter(base: Checkpoint) -> Mapping[str, Any]:
 
     The card may be anyone's, and a merge does not fail for it: what is no short text is left out.
     """
-    data = read_side_file(base, None, "README.md") or b""
-    found = _FRONT.match(data)
     try:
-        front = parse_yaml(found[1], base.path / "README.md").value if found else None
+        return kept_of(front_of(read_side_file(base, None, CARD) or b"", base.path / CARD))
     except RecipeError:
         return {}
-    if not isinstance(front, dict):
-        return {}
-    kept: dict[str, Any] = {key: front[key] for key in _TEXTS if _is_short(front.get(key))}
+
+
+def front_of(card: bytes, path: Path) -> Mapping[str, Any]:
+    """Return the front matter of a card; nothing where it has none, or another thing than keys and values.
+
+    Raises:
+        RecipeError: It is not YAML, or uses more of YAML than a recipe may.
+    """
+    found = FRONT.match(card)
+    front = parse_yaml(found[1], path).value if found else None
+    return front if isinstance(front, dict) else {}
+
+
+def kept_of(front: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what of a base's front matter is still true of what was made of it, as far as it is short text."""
+    kept: dict[str, Any] = {key: front[key] for key in _TEXTS if is_short(front.get(key))}
     languages = front.get("language")
     listed = [languages] if isinstance(languages, str) or languages is False else languages
     if isinstance(listed, list):
         listed = ["no" if language is False else language for language in listed]  # what YAML makes of Norwegian
-    if isinstance(listed, list) and 0 < len(listed) <= _MOST and all(map(_is_short, listed)):
+    if isinstance(listed, list) and 0 < len(listed) <= _MOST and all(map(is_short, listed)):
         kept["language"] = list(dict.fromkeys(listed))
     return kept
 
 
-def _is_short(value: object) -> bool:
+def is_short(value: object) -> bool:
+    """Whether this is a short text of one line."""
     return isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()

@@ -59,7 +59,8 @@ def explain_merge(
         RecipeError: The recipe does not fit the packs, or no such tensor is merged.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files))
+        request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files)
+        plan = plan_merge(stack, request, workers=resolve_workers(workers))
         apart = plan.side_by_side()
         count = resolve_workers(workers)
         job = measure_each(plan.base, {0: _chosen(apart, tensor)}, count)[0]

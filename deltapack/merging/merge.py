@@ -64,7 +64,8 @@ def merge(
 
     Args:
         base: Hugging Face folder, `.safetensors`, or PyTorch `.bin`/`.pt` state dict.
-        packs: The packs, all made from this base.
+        packs: The packs, all made from this base; the folder of a PEFT adapter of it counts as the exact pack that is made of it, in a
+            temporary folder beside `out`.
         out: Folder, `.safetensors` file or `.dpk` pack to write.
         weights: One weight per pack, or one for all, or a mapping from names of packs, such as `{"math": 0.6}`; 1 unless given.
         method: Name of a merge method; see `deltapack.merging.methods.table`.
@@ -106,17 +107,19 @@ def merge(
         recipe = recipe_of(paths, weights, method, semantics, density, parameters)
     elif method != "linear" or any(given is not None for given in (weights, semantics, density, parameters)):
         raise RecipeError("recipe says it all: weights, method, semantics, density and parameters cannot be given, too")
-    request, out = MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files), as_path("out", out)
+    out = as_path("out", out)
     refuse_for_packs(out, options)
+    scratch = out.parent if out.parent.is_dir() else None
+    request = MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files, scratch)
     with using_engine(engine, address, device=options.wants_device):
         return _merge(request, out, options, report=report)
 
 
 def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: bool) -> MergeReport:
     with ExitStack() as stack:
-        plan = plan_merge(stack, request, options.dtype)
+        plan = plan_merge(stack, request, options.dtype, options.workers)
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
-        notes = plan.notes + _write(plan, out, options)
+        notes = plan.notes + _write(plan, out, options, [*plan.paths, *map(Path, request.packs)])
         jobs = plan.composition.jobs
         nbytes = sum(job.nbytes for job in jobs)
         rows = list(zip(map(str, request.packs), shown_weights(plan), strict=True))
@@ -142,10 +145,10 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
 
 
-def _write(plan: MergePlan, out: Path, options: WriteOptions) -> list[str]:
+def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path]) -> list[str]:
     own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
-        return write_checkpoint(plan.base, plan.composition, out, plan.paths, options, own_files=own, metadata=merged(plan.packs))
-    with open_pack_writer(out, force=options.force, inputs=plan.paths) as writer:
+        return write_checkpoint(plan.base, plan.composition, out, inputs, options, own_files=own, metadata=merged(plan.packs))
+    with open_pack_writer(out, force=options.force, inputs=inputs) as writer:
         writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
     return []

@@ -9,13 +9,12 @@ from typing import Any
 from deltapack._version import __version__
 from deltapack.composing.vocabulary import Vocabulary
 from deltapack.dtypes import DType
-from deltapack.merging.basecard import HubName, base_front_matter, name_of_base
+from deltapack.merging.basecard import CARD, HubName, base_front_matter, name_of_base
+from deltapack.merging.cardtext import dump_yaml, plain
 from deltapack.merging.planning import MergePlan
 from deltapack.merging.recipe import MergeRecipe, Schedule
 
 __all__ = ["Owners", "card_of", "recipe_yaml"]
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,7 @@ def recipe_yaml(base: str, packs: Sequence[str], recipe: MergeRecipe, *, owners:
     if owners.vocab == "union":
         document["tokenizer_source"] = "union"  # as mergekit says it
     said = {"prefer": owners.prefer, "assets": owners.assets, "vocab": owners.vocab if owners.vocab != "union" else None}
-    return _dump(document | {key: value for key, value in said.items() if value is not None})
-
-
-def _dump(document: Any) -> str:
-    """Return YAML in which every text is on one line, so that no name can end the front matter or the block it is in."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
-        """Escapes what is not printable."""
-
-    def represent(dumper: Any, text: str) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
-
-    Dumper.add_representer(str, represent)
-    return str(yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=float("inf")))
+    return dump_yaml(document | {key: value for key, value in said.items() if value is not None})
 
 
 def _setting(schedule: Schedule) -> Any:
@@ -103,9 +88,9 @@ def _card(plan: MergePlan, dtype: DType | None) -> str:
     semantics = f" as in {recipe.semantics}" if recipe.semantics else ""
     options = ", ".join(f"{name} {value:g}" for name, value in sorted(recipe.options.items()))
     return f"""---
-{_dump(_front_matter(plan, base, stems))}---
+{dump_yaml(_front_matter(plan, base, stems))}---
 
-# Merge of {_listed([f"`{_plain(stem)}`" for stem in stems])}
+# Merge of {_listed([f"`{plain(stem)}`" for stem in stems])}
 
 Made by deltapack {__version__} over the base {_base(base)} (fingerprint `{fingerprint}`).
 {_files(plan, packs)}
@@ -147,7 +132,7 @@ def _owners(plan: MergePlan, packs: Sequence[str]) -> Owners:
 
 
 def _base(base: HubName) -> str:
-    return f"`{_plain(base.name)}`" + (f", revision `{_plain(base.revision)}`" if base.revision else "")
+    return f"`{plain(base.name)}`" + (f", revision `{plain(base.revision)}`" if base.revision else "")
 
 
 def _files(plan: MergePlan, packs: Sequence[str]) -> str:
@@ -156,7 +141,7 @@ def _files(plan: MergePlan, packs: Sequence[str]) -> str:
     if not _side_files(plan):
         return ""
     place = next((number for number, pack in enumerate(plan.packs) if pack.reader is assets), None)
-    donor = "the base" if place is None else f"`{_plain(packs[place])}`"
+    donor = "the base" if place is None else f"`{plain(packs[place])}`"
     united = (
         ", with the new tokens of all packs; a token of several has the mean of their rows" if isinstance(plan.vocab, Vocabulary) else ""
     )
@@ -190,19 +175,14 @@ def _listed(names: list[str]) -> str:
 def _table(plan: MergePlan, names: Sequence[str]) -> str:
     rows = []
     for pack, name in zip(plan.packs, names, strict=True):
-        rows.append(f"| `{_plain(name)}` | {_made(pack.reader.index.recipe)} | `{pack.reader.pack_id[:16]}` |")
+        rows.append(f"| `{plain(name)}` | {_made(pack.reader.index.recipe)} | `{pack.reader.pack_id[:16]}` |")
     return "\n".join(rows)
 
 
 def _made(recipe: Mapping[str, Any]) -> str:
     """Return how a pack was made, in words."""
-    method = _plain(str(recipe.get("method", "")))
+    method = plain(str(recipe.get("method", "")))
     if "packs" in recipe:
         return f"merge by {method}"
     rate = recipe.get("drop_rate")
-    return f"{method}, drop rate {_plain(str(rate))}" if rate is not None else method
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is: packs may come from anyone."""
-    return "".join(char if char.isprintable() and char not in "`|<>[]" else "?" for char in text)
+    return f"{method}, drop rate {plain(str(rate))}" if rate is not None else method

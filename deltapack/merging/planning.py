@@ -25,6 +25,7 @@ from deltapack.merging.methods.table import MergeMethod
 from deltapack.merging.recipe import Layers, MergeRecipe
 from deltapack.merging.request import MergeRequest
 from deltapack.merging.unused import refuse_unused_rules
+from deltapack.packing.adapter_packs import packs_of_adapters
 
 __all__ = ["MergePlan", "compose_recipe", "plan_merge"]
 
@@ -43,6 +44,7 @@ class MergePlan:
         vocab: Number of the pack whose rows a tensor has that packs grew, or `"base"`, or the united vocabulary.
         files: Side files that the merge changes, for a united vocabulary or a head that is tied or not, by name.
         donor: Number of the pack that the side files were asked from, or `"base"`, if either was.
+        of_adapters: What was noticed of adapters among the packs.
     """
 
     base: Checkpoint
@@ -54,6 +56,7 @@ class MergePlan:
     vocab: Vocab | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     donor: int | Literal["base"] | None = None
+    of_adapters: tuple[str, ...] = ()
 
     def side_by_side(self, method: MergeMethod | None = None) -> Composition:
         """Return the composition with the packs' differences unweighted and apart, also where the recipe merely adds them.
@@ -68,7 +71,7 @@ class MergePlan:
     def notes(self) -> list[str]:
         """What the user should be told."""
         united = self.vocab.notes if isinstance(self.vocab, Vocabulary) else ()
-        return [*self.base.notes, *self.composition.notes, *united]
+        return [*self.base.notes, *self.of_adapters, *self.composition.notes, *united]
 
     @property
     def paths(self) -> list[Path]:
@@ -80,8 +83,8 @@ class MergePlan:
         return self.recipe.to_json([pack.reader.pack_id for pack in self.packs])
 
 
-def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = None) -> MergePlan:
-    """Open base and packs on `stack`, check them against each other and plan every tensor.
+def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = None, workers: int | None = None) -> MergePlan:
+    """Open base and packs on `stack`, check them against each other and plan every tensor; adapters become exact packs first.
 
     Raises:
         BaseMismatchError: A pack was made from another base.
@@ -97,14 +100,17 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     preferred = _position("prefer", choices.prefer, packs)
     donor = _owner("assets", choices.assets, packs)
     base_ckpt = stack.enter_context(open_checkpoint(request.base, weights=request.weight_files))
-    readers = [stack.enter_context(PackReader(path)) for path in packs]
+    base, weights = Path(request.base), request.weight_files
+    paths, told = packs_of_adapters(stack, base, list(map(Path, packs)), request.scratch, weight_files=weights, workers=workers)
+    readers = [stack.enter_context(PackReader(path)) for path in paths]
     base_ckpt = arranged_base(base_ckpt, readers)
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)
     weighted, composition = compose_recipe(base_ckpt, readers, recipe, prefer=preferred, assets=donor, vocab=rows, dtype=dtype)
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
     composition, fitting = fit_head(base_ckpt, readers, composition, preferred, files)
     files |= fitting
-    return MergePlan(base_ckpt, tuple(weighted), recipe, Layers.of(base_ckpt.tensors), composition, preferred, rows, files, donor)
+    layers = Layers.of(base_ckpt.tensors)
+    return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition, preferred, rows, files, donor, tuple(told))
 
 
 def _united(base: Checkpoint, readers: Sequence[PackReader], donor: int | Literal["base"] | None) -> Vocabulary:

@@ -67,7 +67,7 @@ def preview_merge(
     request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, assets, vocab), weight_files)
     refuse_for_packs(out, options)
     with ExitStack() as stack:
-        plan = plan_merge(stack, request, options.dtype)
+        plan = plan_merge(stack, request, options.dtype, options.workers)
         plan = replace(plan, composition=replace(plan.composition, jobs=tuple(map(_foreseen, plan.composition.jobs))))
         taken = _check_output(plan, out, force)
         if out.suffix == ".dpk":

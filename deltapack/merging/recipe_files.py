@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltapack.adapters import is_adapter
 from deltapack.checking import as_path
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import RecipeError
@@ -167,6 +168,8 @@ class _Reader:
 
 
 def _check_made_with(node: Node, name: str, pack: Path) -> None:
+    if pack.is_dir():
+        raise node.error(f"{pack} is an adapter, which dropped nothing", hint="Delete the key.")
     with PackReader(pack) as reader:
         stated = reader.index.recipe
     key = "drop_rate" if name == "density" else name
@@ -227,19 +230,22 @@ def _method(top: Mapping[str, Node]) -> MergeMethod:
 def _model_name(node: Node) -> str:
     name = node.text()
     if "+" in name and not name.endswith(".dpk"):
-        raise node.error("adapters (`model+adapter`) have no pack", hint="Merge the adapter into its model and compress that.")
+        raise node.error("adapters (`model+adapter`) have no pack", hint="Name the folder of the adapter alone, if the model is the base.")
     if not name:
         raise node.error("is empty")
     return name
 
 
 def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
-    """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name in that folder."""
+    """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name there; or an adapter."""
     if name.endswith(".dpk") or (folder / name).is_file():
         found = next((place / name for place in (folder, beside) if (place / name).is_file()), folder / name)
     else:
         found = folder / (re.split(r"[/\\]", name.partition("@")[0].rstrip("/\\"))[-1] + ".dpk")
     if not found.is_file():
+        adapter = next(filter(is_adapter, (folder / name, beside / name, found.with_suffix(""))), None)
+        if adapter is not None:
+            return adapter
         hint = "Say with --packs where the packs are; org/name is name.dpk there."
         raise RecipeError(f"{node.key}: this model has no pack", path=node.path, expected=str(found), found="no such file", hint=hint)
     return found

@@ -39,6 +39,7 @@ class MergeRequest:
         recipe: How to merge.
         choices: Which pack decides.
         weight_files: Which weights of the base count where its folder has one file and an index of shards that differ.
+        scratch: A folder for the packs of adapters while it runs; the system's one for temporary files unless given.
 
     Raises:
         RecipeError: An argument is of another type.
@@ -49,6 +50,7 @@ class MergeRequest:
     recipe: MergeRecipe
     choices: MergeChoices = field(default_factory=MergeChoices)
     weight_files: str | None = None
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         as_path("the base", self.base)

@@ -58,7 +58,8 @@ def survey_merge(
         RecipeError: The recipe does not fit the packs.
     """
     with ExitStack() as stack:
-        plan = plan_merge(stack, MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files))
+        request = MergeRequest(base, packs, recipe or MergeRecipe(), MergeChoices(prefer, vocab=vocab), weight_files)
+        plan = plan_merge(stack, request, workers=resolve_workers(workers))
         return survey(plan, resolve_workers(workers))
 
 

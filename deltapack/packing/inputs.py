@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltapack.adapters import is_adapter, open_adapted
+from deltapack.adapters import adapter_folder, open_adapted
 from deltapack.checking import as_count, as_items, as_pair, as_path, as_paths, as_text
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.checkpoint.rivals import check_chosen
@@ -168,13 +168,13 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
     choice = asked.weight_files
     base, finetuned = as_path("base", base), as_path("finetuned", finetuned)
     with contextlib.ExitStack() as stack:
-        adapter = is_adapter(finetuned)
+        adapter = adapter_folder(finetuned)
         base_ckpt = files = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
-        tuned_ckpt = files if adapter else stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
+        tuned_ckpt = files if adapter is not None else stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
         check_chosen(choice, files, tuned_ckpt)
         links = stack.enter_context(open_links(list(map(Path, asked.base_packs))))
         base_ckpt = restored_from(files, in_order(links))
-        if adapter:
+        if adapter is not None:
             tuned_ckpt = stack.enter_context(open_adapted(base_ckpt, finetuned))
         yield match_inputs(base_ckpt, tuned_ckpt, asked)
 

@@ -24,7 +24,7 @@ from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.packs.named_base import NamedBase, find_base, split_revision
 
-__all__ = ["METHOD", "FolderReport", "write_model_folder"]
+__all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
 METHOD = "deltapack"
 """`quant_method` in config.json."""
@@ -55,6 +55,23 @@ class FolderReport:
         return asdict(self) | {"out": str(self.out), "pack": str(self.pack)}
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a folder of a pack holds beside it.
+
+    Attributes:
+        files: Contents by name.
+        base: What config.json names as the base.
+        revision: The commit of its repository, if it is in one.
+        notes: What was noticed.
+    """
+
+    files: Mapping[str, bytes]
+    base: str
+    revision: str | None
+    notes: Sequence[str]
+
+
 def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, revision: str | None = None) -> FolderReport:
     """Write a folder that `from_pretrained` loads where deltapack is registered: config, tokenizer and other side files, and the pack.
 
@@ -81,11 +98,16 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
     check_output_name(out, FOLDER)
     if out.exists():
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    made = model_files(pack, base, revision=revision)  # before the folder is there: what is wrong leaves nothing behind
+    return FolderReport(out, out / pack.name, made.base, made.revision, _write(out, made.files, pack), made.notes)
+
+
+def model_files(pack: Path, base: str | Path, *, revision: str | None = None) -> ModelFiles:
+    """Return what such a folder holds beside the pack; arguments and errors are those of `write_model_folder`."""
     name, given = split_revision(str(base) if isinstance(base, Path) else as_text("base", base))
     if given is not None and revision is not None:
         raise RecipeError("the revision is given twice", found=f"{given} and {revision}")
     found = find_base(name, revision or given, side_files=True)
-    # Read before the folder is there: what is wrong leaves nothing behind.
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(found.folder))
         reader = stack.enter_context(PackReader(pack))
@@ -96,13 +118,15 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
             raise UnsupportedError("the pack restores several folders, not one model", path=pack, found=parts, hint=hint)
         files: dict[str, bytes] = {}
         notes = copy_side_files(checkpoint, composition.assets, files.__setitem__, verify=True, dtype=None)
+    if pack.name in files:
+        raise RecipeError("a side file has the name of the pack", path=pack, hint="Rename the pack.")
     named = found.repo or str(found.folder.resolve())
     settings = {"quant_method": METHOD, "base": named, "revision": found.revision, "pack": pack.name}
     config = _config(files.get(CONFIG), composition, pack)
     notes = [*notes, *_notes(found, config)]
     config["quantization_config"] = {key: value for key, value in settings.items() if value is not None}
     files[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    return FolderReport(out, out / pack.name, named, found.revision, _write(out, files, pack), notes)
+    return ModelFiles(files, named, found.revision, notes)
 
 
 def _notes(base: NamedBase, config: Mapping[str, Any]) -> list[str]:
@@ -141,10 +165,8 @@ def _config(data: bytes | None, composition: Composition, pack: Path) -> dict[st
     return config
 
 
-def _write(out: Path, files: dict[str, bytes], pack: Path) -> int:
+def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
     """Write the folder under another name, then give it its own; return its size."""
-    if pack.name in files:
-        raise RecipeError("a side file has the name of the pack", path=pack, hint="Rename the pack.")
     part = temporary_sibling(out)
     try:
         with writing(out):

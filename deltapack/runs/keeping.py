@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack.adapters import adapter_folder
 from deltapack.checking import as_count, as_path
-from deltapack.errors import CheckpointError, OutputError, RecipeError
+from deltapack.errors import CheckpointError, OutputError, RecipeError, UnsupportedError
 from deltapack.format.atomic import fsync_folder, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
@@ -59,11 +60,12 @@ def pack_step(
         FormatError: A pack of the run is damaged.
         OutputError: The step has a pack already, or it cannot be written.
         RecipeError: A number is out of range.
-        UnsupportedError: The checkpoint holds weights that are not read.
+        UnsupportedError: The checkpoint holds weights that are not read, or is an adapter.
     """
     folder, checkpoint = as_path("the folder of packs", folder), as_path("the checkpoint", checkpoint)
     step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
+    _refuse_adapter(checkpoint)
     run, path = read_run(folder), folder / pack_name(step)
     left = [link for link in run.links if going_back and link.step >= step]
     run = replace(run, links=tuple(link for link in run.links if link not in left))
@@ -93,6 +95,17 @@ def pack_step(
     removed += keep_newest(folder, keep) if keep is not None else ()
     notes, follows = (*report.notes, *report.warnings), before[-1].step if before else None
     return PackedStep(step, path, report.pack_bytes, report.checkpoint_bytes, follows, removed, notes, () if gap is None else (gap,))
+
+
+def _refuse_adapter(checkpoint: Path) -> None:
+    """Refuse an adapter: a step follows the step before, and an adapter is for the base of the run.
+
+    Raises:
+        UnsupportedError: It is one.
+    """
+    if adapter_folder(checkpoint) is not None:
+        hint = "Adapters are small: keep them as they are, or make a pack of each from the base with `deltapack compress BASE ADAPTER`."
+        raise UnsupportedError("the checkpoint of the run is an adapter, not a whole model", path=checkpoint, hint=hint)
 
 
 def _packed_already(path: Path) -> OutputError:

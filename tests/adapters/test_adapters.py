@@ -18,7 +18,7 @@ from deltapack.adapters import is_adapter, open_adapted
 from deltapack.adapters.merging import KeptUpdates
 from deltapack.adapters.updates import LowRank
 from deltapack.checkpoint import open_checkpoint
-from deltapack.errors import BaseMismatchError
+from deltapack.errors import BaseMismatchError, NotACheckpointError, RecipeError, UnsupportedError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -274,3 +274,56 @@ def test_few_updates_are_kept() -> None:
     for name in "abbacab":  # b is the one that was not used for longest when c comes
         get(name)
     assert built == ["a", "b", "c", "b"]
+
+
+def test_a_file_of_an_adapter_stands_for_its_folder(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS))
+    write_folder(base, base_model())
+    for number, name in enumerate((adapter, adapter / "adapter_model.safetensors")):
+        deltapack.compress(base, name, tmp_path / f"{number}.dpk", recipe=Recipe(exact=True), workers=1)
+    assert (tmp_path / "0.dpk").read_bytes() == (tmp_path / "1.dpk").read_bytes()
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(NotACheckpointError, match="no config beside it"):
+        deltapack.compress(base, adapter / "adapter_model.safetensors", tmp_path / "2.dpk")
+
+
+def test_side_files_of_an_adapter_stay_behind(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", base_model(), {"config.json": "{}", "tokenizer.json": "1"})
+    adapter = write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS), {"tokenizer.json": "2", "chat_template.jinja": "x"})
+
+    def names(*leave_out: str) -> list[str]:
+        (tmp_path / "x.dpk").unlink(missing_ok=True)
+        deltapack.compress(base, adapter, tmp_path / "x.dpk", recipe=Recipe(exact=True), workers=1, leave_out=leave_out)
+        with deltapack.open_pack(tmp_path / "x.dpk") as pack:
+            return [file.name for file in pack.index.files or ()]
+
+    assert names() == ["chat_template.jinja", "config.json", "tokenizer.json"]
+    assert names("chat_template.*") == ["config.json", "tokenizer.json"]
+    assert names("tokenizer.json") == ["chat_template.jinja", "config.json"]
+    assert names("config.json", "chat*") == ["tokenizer.json"]
+    with pytest.raises(RecipeError, match="fits none"):
+        names("nothing.*")
+
+
+def test_an_adapter_is_evaluated(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", base_model(), {"config.json": "{}"})
+    adapter = write_adapter(tmp_path / "adapter", lora("layer.down", ROWS, COLUMNS))
+    deltapack.compress(base, adapter, tmp_path / "x.dpk", recipe=Recipe(exact=True), workers=1)
+    seen = list[float]()
+
+    def score(folder: Path) -> float:
+        seen.append(float(abs(read_model(folder)["layer.down.weight"].f64).sum()))
+        return seen[-1]
+
+    deltapack.evaluate(base, adapter, [tmp_path / "x.dpk"], score=score, workers=1)
+    assert len(seen) == 3 and len(set(seen)) == 2
+
+
+def test_a_step_of_a_run_is_no_adapter(tmp_path: Path) -> None:
+    """It would be merged into the step before, and not into the base that it was trained on."""
+    base = write_folder(tmp_path / "base", base_model(), {"config.json": "{}"})
+    adapter = write_adapter(tmp_path / "checkpoint-1", lora("layer.down", ROWS, COLUMNS))
+    for name in (adapter, adapter / "adapter_model.safetensors"):
+        with pytest.raises(UnsupportedError, match="is an adapter, not a whole model"):
+            deltapack.pack_step(tmp_path / "packs", name, 1, base=base)
+    assert not (tmp_path / "packs").exists()

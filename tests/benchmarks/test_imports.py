@@ -16,7 +16,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ),
     ("fidelity.methods", "fidelity.smollm2", "fidelity.texts", "pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
-    ("codes", "exact.training", "fidelity.models", "fidelity.values", "gpu", "loops", "memory", "peers", "sizes", "speed.candidates"),
+    (
+        *("codes", "exact.training", "fidelity.models", "fidelity.values", "gpu", "loops", "memory", "peers", "sizes"),
+        *("speed.candidates", "virtual"),
+    ),
     ("exact.inputs", "fidelity.measuring", "speed.inputs"),
     (
         *("exact.entropy", "exact.packs", "exact.thresholds", "exact.tools", "fidelity.merges", "fidelity.real", "fidelity.running"),

@@ -14,6 +14,7 @@ from deltapack.cli import options
 from deltapack.cli.engines import engine_options, refuse_engine
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
 from deltapack.cli.render import print_json, print_notes, show_progress
+from deltapack.cli.types import PackOrAdapter
 from deltapack.kinds import EITHER
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["command"]
 
 @click.command(cls=options.Command, short_help="Merge packs onto their common base.")
 @options.base_argument
-@click.argument("packs", type=options.pack_path, nargs=-1)
+@click.argument("packs", type=PackOrAdapter(), nargs=-1)
 @options.out_option(
     EITHER,
     "The folder to write, or a .safetensors file, or a .dpk for a merged pack. Required but for --report and --explain.",
@@ -40,7 +41,7 @@ __all__ = ["command"]
 @engine_options
 @options.output_options
 def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
-    """Merge PACKS, all made from BASE, reading the base once.
+    """Merge PACKS, all made from BASE, reading the base once. The folder of a PEFT adapter of BASE counts as a pack.
 
     Where OUT ends in .dpk the result is a merged pack: applying it to the base gives the same bits as merging
     into a folder.

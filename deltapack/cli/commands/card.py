@@ -1,0 +1,31 @@
+"""`deltapack card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import deltapack
+from deltapack.cli import options
+from deltapack.cli.render import escaped
+
+__all__ = ["command"]
+
+
+@click.command(cls=options.Command, short_help="Write the model card of a pack.")
+@options.pack_argument
+@click.option("--base", metavar="BASE", help="The base, as ORG/NAME or ORG/NAME@REVISION; what the pack's own card names unless given.")
+@click.option("--repo", metavar="ORG/NAME", help="The repository that the card is for.")
+@options.card_option
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The file to write; else it is printed.")
+@options.force_option
+def command(pack: Path, base: str | None, repo: str | None, card: Path | None, out: Path | None, force: bool) -> None:
+    """Write the model card that `push` would upload with PACK, without uploading it.
+
+    Licence, languages and tags are those of the base's card, where that can be read.
+    """
+    text = deltapack.model_card(pack, base=base, repo=repo, card=card, out=out, force=force)
+    if out is None:
+        for line in text.splitlines():
+            click.echo(escaped(line))

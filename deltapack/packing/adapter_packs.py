@@ -1,0 +1,53 @@
+"""An adapter of PEFT as a pack: that of the fine-tune that it makes of its base, exactly, where a pack is wanted."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from deltapack.adapters import adapter_folder
+from deltapack.format.atomic import writing
+from deltapack.packing.compressing import compress
+from deltapack.packing.recipe import Recipe
+
+__all__ = ["pack_of_adapter", "packs_of_adapters"]
+
+
+def pack_of_adapter(base: Path, adapter: Path, out: Path, *, weight_files: str | None = None, workers: int | None = None) -> list[str]:
+    """Pack the fine-tune that an adapter makes of its base, bit for bit; return what was noticed. Raises as `compress`."""
+    report = compress(base, adapter, out, recipe=Recipe(exact=True), weight_files=weight_files, workers=workers)
+    return [f"{adapter.name}: {sentence}" for sentence in (*report.notes, *report.warnings)]
+
+
+def packs_of_adapters(
+    stack: ExitStack, base: Path, paths: list[Path], scratch: Path | None, *, weight_files: str | None = None, workers: int | None = None
+) -> tuple[list[Path], list[str]]:
+    """Return paths with a pack in the place of each adapter, and what was noticed; the packs are removed when the stack is closed.
+
+    Args:
+        stack: Removes packs that are made.
+        base: The base of them all.
+        paths: Packs, folders of adapters, or their files.
+        scratch: A folder that is there, for packs that are made; the system's one for temporary files unless given.
+        weight_files: Which weights of the base count.
+        workers: Threads.
+
+    Raises:
+        NotACheckpointError: A file of an adapter has no config beside it.
+        OutputError: A pack cannot be written. Others as of `compress`.
+    """
+    packs, notes = [], list[str]()
+    for path in paths:
+        folder = adapter_folder(path)
+        if folder is None:
+            packs.append(path)
+            continue
+        where = scratch or Path(tempfile.gettempdir())
+        with writing(where):
+            place = Path(tempfile.mkdtemp(prefix=".deltapack-", dir=where))
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        packs.append(place / f"{folder.resolve().name}.dpk")
+        notes += pack_of_adapter(base, path, packs[-1], weight_files=weight_files, workers=workers)
+    return packs, notes

@@ -1,0 +1,137 @@
+"""huggingface_hub, and what it raises as errors of our own with the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from deltapack.checking import as_text
+from deltapack.errors import BackendError, DeltapackError, HubError, RecipeError
+
+__all__ = ["asking", "check_repo", "hub_library", "is_repo", "status_of", "without_bars"]
+
+_REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
+_LONGEST = 96
+_LOGIN = "`hf auth login` stores a token; HF_TOKEN in the environment is one, too."
+
+
+def hub_library() -> Any:
+    """Import huggingface_hub.
+
+    Raises:
+        BackendError: It is not there.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        hint = "pip install 'deltapack[hub]'."
+        raise BackendError("the Hugging Face Hub needs huggingface_hub", found=str(error), hint=hint) from error
+    return huggingface_hub
+
+
+@contextmanager
+def without_bars(hub: Any, quiet: bool) -> Iterator[None]:
+    """Have huggingface_hub draw no progress bars inside of the block, where that is asked for."""
+    silenced = quiet and not hub.utils.are_progress_bars_disabled()
+    if silenced:
+        hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silenced:
+            hub.utils.enable_progress_bars()
+
+
+def is_repo(text: object) -> bool:
+    """Whether this is a name that a repository may have."""
+    if not isinstance(text, str) or not _REPO.fullmatch(text) or len(text) > _LONGEST:
+        return False
+    return not (".." in text or "--" in text or text.endswith((".git", ".", "-")))
+
+
+def check_repo(name: object) -> str:
+    """Return the name of a repository.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    text = as_text("the repository", name)
+    if not is_repo(text):
+        raise RecipeError("this is no name of a repository", expected="ORG/NAME", found=repr(text)[:120])
+    return text
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the status of the answer that an error is about; it may be the cause of another error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        status = getattr(getattr(seen, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def asking(repo: str, doing: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside of the block into our errors.
+
+    Args:
+        repo: The repository.
+        doing: What failed, as a clause such as `"the pack cannot be uploaded"`.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    try:
+        yield
+    except DeltapackError:
+        raise
+    except Exception as error:  # huggingface_hub has many of its own, and those of whatever carries its requests
+        found, hint = _reason(error, repo)
+        raise HubError(doing, path=repo, found=found, hint=hint) from error
+
+
+def _reason(error: BaseException, repo: str) -> tuple[str, str]:
+    """Return what went wrong and the way out."""
+    status, name = status_of(error), type(error).__name__
+    known = {
+        401: ("no token, or one that the Hub does not know (401)", _LOGIN),
+        403: ("the token has no right to do this (403)", f"Is the owner right? It takes a token that may write. {_LOGIN}"),
+        404: ("no such repository or revision, or a private one (404)", f"Is the name right? {_LOGIN}"),
+        409: ("the repository was changed at the same time (409)", "Run it again."),
+        412: ("the repository was changed at the same time (412)", "Run it again."),
+        429: ("the Hub has had too many requests (429)", "Wait some minutes and run it again."),
+    }
+    if name == "GatedRepoError":
+        return f"the repository is gated ({status})", f"Ask for access at https://huggingface.co/{repo}. {_LOGIN}"
+    if name == "LocalTokenNotFoundError":
+        return known[401]
+    if name == "OfflineModeIsEnabled":
+        return "HF_HUB_OFFLINE is set", "Unset it."
+    if status in known:
+        return known[status]
+    if status is not None and status >= 500:
+        return f"the Hub has trouble of its own ({status})", "Run it again later; nothing was changed."
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    name, told = type(cause).__name__, str(cause).strip().partition("\n")[0].rstrip(".")[:200]
+    if status is None and _is_network(error):
+        return f"the Hub cannot be reached ({name}: {told})", "Is there a network? HF_ENDPOINT, if set, names the Hub to ask."
+    return f"{name}: {told}", "Run it again; `hf --version` and a newer huggingface_hub may help."
+
+
+def _is_network(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is one of sockets; the libraries that carry requests have their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ConnectionError | TimeoutError) or type(seen).__module__.partition(".")[0] in _CARRIERS:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+_CARRIERS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")

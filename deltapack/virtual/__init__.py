@@ -1,0 +1,1 @@
+"""Checkpoints that packs restore from a base, read as files that exist nowhere."""

@@ -1,0 +1,188 @@
+"""A folder of packs as a folder of checkpoints: one for each pack, chain and merge recipe in it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltapack.checking import as_path
+from deltapack.errors import DeltapackError, RecipeError
+from deltapack.format.digest import NOTHING
+from deltapack.format.reader import PackReader
+from deltapack.limits import DEFAULT_LIMITS
+from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
+from deltapack.virtual.opened import OpenFolders, stamp_of
+from deltapack.virtual.planning import is_recipe
+
+__all__ = ["Shelf", "Title"]
+
+_FRESH = 1.0
+"""Seconds for which a look at the folder counts."""
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Title:
+    """A checkpoint that can be read.
+
+    Attributes:
+        name: What it is called: the file without `.dpk` or `.yaml`; with it where two files have that name.
+        kind: `"pack"`, `"chain"` or `"recipe"`.
+        paths: The packs, in order, or the recipe.
+        stamps: What changes when one of the files does.
+    """
+
+    name: str
+    kind: str
+    paths: tuple[Path, ...]
+    stamps: tuple[Stamp, ...]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a pack says of itself, or why it cannot be read."""
+
+    stamp: Stamp
+    base: str = ""
+    result: str = ""
+    error: str = ""
+
+
+class Shelf:
+    """Every pack, chain and merge recipe of a folder as a virtual folder; what appears there later is found, too.
+
+    A pack that was made from what another pack of the folder restores is the end of a chain. Any number of threads may read.
+    """
+
+    def __init__(
+        self,
+        base: str | Path,
+        packs: str | Path,
+        *,
+        cache: int | str = DEFAULT_CACHE,
+        verify: bool = True,
+        workers: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Look at the folder.
+
+        Args:
+            base: The base of all packs.
+            packs: The folder with them.
+            cache: Bytes of restored tensors that are kept, or text such as `"512MB"`.
+            verify: Whether digests are compared.
+            workers: Threads that make ahead what readers will want.
+            clock: Seconds.
+
+        Raises:
+            RecipeError: The folder is none, or the size of the cache.
+        """
+        self.folder = as_path("the folder of packs", packs)
+        self._open = OpenFolders(as_path("the base", base), cache=cache, verify=verify, workers=workers)
+        self._known: dict[Path, _Known] = {}
+        self._lock, self._clock = threading.Lock(), clock
+        self._titles: Mapping[str, Title] = {}
+        self._looked: float | None = None
+        self.titles()
+
+    def titles(self) -> Mapping[str, Title]:
+        """Return what can be read, by name; looks again at the folder, but not twice in a second.
+
+        Raises:
+            RecipeError: The folder is gone.
+        """
+        with self._lock:
+            now = self._clock()
+            if self._looked is None or now - self._looked >= _FRESH:
+                self._titles = self._look()
+                self._looked = now
+            return self._titles
+
+    def damaged(self) -> Mapping[str, str]:
+        """Return the files of the folder that are called packs and cannot be read, with the error of each."""
+        self.titles()
+        return {path.name: known.error for path, known in sorted(self._known.items()) if known.error}
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[VirtualFolder]:
+        """Give a virtual folder, which stays open as long as the block lasts.
+
+        Raises:
+            DeltapackError: As `VirtualFolder`.
+            RecipeError: There is none of that name.
+        """
+        title = self.titles().get(name)
+        if title is None:
+            raise RecipeError("there is no such pack or recipe", path=self.folder, found=name)
+        with self._open.use((title.paths, title.stamps), title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
+            yield folder
+
+    def warm(self) -> None:
+        """Read a byte of a weight file, so that what decodes is loaded before a reader waits for it; nothing is said where that fails."""
+        for name in list(self.titles())[:1]:
+            with suppress(DeltapackError), self.use(name) as folder:
+                file, size = max(folder.names().items(), key=lambda item: item[1])
+                folder.read(file, max(0, size - 1), 1)
+
+    def close(self) -> None:
+        """Close all."""
+        self._open.close()
+
+    def _look(self) -> Mapping[str, Title]:
+        """Read what is in the folder; of packs that were read before, only whether they are still the same."""
+        try:
+            files = sorted(path for path in self.folder.iterdir() if not path.name.startswith(".") and path.is_file())
+        except OSError as error:
+            raise RecipeError(f"the folder of packs cannot be listed: {error.strerror}", path=self.folder) from error
+        packs = [path for path in files if path.suffix == ".dpk"]
+        found = {path: known for path in packs if (known := self._read(path)) is not None}
+        self._known = found
+        sound = {path: known for path, known in found.items() if not known.error}
+        by_result = {known.result: path for path, known in reversed(sound.items()) if known.base != known.result}
+        rows = [_chain(path, sound, by_result) for path in sound]
+        rows += [((path,), (stamp,)) for path in files if is_recipe(path) and (stamp := _stamp(path)) is not None]
+        stems = Counter(paths[-1].stem for paths, _ in rows)
+        every = tuple(known.stamp for known in found.values())
+        titles = []
+        for paths, stamps in rows:
+            last = paths[-1]
+            kind = "recipe" if is_recipe(last) else "chain" if len(paths) > 1 else "pack"
+            name = last.stem if stems[last.stem] == 1 else last.name
+            titles.append(Title(name, kind, paths, (*stamps, *every) if kind == "recipe" else stamps))
+        return {title.name: title for title in sorted(titles, key=lambda title: title.name)}
+
+    def _read(self, path: Path) -> _Known | None:
+        """Return what a pack says of itself; none where it has gone meanwhile."""
+        stamp = _stamp(path)
+        known = self._known.get(path)
+        if stamp is None or (known is not None and known.stamp == stamp):
+            return known if stamp is not None else None
+        try:
+            with PackReader(path) as reader:
+                return _Known(stamp, reader.index.base_fingerprint, reader.index.result_fingerprint)
+        except DeltapackError as error:
+            return _Known(stamp, error=str(error))
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return stamp_of(path)
+    except OSError:
+        return None
+
+
+def _chain(path: Path, known: Mapping[Path, _Known], by_result: Mapping[str, Path]) -> tuple[tuple[Path, ...], tuple[Stamp, ...]]:
+    """Return a pack after those that it follows; alone where these go in a circle, or are too many."""
+    chain: list[Path] = [path]
+    while known[chain[0]].base != NOTHING and (before := by_result.get(known[chain[0]].base)) is not None:
+        if before in chain or len(chain) == DEFAULT_LIMITS.links:
+            chain = [path]
+            break
+        chain.insert(0, before)
+    paths: Sequence[Path] = chain
+    return tuple(paths), tuple(known[link].stamp for link in paths)
