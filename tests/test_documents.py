@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
-from support.documents import Block, blocks
+from support.documents import AtOnce, Block, blocks, make_room, names_are_there
 
 import deltapack
 from deltapack.cli.main import COMMANDS, cli
@@ -164,6 +163,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize(("page", "code"), SHELL, ids=[f"{name}-{number}" for number, (name, _) in enumerate(SHELL)])
 def test_a_command_runs(page: str, code: str, here: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All lines of a block, one after the other, in one folder."""
+    monkeypatch.setattr("deltapack.cluster.ray_engine.RayEngine", AtOnce)  # there is no cluster at the addresses that a page makes up
     if "--text" in code or "--eval" in code:
         shutil.copytree(request.getfixturevalue("spoken"), here / "spoken")
         monkeypatch.chdir(here / "spoken")
@@ -186,14 +186,6 @@ def test_a_command_runs(page: str, code: str, here: Path, request: pytest.Fixtur
         assert done.exit_code == 0 or too_small, (page, line, done.output)
 
 
-def make_room(words: list[str]) -> None:
-    """Remove what a command is to write: readers have no such file yet."""
-    for option in ("-o", "--html"):
-        if option in words:
-            out = Path(words[words.index(option) + 1])
-            shutil.rmtree(out, ignore_errors=True) if out.is_dir() else out.unlink(missing_ok=True)
-
-
 @pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=[f"{name}-{number}" for number, (name, _) in enumerate(NOT_RUN)])
 def test_what_is_not_run_says_why_and_names_what_there_is(page: str, block: Block) -> None:
     assert block.reason is not None and len(block.reason) >= 15, page
@@ -205,21 +197,6 @@ def test_what_is_not_run_says_why_and_names_what_there_is(page: str, block: Bloc
             assert module in ("venv", "sglang.launch_server") or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
         for command in re.findall(r"(?:^|&& )deltapack ([a-z][a-z-]*)", block.code, re.M):
             assert command in COMMANDS, (page, command)
-
-
-def names_are_there(tree: ast.AST) -> None:
-    """What is imported from deltapack, and what is asked of `deltapack`, is there."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltapack"):
-            pytest.importorskip("torch")
-            if "transformers" in (node.module or ""):
-                pytest.importorskip("transformers")
-            module = importlib.import_module(node.module or "")
-            for alias in node.names:
-                found = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
-                assert found, ast.dump(node)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "deltapack":
-            assert node.attr in deltapack.__all__ or (ROOT / "deltapack" / node.attr).is_dir(), node.attr
 
 
 def test_every_block_is_of_a_kind_that_is_tried() -> None:

@@ -12,13 +12,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "checking", "dtypes", "errors", "kinds", "limits", "parallel", "reports"),
+    ("_version", "checking", "dtypes", "engines", "errors", "kinds", "limits", "parallel", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
     ("sparsify",),
     ("checkpoint",),
     ("adapters",),
+    ("cluster",),
     ("composing",),
     ("device",),
     ("packing",),
@@ -60,6 +61,7 @@ DOORS = {"cli", "demo", "integrations", "__main__"}
 BEHIND_USE_CASES = {"adapters", "checkpoint", "codecs", "composing", "device", "format", "kernels", "merging.methods", "sparsify"}
 """Rooms that the command line reaches through use cases only."""
 LAZY = {
+    "ray": {"cluster.ray_engine"},
     "torch": {"checkpoint.torchfile", "doctor.checkup", "exporting.modules", "exporting.restored_model", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
@@ -68,6 +70,7 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
+    "ray": {"cluster.ray_task"},
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
     "fsspec": {"integrations"},
     "transformers": {"integrations"},
@@ -213,7 +216,7 @@ def test_numba_stays_in_its_backend() -> None:
         for found in own(name)
         if found.module.startswith("kernels.cpu") and not name.startswith("kernels.cpu")
     ]
-    assert backends == [("kernels", True)]
+    assert backends == [("kernels.choice", True)]
 
 
 def test_no_cycles() -> None:

@@ -19,7 +19,7 @@ import click
 
 from deltapack._version import __version__
 from deltapack.cli.render import print_paragraph
-from deltapack.errors import DeltapackError, did_you_mean
+from deltapack.errors import BackendError, DeltapackError, did_you_mean
 
 __all__ = ["cli", "main"]
 
@@ -114,6 +114,12 @@ class _Commands(click.Group):
         except DeltapackError as error:
             print_paragraph("Error", str(error))
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            needed = (error.name or "deltapack").partition(".")[0]
+            if needed == "deltapack":  # a part of this package, which nobody can install
+                raise
+            print_paragraph("Error", f"this needs {needed}, which cannot be imported. Install it with pip.")
+            ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
             print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
