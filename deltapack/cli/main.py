@@ -42,8 +42,8 @@ Every command takes --help.
 
 \b
 Completion of commands, options, methods and paths; for bash, in ~/.bashrc:
-    eval "$(_DELTAPACK_COMPLETE=bash_source deltapack)"
-zsh and fish: zsh_source in ~/.zshrc, fish_source piped to source."""
+    eval "$(deltapack completion bash)"
+zsh and fish: deltapack completion --help."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ COMMANDS: Mapping[str, _Command] = {
     "serve-files": _Command("Serve every pack of a folder as a checkpoint over HTTP.", interrupted=""),
     "mount": _Command("Mount every pack of a folder as a checkpoint.", interrupted=""),
     "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
+    "completion": _Command("Print the script that completes commands in a shell.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 
@@ -164,6 +165,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+    # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     try:

@@ -109,7 +109,8 @@ ELSEWHERE = {
     "demo": {"quiet", "as_json"},
     "log": {"paths", "quiet", "as_json"},
     "squash": {"packs", "out", "base", "weight_files", "force", "workers", "engine", "address", "quiet", "as_json"},
-    "inspect": {"pack", "tensors", "quiet", "as_json"},
+    "completion": {"shell"},
+    "inspect": {"pack", "tensors", "html", "force", "quiet", "as_json"},
 }
 """Parameters that the tests below, or those of the command, look at."""
 ROW = LayerRow("all", 1, 1, 0.0, 0.0, None, (1.0,), (1.0,))
