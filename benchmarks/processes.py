@@ -25,11 +25,19 @@ class CommandFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds and peak resident memory of a process; of several in turn, their sum and their maximum."""
+    """Seconds and peak resident memory of a process; of several in turn, their sum and their maximum.
+
+    Attributes:
+        seconds: From start to end.
+        peak_mb: Peak resident memory.
+        output: What it printed.
+        processor_seconds: User and system, of all its threads; 0 where they were not asked for.
+    """
 
     seconds: float
     peak_mb: float
     output: str = ""
+    processor_seconds: float = 0.0
 
 
 def run_command(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Run:
@@ -52,10 +60,10 @@ def run_command(command: Sequence[str | Path], env: Mapping[str, str] | None = N
         output = log.read_text(errors="replace") if log.exists() else ""
     if done.returncode:
         raise CommandFailedError(f"{words[0]}: {(done.stderr.strip().splitlines() or ['did not start'])[-1]}")
-    seconds, peak, code = json.loads(done.stdout)
+    seconds, peak, code, processor = json.loads(done.stdout)
     if code:
         raise CommandFailedError(f"{Path(words[0]).name} ended with {code}: {' '.join(output.split())[-TAIL:]}")
-    return Run(seconds, peak, output)
+    return Run(seconds, peak, output, processor)
 
 
 def run_verb(verb: str, arguments: Mapping[str, Any]) -> Run:

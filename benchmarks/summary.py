@@ -175,6 +175,7 @@ CHAPTERS = (
             View("Speed", "compress", (*TIMES, "x read files")),
             View("Speed", "memory", (*TIMES, *(f"x copy memory, {threads}" for threads in ("1 thread", "2 threads"))), _loaded),
             View("Start-up", "first-runs", ("command", "first run s", "second run s", "compiling s")),
+            View("Overhead", "commands", ("command", "numpy, processor s", "numba, processor s")),
         ),
     ),
     Chapter(
@@ -269,6 +270,10 @@ AIMS = (
         lambda row: (f"default of {row['model']}: 1.5x smaller, no worse", row["former default bits/weight"], row["default bits/weight"]),
     ),
     Aim("Start-up", "commands", "at most 0.3 s", lambda row: (row["command"], "<= 0.3 s", row["seconds"])),
+    Aim(
+        "Overhead", "commands", "at most 0.4 s",
+        lambda row: (f"processor time of {row['command']}, tiny model", "<= 0.4 s", row["numpy, processor s"]),
+    ),
 )  # fmt: skip
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 """Each takes up to two gigabytes, and tests of loops and of several threads use more than one core."""
+if importlib.util.find_spec("numba") is not None:
+    # Models of tests are so small that numpy's loops would serve; tests/kernels/test_active.py sees to it that these write the same.
+    os.environ.setdefault("DELTAPACK_LOOPS", "numba")
 TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the Hub; those that need one play it

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +18,29 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
+from support.documents import AtOnce, Block, blocks, make_room, names_are_there
 
 import deltapack
-from deltapack.cli.main import cli
+from deltapack.cli.main import COMMANDS, cli
 from deltapack.restoring.provenance import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in PAGES}
-SNIPPETS = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)]
-RECIPES = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)]
-COMMANDS = [(name, line.strip()) for name, text in TEXTS.items() for line in re.findall(r"^    (deltapack .*)$", text, re.M)]
+BLOCKS = [(page, block) for page, text in TEXTS.items() for block in blocks(text)]
+RUN = [(page, block) for page, block in BLOCKS if block.reason is None]
+PYTHON = [(page, block.code) for page, block in RUN if block.kind == "python"]
+SHELL = list({block.code: (page, block.code) for page, block in RUN if block.kind == "shell"}.values())
+"""Each once: pages begin alike."""
+RECIPES = [(page, block.code) for page, block in RUN if block.kind == "yaml"]
+NOT_RUN = [(page, block) for page, block in BLOCKS if block.reason is not None]
 TENSOR = "model.layers.0.mlp.up_proj.weight"
 ADAPTER = "adapter_model.safetensors"
-FOREIGN = {"--check", "--patch-from", "--find-links"}
+FOREIGN = {
+    *("--check", "--patch-from", "--find-links", "--no-deps"),
+    *("--load-format", "--model-loader-extra-config", "--worker-extension-cls", "--weight-transfer-config", "--dtype"),
+    *("--custom-weight-loader", "--model-path", "--tensor-parallel"),
+}
 """Options of other programs."""
 
 
@@ -100,7 +113,7 @@ def a_model(folder: Path) -> Any:
     return root
 
 
-@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(SNIPPETS)])
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[f"{name}-{number}" for number, (name, _) in enumerate(PYTHON)])
 def test_a_snippet_runs(page: str, code: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     remove_outputs(here, packs="deltapack.compress(" in code)
     names: dict[str, Any] = {"deltapack": deltapack, "state_dict": load_file("base/model.safetensors")}
@@ -123,20 +136,77 @@ def test_the_docstring_of_the_package_runs(here: Path) -> None:
     assert names["delta"].shape == (40, 50) and Path("merged/model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(COMMANDS)])
-def test_a_command_runs(page: str, line: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remove_outputs(here, packs=" compress " in line)
-    words = shlex.split(line, comments=True)[1:]
-    if words[0] in ("serve-files", "mount"):  # up to where they would wait for ever
-        monkeypatch.setattr("deltapack.virtual.serving.FileServer.serve_forever", lambda server: None)
-        monkeypatch.setattr("deltapack.integrations.fuse.mount", lambda *arguments: None)
-        words += ["--port", "0"] if words[0] == "serve-files" else []
-        (here / "mnt").mkdir()
-    if words[0] == "compress" and "-o" in words:
-        Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
-    done = CliRunner().invoke(cli, words, prog_name="deltapack")
-    too_small = "--target-" in line and "no pack of these models is so small" in done.output  # these are
-    assert done.exit_code == 0 or too_small, (page, done.output)
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Language models, short texts and a program that measures, for the commands that run models."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from support.languages import language_models
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for one another
+    folder = tmp_path_factory.mktemp("spoken")
+    base, finetuned, text = language_models(folder)
+    assert (base, finetuned) == (folder / "base", folder / "finetuned")
+    for name in ("held-out.txt", "some.txt"):
+        (folder / name).write_text(text.read_text("utf-8")[:600])
+    for name, rate in {"math": 0.5, "small": 0.9, "large": 0.3}.items():
+        deltapack.compress(folder / "base", folder / "finetuned", folder / f"{name}.dpk", recipe=deltapack.Recipe(drop_rate=rate))
+    (folder / "my.py").write_text(
+        "import sys\nfrom safetensors.numpy import load_file\n"
+        "print(sum(float(abs(one).sum()) for one in load_file(sys.argv[1] + '/model.safetensors').values()))\n"
+    )
+    yield folder
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("page", "code"), SHELL, ids=[f"{name}-{number}" for number, (name, _) in enumerate(SHELL)])
+def test_a_command_runs(page: str, code: str, here: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All lines of a block, one after the other, in one folder."""
+    monkeypatch.setattr("deltapack.cluster.ray_engine.RayEngine", AtOnce)  # there is no cluster at the addresses that a page makes up
+    if "--text" in code or "--eval" in code:
+        shutil.copytree(request.getfixturevalue("spoken"), here / "spoken")
+        monkeypatch.chdir(here / "spoken")
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for line in filter(str.strip, code.splitlines()):
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        assert words[0] == "deltapack", f"{page}: {line!r} is not run: say so above it, and why"
+        make_room(words)
+        if words[1] in ("serve-files", "mount"):  # up to where they would wait for ever
+            monkeypatch.setattr("deltapack.virtual.serving.FileServer.serve_forever", lambda server: None)
+            monkeypatch.setattr("deltapack.integrations.fuse.mount", lambda *arguments: None)
+            words += ["--port", "0"] if words[1] == "serve-files" else []
+            Path("mnt").mkdir(exist_ok=True)
+        done = CliRunner().invoke(cli, words[1:], prog_name="deltapack")
+        if isinstance(done.exception, ModuleNotFoundError):  # for tests/conftest.py, which skips what needs torch where it is not
+            raise done.exception
+        too_small = "--target-" in line and "no pack of these models is so small" in done.output  # these are
+        assert done.exit_code == 0 or too_small, (page, line, done.output)
+
+
+@pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=[f"{name}-{number}" for number, (name, _) in enumerate(NOT_RUN)])
+def test_what_is_not_run_says_why_and_names_what_there_is(page: str, block: Block) -> None:
+    assert block.reason is not None and len(block.reason) >= 15, page
+    if block.kind == "python":
+        names_are_there(ast.parse(block.code))
+    if block.kind == "shell":
+        for module in re.findall(r"python -m ([\w.]+)", block.code):
+            path = ROOT / module.replace(".", "/")
+            assert module in ("venv", "sglang.launch_server") or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+        for command in re.findall(r"(?:^|&& )deltapack ([a-z][a-z-]*)", block.code, re.M):
+            assert command in COMMANDS, (page, command)
+
+
+def test_every_block_is_of_a_kind_that_is_tried() -> None:
+    kinds = {"python", "shell", "yaml", "json", "text"}
+    assert [(page, block) for page, block in BLOCKS if block.kind not in kinds] == []
+    for page, block in BLOCKS:
+        if block.kind == "json":
+            json.loads(block.code if block.code.lstrip().startswith("{") else f"{{{block.code}}}")
+        if block.kind == "text":
+            assert not re.search(r"^\s*(\$ |deltapack [a-z]+ |pip |import )", block.code, re.M), f"{page}: a picture that is code"
 
 
 @pytest.mark.parametrize(("page", "code"), RECIPES, ids=[name for name, _ in RECIPES])
@@ -183,9 +253,9 @@ def test_files_exist() -> None:
     for page, text in TEXTS.items():
         links = [target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target]
         assert [target for target in links if not (ROOT / page).parent.joinpath(target).exists()] == [], page
-        named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", text)) - {"base/", "merged/"}
+        named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", text)) - {"base/", "merged/", "restored/", "site/"}
         assert [target for target in named if not any((folder / target).exists() for folder in folders)] == [], page
 
 
 def test_the_patterns_find_something() -> None:
-    assert len(SNIPPETS) >= 3 and len(COMMANDS) >= 9 and RECIPES
+    assert len(PYTHON) >= 8 and len(SHELL) >= 20 and RECIPES and NOT_RUN

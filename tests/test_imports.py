@@ -14,13 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "dtypes", "errors", "limits"),
     ("sources",),
-    ("checking", "kinds", "parallel", "reports"),
+    ("checking", "engines", "kinds", "parallel", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
     ("sparsify",),
     ("checkpoint",),
     ("adapters",),
+    ("cluster",),
     ("composing",),
     ("device",),
     ("packing",),
@@ -75,6 +76,7 @@ BEHIND_USE_CASES = {
 }
 """Rooms that the command line reaches through use cases only."""
 LAZY = {
+    "ray": {"cluster.ray_engine"},
     "torch": {"checkpoint.torchfile", "doctor.checkup", "exporting.modules", "exporting.restored_model", "packs.pack", "packs.patching"},
     "scipy": {"packs.pack"},
     "matplotlib": {"demo.render"},
@@ -85,9 +87,11 @@ LAZY = {
 }
 """Libraries that are imported inside functions only, and where."""
 AT_HOME = {
+    "ray": {"cluster.ray_task"},
     "torch": {"analysis.judging", "analysis.models", "demo", "device", "integrations", "live", "restoring.on_device"},
     "fsspec": {"integrations"},
     "transformers": {"integrations"},
+    "vllm": {"integrations"},
     "triton": {
         "device.exact_launch",
         "device.triton_decoding",
@@ -229,7 +233,7 @@ def test_numba_stays_in_its_backend() -> None:
         for found in own(name)
         if found.module.startswith("kernels.cpu") and not name.startswith("kernels.cpu")
     ]
-    assert backends == [("kernels", True)]
+    assert backends == [("kernels.choice", True)]
 
 
 def test_no_cycles() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as _escape
 
-__all__ = ["HEIGHT", "WIDTH", "Axis", "Series", "bar_chart", "escape", "heat_map", "line_chart"]
+__all__ = ["HEIGHT", "WIDTH", "Axis", "Series", "bar_chart", "escape", "heat_map", "line_chart", "parts_chart"]
 
 WIDTH, HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 48
@@ -146,6 +146,25 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Se
             at = left + (place + 0.5) * wide
             parts.append(f'<text class="tick" x="{at:.1f}" y="{height - 14}" text-anchor="middle">{escape(label)}</text>')
     return _framed(title, "".join(parts), height)
+
+
+def parts_chart(title: str, parts: Sequence[tuple[str, int]], unit: str) -> str:
+    """Return one bar across, divided by shares, with a legend that tells them; none where there is nothing to show.
+
+    Colours repeat from the seventh part on; a part too thin to be seen is in the legend only.
+    """
+    total = sum(max(count, 0) for _, count in parts)
+    if not total:
+        return ""
+    left, whole, drawn = 1.0, WIDTH - 2, []
+    for number, (name, count) in enumerate(parts):
+        wide = whole * max(count, 0) / total
+        told = escape(f"{name}: {count:,} {unit}, {100 * count / total:.1f} %")
+        if wide > 0.5:
+            box = f'x="{left:.1f}" y="8" width="{max(wide - 1, 0.5):.1f}" height="34"'
+            drawn.append(f'<rect class="c{number % _COLOURS}" {box}><title>{told}</title></rect>')
+        left += wide
+    return _framed(title, "".join(drawn), 50) + _legend([f"{name} {100 * count / total:.1f} %" for name, count in parts])
 
 
 def _labelled(series: Series) -> list[tuple[tuple[float, float], str]]:

@@ -104,6 +104,14 @@ class WriteFile:
             self.close()
             raise
 
+    @classmethod
+    def existing(cls, path: Path) -> WriteFile:
+        """Open a file that another process made, to write parts of it; raises as the class."""
+        file = cls.__new__(cls)
+        file.path = path
+        file.fd = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        return file
+
     def write(self, offset: int, view: memoryview) -> None:
         """Write the bytes of `view` (format B) at `offset`."""
         done = 0

@@ -10,25 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
-import numpy as np
-import numpy.typing as npt
-
 from deltapack.checkpoint.coverage import Coverage
-from deltapack.checkpoint.files import WriteFile, bytes_of
+from deltapack.checkpoint.files import WriteFile
 from deltapack.checkpoint.heads import Head, new_head, new_indices
 from deltapack.checkpoint.layout import NewTensor, Shard, parse_size, plan_shards
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
 from deltapack.checkpoint.metadata import Strings
+from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_protected, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
-from deltapack.sources.local import LocalFile
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]
 
 
-class _Writer:
+class _Writer(PlacedWriter):
     """What both writers share; entering creates the headers, leaving without an exception commits.
 
     Attributes:
@@ -45,7 +42,7 @@ class _Writer:
         force: bool,
         extra_bytes: int,
     ) -> None:
-        self.out = out
+        super().__init__(out, {})
         self._shards = shards
         self._indices = indices
         self._aliases = aliases
@@ -53,68 +50,29 @@ class _Writer:
         self._force = force
         self._extra_bytes = extra_bytes
         self._temporary = temporary_sibling(out)
-        self._places: dict[str, tuple[NewTensor, WriteFile, int]] = {}
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
         self._heads: dict[str, int] = {}
         self._lock = threading.Lock()
         self._open = False
 
-    def write(self, name: str, start: int, array: npt.NDArray[np.generic]) -> None:
-        """Write elements of a tensor; safe from any number of threads.
-
-        Args:
-            name: The tensor.
-            start: Its first element to write, in row-major order.
-            array: The elements, of the `storage` type of the tensor's dtype or another of its size; any shape.
-
-        Raises:
-            OutputError: The range is not part of the tensor or was written before, or the system refuses to write.
-        """
-        flat = np.ascontiguousarray(array).reshape(-1)
-        file, offset = self._place(name, start, flat.size, str(flat.dtype), flat.dtype.itemsize)
-        if not flat.size:
-            return
-        self._cover(name, start, start + flat.size)
-        with writing(self.out):
-            file.write(offset, bytes_of(flat))
-
-    def copy(self, name: str, start: int, count: int, source: LocalFile, at: int) -> None:
-        """Fill elements of a tensor with bytes of another file, inside the system where it can; safe from any number of threads.
-
-        Args:
-            name: The tensor.
-            start: Its first element to fill.
-            count: Number of elements.
-            source: The other file.
-            at: Offset of the bytes there.
-
-        Raises:
-            CheckpointError: The other file ends before, or cannot be read.
-            OutputError: The range is not part of the tensor or was written before, or the system refuses to write.
-        """
-        itemsize = self._places[name][0].dtype.itemsize if name in self._places else 0
-        file, offset = self._place(name, start, count, "bytes", itemsize)
-        self._cover(name, start, start + count)
-        if not file.copy(source, at, offset, count * itemsize):
-            data = source.read(at, count * itemsize)
-            with writing(self.out):
-                file.write(offset, memoryview(data))
-
-    def _place(self, name: str, start: int, count: int, kind: str, itemsize: int) -> tuple[WriteFile, int]:
-        """Return where elements of a tensor lie."""
-        if name not in self._places:
-            raise OutputError("not a tensor of this output, or it is closed", path=self.out, tensor=name)
-        tensor, file, offset = self._places[name]
-        if itemsize != tensor.dtype.itemsize or not 0 <= start <= start + count <= tensor.numel:
-            found, expected = f"[{start}, {start + count}) {kind}", f"within {tensor.numel} of {tensor.dtype}"
-            raise OutputError("no such range", path=self.out, tensor=name, expected=expected, found=found)
-        return file, offset + start * itemsize
-
     def _cover(self, name: str, start: int, stop: int) -> None:
         with self._lock:
             if not self._covered[name].add(start, stop):
                 raise OutputError("elements were written twice", path=self.out, tensor=name, found=f"[{start}, {stop})")
+
+    def cover(self, name: str, start: int, stop: int) -> None:
+        """Note elements that what `elsewhere` returned has written.
+
+        Raises:
+            OutputError: They are not part of the tensor, or were written before.
+        """
+        self._place(name, start, stop - start, "bytes", self._places[name][0].dtype.itemsize)
+        self._cover(name, start, stop)
+
+    def elsewhere(self) -> PlacedWriter:
+        """Return what writes to the same files, in another process too; `cover` tells this one what was written."""
+        return PlacedWriter(self.out, self._places)
 
     def write_side_file(self, name: str, data: bytes) -> None:
         """Write a file beside the weights; a single-file output has none and ignores it."""

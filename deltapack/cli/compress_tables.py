@@ -76,7 +76,8 @@ def print_preview(preview: CompressPreview) -> None:
         )
         for row in preview.tensors
     ]
-    print_table(("tensor", "role", "kind", "dtype", "shape", "from", "index", "values", "about bytes"), rows, left=8)
+    header = ("tensor", "role", "kind", "dtype", "shape", "from", "index", "values", "about bytes")
+    print_table(header, rows, left=8, drop=("role", "index", "dtype", "shape", "from", "values"))
 
 
 def _loss_field(loss: float | None) -> list[tuple[str, str]]:

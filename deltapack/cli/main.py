@@ -19,7 +19,7 @@ import click
 
 from deltapack._version import __version__
 from deltapack.cli.render import print_paragraph
-from deltapack.errors import DeltapackError, did_you_mean
+from deltapack.errors import BackendError, DeltapackError, did_you_mean
 
 __all__ = ["cli", "main"]
 
@@ -42,8 +42,8 @@ Every command takes --help.
 
 \b
 Completion of commands, options, methods and paths; for bash, in ~/.bashrc:
-    eval "$(_DELTAPACK_COMPLETE=bash_source deltapack)"
-zsh and fish: zsh_source in ~/.zshrc, fish_source piped to source."""
+    eval "$(deltapack completion bash)"
+zsh and fish: deltapack completion --help."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ COMMANDS: Mapping[str, _Command] = {
     "serve-files": _Command("Serve every pack of a folder as a checkpoint over HTTP.", interrupted=""),
     "mount": _Command("Mount every pack of a folder as a checkpoint.", interrupted=""),
     "doctor": _Command("Check this installation: versions, backends, known bits.", interrupted=""),
+    "completion": _Command("Print the script that completes commands in a shell.", interrupted=""),
     "demo": _Command("Train a small model and two fine-tunes, then pack, restore and merge them."),
 }
 
@@ -113,6 +114,12 @@ class _Commands(click.Group):
         except DeltapackError as error:
             print_paragraph("Error", str(error))
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            needed = (error.name or "deltapack").partition(".")[0]
+            if needed == "deltapack":  # a part of this package, which nobody can install
+                raise
+            print_paragraph("Error", f"this needs {needed}, which cannot be imported. Install it with pip.")
+            ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
             print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
@@ -160,6 +167,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+    # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     try:

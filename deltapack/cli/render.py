@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
+
+from deltapack.cli.terminal import columns_of, fitted, has_colours
 
 __all__ = [
     "count_of",
@@ -82,11 +83,15 @@ def kinds_line(kinds: Mapping[str, int]) -> str:
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
-    """Print labels and their values in two columns."""
+    """Print labels and their values in two columns; on a terminal long values go on below themselves."""
     rows = list(fields)
     width = max(len(label) for label, _ in rows)
+    columns = columns_of(sys.stdout)
     for label, value in rows:
-        click.echo(f"{label:<{width}}  {escaped(value)}".rstrip())
+        line = f"{label:<{width}}  {escaped(value)}".rstrip()
+        if columns is not None and len(line) > columns:
+            line = textwrap.fill(line, columns, subsequent_indent=" " * (width + 2), break_long_words=False, break_on_hyphens=False)
+        click.echo(line)
 
 
 def weight_files_field(count: int) -> list[tuple[str, str]]:
@@ -94,21 +99,32 @@ def weight_files_field(count: int) -> list[tuple[str, str]]:
     return [("weight files", f"restored byte for byte: {count:,}")] if count else []
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """Print an aligned table.
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, drop: Sequence[str] = ()) -> None:
+    """Print an aligned table; a terminal that is too narrow for it gets fewer columns and shorter names.
 
     Args:
-        header: Title of each column.
+        header: Title of each column; titles differ.
         rows: Cells.
         left: Number of leading columns that are aligned to the left; the others are figures.
+        drop: Titles of columns that a narrow terminal can do without, the least needed first.
     """
-    lines = [list(header), *([escaped(cell) for cell in row] for row in rows)]
+    lines: list[list[str]] = [list(header), *([escaped(cell) for cell in row] for row in rows)]
+    columns, gone = columns_of(sys.stdout), list[str]()
+    if columns is not None:
+        lines, gone = fitted(lines, columns, drop)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
+    flush_left = set(header[:left])
+    titles = lines[0]
+    coloured = has_colours(sys.stdout)
+    for number, line in enumerate(lines):
         cells = [
-            cell.ljust(width) if place < left else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if title in flush_left else cell.rjust(width) for title, cell, width in zip(titles, line, widths, strict=True)
         ]
-        click.echo("  " + "  ".join(cells).rstrip())
+        text = "  ".join(cells).rstrip()
+        click.echo("  " + (click.style(text, bold=True) if coloured and not number else text), color=coloured)
+    if gone:
+        told = f"(not shown, as the terminal is narrow: {', '.join(gone)}; --json has all)"
+        click.echo(textwrap.fill(told, columns or _WIDEST, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 def print_parts(names: Mapping[str, str], split: Mapping[str, int], total: int) -> None:
@@ -126,9 +142,9 @@ def print_parts(names: Mapping[str, str], split: Mapping[str, int], total: int) 
 def print_paragraph(label: str, text: str) -> None:
     """Print `label: text` on stderr: one line, or wrapped between words where a terminal shows it."""
     message = escaped(f"{label}: {text}" if label else text)
-    if sys.stderr.isatty():
-        columns = min(shutil.get_terminal_size().columns, _WIDEST)
-        message = textwrap.fill(message, max(columns, 20), break_long_words=False, break_on_hyphens=False)
+    columns = columns_of(sys.stderr)
+    if columns is not None:
+        message = textwrap.fill(message, min(columns, _WIDEST), break_long_words=False, break_on_hyphens=False)
     click.echo(message, err=True)
 
 

@@ -16,6 +16,8 @@ from deltapack.checkpoint.manifest import MANIFEST, check_own, is_kind, manifest
 from deltapack.checkpoint.replace import swap_in
 from deltapack.demo.corpus import Corpus, Folders, read_corpus
 from deltapack.demo.model import ModelSize, initial_parameters, load_model, save_model
+from deltapack.demo.outcome import DOMAINS, DemoReport, Row
+from deltapack.demo.picture import PICTURE, demo_page
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
 from deltapack.format.atomic import temporary_sibling, writing
@@ -28,7 +30,6 @@ from deltapack.restoring.applying import apply
 
 __all__ = ["DOMAINS", "DemoReport", "DemoSize", "Row", "run_demo"]
 
-DOMAINS = ("code", "prose")
 _SEED = 1
 _KIND = "demo"
 
@@ -56,50 +57,6 @@ class DemoSize:
     drop_rates: tuple[float, ...] = (0.5, 0.9, 0.99)
     merge_rate: float = 0.9
     merge_weight: float = 0.6
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        name: What the line is about, as a path in the demo's folder.
-        step: `"base"`, `"fine-tune"`, `"pack"` or `"merge"`.
-        file_bytes: Size of the weights or of the pack; 0 for a merge, which is made of packs.
-        loss: Held-out bits per byte of the model, by domain: all that were measured.
-        retention: (base - model) / (base - fine-tune), by domain; empty where there is nothing to retain.
-    """
-
-    name: str
-    step: str
-    file_bytes: int
-    loss: Mapping[str, float]
-    retention: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What `run_demo` did.
-
-    Attributes:
-        folder: Where the files are.
-        rows: The table, in order.
-        parameters: Number of parameters of the model.
-        merge_weight: Weight of each pack in the merge.
-        merged: The packs that were merged, as paths in the folder.
-        train_seconds: Wall time of reading the texts and training.
-        pack_seconds: Wall time of compressing, restoring and merging.
-        measure_seconds: Wall time of measuring losses.
-    """
-
-    folder: Path
-    rows: tuple[Row, ...]
-    parameters: int
-    merge_weight: float
-    merged: tuple[str, ...]
-    train_seconds: float
-    pack_seconds: float
-    measure_seconds: float
 
 
 def run_demo(
@@ -142,6 +99,7 @@ def run_demo(
             try:
                 (unfinished / "restored").mkdir(parents=True)
                 report = _Demo(unfinished, what, threads, echo or (lambda line: None), progress).run(sources)
+                (unfinished / PICTURE).write_text(demo_page(report), "utf-8")
                 (unfinished / MANIFEST).write_bytes(manifest_of(unfinished, _KIND))
                 _check(out, force)  # a minute has passed: look again
                 swap_in(unfinished, out)

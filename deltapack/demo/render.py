@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from deltapack.demo.flow import DOMAINS, DemoReport, Row
+from deltapack.demo.outcome import DOMAINS, DemoReport, Row
+from deltapack.demo.picture import PICTURE, bars
 
 __all__ = ["commands", "print_report", "table"]
 
@@ -18,6 +19,11 @@ def print_report(report: DemoReport, console: Console) -> None:
     """Print the table, how to read it, and the commands to try."""
     console.print()
     console.print(table(report))
+    plain = not console.encoding.startswith("utf")
+    console.print()
+    for line in bars(report, console.width, plain=plain):
+        console.print(line, markup=False, highlight=False, no_wrap=True)
+    console.print()
     console.print(
         "bpb: loss in bits per byte on files that no model has seen; less is better. Retention: how much of its "
         "fine-tune's gain over the base a model keeps, (base - model) / (base - fine-tune). Merged: "
@@ -30,7 +36,7 @@ def print_report(report: DemoReport, console: Console) -> None:
         f"and merging, {report.measure_seconds:.0f} s of measuring.",
         highlight=False,
     )
-    console.print(f"\nThe files are in {report.folder}. Try:\n", highlight=False, soft_wrap=True)
+    console.print(f"\nThe files are in {report.folder}, with charts in {report.folder / PICTURE}. Try:\n", highlight=False, soft_wrap=True)
     for command in commands(report):
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 

@@ -54,6 +54,9 @@ class ModelTensors:
         regions: Where they live; absent where this process does not hold one.
         path: What messages call it.
         roots: Root digests of whole tensors as they were before any pack was active.
+        further: Where else a tensor lives: other slices of it, or copies.
+        refused: Tensors that live here in a way that no pack can change, and why.
+        elements: The base, open, where what this process does not hold of it can be read.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -61,10 +64,18 @@ class ModelTensors:
     regions: Mapping[str, Region]
     path: Path = MODEL
     roots: dict[str, str] = field(default_factory=dict)
+    further: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    elements: Checkpoint | None = None
 
     def region(self, name: str) -> Region | None:
         """Return where a tensor of the base lives, by any of its names."""
         return self.regions.get(self.aliases.get(name, name))
+
+    def places(self, name: str) -> tuple[Region, ...]:
+        """Return all places where a tensor of the base lives, by its first name; none where this process does not hold it."""
+        first = self.regions.get(name)
+        return () if first is None else (first, *self.further.get(name, ()))
 
     def check(self, name: str, digest: str) -> None:
         """Compare a tensor, as it was when this was first asked, with its digest (if there is one); slices are not compared.

@@ -15,7 +15,7 @@ from typing import Any
 from deltapack import kernels
 from deltapack._version import __version__
 from deltapack.doctor.known import KNOWN, digest_of, write_pair
-from deltapack.errors import DeltapackError
+from deltapack.errors import BackendError, DeltapackError
 from deltapack.packing.budget import Budget
 from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
@@ -98,10 +98,22 @@ def _version(name: str) -> str | None:
 
 
 def _loops() -> Check:
-    """Which loops compute on the CPU; numpy's give the same bits several times slower, which is no fault."""
+    """Which loops compute on the CPU; numpy's give the same bits several times slower, which is no fault.
+
+    numba's, once they are loaded here, serve in this process however little there is to do, so that it is they that are tried.
+    """
     if find_spec("numba") is None:
         return Check("loops on the CPU", True, "numpy, several times slower: pip install numba")
-    return Check("loops on the CPU", True, "numba" if kernels.active() is not kernels.reference else "numpy, as numba cannot be imported")
+    try:
+        asked = kernels.asked()
+    except BackendError as error:
+        return Check("loops on the CPU", False, str(error))
+    if asked == "numpy":
+        return Check("loops on the CPU", True, "numpy, several times slower, as DELTAPACK_LOOPS asks for it")
+    if kernels.fastest() is kernels.reference:
+        return Check("loops on the CPU", True, "numpy, as numba cannot be imported")
+    few = f"; numpy in a command on up to {kernels.LITTLE:,} weights, for which numba takes longer to start"
+    return Check("loops on the CPU", True, "numba" + (few if asked == "auto" else ", as DELTAPACK_LOOPS asks for it"))
 
 
 def _cache() -> Check:

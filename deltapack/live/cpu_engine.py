@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deltapack.checkpoint import Checkpoint
 from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.tensor_job import FromBase, FromPack, PackTerm, TensorJob
 from deltapack.device.model_tensors import ModelTensors
@@ -29,12 +30,12 @@ class Place(NamedTuple):
     Attributes:
         name: Its name.
         digest: Its root digest; empty where nobody says.
-        region: Where it lives; `None`: not in this process.
+        regions: Where it lives; none: not in this process.
     """
 
     name: str
     digest: str
-    region: Region | None
+    regions: tuple[Region, ...]
 
 
 def place(job: TensorJob, model: ModelTensors) -> Place:
@@ -55,7 +56,7 @@ def place(job: TensorJob, model: ModelTensors) -> Place:
             found="no such tensor" if held is None else f"{held.dtype} {list(held.shape)}",
             hint="Build the model with deltapack.load_model.",
         )
-    return Place(name, digest, model.regions.get(name))
+    return Place(name, digest, model.places(name))
 
 
 def _replaced(job: TensorJob) -> tuple[str, str]:
@@ -68,10 +69,17 @@ def _replaced(job: TensorJob) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class HostWork:
-    """A tensor to restore where it lives."""
+    """A tensor to restore where it lives.
+
+    Attributes:
+        job: What to make.
+        region: Where to.
+        base: What it is made of, where the region does not hold all that this takes.
+    """
 
     job: TensorJob
     region: Region
+    base: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ class HostEngine:
 
 def _restore(work: HostWork, log: _SavedChanges | None, chunk: int, mode: UndoMode, buffers: Buffers) -> None:
     old = read_chunk(work.region, work.job, chunk)
-    new = restore_chunk(_Held(old), work.job, chunk, buffers).elements
+    new = restore_chunk(_Held(old) if work.base is None else work.base, work.job, chunk, buffers).elements
     if work.region.memory.numel() < work.job.numel:
         # Elements that are not held must not seem to change.
         old = read_chunk(work.region, work.job, chunk, around=new)

@@ -93,6 +93,11 @@ class LiveModel:
         return tuple(step.pack for step in self._steps)
 
     @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of what the last step of a chain gives; `None` where no step was taken."""
+        return self._steps[-1].reader.index.result_fingerprint if self._steps else None
+
+    @property
     def undo_bytes(self) -> int:
         """Bytes that are kept to bring the base back."""
         return sum(saved.nbytes for saved in (*self._saved, *(saved for step in self._steps for saved in step.saved)))
@@ -201,12 +206,13 @@ class LiveModel:
             self.load(pack)
             loaded = self._packs[path]
             check_follows(loaded.reader, self._steps)
-            plan, roots = Planner(self._model, self._choices, self._verify, self._workers).step(loaded)
+            before = [step.reader for step in self._steps]
+            plan, roots = Planner(self._model, self._choices, self._verify, self._workers, before).step(loaded)
             with torch.inference_mode():
                 saved = run_step(lambda done: self._run([], plan, done))
-            before = {name: self._model.roots.get(name) for name in roots}
+            known = {name: self._model.roots.get(name) for name in roots}
             self._model.roots.update(roots)
-            self._steps.append(Step(path, loaded.reader, saved, before))
+            self._steps.append(Step(path, loaded.reader, saved, known))
 
     def back(self) -> None:
         """Undo the last step; nothing where there is none."""

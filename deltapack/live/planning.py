@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import torch
 
+from deltapack.checkpoint import Checkpoint
 from deltapack.codecs.exact_entry import ExactTensor
+from deltapack.composing.chain import restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import FromBase, PackTerm, StoredTerm, TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice
 from deltapack.device.exact_work import ExactWork
 from deltapack.device.model_tensors import ModelTensors
+from deltapack.device.regions import Region
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Saved, UndoMode, Work
-from deltapack.errors import UnsupportedError
+from deltapack.errors import BaseMismatchError, UnsupportedError
+from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.reader import PackReader
 from deltapack.kernels.layout import Elements
 from deltapack.live.cpu_engine import HostEngine, HostWork, place
@@ -85,12 +90,19 @@ class Planner:
         choices: What decodes on each device.
         verify: Whether tensors are compared with the digests of the base.
         workers: Threads.
+        before: Steps of a chain that the model has taken.
     """
 
     model: ModelTensors
     choices: Mapping[torch.device, Choice]
     verify: bool
     workers: int
+    before: Sequence[PackReader] = ()
+
+    @cached_property
+    def elements(self) -> Checkpoint | None:
+        """What the model was made of so far, where that can be read."""
+        return None if self.model.elements is None else restored_from(self.model.elements, self.before)
 
     def compose(self, packs: Sequence[Loaded], recipe: MergeRecipe, prefer: int | None) -> Composition:
         """Return what each tensor will be made of, with what the method has to know of whole tensors.
@@ -117,11 +129,11 @@ class Planner:
         host: list[HostWork] = []
         by_reader = {pack.reader: pack for pack in packs}
         for job in composition.jobs:
-            work = self._work(job, by_reader)
-            if isinstance(work, HostWork):
-                host.append(work)
-            elif work is not None:
-                works.setdefault(work.region.memory.device, []).append(work)
+            for work in self._works(job, by_reader):
+                if isinstance(work, HostWork):
+                    host.append(work)
+                else:
+                    works.setdefault(work.region.memory.device, []).append(work)
         return SwitchPlan(works, host)
 
     def step(self, pack: Loaded) -> tuple[SwitchPlan, dict[str, str]]:
@@ -136,18 +148,47 @@ class Planner:
         roots = {place(job, self.model).name: job.digest for job in composition.jobs}
         return self.plan(composition, [pack]), roots
 
-    def _work(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork | None:
-        name, digest, region = place(job, self.model)
+    def _works(self, job: TensorJob, packs: Mapping[PackReader, Loaded]) -> Iterator[Work | ExactWork | HostWork]:
+        """Yield what a job does to each place where its tensor lives."""
+        name, digest, regions = place(job, self.model)
         exact = job.source.exact if isinstance(job.source, FromBase) else None
-        if region is None or (not job.terms and job.source.rows is None and exact is None):
-            return None
-        if region.memory.numel() < job.numel and any(_needing_all(job)):
+        if not job.terms and job.source.rows is None and exact is None:
+            return
+        if name in self.model.refused:
+            hint = "Restore the checkpoint with deltapack.apply and load that."
+            raise UnsupportedError(
+                "the pack changes what cannot be changed in place", tensor=name, found=self.model.refused[name], hint=hint
+            )
+        around = None
+        if any(region.memory.numel() < job.numel for region in regions) and any(_needing_all(job)):
+            around = self._around(job, digest)
+        # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
+        if regions and (self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None)):
+            self.model.check(name, digest)
+        for region in regions:
+            yield self._work(job, region, packs) if around is None else HostWork(job, region, around)
+
+    def _around(self, job: TensorJob, digest: str) -> Checkpoint:
+        """Return where all elements of the tensor that a job starts from are read, of which this process holds a slice.
+
+        Raises:
+            BaseMismatchError: They are other elements than those that the pack was made from.
+            UnsupportedError: Nobody has them.
+        """
+        elements, base = self.elements, job.source.base if isinstance(job.source, FromBase) else None
+        if elements is None or base is None or base.arranged is not None:
             hint = "Restore the checkpoint with deltapack.apply and load that."
             raise UnsupportedError("an exact tensor cannot be made of a slice of its base", path=job.pack, tensor=job.name, hint=hint)
-        # A square matrix that lies the other way round has the shape that is wanted: only its digest tells.
-        if self.verify or (isinstance(job.source, FromBase) and job.source.base.arranged is not None):
-            self.model.check(name, digest)
-        device = region.memory.device
+        pieces = (elements.read(base.name, chunk * CHUNK, min((chunk + 1) * CHUNK, base.numel)) for chunk in range(chunk_count(base.numel)))
+        found = root_digest(base.dtype.name, base.shape, map(chunk_digest, pieces))
+        if digest and found != digest:
+            what = "the base has another content than the one that the pack was made from"
+            raise BaseMismatchError(what, path=elements.path, tensor=base.name, expected=f"digest {digest}", found=found, rule="R12")
+        return elements
+
+    def _work(self, job: TensorJob, region: Region, packs: Mapping[PackReader, Loaded]) -> Work | ExactWork | HostWork:
+        """Return what a job does to one place."""
+        exact, device = job.source.exact if isinstance(job.source, FromBase) else None, region.memory.device
         terms = [term for term in job.terms if isinstance(term, PackTerm)]
         if self.choices[device].engine is None or len(terms) < len(job.terms) or job.source.rows is not None:
             return HostWork(job, region)

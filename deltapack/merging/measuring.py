@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deltapack.composing.compose import Composition
 from deltapack.composing.tensor_job import OwnTerm, PackTerm, StoredTerm, TensorJob
+from deltapack.engines import spread_map
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.kernels.buffers import Buffers
@@ -27,7 +28,6 @@ from deltapack.limits import DEFAULT_LIMITS
 from deltapack.merging.blending import Blended, BlendedTerm, KeepLargest, KeepMiddle, KeepRandom, Wanted, blended, kept_at_most
 from deltapack.merging.methods.settings import Parts
 from deltapack.merging.methods.table import Measure, Score
-from deltapack.parallel import ordered_map
 from deltapack.sparsify.dare import mask_key
 from deltapack.sparsify.ranking import Magnitudes, find_cuts
 
@@ -173,17 +173,17 @@ def _gather(base: Elementwise, jobs: Jobs, workers: int) -> dict[int, Blended]:
     """Add up what the formulas measure, chunk by chunk."""
     buffers = Buffers()
 
-    def work(task: tuple[int, Measure, int]) -> tuple[int, NDArray[np.float64]]:
+    def work(task: tuple[int, Measure, int]) -> NDArray[np.float64]:
         number, measured, chunk = task
-        return number, measured(*_parts(base, jobs[number], chunk, buffers), jobs[number].term.settings)
+        return measured(*_parts(base, jobs[number], chunk, buffers), jobs[number].term.settings)
 
     chosen = ((number, job, job.term.method.measure) for number, job in jobs.items())
     tasks = (
         (number, measured, chunk) for number, job, measured in chosen if measured is not None for chunk in range(chunk_count(job.common))
     )
     out = {}
-    with closing(ordered_map(work, tasks, workers)) as results:
-        for number, group in groupby(results, key=lambda result: result[0]):
+    with closing(spread_map(work, tasks, workers, size=lambda task: CHUNK)) as results:
+        for number, group in groupby(results, key=lambda result: result[0][0]):
             total = reduce(add, (part for _, part in group))
             term = jobs[number].term
             out[number] = replace(jobs[number], term=replace(term, settings=replace(term.settings, statistic=total)))

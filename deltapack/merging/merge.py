@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack import kernels
 from deltapack.checking import as_path, as_paths
+from deltapack.cluster.choosing import using_engine
+from deltapack.engines import Engine
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
 from deltapack.kinds import EITHER, check_output_name
@@ -49,6 +52,8 @@ def merge(
     workers: int | None = None,
     device: str | None = None,
     backend: str = "auto",
+    engine: str | Engine = "local",
+    address: str | None = None,
     progress: Progress | None = None,
     report: bool = False,
 ) -> MergeReport:
@@ -82,11 +87,13 @@ def merge(
         workers: Threads; every core unless given.
         device: Where packs are decoded and added, such as `"cuda"`; the CPU unless given. Not for a merged pack.
         backend: `auto`, `cpu`, `torch` or `triton`. Not for a merged pack.
+        engine: `"local"`, or `"ray"`: tensors are merged on a Ray cluster (docs/cluster.md). The output is the same.
+        address: Address of the cluster, such as `"auto"`.
         progress: Called with bytes of the result done so far and in all.
         report: Whether to compare the packs, layer by layer, in one more pass over them.
 
     Raises:
-        BackendError: The device or backend cannot be used here.
+        BackendError: The device, backend or engine cannot be used here.
         BaseMismatchError: A pack was made from another base.
         FormatError: A pack is damaged.
         LimitError: There are too many packs for a merged pack.
@@ -102,16 +109,17 @@ def merge(
     elif method != "linear" or any(given is not None for given in (weights, semantics, density, parameters)):
         raise RecipeError("recipe says it all: weights, method, semantics, density and parameters cannot be given, too")
     out = as_path("out", out)
+    refuse_for_packs(out, options)
     scratch = out.parent if out.parent.is_dir() else None
-    return _merge(
-        MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files, scratch), out, options, report=report
-    )
+    request = MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files, scratch)
+    with using_engine(engine, address, device=options.wants_device):
+        return _merge(request, out, options, report=report)
 
 
 def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: bool) -> MergeReport:
-    refuse_for_packs(out, options)
     with ExitStack() as stack:
         plan = plan_merge(stack, request, options.dtype, options.workers)
+        stack.enter_context(kernels.working_on(plan.base.tensors.values(), len(plan.packs)))
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
         notes = plan.notes + _write(plan, out, options, [*plan.paths, *map(Path, request.packs)])
         jobs = plan.composition.jobs
@@ -135,7 +143,7 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
         return
     if options.dtype is not None or options.max_shard_bytes is not None:
         raise RecipeError("dtype and max_shard_size are for checkpoints, not for a merged pack", path=out)
-    if options.device is not None or options.backend != "auto":
+    if options.wants_device:
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
 
 

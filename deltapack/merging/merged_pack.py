@@ -109,6 +109,7 @@ class MergedPack:
             digests=True,
             workers=self.options.workers,
             progress=self.options.progress,
+            record=_recorded_of,
             finished=_write_recorded,
         )
         with closing(restored):
@@ -236,7 +237,7 @@ class _RecordedTerm:
         layout: Its chunks.
         codec: How the sums are written.
         writer: The new pack.
-        chunks: Encoded chunks that are not written yet, by number; no more than the threads are ahead.
+        chunks: Encoded chunks that are not handed over yet, by number.
     """
 
     term: BlendedTerm
@@ -262,9 +263,12 @@ class _RecordedTerm:
         """Compute a chunk, keep it, and add it to elements in place."""
         kernels.active().add_in_place(elements, dtype, [self.chunk(number, elements, dtype, scratch)])
 
-    def write(self, number: int) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process chunks are encoded, and sent back to be written."""
+        return vars(self) | {"writer": None, "chunks": {}, "_blob": None}
+
+    def write(self, chunk: StoredChunk) -> None:
         """Write a chunk; chunks come in order, and those of one tensor after those of another."""
-        chunk = self.chunks.pop(number)
         self._blob = self._blob or self.writer.chunked_blob(self.layout)
         self._blob.append(chunk)
         self._nnz += sum(chunk.counts)
@@ -284,7 +288,12 @@ def _recorded(job: TensorJob, writer: PackWriter) -> TensorJob:
     return found.with_terms((_RecordedTerm(found.term, job.name, Layout(job.common, 2, has_counts=True), codec, writer),))
 
 
-def _write_recorded(job: TensorJob, chunk: int) -> None:
-    for term in job.terms:
-        if isinstance(term, _RecordedTerm) and chunk in term.chunks:
-            term.write(chunk)
+def _recorded_of(job: TensorJob, chunk: int) -> StoredChunk | None:
+    """Return what the one blended term of a tensor, if it has one, has encoded of a chunk."""
+    terms = (term for term in job.terms if isinstance(term, _RecordedTerm))
+    return next((term.chunks.pop(chunk, None) for term in terms), None)
+
+
+def _write_recorded(job: TensorJob, chunk: int, recorded: StoredChunk | None) -> None:
+    if recorded is not None:
+        next(term for term in job.terms if isinstance(term, _RecordedTerm)).write(recorded)

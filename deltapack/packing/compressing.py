@@ -8,13 +8,14 @@ from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checking import as_path
+from deltapack.cluster.choosing import using_engine
+from deltapack.engines import Engine
 from deltapack.format.blobs import EXACT
 from deltapack.format.digest import fingerprint
 from deltapack.format.features import features_of
 from deltapack.format.index import Entry, FileEntry, Index
 from deltapack.format.metadata import optional_metadata
 from deltapack.format.writer import PackWriter, open_pack_writer
-from deltapack.kernels.buffers import Buffers
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.packing.containers import write_heads
 from deltapack.packing.entries import EntryWriter
@@ -50,6 +51,8 @@ def compress(
     base_packs: Sequence[str | Path] = (),
     workers: int | None = None,
     force: bool = False,
+    engine: str | Engine = "local",
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> CompressReport:
     """Pack the difference between a fine-tuned checkpoint and its base.
@@ -75,6 +78,8 @@ def compress(
         base_packs: Packs of a chain that begins at `base`; the base of the new pack is what the last one restores, which is never written.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
+        engine: `"local"`, or `"ray"`: tensors are encoded on a Ray cluster (docs/cluster.md). The pack is the same.
+        address: Address of the cluster, such as `"auto"`.
         progress: Called with bytes of the fine-tune done so far and in all, those of each pass, of which a budget takes several. What is
             done never falls, and ends as what there is in all; that grows with each pack that has to be written once more.
 
@@ -82,6 +87,7 @@ def compress(
         Sizes, counts and warnings.
 
     Raises:
+        BackendError: The engine cannot be used here.
         BaseMismatchError: Most of the fine-tune has nothing to do with the base, or `base_packs` are no chain from it.
         CheckpointError: An input is damaged or not a checkpoint.
         FormatError: One of `base_packs` is damaged.
@@ -105,7 +111,7 @@ def compress(
     )
     out, count = as_path("out", out), resolve_workers(workers)
     check_output_name(out, PACK_FILE)
-    with open_inputs(base, finetuned, asked) as inputs:
+    with open_inputs(base, finetuned, asked) as inputs, using_engine(engine, address):
         return write_pack(inputs, out, workers=count, force=force, progress=progress)
 
 
@@ -164,7 +170,7 @@ def _write(
     """Write all of a pack by plans for its tensors."""
     recipe = inputs.asked.recipe
     split: dict[str, int] = {}
-    run = Run(inputs, plans, workers, progress, Buffers())
+    run = Run(inputs, plans, workers, progress)
     entries, base_rows = run.write(EntryWriter(writer, inputs.base, inputs.finetuned, recipe, split))
     files = write_sides(writer, inputs.base, inputs.finetuned, inputs.files)
     heads, no_heads = _heads(writer, inputs)

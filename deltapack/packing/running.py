@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain, groupby
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from deltapack.checkpoint import Checkpoint
+from deltapack.engines import spread_map
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
 from deltapack.format.index import BaseRef, Entry
 from deltapack.kernels.buffers import Buffers
@@ -15,7 +16,6 @@ from deltapack.packing.encoding import ChunkOutcome, encode_chunk
 from deltapack.packing.entries import Digests, EntryWriter, unchanged
 from deltapack.packing.inputs import Inputs
 from deltapack.packing.planning import PackPlan
-from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
 __all__ = ["BaseRow", "Run"]
@@ -32,7 +32,7 @@ class Job:
 
 
 _Task = tuple[Job, int]
-_Result = tuple[Job, ChunkOutcome]
+_Result = tuple[_Task, ChunkOutcome]
 
 
 def _size(task: _Task) -> int:
@@ -49,7 +49,6 @@ class Run:
     plans: Iterable[PackPlan]
     workers: int
     progress: Progress
-    buffers: Buffers
 
     def write(self, entry_writer: EntryWriter) -> tuple[list[Entry], list[BaseRow]]:
         """Write the blobs of every tensor; return the entries by name and the base's digests.
@@ -58,8 +57,9 @@ class Run:
             BaseMismatchError: A tensor of a chain's result is not what its last pack promises.
         """
         entries, base_rows = [], []
-        with closing(ordered_map(self._encode_all, batches(self._tasks(), _size, CHUNK), self.workers)) as results:
-            for job, group in groupby(self._counted(chain.from_iterable(results)), key=lambda result: result[0]):
+        encode = _Encode(self.inputs.base, self.inputs.finetuned)
+        with closing(spread_map(encode, self._tasks(), self.workers, size=_size, least=CHUNK)) as results:
+            for job, group in groupby(self._counted(results), key=lambda result: result[0][0]):
                 outcomes = (outcome for _, outcome in group)
                 if job.plan is None:
                     digests = Digests()
@@ -83,22 +83,12 @@ class Run:
     def _counted(self, results: Iterable[_Result]) -> Iterator[_Result]:
         """Pass results on and report progress."""
         done, total = 0, sum(tensor.nbytes for tensor in self.inputs.finetuned.tensors.values())
-        for job, outcome in results:
-            if job.plan is not None:
-                done += outcome.elements * job.plan.tensor.dtype.itemsize
+        for task, outcome in results:
+            plan = task[0].plan
+            if plan is not None:
+                done += outcome.elements * plan.tensor.dtype.itemsize
                 self.progress(done, total)
-            yield job, outcome
-
-    def _encode_all(self, batch: list[_Task]) -> list[_Result]:
-        return list(map(self._encode, batch))
-
-    def _encode(self, task: _Task) -> _Result:
-        job, chunk = task
-        if job.plan is not None:
-            return job, encode_chunk(self.inputs.base, self.inputs.finetuned, job.plan, chunk, self.buffers)
-        numel = self.inputs.base.files.tensors[job.name].numel
-        elements = self.inputs.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
-        return job, ChunkOutcome(chunk_digest(elements) if len(elements) else None)
+            yield task, outcome
 
     def _tasks(self) -> Iterator[_Task]:
         for plan in self.plans:
@@ -109,6 +99,23 @@ class Run:
         for name in self.inputs.only_base():
             for chunk in range(max(1, chunk_count(self.inputs.base.files.tensors[name].numel))):
                 yield Job(name, None), chunk
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """Encodes a chunk of a tensor."""
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    buffers: Buffers = field(default_factory=Buffers)
+
+    def __call__(self, task: _Task) -> ChunkOutcome:
+        job, chunk = task
+        if job.plan is not None:
+            return encode_chunk(self.base, self.finetuned, job.plan, chunk, self.buffers)
+        numel = self.base.files.tensors[job.name].numel
+        elements = self.base.files.read(job.name, min(chunk * CHUNK, numel), min((chunk + 1) * CHUNK, numel))
+        return ChunkOutcome(chunk_digest(elements) if len(elements) else None)
 
 
 def _removed(base: Checkpoint, base_rows: Sequence[BaseRow], entries: Sequence[Entry]) -> list[Entry]:

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltapack import kernels
 from deltapack.checking import as_checkpoint, as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
+from deltapack.cluster.choosing import using_engine
 from deltapack.composing.chain import in_order, open_links, restored_from
+from deltapack.engines import Engine
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.format.writer import open_pack_writer
@@ -59,6 +62,8 @@ def squash(
     weight_files: str | None = None,
     workers: int | None = None,
     force: bool = False,
+    engine: str | Engine = "local",
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> SquashReport:
     """Make one pack of a chain: applied to the base, it gives what the chain gives, bit for bit.
@@ -73,9 +78,12 @@ def squash(
         weight_files: Which weights count where its folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
+        engine: `"local"`, or `"ray"`: with a base, tensors are encoded on a Ray cluster (docs/cluster.md). The pack is the same.
+        address: Address of the cluster, such as `"auto"`.
         progress: With a base, called with bytes of the result done so far and in all.
 
     Raises:
+        BackendError: The engine cannot be used here.
         BaseMismatchError: The packs are no chain, or `base` is not its base.
         FormatError: A pack is damaged.
         LimitError: There are more than 1,000 packs.
@@ -86,7 +94,12 @@ def squash(
     check_output_name(out, PACK_FILE)
     if not paths:
         raise RecipeError("there is no pack to squash", expected="a list of them")
-    with open_links(paths) as opened:
+    if base is None and engine != "local":
+        hint = (
+            "Without a base, steps are put behind one another as they are, which takes no decoding: leave the engine out, or give a base."
+        )
+        raise RecipeError("there is nothing to spread", found="an engine without a base", hint=hint)
+    with open_links(paths) as opened, using_engine(engine, address):
         links = in_order(opened)
         if base is None:
             return _joined(links, out, force)
@@ -106,6 +119,7 @@ def _anew(
     """Pack what the chain restores, exactly."""
     with ExitStack() as stack:
         files = stack.enter_context(open_checkpoint(base, weights=weight_files))
+        stack.enter_context(kernels.working_on(files.tensors.values(), 2 + len(links)))
         most = DEFAULT_LIMITS.side_file_bytes  # what the links carry, they were asked to carry
         asked = Asked(Recipe(exact=True), include_code=True, weight_files=weight_files, max_side_file=most)
         inputs = match_inputs(files, restored_from(files, links), asked, known=True)

@@ -9,26 +9,29 @@ from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
+from deltapack import kernels
 from deltapack.checking import as_count, as_pack, as_path, as_paths
-from deltapack.checkpoint import Checkpoint, FileWriter, FolderWriter, open_checkpoint, open_writer, parse_size
+from deltapack.checkpoint import Checkpoint, FileWriter, open_checkpoint, open_writer, parse_size
+from deltapack.cluster.choosing import using_engine
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
 from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.containers import WeightFiles
 from deltapack.composing.metadata import result_metadata
-from deltapack.composing.tensor_job import FromBase, TensorJob
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
+from deltapack.engines import Engine, active
 from deltapack.errors import RecipeError
 from deltapack.format.index import Index
-from deltapack.kernels.layout import Elements
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
 from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
-from deltapack.restoring.engine import RestoredTensor, Sink, restore_tensors
+from deltapack.restoring.engine import RestoredTensor, restore_tensors
+from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
@@ -51,6 +54,8 @@ def apply(
     workers: int | None = None,
     device: str | None = None,
     backend: str = "auto",
+    engine: str | Engine = "local",
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> ApplyReport:
     """Restore the fine-tuned checkpoint from its base and a pack, or a chain of packs: each was made from what the one before gives.
@@ -76,10 +81,12 @@ def apply(
         workers: Threads; every core unless given.
         device: Where the differences are decoded and added, such as `"cuda"`; the CPU unless given. The output is the same.
         backend: `auto`, `cpu`, `torch` or `triton`.
+        engine: `"local"`, or `"ray"`: tensors are restored on a Ray cluster (docs/cluster.md). The output is the same.
+        address: Address of the cluster, such as `"auto"`.
         progress: Called with bytes of the result done so far and in all.
 
     Raises:
-        BackendError: The device or backend cannot be used here.
+        BackendError: The device, backend or engine cannot be used here.
         BaseMismatchError: This is not the base of the pack, or the packs are no chain.
         FormatError: A pack is damaged.
         LimitError: There are more than 1,000 packs.
@@ -89,7 +96,12 @@ def apply(
     out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
     check_output_name(out, CHECKPOINT)
     paths = _links(pack, weight, rescale)
-    with open_checkpoint(base, weights=weight_files) as files, open_links(paths) as packs:
+    with (
+        open_checkpoint(base, weights=weight_files) as files,
+        open_links(paths) as packs,
+        kernels.working_on(files.tensors.values(), len(packs)),
+        using_engine(engine, address, device=options.wants_device),
+    ):
         *before, reader = in_order(packs)
         base_ckpt = restored_from(files, before, verify=verify)
         weighted, seen = WeightedPack(reader, weight, rescale), arranged_base(base_ckpt, [reader])
@@ -166,6 +178,11 @@ class WriteOptions:
     device: str | None = None
     backend: str = "auto"
 
+    @property
+    def wants_device(self) -> bool:
+        """Whether a device or a backend was asked for."""
+        return self.device is not None or self.backend != "auto"
+
     @classmethod
     def of(
         cls,
@@ -220,7 +237,7 @@ def write_checkpoint(
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
         indices=indices,
     ) as writer:
-        restoring, notes = _restoring(base, jobs, _Output(base, writer), options)
+        restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             for _ in tensors:
                 pass
@@ -259,12 +276,12 @@ def refuse_for_file(out: Path, options: WriteOptions) -> None:
 
 
 def _restoring(
-    base: Checkpoint, jobs: Sequence[TensorJob], sink: Sink, options: WriteOptions
+    base: Checkpoint, jobs: Sequence[TensorJob], sink: Output, options: WriteOptions
 ) -> tuple[Generator[RestoredTensor, None, None], list[str]]:
     """Return what restores the jobs where the options say, and what the user should be told of it."""
     verify, workers, progress = options.verify, options.workers, options.progress
     notes: list[str] = []
-    if options.device is not None or options.backend != "auto":
+    if options.wants_device:
         # Only here is torch needed.
         from deltapack.restoring.on_device import place_of, restore_on_device
 
@@ -272,24 +289,7 @@ def _restoring(
         notes = [note]
         if place is not None:
             return restore_on_device(base, jobs, sink, place, verify=verify, workers=workers, progress=progress), notes
-    return restore_tensors(base, jobs, sink, verify=verify, workers=workers, progress=progress), notes
-
-
-@dataclass(frozen=True)
-class _Output:
-    """Restored elements go into a checkpoint; what the base has as it is goes from file to file."""
-
-    base: Checkpoint
-    writer: FolderWriter | FileWriter
-
-    def write(self, job: TensorJob, start: int, elements: Elements) -> None:
-        """Write elements."""
-        self.writer.write(job.name, start, elements)
-
-    def copy(self, job: TensorJob, start: int, count: int) -> bool:
-        """Copy elements of the base."""
-        found = self.base.file_range(job.source.base.name, start) if isinstance(job.source, FromBase) else None
-        if found is None:
-            return False
-        self.writer.copy(job.name, start, count, *found)
-        return True
+    if active() is None:
+        return restore_tensors(base, jobs, sink, verify=verify, workers=workers, progress=progress), notes
+    there = Elsewhere(base, sink.writer.elsewhere())
+    return restore_tensors(base, jobs, there, verify=verify, workers=workers, progress=progress, finished=sink.written), notes

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import chain, groupby
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Protocol
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.composing.basecheck import base_at_fault, wrong_base, wrong_result
 from deltapack.composing.chunks import restore_chunk
 from deltapack.composing.tensor_job import FromBase, TensorJob
+from deltapack.engines import spread_map
 from deltapack.errors import FormatError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
-from deltapack.parallel import batches, ordered_map
 from deltapack.reports import Progress
 
 __all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "restore_tensors"]
@@ -73,7 +73,8 @@ def restore_tensors(
     workers: int,
     progress: Progress,
     digests: bool = False,
-    finished: Callable[[TensorJob, int], None] | None = None,
+    record: Callable[[TensorJob, int], Any] | None = None,
+    finished: Callable[[TensorJob, int, Any], None] | None = None,
 ) -> Generator[RestoredTensor, None, None]:
     """Restore tensors in order and yield each when its last chunk was written and its digests were checked.
 
@@ -82,53 +83,30 @@ def restore_tensors(
     Args:
         base: The base.
         jobs: What to restore.
-        sink: Where the elements go.
+        sink: Where the elements go; where an engine restores them, a copy of it in another process.
         verify: Whether digests are compared with those that the jobs promise.
         workers: Threads.
         progress: Called with bytes of the result done so far and in all.
         digests: Whether the caller needs all digests, also those that nobody promised.
-        finished: Called with each chunk that is done, in order, by the thread that takes the tensors.
+        record: Called with each chunk by whoever restored it.
+        finished: Called with each chunk that is done, and what `record` gave, in order, by the thread that takes the tensors.
 
     Raises:
         BaseMismatchError: A base tensor has another digest than the pack says.
         ChecksumError: A result has another digest than the pack says.
         FormatError: A pack is damaged.
     """
-    buffers = Buffers()
-
-    def restore(task: tuple[int, int]) -> _Done:
-        job, chunk = jobs[task[0]], task[1]
-        start, count = chunk * CHUNK, max(0, min(CHUNK, job.numel - chunk * CHUNK))
-        done = _Done(task[0], count * job.dtype.itemsize)
-        of_result = digests or (verify and bool(job.digest))
-        of_base = digests or (verify and isinstance(job.source, FromBase) and bool(job.source.digest))
-        if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
-            return done
-        try:
-            elements, base_digest = restore_chunk(base, job, chunk, buffers, base_digest=of_base or (of_result and job.is_base))
-        except FormatError as error:
-            if isinstance(job.source, FromBase) and job.source.exact is not None:
-                raise base_at_fault(base, job.source.base, job.source.digest) or error from error
-            raise
-        if not len(elements):
-            return replace(done, base_digest=base_digest)
-        digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
-        if not (job.is_base and sink.copy(job, start, count)):
-            sink.write(job, start, elements)
-        return replace(done, base_digest=base_digest, digest=digest)
-
-    def work(batch: list[tuple[int, int]]) -> list[_Done]:
-        return list(map(restore, batch))
-
+    work = _Work(base, jobs, sink, verify, digests, record)
     tasks = ((number, chunk) for number, job in enumerate(jobs) for chunk in range(job.chunks))
     total, done = sum(job.nbytes for job in jobs), 0
-    joined = batches(tasks, lambda task: min(CHUNK, jobs[task[0]].extent), _BATCH)
-    with closing(ordered_map(work, joined, workers)) as results:
-        for number, group in groupby(chain.from_iterable(results), key=lambda result: result.number):
+    mapped = spread_map(work, tasks, workers, size=lambda task: min(CHUNK, jobs[task[0]].extent), least=_BATCH)
+    with closing(mapped) as results:
+        for number, group in groupby(results, key=lambda result: result[0][0]):
             rows = list[_Done]()
-            for row in group:
+            for _, row in group:
                 if finished is not None:
-                    finished(jobs[number], len(rows))
+                    finished(jobs[number], len(rows), row.recorded)
+                    row = replace(row, recorded=None)
                 rows.append(row)
                 done += row.nbytes
                 progress(done, total)
@@ -141,12 +119,51 @@ def restore_tensors(
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished chunk: number of its job, bytes of the result, the digests that were wanted."""
+    """A finished chunk: bytes of the result, the digests that were wanted, what was recorded."""
 
-    number: int
     nbytes: int
     base_digest: bytes | None = None
     digest: bytes | None = None
+    recorded: Any = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Restores a chunk; the arguments of `restore_tensors`."""
+
+    base: Checkpoint
+    jobs: Sequence[TensorJob]
+    sink: Sink
+    verify: bool
+    digests: bool
+    record: Callable[[TensorJob, int], Any] | None
+    buffers: Buffers = field(default_factory=Buffers)
+
+    def __call__(self, task: tuple[int, int]) -> _Done:
+        job, chunk = self.jobs[task[0]], task[1]
+        done = self._restored(job, chunk)
+        return done if self.record is None else replace(done, recorded=self.record(job, chunk))
+
+    def _restored(self, job: TensorJob, chunk: int) -> _Done:
+        base, sink = self.base, self.sink
+        start, count = chunk * CHUNK, max(0, min(CHUNK, job.numel - chunk * CHUNK))
+        done = _Done(count * job.dtype.itemsize)
+        of_result = self.digests or (self.verify and bool(job.digest))
+        of_base = self.digests or (self.verify and isinstance(job.source, FromBase) and bool(job.source.digest))
+        if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
+            return done
+        try:
+            elements, base_digest = restore_chunk(base, job, chunk, self.buffers, base_digest=of_base or (of_result and job.is_base))
+        except FormatError as error:
+            if isinstance(job.source, FromBase) and job.source.exact is not None:
+                raise base_at_fault(base, job.source.base, job.source.digest) or error from error
+            raise
+        if not len(elements):
+            return replace(done, base_digest=base_digest)
+        digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
+        if not (job.is_base and sink.copy(job, start, count)):
+            sink.write(job, start, elements)
+        return replace(done, base_digest=base_digest, digest=digest)
 
 
 def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deltapack import kernels
 from deltapack.checkpoint import check_side_name, open_checkpoint
 from deltapack.codecs.chunk import TermChunks, decode_term_chunk, term_chunks
 from deltapack.codecs.exact_entry import ExactTensor, exact_bytes
@@ -65,7 +66,7 @@ def verify(
         FormatError: The pack is damaged.
     """
     count, report = resolve_workers(workers), progress or (lambda done, total: None)
-    with PackReader(pack) as reader:
+    with PackReader(pack) as reader, kernels.working_on(reader.index.entries):
         carried = [file for file in reader.index.files or () if file.blob is not None]
         for file in reader.index.files or ():
             check_side_name(file.name)

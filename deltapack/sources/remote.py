@@ -39,6 +39,7 @@ class RemoteFile:
     Attributes:
         path: What it is called.
         size: Its bytes.
+        version: What changes with its content.
 
     Args:
         path: What it is called in errors.
@@ -59,7 +60,7 @@ class RemoteFile:
         if found.is_folder:
             raise faults.unfit(path, "not a regular file")
         self._found: Found = found
-        self.size = found.size
+        self.size, self.version = found.size, found.version
         self._id = next(_IDS)
         self._lock = threading.Lock()
         self._coming: dict[int, tuple[int, Future[bytes]]] = {}

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapack import kernels
+from deltapack.engines import spread_map, with_engine
 from deltapack.format.digest import CHUNK, chunk_count
 from deltapack.kernels.reference.choosing import HIGH, LOW, MAGNITUDE
-from deltapack.parallel import ordered_map
 from deltapack.sparsify.kept import TensorDelta
 
 __all__ = ["Cut", "Magnitudes", "cuts_of", "find_cuts", "places_in_cut"]
@@ -74,7 +75,8 @@ def cuts_of(delta: TensorDelta, *ranks: int) -> tuple[Cut, ...]:
     tensor = Magnitudes(
         chunk_count(delta.numel), lambda chunk: delta.read(chunk * CHUNK, min((chunk + 1) * CHUNK, delta.numel)), lambda nonzero: ranks
     )
-    return find_cuts([tensor], delta.workers)[0]
+    with with_engine(None):  # for one tensor, to send the checkpoints that it is read from takes longer than to count it
+        return find_cuts([tensor], delta.workers)[0]
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,14 @@ def _counted(
 ) -> Iterator[Iterator[NDArray[np.int64]]]:
     """Yield, for each tensor, what `count` says of each of its chunks, in order; take all of one before the next."""
 
-    def work(task: tuple[Magnitudes, int, int]) -> NDArray[np.int64]:
-        tensor, number, chunk = task
-        return count(number, tensor.read(chunk))
+    def work(task: tuple[int, int]) -> NDArray[np.int64]:
+        number, chunk = task
+        return count(number, tensors[number].read(chunk))
 
-    tasks = ((tensor, number, chunk) for number, tensor in enumerate(tensors) for chunk in range(tensor.chunks))
-    with closing(ordered_map(work, tasks, workers)) as results:
+    tasks = ((number, chunk) for number, tensor in enumerate(tensors) for chunk in range(tensor.chunks))
+    with closing(spread_map(work, tasks, workers, size=lambda task: CHUNK)) as results:
         for tensor in tensors:  # also where it has no elements, so no chunks
-            yield islice(results, tensor.chunks)
+            yield map(itemgetter(1), islice(results, tensor.chunks))
 
 
 def _descend_high(counts: NDArray[np.int64], rank: int) -> _Search | Cut:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import codes, command, gpu, loops, memory, sizes
+from benchmarks import codes, command, gpu, loops, memory, overhead, sizes
 from benchmarks.fidelity import values
 from benchmarks.results import DATA, Section, Table, load_sections, save_section, text_of
 from benchmarks.speed import curves, peers
@@ -114,6 +114,8 @@ HEADERS = {
     "codes-positions.csv": codes.INDEX_HEADERS,
     "codes-decoding.csv": codes.DECODE_HEADERS,
     "codes-values.csv": codes.VALUE_HEADERS,
+    "overhead-commands.csv": overhead.HEADERS,
+    "overhead-sizes.csv": overhead.SIZE_HEADERS,
     "gpu-packs.csv": gpu.PACK_HEADERS,
     "gpu-times.csv": gpu.HEADERS,
 }

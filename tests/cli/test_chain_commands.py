@@ -12,6 +12,8 @@ from support.commands import Pair, Run, StandIn
 import deltapack
 from deltapack.packs.squashing import SquashReport
 
+LOCAL = {"engine": "local", "address": None, "progress": None}
+
 
 @pytest.fixture(scope="module")
 def chain(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,11 +84,11 @@ def test_squash_passes_its_options(run: Run, pair: Pair, stand_in: StandIn, tmp_
     use_case = stand_in("squash", SquashReport(out, 1234, [pair.pack, pair.pack], 5678, False, ["a note"]))
     result = run("squash", pair.pack, pair.pack, "-o", out)
     assert use_case.args == ((pair.pack, pair.pack), out)
-    assert use_case.kwargs == {"base": None, "weight_files": None, "force": False, "workers": None, "progress": None}
+    assert use_case.kwargs == {"base": None, "weight_files": None, "force": False, "workers": None, **LOCAL}
     assert "size        1.2 kB (1,234 bytes), steps put behind one another\n" in result.stdout
     assert "stands for  2 packs of 5.7 kB\n" in result.stdout and "Note: a note\n" in result.stdout
     assert run("squash", pair.pack, "-o", out, "--base", pair.base, "--weights", "index", "--force", "--workers", "3", "-q").stdout == ""
-    assert use_case.kwargs == {"base": pair.base, "weight_files": "index", "force": True, "workers": 3, "progress": None}
+    assert use_case.kwargs == {"base": pair.base, "weight_files": "index", "force": True, "workers": 3, **LOCAL}
     document = json.loads(run("squash", pair.pack, "-o", out, "--json").stdout)
     assert (document["pack"], document["links"]) == (str(out), [str(pair.pack)] * 2)
 

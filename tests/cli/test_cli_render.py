@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from deltapack.cli.render import (
     print_table,
     show_progress,
 )
+from deltapack.cli.terminal import shortened
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,65 @@ def test_a_terminal_gets_no_commands_from_files(capsys: pytest.CaptureFixture[st
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("name", "bytes"), [("a", "1"), ("long name", "1,234,567")])
     assert capsys.readouterr().out == "  name           bytes\n  a                  1\n  long name  1,234,567\n"
+
+
+HEADER = ("tensor", "role", "kind", "kept", "bytes")
+ROWS = [(f"model.layers.{number}.mlp.gate_up_proj.with_a_long_name.weight", "weight", "delta", "1,234", "99") for number in range(3)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown_on(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, columns: int, **environment: str) -> str:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"COLUMNS": str(columns), "TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_table(HEADER, ROWS, left=3, drop=("role", "kept", "kind"))
+    print_fields([("id", "word " * 40)])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "gone"), [(34, 3), (60, 1), (80, 0), (120, 0)])
+def test_a_terminal_gets_what_fits(columns: int, gone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown_on(monkeypatch, Terminal(), columns, NO_COLOR="1").splitlines()
+    table = lines[:4]
+    assert all(len(line) <= columns for line in table)
+    titles = table[0].split()
+    assert titles[0] == "tensor" and titles[-1] == "bytes" and len(titles) == 5 - gone
+    told = " ".join(" ".join(lines).split()).partition("not shown")[2]
+    assert ("--json has all" in told) == (gone > 0) and all(title in told for title in ("role", "kept", "kind")[:gone])
+    assert len({line.split()[0] for line in table[1:]}) == (1 if columns == 34 else 3)
+    assert all(line.split()[0].endswith("weight") for line in table[1:])
+    fields = [line for line in lines if "word" in line]
+    assert len(fields) > 1 and all(len(line) <= columns and line[:4] in ("id  ", "    ") for line in fields)
+
+
+def test_what_is_no_terminal_gets_all_whatever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = [{}, {"TERM": "dumb"}, {"NO_COLOR": "1"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}]
+    texts = {shown_on(monkeypatch, io.StringIO(), 40, **environment) for environment in given}
+    (text,) = texts
+    assert "\x1b" not in text and ROWS[0][0] in text and "role" in text and "--json" not in text
+    forced = shown_on(monkeypatch, io.StringIO(), 40, FORCE_COLOR="1")
+    assert "\x1b[1m" in forced and click.unstyle(forced) == text
+
+
+def test_a_terminal_has_colours_unless_it_is_dumb_or_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b[1m" in shown_on(monkeypatch, Terminal(), 120)
+    for environment in ({"TERM": "dumb"}, {"NO_COLOR": "1"}):
+        assert "\x1b" not in shown_on(monkeypatch, Terminal(), 120, **environment)
+
+
+@given(st.text(max_size=60), st.integers(1, 60))
+def test_what_is_shortened_keeps_its_ends(text: str, width: int) -> None:
+    short = shortened(text, width)
+    assert len(short) == min(len(text), width)
+    if short != text:
+        front, end = short.split("…", 1) if text.count("…") == 0 else (short[:1], "")
+        assert text.startswith(front) and text.endswith(end)
 
 
 def test_json_holds_no_strange_numbers(capsys: pytest.CaptureFixture[str]) -> None:

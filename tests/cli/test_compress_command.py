@@ -33,6 +33,8 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "base_packs": (),
         "workers": None,
         "force": False,
+        "engine": "local",
+        "address": None,
         "progress": None,
     }
 
@@ -70,6 +72,8 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "base_packs": (pair.pack, pair.pack),
         "workers": 2,
         "force": True,
+        "engine": "local",
+        "address": None,
         "progress": None,
     }
 

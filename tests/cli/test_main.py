@@ -50,7 +50,7 @@ def test_help_lists_commands_and_exit_codes(run: Run) -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     raised = {error.exit_code for error in classes if issubclass(error, errors.DeltapackError)}
     assert documented >= raised | {0}
-    assert "_DELTAPACK_COMPLETE=bash_source deltapack" in text
+    assert 'eval "$(deltapack completion bash)"' in text
     assert "130  interrupted" in text
 
 
@@ -175,6 +175,22 @@ def test_on_a_terminal_errors_wrap_and_work_shows_a_bar(pair: Pair, tmp_path: Pa
         "compress", pair.base, pair.finetuned, "-o", tmp_path / "out.dpk", "--force", "--quiet", "--drop-rate", "0.9"
     )
     assert (code, shown) == (0, "")
+
+
+def test_numba_is_told_to_leave_the_terminal_alone() -> None:
+    """With colorama it writes an escape at the end; tests may run where that is not installed."""
+    name = "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING"
+    code = f"""
+import os, sys
+os.environ.pop("{name}", None)
+from deltapack.cli.main import main
+sys.argv = ["deltapack", "--version"]
+try:
+    main()
+finally:
+    print(os.environ.get("{name}"), "numba" in sys.modules)
+"""
+    assert python(code).stdout.splitlines()[-1] == "1 False"
 
 
 def on_a_terminal(*args: object) -> tuple[int, str]:

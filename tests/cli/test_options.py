@@ -28,6 +28,8 @@ WRITING: dict[str, tuple[list[str], Changes]] = {
     "workers": (["--workers", "3"], {"workers": 3}),
     "device": (["--device", "cuda:1"], {"device": "cuda:1"}),
     "backend": (["--backend", "torch"], {"backend": "torch"}),
+    "engine": (["--engine", "ray"], {"engine": "ray"}),
+    "address": (["--address", "auto"], {"address": "auto"}),
 }
 OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
     "compress": {
@@ -58,6 +60,8 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
         "workers": (["--workers", "3"], {"workers": 3}),
         "weight_files": (["--weights", "index"], {"weight_files": "index"}),
+        "engine": (["--engine", "ray"], {"engine": "ray"}),
+        "address": (["--address", "auto"], {"address": "auto"}),
         "force": (["--force"], {"force": True}),
     },
     "apply": {
@@ -104,8 +108,9 @@ ELSEWHERE = {
     "verify": {"pack", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},
     "log": {"paths", "quiet", "as_json"},
-    "squash": {"packs", "out", "base", "weight_files", "force", "workers", "quiet", "as_json"},
-    "inspect": {"pack", "tensors", "quiet", "as_json"},
+    "squash": {"packs", "out", "base", "weight_files", "force", "workers", "engine", "address", "quiet", "as_json"},
+    "completion": {"shell"},
+    "inspect": {"pack", "tensors", "html", "force", "quiet", "as_json"},
 }
 """Parameters that the tests below, or those of the command, look at."""
 ROW = LayerRow("all", 1, 1, 0.0, 0.0, None, (1.0,), (1.0,))

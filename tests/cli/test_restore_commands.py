@@ -22,6 +22,8 @@ DEFAULTS = {
     "workers": None,
     "device": None,
     "backend": "auto",
+    "engine": "local",
+    "address": None,
     "progress": None,
 }
 OPTIONS = shlex.split("--dtype bf16 --max-shard-size 5GB --no-verify --force --workers 3 --weights index --device cuda:1 --backend torch")
@@ -34,6 +36,8 @@ CHOSEN = {
     "workers": 3,
     "device": "cuda:1",
     "backend": "torch",
+    "engine": "local",
+    "address": None,
     "progress": None,
 }
 

@@ -77,6 +77,22 @@ def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.versions == {"numpy": np.__version__, "no-such-library": None}
 
 
+def test_which_loops_compute_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(value: str | None) -> str:
+        if value is None:
+            monkeypatch.delenv("DELTAPACK_LOOPS", raising=False)
+        else:
+            monkeypatch.setenv("DELTAPACK_LOOPS", value)
+        (found,) = [check for check in examine().checks if check.name == "loops on the CPU"]
+        return ("" if found.ok else "NO ") + found.found
+
+    assert told("numpy").startswith("numpy, several times slower, as DELTAPACK_LOOPS")
+    assert told("often") == "NO DELTAPACK_LOOPS has a value that means nothing: expected auto, numba, numpy, found often"
+    pytest.importorskip("numba")
+    assert told(None) == "numba; numpy in a command on up to 1,048,576 weights, for which numba takes longer to start"
+    assert told("numba") == "numba, as DELTAPACK_LOOPS asks for it"
+
+
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
     monkeypatch.setattr(os, "access", lambda *_: False)

@@ -23,6 +23,7 @@ const overflow = [...document.querySelectorAll("svg text, svg rect, svg circle")
 const found = {inner: innerWidth, scroll: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight,
   charts: [...document.querySelectorAll("svg")].map(svg => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height]),
   marks: document.querySelectorAll("svg rect, svg circle").length, overflow,
+  hosts: [...new Set(performance.getEntriesByType("resource").map(entry => new URL(entry.name).host))],
   requests: performance.getEntriesByType("resource").length, title: document.title, text: document.body.innerText.length};
 const shown = document.createElement("pre"); shown.id = "measured"; shown.textContent = JSON.stringify(found); document.body.append(shown);
 </script>"""
@@ -38,8 +39,11 @@ class Seen:
     picture_bytes: int
 
 
-def look_at(page: Path, folder: Path, width: int = 1280, height: int = 1600) -> Seen:
-    """Open a page twice: as it is, for picture and console, and with a script at its end that measures it."""
+def look_at(page: Path, folder: Path, width: int = 1280, height: int = 1600, *, address: str | None = None) -> Seen:
+    """Open a page twice: as it is, for picture and console, and with a script at its end that measures it.
+
+    With an address both are opened there: a page that needs files beside it lies in `folder`, and a server gives what is in that.
+    """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(REASON)
@@ -49,10 +53,10 @@ def look_at(page: Path, folder: Path, width: int = 1280, height: int = 1600) -> 
         *("--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}"),
     ]
     picture = folder / "page.png"
-    shown = _run([program, *options, f"--screenshot={picture}", page.resolve().as_uri()])
+    shown = _run([program, *options, f"--screenshot={picture}", f"{address}/{page.name}" if address else page.resolve().as_uri()])
     measuring = folder / "measured.html"
     measuring.write_text(page.read_text("utf-8").replace("</body>", f"{_MEASURE}</body>"), "utf-8")
-    dumped = _run([program, *options, "--dump-dom", measuring.resolve().as_uri()]).stdout
+    dumped = _run([program, *options, "--dump-dom", f"{address}/{measuring.name}" if address else measuring.resolve().as_uri()]).stdout
     found = re.search(r'<pre id="measured">(.*?)</pre>', dumped, re.S)
     assert found, dumped[-2000:]
     console = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]

@@ -13,6 +13,9 @@ from deltapack.cli.render import print_fields, print_json, print_notes, print_ta
 
 __all__ = ["command"]
 
+DROPPED = ("kappa", "rank", "spikes", "equal", "elements", "max |delta|", "what becomes of it")
+"""Columns that a narrow terminal does without, first to last."""
+
 
 @click.command(cls=options.Command, short_help="Look at a difference before it is packed: what it costs at which size.")
 @options.base_argument
@@ -68,7 +71,7 @@ def command(
         for table, left in ((role_table(report), 2), (layer_table(report), 1), *by_tensor, (budget_table(report), 1)):
             if table[1]:
                 click.echo("")
-                print_table(*table, left=left)
+                print_table(*table, left=left, drop=[title for title in DROPPED if title in table[0]])
         click.echo(f"\n{report.recommendation}")
     notes = [*report.notes, *([f"the page is {html}"] if html is not None else [])]
     print_notes([] if quiet else notes, report.warnings)

@@ -10,6 +10,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
+from deltapack.cli.engines import engine_options
 from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress, weight_files_field
 from deltapack.cli.types import PackOrRun
 from deltapack.kinds import CHECKPOINT
@@ -32,6 +33,7 @@ __all__ = ["command"]
 @click.option("--rescale", type=float, metavar="F", help="Factor above 0 for kept values instead of the pack's own.")
 @options.weights_option
 @options.checkpoint_options
+@engine_options
 @options.output_options
 def command(
     base: Path,
@@ -48,6 +50,8 @@ def command(
     workers: int | None,
     device: str | None,
     backend: str,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -74,6 +78,8 @@ def command(
             workers=workers,
             device=device,
             backend=backend,
+            engine=engine,
+            address=address,
             progress=progress,
         )
     if as_json:

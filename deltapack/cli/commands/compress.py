@@ -13,6 +13,7 @@ import deltapack
 from deltapack.cli import options
 from deltapack.cli.budgets import BUDGET_OPTIONS, budget_of, budget_options
 from deltapack.cli.compress_tables import print_compression, print_preview
+from deltapack.cli.engines import engine_options, refuse_engine
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import Choice
 from deltapack.kinds import PACK_FILE
@@ -143,6 +144,7 @@ def _rescaled(how: str) -> str:
 @options.weights_option
 @options.workers_option
 @options.force_option
+@engine_options
 @options.output_options
 def command(
     base: Path,
@@ -175,6 +177,8 @@ def command(
     weight_files: str | None,
     workers: int | None,
     force: bool,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
     **of_sparsifiers: Any,
@@ -219,6 +223,7 @@ def command(
         "workers": workers,
     }
     if dry_run:
+        refuse_engine("--dry-run")
         with show_progress("looking", quiet=quiet) as progress:
             preview = deltapack.preview_compress(base, finetuned, progress=progress, **how)
         _finish(preview, print_preview, quiet=quiet, as_json=as_json)
@@ -226,7 +231,7 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
     with show_progress("compressing", quiet=quiet) as progress:
-        report = deltapack.compress(base, finetuned, out, force=force, progress=progress, **how)
+        report = deltapack.compress(base, finetuned, out, force=force, engine=engine, address=address, progress=progress, **how)
     _finish(report, print_compression, quiet=quiet, as_json=as_json)
 
 

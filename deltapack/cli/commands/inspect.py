@@ -10,7 +10,17 @@ from typing import Any
 import click
 
 from deltapack.cli import options
-from deltapack.cli.render import count_of, human_bytes, kinds_line, print_fields, print_json, print_parts, print_table, weight_files_field
+from deltapack.cli.render import (
+    count_of,
+    human_bytes,
+    kinds_line,
+    print_fields,
+    print_json,
+    print_notes,
+    print_parts,
+    print_table,
+    weight_files_field,
+)
 from deltapack.packs.inspecting import PackSummary, TensorSummary, inspect_pack
 
 __all__ = ["command"]
@@ -24,22 +34,32 @@ PARTS = {
     "header": "header and index of the file",
 }
 COLUMNS = ("tensor", "role", "kind", "dtype", "shape", "index", "values", "kept", "bits/weight", "max |delta|", "bytes")
+DROPPED = ("role", "index", "max |delta|", "kept", "shape", "values", "dtype", "kind")
+"""What a narrow terminal does without, first to last."""
 
 
 @click.command(cls=options.Command, short_help="Show what a pack holds.")
 @options.pack_argument
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@options.html_option
+@options.force_option
 @options.output_options
-def command(pack: Path, tensors: bool, quiet: bool, as_json: bool) -> None:
+def command(pack: Path, tensors: bool, html: Path | None, force: bool, quiet: bool, as_json: bool) -> None:
     """Show what PACK says of itself, from its index alone: `deltapack verify` checks the rest."""
     summary = inspect_pack(pack)
+    if html is not None:
+        from deltapack.analysis.pack_page import write_pack_page  # not where only text is asked for, which is there at once
+
+        write_pack_page(summary, html, force=force)
     if as_json:
         print_json(summary.to_json(tensors=tensors))
     elif not quiet:
         _print(summary)
         if tensors:
             click.echo()
-            print_table(COLUMNS, map(_row, summary.tensors), left=7)
+            print_table(COLUMNS, map(_row, summary.tensors), left=7, drop=DROPPED)
+        if html is not None:
+            print_notes([f"the page is {html}"])
 
 
 def _print(summary: PackSummary) -> None:

@@ -34,7 +34,7 @@ def command(paths: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
         for number, root in enumerate(dict.fromkeys(row.root for row in found.rows)):
             own = [row for row in found.rows if row.root == root]
             click.echo(("\n" if number else "") + f"{_head(own[0])} ({count_of(len(own), 'pack')})")
-            print_table(COLUMNS, map(_row, own), left=2)
+            print_table(COLUMNS, map(_row, own), left=2, drop=("date", "kind", "from the base"))
         print_notes(found.notes)
     for _, error in found.damaged:
         print_paragraph("Damaged", error)

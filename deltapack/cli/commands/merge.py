@@ -12,6 +12,7 @@ import click
 import deltapack
 from deltapack.checking import as_path
 from deltapack.cli import options
+from deltapack.cli.engines import engine_options, refuse_engine
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
 from deltapack.cli.render import print_json, print_notes, show_progress
 from deltapack.cli.types import PackOrAdapter
@@ -38,6 +39,7 @@ __all__ = ["command"]
 @click.option("--explain", metavar="TENSOR", help="Print the formula with the numbers of a tensor (auto: of the largest), and stop.")
 @options.weights_option
 @options.checkpoint_options
+@engine_options
 @options.output_options
 def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Merge PACKS, all made from BASE, reading the base once. The folder of a PEFT adapter of BASE counts as a pack.
@@ -97,6 +99,8 @@ class _Typed:
     workers: int | None
     device: str | None
     backend: str
+    engine: str
+    address: str | None
 
 
 _NOT_EXPLAINED = ("out", "dry_run", "report", "assets", "dtype", "max_shard_size", "no_verify", "force", "device", "backend")
@@ -109,6 +113,8 @@ def _refuse_what_has_no_effect(typed: _Typed) -> None:
     Raises:
         click.UsageError: There is one; it is named.
     """
+    if typed.explain is not None or typed.dry_run:
+        refuse_engine("--explain" if typed.explain is not None else "--dry-run")
     useless = options.typed_options(_NOT_EXPLAINED) if typed.explain is not None else []
     if useless:
         raise click.UsageError(f"--explain prints a formula with its numbers and stops; {', '.join(useless)} would have no effect.")
@@ -277,6 +283,8 @@ class _Call:
                 workers=typed.workers,
                 device=typed.device,
                 backend=typed.backend,
+                engine=typed.engine,
+                address=typed.address,
                 progress=progress,
                 report=typed.report,
             )

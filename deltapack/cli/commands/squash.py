@@ -8,6 +8,7 @@ import click
 
 import deltapack
 from deltapack.cli import options
+from deltapack.cli.engines import engine_options
 from deltapack.cli.render import count_of, human_bytes, print_fields, print_json, print_notes, show_progress
 from deltapack.kinds import PACK_FILE
 
@@ -23,6 +24,7 @@ __all__ = ["command"]
 @options.weights_option
 @options.force_option
 @options.workers_option
+@engine_options
 @options.output_options
 def command(
     packs: tuple[Path, ...],
@@ -31,6 +33,8 @@ def command(
     weight_files: str | None,
     force: bool,
     workers: int | None,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -39,7 +43,17 @@ def command(
     Without --base, the steps of exact packs are put behind one another as they are.
     """
     with show_progress("squashing", quiet=quiet) as progress:
-        report = deltapack.squash(packs, out, base=base, weight_files=weight_files, force=force, workers=workers, progress=progress)
+        report = deltapack.squash(
+            packs,
+            out,
+            base=base,
+            weight_files=weight_files,
+            force=force,
+            workers=workers,
+            engine=engine,
+            address=address,
+            progress=progress,
+        )
     if as_json:
         print_json(report.to_json())
     elif not quiet:

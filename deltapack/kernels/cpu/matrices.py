@@ -12,7 +12,7 @@ from deltapack.dtypes import DType
 from deltapack.kernels import reference
 from deltapack.kernels.cpu.bits import as_u32, compiled, loops_on, widen
 from deltapack.kernels.layout import Elements, Values
-from deltapack.kernels.reference.matrices import PRODUCT_LANES, Matrix
+from deltapack.kernels.reference.matrices import PRODUCT_LANES, Matrix, rotate
 
 __all__ = ["difference_times", "symmetric_eigen", "times", "transposed_times"]
 
@@ -23,7 +23,7 @@ _INFINITE = 0x7F800000
 _STEPS = 8 * PRODUCT_LANES
 """Columns whose products are added between a load and a store of a lane."""
 
-symmetric_eigen = compiled(reference.symmetric_eigen)
+symmetric_eigen = compiled(rotate)
 
 
 def difference_times(base: Elements, source: DType, tuned: Elements, target: DType, right: Values, scale: np.float32) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from deltapack.dtypes import DType
 from deltapack.kernels.layout import Elements, Values
 from deltapack.kernels.reference.encoding import difference
 
-__all__ = ["PRODUCT_LANES", "Matrix", "difference_times", "symmetric_eigen", "times", "transposed_times"]
+__all__ = ["PRODUCT_LANES", "Matrix", "difference_times", "rotate", "symmetric_eigen", "times", "transposed_times"]
 
 Matrix = NDArray[Any]
 """Of floats."""
@@ -74,32 +75,41 @@ def symmetric_eigen(matrix: NDArray[np.float64], vectors: NDArray[np.float64]) -
         matrix: `[k, k] f64`; its diagonal becomes the eigenvalues, in any order.
         vectors: `[k, k] f64`, the identity; its columns become the eigenvectors.
     """
+    rows, turned = matrix.tolist(), vectors.tolist()  # Python's own floats: the same arithmetic as numpy's, four times faster one by one
+    rotate(rows, turned)
+    matrix[:], vectors[:] = rows, turned
+
+
+def rotate(matrix: Any, vectors: Any) -> None:
+    """Do what `symmetric_eigen` does, to arrays or to lists of rows."""
     size = len(matrix)
     for _ in range(_SWEEPS):
         beside, diagonal = 0.0, 0.0
         for p in range(size):
-            diagonal += matrix[p, p] * matrix[p, p]
+            diagonal += matrix[p][p] * matrix[p][p]
             for q in range(p + 1, size):
-                beside += matrix[p, q] * matrix[p, q]
+                beside += matrix[p][q] * matrix[p][q]
         if not beside > _SMALL * _SMALL * diagonal:
             return
         for p in range(size - 1):
             for q in range(p + 1, size):
-                if matrix[p, q] == 0.0:
+                if matrix[p][q] == 0.0:
                     continue
-                theta = (matrix[q, q] - matrix[p, p]) / (2.0 * matrix[p, q])
-                root = np.sqrt(theta * theta + 1.0)
+                theta = (matrix[q][q] - matrix[p][p]) / (2.0 * matrix[p][q])
+                root = math.sqrt(theta * theta + 1.0)
                 tangent = 1.0 / (theta + root) if theta >= 0.0 else 1.0 / (theta - root)
-                cosine = 1.0 / np.sqrt(tangent * tangent + 1.0)
+                cosine = 1.0 / math.sqrt(tangent * tangent + 1.0)
                 sine = tangent * cosine
                 for i in range(size):
-                    one, other = matrix[i, p], matrix[i, q]
-                    matrix[i, p] = cosine * one - sine * other
-                    matrix[i, q] = sine * one + cosine * other
+                    row, turned = matrix[i], vectors[i]
+                    one, other = row[p], row[q]
+                    row[p] = cosine * one - sine * other
+                    row[q] = sine * one + cosine * other
+                    one, other = turned[p], turned[q]
+                    turned[p] = cosine * one - sine * other
+                    turned[q] = sine * one + cosine * other
+                upper, lower = matrix[p], matrix[q]
                 for i in range(size):
-                    one, other = matrix[p, i], matrix[q, i]
-                    matrix[p, i] = cosine * one - sine * other
-                    matrix[q, i] = sine * one + cosine * other
-                    one, other = vectors[i, p], vectors[i, q]
-                    vectors[i, p] = cosine * one - sine * other
-                    vectors[i, q] = sine * one + cosine * other
+                    one, other = upper[i], lower[i]
+                    upper[i] = cosine * one - sine * other
+                    lower[i] = sine * one + cosine * other

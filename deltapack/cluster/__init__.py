@@ -1,0 +1,1 @@
+"""Engines that run the work of a command on the machines of a cluster."""
