@@ -22,6 +22,7 @@ from deltapack.errors import BackendError, DeltapackError
 from deltapack.format.reader import PackReader
 from deltapack.sources.local import LocalFile
 from deltapack.sources.reading import Readable
+from deltapack.sources.remote import RemoteFile
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["Opened", "here", "shipped"]
@@ -67,7 +68,7 @@ def _with_paths(pickler: type[pickle.Pickler]) -> type[pickle.Pickler]:
         dispatch_table: ClassVar[Mapping[type, Any]] = ChainMap(rows, getattr(pickler, "dispatch_table", {}))
 
         def persistent_id(self, value: Any) -> tuple[str, str | RemotePath, Any] | None:
-            if isinstance(value, LocalFile) or (isinstance(getattr(value, "path", None), RemotePath) and hasattr(value, "read_into")):
+            if isinstance(value, LocalFile | RemoteFile):
                 return "read", _place(value.path), _known(value)
             if isinstance(value, WriteFile):
                 return "write", os.path.abspath(value.path), None

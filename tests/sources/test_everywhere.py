@@ -18,8 +18,11 @@ from support.builders import random_tensor, small_model, tuned_model, write_file
 from support.web_server import WebServer
 
 import deltapack
+from deltapack.checkpoint import open_checkpoint
 from deltapack.cli.main import cli
-from deltapack.errors import FormatError, RecipeError
+from deltapack.cluster.shipping import Opened, shipped
+from deltapack.errors import BackendError, FormatError, RecipeError
+from deltapack.format.reader import PackReader
 from deltapack.merging.basecard import name_of_base
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.sources.remote_path import RemotePath
@@ -183,6 +186,22 @@ def test_the_command_line(arguments: Callable[[str, Path], list[str]], code: int
     done = CliRunner().invoke(cli, arguments(web.url, pair))
     assert done.exit_code == code, done.output
     assert said in " ".join((done.stdout + done.stderr).split())
+
+
+def test_open_files_travel_to_other_processes(pair: Path, web: WebServer) -> None:
+    """By their address, and are the same there or an error."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    base, pack = web.add(pair / "base", "base"), web.add(pair / "tuned.dpk", "tuned.dpk")
+    with open_checkpoint(f"{base}?sig=hidden") as checkpoint, PackReader(pack) as reader:
+        data = shipped((checkpoint, reader), cloudpickle.Pickler)
+        there = Opened()
+        again, other = there.value_of(data)
+        assert again.read("big").tobytes() == checkpoint.read("big").tobytes() and other.pack_id == reader.pack_id
+        assert web.requests[-1].query == "sig=hidden" or web.requests[-1].path == "/tuned.dpk"
+        there.close()
+        web.tags["/base/model.safetensors"] = '"another"'
+        with pytest.raises(BackendError, match="has another file under this path"):
+            Opened().value_of(data)
 
 
 def test_who_reads_no_address_pays_for_none() -> None:
