@@ -29,6 +29,8 @@ if importlib.util.find_spec("numba") is not None:
     os.environ.setdefault("DELTAPACK_LOOPS", "numba")
 TESTS_OF_LOOPS = {"codecs", "device", "kernels", "sparsify"}
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the Hub; those that need one play it
+
 # Deadlines would fail tests that are right on a machine that is busy, or where loops are still being compiled: no test asserts a time.
 # Where CI is set, examples are the same in every run, so that a change that is not to blame stays green; everywhere else, new ones are
 # tried, and what fails prints the line that makes it again. `DELTAPACK_EXAMPLES=10` tries 25 times as many as a usual run.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.adapters.adapted import TOKENIZER
-from deltapack.checking import as_count, as_number, as_path
+from deltapack.checking import as_count, as_number, as_pack, as_path
 from deltapack.dtypes import float_dtype
 from deltapack.errors import OutputError, RecipeError
 from deltapack.exporting.adapter_config import adapter_config
@@ -122,7 +122,7 @@ def export_adapter(
         RecipeError: An argument is out of range, or the pack changes nothing that an adapter holds.
         UnsupportedError: The result has weights in sub-folders.
     """
-    pack, out, count = as_path("pack", pack), as_path("out", out), resolve_workers(workers)
+    pack, out, count = as_pack("pack", pack), as_path("out", out), resolve_workers(workers)
     target = _target(rank, energy, dtype)
     check_output_name(out, FOLDER)
     if out.exists():

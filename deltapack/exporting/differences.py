@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.checking import as_path
+from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_writer, plan_shards
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.dtypes import float_dtype
@@ -135,7 +135,7 @@ def export_difference(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    pack, out, count = as_path("pack", pack), as_path("out", out), resolve_workers(workers)
+    pack, out, count = as_pack("pack", pack), as_path("out", out), resolve_workers(workers)
     wanted = None if dtype is None else float_dtype(dtype)
     if out.suffix != ".safetensors":
         raise RecipeError(

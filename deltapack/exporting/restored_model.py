@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_path
+from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.errors import OutputError, UnsupportedError
@@ -125,7 +125,7 @@ def export_torch(
             if restored.folders:
                 hint, parts = "Restore a folder with `deltapack apply`.", ", ".join(restored.folders)
                 raise UnsupportedError(
-                    "the pack restores several folders, not one model", path=as_path("pack", pack), found=parts, hint=hint
+                    "the pack restores several folders, not one model", path=as_pack("pack", pack), found=parts, hint=hint
                 )
             shards, aliases = restored.weight_shards(), dict(restored.aliases)
             _refuse_types(restored)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deltapack.checking import as_pack
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import read_side_file
@@ -192,6 +193,6 @@ def _position(what: str, chosen: str | Path | None, packs: Sequence[str | Path])
     if chosen is None:
         return None
     for position, pack in enumerate(packs):
-        if Path(pack).resolve() == Path(chosen).resolve():
+        if as_pack("a pack", pack).resolve() == as_pack(what, chosen).resolve():
             return position
     raise RecipeError(f"the pack that {what} names is not among the packs", found=chosen)

@@ -17,9 +17,9 @@ from deltapack.errors import ChecksumError, HubError, NotAPackError, OutputError
 from deltapack.format.atomic import check_free_space, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
-from deltapack.packs.named_base import split_revision
 from deltapack.publishing.hub import asking, check_repo, hub_library, without_bars
 from deltapack.restoring.verifying import verify
+from deltapack.sources.hub import split_revision
 
 __all__ = ["PullReport", "pull"]
 

@@ -15,7 +15,7 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 
-from deltapack.checking import as_count, as_path, as_paths
+from deltapack.checking import as_count, as_pack, as_paths
 from deltapack.checkpoint import Shard, parse_size
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
@@ -231,7 +231,7 @@ def cache_of(size: int | str) -> int:
 def _asked(packs: str | Path | Sequence[str | Path], weights: Numbers | None) -> tuple[list[Path], Path | None]:
     """Return paths of packs, or that of a recipe."""
     if isinstance(packs, (str, PathLike)) or not isinstance(packs, Iterable):
-        path = as_path("the pack", packs)
+        path = as_pack("the pack", packs)
         if not is_recipe(path):
             return [path], None
         if weights is not None:

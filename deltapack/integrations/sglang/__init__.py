@@ -23,7 +23,7 @@ from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.live.served import ServedModel, among
 from deltapack.live.wanted import Wanted
-from deltapack.packs.named_base import find_base
+from deltapack.sources.hub import find_base
 
 __all__ = ["LOADER", "TENSOR", "load", "request"]
 

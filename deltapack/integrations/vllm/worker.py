@@ -18,7 +18,7 @@ from typing import Any
 from deltapack.errors import RecipeError, UnsupportedError
 from deltapack.live.served import ServedModel, among
 from deltapack.live.wanted import Wanted, restored_weights
-from deltapack.packs.named_base import find_base
+from deltapack.sources.hub import find_base
 
 __all__ = ["DeltapackWorker", "exchange", "serve"]
 
