@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltapack.sources.traffic import Traffic, watch_traffic
+
 __all__ = [
     "ApplyReport",
     "CompressPreview",
@@ -19,7 +21,9 @@ __all__ = [
     "PreviewRow",
     "Progress",
     "SurveyReport",
+    "Traffic",
     "VerifyReport",
+    "watch_traffic",
 ]
 
 Progress = Callable[[int, int], None]

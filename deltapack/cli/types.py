@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from deltapack.checking import as_checkpoint, as_pack
+from deltapack.checking import as_checkpoint, as_pack, as_path
 from deltapack.errors import DeltapackError, RecipeError, did_you_mean
 from deltapack.kinds import check_output_name, hub_hint, kind_of_path, pack_hint
 
@@ -137,7 +137,7 @@ class OutPath(click.Path):
             check_output_name(value, self.what)
         except RecipeError as error:
             self.fail(f"{error}", param, ctx)
-        return super().convert(value, param, ctx)
+        return as_path("the output", value) if "://" in str(value) else super().convert(value, param, ctx)
 
 
 def _elsewhere(value: Any, find: Callable[[str, object], Path]) -> tuple[Path | None, str]:

@@ -19,8 +19,10 @@ from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
+from deltapack.format.sent import check_new_there, sent_file
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "check_pack_output", "open_pack_writer", "stored_side_file"]
 
@@ -205,6 +207,10 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = ()) ->
     if path.exists() and any(path.samefile(source) for source in inputs):
         raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
     check_pack_output(path, force=force)
+    if isinstance(path, RemotePath):
+        with sent_file(path, force=force) as file:
+            yield PackWriter(file)
+        return
     with atomic_file(path, force=force) as file:
         yield PackWriter(file)
 
@@ -215,10 +221,13 @@ def check_pack_output(path: Path, *, force: bool) -> None:
     Raises:
         OutputError: It exists and `force` is false or it is something else, or its folder is missing.
     """
-    check_new_file(path, force=force)
+    if isinstance(path, RemotePath):
+        check_new_there(path, force=force)
+    else:
+        check_new_file(path, force=force)
     if not path.is_file():
         return
-    with writing(path), open(path, "rb") as file:
+    with writing(path), path.open("rb") as file:
         head = file.read(len(MAGIC))
     if head != MAGIC and any(head):
         raise OutputError("the output exists and is no pack", path=path, hint="Remove it yourself, or choose another name.")
