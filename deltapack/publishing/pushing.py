@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_pack, as_path, as_text
+from deltapack.checking import as_one_file, as_path, as_text
 from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
 from deltapack.merging.basecard import CARD
@@ -122,7 +122,7 @@ def push(
         OutputError: The repository holds weights.
         RecipeError: An argument is wrong, or no base is named.
     """
-    path, repo = as_pack("pack", pack), check_repo(repo)
+    path, repo = as_one_file("the pack", pack), check_repo(repo)
     given = None if card is None else as_path("card", card)
     text = f"Upload {path.name} with deltapack" if message is None else as_text("message", message)
     if not text.strip():

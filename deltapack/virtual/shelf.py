@@ -15,6 +15,7 @@ from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.parts import whole_packs
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
 from deltapack.virtual.opened import OpenFolders, stamp_of
 from deltapack.virtual.planning import is_recipe
@@ -139,7 +140,7 @@ class Shelf:
             files = sorted(path for path in self.folder.iterdir() if not path.name.startswith(".") and path.is_file())
         except OSError as error:
             raise RecipeError(f"the folder of packs cannot be listed: {error.strerror}", path=self.folder) from error
-        packs = [path for path in files if path.suffix == ".dpk"]
+        packs = [self.folder / name for name in whole_packs(path.name for path in files)]
         found = {path: known for path in packs if (known := self._read(path)) is not None}
         self._known = found
         sound = {path: known for path, known in found.items() if not known.error}
