@@ -147,13 +147,13 @@ class Shelf:
         by_result = {known.result: path for path, known in reversed(sound.items()) if known.base != known.result}
         rows = [_chain(path, sound, by_result) for path in sound]
         rows += [((path,), (stamp,)) for path in files if is_recipe(path) and (stamp := _stamp(path)) is not None]
-        stems = Counter(paths[-1].stem for paths, _ in rows)
+        stems = Counter(_stem(paths[-1]) for paths, _ in rows)
         every = tuple(known.stamp for known in found.values())
         titles = []
         for paths, stamps in rows:
             last = paths[-1]
             kind = "recipe" if is_recipe(last) else "chain" if len(paths) > 1 else "pack"
-            name = last.stem if stems[last.stem] == 1 else last.name
+            name = _stem(last) if stems[_stem(last)] == 1 else last.name
             titles.append(Title(name, kind, paths, (*stamps, *every) if kind == "recipe" else stamps))
         return {title.name: title for title in sorted(titles, key=lambda title: title.name)}
 
@@ -187,3 +187,8 @@ def _chain(path: Path, known: Mapping[Path, _Known], by_result: Mapping[str, Pat
         chain.insert(0, before)
     paths: Sequence[Path] = chain
     return tuple(paths), tuple(known[link].stamp for link in paths)
+
+
+def _stem(path: Path) -> str:
+    """Return what a pack is called; of one in parts the path is that of their index."""
+    return Path(path.name.removesuffix(".index.json")).stem

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from support.builders import small_model, tuned_model, write_folder
 
 import deltapack
+from deltapack.checkpoint import uploading
 from deltapack.errors import CheckpointError, OutputError, RecipeError, SourceError
 from deltapack.reports import Traffic, watch_traffic
 from deltapack.sources import objects, sending, stores
@@ -224,3 +232,61 @@ def test_bad_places(s3: Any, here: Path) -> None:
     deltapack.apply(here / "base", here / "here.dpk", "s3://models/out")
     with pytest.raises(OutputError, match="the output lies in an input"):
         deltapack.apply("s3://models/out", here / "here.dpk", "s3://models/out/sub")
+
+
+SLOW = """
+import sys
+from deltapack.checkpoint import uploading
+from deltapack.cli.main import main
+sent, real = [], uploading.send_file
+def send_file(path, url, stopped):
+    if len(sent) == 2:
+        print("waits", flush=True)
+        stopped.wait(120)
+    sent.append(real(path, url))
+uploading.send_file = send_file
+sys.argv[0] = "deltapack"
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals of POSIX")
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])
+def test_a_process_that_is_stopped_in_the_middle(s3: Any, here: Path, signal_name: str) -> None:
+    arguments = ["apply", "base", "here.dpk", "-o", "s3://models/out", "--max-shard-size", "2000"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(deltapack.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *arguments], cwd=here, env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline().strip() == b"waits"
+    process.send_signal(getattr(signal, signal_name))
+    process.communicate(timeout=60)
+    stores.forget()
+    if signal_name == "SIGINT":
+        assert process.returncode == 130 and keys(s3) == [] and not begun(s3)
+    else:
+        assert "out/.deltapack.begun.json" in keys(s3) and "out/.deltapack.json" not in keys(s3)
+        with pytest.raises(CheckpointError, match="the upload of this folder was not finished"):
+            deltapack.compress("s3://models/out", here / "tuned", here / "x.dpk")
+    deltapack.apply(here / "base", here / "here.dpk", "s3://models/out")
+    assert {key.removeprefix("out/") for key in keys(s3)} == {path.name for path in (here / "tuned").iterdir()} | {".deltapack.json"}
+
+
+def test_the_disk_holds_few_shards(memory: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    real = uploading.send_file
+
+    def blocks(path: Path) -> int:
+        with suppress(FileNotFoundError):  # sent by now
+            return path.stat().st_blocks
+        return 0
+
+    def send_file(path: Path, url: Any, stopped: Any) -> None:
+        held.append(sum(blocks(file) > 100 for file in path.parent.glob("*.safetensors")))  # one has 200, an empty one its header
+        real(path, url, stopped)
+
+    monkeypatch.setattr(uploading, "send_file", send_file)
+    with (here / "deep.safetensors").open("wb") as file:
+        save = {f"layer.{number}": np.full((100, 256), number, np.float32) for number in range(12)}
+        file.write(safetensors.numpy.save(save))
+    deltapack.compress(here / "deep.safetensors", here / "deep.safetensors", here / "deep.dpk", recipe=EXACT)
+    deltapack.apply(here / "deep.safetensors", here / "deep.dpk", "memory://m/deep", max_shard_size=102_400, workers=1)
+    assert len(held) > 12 and 1 <= max(held) <= 4
