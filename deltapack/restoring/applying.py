@@ -35,6 +35,7 @@ from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
@@ -225,8 +226,11 @@ def write_checkpoint(
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
         check_base_files(base, composition.assets, verify=options.verify)
-    jobs = composition.jobs
+    jobs: Sequence[TensorJob] = composition.jobs
     shards, indices = (files_like_base(base, composition, options.max_shard_bytes), None) if files is None else files
+    if isinstance(out, RemotePath):  # a file is sent when it is complete: one after the other, few are on the disk
+        order = {tensor.name: number for number, tensor in enumerate(tensor for shard in shards for tensor in shard.tensors)}
+        jobs = sorted(jobs, key=lambda job: order[job.name])
     with open_writer(
         out,
         shards,

@@ -272,7 +272,7 @@ def test_a_process_that_is_stopped_in_the_middle(s3: Any, here: Path, signal_nam
 
 def test_the_disk_holds_few_shards(memory: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    real = uploading.send_file
+    real = sending.send_file
 
     def blocks(path: Path) -> int:
         with suppress(FileNotFoundError):  # sent by now
@@ -284,9 +284,13 @@ def test_the_disk_holds_few_shards(memory: Any, here: Path, monkeypatch: pytest.
         real(path, url, stopped)
 
     monkeypatch.setattr(uploading, "send_file", send_file)
-    with (here / "deep.safetensors").open("wb") as file:
-        save = {f"layer.{number}": np.full((100, 256), number, np.float32) for number in range(12)}
-        file.write(safetensors.numpy.save(save))
-    deltapack.compress(here / "deep.safetensors", here / "deep.safetensors", here / "deep.dpk", recipe=EXACT)
-    deltapack.apply(here / "deep.safetensors", here / "deep.dpk", "memory://m/deep", max_shard_size=102_400, workers=1)
-    assert len(held) > 12 and 1 <= max(held) <= 4
+    (here / "deep").mkdir()
+    names = [f"model-{number:05d}-of-00012.safetensors" for number in range(1, 13)]
+    for number, name in enumerate(names):  # layer 10 comes before layer 2 by name, and not by file
+        save = {f"layer.{2 * number + half}": np.full((50, 256), number, np.float32) for half in range(2)}
+        (here / "deep" / name).write_bytes(safetensors.numpy.save(save))
+    tensors = {f"layer.{number}": names[number // 2] for number in range(24)}
+    (here / "deep" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": tensors}))
+    deltapack.compress(here / "deep", here / "deep", here / "deep.dpk", recipe=EXACT)
+    deltapack.apply(here / "deep", here / "deep.dpk", "memory://m/deep", workers=1)
+    assert len(held) == 13 and 1 <= max(held) <= 4
