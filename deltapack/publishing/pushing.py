@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,9 +121,9 @@ def push(
         FormatError: The pack is damaged.
         HubError: The Hub refused, or cannot be reached.
         OutputError: The repository holds weights.
-        RecipeError: An argument is wrong, or no base is named.
+        RecipeError: An argument is wrong, no base is named, or the pack is on another machine.
     """
-    path, repo = as_pack("pack", pack), check_repo(repo)
+    path, repo = Path(os.fspath(as_pack("pack", pack))), check_repo(repo)  # huggingface_hub uploads files of this machine
     given = None if card is None else as_path("card", card)
     text = f"Upload {path.name} with deltapack" if message is None else as_text("message", message)
     if not text.strip():

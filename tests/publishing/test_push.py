@@ -253,6 +253,14 @@ def test_what_passes_is_tried_again(filled: Hub, pair: Pair, request_: str, stat
     assert filled.repos["me/math"].files()["math.dpk"] == pair.pack.read_bytes()
 
 
+def test_a_pack_of_another_machine_is_refused_at_once(filled: Hub, pair: Pair) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/pushed/math.dpk", pair.pack.read_bytes())
+    with pytest.raises(RecipeError, match=r"memory://pushed/math\.dpk: this needs a local file\. Download it first"):
+        deltapack.push("memory://pushed/math.dpk", "me/math", base="org/base")
+    assert filled.asked == []
+
+
 def test_tokens(filled: Hub, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match=r"me/math: uploading needs a token\. `hf auth login` stores one"):
