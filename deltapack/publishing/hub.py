@@ -114,7 +114,7 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
     if status in known:
         return known[status]
     if status is not None and status >= 500:
-        return f"the Hub has trouble of its own ({status})", "Run it again later; nothing was changed."
+        return f"the Hub has trouble of its own ({status})", "Run it again later."
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
