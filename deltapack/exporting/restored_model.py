@@ -13,9 +13,9 @@ from typing import Any
 from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
-from deltapack.errors import OutputError, UnsupportedError
+from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.format.atomic import check_absent, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
@@ -117,8 +117,7 @@ def export_torch(
     """
     out = as_path("out", out)
     check_output_name(out, FOLDER)
-    if out.exists():
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_absent(out)
     part = temporary_sibling(out)
     try:
         report = apply(base_of(base).folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)

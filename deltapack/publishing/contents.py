@@ -18,8 +18,8 @@ from deltapack.merging.basecard import CARD, front_of, is_short
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.packs.model_folder import ModelFiles, model_files
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
-from deltapack.publishing.hub import asking, check_repo, hub_library, is_repo, without_bars
-from deltapack.sources.hub import NamedBase, find_base, split_revision
+from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
+from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
 

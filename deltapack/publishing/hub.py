@@ -8,27 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from deltapack.checking import as_text
-from deltapack.errors import BackendError, DeltapackError, HubError, RecipeError
+from deltapack.errors import DeltapackError, HubError, RecipeError
 
-__all__ = ["asking", "check_repo", "hub_library", "is_repo", "status_of", "without_bars"]
+__all__ = ["asking", "check_repo", "is_repo", "status_of", "without_bars"]
 
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 _LONGEST = 96
 _LOGIN = "`hf auth login` stores a token; HF_TOKEN in the environment is one, too."
-
-
-def hub_library() -> Any:
-    """Import huggingface_hub.
-
-    Raises:
-        BackendError: It is not there.
-    """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        hint = "pip install 'deltapack[hub]'."
-        raise BackendError("the Hugging Face Hub needs huggingface_hub", found=str(error), hint=hint) from error
-    return huggingface_hub
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
 from deltapack.merging.basecard import CARD
 from deltapack.publishing.contents import Contents, card_of_pack, contents_of
-from deltapack.publishing.hub import asking, check_repo, hub_library, without_bars
+from deltapack.publishing.hub import asking, check_repo, without_bars
 from deltapack.reports import Progress
 from deltapack.restoring.verifying import verify
+from deltapack.sources.hub import hub_library
 
 __all__ = ["PushReport", "push"]
 

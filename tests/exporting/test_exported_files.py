@@ -119,3 +119,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         deltapack.export_difference(pack, tmp_path / "base", tmp_path / "d.safetensors")
     with pytest.raises(OutputError, match="exists"):
         deltapack.export_torch(pack, tmp_path / "base", tmp_path / "there")
+    for export in (deltapack.export_torch, deltapack.export_full, deltapack.write_model_folder):
+        out = tmp_path / export.__name__
+        out.symlink_to(tmp_path / "nothing")
+        with pytest.raises(OutputError, match=r"exists|symbolic link"):
+            export(pack, tmp_path / "base", out)
+        assert out.is_symlink()
