@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support.builders import random_tensor, small_model, tuned_model, write_file, write_folder
-from support.web_server import WebServer
+from support.web_server import Answer, WebServer
 
 import deltapack
 from deltapack.checkpoint import open_checkpoint
@@ -86,6 +86,20 @@ def test_merges_are_the_same(pair: Path, web: WebServer) -> None:
     read = deltapack.read_merge_file(pair / "recipe.yaml")
     deltapack.merge(base, read.packs, pair / "by_recipe", recipe=read.recipe, prefer=packs[0])
     assert same(pair / "here", pair / "by_recipe", "model.safetensors")
+
+
+def test_signed_addresses_are_merged(pair: Path, web: WebServer) -> None:
+    """The signature goes along with the path, through every step of a merge."""
+    base, packs = web.add(pair / "base", "base"), [web.add(pair / f"{name}.dpk", f"{name}.dpk") for name in ("tuned", "other")]
+    # A folder's own address is where the server points to, without the query.
+    web.fault = lambda request, answer: answer if request.query == "sig=hidden" or request.path.endswith("/") else Answer(403, {}, b"")
+    signed = [f"{pack}?sig=hidden" for pack in packs]
+    deltapack.merge(pair / "base", [pair / "tuned.dpk", pair / "other.dpk"], pair / "here")
+    deltapack.merge(f"{base}?sig=hidden", signed, pair / "there", prefer=signed[0])
+    assert same(pair / "here", pair / "there", "model.safetensors") and "hidden" not in (pair / "there" / "README.md").read_text()
+    assert deltapack.survey_merge(f"{base}?sig=hidden", signed).packs == tuple(packs)
+    with deltapack.VirtualFolder(f"{base}?sig=hidden", signed) as folder:
+        assert folder.read("model.safetensors") == (pair / "here" / "model.safetensors").read_bytes()
 
 
 def test_other_uses(pair: Path, web: WebServer) -> None:
