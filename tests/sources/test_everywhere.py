@@ -18,6 +18,7 @@ from support.builders import random_tensor, small_model, tuned_model, write_file
 from support.web_server import Answer, WebServer
 
 import deltapack
+from deltapack.analysis.pack_page import write_pack_page
 from deltapack.checkpoint import open_checkpoint
 from deltapack.cli.main import cli
 from deltapack.cluster.shipping import Opened, shipped
@@ -25,6 +26,7 @@ from deltapack.errors import BackendError, FormatError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.merging.basecard import name_of_base
 from deltapack.packs.inspecting import inspect_pack
+from deltapack.sources import stores
 from deltapack.sources.remote_path import RemotePath
 
 EXACT = deltapack.Recipe(exact=True)
@@ -117,6 +119,18 @@ def test_other_uses(pair: Path, web: WebServer) -> None:
     assert written.pack.read_bytes() == (pair / "tuned.dpk").read_bytes() and written.base == base
     deltapack.export_difference(pack, base, pair / "difference.safetensors")
     assert (pair / "difference.safetensors").is_file()
+
+
+def test_the_page_of_a_pack_shows_what_it_follows_there(pair: Path, web: WebServer) -> None:
+    deltapack.compress(pair / "base", pair / "tuned", pair / "next.dpk", base_packs=[pair / "other.dpk"], recipe=EXACT)
+    packs = {name: web.add(pair / f"{name}.dpk", f"steps/{name}.dpk") for name in ("other", "next")}
+    write_pack_page(inspect_pack(f"{packs['next']}?sig=1"), pair / "page.html")
+    lineage = (pair / "page.html").read_text("utf-8").partition("Lineage")[2]
+    assert "other.dpk" in lineage and "next.dpk (this one)" in lineage
+    web.fault = lambda request, answer: answer if request.path.endswith(".dpk") else Answer(401, {}, b"")
+    stores.forget()
+    write_pack_page(inspect_pack(packs["other"]), pair / "alone.html")  # nobody may list the folder
+    assert "other.dpk (this one)" in (pair / "alone.html").read_text("utf-8")
 
 
 def test_an_adapter_is_read_there(tmp_path: Path, web: WebServer) -> None:
