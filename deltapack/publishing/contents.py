@@ -173,7 +173,7 @@ def _fetched(repo: str | None, revision: str | None, name: str) -> tuple[bytes |
         return None, None
     with suppress(HubError, BackendError), asking(repo, f"{name} cannot be read"):
         hub = hub_library()
-        with without_bars(hub, True):
+        with without_bars(True):
             path = Path(hub.hf_hub_download(repo, name, revision=revision))
         return path.read_bytes(), path.parent.name
     return None, None

@@ -110,7 +110,7 @@ def pull(
     try:
         with writing(target):
             part.mkdir(parents=True)
-        with without_bars(hub, quiet):
+        with without_bars(quiet):
             return _pulled(_Source(hub, name, str(info.sha), part), listed, target, wanted=pack, alone=alone, workers=workers)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -133,7 +133,7 @@ def push(
     if not dry_run and hub.get_token() is None:
         raise HubError("uploading needs a token", path=repo, hint="`hf auth login` stores one; HF_TOKEN in the environment is one, too.")
     verify(path, workers=workers)  # a damaged pack is told before the base is fetched
-    with without_bars(hub, quiet):
+    with without_bars(quiet):
         contents = contents_of(path, repo, base)
         checked = verify(path, contents.folder, workers=workers, progress=progress)
         api = hub.HfApi(library_name="deltapack")
@@ -178,7 +178,8 @@ def _look(hub: Any, api: Any, repo: str, revision: str | None) -> _There | None:
     Raises:
         HubError: The Hub refused, or cannot be reached.
     """
-    errors = hub.errors
+    from huggingface_hub import errors
+
     with asking(repo, "the repository cannot be looked at"):
         has_branch = True
         try:

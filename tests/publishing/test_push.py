@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,6 +78,30 @@ def test_a_dry_run_uploads_nothing(filled: Hub, pair: Pair, monkeypatch: pytest.
 
 
 @recent
+def test_a_process_of_its_own(filled: Hub, pair: Pair, tmp_path: Path) -> None:
+    """Parts of huggingface_hub are there once somebody has imported them: here nobody has."""
+    own = {
+        "HF_ENDPOINT": filled.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "deltapack", *words], env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "license: apache-2.0" in run("card", str(pair.pack), "--base", "org/base")
+    assert "would go to" in run("push", str(pair.pack), "me/math", "--base", "org/base", "--dry-run") and "me/math" not in filled.repos
+    run("push", str(pair.pack), "me/math", "--base", "org/base", "-q")
+    run("pull", "me/math", "-o", "fetched", "-q")
+    assert (tmp_path / "fetched" / "math.dpk").read_bytes() == pair.pack.read_bytes()
+
+
 def test_a_dry_run_without_a_network_says_what_it_did_not_see(filled: Hub, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
