@@ -67,7 +67,7 @@ def test_urls(shelved: Shelved) -> None:
         assert file.read() == wanted
     with fsspec.open(f"{url}?base={shelved.base}") as file:
         assert file.read() == wanted
-    fs, path = fsspec.url_to_fs(f"{url}?base={shelved.base}")
+    fs, path = fsspec.core.url_to_fs(f"{url}?base={shelved.base}")
     assert fs.cat_file(path, 3, 9) == wanted[3:9]
     assert fs.cat_file(fs.unstrip_protocol(path)) == wanted
     with fsspec.open(f"simplecache::{url}", deltapack={"base": str(shelved.base)}) as file:
