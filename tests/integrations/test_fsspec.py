@@ -32,6 +32,15 @@ def shelved(tmp_path_factory: pytest.TempPathFactory) -> Shelved:
     return shelf_of(tmp_path_factory.mktemp("fsspec"))
 
 
+def test_packs_of_other_machines(shelved: Shelved) -> None:
+    data = (shelved.packs / "math.dpk").read_bytes()
+    fsspec.filesystem("memory").pipe("/shelf/math.dpk", data)
+    fs = fsspec.filesystem("deltapack", base=shelved.base, packs="memory://shelf/math.dpk")
+    assert fs.cat_file("model.safetensors") == read_folder(shelved.written["math"])["model.safetensors"]
+    with pytest.raises(FileNotFoundError):
+        fsspec.filesystem("deltapack", base=shelved.base, packs="memory://shelf/no.dpk").cat_file("model.safetensors")
+
+
 def test_a_pack_that_the_path_names(shelved: Shelved) -> None:
     fs = fsspec.filesystem("deltapack", base=shelved.base)
     root = f"{shelved.packs}/math.dpk"
