@@ -55,7 +55,7 @@ def manifest_of(folder: Path, kind: str) -> bytes:
 
 def entry_of(path: Path) -> dict[str, object]:
     """Return what a list says of a file; raises as `manifest_of`."""
-    return {"size": os.path.getsize(path), "sha256": _digest(path)}
+    return {"size": path.stat().st_size, "sha256": _digest(path)}
 
 
 def manifest_text(files: Mapping[str, object], kind: str) -> bytes:
@@ -152,8 +152,9 @@ def _unchanged(path: Path, said: object, listing: int) -> bool:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if size <= WHOLE_BYTES:
             return hashlib.sha256(file.read()).hexdigest()
         state = hashlib.sha256(size.to_bytes(8, "little"))

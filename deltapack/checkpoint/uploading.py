@@ -19,7 +19,7 @@ from deltapack.errors import RecipeError
 from deltapack.format.atomic import check_free_space
 from deltapack.sources.local import LocalFile
 from deltapack.sources.remote_path import RemotePath
-from deltapack.sources.sending import drop_begun, send_file, staging
+from deltapack.sources.sending import copy_there, drop_begun, send_file, staging
 
 __all__ = ["RemoteFileWriter", "RemoteFolderWriter"]
 
@@ -125,16 +125,36 @@ class RemoteFolderWriter(_Staged, FolderWriter):
     def _send_now(self, file: str) -> None:
         try:
             path, said = self._temporary / file, entry_of(self._temporary / file)
-            with self._beginning:
-                if not self._list:  # what is there stays until there is something to take its place
-                    check_remote_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
-                    begin(self.out, self._all_names)
-                self._list[file] = said
+            self._note(file, said)
             send_file(path, self.out.joinpath(*file.split("/")).url, self._stopped)
             self._close_file(path)
             path.unlink()
         finally:
             self._slots.release()
+
+    def copy_file(self, file: str, source: RemotePath) -> None:
+        """Let the store copy a weight file that is there, with its head and all of its tensors.
+
+        Raises:
+            CheckpointError: It cannot be read.
+            OutputError: What is there now is not ours to replace.
+            SourceError: The store refuses, or does not answer.
+        """
+        self._note(file, entry_of(source))
+        copy_there(source.url, self.out.joinpath(*file.split("/")).url)
+        self._close_file(self._temporary / file)
+        (self._temporary / file).unlink()
+        for shard in self._shards:
+            for tensor in shard.tensors if shard.file == file else ():
+                self.cover(tensor.name, 0, tensor.numel)
+
+    def _note(self, file: str, said: dict[str, object]) -> None:
+        """Note what the list says of a file, before it is sent; the first takes the place of what is there."""
+        with self._beginning:
+            if not self._list:  # what is there stays until there is something to take its place
+                check_remote_output(self.out, folder=True, force=self._force)  # hours may have passed: look again
+                begin(self.out, self._all_names)
+            self._list[file] = said
 
     def _close_file(self, path: Path) -> None:
         with self._lock:

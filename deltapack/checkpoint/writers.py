@@ -21,6 +21,7 @@ from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter"]
 
@@ -154,6 +155,14 @@ class FolderWriter(_Writer):
         if not self._open:
             raise OutputError("the output is closed", path=self.out)
         self._write_small(name, data)
+
+    def copy_file(self, file: str, source: RemotePath) -> None:
+        """Let the store copy a weight file; only a folder in one can.
+
+        Raises:
+            OutputError: This one is not in a store.
+        """
+        raise OutputError("no store copies files to a folder of this machine", path=self.out, found=str(source))
 
     def _write_small(self, name: str, data: bytes) -> None:
         path = self._temporary / name

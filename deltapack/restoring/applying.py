@@ -34,8 +34,8 @@ from deltapack.restoring.engine import RestoredTensor, restore_tensors
 from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
+from deltapack.restoring.sending import jobs_to_send
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
-from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
@@ -226,11 +226,7 @@ def write_checkpoint(
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
         check_base_files(base, composition.assets, verify=options.verify)
-    jobs: Sequence[TensorJob] = composition.jobs
     shards, indices = (files_like_base(base, composition, options.max_shard_bytes), None) if files is None else files
-    if isinstance(out, RemotePath):  # a file is sent when it is complete: one after the other, few are on the disk
-        order = {tensor.name: number for number, tensor in enumerate(tensor for shard in shards for tensor in shard.tensors)}
-        jobs = sorted(jobs, key=lambda job: order[job.name])
     with open_writer(
         out,
         shards,
@@ -241,6 +237,7 @@ def write_checkpoint(
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
         indices=indices,
     ) as writer:
+        jobs = jobs_to_send(base, composition.jobs, shards, writer, verify=options.verify)
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             for _ in tensors:

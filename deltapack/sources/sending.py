@@ -19,7 +19,7 @@ from deltapack.sources.objects import ObjectStore
 from deltapack.sources.traffic import note
 from deltapack.sources.urls import OBJECTS, Url
 
-__all__ = ["PART_BYTES", "drop_begun", "remove", "send_bytes", "send_file", "staging"]
+__all__ = ["PART_BYTES", "copy_there", "drop_begun", "remove", "send_bytes", "send_file", "staging"]
 
 PART_BYTES = 16 << 20
 """Bytes of a part of a large file; more where it would have more than `_MOST_PARTS`. A file of at most one is sent in one request."""
@@ -82,6 +82,22 @@ def send_bytes(data: bytes, url: Url) -> None:
         path = folder / "file"
         path.write_bytes(data)
         send_file(path, url)
+
+
+def copy_there(source: Url, target: Url) -> None:
+    """Let a store copy a file, which no machine reads.
+
+    Raises:
+        SourceError: The store refuses, does not answer, or has something else after it.
+    """
+    before = _store(source).find(source)
+    try:
+        _ask(target, lambda system: system.cp_file(source.key, target.key))
+    finally:
+        stores.forget()
+    after = _store(target).find(target)
+    if before is None or after is None or before.size != after.size:
+        raise SourceError("the store has not copied the file", path=str(target), found=str(source), hint="Run again.")
 
 
 def remove(url: Url) -> None:

@@ -294,3 +294,35 @@ def test_the_disk_holds_few_shards(memory: Any, here: Path, monkeypatch: pytest.
     deltapack.compress(here / "deep", here / "deep", here / "deep.dpk", recipe=EXACT)
     deltapack.apply(here / "deep", here / "deep.dpk", "memory://m/deep", workers=1)
     assert len(held) == 13 and 1 <= max(held) <= 4
+
+
+def test_the_store_copies_files_that_stay(s3: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, places in (("base", (0, 0)), ("tuned", (0, 1))):
+        (here / f"{name} of two").mkdir()
+        for number, change in enumerate(places):
+            data = safetensors.numpy.save({f"w{number}": np.arange(500_000, dtype=np.float32) + change}, {"format": "pt"})
+            (here / f"{name} of two" / f"model-0000{number + 1}-of-00002.safetensors").write_bytes(data)
+        names = {f"w{number}": f"model-0000{number + 1}-of-00002.safetensors" for number in range(2)}
+        text = json.dumps({"metadata": {}, "weight_map": names})
+        (here / f"{name} of two" / "model.safetensors.index.json").write_text(text)
+    for path in (here / "base of two").iterdir():
+        s3.put_object(Bucket="models", Key=f"base/{path.name}", Body=path.read_bytes())
+    deltapack.compress(here / "base of two", here / "tuned of two", here / "two.dpk", recipe=EXACT)
+    sent: list[str] = []
+    real = sending.send_file
+
+    def send_file(path: Path, url: Any, stopped: Any) -> None:
+        sent.append(path.name)
+        real(path, url, stopped)
+
+    monkeypatch.setattr(uploading, "send_file", send_file)
+    for verify in (True, False):
+        sent.clear()
+        deltapack.apply("s3://models/base", here / "two.dpk", "s3://models/out", verify=verify)
+        assert ("model-00001-of-00002.safetensors" in sent) == verify and "model-00002-of-00002.safetensors" in sent
+        for path in (here / "tuned of two").iterdir():
+            assert s3.get_object(Bucket="models", Key=f"out/{path.name}")["Body"].read() == path.read_bytes()
+        for key in keys(s3):
+            if key.startswith("out/"):
+                s3.delete_object(Bucket="models", Key=key)
+        stores.forget()
