@@ -55,7 +55,9 @@ def assigning(model: nn.Module, weights: Weights) -> None:
 def swapping(model: nn.Module, weights: Weights) -> None:
     for name, tensor in weights:
         new = torch.zeros(tensor.shape)
-        torch.utils.swap_tensors(held(model)[name], nn.Parameter(new) if "weight" in name or "bias" in name else new)
+        torch.utils.swap_tensors(  # type: ignore[no-untyped-call]
+            held(model)[name], nn.Parameter(new) if "weight" in name or "bias" in name else new
+        )
 
 
 def setting_data(model: nn.Module, weights: Weights) -> None:
