@@ -67,6 +67,18 @@ def test_new_packs_appear_and_others_go(shelved: Shelved, copied: Path) -> None:
         pass
 
 
+def test_names_with_two_endings(shelved: Shelved, copied: Path) -> None:
+    """One of them hid the other."""
+    for name in ("a.dpk", "a.dpk.dpk", "a.yaml", "b.dpk.dpk"):
+        shutil.copy(copied / ("both.yaml" if name == "a.yaml" else "math.dpk"), copied / name)
+    titles = Shelf(shelved.base, copied).titles()
+    assert {name: title.paths[-1].name for name, title in titles.items() if name[0] in "ab"} == {
+        **{name: name for name in ("a.dpk", "a.dpk.dpk", "a.yaml")},
+        "b.dpk": "b.dpk.dpk",
+        "both": "both.yaml",
+    }
+
+
 def test_a_pack_that_is_replaced_is_opened_anew(shelved: Shelved, copied: Path) -> None:
     clock = Clock()
     shelf = Shelf(shelved.base, copied, clock=clock)
