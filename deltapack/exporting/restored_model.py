@@ -13,6 +13,7 @@ from typing import Any
 from deltapack.checking import as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
+from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import OutputError, UnsupportedError
 from deltapack.exporting.opening import base_of
 from deltapack.format.atomic import temporary_sibling, writing
@@ -118,9 +119,10 @@ def export_torch(
     check_output_name(out, FOLDER)
     if out.exists():
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
-    part = temporary_sibling(out)
+    folder, part = base_of(base).folder, temporary_sibling(out)
+    check_protected(out, [folder, as_path("pack", pack)])
     try:
-        report = apply(base_of(base).folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
+        report = apply(folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
         with open_checkpoint(part) as restored:
             if restored.folders:
                 hint, parts = "Restore a folder with `deltapack apply`.", ", ".join(restored.folders)

@@ -13,6 +13,7 @@ from typing import Any
 
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.replace import check_protected
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition, compose
@@ -98,7 +99,9 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
     check_output_name(out, FOLDER)
     if out.exists():
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_protected(out, [pack])
     made = model_files(pack, base, revision=revision)  # before the folder is there: what is wrong leaves nothing behind
+    check_protected(out, [] if made.revision is not None else [Path(made.base)])
     return FolderReport(out, out / pack.name, made.base, made.revision, _write(out, made.files, pack), made.notes)
 
 
