@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -26,6 +27,8 @@ _AHEAD = 2
 """Tasks in flight for each core of the cluster: one that runs, and one that waits for it to end."""
 _PATIENCE = 5.0
 """Seconds for tasks that were cancelled to end by themselves; then their processes are ended."""
+_REACHED = 20.0
+"""Seconds in which an address answers."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +78,7 @@ class RayEngine:
         where = self.address or os.environ.get("RAY_ADDRESS") or "local"
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
+            _reach(where)
             ray.init(address=where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
         except Exception as error:  # of many kinds
             found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -104,6 +108,18 @@ class RayEngine:
                 yield _take(ray, waiting)
         finally:
             _cancel(ray, list(waiting))
+
+
+def _reach(where: str) -> None:
+    """Connect to an address once: Ray itself tries for minutes where nobody is.
+
+    Raises:
+        OSError: As the system says.
+        OverflowError: The port is none.
+    """
+    host, colon, port = where.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED).close()
 
 
 def _in_flight(ray: Any) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from support.commands import Run
 import deltapack
 from deltapack import engines
 from deltapack.cluster.choosing import using_engine
+from deltapack.cluster.ray_engine import RayEngine
 from deltapack.errors import BackendError, RecipeError
 
 
@@ -102,3 +105,20 @@ def test_what_only_looks_takes_no_engine(pair: Path) -> None:
         result = Run()(*command, "--engine", "ray")
         assert result.exit_code == 2
         assert "would have no effect" in result.output
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "ray://[::1]:{}", "no.such.host.invalid:{}", "127.0.0.1:99999"])
+def test_an_address_where_nobody_is(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray tried for minutes."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        port = taken.getsockname()[1]
+        asked = list[str]()
+        ray = SimpleNamespace(is_initialized=lambda: False, init=lambda **how: asked.append(how["address"]))
+        monkeypatch.setattr("deltapack.cluster.ray_engine._ray", lambda: ray)
+        with (
+            pytest.raises(BackendError, match=r"cannot connect to the Ray cluster: expected one at .*, found "),
+            RayEngine(address.format(port)),
+        ):
+            pass
+    assert asked == []
