@@ -17,7 +17,7 @@ from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
-from deltapack.virtual.opened import OpenFolders, stamp_of
+from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
 from deltapack.virtual.planning import is_recipe
 
 __all__ = ["Shelf", "Title"]
@@ -120,7 +120,8 @@ class Shelf:
         title = self.titles().get(name)
         if title is None:
             raise RecipeError("there is no such pack or recipe", path=self.folder, found=name)
-        with self._open.use((title.paths, title.stamps), title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
+        key = (title.paths, title.stamps, stamps_of_named(title.paths[0], title.stamps))
+        with self._open.use(key, title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
             yield folder
 
     def warm(self) -> None:
