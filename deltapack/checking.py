@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deltapack.errors import RecipeError
+from deltapack.sources.places import checkpoint_at, pack_at, path_of
+from deltapack.sources.urls import is_url
 
-__all__ = ["as_count", "as_items", "as_number", "as_pair", "as_path", "as_paths", "as_text"]
+__all__ = ["as_checkpoint", "as_count", "as_items", "as_number", "as_pack", "as_pair", "as_path", "as_paths", "as_text"]
 
 _LONGEST = 60
 
@@ -75,25 +77,55 @@ def as_pair(what: str, value: object) -> tuple[str, str]:
 
 
 def as_path(what: str, value: object) -> Path:
-    """Return one path.
+    """Return one path; of an address (`https://`, `s3://`) that of what is there.
 
     Raises:
-        RecipeError: It is none; of a list, the message says so.
+        RecipeError: It is none, or an address that is not read; of a list, the message says so.
     """
-    if isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
+    return path_of(_path_like(what, value))
+
+
+def as_checkpoint(what: str, value: object) -> Path:
+    """Return where a checkpoint is: as `as_path`, or the folder that a repository of the Hugging Face Hub was fetched into.
+
+    Raises:
+        BackendError: `hf://` needs huggingface_hub, which is not installed.
+        NotACheckpointError: The repository cannot be fetched, or has no weights that are read.
+        RecipeError: As `as_path`.
+    """
+    return checkpoint_at(_path_like(what, value))
+
+
+def as_pack(what: str, value: object) -> Path:
+    """Return where a pack is: as `as_path`, or the one of a repository of the Hugging Face Hub.
+
+    Raises:
+        BackendError: `hf://` needs huggingface_hub, which is not installed.
+        NotAPackError: It cannot be fetched; or the repository has none, or several.
+        RecipeError: As `as_path`.
+    """
+    return pack_at(_path_like(what, value))
+
+
+def _path_like(what: str, value: object) -> str | Path:
+    if isinstance(value, (str, Path)):
+        return value
+    if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
         return Path(value)
     one = "one path, not several" if isinstance(value, Iterable) and not isinstance(value, bytes) else "a path"
     raise RecipeError(f"{what} is not a path", expected=one, found=_shown(value))
 
 
 def as_paths(what: str, value: object) -> tuple[Path, ...]:
-    """Return several paths.
+    """Return several paths: of packs, as all lists are.
 
     Raises:
+        BackendError: As `as_pack`.
+        NotAPackError: As `as_pack`.
         RecipeError: It is a single one, whose characters nobody means, a mapping, or no list.
     """
     if isinstance(value, (str, os.PathLike)):
-        listed = f"sorted(Path({str(value)!r}).glob('*.dpk'))" if os.path.isdir(value) else [str(value)]  # all lists are of packs
+        listed = f"sorted(Path({str(value)!r}).glob('*.dpk'))" if not is_url(str(value)) and Path(value).is_dir() else [str(value)]
         hint = f"Write {listed}."
         raise RecipeError(f"{what} is one path, where a list is meant", found=_shown(value), hint=hint)
     if isinstance(value, Mapping):
@@ -101,7 +133,7 @@ def as_paths(what: str, value: object) -> tuple[Path, ...]:
         raise RecipeError(f"{what} is a mapping, where a list is meant", found=_shown(value), hint=hint)
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise RecipeError(f"{what} is not a list of paths", found=_shown(value))
-    return tuple(as_path(f"{what}[{number}]", item) for number, item in enumerate(value))
+    return tuple(as_pack(f"{what}[{number}]", item) for number, item in enumerate(value))
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,7 @@
     |   +-- NotAPackError     5  this is something else than a pack, and whole
     +-- BaseMismatchError     4  this is not the base that the pack was made from
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
+    +-- SourceError           1  a file of another machine cannot be read: the network, the server, the rights
     +-- BackendError          5  the backend or device that was asked for cannot run here
     +-- LimitError            6  would exceed a limit (see `deltapack.limits`)
 
@@ -40,6 +41,7 @@ __all__ = [
     "NotAPackError",
     "OutputError",
     "RecipeError",
+    "SourceError",
     "UnsupportedError",
     "did_you_mean",
 ]
@@ -168,6 +170,10 @@ class UnsupportedError(DeltapackError):
     """The input is well formed but needs a feature that this build does not have."""
 
     exit_code = 5
+
+
+class SourceError(DeltapackError):
+    """A file of another machine cannot be read: the network, the server, missing rights, or it changed meanwhile."""
 
 
 class BackendError(DeltapackError):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from deltapack.errors import RecipeError
+from deltapack.sources.remote_path import RemotePath
+from deltapack.sources.urls import address, is_url
 
 __all__ = [
     "ADAPTER",
@@ -131,7 +133,10 @@ def check_output_name(out: str | Path, what: str) -> None:
     Raises:
         RecipeError: It does, or it is `-`: nothing is written to standard output.
     """
-    text, suffix = str(out), PurePath(out).suffix.lower()
+    text, suffix = str(out), PurePath(str(out)).suffix.lower()
+    if isinstance(out, RemotePath) or is_url(text):
+        hint = "Write it here, and send it there (`hf upload`, `aws s3 cp`, `gcloud storage cp`)."
+        raise RecipeError("outputs are written to this machine", found=address(text), hint=hint)
     ours = {CHECKPOINT: (".safetensors",), PACK_FILE: (".dpk",), EITHER: (".safetensors", ".dpk"), FOLDER: ()}[what]
     if text == "-":
         raise RecipeError("nothing is written to standard output", expected=what, found="-", hint="Give a name.")
@@ -162,7 +167,9 @@ def kind_of(head: bytes, name: str) -> Kind | None:
 def kind_of_path(path: Path) -> Kind | None:
     """Return what the file at `path` is; none where it cannot be read, or nothing tells."""
     try:
-        with open(path, "rb") if path.is_file() else open(os.devnull, "rb") as file:
+        if not path.is_file():
+            return kind_of(b"", path.name)
+        with path.open("rb") as file:
             return kind_of(file.read(HEAD_BYTES), path.name)
     except OSError:
         return None
@@ -219,7 +226,7 @@ def _is_cached(name: str) -> bool:
 def _below(folder: Path) -> str:
     """Say which folder may be meant."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         names = []
     return f"Name the folder of one model, such as {folder / names[0]}." if names else "Name the folder of one model."
@@ -231,7 +238,7 @@ def hub_hint(path: str | Path) -> str:
     url = _HUB_URL.fullmatch(text)
     name = url[1] if url else text
     if not url and not _is_hub_id(text):
-        return "Is the path right? A model on the Hugging Face Hub must be downloaded first, with `hf download ORG/NAME`."
+        return "Is the path right? A model on the Hugging Face Hub is ORG/NAME, or downloaded first, with `hf download ORG/NAME`."
     folder = name.rpartition("/")[2]
     return (
         f"If {name} is a model on the Hugging Face Hub, download it first: hf download {name} --local-dir {folder}, "

@@ -22,6 +22,7 @@ EXIT_CODES = {
     "ChecksumError": 3,
     "BaseMismatchError": 4,
     "UnsupportedError": 5,
+    "SourceError": 1,
     "BackendError": 5,
     "HubError": 1,
     "LimitError": 6,

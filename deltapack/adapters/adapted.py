@@ -17,7 +17,7 @@ from deltapack.adapters.settings import CONFIG, Settings, read_settings
 from deltapack.adapters.tying import without_ties
 from deltapack.adapters.updates import Update
 from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, list_side_files
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.formats import FORMATS, format_of
 from deltapack.checkpoint.sidefiles import AS_ASKED, fits
 from deltapack.checkpoint.tensors import ParsedFile, Source
@@ -25,6 +25,7 @@ from deltapack.errors import CheckpointError, NotACheckpointError
 from deltapack.kernels import rounding
 from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.local import LocalFile
 
 __all__ = ["TOKENIZER", "AdaptedCheckpoint", "adapter_folder", "is_adapter", "open_adapted"]
 
@@ -167,7 +168,7 @@ class AdaptedCheckpoint(Checkpoint):
         files, _ = list_side_files(self._folder, limits=self._limits)
         return {file.name: file for file in files if TOKENIZER.fullmatch(file.name)}
 
-    def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
+    def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
         """Return where a tensor that the adapter does not change lies in the files of the base; none for others."""
         found = self._find(name).name
         return None if found in self._changed else self.origin.file_range(found, start)
@@ -222,7 +223,7 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
     named = folder if folder.is_file() else None
     folder = folder if named is None else folder.parent
     settings = read_settings(folder / CONFIG)
-    file = ReadFile(named or next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
+    file = open_to_read(named or next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
     try:
         row = format_of(file.path.name)
         assert row is not None, "a suffix of `_WEIGHTS` has a format"

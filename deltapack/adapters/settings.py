@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 
@@ -117,7 +117,7 @@ def read_settings(path: Path) -> Settings:
         LimitError: It is too long.
         UnsupportedError: The adapter is of a kind, or has a setting, that is not merged here.
     """
-    file = ReadFile(path)
+    file = open_to_read(path)
     try:
         if file.size > _MAX_BYTES:
             raise LimitError("the config of the adapter is too long", path=path, expected=f"at most {_MAX_BYTES} bytes", found=file.size)

@@ -13,7 +13,7 @@ from deltapack.analysis.measuring import Asked, Value, open_judge, retention_of
 from deltapack.analysis.pages import check_page, write_page
 from deltapack.analysis.reports import EvaluateReport, EvaluateRow
 from deltapack.analysis.scoring import Score
-from deltapack.checking import as_path, as_paths
+from deltapack.checking import as_checkpoint, as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.format.reader import PackReader
 from deltapack.packing.adapter_packs import packs_of_adapters
@@ -84,7 +84,7 @@ def evaluate(
             model, the command fails or prints no number.
     """
     asked = Asked(text, score, tokens, window, device, dtype, REFERENCE_BYTES, workers, progress)
-    base, finetuned, paths = as_path("base", base), as_path("finetuned", finetuned), as_paths("packs", packs)
+    base, finetuned, paths = as_checkpoint("base", base), as_checkpoint("finetuned", finetuned), as_paths("packs", packs)
     out = None if html is None else as_path("html", html)
     if out is not None:
         check_page(out, force=force)

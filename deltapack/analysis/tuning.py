@@ -16,7 +16,7 @@ from deltapack.analysis.reports import TunedGroup, TunedPack, TuneReport
 from deltapack.analysis.retuning import digests_of, write_retuned
 from deltapack.analysis.scoring import Score
 from deltapack.analysis.tuners import LADDER, Rungs, Search, Tuner, measurements
-from deltapack.checking import as_count, as_items, as_number, as_path, as_paths
+from deltapack.checking import as_checkpoint, as_count, as_items, as_number, as_pack, as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
@@ -91,9 +91,9 @@ def tune(
         RecipeError: As `evaluate`; or nothing was dropped from a pack, there are several and no `keep`, or base and pack have one score.
     """
     asked = Asked(text, score, tokens, window, device, dtype, REFERENCE_BYTES, workers, progress)
-    base, paths = as_path("base", base), _paths(packs, keep, finetuned)
+    base, paths = as_checkpoint("base", base), _paths(packs, keep, finetuned)
     ladder = () if paths else tuple(sorted(as_number("a budget", bits) for bits in as_items("budgets", budgets, "bits a weight")))
-    tuned = None if finetuned is None else as_path("finetuned", finetuned)
+    tuned = None if finetuned is None else as_checkpoint("finetuned", finetuned)
     if as_count("groups", groups) < 1:
         raise RecipeError("groups is out of range", expected="at least 1", found=groups)
     target = None if out is None else as_path("out", out)
@@ -124,7 +124,7 @@ def _paths(packs: object, keep: float | None, finetuned: object) -> tuple[Path, 
     Raises:
         RecipeError: There is none, or several without a retention to keep, or that without a fine-tune.
     """
-    paths = (as_path("pack", packs),) if isinstance(packs, (str, PathLike)) else as_paths("packs", packs)
+    paths = (as_pack("pack", packs),) if isinstance(packs, (str, PathLike)) else as_paths("packs", packs)
     if keep is None:
         if not paths:
             raise RecipeError("there is no pack to tune", expected="a path, or a list of them; or --keep and --finetuned")

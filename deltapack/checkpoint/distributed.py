@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deltapack.checkpoint.boxes import Box, BoxedSource, flaw_of
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.pickle_values import Made, Pairs, Symbol, plain_size
 from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.tensors import FileSource, ParsedFile, Source, TensorInfo, check_count, check_tensor
@@ -22,6 +22,7 @@ from deltapack.checkpoint.trainstate import model_tensors
 from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["METADATA", "SHARD", "parse_distributed"]
 
@@ -51,7 +52,7 @@ Places = dict[tuple[int, ...] | None, _Place]
 """The places of the pieces of a tensor, by where they start in it; None where the metadata do not say, as there is one."""
 
 
-def parse_distributed(file: ReadFile, limits: Limits) -> ParsedFile:
+def parse_distributed(file: Readable, limits: Limits) -> ParsedFile:
     """Read the structure of a distributed checkpoint.
 
     Args:
@@ -74,7 +75,7 @@ def parse_distributed(file: ReadFile, limits: Limits) -> ParsedFile:
     chosen = model_tensors(held, _paths(metadata.get("planner_data")), file.path)
     places = reader.places(metadata.get("storage_data"), chosen.names)
     with contextlib.ExitStack() as stack:
-        shards: dict[str, ReadFile] = {}
+        shards: dict[str, Readable] = {}
         tensors = []
         pieces = 0
         for key, name in chosen.names.items():
@@ -82,7 +83,7 @@ def parse_distributed(file: ReadFile, limits: Limits) -> ParsedFile:
             pieces += count
             for place in (own := places.get(key, {})).values():
                 if place.file not in shards:
-                    shards[place.file] = ReadFile(file.path.parent / place.file)
+                    shards[place.file] = open_to_read(file.path.parent / place.file)
                     stack.callback(shards[place.file].close)
             tensors.append((info, reader.source(info, boxes, own, shards)))
         stack.pop_all()
@@ -104,7 +105,7 @@ def _paths(planner_data: object) -> dict[str, tuple[str, ...]]:
 class _Reader:
     """Reads what the metadata say, and refuses what cannot be."""
 
-    file: ReadFile
+    file: Readable
     limits: Limits
     views: dict[bytes, View] = field(default_factory=dict)
     taken: Counter[str] = field(default_factory=Counter)
@@ -198,7 +199,7 @@ class _Reader:
             raise UnsupportedError("unknown element type", path=self.file.path, tensor=tensor, found=symbol.name[:80])
         return BY_TORCH[symbol.name]
 
-    def source(self, info: TensorInfo, boxes: Extents, places: Places, shards: Mapping[str, ReadFile]) -> Source:
+    def source(self, info: TensorInfo, boxes: Extents, places: Places, shards: Mapping[str, Readable]) -> Source:
         """Return the elements of a tensor."""
         parts = []
         for start, extent in boxes if info.numel else ():

@@ -1,26 +1,28 @@
-"""Files read and written at positions, by any number of threads at once."""
+"""Files of checkpoints read, and new ones written, at positions, by any number of threads at once."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
+import mmap
 import os
-import stat
 import sys
-import threading
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from deltapack.errors import CheckpointError, NotACheckpointError
+from deltapack.sources.local import SEEK_LOCK, LocalFile
+from deltapack.sources.opening import open_file
+from deltapack.sources.reading import Faults, Readable
 
-__all__ = ["ReadFile", "WriteFile", "bytes_of"]
+__all__ = ["WriteFile", "bytes_at", "bytes_of", "open_to_read", "open_whole"]
 
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
-_SEEK_LOCK = threading.Lock()  # only used where the platform has no pread
 _BLOCK = 4096
 _LONG = 1 << 18
 _SYNC_FILE_RANGE_WRITE = 2
@@ -31,78 +33,54 @@ def bytes_of(array: npt.NDArray[np.generic]) -> memoryview:
     return array.view(np.uint8).data
 
 
-class ReadFile:
-    """A regular file opened for reads at positions; the handle stays on the same file even if it is replaced.
+_FAULTS = Faults(
+    missing=lambda path: CheckpointError("no such file", path=path, hint="Was the download complete?"),
+    unfit=lambda path, what: NotACheckpointError(what, path=path),
+    unread=lambda path, what: CheckpointError(what, path=path),
+    ended=lambda path, expected, found: CheckpointError(
+        "the file ended while it was read",
+        path=path,
+        expected=f"{expected} bytes",
+        found=f"{found}",
+        hint="It was cut or is being written.",
+    ),
+)
+
+
+def open_to_read(path: Path) -> Readable:
+    """Open a file of a checkpoint for reads at positions.
 
     Args:
         path: The file; symbolic links are followed.
 
     Raises:
-        CheckpointError: There is no such file; a `NotACheckpointError` where it is no regular file, or cannot be opened.
+        CheckpointError: There is no such file; a `NotACheckpointError` where it is no regular file, or cannot be opened. So do reads where
+            it ends before, or cannot be read.
     """
+    return open_file(path, _FAULTS)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-                raise NotACheckpointError("not a regular file", path=path)
-            self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        except FileNotFoundError as error:
-            raise CheckpointError("no such file", path=path, hint="Was the download complete?") from error
-        except OSError as error:
-            raise NotACheckpointError(f"cannot open: {error.strerror or error}", path=path) from error
-        self.size = os.fstat(self.fd).st_size
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes from `offset`.
+def open_whole(file: Readable) -> BinaryIO:
+    """Return an open file as one of Python's, at its begin, for a reader that wants all of it; one of another machine is fetched whole.
 
-        Raises:
-            CheckpointError: The file ends before, or the system cannot read it.
-        """
-        buffer = np.empty(length, np.uint8)
-        self.read_into(offset, bytes_of(buffer))
-        return buffer.tobytes()
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if not isinstance(file, LocalFile):
+        return io.BytesIO(file.read(0, file.size))
+    os.lseek(file.fd, 0, os.SEEK_SET)
+    return open(file.fd, "rb", closefd=False)
 
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view` (format B) with the bytes from `offset`.
 
-        Raises:
-            CheckpointError: The file ends before, or the system cannot read it.
-        """
-        done = 0
-        while done < len(view):
-            part = view[done : done + _MAX_IO]
-            try:
-                count = self._read_some(offset + done, part)
-            except OSError as error:
-                raise CheckpointError(f"cannot read: {error.strerror or error}", path=self.path) from error
-            if count == 0:
-                raise CheckpointError(
-                    "the file ended while it was read",
-                    path=self.path,
-                    expected=f"{offset + len(view)} bytes",
-                    found=f"{offset + done}",
-                    hint="It was cut or is being written.",
-                )
-            done += count
+def bytes_at(file: Readable, offset: int, length: int) -> npt.NDArray[np.uint8]:
+    """Return bytes of an open file that lie within it, mapped where it is a local one.
 
-    def _read_some(self, offset: int, view: memoryview) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self.fd, [view], offset)
-        if hasattr(os, "pread"):
-            data = os.pread(self.fd, len(view), offset)
-        else:
-            with _SEEK_LOCK:
-                os.lseek(self.fd, offset, os.SEEK_SET)
-                data = os.read(self.fd, len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        """Close the handle; closing twice is fine."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    if not isinstance(file, LocalFile):
+        return np.frombuffer(file.read(offset, length), np.uint8)
+    return np.frombuffer(mmap.mmap(file.fd, 0, access=mmap.ACCESS_READ), np.uint8, count=length, offset=offset)
 
 
 class WriteFile:
@@ -142,12 +120,12 @@ class WriteFile:
             if hasattr(os, "pwrite"):
                 done += os.pwrite(self.fd, part, offset + done)
             else:
-                with _SEEK_LOCK:
+                with SEEK_LOCK:
                     os.lseek(self.fd, offset + done, os.SEEK_SET)
                     done += os.write(self.fd, part)
         self._start_writeback(offset, len(view))
 
-    def copy(self, source: ReadFile, start: int, offset: int, length: int) -> bool:
+    def copy(self, source: LocalFile, start: int, offset: int, length: int) -> bool:
         """Copy bytes of another file inside the system, shared and not copied where the file system can; false where it cannot.
 
         After false, what lies in the range is undefined.

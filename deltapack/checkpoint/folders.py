@@ -86,7 +86,7 @@ def _sub_folders(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
     while pending:
         prefix = pending.pop(0)
         try:
-            entries = sorted(os.scandir(path / prefix), key=lambda entry: entry.name)
+            entries = sorted((path / prefix).iterdir(), key=lambda entry: entry.name)
         except OSError:
             yield prefix[:-1], [], "it cannot be listed"
             continue
@@ -112,12 +112,22 @@ def _behind(path: Path, folder: str, reason: str) -> UnsupportedError | None:
     if root.is_relative_to(target) or any(map(is_never_a_part, inside)):
         return None
     closed: list[OSError] = []
-    for where, below, files in os.walk(path / folder, onerror=closed.append):
-        below[:] = sorted(name for name in below if is_never_a_part(name) is None)
-        names = [name for name in sorted(files) if not name.startswith(".") and not is_training_state(name)]
+    pending = [folder]
+    while pending:
+        where = pending.pop(0)
+        try:
+            entries = sorted((path / where).iterdir(), key=lambda entry: entry.name)
+            below = [entry.name for entry in entries if entry.is_dir()]
+        except OSError as error:
+            closed.append(error)
+            continue
+        # As for any walk, links to folders are not followed but for the first.
+        pending += [f"{where}/{name}" for name in below if is_never_a_part(name) is None and not (path / where / name).is_symlink()]
+        files = [entry.name for entry in entries if entry.name not in below]
+        names = [name for name in files if not name.startswith(".") and not is_training_state(name)]
         held = [name for name in names if any(_is_of(name, row) for row in FORMATS) or _is_unknown_pickle(name, names)]
         if held:
-            return _unread(path / folder, reason, os.path.join(os.path.relpath(where, path), held[0]))
+            return _unread(path / folder, reason, f"{where}/{held[0]}")
     return _unread(path / folder, reason, f"{closed[0].strerror or closed[0]}") if closed else None
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from deltapack.checkpoint.distributed import METADATA, parse_distributed
-from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.safetensors import parse_safetensors
 from deltapack.checkpoint.tensors import ParsedFile
 from deltapack.checkpoint.torchfile import parse_torch_file
 from deltapack.limits import Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["DISTRIBUTED", "FORMATS", "WeightFormat", "format_of"]
 
@@ -30,7 +30,7 @@ class WeightFormat:
     """
 
     suffixes: tuple[str, ...]
-    parse: Callable[[ReadFile, Limits], ParsedFile]
+    parse: Callable[[Readable, Limits], ParsedFile]
     whole: str
     any_name: bool = False
     kinds: tuple[str, ...] = ()

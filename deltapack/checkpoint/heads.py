@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.folders import moved
 from deltapack.checkpoint.formats import FORMATS
 from deltapack.checkpoint.joining import check_index
@@ -26,6 +26,7 @@ from deltapack.checkpoint.tensors import Layout, ParsedFile, TensorInfo
 from deltapack.errors import CheckpointError, FormatError, LimitError, UnsupportedError
 from deltapack.format.folders import folder_of, is_index_of_shards
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["BARE", "Head", "new_head", "new_indices", "read_head", "read_heads", "shards_of_heads", "sources_of_heads"]
 
@@ -42,11 +43,11 @@ class Head:
     data: bytes
 
 
-def sources_of_heads(places: Sequence[Location], parsed: Sequence[Sequence[ParsedFile]], is_folder: bool) -> dict[str, ReadFile | Path]:
+def sources_of_heads(places: Sequence[Location], parsed: Sequence[Sequence[ParsedFile]], is_folder: bool) -> dict[str, Readable | Path]:
     """Return where the heads of a checkpoint are, by name: open weight files, and paths of indices; none where a file has no head."""
     if not all(place.format.headed for place in places):
         return {}
-    sources: dict[str, ReadFile | Path] = {}
+    sources: dict[str, Readable | Path] = {}
     for place, files in zip(places, parsed, strict=True):
         names = place.files if is_folder else [BARE]
         sources |= zip(names, (handle for file in files for handle in file.handles), strict=True)
@@ -54,14 +55,14 @@ def sources_of_heads(places: Sequence[Location], parsed: Sequence[Sequence[Parse
     return sources
 
 
-def read_head(source: ReadFile | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
+def read_head(source: Readable | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """Return the head of an open safetensors file, or the content of an index.
 
     Raises:
         CheckpointError: The file ends before, or cannot be read.
         LimitError: It exceeds `limits`.
     """
-    file = ReadFile(source) if isinstance(source, Path) else source
+    file = open_to_read(source) if isinstance(source, Path) else source
     try:
         length = file.size if isinstance(source, Path) else int.from_bytes(file.read(0, 8), "little")
         if length > limits.header_bytes:
@@ -72,7 +73,7 @@ def read_head(source: ReadFile | Path, limits: Limits = DEFAULT_LIMITS) -> bytes
             file.close()
 
 
-def read_heads(path: Path, sources: Mapping[str, ReadFile | Path], limits: Limits = DEFAULT_LIMITS) -> tuple[Head, ...]:
+def read_heads(path: Path, sources: Mapping[str, Readable | Path], limits: Limits = DEFAULT_LIMITS) -> tuple[Head, ...]:
     """Return all heads of a checkpoint, sorted by name.
 
     Raises:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deltapack.checkpoint.distributed import METADATA, SHARD
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.formats import DISTRIBUTED, FORMATS, WeightFormat, format_of
 from deltapack.checkpoint.safetensors import load_json
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, RecipeError
@@ -63,7 +62,7 @@ def locate(path: Path) -> Location:
         CheckpointError: There is no such file.
         NotACheckpointError: It is no checkpoint.
     """
-    if not os.path.lexists(path):
+    if not path.exists() and not path.is_symlink():
         raise NotACheckpointError("no such file or folder", path=path, hint=hub_hint(path))
     name = path.name
     if ADAPTER.fullmatch(name):
@@ -101,7 +100,7 @@ def search_folder(folder: Path, limits: Limits, choice: str | None = None) -> tu
     if choice not in (None, *CHOICES):
         raise RecipeError("the choice of weights is unknown", expected="index or single", found=choice)
     try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
     for row in FORMATS:
@@ -181,7 +180,7 @@ def _of_index(single: Location, index: str, limits: Limits) -> frozenset[str]:
         return frozenset((*single.files, *location_of_index(single.folder, index, single.format, limits).files))
     except (CheckpointError, LimitError):
         stem = index.removesuffix(".index.json").removesuffix(single.format.suffixes[0])
-        names = os.listdir(single.folder)
+        names = [entry.name for entry in single.folder.iterdir()]
         return frozenset((*single.files, *(name for name in names if name.startswith(stem) and _SHARD.search(name))))
 
 
@@ -193,7 +192,7 @@ def location_of_index(folder: Path, name: str, row: WeightFormat, limits: Limits
         LimitError: It exceeds `limits`.
     """
     path = folder / name
-    file = ReadFile(path)
+    file = open_to_read(path)
     try:
         if file.size > limits.header_bytes:
             raise LimitError("the index is too long", path=path, expected=f"at most {limits.header_bytes}", found=file.size)

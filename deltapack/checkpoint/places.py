@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deltapack.checkpoint.files import ReadFile, WriteFile, bytes_of
+from deltapack.checkpoint.files import WriteFile, bytes_of
 from deltapack.checkpoint.layout import NewTensor
 from deltapack.errors import OutputError
 from deltapack.format.atomic import writing
+from deltapack.sources.local import LocalFile
 
 __all__ = ["PlacedWriter", "Places"]
 
@@ -48,7 +49,7 @@ class PlacedWriter:
         with writing(self.out):
             file.write(offset, bytes_of(flat))
 
-    def copy(self, name: str, start: int, count: int, source: ReadFile, at: int) -> None:
+    def copy(self, name: str, start: int, count: int, source: LocalFile, at: int) -> None:
         """Fill elements of a tensor with bytes of another file, inside the system where it can; safe from any number of threads.
 
         Args:

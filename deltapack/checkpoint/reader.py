@@ -11,9 +11,9 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from deltapack.checking import as_path
+from deltapack.checking import as_checkpoint
 from deltapack.checkpoint.arranging import ArrangedSource, Tiles
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
 from deltapack.checkpoint.formats import WeightFormat
 from deltapack.checkpoint.heads import Head, read_head, read_heads, sources_of_heads
@@ -26,6 +26,8 @@ from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
 from deltapack.format.arrangement import Arrangement
 from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.local import LocalFile
+from deltapack.sources.reading import Readable
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -121,11 +123,13 @@ class Checkpoint:
         if len(out):
             self._sources[info.name].read_into(start, out)
 
-    def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
-        """Return the file that holds a tensor's elements one after another and the offset of element `start`; none if no file does."""
+    def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
+        """Return the local file that holds a tensor's elements one after another and the offset of element `start`; none if none does."""
         info = self._find(name)
         source = self._sources.get(info.name)
-        return (source.file, source.offset + start * info.dtype.itemsize) if isinstance(source, FileSource) else None
+        if not isinstance(source, FileSource) or not isinstance(source.file, LocalFile):
+            return None
+        return source.file, source.offset + start * info.dtype.itemsize
 
     def with_arranged(self, arrangements: Mapping[str, Arrangement]) -> Checkpoint:
         """Return the checkpoint as one that also holds tensors made of its own, by name; each hides one of its own of that name.
@@ -246,7 +250,7 @@ def open_checkpoint(
         RecipeError: `path` is no path, there is no such choice of weights, nothing to choose, or two models and nobody chose.
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
-    path = as_path("the checkpoint", path)
+    path = as_checkpoint("the checkpoint", path)
     located = locate_all(path, limits, weights)
     checkpoint = _open(path, located, limits)
     rivals = [(place, place.rival) for place in located.places if place.rival is not None]
@@ -268,7 +272,7 @@ def _open(path: Path, located: Located, limits: Limits) -> Checkpoint:
         for place in located.places:
             parsed.append([])
             for name in place.files:
-                handle = ReadFile(place.folder / name)
+                handle = open_to_read(place.folder / name)
                 stack.callback(handle.close)
                 _check_kind(handle, place.format)
                 parsed[-1].append(prefixed(place.format.parse(handle, limits), place.prefix, path, limits))
@@ -279,7 +283,7 @@ def _open(path: Path, located: Located, limits: Limits) -> Checkpoint:
     return checkpoint
 
 
-def _check_kind(file: ReadFile, row: WeightFormat) -> None:
+def _check_kind(file: Readable, row: WeightFormat) -> None:
     """Refuse a file that by its first bytes is of another kind than its name says."""
     kind = kind_of(file.read(0, min(HEAD_BYTES, file.size)), "")
     if kind is not None and kind.name not in row.kinds:

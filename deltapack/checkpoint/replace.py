@@ -16,6 +16,7 @@ from deltapack.checkpoint.safetensors import OWN_METADATA
 from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["check_output", "check_protected", "check_unlisted", "swap_in"]
 
@@ -30,6 +31,8 @@ def check_protected(out: Path, protect: Sequence[Path]) -> None:
     """
     real_out = Path(os.path.realpath(out))
     for path in protect:
+        if isinstance(path, RemotePath):
+            continue
         real = Path(os.path.realpath(path))
         same = real_out == real or (os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path))
         if same or real in real_out.parents or real_out in real.parents:

@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.tensors import FileSource, Layout, ParsedFile, TensorInfo, check_count, check_tensor
 from deltapack.dtypes import BY_SAFETENSORS, MAX_RAW_BITS, SAFETENSORS_NAME, DType, raw_type
 from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_head", "parse_safetensors"]
 
@@ -27,7 +27,7 @@ OWN_METADATA = "deltapack."
 _DAMAGED = "The file is damaged or was not written by safetensors."
 
 
-def parse_safetensors(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
+def parse_safetensors(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
     """Read the header of a safetensors file.
 
     Args:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
@@ -78,7 +78,7 @@ class SideFile:
         Raises:
             CheckpointError: It changed its size since it was listed, or cannot be read.
         """
-        file = ReadFile(self.path)
+        file = open_to_read(self.path)
         try:
             if file.size != self.size:
                 raise CheckpointError("the file changed", path=self.path, expected=self.size, found=file.size)
@@ -133,7 +133,7 @@ def list_side_files(
     while pending:
         where, prefix = pending.pop()
         try:
-            entries = sorted(os.scandir(where), key=lambda entry: entry.name)
+            entries = sorted(where.iterdir(), key=lambda entry: entry.name)
         except OSError as error:
             left.append(LeftOut(prefix, f"cannot be listed: {error.strerror or error}"))
             continue
@@ -144,7 +144,7 @@ def list_side_files(
             if entry.is_dir():
                 reason = reason_to_skip_folder(entry, name)
                 if reason is None:
-                    pending.append((Path(entry.path), name + "/"))
+                    pending.append((entry, name + "/"))
                 else:
                     left.append(LeftOut(name + "/", reason))
                 continue
@@ -248,19 +248,19 @@ def is_never_a_part(name: str) -> str | None:
     return "cache or training state" if name == "__pycache__" or _TRAINING_FOLDER.fullmatch(name) else None
 
 
-def reason_to_skip_folder(entry: os.DirEntry[str], name: str) -> str | None:
+def reason_to_skip_folder(entry: Path, name: str) -> str | None:
     """Return why nothing in a sub-folder is part of the model, or None where it may be; `name` is its path in the checkpoint."""
     reason = is_never_a_part(entry.name) or ("a link to a folder" if entry.is_symlink() else None)
     return reason or ("nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name))
 
 
-def _look_at(entry: os.DirEntry[str], name: str, include_code: bool) -> SideFile | LeftOut:
+def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
     reason = _reason_to_leave(entry.name, include_code) or _name_problem(name)
     if reason is None:
         try:
             if not entry.is_file():
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
-            return SideFile(name, entry.stat().st_size, Path(entry.path))
+            return SideFile(name, entry.stat().st_size, entry)
         except OSError as error:
             return LeftOut(name, f"cannot be read: {error.strerror or error}")
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")

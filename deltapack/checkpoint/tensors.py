@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deltapack.checkpoint.files import ReadFile, bytes_of
+from deltapack.checkpoint.files import bytes_of
 from deltapack.dtypes import DType
 from deltapack.errors import CheckpointError, LimitError
 from deltapack.format.arrangement import Arrangement
 from deltapack.limits import Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["ArraySource", "FileSource", "Layout", "ParsedFile", "Source", "TensorInfo", "check_count", "check_tensor"]
 
@@ -76,7 +77,7 @@ class Source(Protocol):
 class FileSource:
     """Elements that lie one after another in a file, from `offset`."""
 
-    file: ReadFile
+    file: Readable
     offset: int
 
     def read_into(self, start: int, out: npt.NDArray[np.generic]) -> None:
@@ -119,7 +120,7 @@ class ParsedFile:
     aliases: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    handles: Sequence[ReadFile] = ()
+    handles: Sequence[Readable] = ()
     prefix: str = ""
     files: Sequence[str] = ()
 

@@ -18,12 +18,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_whole
 from deltapack.checkpoint.tensors import ArraySource, ParsedFile, Source, TensorInfo, check_count, check_tensor
 from deltapack.checkpoint.torchzip import NOT_PLAIN, read_records, source_in_record
 from deltapack.dtypes import BY_TORCH
 from deltapack.errors import CheckpointError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["parse_torch_file"]
 
@@ -48,7 +49,7 @@ _OBJECT = re.compile(r"(?:GLOBAL|class|type) ([A-Za-z_][\w.]*\.\w+)")
 _KEY = "deltapack_record"
 
 
-def parse_torch_file(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
+def parse_torch_file(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
     """Read the structure of a PyTorch state dict.
 
     Args:
@@ -86,7 +87,7 @@ def parse_torch_file(file: ReadFile, limits: Limits = DEFAULT_LIMITS) -> ParsedF
     return ParsedFile(tensors, aliases=aliases, notes=notes, handles=[file])
 
 
-def _load_structure(torch: Any, file: ReadFile, data_pkl: bytes, spans: Mapping[str, tuple[int, int]]) -> object:
+def _load_structure(torch: Any, file: Readable, data_pkl: bytes, spans: Mapping[str, tuple[int, int]]) -> object:
     """Unpickle with torch's restricted unpickler; every storage is a `meta` one that knows its record."""
 
     def persistent_load(pid: tuple[Any, ...]) -> object:
@@ -109,10 +110,9 @@ def _load_structure(torch: Any, file: ReadFile, data_pkl: bytes, spans: Mapping[
         raise _not_plain(file, error) from error
 
 
-def _load_whole(torch: Any, file: ReadFile) -> object:
+def _load_whole(torch: Any, file: Readable) -> object:
     try:
-        with open(file.fd, "rb", closefd=False) as raw, _quiet():
-            raw.seek(0)
+        with open_whole(file) as raw, _quiet():
             return torch.load(raw, map_location="cpu", weights_only=True)
     except _BAD_INPUT as error:
         raise _not_plain(file, error) from error
@@ -126,7 +126,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _torch(file: ReadFile) -> Any:
+def _torch(file: Readable) -> Any:
     """Return the torch module; only who reads `.bin` files needs it."""
     try:
         return importlib.import_module("torch")
@@ -135,7 +135,7 @@ def _torch(file: ReadFile) -> Any:
         raise UnsupportedError("reading a PyTorch file needs torch", path=file.path, hint=hint) from error
 
 
-def _not_plain(file: ReadFile, error: BaseException) -> CheckpointError:
+def _not_plain(file: Readable, error: BaseException) -> CheckpointError:
     """Return the error for a pickle that was not read; what torch says of it is for who writes such files."""
     found = _OBJECT.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if found is not None:
@@ -144,7 +144,7 @@ def _not_plain(file: ReadFile, error: BaseException) -> CheckpointError:
     return CheckpointError("cannot be read as a PyTorch file", path=file.path, hint="It is cut or damaged, or torch.save did not write it.")
 
 
-def _unwrap(document: object, kind: type, file: ReadFile, notes: list[str]) -> Mapping[str, Any]:
+def _unwrap(document: object, kind: type, file: Readable, notes: list[str]) -> Mapping[str, Any]:
     """Return the mapping from name to tensor, which training tools like to put under a key."""
 
     def has_tensors(value: object) -> bool:
@@ -167,7 +167,7 @@ def _unwrap(document: object, kind: type, file: ReadFile, notes: list[str]) -> M
     return document
 
 
-def _info(torch: Any, name: str, tensor: Any, file: ReadFile, limits: Limits) -> TensorInfo:
+def _info(torch: Any, name: str, tensor: Any, file: Readable, limits: Limits) -> TensorInfo:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
         kind = f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
         raise UnsupportedError("only plain dense tensors are read", path=file.path, tensor=name, found=kind)
@@ -192,7 +192,7 @@ def _array(torch: Any, tensor: Any, info: TensorInfo) -> ArraySource:
     return ArraySource(tensor.detach().view(integer).numpy().view(info.dtype.storage))
 
 
-def _in_file(file: ReadFile, tensor: Any, info: TensorInfo, spans: Mapping[str, tuple[int, int]]) -> Source:
+def _in_file(file: Readable, tensor: Any, info: TensorInfo, spans: Mapping[str, tuple[int, int]]) -> Source:
     key = getattr(tensor.untyped_storage(), _KEY, "")
     if key not in spans:
         raise CheckpointError("the tensor's data is not in the file", path=file.path, tensor=info.name)

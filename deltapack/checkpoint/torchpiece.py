@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.pickle_values import Made, Reference, Symbol, plain_size
 from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.tensors import Source
@@ -12,6 +11,7 @@ from deltapack.checkpoint.torchzip import read_records, source_in_record
 from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.limits import Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["Piece", "View", "piece_source"]
 
@@ -69,7 +69,7 @@ class View:
     strides: tuple[int, ...]
 
 
-def piece_source(file: ReadFile, piece: Piece, limits: Limits, seen: dict[bytes, View]) -> Source:
+def piece_source(file: Readable, piece: Piece, limits: Limits, seen: dict[bytes, View]) -> Source:
     """Return the elements of a piece.
 
     Args:
@@ -105,7 +105,7 @@ def piece_source(file: ReadFile, piece: Piece, limits: Limits, seen: dict[bytes,
     return source_in_record(file, piece.name, piece.dtype, records.spans[view.key], view.first, view.shape, view.strides)
 
 
-def _view_of(document: object, file: ReadFile, name: str) -> View:
+def _view_of(document: object, file: Readable, name: str) -> View:
     """Return the tensor that the pickle of an archive describes.
 
     Raises:

@@ -6,7 +6,6 @@ A record is stored as it is, so its elements are read by range; only `data.pkl`,
 from __future__ import annotations
 
 import io
-import mmap
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import bytes_at
 from deltapack.checkpoint.tensors import ArraySource, FileSource, Source
 from deltapack.dtypes import DType
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError
 from deltapack.limits import Limits
+from deltapack.sources.reading import Readable
 
 __all__ = ["NOT_PLAIN", "Records", "read_records", "source_in_record"]
 
@@ -46,7 +46,7 @@ class _Section(io.RawIOBase):
     What lies around a short read is kept: all that is read of an archive lies at its two ends.
     """
 
-    def __init__(self, file: ReadFile, start: int, length: int, limits: Limits) -> None:
+    def __init__(self, file: Readable, start: int, length: int, limits: Limits) -> None:
         self._file, self._start, self._length, self._limits, self._at = file, start, length, limits, 0
         self._kept, self._kept_at = b"", 0
 
@@ -82,7 +82,7 @@ class _Section(io.RawIOBase):
         return data
 
 
-def read_records(file: ReadFile, limits: Limits, start: int = 0, length: int | None = None) -> Records | None:
+def read_records(file: Readable, limits: Limits, start: int = 0, length: int | None = None) -> Records | None:
     """Return what the archive in bytes `[start, start + length)` of a file holds; none where it cannot be read in place.
 
     Args:
@@ -138,7 +138,7 @@ def _start_of(archive: zipfile.ZipFile, name: str) -> bytes:
         return record.read(_WORD)
 
 
-def _data_span(file: ReadFile, entry: zipfile.ZipInfo, start: int, stop: int) -> tuple[int, int]:
+def _data_span(file: Readable, entry: zipfile.ZipInfo, start: int, stop: int) -> tuple[int, int]:
     """Return where the bytes of a stored record are: after its local header, whose padding aligns them."""
     at = start + entry.header_offset
     header = file.read(at, _LOCAL_HEADER) if 0 <= entry.header_offset <= stop - start - _LOCAL_HEADER else bytes(_LOCAL_HEADER)
@@ -150,7 +150,7 @@ def _data_span(file: ReadFile, entry: zipfile.ZipInfo, start: int, stop: int) ->
 
 
 def source_in_record(
-    file: ReadFile, name: str, dtype: DType, span: tuple[int, int], first: int, shape: Sequence[int], strides: Sequence[int]
+    file: Readable, name: str, dtype: DType, span: tuple[int, int], first: int, shape: Sequence[int], strides: Sequence[int]
 ) -> Source:
     """Return the elements of a strided view into a record.
 
@@ -174,9 +174,8 @@ def source_in_record(
         raise CheckpointError("the tensor reaches beyond its record", path=file.path, tensor=name, expected=expected, found=found)
     if not numel or _is_contiguous(shape, strides):
         return FileSource(file, begin + first * itemsize)
-    mapped = mmap.mmap(file.fd, 0, access=mmap.ACCESS_READ)
     count = (size // itemsize - first) * itemsize
-    flat = np.frombuffer(mapped, np.uint8, count=count, offset=begin + first * itemsize).view(dtype.storage)
+    flat = bytes_at(file, begin + first * itemsize, count).view(dtype.storage)
     return ArraySource(np.lib.stride_tricks.as_strided(flat, tuple(shape), [stride * itemsize for stride in strides], writeable=False))
 
 

@@ -29,7 +29,7 @@ EPILOG = """\b
 Exit codes:
     0  done
     1  anything else: the output exists, the disk is full, NaN in the
-       fine-tune, packs in conflict, the Hub refuses
+       fine-tune, packs in conflict, the Hub or a server refuses
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
     4  wrong base: the pack was made from another checkpoint
@@ -156,6 +156,8 @@ def cli() -> None:
 
     A pack (.dpk) holds the difference between two checkpoints, as much of it as fits a size that you choose, or
     what dropping at random leaves (DARE), or all of it bit for bit; digests say that it came back right.
+
+    BASE, FINETUNED and PACK may be elsewhere: org/name, hf://, https://, s3:// or gs:// (docs/remote.md).
     """
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from deltapack.errors import RecipeError, did_you_mean
-from deltapack.kinds import HEAD_BYTES, check_output_name, hub_hint, kind_of, pack_hint
+from deltapack.checking import as_checkpoint, as_pack
+from deltapack.errors import DeltapackError, RecipeError, did_you_mean
+from deltapack.kinds import check_output_name, hub_hint, kind_of_path, pack_hint
 
 __all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackOrRun", "PackPath", "Suggested", "WeightFiles"]
 
@@ -54,9 +55,13 @@ class CheckpointPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        if not os.path.exists(value):
-            self.fail(f"Path '{value}' does not exist. {hub_hint(value)}", param, ctx)
-        return super().convert(value, param, ctx)
+        if os.path.exists(value):
+            return super().convert(value, param, ctx)
+        path, told = _elsewhere(value, as_checkpoint)
+        if path is None or not path.exists():
+            hint = "Is the address right?" if ":/" in told else hub_hint(told)
+            self.fail(f"Path '{told}' does not exist. {hint}", param, ctx)
+        return path
 
 
 class PackPath(click.Path):
@@ -67,11 +72,13 @@ class PackPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        if not os.path.exists(value):
-            self.fail(f"File '{value}' does not exist.{_near(str(value)) or _on_the_hub(value)}", param, ctx)
-        if os.path.isdir(value):
-            self.fail(f"'{value}' is a folder, and a pack is a .dpk file.{_way_out(param, ctx, value)}", param, ctx)
-        return super().convert(value, param, ctx)
+        here = os.path.exists(value)
+        path, told = (Path(value), value) if here else _elsewhere(value, as_pack)
+        if path is None or not (here or path.exists()):
+            self.fail(f"File '{told}' does not exist.{_near(told) or _on_the_hub(told)}", param, ctx)
+        if path.is_dir():
+            self.fail(f"'{told}' is a folder, and a pack is a .dpk file.{_way_out(param, ctx, told)}", param, ctx)
+        return super().convert(value, param, ctx) if here else path
 
 
 class PackOrAdapter(PackPath):
@@ -107,9 +114,12 @@ class PackOrFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        if not os.path.exists(value):
-            self.fail(f"'{value}' does not exist.{_near(str(value)) or _on_the_hub(value)}", param, ctx)
-        return super().convert(value, param, ctx)
+        if os.path.exists(value):
+            return super().convert(value, param, ctx)
+        path, told = _elsewhere(value, as_pack)
+        if path is None or not path.exists():
+            self.fail(f"'{told}' does not exist.{_near(told) or _on_the_hub(told)}", param, ctx)
+        return path
 
 
 class OutPath(click.Path):
@@ -128,6 +138,21 @@ class OutPath(click.Path):
         except RecipeError as error:
             self.fail(f"{error}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def _elsewhere(value: Any, find: Callable[[str, object], Path]) -> tuple[Path | None, str]:
+    """Return where something is that is not here, and how it is called; none where a name was meant that nobody knows.
+
+    Raises:
+        DeltapackError: It is an address, and cannot be read.
+    """
+    try:
+        path = find("path", value)
+    except DeltapackError:
+        if ":/" in str(value):
+            raise
+        return None, str(value)
+    return path, str(path) if ":/" in str(value) else str(value)
 
 
 def _near(value: str) -> str:
@@ -159,8 +184,7 @@ def _swapped(ctx: click.Context | None, value: object) -> str:
     base = (ctx.params if ctx is not None else {}).get("base")
     if not isinstance(base, Path) or not base.is_file():
         return " Where a base is given, too, it comes before the pack."
-    with open(base, "rb") as file:
-        kind = kind_of(file.read(HEAD_BYTES), base.name)
+    kind = kind_of_path(base)
     if kind is None or kind.name != "pack":
         return " The base comes before the pack."
     return f" Base and pack have changed places: give '{value}' before '{base}'."

@@ -17,9 +17,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from deltapack.checkpoint.files import ReadFile, WriteFile
+from deltapack.checkpoint.files import WriteFile, open_to_read
 from deltapack.errors import BackendError, DeltapackError
 from deltapack.format.reader import PackReader
+from deltapack.sources.local import LocalFile
+from deltapack.sources.reading import Readable
+from deltapack.sources.remote import RemoteFile
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["Opened", "here", "shipped"]
 
@@ -43,6 +47,16 @@ def here() -> str:
     return f"node {socket.gethostname()}"
 
 
+def _place(path: Path) -> str | RemotePath:
+    """Return where other processes find a file; of another machine's the address, with what is secret in it."""
+    return path if isinstance(path, RemotePath) else os.path.abspath(path)
+
+
+def _known(file: Readable | PackReader) -> object:
+    """Return what a file must be in another process: of that size, and of another machine's that very version."""
+    return file.pack_id if isinstance(file, PackReader) else (file.size, getattr(file, "version", ""))
+
+
 def _with_paths(pickler: type[pickle.Pickler]) -> type[pickle.Pickler]:
     """Return a pickler that writes paths for open files."""
     rows: dict[type, Any] = {
@@ -53,13 +67,13 @@ def _with_paths(pickler: type[pickle.Pickler]) -> type[pickle.Pickler]:
     class Shipping(pickler):  # type: ignore[valid-type, misc]
         dispatch_table: ClassVar[Mapping[type, Any]] = ChainMap(rows, getattr(pickler, "dispatch_table", {}))
 
-        def persistent_id(self, value: Any) -> tuple[str, str, Any] | None:
-            if isinstance(value, ReadFile):
-                return "read", os.path.abspath(value.path), value.size
+        def persistent_id(self, value: Any) -> tuple[str, str | RemotePath, Any] | None:
+            if isinstance(value, LocalFile | RemoteFile):
+                return "read", _place(value.path), _known(value)
             if isinstance(value, WriteFile):
                 return "write", os.path.abspath(value.path), None
             if isinstance(value, PackReader):
-                return "pack", os.path.abspath(value.path), value.pack_id
+                return "pack", _place(value.path), value.pack_id
             return None
 
         def reducer_override(self, value: Any) -> Any:
@@ -74,7 +88,7 @@ class Opened:
     """Files that this process opened for the work that it was sent; each once."""
 
     def __init__(self) -> None:
-        self._files: dict[tuple[str, str, Any], ReadFile | WriteFile | PackReader] = {}
+        self._files: dict[tuple[str, str | RemotePath, Any], Readable | WriteFile | PackReader] = {}
 
     def value_of(self, data: bytes) -> Any:
         """Return what `shipped` was given.
@@ -86,13 +100,13 @@ class Opened:
         loader.opened = self
         return loader.load()
 
-    def file(self, kind: str, path: str, known: Any) -> ReadFile | WriteFile | PackReader:
+    def file(self, kind: str, path: str | RemotePath, known: Any) -> Readable | WriteFile | PackReader:
         """Return an open file.
 
         Args:
             kind: What it is for.
             path: Where it is.
-            known: What is known of it: the size of one that is read, the digest of a pack.
+            known: What is known of it: size and version of one that is read, the digest of a pack.
 
         Raises:
             BackendError: It is not here, or is another one.
@@ -124,19 +138,19 @@ class _Loader(pickle.Unpickler):
 
     opened: Opened
 
-    def persistent_load(self, key: tuple[str, str, Any]) -> ReadFile | WriteFile | PackReader:
+    def persistent_load(self, key: tuple[str, str | RemotePath, Any]) -> Readable | WriteFile | PackReader:
         return self.opened.file(*key)
 
 
-def _open(kind: str, path: str, known: Any) -> ReadFile | WriteFile | PackReader:
+def _open(kind: str, path: str | RemotePath, known: Any) -> Readable | WriteFile | PackReader:
     try:
         if kind == "write":
             return WriteFile.existing(Path(path))
-        file = ReadFile(Path(path)) if kind == "read" else PackReader(path)
+        file = open_to_read(path if isinstance(path, RemotePath) else Path(path)) if kind == "read" else PackReader(path)
     except (DeltapackError, OSError) as error:
         what = error.what if isinstance(error, DeltapackError) else error.strerror or str(error)
         raise BackendError("a node of the cluster cannot open this file", path=path, found=f"{here()}: {what}", hint=_SHARED) from error
-    found = file.size if isinstance(file, ReadFile) else file.pack_id
+    found = _known(file)
     if found != known:
         file.close()
         what = "a node of the cluster has another file under this path"

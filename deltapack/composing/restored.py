@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, plan_shards
-from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.tensors import Source
 from deltapack.composing.arranged import arranged_base, arrangements_of
 from deltapack.composing.basecheck import wrong_base
@@ -24,6 +23,7 @@ from deltapack.errors import BaseMismatchError, LimitError
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.limits import Limits
+from deltapack.sources.local import LocalFile
 
 __all__ = ["RestoredCheckpoint"]
 
@@ -86,7 +86,7 @@ class RestoredCheckpoint(Checkpoint):
         self.tensors = MappingProxyType(dict(sorted(tensors.items())))
         self._sources = sources
 
-    def file_range(self, name: str, start: int) -> tuple[ReadFile, int] | None:
+    def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
         """Return where a tensor that no pack changes lies in the files of the base; none for others."""
         source = self._sources.get(self._find(name).name)
         return source.file_range(start) if isinstance(source, SteppedSource) else None

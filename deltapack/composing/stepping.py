@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.checkpoint.files import ReadFile
 from deltapack.composing.basecheck import base_at_fault, wrong_base
 from deltapack.composing.chunks import make_chunk
 from deltapack.composing.tensor_job import TensorJob
@@ -24,6 +23,7 @@ from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
 from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
+from deltapack.sources.local import LocalFile
 
 __all__ = ["Kept", "Said", "SteppedSource"]
 
@@ -95,7 +95,7 @@ class SteppedSource:
     said: Said | None = None
     steps: tuple[TensorJob, ...] = field(default=(), repr=False)
 
-    def file_range(self, start: int) -> tuple[ReadFile, int] | None:
+    def file_range(self, start: int) -> tuple[LocalFile, int] | None:
         """Return where the elements lie in the files of the base, if they do."""
         return None if self.steps or self.base is None or self.held is None else self.base.file_range(self.held.name, start)
 

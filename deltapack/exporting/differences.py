@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltapack.checking import as_path
+from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_writer, plan_shards
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.dtypes import float_dtype
-from deltapack.errors import OutputError, RecipeError
+from deltapack.errors import RecipeError
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import origin_of
+from deltapack.format.atomic import check_absent
 from deltapack.format.digest import CHUNK
 from deltapack.kernels import rounding
 from deltapack.kernels.layout import Elements
@@ -135,14 +136,13 @@ def export_difference(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    pack, out, count = as_path("pack", pack), as_path("out", out), resolve_workers(workers)
+    pack, out, count = as_pack("pack", pack), as_path("out", out), resolve_workers(workers)
     wanted = None if dtype is None else float_dtype(dtype)
     if out.suffix != ".safetensors":
         raise RecipeError(
             "differences are one file", path=out, expected="a name that ends in .safetensors", found=out.suffix or "no ending"
         )
-    if out.exists():
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_absent(out)
     with ExitStack() as stack:
         opened = open_both(stack, pack, base)
         files, restored = opened.base, opened.restored

@@ -16,7 +16,7 @@ from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import UnsupportedError
 from deltapack.format.reader import PackReader
-from deltapack.packs.named_base import NamedBase, find_base, split_revision
+from deltapack.sources.hub import NamedBase, find_base, split_revision
 
 __all__ = ["Opened", "base_of", "open_both"]
 
@@ -43,7 +43,7 @@ class Opened:
 
 
 def base_of(base: str | Path) -> NamedBase:
-    """Return the base that a path or a name on the Hub stands for; raises as `deltapack.packs.named_base.find_base`."""
+    """Return the base that a path or a name on the Hub stands for; raises as `deltapack.sources.hub.find_base`."""
     name, revision = split_revision(str(base) if isinstance(base, Path) else as_text("base", base))
     return find_base(name, revision, side_files=True)
 

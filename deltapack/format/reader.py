@@ -1,19 +1,17 @@
 """Open a pack and hand out verified bytes. Implements rules R1 to R8 of spec/04-reader-rules.md.
 
 Nothing is allocated before its size was checked against the file, and no payload leaves this module before its
-checksum was checked. Reads use `pread`, so one reader serves many threads.
+checksum was checked. Reads are at positions, so one reader serves many threads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from deltapack.checking import as_path
+from deltapack.checking import as_pack
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, NotAPackError, RecipeError
 from deltapack.format.digest import chunk_count, hash64, root_digest
 from deltapack.format.frames import check_frame_after, decompress_after, decompress_frame, unpack_stream
@@ -23,8 +21,25 @@ from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.kinds import pack_hint
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.sources.local import LocalFile
+from deltapack.sources.opening import open_file
+from deltapack.sources.reading import Faults, Readable
 
 __all__ = ["ChunkedBlob", "PackReader"]
+
+
+def _unfit(path: Path, what: str) -> NotAPackError:
+    told = "this is a folder, not a pack" if what == "not a regular file" and path.is_dir() else what
+    hint = "A pack is a .dpk file; where a base is given, too, it comes before the pack." if what == "not a regular file" else None
+    return NotAPackError(told, path=path, hint=hint)
+
+
+_FAULTS = Faults(
+    missing=lambda path: NotAPackError("no such file", path=path, hint=pack_hint(path)),
+    unfit=_unfit,
+    unread=lambda path, what: FormatError(what, path=path),
+    ended=lambda path, expected, found: FormatError("the pack is cut short", path=path, rule="R2"),
+)
 
 
 class PackReader:
@@ -44,25 +59,17 @@ class PackReader:
     """
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.path = as_path("the pack", path)
+        self.path = as_pack("the pack", path)
+        self._file = open_file(self.path, _FAULTS)
+        self._closed = False
         try:
-            # Without O_NONBLOCK a named pipe would hang here; regular files do not know the difference.
-            self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-        except OSError as error:
-            what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot open: {error.strerror}"
-            hint = pack_hint(self.path) if isinstance(error, FileNotFoundError) else None
-            raise NotAPackError(what, path=self.path, hint=hint) from error
-        try:
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                what = "this is a folder, not a pack" if self.path.is_dir() else "not a regular file"
-                raise NotAPackError(what, hint="A pack is a .dpk file; where a base is given, too, it comes before the pack.")
             self.index, self.pack_id, self.index_stored_bytes = self._read_index(limits)
         except DeltapackError as error:
-            os.close(self._file)
+            self._file.close()
             error.path = self.path
             raise
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def __enter__(self) -> PackReader:
@@ -73,14 +80,13 @@ class PackReader:
 
     def close(self) -> None:
         """Close the file; later reads fail."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._closed = True
+        self._file.close()
 
     @cached_property
     def file_bytes(self) -> int:
         """Size of the file."""
-        return os.fstat(self._opened()).st_size
+        return self._opened().size
 
     @cached_property
     def tables(self) -> tuple[bytes, ...]:
@@ -91,13 +97,13 @@ class PackReader:
         """
         return tuple(map(self.plain_blob, self.index.tables))
 
-    def _opened(self) -> int:
-        """Return the descriptor of the file.
+    def _opened(self) -> Readable:
+        """Return the file.
 
         Raises:
             RecipeError: It was closed.
         """
-        if self._file < 0:
+        if self._closed:
             hint = "Read its tensors before it is closed: inside of the `with` block that opened it."
             raise RecipeError("the pack is closed", path=self.path, hint=hint)
         return self._file
@@ -109,17 +115,7 @@ class PackReader:
             FormatError: The file ends before, or cannot be read.
             RecipeError: The pack was closed.
         """
-        parts, wanted, opened = [], length, self._opened()
-        while wanted:
-            try:
-                part = os.pread(opened, wanted, offset + length - wanted)
-            except OSError as error:
-                raise FormatError(f"cannot read: {error.strerror}", path=self.path) from error
-            if not part:
-                raise FormatError("the pack is cut short", path=self.path, rule="R2")
-            parts.append(part)
-            wanted -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return self._opened().read(offset, length)
 
     def plain_blob(self, blob: BlobRef) -> bytes:
         """Return the bytes of a plain blob.
@@ -220,22 +216,29 @@ class PackReader:
         return ChunkedBlob(self, blob.offset + size, layout, records, tensor)
 
     def _read_index(self, limits: Limits) -> tuple[Index, str, int]:
-        size = os.fstat(self._file).st_size
+        size = self._file.size
         prologue = Prologue.decode(self.read(0, min(PROLOGUE_BYTES, size)), size, self.path, limits)
         stored = self.read(prologue.index_offset, prologue.index_length)
         if hash64(stored) != prologue.index_hash:
             raise ChecksumError("the index is damaged", rule="R3", hint="Fetch the pack again.")
         raw = decompress_frame(stored, prologue.index_raw_length)
         index = parse_index(raw, prologue.index_offset, limits)
-        self._check_padding(index, prologue.index_offset)
+        self._index_offset = prologue.index_offset
+        if isinstance(self._file, LocalFile):  # elsewhere each gap is a request, and nothing reads these bytes: `verify` looks at them
+            self.check_padding(index)
         return index, hashlib.sha256(raw).hexdigest(), len(stored)
 
-    def _check_padding(self, index: Index, index_offset: int) -> None:
-        blobs = index.blobs
-        starts = [blob.offset for blob in blobs[1:]] + [index_offset]
+    def check_padding(self, index: Index | None = None) -> None:
+        """Check what rounding skips between blobs; opening a pack of this machine has done so.
+
+        Raises:
+            FormatError: It is not zero (rule R7).
+        """
+        blobs = (index or self.index).blobs
+        starts = [blob.offset for blob in blobs[1:]] + [self._index_offset]
         for blob, start in zip(blobs, starts, strict=False):
             if start > blob.end and any(self.read(blob.end, start - blob.end)):
-                raise FormatError("padding between blobs is not zero", rule="R7", found=f"at byte {blob.end}")
+                raise FormatError("padding between blobs is not zero", path=self.path, rule="R7", found=f"at byte {blob.end}")
 
 
 class ChunkedBlob:

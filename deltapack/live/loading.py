@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deltapack.checking import as_pack
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import copy_side_files, with_dtype
@@ -167,7 +168,7 @@ class _Loader:
         if not weights:
             raise RecipeError("nothing to load", expected="at least one pack")
         order = [path.resolve() for path in weights]
-        if prefer is not None and Path(prefer).resolve() not in order:
+        if prefer is not None and as_pack("prefer", prefer).resolve() not in order:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         place = resolve_device(device)
         choice = choose(backend, place) if backend != "cpu" else choose(backend, torch.device("cpu"))
@@ -175,7 +176,7 @@ class _Loader:
         checkpoint = stack.enter_context(open_checkpoint(base, weights=weight_files))
         readers = [stack.enter_context(PackReader(path)) for path in weights]
         weighted = [WeightedPack(reader, weight) for reader, weight in zip(readers, weights.values(), strict=True)]
-        number = None if prefer is None else order.index(Path(prefer).resolve())
+        number = None if prefer is None else order.index(as_pack("prefer", prefer).resolve())
         checkpoint = arranged_base(checkpoint, readers)
         composition, configs = fit_head(checkpoint, readers, compose(checkpoint, weighted, prefer=number, dtype=target), number)
         return cls(checkpoint, composition, place, choice, target, verify, threads, configs.get(CONFIG))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deltapack.checking import as_path
+from deltapack.checking import as_pack
 from deltapack.device.backends import Choice
 from deltapack.device.model_tensors import ModelTensors
 from deltapack.device.resident import send
@@ -116,7 +116,7 @@ class LiveModel:
         """
         with self._lock:
             self._refuse_closed()
-            path = as_path("a pack", pack).resolve()
+            path = as_pack("a pack", pack).resolve()
             if path in self._packs:
                 return
             with ExitStack() as stack:
@@ -135,7 +135,7 @@ class LiveModel:
             RecipeError: It is active.
         """
         with self._lock:
-            path = as_path("a pack", pack).resolve()
+            path = as_pack("a pack", pack).resolve()
             if path in self._active.places or path in self.steps:
                 raise RecipeError("an active pack cannot be unloaded", path=pack, hint="Call deactivate() first.")
             self._plans.clear()
@@ -175,18 +175,18 @@ class LiveModel:
             RecipeError: A weight is not a finite number, or an argument does not fit the method; or the live model is closed.
             UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
         """
-        wanted = {str(path): weight for path, weight in weights_of(packs).items()}
+        wanted = weights_of(packs)
         weights = None if set(wanted.values()) <= {1.0} else list(wanted.values())
-        recipe = recipe_of(list(map(Path, wanted)), weights, method, semantics, density, parameters)
+        recipe = recipe_of(list(wanted), weights, method, semantics, density, parameters)
         # Resolved once: when a scope ends, the folder of the process may be another.
-        places, preferred = tuple(Path(path).resolve() for path in wanted), None if prefer is None else Path(prefer).resolve()
+        places, preferred = tuple(path.resolve() for path in wanted), None if prefer is None else as_pack("prefer", prefer).resolve()
         if wanted and preferred is not None and preferred not in places:
             raise RecipeError("the preferred pack is not among the packs", found=prefer)
         with self._lock:
             self._refuse_closed()
             refuse_steps(self._steps)
             before = self._active
-            self._switch(self._planned(wanted, places, recipe, preferred))
+            self._switch(self._planned({str(path): weight for path, weight in wanted.items()}, places, recipe, preferred))
         return _Scope(self, before)
 
     def step(self, pack: str | Path) -> None:
@@ -201,7 +201,7 @@ class LiveModel:
             UnsupportedError: It changes the shape or dtype of a tensor, or adds one.
         """
         with self._lock:
-            path = as_path("a pack", pack).resolve()
+            path = as_pack("a pack", pack).resolve()
             refuse_active(path, self._active)
             self.load(pack)
             loaded = self._packs[path]

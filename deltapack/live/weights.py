@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deltapack.checking import as_number, as_path, as_paths
+from deltapack.checking import as_number, as_pack, as_paths
 from deltapack.errors import RecipeError
 
 __all__ = ["Packs", "weights_of"]
@@ -22,9 +22,9 @@ def weights_of(packs: Packs) -> dict[Path, float]:
         RecipeError: A pack is no path or is there twice, or a weight is no finite number.
     """
     if isinstance(packs, Mapping):
-        pairs = [(as_path("a pack", path), as_number("weight", weight)) for path, weight in packs.items()]
+        pairs = [(as_pack("a pack", path), as_number("weight", weight)) for path, weight in packs.items()]
     else:
-        paths = (as_path("a pack", packs),) if isinstance(packs, str | Path) else as_paths("packs", packs)
+        paths = (as_pack("a pack", packs),) if isinstance(packs, str | Path) else as_paths("packs", packs)
         pairs = [(path, 1.0) for path in paths]
     out: dict[Path, float] = {}
     for path, weight in pairs:

@@ -13,6 +13,7 @@ from deltapack.checkpoint import Checkpoint
 from deltapack.composing.assets import read_side_file
 from deltapack.errors import RecipeError
 from deltapack.merging.strict_yaml import parse_yaml
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["CARD", "FRONT", "HubName", "base_front_matter", "front_of", "is_short", "kept_of", "name_of_base"]
 
@@ -40,6 +41,8 @@ def name_of_base(path: Path) -> HubName:
     >>> name_of_base(Path("/models/base-7b/model.safetensors"))
     HubName(name='model.safetensors', revision='')
     """
+    if isinstance(path, RemotePath):
+        return HubName(str(path))
     typed, real = Path(os.path.abspath(path)), path.resolve()
     for place in (typed, real):
         for folder, snapshots, revision in zip(place.parts, place.parts[1:], place.parts[2:], strict=False):

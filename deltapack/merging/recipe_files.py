@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.adapters import is_adapter
-from deltapack.checking import as_path
+from deltapack.checking import as_pack, as_path
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.merging.methods.table import MergeMethod, find_method
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 from deltapack.merging.strict_yaml import Node, read_yaml
+from deltapack.sources.urls import is_url
 from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["MergeFile", "read_merge_file"]
@@ -102,7 +103,7 @@ def read_merge_file(path: str | Path, packs: str | Path | None = None) -> MergeF
         raise
     owners = _owners(top, base, models)
     prefer = _owner(top["prefer"], None, models, ()) if "prefer" in top else None
-    chosen = None if prefer is None else Path(prefer)
+    chosen = None if prefer is None else as_path("prefer", prefer)
     return MergeFile(recipe, tuple(models.values()), _dtype(top), *owners, tuple(reader.notes()), chosen)
 
 
@@ -238,6 +239,8 @@ def _model_name(node: Node) -> str:
 
 def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
     """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name there; or an adapter."""
+    if is_url(name):
+        return as_pack(node.key, name)
     if name.endswith(".dpk") or (folder / name).is_file():
         found = next((place / name for place in (folder, beside) if (place / name).is_file()), folder / name)
     else:

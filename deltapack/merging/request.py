@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltapack.checking import as_path, as_paths
+from deltapack.checking import as_checkpoint, as_path, as_paths
 from deltapack.errors import RecipeError
 from deltapack.merging.recipe import MergeRecipe
 
@@ -53,7 +53,7 @@ class MergeRequest:
     scratch: Path | None = None
 
     def __post_init__(self) -> None:
-        as_path("the base", self.base)
+        object.__setattr__(self, "base", as_checkpoint("the base", self.base))
         object.__setattr__(self, "packs", as_paths("packs", self.packs))  # which may be read only once
         if not isinstance(self.recipe, MergeRecipe):
             hint = "Make one with deltapack.MergeRecipe or deltapack.read_merge_file."

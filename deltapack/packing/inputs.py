@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deltapack import kernels
 from deltapack.adapters import adapter_folder, open_adapted
-from deltapack.checking import as_count, as_items, as_pair, as_path, as_paths, as_text
+from deltapack.checking import as_checkpoint, as_count, as_items, as_pair, as_path, as_paths, as_text
 from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
 from deltapack.checkpoint.rivals import check_chosen
 from deltapack.composing.basecheck import wrong_base
@@ -167,13 +167,13 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
         UnsupportedError: Quantised codes would be paired with weights, or the fine-tune has weights that are not read.
     """
     choice = asked.weight_files
-    base, finetuned = as_path("base", base), as_path("finetuned", finetuned)
+    base, finetuned = as_checkpoint("base", base), as_checkpoint("finetuned", finetuned)
     with contextlib.ExitStack() as stack:
         adapter = adapter_folder(finetuned)
         base_ckpt = files = stack.enter_context(open_checkpoint(base, weights=choice, one_of_several=True))
         tuned_ckpt = files if adapter is not None else stack.enter_context(open_checkpoint(finetuned, weights=choice, one_of_several=True))
         check_chosen(choice, files, tuned_ckpt)
-        links = stack.enter_context(open_links(list(map(Path, asked.base_packs))))
+        links = stack.enter_context(open_links([as_path("base_packs", path) for path in asked.base_packs]))
         base_ckpt = restored_from(files, in_order(links))
         if adapter is not None:
             tuned_ckpt = stack.enter_context(open_adapted(base_ckpt, finetuned))

@@ -180,7 +180,7 @@ def inspect_pack(path: str | Path) -> PackSummary:
     counted = pack_bytes - split["stored"] - split["exact"] - split["files"]
     deltas = [tensor.max_abs_delta for tensor in tensors if tensor.max_abs_delta is not None]
     return PackSummary(
-        path=Path(path),
+        path=reader.path,
         id=pack_id,
         created_by=index.created_by,
         base_fingerprint=index.base_fingerprint,

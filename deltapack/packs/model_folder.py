@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_path, as_text
+from deltapack.checking import as_pack, as_path, as_text
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.replace import check_protected
 from deltapack.composing.arranged import arranged_base
@@ -19,11 +19,11 @@ from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
-from deltapack.errors import OutputError, RecipeError, UnsupportedError
-from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.errors import RecipeError, UnsupportedError
+from deltapack.format.atomic import check_absent, temporary_sibling, writing
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
-from deltapack.packs.named_base import NamedBase, find_base, split_revision
+from deltapack.sources.hub import NamedBase, find_base, split_revision
 
 __all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
@@ -95,10 +95,9 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
         RecipeError: An argument is out of range, or there is no config.json.
         UnsupportedError: The result is no single model, or quantised itself.
     """
-    pack, out = as_path("pack", pack), as_path("out", out)
+    pack, out = as_pack("pack", pack), as_path("out", out)
     check_output_name(out, FOLDER)
-    if out.exists():
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_absent(out)
     check_protected(out, [pack])
     made = model_files(pack, base, revision=revision)  # before the folder is there: what is wrong leaves nothing behind
     check_protected(out, [] if made.revision is not None else [Path(made.base)])
@@ -177,7 +176,8 @@ def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
             for name, data in files.items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 (part / name).write_bytes(data)
-            shutil.copyfile(pack, part / pack.name)
+            with pack.open("rb") as source, (part / pack.name).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
             os.rename(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

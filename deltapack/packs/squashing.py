@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack import kernels
-from deltapack.checking import as_path, as_paths
+from deltapack.checking import as_checkpoint, as_path, as_paths
 from deltapack.checkpoint import open_checkpoint
 from deltapack.cluster.choosing import using_engine
 from deltapack.composing.chain import in_order, open_links, restored_from
@@ -103,7 +103,7 @@ def squash(
         links = in_order(opened)
         if base is None:
             return _joined(links, out, force)
-        return _anew(links, as_path("base", base), out, weight_files, count, force, progress)
+        return _anew(links, as_checkpoint("base", base), out, weight_files, count, force, progress)
 
 
 def _joined(links: Sequence[PackReader], out: Path, force: bool) -> SquashReport:

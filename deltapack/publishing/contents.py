@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_path, as_text
+from deltapack.checking import as_pack, as_path, as_text
 from deltapack.errors import BackendError, HubError, RecipeError, UnsupportedError
 from deltapack.format.atomic import atomic_file
 from deltapack.format.forms import form_with
@@ -17,9 +17,9 @@ from deltapack.format.reader import PackReader
 from deltapack.merging.basecard import CARD, front_of, is_short
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.packs.model_folder import ModelFiles, model_files
-from deltapack.packs.named_base import NamedBase, find_base, split_revision
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
-from deltapack.publishing.hub import asking, check_repo, hub_library, is_repo, without_bars
+from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
+from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
 
@@ -142,7 +142,7 @@ def model_card(
         OutputError: `out` exists, or cannot be written.
         RecipeError: The card cannot be read, or `repo` or `base` is no repository.
     """
-    path, given = as_path("pack", pack), None if card is None else as_path("card", card)
+    path, given = as_pack("pack", pack), None if card is None else as_path("card", card)
     carried = carried_card(path)
     front = {} if carried is None else _front_or_nothing(carried)
     named = as_text("base", base) if base is not None else _named_in(front)
@@ -173,7 +173,7 @@ def _fetched(repo: str | None, revision: str | None, name: str) -> tuple[bytes |
         return None, None
     with suppress(HubError, BackendError), asking(repo, f"{name} cannot be read"):
         hub = hub_library()
-        with without_bars(hub, True):
+        with without_bars(True):
             path = Path(hub.hf_hub_download(repo, name, revision=revision))
         return path.read_bytes(), path.parent.name
     return None, None

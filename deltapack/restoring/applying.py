@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltapack import kernels
-from deltapack.checking import as_count, as_path, as_paths
+from deltapack.checking import as_count, as_pack, as_path, as_paths
 from deltapack.checkpoint import Checkpoint, FileWriter, open_checkpoint, open_writer, parse_size
 from deltapack.cluster.choosing import using_engine
 from deltapack.composing.arranged import arranged_base
@@ -147,7 +147,7 @@ def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: floa
         RecipeError: They are no paths, none, or several with a weight.
     """
     if isinstance(pack, (str, PathLike)) or not isinstance(pack, Iterable):
-        return [as_path("the pack", pack)]
+        return [as_pack("the pack", pack)]
     paths = list(as_paths("pack", pack))
     if not paths:
         raise RecipeError("there is no pack to apply", expected="a path, or a list of them")

@@ -72,6 +72,7 @@ def verify(
             check_side_name(file.name)
         for file in carried:
             reader.check_side_file(file)
+        reader.check_padding()
         check_heads_alone(reader)
         for table in reader.index.tables:
             reader.plain_blob(table)

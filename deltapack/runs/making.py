@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checking import as_path
+from deltapack.checking import as_checkpoint
 from deltapack.checkpoint import open_checkpoint
 from deltapack.composing.chain import open_links, restored_from
 from deltapack.errors import DeltapackError
@@ -29,7 +29,7 @@ _EMPTY = b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "
 def base_or_nothing(base: str | Path | None) -> Iterator[Path]:
     """Return the base of a run; where there is none, a checkpoint without tensors."""
     if base is not None:
-        yield as_path("the base", base)
+        yield as_checkpoint("the base", base)
         return
     with tempfile.TemporaryDirectory(prefix="deltapack-") as work:
         empty = Path(work) / "nothing.safetensors"

@@ -17,7 +17,7 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 
-from deltapack.checking import as_count, as_path, as_paths
+from deltapack.checking import as_count, as_pack, as_paths
 from deltapack.checkpoint import Shard, parse_size
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
@@ -136,8 +136,7 @@ class VirtualFolder:
         self._process = os.getpid()
         self._forked: VirtualFolder | None = None
         self._readers, self._idle = 0, threading.Condition()
-        places = [os.path.abspath(path) for path in ([] if recipe else paths)]
-        asked = (os.path.abspath(base) if isinstance(base, (str, PathLike)) else base, os.path.abspath(recipe) if recipe else places)
+        asked = (_from_anywhere(base), _from_anywhere(recipe) if recipe else [_from_anywhere(path) for path in paths])
         self._anew = partial(VirtualFolder, *asked, weights=weights, cache=kept.limit, verify=verify, workers=workers)
         with ExitStack() as stack:
             plan = plan_folder(stack, base, paths, weights=weights, recipe=recipe, verify=verify, workers=threads)
@@ -270,6 +269,11 @@ class VirtualFolder:
         return pieces[-1].stop if pieces else stop
 
 
+def _from_anywhere(path: str | Path) -> str | Path:
+    """Return a path that means the same from another working directory; names of what is elsewhere do."""
+    return path.absolute() if isinstance(path, Path) else os.path.abspath(path) if os.path.lexists(path) else path
+
+
 def cache_of(size: int | str) -> int:
     """Return the bytes of a cache.
 
@@ -285,7 +289,7 @@ def cache_of(size: int | str) -> int:
 def _asked(packs: str | Path | Sequence[str | Path], weights: Numbers | None) -> tuple[list[Path], Path | None]:
     """Return paths of packs, or that of a recipe."""
     if isinstance(packs, (str, PathLike)) or not isinstance(packs, Iterable):
-        path = as_path("the pack", packs)
+        path = as_pack("the pack", packs)
         if not is_recipe(path):
             return [path], None
         if weights is not None:

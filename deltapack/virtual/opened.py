@@ -42,10 +42,10 @@ def stamps_of_named(path: Path, known: Hashable) -> tuple[tuple[int, int, int], 
         return ()
     files, stamps = list(_named_by(path, known)), []
     for named in tuple(files):
-        with suppress(OSError):
+        with suppress(OSError, DeltapackError):
             files += sorted(named.iterdir()) if named.is_dir() else []
     for file in files:
-        with suppress(OSError):
+        with suppress(OSError, DeltapackError):
             stamps.append(stamp_of(file))
     return tuple(stamps)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checking import as_path
+from deltapack.checking import as_checkpoint, as_path
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
@@ -84,7 +84,7 @@ class Shelf:
             RecipeError: The folder is none, or the size of the cache.
         """
         self.folder = as_path("the folder of packs", packs)
-        self._open = OpenFolders(as_path("the base", base), cache=cache, verify=verify, workers=workers)
+        self._open = OpenFolders(as_checkpoint("the base", base), cache=cache, verify=verify, workers=workers)
         self._known: dict[Path, _Known] = {}
         self._lock, self._clock = threading.Lock(), clock
         self._titles: Mapping[str, Title] = {}

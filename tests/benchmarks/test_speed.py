@@ -144,7 +144,7 @@ def test_a_row_in_memory_has_a_profile(bench: Bench) -> None:
     [
         ("deltapack/format/digest.py", "return xxhash.xxh3_128_digest(data)", "digest"),
         ("deltapack/format/frames.py", "return decompressor.decompress(frame)", "zstd"),
-        ("deltapack/checkpoint/files.py", "os.preadv(self._file, [view], offset)", "read"),
+        ("deltapack/sources/local.py", "os.preadv(self._file, [view], offset)", "read"),
         ("deltapack/checkpoint/files.py", "os.pwrite(self._file, view, offset)", "write"),
         ("deltapack/checkpoint/files.py", "os.fsync(self._file)", "sync"),
         ("deltapack/packing/encoding.py", "kernels.active().add_sparse(base)", "kernels"),

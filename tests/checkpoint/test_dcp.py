@@ -28,12 +28,13 @@ import deltapack
 from deltapack.checkpoint import boxes as boxes_module
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.boxes import flaw_of
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.pickled import read_pickle
 from deltapack.checkpoint.torchzip import read_records
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.local import LocalFile
 
 
 def check(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -494,7 +495,7 @@ def test_many_pieces_in_a_grid_are_a_tensor() -> None:
 
 def test_the_directory_of_an_archive_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "piece").write_bytes(pieces_saved(W))
-    with closing(ReadFile(tmp_path / "piece")) as file:
+    with closing(open_to_read(tmp_path / "piece")) as file:
         records = read_records(file, DEFAULT_LIMITS)
         assert records is not None
         with pytest.raises(LimitError, match="directory"):
@@ -516,14 +517,14 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path, monkeypatch: pytest.M
     cut = [((0, 0, 0), (20, 10, 4)), ((0, 10, 0), (20, 20, 4)), ((0, 0, 4), (20, 10, 6)), ((0, 10, 4), (20, 20, 6))]
     folder = parts_of(tmp_path, {"w": tensor}, {"w": cut}).write(tmp_path)
     asked: list[int] = []
-    read_into = ReadFile.read_into
+    read_into = LocalFile.read_into
 
-    def counted(file: ReadFile, offset: int, view: memoryview) -> None:
+    def counted(file: LocalFile, offset: int, view: memoryview) -> None:
         asked.append(len(view))
         read_into(file, offset, view)
 
     with open_checkpoint(folder) as checkpoint:
-        monkeypatch.setattr(ReadFile, "read_into", counted)
+        monkeypatch.setattr(LocalFile, "read_into", counted)
         for start, stop, reads in ((0, 6000, 4), (7, 8, 1), (299, 301, 2), (300, 900, 4), (3, 5997, 3 + 3 + 12 * 4)):
             asked.clear()
             assert checkpoint.read("w", start, stop).tolist() == list(range(start, stop))

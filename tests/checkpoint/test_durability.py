@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import syncs
 from support.builders import leftovers, moved, random_tensor, write_folder
+from support.local_files import open_local
 
 import deltapack
 from deltapack.checkpoint import files, open_writer, plan_shards, replace
@@ -114,7 +115,7 @@ def test_a_copy_starts_writeback_and_a_failed_one_does_not(tmp_path: Path, monke
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(files, "_sync_file_range", lambda: lambda handle, start, length, flag: asked.append((start, length)))
     (tmp_path / "source").write_bytes(bytes(1 << 19))
-    source, out = files.ReadFile(tmp_path / "source"), WriteFile(tmp_path / "out", 1 << 19)
+    source, out = open_local(tmp_path / "source"), WriteFile(tmp_path / "out", 1 << 19)
     with contextlib.closing(source), contextlib.closing(out):
         copied = out.copy(source, 0, 100, (1 << 19) - 100)
         assert asked == ([(4096, (1 << 19) - 4096)] if copied else [])

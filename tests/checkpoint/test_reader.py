@@ -378,7 +378,7 @@ def test_a_name_of_the_hub_is_not_a_path(text: str, name: str | None, tmp_path: 
         assert hint.startswith("Is the path right?") and "hf download ORG/NAME" in hint
     else:
         assert f"hf download {name} --local-dir {name.rpartition('/')[2]}" in hint and f"snapshot_download('{name}')" in hint
-        with pytest.raises(NotACheckpointError, match=f"hf download {name}" if "://" not in text else "no such"):
+        with pytest.raises(NotACheckpointError, match=f"hf download {name}"):
             open_checkpoint(text)
 
 

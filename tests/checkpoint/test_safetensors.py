@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.headers import RawSafetensors
 from support.laws import examples
 
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.layout import NewTensor
 from deltapack.checkpoint.reader import open_checkpoint
 from deltapack.checkpoint.safetensors import header_bytes, parse_safetensors
@@ -149,7 +149,7 @@ def test_a_written_header_is_parsed_back(tmp_path: Path, written: list[NewTensor
     assert len(header) % 8 == 0
     path = tmp_path / "x.safetensors"
     path.write_bytes(header + bytes(sum(tensor.nbytes for tensor in written)))
-    file = ReadFile(path)
+    file = open_to_read(path)
     try:
         parsed = parse_safetensors(file)
     finally:

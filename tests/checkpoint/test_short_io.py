@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.local_files import open_local
 
 from deltapack.checkpoint import open_checkpoint, open_writer, plan_shards
-from deltapack.checkpoint.files import ReadFile, WriteFile
+from deltapack.checkpoint.files import WriteFile
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError
 
@@ -42,6 +43,7 @@ def patch_reads(patch: pytest.MonkeyPatch, kind: str) -> Short:
     short, preadv, pread, read = Short(), os.preadv, os.pread, os.read
     if kind == "preadv":
         patch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][: short.at_most(len(views[0]))]], offset))
+        patch.setattr(os, "pread", lambda fd, count, offset: pread(fd, short.at_most(count), offset))
         return short
     patch.delattr(os, "preadv")
     if kind == "pread":
@@ -88,7 +90,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["preadv", "pread", "read"])
 @pytest.mark.parametrize(("offset", "length"), PLACES)
 def test_reads(kind: str, offset: int, length: int, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with contextlib.closing(ReadFile(source)) as file:
+    with contextlib.closing(open_local(source)) as file:
         short = patch_reads(monkeypatch, kind)
         buffer = np.full(length + 2, 0xA5, np.uint8)
         file.read_into(offset, buffer[1:-1].data)
@@ -116,7 +118,7 @@ def test_writes(kind: str, offset: int, length: int, tmp_path: Path, monkeypatch
 def test_copies(shift: int, offset: int, length: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether or not source and target have the same place in a block, of which the bytes before the first go first."""
     short = patch_copies(monkeypatch)
-    with contextlib.closing(ReadFile(source)) as file, contextlib.closing(WriteFile(tmp_path / "out", 50_000)) as out:
+    with contextlib.closing(open_local(source)) as file, contextlib.closing(WriteFile(tmp_path / "out", 50_000)) as out:
         if not out.copy(file, offset, offset + shift, length):
             pytest.skip("this file system cannot copy ranges")
     assert short.were_enough(length)
@@ -133,7 +135,7 @@ def test_a_copy_that_stops_in_the_middle_goes_on_through_memory(
     out = open_writer(tmp_path / "out.safetensors", plan_shards([("a", BY_NAME["u8"], (100,)), ("b", BY_NAME["u8"], (30_000,))]))
     copies = patch_copies(monkeypatch, fail_at=at * (cut == "fails"), end_at=at * (cut == "ends"))
     reads, writes = patch_reads(monkeypatch, "preadv"), patch_writes(monkeypatch, "pwrite")
-    with contextlib.closing(ReadFile(source)) as file, out as writer:
+    with contextlib.closing(open_local(source)) as file, out as writer:
         writer.copy("a", 0, 100, file, 3)
         writer.copy("b", 0, 20_000, file, 11)
         writer.copy("b", 20_000, 10_000, file, 20_011)

@@ -18,7 +18,7 @@ import torch
 from support.builders import bytes_of
 
 from deltapack.checkpoint import open_checkpoint
-from deltapack.checkpoint.files import ReadFile
+from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.torchzip import read_records
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError, UnsupportedError
@@ -220,7 +220,7 @@ def test_no_more_of_a_word_is_unpacked_than_there_can_be(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "w.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w/data.pkl", b"")
         archive.writestr("w/byteorder", bytes(1 << 25))
-    file = ReadFile(tmp_path / "w.pt")
+    file = open_to_read(tmp_path / "w.pt")
     tracemalloc.start()
     try:
         assert read_records(file, DEFAULT_LIMITS) is None

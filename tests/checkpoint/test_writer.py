@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
+from support.local_files import open_local
 
 from deltapack.checkpoint import (
     Checkpoint,
@@ -32,7 +33,6 @@ from deltapack.checkpoint import (
     replace,
 )
 from deltapack.checkpoint.coverage import Coverage
-from deltapack.checkpoint.files import ReadFile
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, FormatError, OutputError
@@ -440,7 +440,7 @@ def test_bytes_are_copied_from_file_to_file(tmp_path: Path) -> None:
     data = np.random.default_rng(1).integers(0, 256, 50_000, np.uint8)
     (tmp_path / "source").write_bytes(data.tobytes())
     tensors = [("a", U8, (20_000,)), ("b", F32, (3, 1000))]
-    with contextlib.closing(ReadFile(tmp_path / "source")) as source:
+    with contextlib.closing(open_local(tmp_path / "source")) as source:
         for shift in (0, 1, 123, None):
             out = tmp_path / "out.safetensors"
             with open_writer(out, plan_shards(tensors), force=True, metadata=OURS) as writer:
@@ -462,7 +462,7 @@ def test_bytes_are_copied_from_file_to_file(tmp_path: Path) -> None:
 def test_a_source_that_is_cut_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(bytes(100))
     out = open_writer(tmp_path / "out.safetensors", plan_shards([("a", U8, (300,))]))
-    with pytest.raises(CheckpointError, match="ended"), contextlib.closing(ReadFile(tmp_path / "source")) as source, out as writer:
+    with pytest.raises(CheckpointError, match="ended"), contextlib.closing(open_local(tmp_path / "source")) as source, out as writer:
         writer.copy("a", 0, 300, source, 0)
     assert os.listdir(tmp_path) == ["source"]
 
@@ -481,7 +481,7 @@ def test_where_the_system_cannot_copy_bytes_go_through_memory(tmp_path: Path, mo
         monkeypatch.delattr(os, "copy_file_range")
     (tmp_path / "source").write_bytes(bytes(range(200)))
     out = open_writer(tmp_path / "out.safetensors", plan_shards([("a", U8, (100,))]))
-    with contextlib.closing(ReadFile(tmp_path / "source")) as source, out as writer:
+    with contextlib.closing(open_local(tmp_path / "source")) as source, out as writer:
         writer.copy("a", 0, 100, source, 50)
     assert load_file(tmp_path / "out.safetensors")["a"].tolist() == list(range(50, 150))
     assert bool(asked) == (can == "not here")

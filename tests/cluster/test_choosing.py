@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -17,6 +18,7 @@ import deltapack
 from deltapack import engines
 from deltapack.cluster.choosing import using_engine
 from deltapack.cluster.ray_engine import RayEngine
+from deltapack.cluster.shipping import Opened, shipped
 from deltapack.errors import BackendError, RecipeError
 
 
@@ -105,6 +107,26 @@ def test_what_only_looks_takes_no_engine(pair: Path) -> None:
         result = Run()(*command, "--engine", "ray")
         assert result.exit_code == 2
         assert "would have no effect" in result.output
+
+
+class TwoWords(Exception):
+    """Comes back from a pickle as a TypeError: its arguments are not what it was made with."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def _fails(_: int) -> None:
+    raise TwoWords("out", "of range")
+
+
+def test_an_error_that_does_not_travel_is_told_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_task = pytest.importorskip("deltapack.cluster.ray_task")
+    pickler = ray_task.ray.cloudpickle.Pickler
+    monkeypatch.setattr(ray_task.ray, "get", lambda reference: shipped(_fails, pickler))
+    monkeypatch.setattr(ray_task, "_Held", type("Held", (), {"key": "", "function": None, "opened": Opened()}))
+    result, error = pickle.loads(ray_task.run_task(deltapack.__version__, "key", [None], shipped(1, pickler)))
+    assert result is None and isinstance(error, RuntimeError) and "TwoWords('out of range')" in str(error)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "ray://[::1]:{}", "no.such.host.invalid:{}", "127.0.0.1:99999"])

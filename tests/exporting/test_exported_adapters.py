@@ -217,6 +217,16 @@ def test_modules_of_transformers(tmp_path: Path) -> None:
         assert "names no class" in told.why
 
 
+def test_a_config_calls_nothing_but_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    called = list[object]()
+    monkeypatch.setattr(transformers, "set_seed", called.append)
+    config = {"architectures": ["set_seed"], "model_type": "gpt2"}
+    write_folder(tmp_path / "model", {"h.0.weight": random_tensor(1, (8, 8))}, {"config.json": json.dumps(config)})
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        assert "names no class" in modules_of(checkpoint).why and not called
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     base = base_model()
     pack = make(tmp_path, base, changed_by(base, 3))

@@ -30,10 +30,11 @@ from support.builders import (
 from support.fixtures import Applied, PackOf
 
 import deltapack
-from deltapack.checkpoint.files import ReadFile, WriteFile
+from deltapack.checkpoint.files import WriteFile
 from deltapack.errors import OutputError, RecipeError
 from deltapack.format.codecs import VALUE_CODECS
 from deltapack.packing.recipe import INDEX_CHOICES
+from deltapack.sources.local import LocalFile
 
 
 def by_hand(base: Mapping[str, Tensor], pack_path: Path, scale: float = 1.0) -> Model:
@@ -293,7 +294,7 @@ def test_unchanged_tensors_go_from_file_to_file(tmp_path: Path, monkeypatch: pyt
     copied = []
     copy = WriteFile.copy
 
-    def spy(file: WriteFile, source: ReadFile, start: int, offset: int, length: int) -> bool:
+    def spy(file: WriteFile, source: LocalFile, start: int, offset: int, length: int) -> bool:
         copied.append(length)
         return copy(file, source, start, offset, length)
 

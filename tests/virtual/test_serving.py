@@ -188,23 +188,21 @@ def test_other_sites_get_nothing_from_a_server_of_this_machine(served: Served) -
     assert serving._names_of("my.host") == frozenset()
 
 
-def test_too_many_connections_are_told_so(served: Served) -> None:
-    free = served.server._free
-    for _ in range(serving._CONNECTIONS - 1):
-        assert free.acquire(timeout=30)  # those of other tests may be about to end
-    for _ in range(500):
-        if free._value == 1:
-            break
-        time.sleep(0.01)
-    first = served.connect()
-    first.request("GET", "/math/config.json")
-    assert first.getresponse().read()
-    response, _ = served.ask("/math/config.json")
-    assert response.status == 503 and response.headers["Retry-After"] == "1"
-    first.close()
-    assert free.acquire(timeout=30)
-    free.release(serving._CONNECTIONS)
-    assert served.ask("/math/config.json")[0].status == 200
+def test_too_many_connections_are_told_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_CONNECTIONS", 1)
+    for alone in serve(served.shelved):
+        first = alone.connect()
+        first.request("GET", "/math/config.json")
+        assert first.getresponse().read()
+        response, _ = alone.ask("/math/config.json")
+        assert response.status == 503 and response.headers["Retry-After"] == "1"
+        first.close()
+        for _ in range(500):
+            if alone.server._free.acquire(blocking=False):
+                alone.server._free.release()
+                break
+            time.sleep(0.01)
+        assert alone.ask("/math/config.json")[0].status == 200
 
 
 def test_who_sends_a_head_byte_by_byte_is_hung_up_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

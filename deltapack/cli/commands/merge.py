@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import deltapack
+from deltapack.checking import as_path
 from deltapack.cli import options
 from deltapack.cli.engines import engine_options, refuse_engine
 from deltapack.cli.merge_tables import print_explanation, print_merge, print_preview, print_survey
@@ -57,7 +58,7 @@ def command(base: Path, packs: tuple[Path, ...], out: Path | None, quiet: bool, 
         dtype=typed.dtype or asked.dtype,
         assets=_owner("assets", typed.assets, asked, ("base",)) or asked.assets,
         vocab=_owner("vocab", typed.vocab, asked, ("base", "union")) or asked.vocab,
-        prefer=asked.prefer if prefer is None else Path(prefer),
+        prefer=asked.prefer if prefer is None else as_path("prefer", prefer),
     )
     call = _Call(base, asked, typed, quiet=quiet, as_json=as_json)
     if typed.explain is not None:
@@ -181,8 +182,8 @@ def _owner(what: str, text: str | None, asked: _Asked, words: Sequence[str]) -> 
     if text is None:
         return None
     name = text.removeprefix("from=")
-    if Path(name) in asked.packs:
-        return Path(name)
+    if as_path(what, name) in asked.packs:
+        return as_path(what, name)
     return name if name in words else asked.packs[find_pack(what, name, asked.packs, words)]
 
 

@@ -32,7 +32,7 @@ from transformers.quantizers.base import HfQuantizer
 from deltapack.errors import BackendError, BaseMismatchError, NotAPackError, RecipeError, UnsupportedError
 from deltapack.integrations.transformers.settings import DeltapackConfig
 from deltapack.live.lazily import LazyTensors, open_lazily
-from deltapack.packs.named_base import find_base
+from deltapack.sources.hub import find_base
 
 __all__ = ["NOTE", "DeltapackQuantizer"]
 

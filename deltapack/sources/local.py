@@ -1,0 +1,100 @@
+"""Files of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+from deltapack.sources.reading import Faults
+
+__all__ = ["SEEK_LOCK", "LocalFile"]
+
+_MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
+SEEK_LOCK = threading.Lock()
+"""Held where a handle is moved to a place, which only platforms without `pread` need."""
+
+
+class LocalFile:
+    """A regular file opened for reads at positions; the handle stays on the same file even if it is replaced.
+
+    Attributes:
+        path: The file.
+        fd: Its handle; -1 once it is closed.
+        size: Its bytes when it was opened.
+
+    Args:
+        path: The file; symbolic links are followed.
+        faults: The errors to raise.
+
+    Raises:
+        DeltapackError: As `faults` says: there is no such file, it is no regular file, or cannot be opened.
+    """
+
+    def __init__(self, path: Path, faults: Faults) -> None:
+        self.path, self._faults = path, faults
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+                raise faults.unfit(path, "not a regular file")
+            # Without O_NONBLOCK a pipe that takes the file's place in between would hang here; files do not know the difference.
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+            self.fd = os.open(path, flags)
+        except FileNotFoundError as error:
+            raise faults.missing(path) from error
+        except OSError as error:
+            raise faults.unfit(path, f"cannot open: {error.strerror or error}") from error
+        self.size = os.fstat(self.fd).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`; raises as `read_into`."""
+        if not hasattr(os, "pread"):
+            buffer = bytearray(length)
+            self.read_into(offset, memoryview(buffer))
+            return bytes(buffer)
+        parts, done = [], 0
+        while done < length:
+            try:
+                part = os.pread(self.fd, min(length - done, _MAX_IO), offset + done)
+            except OSError as error:
+                raise self._faults.unread(self.path, f"cannot read: {error.strerror or error}") from error
+            if not part:
+                raise self._faults.ended(self.path, offset + length, offset + done)
+            parts.append(part)
+            done += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` (format B) with the bytes from `offset`.
+
+        Raises:
+            DeltapackError: As `faults` says: the file ends before, or the system cannot read it.
+        """
+        done = 0
+        while done < len(view):
+            part = view[done : done + _MAX_IO]
+            try:
+                count = self._read_some(offset + done, part)
+            except OSError as error:
+                raise self._faults.unread(self.path, f"cannot read: {error.strerror or error}") from error
+            if count == 0:
+                raise self._faults.ended(self.path, offset + len(view), offset + done)
+            done += count
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.fd, [view], offset)
+        if hasattr(os, "pread"):
+            data = os.pread(self.fd, len(view), offset)
+        else:
+            with SEEK_LOCK:
+                os.lseek(self.fd, offset, os.SEEK_SET)
+                data = os.read(self.fd, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the handle; closing twice is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
