@@ -91,9 +91,9 @@ def _skipped_without_torch() -> Generator[None, Any, Any]:
     try:
         return (yield)
     except ModuleNotFoundError as error:
-        if error.name != "torch" or importlib.util.find_spec("torch") is not None:
+        if error.name not in ("torch", "fsspec") or importlib.util.find_spec(error.name) is not None:  # torch brings fsspec
             raise
-        pytest.skip("torch is not installed")
+        pytest.skip(f"{error.name} is not installed")
 
 
 def pytest_report_header() -> str | None:
