@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,14 +35,15 @@ def hub_library() -> Any:
 @contextmanager
 def without_bars(hub: Any, quiet: bool) -> Iterator[None]:
     """Have huggingface_hub draw no progress bars inside of the block, where that is asked for."""
-    silenced = quiet and not hub.utils.are_progress_bars_disabled()
+    bars = importlib.import_module(f"{hub.__name__}.utils")  # no attribute of the package before someone has imported it
+    silenced = quiet and not bars.are_progress_bars_disabled()
     if silenced:
-        hub.utils.disable_progress_bars()
+        bars.disable_progress_bars()
     try:
         yield
     finally:
         if silenced:
-            hub.utils.enable_progress_bars()
+            bars.enable_progress_bars()
 
 
 def is_repo(text: object) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -332,3 +334,17 @@ def test_without_huggingface_hub(pair: Pair, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(BackendError, match=r"the Hugging Face Hub needs huggingface_hub: found .*pip install 'deltapack\[hub\]'"):
             call()
     assert "base_model: org/base" in deltapack.model_card(pair.pack, base="org/base")
+
+
+def test_what_is_quiet_asks_for_parts_of_huggingface_hub_that_nobody_has_imported() -> None:
+    """In a process of its own: the other tests have imported all of it."""
+    lines = (
+        "from deltapack.publishing.hub import hub_library, without_bars",
+        "hub = hub_library()",
+        "with without_bars(hub, True):",
+        "    from huggingface_hub.utils import are_progress_bars_disabled as silent",
+        "    assert silent()",
+        "assert not silent()",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
