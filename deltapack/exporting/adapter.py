@@ -125,7 +125,7 @@ def export_adapter(
     pack, out, count = as_pack("pack", pack), as_path("out", out), resolve_workers(workers)
     target = _target(rank, energy, dtype)
     check_output_name(out, FOLDER)
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
     part = temporary_sibling(out)
     with ExitStack() as stack:

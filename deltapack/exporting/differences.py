@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -141,7 +142,7 @@ def export_difference(
         raise RecipeError(
             "differences are one file", path=out, expected="a name that ends in .safetensors", found=out.suffix or "no ending"
         )
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
     with ExitStack() as stack:
         opened = open_both(stack, pack, base)

@@ -77,6 +77,7 @@ def export_full(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
+    _check_new(as_path("out", out))
     folder = base_of(base).folder
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
@@ -116,8 +117,7 @@ def export_torch(
     """
     out = as_path("out", out)
     check_output_name(out, FOLDER)
-    if out.exists():
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    _check_new(out)
     part = temporary_sibling(out)
     try:
         report = apply(base_of(base).folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
@@ -182,3 +182,9 @@ def _converted(folder: Path, shards: list[str], names: Mapping[str, Mapping[str,
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _check_new(out: Path) -> None:
+    """Refuse an output that is there: an export replaces nothing."""
+    if os.path.lexists(out):
+        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")

@@ -96,7 +96,7 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
     """
     pack, out = as_pack("pack", pack), as_path("out", out)
     check_output_name(out, FOLDER)
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
     made = model_files(pack, base, revision=revision)  # before the folder is there: what is wrong leaves nothing behind
     return FolderReport(out, out / pack.name, made.base, made.revision, _write(out, made.files, pack), made.notes)

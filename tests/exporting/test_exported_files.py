@@ -101,3 +101,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         deltapack.export_difference(pack, tmp_path / "base", tmp_path / "d.safetensors")
     with pytest.raises(OutputError, match="exists"):
         deltapack.export_torch(pack, tmp_path / "base", tmp_path / "there")
+    (tmp_path / "there" / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for name in ("there", "nowhere"):
+        with pytest.raises(OutputError, match="exists") as caught:
+            deltapack.export_full(pack, tmp_path / "base", tmp_path / name)
+        assert "--force" not in str(caught.value)  # which no export has
+        for export in (deltapack.export_torch, deltapack.write_model_folder):
+            with pytest.raises(OutputError, match="exists"):
+                export(pack, tmp_path / "base", tmp_path / name)  # type: ignore[operator]
