@@ -109,4 +109,4 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert "--force" not in str(caught.value)  # which no export has
         for export in (deltapack.export_torch, deltapack.write_model_folder):
             with pytest.raises(OutputError, match="exists"):
-                export(pack, tmp_path / "base", tmp_path / name)  # type: ignore[operator]
+                export(pack, tmp_path / "base", tmp_path / name)
