@@ -38,10 +38,18 @@ _tried, _same = max(1, round(USUAL * SHARE)), bool(os.environ.get("CI"))
 settings.register_profile("deltapack", max_examples=_tried, deadline=None, print_blob=True, derandomize=_same)
 settings.load_profile("deltapack")
 
-_WITH_TORCH = "(builders|chains|demo_sources|device_packs|distributed|fixtures|languages|merging|runs|vocabularies)"
-_NEEDS_TORCH = re.compile(
-    rf"^(import torch|from torch|from deltapack\.(demo|device|live)|from support\.{_WITH_TORCH}|from support import .*{_WITH_TORCH})", re.M
-)
+_NEEDS_TORCH = re.compile(r"^(import torch|from torch|from deltapack\.(demo|device|live))", re.M)
+_OF_SUPPORT = re.compile(r"^from support(?:\.(\w+) import| import ([\w, ]+))", re.M)
+
+
+def _needs_torch(script: Path, seen: frozenset[Path] = frozenset()) -> bool:
+    """Whether a script of tests, or what it imports of `support`, imports torch."""
+    if script in seen or not script.is_file():
+        return False
+    text = script.read_text("utf-8")
+    names = [name.strip() for pair in _OF_SUPPORT.findall(text) for part in pair for name in part.split(",") if name.strip()]
+    support = Path(__file__).parent / "support"
+    return bool(_NEEDS_TORCH.search(text)) or any(_needs_torch(support / f"{name}.py", seen | {script}) for name in names)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -49,7 +57,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if importlib.util.find_spec("torch") is not None:
         return None
     script = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
-    return True if script.suffix == ".py" and script.is_file() and _NEEDS_TORCH.search(script.read_text("utf-8")) else None
+    return True if script.suffix == ".py" and _needs_torch(script) else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,9 +91,9 @@ def _skipped_without_torch() -> Generator[None, Any, Any]:
     try:
         return (yield)
     except ModuleNotFoundError as error:
-        if error.name != "torch" or importlib.util.find_spec("torch") is not None:
+        if error.name not in ("torch", "fsspec") or importlib.util.find_spec(error.name) is not None:  # torch brings fsspec
             raise
-        pytest.skip("torch is not installed")
+        pytest.skip(f"{error.name} is not installed")
 
 
 def pytest_report_header() -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deltapack.analysis.charts import Axis, bar_chart, parts_chart
 from deltapack.analysis.pages import check_page, fields, page, paragraphs, section, table, write_page
-from deltapack.errors import OutputError
+from deltapack.errors import OutputError, SourceError
 from deltapack.merging.recipe import layer_number
 from deltapack.packs.inspecting import PackSummary, TensorSummary
 from deltapack.packs.lineage import Lineage, log_packs
@@ -36,7 +36,15 @@ def write_pack_page(summary: PackSummary, path: Path, *, force: bool = False) ->
     if path.resolve() == summary.path.resolve():
         raise OutputError("the page would take the place of the pack", path=path, hint="Choose another name.")
     check_page(path, force=force)
-    write_page(pack_page(summary, log_packs(summary.path.parent)), path, force=force)
+    write_page(pack_page(summary, _lineage_around(summary.path)), path, force=force)
+
+
+def _lineage_around(path: Path) -> Lineage:
+    """Return how the packs of a folder follow one another; of one on another machine that nobody may list, the pack alone."""
+    try:
+        return log_packs(path.parent)
+    except SourceError:
+        return log_packs([path])
 
 
 def pack_page(summary: PackSummary, lineage: Lineage) -> str:
@@ -141,18 +149,18 @@ def _files(summary: PackSummary) -> str:
 
 def _lineage(summary: PackSummary, lineage: Lineage) -> str:
     """Show the pack's chain: those that it follows, itself, and those that follow it."""
-    by_path = {str(row.path.resolve()): row for row in lineage.rows}
-    own = by_path.get(str(summary.path.resolve()))
+    by_path, place = {str(row.path): row for row in lineage.rows}, summary.path.resolve()
+    own = next((row for row in lineage.rows if row.path.resolve() == place), None)
     if own is None or not own.root:
         return ""
     before = [own]
     while before[0].follows:
-        before.insert(0, by_path[str(Path(before[0].follows).resolve())])
-    chain = {row.path for row in before}
+        before.insert(0, by_path[before[0].follows])
+    chain = {str(row.path) for row in before}
     for row in lineage.rows:  # each stands after the one that it follows
-        if row.follows and Path(row.follows) in chain and row.path not in chain and row.link > own.link:
-            chain.add(row.path)
-    shown = [row for row in lineage.rows if row.path in chain]
+        if row.follows in chain and row.link > own.link:
+            chain.add(str(row.path))
+    shown = [row for row in lineage.rows if str(row.path) in chain]
     rows = [
         (f"{row.path.name} (this one)" if row is own else row.path.name, f"{row.link}", row.kind, f"{row.changed:,}", f"{row.bytes:,}")
         for row in shown

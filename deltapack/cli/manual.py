@@ -44,7 +44,10 @@ _ENVIRONMENT = {
     "NO_COLOR": "If it is set, nothing is coloured.",
     "FORCE_COLOR": "If it is set, tables are coloured also where the output is no terminal.",
     "COLUMNS": "The width of the terminal, in place of the one that the system tells.",
+    "DELTAPACK_LOOPS": "Which loops compute on the CPU: numba, numpy, or auto, which takes numba where there is more than a little to do.",
     "NUMBA_CACHE_DIR": "Where compiled loops are kept.",
+    "HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE": "What they mean for hf, wherever the Hugging Face Hub is asked.",
+    "RAY_ADDRESS": "The cluster of --engine ray, where --address names none.",
 }
 
 

@@ -40,7 +40,10 @@ def run_task(version: str, key: str, functions: list[ray.ObjectRef[bytes]], task
     except Exception as error:  # every error is for the caller
         answer = None, error
     try:
-        return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+        if answer[1] is not None:
+            pickle.loads(data)  # some errors only come back as errors of their own
+        return data
     except Exception:
         return pickle.dumps((None, RuntimeError(f"{here()}: {answer[1]!r}")), pickle.HIGHEST_PROTOCOL)
 

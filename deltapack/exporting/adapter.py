@@ -14,7 +14,7 @@ from typing import Any
 from deltapack.adapters.adapted import TOKENIZER
 from deltapack.checking import as_count, as_number, as_pack, as_path
 from deltapack.dtypes import float_dtype
-from deltapack.errors import OutputError, RecipeError
+from deltapack.errors import RecipeError
 from deltapack.exporting.adapter_config import adapter_config
 from deltapack.exporting.adapter_files import Spool, write_tensors
 from deltapack.exporting.differences import check_job, reader_of
@@ -22,7 +22,7 @@ from deltapack.exporting.lowrank import LowRank, Target, factorize
 from deltapack.exporting.modules import modules_of
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import Factored, Routes, route
-from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.format.atomic import check_absent, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
@@ -125,8 +125,7 @@ def export_adapter(
     pack, out, count = as_pack("pack", pack), as_path("out", out), resolve_workers(workers)
     target = _target(rank, energy, dtype)
     check_output_name(out, FOLDER)
-    if os.path.lexists(out):
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_absent(out)
     part = temporary_sibling(out)
     with ExitStack() as stack:
         opened = open_both(stack, pack, base)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,10 @@ from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_writer, plan_shards
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.dtypes import float_dtype
-from deltapack.errors import OutputError, RecipeError
+from deltapack.errors import RecipeError
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import origin_of
+from deltapack.format.atomic import check_absent
 from deltapack.format.digest import CHUNK
 from deltapack.kernels import rounding
 from deltapack.kernels.layout import Elements
@@ -142,8 +142,7 @@ def export_difference(
         raise RecipeError(
             "differences are one file", path=out, expected="a name that ends in .safetensors", found=out.suffix or "no ending"
         )
-    if os.path.lexists(out):
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_absent(out)
     with ExitStack() as stack:
         opened = open_both(stack, pack, base)
         files, restored = opened.base, opened.restored

@@ -76,8 +76,9 @@ def _of_transformers(config: Mapping[str, Any]) -> Modules:
     from transformers.pytorch_utils import Conv1D
 
     found = config.get("architectures")
-    names = found if isinstance(found, list) else []
-    made: Any = next(filter(None, (getattr(transformers, name, None) for name in names if isinstance(name, str))), None)
+    named = [getattr(transformers, name, None) for name in (found if isinstance(found, list) else []) if isinstance(name, str)]
+    # The config may be anyone's: nothing else that transformers has is called.
+    made: Any = next((one for one in named if isinstance(one, type) and issubclass(one, transformers.PreTrainedModel)), None)
     if made is None:
         raise ValueError("config.json names no class of transformers")
     logging: Any = transformers.utils.logging

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from typing import Any
 from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
-from deltapack.errors import OutputError, UnsupportedError
+from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.format.atomic import check_absent, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 
-_INDEX = "pytorch_model.bin.index.json"
+_ENDING = ".safetensors"
+_INDEX = ".index.json"
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class TorchReport:
     """
 
     out: Path
-    files: tuple[str, ...]
+    files: Sequence[str]
     bytes: int
     tensors: int
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
@@ -77,7 +78,7 @@ def export_full(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    _check_new(as_path("out", out))
+    check_absent(as_path("out", out))
     folder = base_of(base).folder
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
@@ -117,7 +118,7 @@ def export_torch(
     """
     out = as_path("out", out)
     check_output_name(out, FOLDER)
-    _check_new(out)
+    check_absent(out)
     part = temporary_sibling(out)
     try:
         report = apply(base_of(base).folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
@@ -166,8 +167,7 @@ def _converted(folder: Path, shards: list[str], names: Mapping[str, Mapping[str,
 
     weight_map, total = dict[str, str](), 0
     for file in shards:
-        new = file.replace("model", "pytorch_model", 1).removesuffix(".safetensors") + ".bin"
-        state = dict[str, Any]()
+        new, state = _renamed(file), dict[str, Any]()
         with safe_open(folder / file, "pt") as tensors:
             held = {name: tensors.get_tensor(name) for name in set(names[file].values())}
             for name, kept in names[file].items():
@@ -178,13 +178,20 @@ def _converted(folder: Path, shards: list[str], names: Mapping[str, Mapping[str,
         (folder / file).unlink()
         weight_map |= dict.fromkeys(names[file], new)
         yield new
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    indices = sorted(folder.glob(f"*{_ENDING}{_INDEX}"))
+    for index in indices:
+        index.unlink()
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        name = indices[0].name.removesuffix(_INDEX) if indices else "model.safetensors"
+        (folder / (_renamed(name) + _INDEX)).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def _check_new(out: Path) -> None:
-    """Refuse an output that is there: an export replaces nothing."""
-    if os.path.lexists(out):
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+def _renamed(file: str) -> str:
+    """Return the name for PyTorch of a file of safetensors; only `model` has one of its own, others change their ending.
+
+    >>> _renamed("model-00001-of-00002.safetensors"), _renamed("diffusion_pytorch_model.safetensors")
+    ('pytorch_model-00001-of-00002.bin', 'diffusion_pytorch_model.bin')
+    """
+    stem = file.removesuffix(_ENDING)
+    return f"{'pytorch_' if stem.partition('-')[0] == 'model' else ''}{stem}.bin"

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from deltapack.errors import OutputError
 
-__all__ = ["atomic_file", "check_free_space", "check_new_file", "fsync_folder", "temporary_sibling", "writing"]
+__all__ = ["atomic_file", "check_absent", "check_free_space", "check_new_file", "fsync_folder", "temporary_sibling", "writing"]
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -59,6 +59,16 @@ def writing(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "The disk is full; nothing was changed under the final name." if full else "Choose another output."
         raise OutputError(f"cannot write: {error.strerror or error}", path=path, hint=hint) from error
+
+
+def check_absent(path: Path) -> None:
+    """Refuse an output that nothing may be in the place of: it is not replaced, by no option.
+
+    Raises:
+        OutputError: `path` exists, if only as a link to nothing.
+    """
+    if os.path.lexists(path):
+        raise OutputError("the output exists", path=path, hint="Remove it or choose another name.")
 
 
 def check_new_file(path: Path, *, force: bool) -> None:

@@ -121,7 +121,7 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
         plan = plan_merge(stack, request, options.dtype, options.workers)
         stack.enter_context(kernels.working_on(plan.base.tensors.values(), len(plan.packs)))
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
-        notes = plan.notes + _write(plan, out, options, [*plan.paths, *map(Path, request.packs)])
+        notes = plan.notes + _write(plan, out, options, [*plan.paths, *as_paths("packs", request.packs)])
         jobs = plan.composition.jobs
         nbytes = sum(job.nbytes for job in jobs)
         rows = list(zip(map(str, request.packs), shown_weights(plan), strict=True))

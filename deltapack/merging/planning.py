@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deltapack.checking import as_pack
+from deltapack.checking import as_checkpoint, as_pack, as_paths
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import read_side_file
@@ -101,8 +101,8 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     preferred = _position("prefer", choices.prefer, packs)
     donor = _owner("assets", choices.assets, packs)
     base_ckpt = stack.enter_context(open_checkpoint(request.base, weights=request.weight_files))
-    base, weights = Path(request.base), request.weight_files
-    paths, told = packs_of_adapters(stack, base, list(map(Path, packs)), request.scratch, weight_files=weights, workers=workers)
+    base, weights = as_checkpoint("the base", request.base), request.weight_files
+    paths, told = packs_of_adapters(stack, base, list(as_paths("packs", packs)), request.scratch, weight_files=weights, workers=workers)
     readers = [stack.enter_context(PackReader(path)) for path in paths]
     base_ckpt = arranged_base(base_ckpt, readers)
     rows = _united(base_ckpt, readers, donor) if choices.vocab == "union" else _owner("vocab", choices.vocab, packs)

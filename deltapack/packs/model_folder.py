@@ -18,8 +18,8 @@ from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
-from deltapack.errors import OutputError, RecipeError, UnsupportedError
-from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.errors import RecipeError, UnsupportedError
+from deltapack.format.atomic import check_absent, temporary_sibling, writing
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
@@ -96,8 +96,7 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
     """
     pack, out = as_pack("pack", pack), as_path("out", out)
     check_output_name(out, FOLDER)
-    if os.path.lexists(out):
-        raise OutputError("the output exists", path=out, hint="Remove it or choose another name.")
+    check_absent(out)
     made = model_files(pack, base, revision=revision)  # before the folder is there: what is wrong leaves nothing behind
     return FolderReport(out, out / pack.name, made.base, made.revision, _write(out, made.files, pack), made.notes)
 

@@ -18,8 +18,8 @@ from deltapack.merging.basecard import CARD, front_of, is_short
 from deltapack.packs.inspecting import inspect_pack
 from deltapack.packs.model_folder import ModelFiles, model_files
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
-from deltapack.publishing.hub import asking, check_repo, hub_library, is_repo, without_bars
-from deltapack.sources.hub import NamedBase, find_base, split_revision
+from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
+from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
 
@@ -188,7 +188,7 @@ def _fetched(repo: str | None, revision: str | None, name: str) -> tuple[bytes |
         return None, None
     with suppress(HubError, BackendError), asking(repo, f"{name} cannot be read"):
         hub = hub_library()
-        with without_bars(hub, True):
+        with without_bars(True):
             path = Path(hub.hf_hub_download(repo, name, revision=revision))
         return path.read_bytes(), path.parent.name
     return None, None

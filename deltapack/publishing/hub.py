@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from deltapack.checking import as_text
-from deltapack.errors import BackendError, DeltapackError, HubError, RecipeError
+from deltapack.errors import DeltapackError, HubError, RecipeError
 
-__all__ = ["asking", "check_repo", "hub_library", "is_repo", "status_of", "without_bars"]
+__all__ = ["asking", "check_repo", "is_repo", "status_of", "without_bars"]
 
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 _LONGEST = 96
 _LOGIN = "`hf auth login` stores a token; HF_TOKEN in the environment is one, too."
 
 
-def hub_library() -> Any:
-    """Import huggingface_hub.
-
-    Raises:
-        BackendError: It is not there.
-    """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        hint = "pip install 'deltapack[hub]'."
-        raise BackendError("the Hugging Face Hub needs huggingface_hub", found=str(error), hint=hint) from error
-    return huggingface_hub
-
-
 @contextmanager
-def without_bars(hub: Any, quiet: bool) -> Iterator[None]:
-    """Have huggingface_hub draw no progress bars inside of the block, where that is asked for."""
-    bars = importlib.import_module(f"{hub.__name__}.utils")  # no attribute of the package before someone has imported it
-    silenced = quiet and not bars.are_progress_bars_disabled()
+def without_bars(quiet: bool) -> Iterator[None]:
+    """Have huggingface_hub, which is installed, draw no progress bars inside of the block, where that is asked for."""
+    # Names of its parts are there once somebody has imported these, and not before.
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    silenced = quiet and not are_progress_bars_disabled()
     if silenced:
-        bars.disable_progress_bars()
+        disable_progress_bars()
     try:
         yield
     finally:
         if silenced:
-            bars.enable_progress_bars()
+            enable_progress_bars()
 
 
 def is_repo(text: object) -> bool:
@@ -116,7 +102,7 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
     if status in known:
         return known[status]
     if status is not None and status >= 500:
-        return f"the Hub has trouble of its own ({status})", "Run it again later; nothing was changed."
+        return f"the Hub has trouble of its own ({status})", "Run it again later."
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -13,13 +13,13 @@ from typing import Any
 
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
-from deltapack.errors import ChecksumError, HubError, NotAPackError, OutputError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_free_space, temporary_sibling, writing
+from deltapack.errors import ChecksumError, HubError, NotAPackError, RecipeError, did_you_mean
+from deltapack.format.atomic import check_absent, check_free_space, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
-from deltapack.publishing.hub import asking, check_repo, hub_library, without_bars
+from deltapack.publishing.hub import asking, check_repo, without_bars
 from deltapack.restoring.verifying import verify
-from deltapack.sources.hub import split_revision
+from deltapack.sources.hub import hub_library, split_revision
 
 __all__ = ["PullReport", "pull"]
 
@@ -100,8 +100,7 @@ def pull(
         raise RecipeError("the revision is given twice", found=f"{given} and {revision}")
     name = check_repo(name)
     target = as_path("out", out if out is not None else name.rpartition("/")[2])
-    if os.path.lexists(target):
-        raise OutputError("the output exists", path=target, hint="Remove it or choose another name with -o.")
+    check_absent(target)
     alone = target.suffix == ".dpk"
     hub = hub_library()
     with asking(name, "the repository cannot be read"):
@@ -111,7 +110,7 @@ def pull(
     try:
         with writing(target):
             part.mkdir(parents=True)
-        with without_bars(hub, quiet):
+        with without_bars(quiet):
             return _pulled(_Source(hub, name, str(info.sha), part), listed, target, wanted=pack, alone=alone, workers=workers)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
 from deltapack.merging.basecard import CARD
 from deltapack.publishing.contents import Contents, card_of_pack, contents_of
-from deltapack.publishing.hub import asking, check_repo, hub_library, without_bars
+from deltapack.publishing.hub import asking, check_repo, without_bars
 from deltapack.reports import Progress
 from deltapack.restoring.verifying import verify
+from deltapack.sources.hub import hub_library
 
 __all__ = ["PushReport", "push"]
 
@@ -120,9 +122,9 @@ def push(
         FormatError: The pack is damaged.
         HubError: The Hub refused, or cannot be reached.
         OutputError: The repository holds weights.
-        RecipeError: An argument is wrong, or no base is named.
+        RecipeError: An argument is wrong, no base is named, or the pack is on another machine.
     """
-    path, repo = as_pack("pack", pack), check_repo(repo)
+    path, repo = Path(os.fspath(as_pack("pack", pack))), check_repo(repo)  # huggingface_hub uploads files of this machine
     given = None if card is None else as_path("card", card)
     text = f"Upload {path.name} with deltapack" if message is None else as_text("message", message)
     if not text.strip():
@@ -131,7 +133,7 @@ def push(
     if not dry_run and hub.get_token() is None:
         raise HubError("uploading needs a token", path=repo, hint="`hf auth login` stores one; HF_TOKEN in the environment is one, too.")
     verify(path, workers=workers)  # a damaged pack is told before the base is fetched
-    with without_bars(hub, quiet):
+    with without_bars(quiet):
         contents = contents_of(path, repo, base)
         checked = verify(path, contents.folder, workers=workers, progress=progress)
         api = hub.HfApi(library_name="deltapack")
@@ -176,7 +178,8 @@ def _look(hub: Any, api: Any, repo: str, revision: str | None) -> _There | None:
     Raises:
         HubError: The Hub refused, or cannot be reached.
     """
-    errors = hub.errors
+    from huggingface_hub import errors
+
     with asking(repo, "the repository cannot be looked at"):
         has_branch = True
         try:

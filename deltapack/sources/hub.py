@@ -14,7 +14,7 @@ from deltapack.errors import BackendError, DeltapackError, NotACheckpointError, 
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.urls import is_url
 
-__all__ = ["HubFile", "NamedBase", "fetch_model", "fetch_pack", "find_base", "has_hub", "parse_hub", "split_revision"]
+__all__ = ["HubFile", "NamedBase", "fetch_model", "fetch_pack", "find_base", "has_hub", "hub_library", "parse_hub", "split_revision"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -77,6 +77,20 @@ def parse_hub(text: str) -> HubFile | None:
     return None if here else HubFile(repo, revision or None)
 
 
+def hub_library() -> Any:
+    """Import huggingface_hub, which only what is on the Hub needs.
+
+    Raises:
+        BackendError: It is not there.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        hint = "pip install 'deltapack[hub]', or name what is here."
+        raise BackendError("the Hugging Face Hub needs huggingface_hub", found=str(error), hint=hint) from error
+    return huggingface_hub
+
+
 def has_hub() -> bool:
     """Whether huggingface_hub is installed."""
     return importlib.util.find_spec("huggingface_hub") is not None
@@ -102,8 +116,13 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
     >>> split_revision("org/name@v1"), split_revision("org/name")
     (('org/name', 'v1'), ('org/name', None))
+
+    Raises:
+        RecipeError: It is an address of the Hub, and that of no repository.
     """
     named = parse_hub(name) if name.startswith("hf:/") else None
+    if named is not None and named.file is not None:
+        raise RecipeError("a repository is named here, and no file of it", expected="ORG/NAME or ORG/NAME@REVISION", found=name[:200])
     if named is not None:
         return named.repo, named.revision
     repo, at, revision = name.partition("@")
@@ -182,7 +201,7 @@ def _names_of(named: HubFile) -> list[str]:
     Raises:
         NotAPackError: Neither says.
     """
-    hub = _hub()
+    hub = hub_library()
     try:
         info = hub.HfApi().repo_info(named.repo, revision=named.revision, timeout=_SECONDS)
         return [sibling.rfilename for sibling in info.siblings or ()]
@@ -199,7 +218,7 @@ def _file_of(named: HubFile, kind: type[DeltapackError]) -> Path:
     Raises:
         DeltapackError: Of that kind: it cannot be fetched, or the repository has none of that name.
     """
-    hub, file = _hub(), str(named.file)
+    hub, file = hub_library(), str(named.file)
     try:  # unlike `hf_hub_download` it gives up at once where there is no network
         folder = Path(hub.snapshot_download(named.repo, revision=named.revision, allow_patterns=[glob.escape(file)]))
     except Exception as error:  # as above
@@ -219,7 +238,7 @@ def _unfetched(kind: type[DeltapackError], name: str, revision: str | None, erro
 
 def _of_hub(repo: str, revision: str | None, side_files: bool, left: Sequence[str] = _NO_PARTS) -> Path:
     """Return the snapshot of a repository that has the weights; of its side files all but those of the patterns `left`."""
-    hub = _hub()
+    hub = hub_library()
     if revision is not None and _COMMIT.fullmatch(revision):
         cached = _snapshot(hub, repo, revision, local_files_only=True)
         # All side files of a commit are not told from some of them: with these the Hub is asked.
@@ -266,17 +285,3 @@ def _is_whole(folder: Path) -> bool:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return False
-
-
-def _hub() -> Any:
-    """Import huggingface_hub, which only names of repositories need.
-
-    Raises:
-        BackendError: It is not there.
-    """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        hint = "pip install 'deltapack[hub]', or name a folder."
-        raise BackendError("a base on the Hugging Face Hub needs huggingface_hub", found=str(error), hint=hint) from error
-    return huggingface_hub

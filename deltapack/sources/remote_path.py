@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -149,7 +150,7 @@ class RemotePath(PosixPath):
         return False
 
     def stat(self, **_: bool) -> os.stat_result:
-        """Return kind, size and time of the last change.
+        """Return kind, size and time of the last change; the number of the file (`st_ino`) changes with its version.
 
         Raises:
             FileNotFoundError: Nothing is there.
@@ -158,8 +159,10 @@ class RemotePath(PosixPath):
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(self))
         mode = stat.S_IFDIR | 0o555 if found.is_folder else stat.S_IFREG | 0o444
+        number = int.from_bytes(hashlib.sha256(found.version.encode()).digest()[:7], "little") if found.version else 0
         when = int(found.modified)
-        return os.stat_result((mode, 0, 0, 1, 0, 0, found.size, when, when, when))
+        exact = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), int(found.modified * 1e9))
+        return os.stat_result((mode, number, 0, 1, 0, 0, found.size, when, when, when), exact)
 
     def lstat(self) -> os.stat_result:
         """Return what `stat` does."""

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from deltapack.errors import RecipeError
 
-__all__ = ["OBJECTS", "SCHEMES", "WEB", "Url", "address", "is_plain_name", "is_url", "parse_url", "url_of_parts"]
+__all__ = ["OBJECTS", "SCHEMES", "WEB", "Url", "address", "is_here", "is_plain_name", "is_url", "parse_url", "url_of_parts"]
 
 WEB = ("https", "http")
 """Schemes of web servers."""
@@ -131,7 +131,7 @@ def parse_url(text: str) -> Url:
         expected = f"{scheme}://{'HOST' if scheme in WEB else 'BUCKET'}/PATH without '..' and empty parts"
         raise RecipeError("the address is none of a file or folder", expected=expected, found=repr(plain))
     url = Url(scheme, host, parts, user, query)
-    if scheme == "http" and not _is_here(split.hostname or ""):
+    if scheme == "http" and not is_here(text):
         hint = "Take https, whose answers nobody can change on their way, or download it first."
         raise RecipeError("http is read from this machine only", found=str(url), hint=hint)
     return url
@@ -159,5 +159,14 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and len(name) <= _LONGEST and "/" not in name and not _BAD.search(name) and name.isprintable()
 
 
-def _is_here(host: str) -> bool:
+def is_here(text: str) -> bool:
+    """Whether the host of an address is this machine.
+
+    >>> is_here("http://127.0.0.1:80/x"), is_here("http://localhost.example.org/x"), is_here("http://127.0.0.1@example.org/x")
+    (True, False, False)
+    """
+    try:
+        host = urlsplit(text).hostname or ""
+    except ValueError:
+        return False
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None

@@ -15,7 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 from deltapack.errors import BackendError, SourceError
 from deltapack.sources import retrying
 from deltapack.sources.retrying import Transient
-from deltapack.sources.urls import Url
+from deltapack.sources.urls import Url, is_here
 
 __all__ = ["Refused", "answer", "pieces_of", "read_at_most", "retry_after", "time_of", "whole_number"]
 
@@ -60,6 +60,8 @@ def answer(url: Url, headers: Mapping[str, str], *, folder: bool = False) -> Ite
             response.close()
             if target.partition("://")[0] != url.scheme:
                 raise SourceError("the server points to a place of another kind", path=str(url), expected=f"{url.scheme}://")
+            if url.scheme == "http" and not is_here(target):
+                raise SourceError("http is read from this machine only, and the server points to another", path=str(url))
             if target.split("/")[2] != before.split("/")[2]:
                 sent.pop("authorization", None)
         else:

@@ -13,7 +13,7 @@ import numpy as np
 from deltapack.composing.basecheck import base_at_fault, wrong_base, wrong_result
 from deltapack.composing.chunks import make_chunk
 from deltapack.composing.tensor_job import FromBase, TensorJob
-from deltapack.errors import DeltapackError, FormatError
+from deltapack.errors import BaseMismatchError, DeltapackError, FormatError
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.index import Entry
 from deltapack.format.reader import PackReader
@@ -27,6 +27,8 @@ __all__ = ["RestoredChunks"]
 
 _WHOLE = threading.Lock()
 """Whole tensors are read by several threads each: one at a time, lest threads multiply."""
+_LASTING = (BaseMismatchError, FormatError)
+"""Errors that come again; a disk or a network may do better the next time."""
 _Stated = tuple[PackReader, Entry]
 
 
@@ -95,11 +97,11 @@ class RestoredChunks:
         if not tensor.ready:
             with tensor.lock:
                 if tensor.error is not None:
-                    raise tensor.error
+                    raise tensor.error.with_traceback(None)  # or it would grow with each who asks
                 if not tensor.ready:
                     try:
                         self._make_ready(tensor)
-                    except DeltapackError as error:  # the next one who asks need not read it all again
+                    except _LASTING as error:  # the next one who asks need not read it all again
                         tensor.error = error
                         raise
         return tensor

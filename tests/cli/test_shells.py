@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import click
 import pytest
 from support.commands import Run
 
+import deltapack
 from deltapack.cli.commands.completion import SHELLS
 from deltapack.cli.main import COMMANDS, cli
 from deltapack.cli.manual import manual
@@ -85,6 +87,13 @@ def test_the_manual_has_every_command_and_option() -> None:
     by_name = dict(zip(COMMANDS, sections, strict=True))
     missing = [(name, option) for name, option in options_of() if option.replace("-", r"\-") not in by_name[name]]
     assert not missing
+
+
+def test_the_manual_has_the_variables_that_are_read() -> None:
+    package = Path(deltapack.__file__).parent
+    read = {name for path in package.rglob("*.py") for name in re.findall(r"\"(DELTAPACK_[A-Z]+)\"", path.read_text("utf-8"))}
+    environment = manual().partition(".SH ENVIRONMENT")[2]
+    assert read and all(name in environment for name in {*read, "HF_TOKEN", "RAY_ADDRESS", "NO_COLOR"})
 
 
 def test_the_manual_has_no_line_that_roff_takes_for_a_request() -> None:

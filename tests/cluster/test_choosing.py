@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -16,6 +17,7 @@ import deltapack
 from deltapack import engines
 from deltapack.cluster.choosing import using_engine
 from deltapack.cluster.ray_engine import RayEngine
+from deltapack.cluster.shipping import Opened, shipped
 from deltapack.errors import BackendError, RecipeError
 
 
@@ -124,3 +126,23 @@ def test_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
             with RayEngine(address):
                 pass
+
+
+class TwoWords(Exception):
+    """Comes back from a pickle as a TypeError: its arguments are not what it was made with."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def _fails(_: int) -> None:
+    raise TwoWords("out", "of range")
+
+
+def test_an_error_that_does_not_travel_is_told_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_task = pytest.importorskip("deltapack.cluster.ray_task")
+    pickler = ray_task.ray.cloudpickle.Pickler
+    monkeypatch.setattr(ray_task.ray, "get", lambda reference: shipped(_fails, pickler))
+    monkeypatch.setattr(ray_task, "_Held", type("Held", (), {"key": "", "function": None, "opened": Opened()}))
+    result, error = pickle.loads(ray_task.run_task(deltapack.__version__, "key", [None], shipped(1, pickler)))
+    assert result is None and isinstance(error, RuntimeError) and "TwoWords('out of range')" in str(error)

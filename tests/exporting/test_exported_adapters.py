@@ -105,7 +105,7 @@ def test_an_unchanged_weight_has_no_factors(tmp_path: Path) -> None:
     assert (config["r"], config["bias"], config["modules_to_save"]) == (2, "none", None)
     where = str((tmp_path / "base.safetensors").resolve())
     assert config["base_model_name_or_path"] == where and any(f"names the base by its path, {where}" in note for note in report.notes)
-    with pytest.raises(RecipeError, match="--rank 64 or --energy 0.95"):
+    with pytest.raises(RecipeError, match=r"--rank 64 or --energy 0\.95"):
         deltapack.export_adapter(tmp_path / "x.dpk", tmp_path / "base.safetensors", tmp_path / "other")
 
 
@@ -219,6 +219,16 @@ def test_modules_of_transformers(tmp_path: Path) -> None:
         told = modules_of(strange)
         assert told.kinds == {"h": "other", "h.0": "other", "h.0.attn": "other", "h.0.attn.c_proj": "linear"}
         assert "names no class" in told.why
+
+
+def test_a_config_calls_nothing_but_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    called = list[object]()
+    monkeypatch.setattr(transformers, "set_seed", called.append)
+    config = {"architectures": ["set_seed"], "model_type": "gpt2"}
+    write_folder(tmp_path / "model", {"h.0.weight": random_tensor(1, (8, 8))}, {"config.json": json.dumps(config)})
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        assert "names no class" in modules_of(checkpoint).why and not called
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -71,6 +71,24 @@ def test_several_files_of_torch_with_an_index(tmp_path: Path) -> None:
         assert {entry.kind for entry in same.values()} == {"unchanged"}
 
 
+def test_files_of_diffusers_keep_their_name(tmp_path: Path) -> None:
+    """Its loader asks for `diffusion_pytorch_model.bin` and the index of that name."""
+    stem = "diffusion_pytorch_model"
+    for number, name in enumerate(("base", "tuned")):
+        files = {f"{stem}-0000{part}-of-00002.safetensors": f"layer{part}.weight" for part in (1, 2)}
+        (tmp_path / name).mkdir()
+        for file, tensor in files.items():
+            save_file({tensor: torch.full((6, 4), 1.0 + number)}, tmp_path / name / file, {"format": "pt"})
+        index = {"metadata": {"total_size": 192}, "weight_map": {tensor: file for file, tensor in files.items()}}
+        (tmp_path / name / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "x.dpk", recipe=Recipe(exact=True), workers=1)
+    report = deltapack.export_torch(tmp_path / "x.dpk", tmp_path / "base", tmp_path / "torch")
+    assert list(report.files) == [f"{stem}-00001-of-00002.bin", f"{stem}-00002-of-00002.bin"]
+    assert sorted(read_folder(tmp_path / "torch")) == [*report.files, f"{stem}.bin.index.json"]
+    index = json.loads((tmp_path / "torch" / f"{stem}.bin.index.json").read_text())
+    assert index["weight_map"] == {f"layer{part}.weight": file for part, file in enumerate(report.files, 1)}
+
+
 def test_tied_tensors_share(tmp_path: Path) -> None:
     for number, name in enumerate(("base", "tuned")):
         (tmp_path / name).mkdir()
@@ -101,12 +119,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         deltapack.export_difference(pack, tmp_path / "base", tmp_path / "d.safetensors")
     with pytest.raises(OutputError, match="exists"):
         deltapack.export_torch(pack, tmp_path / "base", tmp_path / "there")
-    (tmp_path / "there" / "file").touch()
-    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    for name in ("there", "nowhere"):
-        with pytest.raises(OutputError, match="exists") as caught:
-            deltapack.export_full(pack, tmp_path / "base", tmp_path / name)
-        assert "--force" not in str(caught.value)  # which no export has
-        for export in (deltapack.export_torch, deltapack.write_model_folder):
-            with pytest.raises(OutputError, match="exists"):
-                export(pack, tmp_path / "base", tmp_path / name)
+    for export in (deltapack.export_torch, deltapack.export_full, deltapack.write_model_folder):
+        out = tmp_path / export.__name__
+        out.symlink_to(tmp_path / "nothing")
+        with pytest.raises(OutputError, match=r"exists|symbolic link"):
+            export(pack, tmp_path / "base", out)
+        assert out.is_symlink()
+    with pytest.raises(OutputError, match="exists") as caught:
+        deltapack.export_full(pack, tmp_path / "base", tmp_path / "d.safetensors")
+    assert "--force" not in str(caught.value)  # which no export has

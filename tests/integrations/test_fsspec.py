@@ -32,6 +32,15 @@ def shelved(tmp_path_factory: pytest.TempPathFactory) -> Shelved:
     return shelf_of(tmp_path_factory.mktemp("fsspec"))
 
 
+def test_packs_of_other_machines(shelved: Shelved) -> None:
+    data = (shelved.packs / "math.dpk").read_bytes()
+    fsspec.filesystem("memory").pipe("/shelf/math.dpk", data)
+    fs = fsspec.filesystem("deltapack", base=shelved.base, packs="memory://shelf/math.dpk")
+    assert fs.cat_file("model.safetensors") == read_folder(shelved.written["math"])["model.safetensors"]
+    with pytest.raises(FileNotFoundError):
+        fsspec.filesystem("deltapack", base=shelved.base, packs="memory://shelf/no.dpk").cat_file("model.safetensors")
+
+
 def test_a_pack_that_the_path_names(shelved: Shelved) -> None:
     fs = fsspec.filesystem("deltapack", base=shelved.base)
     root = f"{shelved.packs}/math.dpk"
@@ -58,7 +67,7 @@ def test_urls(shelved: Shelved) -> None:
         assert file.read() == wanted
     with fsspec.open(f"{url}?base={shelved.base}") as file:
         assert file.read() == wanted
-    fs, path = fsspec.url_to_fs(f"{url}?base={shelved.base}")
+    fs, path = fsspec.core.url_to_fs(f"{url}?base={shelved.base}")
     assert fs.cat_file(path, 3, 9) == wanted[3:9]
     assert fs.cat_file(fs.unstrip_protocol(path)) == wanted
     with fsspec.open(f"simplecache::{url}", deltapack={"base": str(shelved.base)}) as file:

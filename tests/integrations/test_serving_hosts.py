@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +166,9 @@ def test_a_worker_puts_packs_on_its_model(case: Case, monkeypatch: pytest.Monkey
     assert case.bits() == case.applied(1.0, 0.5) and worker.model_runner.resets == ["mm", "mm"]
     with pytest.raises(RecipeError, match="one length"):
         worker.deltapack_activate([one, two], weights=[1.0])
+    for packs, weights in (({one: 0.5, two: 0.5}, [1.0, 1.0]), (one, [1.0]), ([one], 1.0), ([{"path": one, "weight": 0.5}], [1.0])):
+        with pytest.raises(RecipeError):
+            worker.deltapack_activate(packs, weights=weights)
     with pytest.raises(NotAPackError):
         worker.deltapack_activate([str(case.base.with_name("nowhere.dpk"))])
     assert case.bits() == case.applied(1.0, 0.5)
@@ -242,6 +247,10 @@ def test_sglang(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RecipeError, match=problem):
             load(case.model, tensors)
     assert case.bits() == case.applied(1.0)
+    kept = weakref.ref(vars(case.model)["_deltapack_served"])
+    del case.model
+    gc.collect()
+    assert kept() is None  # nothing here keeps a model that its server has given up
 
 
 def test_wanted() -> None:

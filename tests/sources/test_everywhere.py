@@ -15,9 +15,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support.builders import random_tensor, small_model, tuned_model, write_file, write_folder
-from support.web_server import WebServer
+from support.web_server import Answer, WebServer
 
 import deltapack
+from deltapack.analysis.pack_page import write_pack_page
 from deltapack.checkpoint import open_checkpoint
 from deltapack.cli.main import cli
 from deltapack.cluster.shipping import Opened, shipped
@@ -25,6 +26,7 @@ from deltapack.errors import BackendError, FormatError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.merging.basecard import name_of_base
 from deltapack.packs.inspecting import inspect_pack
+from deltapack.sources import stores
 from deltapack.sources.remote_path import RemotePath
 
 EXACT = deltapack.Recipe(exact=True)
@@ -88,6 +90,20 @@ def test_merges_are_the_same(pair: Path, web: WebServer) -> None:
     assert same(pair / "here", pair / "by_recipe", "model.safetensors")
 
 
+def test_signed_addresses_are_merged(pair: Path, web: WebServer) -> None:
+    """The signature goes along with the path, through every step of a merge."""
+    base, packs = web.add(pair / "base", "base"), [web.add(pair / f"{name}.dpk", f"{name}.dpk") for name in ("tuned", "other")]
+    # A folder's own address is where the server points to, without the query.
+    web.fault = lambda request, answer: answer if request.query == "sig=hidden" or request.path.endswith("/") else Answer(403, {}, b"")
+    signed = [f"{pack}?sig=hidden" for pack in packs]
+    deltapack.merge(pair / "base", [pair / "tuned.dpk", pair / "other.dpk"], pair / "here")
+    deltapack.merge(f"{base}?sig=hidden", signed, pair / "there", prefer=signed[0])
+    assert same(pair / "here", pair / "there", "model.safetensors") and "hidden" not in (pair / "there" / "README.md").read_text()
+    assert deltapack.survey_merge(f"{base}?sig=hidden", signed).packs == tuple(packs)
+    with deltapack.VirtualFolder(f"{base}?sig=hidden", signed) as folder:
+        assert folder.read("model.safetensors") == (pair / "here" / "model.safetensors").read_bytes()
+
+
 def test_other_uses(pair: Path, web: WebServer) -> None:
     base, tuned = web.add(pair / "base", "base"), web.add(pair / "tuned", "tuned")
     pack, other = web.add(pair / "tuned.dpk", "tuned.dpk"), web.add(pair / "other.dpk", "other.dpk")
@@ -103,6 +119,18 @@ def test_other_uses(pair: Path, web: WebServer) -> None:
     assert written.pack.read_bytes() == (pair / "tuned.dpk").read_bytes() and written.base == base
     deltapack.export_difference(pack, base, pair / "difference.safetensors")
     assert (pair / "difference.safetensors").is_file()
+
+
+def test_the_page_of_a_pack_shows_what_it_follows_there(pair: Path, web: WebServer) -> None:
+    deltapack.compress(pair / "base", pair / "tuned", pair / "next.dpk", base_packs=[pair / "other.dpk"], recipe=EXACT)
+    packs = {name: web.add(pair / f"{name}.dpk", f"steps/{name}.dpk") for name in ("other", "next")}
+    write_pack_page(inspect_pack(f"{packs['next']}?sig=1"), pair / "page.html")
+    lineage = (pair / "page.html").read_text("utf-8").partition("Lineage")[2]
+    assert "other.dpk" in lineage and "next.dpk (this one)" in lineage
+    web.fault = lambda request, answer: answer if request.path.endswith(".dpk") else Answer(401, {}, b"")
+    stores.forget()
+    write_pack_page(inspect_pack(packs["other"]), pair / "alone.html")  # nobody may list the folder
+    assert "other.dpk (this one)" in (pair / "alone.html").read_text("utf-8")
 
 
 def test_an_adapter_is_read_there(tmp_path: Path, web: WebServer) -> None:

@@ -57,6 +57,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
     return make
 
 
+def test_a_file_where_a_repository_is_named() -> None:
+    assert split_revision("hf://org/name@v1") == ("org/name", "v1")
+    with pytest.raises(RecipeError, match=r"no file of it: expected ORG/NAME or ORG/NAME@REVISION, found hf://org/name/math\.dpk"):
+        deltapack.pull("hf://org/name/math.dpk")
+
+
 def test_a_branch_is_asked_for_and_its_commit_returned(hub: Callable[..., Hub]) -> None:
     asked = hub("config.json", "model.safetensors", "pytorch_model.bin")
     for revision in (None, "main"):

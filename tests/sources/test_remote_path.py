@@ -16,6 +16,7 @@ from deltapack.sources import stores
 from deltapack.sources.listing import names_of_page
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.urls import address, parse_url
+from deltapack.virtual.opened import stamp_of
 
 TEXT = "https://me:secret@example.org:8443/models/base/model.safetensors?sig=hidden"
 
@@ -104,6 +105,19 @@ def test_what_an_address_is_taken_for(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(RecipeError, match="no place for this"):
         as_path("out", "hf://org/name")
     assert parse_url("https://h/a b/ü%20c?q=1").request() == "https://h/a%20b/%C3%BC%20c?q=1"
+
+
+def test_what_is_there_is_told_from_what_was(web: WebServer) -> None:
+    """Whoever keeps what he made of a file looks at number, size and time of it."""
+    path = RemotePath.of(web.url + "/m/x.dpk")
+    stamps = []
+    for data in (b"12345", b"54321"):
+        stores.forget()
+        web.files["/m/x.dpk"], web.tags["/m/x.dpk"] = data, f'"{data.decode()}"'
+        status = path.stat()
+        assert isinstance(status.st_mtime_ns, int) and int(status.st_mtime) == status.st_mtime_ns // 10**9
+        stamps.append(stamp_of(path))
+    assert stamps[0] != stamps[1]
 
 
 def test_questions_go_to_the_server(web: WebServer) -> None:

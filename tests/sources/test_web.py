@@ -177,6 +177,8 @@ def test_redirects_are_followed_and_bounded(web: WebServer) -> None:
         "/loop.bin": {"Location": "/loop.bin"},
         "/file.bin": {"Location": "file:///etc/passwd"},
         "/ftp.bin": {"Location": "ftp://127.0.0.1/x"},
+        "/other.bin": {"Location": "http://example.org/x"},
+        "/user.bin": {"Location": "http://127.0.0.1@example.org/x"},
         "/nowhere.bin": {},
         "/bad.bin": {"Location": "http://[/"},
     }
@@ -187,6 +189,9 @@ def test_redirects_are_followed_and_bounded(web: WebServer) -> None:
         open_to_read(RemotePath.of(web.url + "/loop.bin"))
     for name in ("file", "ftp"):
         with pytest.raises(SourceError, match="points to a place of another kind: expected http://"):
+            open_to_read(RemotePath.of(f"{web.url}/{name}.bin"))
+    for name in ("other", "user"):
+        with pytest.raises(SourceError, match="this machine only, and the server points to another"):
             open_to_read(RemotePath.of(f"{web.url}/{name}.bin"))
     for name in ("nowhere", "bad"):
         with pytest.raises(DeltapackError):

@@ -31,8 +31,18 @@ from support.shelves import large_model
 
 import deltapack
 from deltapack import Recipe
-from deltapack.errors import BaseMismatchError, CheckpointError, ChecksumError, DeltapackError, FormatError, NotAPackError, RecipeError
+from deltapack.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    ChecksumError,
+    DeltapackError,
+    FormatError,
+    NotAPackError,
+    RecipeError,
+    SourceError,
+)
 from deltapack.virtual.cache import ChunkCache
+from deltapack.virtual.chunks import RestoredChunks
 from deltapack.virtual.folder import VirtualFolder
 
 DARE, EXACT = Recipe(drop_rate=0.5), Recipe(exact=True)
@@ -205,6 +215,40 @@ def test_a_pack_that_promises_something_else(tmp_path: Path, monkeypatch: pytest
         tensor.of_result = [b"\0" * 16 for _ in tensor.of_result]
         with pytest.raises(ChecksumError, match="not what the pack promises"):
             folder.read("model.safetensors")
+
+
+def test_only_errors_that_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network or a disk could not do once it may do the next time; a base that is another one stays so."""
+    base = write_folder(tmp_path / "base", large_model())
+    made = pack(tmp_path, base, tuned_model(large_model()), "tuned", EXACT)
+    real, tries = RestoredChunks._make_whole, list[int]()
+
+    def fails_once(self: RestoredChunks, *given: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise SourceError("the file cannot be read")
+        real(self, *given)
+
+    monkeypatch.setattr(RestoredChunks, "_make_whole", fails_once)
+    with VirtualFolder(base, made, cache=LEAST, workers=1) as folder:
+        with pytest.raises(SourceError):
+            folder._chunks.chunk("a.weight", 0)
+        assert len(folder._chunks.chunk("a.weight", 0)) and len(tries) == 2
+
+
+def test_an_error_that_is_kept_does_not_grow(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", large_model())
+    made = pack(tmp_path, base, tuned_model(large_model()), "tuned", EXACT)
+    with open(base / "model.safetensors", "r+b") as file:
+        file.seek(3_000_000)
+        file.write(b"another")
+    lengths = list[int]()
+    with VirtualFolder(base, made, cache=LEAST, workers=1) as folder:
+        for _ in range(4):
+            with pytest.raises(BaseMismatchError) as caught:
+                folder._chunks.chunk("a.weight", 0)
+            lengths.append(len(caught.traceback))
+    assert lengths[1] == lengths[-1]  # the first time it is raised farther down
 
 
 def test_a_damaged_pack_is_told_where_it_is_read(tmp_path: Path) -> None:

@@ -186,9 +186,9 @@ def test_other_sites_get_nothing_from_a_server_of_this_machine(served: Served) -
     assert serving._names_of("my.host") == frozenset()
 
 
-def test_too_many_connections_are_told_so(served: Served) -> None:
-    for alone in serve(served.shelved):  # whom no thread of another test's connection gives anything back
-        alone.server._free = threading.BoundedSemaphore(1)
+def test_too_many_connections_are_told_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_CONNECTIONS", 1)
+    for alone in serve(served.shelved):
         first = alone.connect()
         first.request("GET", "/math/config.json")
         assert first.getresponse().read()

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlencode
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from deltapack.checking import as_path
 from deltapack.errors import RecipeError, UnsupportedError
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
 from deltapack.virtual.opened import OpenFolders, stamp_of
@@ -151,7 +152,7 @@ class DeltapackFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise FileNotFoundError(path)
         packs: Any = self.packs if pack is None else pack
         several = [packs] if isinstance(packs, (str, Path)) else list(packs)
-        key = (*map(str, several), *(stamp_of(Path(one)) for one in several))  # a FileNotFoundError is what fsspec wants
+        key = (*map(str, several), *(stamp_of(as_path("the pack", one)) for one in several))  # a FileNotFoundError is what fsspec wants
         with self._folders.use(key, packs, weights=self.weights) as folder:
             yield folder
 

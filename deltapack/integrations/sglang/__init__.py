@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -31,7 +30,8 @@ LOADER = "deltapack.integrations.sglang.load"
 """What `--custom-weight-loader` and `load_format` name."""
 TENSOR = "deltapack"
 """What the tensor is called that names packs."""
-_SERVED: WeakKeyDictionary[torch.nn.Module, ServedModel] = WeakKeyDictionary()
+_SERVED = "_deltapack_served"
+"""The attribute of a model that was made ready; what refers to the model lives and ends with it."""
 
 
 def request(packs: Any = (), *, chain: Iterable[str | Path] = (), base: str | Path | None = None) -> list[tuple[str, torch.Tensor]]:
@@ -79,7 +79,9 @@ def load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor
     except (ValueError, AttributeError, TypeError) as error:
         raise RecipeError("the request for packs is no object of JSON", found=str(error)) from error
     wanted = Wanted.parse(said, "the request")
-    served = _SERVED.get(model) or _SERVED.setdefault(model, _serve(model, base))
+    if _SERVED not in vars(model):
+        vars(model)[_SERVED] = _serve(model, base)
+    served: ServedModel = vars(model)[_SERVED]
     if not wanted.packs:
         served.deactivate()
     elif wanted.chain:

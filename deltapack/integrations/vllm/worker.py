@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltapack.checking import as_items
 from deltapack.errors import RecipeError, UnsupportedError
 from deltapack.live.served import ServedModel, among
 from deltapack.live.wanted import Wanted, restored_weights
@@ -44,9 +45,10 @@ class DeltapackWorker:
             DeltapackError: In all workers; nothing was changed.
         """
         if weights is not None:
-            if len(weights) != len(packs):
-                raise RecipeError("packs and weights are not of one length", expected=len(packs), found=len(weights))
-            packs = [{"path": path, "weight": weight} for path, weight in zip(packs, weights, strict=True)]
+            paths, numbers = as_items("packs", packs, "paths, where weights are given"), as_items("weights", weights, "numbers")
+            if len(numbers) != len(paths):
+                raise RecipeError("packs and weights are not of one length", expected=len(paths), found=len(numbers))
+            packs = [{"path": path, "weight": weight} for path, weight in zip(paths, numbers, strict=True)]
         wanted = Wanted.parse({"packs": packs}, "deltapack_activate")
         return _changed(self, _served(self, base).activate(wanted.packs, **how))
 
