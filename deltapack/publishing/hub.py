@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,16 +21,15 @@ _LOGIN = "`hf auth login` stores a token; HF_TOKEN in the environment is one, to
 def without_bars(quiet: bool) -> Iterator[None]:
     """Have huggingface_hub, which is installed, draw no progress bars inside of the block, where that is asked for."""
     # Names of its parts are there once somebody has imported these, and not before.
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    silenced = quiet and not are_progress_bars_disabled()
+    bars = importlib.import_module("huggingface_hub.utils")  # which exports them for no type checker
+    silenced = quiet and not bars.are_progress_bars_disabled()
     if silenced:
-        disable_progress_bars()
+        bars.disable_progress_bars()
     try:
         yield
     finally:
         if silenced:
-            enable_progress_bars()
+            bars.enable_progress_bars()
 
 
 def is_repo(text: object) -> bool:
