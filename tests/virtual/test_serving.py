@@ -21,6 +21,7 @@ import pytest
 from support.builders import edited, read_folder, write_file
 from support.shelves import Shelved, large_model, shelf_of
 
+import deltapack
 from deltapack.errors import RecipeError
 from deltapack.virtual import serving
 from deltapack.virtual.serving import FileServer, open_server
@@ -227,6 +228,26 @@ def test_a_base_that_was_changed_is_no_answer(tmp_path: Path) -> None:
             response.read()
         connection.close()
         assert len(served.said) == 2 and all("z.weight" in text for text in served.said)
+
+
+def test_models_that_cannot_be_had_say_why_and_are_not_asked_for_again(tmp_path: Path) -> None:
+    shelved = shelf_of(tmp_path)
+    other = write_file(tmp_path / "other.safetensors", large_model())
+    moved = write_file(tmp_path / "moved.safetensors", large_model(3))
+    deltapack.compress(other, moved, shelved.packs / "wrong.dpk", recipe=deltapack.Recipe(drop_rate=0.5), allow_unrelated=True)
+    for served in serve(shelved):
+        for path in ("/wrong/config.json", "/any/wrong/resolve/main/config.json", "/api/models/any/wrong", "/wrong/"):
+            response, data = served.ask(path)
+            assert response.status == 409 and response.headers["X-Error-Code"] == "RepoNotFound"
+            assert b"not the base" in data and "not the base" in (response.headers["X-Error-Message"] or "")
+        assert len(served.said) == 1 and served.said[0].startswith("wrong: ")  # once, not at every request
+        for path in ("/broken/config.json", "/any/broken/resolve/main/config.json", "/api/models/any/broken", "/broken.dpk"):
+            response, data = served.ask(path)
+            assert response.status == 404 and data.startswith(b"broken.dpk cannot be read: ")
+        response, data = served.ask("/any/nothing/resolve/main/config.json")
+        assert (response.status, data, response.headers["X-Error-Code"]) == (404, b"there is no model nothing here\n", "RepoNotFound")
+        for path in ("/any/math/resolve/main/nothing", "/api/models/any/math/tree/main/additional_chat_templates?recursive=false"):
+            assert served.ask(path)[0].headers["X-Error-Code"] == "EntryNotFound"
 
 
 def test_an_address_that_is_taken(served: Served) -> None:
