@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import socket
 import uuid
 from collections import deque
@@ -27,8 +28,8 @@ _AHEAD = 2
 """Tasks in flight for each core of the cluster: one that runs, and one that waits for it to end."""
 _PATIENCE = 5.0
 """Seconds for tasks that were cancelled to end by themselves; then their processes are ended."""
-_REACHED = 20.0
-"""Seconds in which an address answers."""
+_ANSWER = 10.0
+"""Seconds for the machine of a cluster to answer."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -110,18 +111,6 @@ class RayEngine:
             _cancel(ray, list(waiting))
 
 
-def _reach(where: str) -> None:
-    """Connect to an address once: Ray itself tries for minutes where nobody is.
-
-    Raises:
-        OSError: As the system says.
-        OverflowError: The port is none.
-    """
-    host, colon, port = where.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED).close()
-
-
 def _in_flight(ray: Any) -> int:
     """Return how many tasks may be in flight."""
     return max(2, _AHEAD * int(ray.cluster_resources().get("CPU", 1)))
@@ -160,6 +149,17 @@ def _cancel(ray: Any, tasks: list[Any]) -> None:
                 tasks = []
     if interrupt is not None:
         raise interrupt
+
+
+def _reach(where: str) -> None:
+    """Ask whether anyone listens there: Ray itself asks for minutes, and writes meanwhile.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d{1,5})", where)
+    if found is not None:
+        socket.create_connection((found[1], min(int(found[2]), 65535)), timeout=_ANSWER).close()
 
 
 def _ray() -> Any:

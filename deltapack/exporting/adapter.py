@@ -133,6 +133,9 @@ def export_adapter(
         check_protected(out, [opened.base.path, pack])
         modules = modules_of(opened.restored)
         routes = route(opened.base, opened.restored, opened.jobs, modules, vectors=vectors)
+        if opened.named.repo is None:
+            path = opened.named.folder.resolve()
+            routes.notes.append(f"adapter_config.json names the base by its path, {path}; a base ORG/NAME is named by its repository")
         if modules.why:
             routes.notes.append(f"names and shapes tell which modules are linear layers and embeddings: {modules.why}")
         stack.callback(shutil.rmtree, part, ignore_errors=True)
@@ -164,7 +167,8 @@ def _target(rank: int | None, energy: float | None, dtype: str) -> Target:
         RecipeError: It is out of range, or nothing is asked.
     """
     if rank is None and energy is None:
-        raise RecipeError("nobody says how large the factors may be", expected="a rank, such as 64, or a share of the energy, such as 0.95")
+        hint = "Say --rank 64 or --energy 0.95; rank=, energy= in Python."
+        raise RecipeError("nobody says how large the factors may be", expected="a rank, or a share of the energy", hint=hint)
     if rank is not None and as_count("rank", rank) < 1:
         raise RecipeError("rank is out of range", expected="at least 1", found=rank)
     if energy is not None and not 0 < as_number("energy", energy) <= 1:

@@ -79,6 +79,7 @@ def export_full(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
+    check_absent(as_path("out", out))
     folder = base_of(base).folder
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.checking import as_checkpoint, as_path
+from deltapack.checkpoint.reader import open_checkpoint
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
@@ -81,10 +82,13 @@ class Shelf:
             clock: Seconds.
 
         Raises:
+            CheckpointError: The base is no checkpoint.
             RecipeError: The folder is none, or the size of the cache.
         """
         self.folder = as_path("the folder of packs", packs)
-        self._open = OpenFolders(as_checkpoint("the base", base), cache=cache, verify=verify, workers=workers)
+        with open_checkpoint(base := as_checkpoint("the base", base)):
+            pass  # what is no base is none of any pack
+        self._open = OpenFolders(base, cache=cache, verify=verify, workers=workers)
         self._known: dict[Path, _Known] = {}
         self._lock, self._clock = threading.Lock(), clock
         self._titles: Mapping[str, Title] = {}

@@ -125,6 +125,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"exists|symbolic link"):
             export(pack, tmp_path / "base", out)
         assert out.is_symlink()
+    with pytest.raises(OutputError, match="exists") as caught:
+        deltapack.export_full(pack, tmp_path / "base", tmp_path / "d.safetensors")
+    assert "--force" not in str(caught.value)  # which no export has
 
 
 @pytest.mark.parametrize("call", ["export_adapter", "export_torch", "export_full", "write_model_folder"])

@@ -12,7 +12,7 @@ from support.builders import read_folder, write_folder
 from support.shelves import Shelved, shelf_of
 
 import deltapack
-from deltapack.errors import BaseMismatchError, NotAPackError, RecipeError
+from deltapack.errors import BaseMismatchError, NotACheckpointError, NotAPackError, RecipeError
 from deltapack.virtual.opened import OpenFolders
 from deltapack.virtual.shelf import Shelf
 
@@ -131,6 +131,11 @@ def test_what_is_no_folder_of_packs(shelved: Shelved, tmp_path: Path) -> None:
         Shelf(shelved.base, tmp_path / "no")
     with pytest.raises(RecipeError, match="too small"):
         Shelf(shelved.base, shelved.packs, cache=5)
+
+
+def test_what_is_no_base_is_refused_before_anyone_reads(shelved: Shelved) -> None:
+    with pytest.raises(NotACheckpointError, match="packs"):
+        Shelf(shelved.packs, shelved.packs)
 
 
 def test_a_bounded_number_stays_open(shelved: Shelved) -> None:
