@@ -13,6 +13,7 @@ from typing import Any
 
 from deltapack.adapters.adapted import TOKENIZER
 from deltapack.checking import as_count, as_number, as_pack, as_path
+from deltapack.checkpoint.replace import check_protected
 from deltapack.dtypes import float_dtype
 from deltapack.errors import RecipeError
 from deltapack.exporting.adapter_config import adapter_config
@@ -118,7 +119,7 @@ def export_adapter(
         BaseMismatchError: This is not the base of the pack.
         CheckpointError: The base is damaged.
         FormatError: The pack is damaged.
-        OutputError: `out` exists or cannot be written.
+        OutputError: `out` exists, lies in an input, or cannot be written.
         RecipeError: An argument is out of range, or the pack changes nothing that an adapter holds.
         UnsupportedError: The result has weights in sub-folders.
     """
@@ -129,6 +130,7 @@ def export_adapter(
     part = temporary_sibling(out)
     with ExitStack() as stack:
         opened = open_both(stack, pack, base)
+        check_protected(out, [opened.base.path, pack])
         modules = modules_of(opened.restored)
         routes = route(opened.base, opened.restored, opened.jobs, modules, vectors=vectors)
         if opened.named.repo is None:

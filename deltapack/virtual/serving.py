@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from deltapack._version import __version__
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.virtual.folder import VirtualFolder
-from deltapack.virtual.pages import commit_of, folder_json, hub_json, page, rows_of_folder, rows_of_shelf, shelf_json, tree_json
+from deltapack.virtual.pages import commit_of, folder_json, hub_json, page, rows_of_folder, rows_of_shelf, shelf_json, told, tree_json
 from deltapack.virtual.requests import Answer, parts_of, wanted
 from deltapack.virtual.shelf import Shelf
 
@@ -170,11 +170,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.heard(self.connection)
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-        host = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "") if self.server.own_hosts else ""
+        try:
+            host, url = urlsplit(f"//{self.headers.get('Host', '')}").hostname or "", urlsplit(self.path)
+        except ValueError:  # such as a bracket that is not closed
+            self._say(HTTPStatus.BAD_REQUEST, "this is no address")
+            return
         if self.server.own_hosts and host not in self.server.own_hosts:
             self._say(HTTPStatus.MISDIRECTED_REQUEST, "ask for localhost")
             return
-        url = urlsplit(self.path)
         parts = parts_of(url.path)
         try:
             if parts is None:
@@ -183,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._route(parts, parse_qs(url.query).get("format") == ["json"])
         except DeltapackError as error:
             self.server.log(f"{self.path}: {error}")
-            self._say(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            self._say(HTTPStatus.INTERNAL_SERVER_ERROR, told(error))
 
     def _route(self, parts: list[str], json_wanted: bool) -> None:
         """Find what a path is the path of."""
@@ -207,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
                     folder = stack.enter_context(self.server.shelf.use(name))
                 except DeltapackError as error:
                     self.server.tell(name, error)
-                    self._refuse(HTTPStatus.CONFLICT, str(error))
+                    self._refuse(HTTPStatus.CONFLICT, told(error))
                     return
                 if asked:
                     self._list(tree_json(folder) if parts[4:5] == ["tree"] else hub_json("/".join(parts[2:4]), folder))
@@ -281,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def _say(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-        data = f"{text}\n".encode()
+        data = f"{text}\n".encode(errors="replace")
         self._begin(status, "text/plain; charset=utf-8", len(data), headers or {})
         if self.command != "HEAD":
             self.wfile.write(data)
