@@ -208,6 +208,9 @@ def kind_of_folder(folder: Path, names: Iterable[str]) -> tuple[str, str] | None
     below = [name for name in known if (folder / name).is_dir()]
     if not known:
         return "the folder is empty", "Was the download complete?"
+    if "adapter_config.json" in known and not any(name.startswith("adapter_model") for name in known):
+        missing = "adapter_model.safetensors is missing: was the copy complete?"
+        return "the folder holds the config of an adapter, but not its weights", missing
     if any(map(ADAPTER.fullmatch, known)):
         return "the folder holds an adapter (LoRA), not a whole model", MERGE_LORA
     if "snapshots" in below:

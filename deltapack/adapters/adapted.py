@@ -153,7 +153,7 @@ class AdaptedCheckpoint(Checkpoint):
     def _told(self, updates: int, whole: int) -> list[str]:
         """Return what the user should know of how it was read."""
         base, trained = self.origin.path.resolve(), self._settings.base.rstrip("/\\")
-        names = {base.name, *(part.rpartition("--")[2] for part in base.parts if part.startswith("models--"))}
+        names = {base.name, self.origin.path.name, *(part.rpartition("--")[2] for part in base.parts if part.startswith("models--"))}
         kind = {"LORA": "DoRA" if self._settings.dora else "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}[self._settings.kind]
         more = f" and {whole} tensor{'s' * (whole > 1)} saved whole" if whole else ""
         what = f"{kind} of {updates} module{'s' * (updates != 1)}{more}"

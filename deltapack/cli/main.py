@@ -170,6 +170,9 @@ def main() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+    # What arguments name is fetched before options are known. Where stderr is closed there is none.
+    if sys.stderr is None or not sys.stderr.isatty() or not {"-q", "--quiet"}.isdisjoint(sys.argv):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     try:

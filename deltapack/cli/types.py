@@ -88,6 +88,9 @@ class PackOrAdapter(PackPath):
         """Return the path."""
         if os.path.isfile(os.path.join(value, "adapter_config.json")):
             return Path(value)
+        if os.path.isfile(os.path.join(value, "config.json")) and ctx is not None and ctx.params.get("base"):
+            made = f"deltapack compress '{ctx.params['base']}' '{value}' -o '{Path(os.path.abspath(value)).name}.dpk'"
+            self.fail(f"'{value}' is a folder, and a pack is a .dpk file. Of a whole model {made} makes one.", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import socket
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -26,6 +28,8 @@ _AHEAD = 2
 """Tasks in flight for each core of the cluster: one that runs, and one that waits for it to end."""
 _PATIENCE = 5.0
 """Seconds for tasks that were cancelled to end by themselves; then their processes are ended."""
+_ANSWER = 10.0
+"""Seconds for the machine of a cluster to answer."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +79,7 @@ class RayEngine:
         where = self.address or os.environ.get("RAY_ADDRESS") or "local"
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
+            _reach(where)
             ray.init(address=where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
         except Exception as error:  # of many kinds
             found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -144,6 +149,17 @@ def _cancel(ray: Any, tasks: list[Any]) -> None:
                 tasks = []
     if interrupt is not None:
         raise interrupt
+
+
+def _reach(where: str) -> None:
+    """Ask whether anyone listens there: Ray itself asks for minutes, and writes meanwhile.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d{1,5})", where)
+    if found is not None:
+        socket.create_connection((found[1], min(int(found[2]), 65535)), timeout=_ANSWER).close()
 
 
 def _ray() -> Any:

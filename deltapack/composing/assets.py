@@ -63,7 +63,7 @@ def choose_donor(readers: Sequence[PackReader], prefer: int | Literal["base"] | 
         return readers[0], ()
     shaping = [reader for reader in readers if _changes_shapes(reader.index)]
     if len(shaping) == 1:
-        return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes the tensors' shapes",)
+        return shaping[0], (f"config and tokenizer files are from {shaping[0].path}, which changes names or shapes of tensors",)
     every = {name for content in contents for name in content or {}}
     names = sorted(name for name in every if len({(content or {}).get(name) for content in contents}) > 1)
     which = f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from deltapack.adapters.adapted import TOKENIZER
 from deltapack.checking import as_count, as_number, as_pack, as_path
+from deltapack.checkpoint.replace import check_protected
 from deltapack.dtypes import float_dtype
 from deltapack.errors import RecipeError
 from deltapack.exporting.adapter_config import adapter_config
@@ -118,7 +119,7 @@ def export_adapter(
         BaseMismatchError: This is not the base of the pack.
         CheckpointError: The base is damaged.
         FormatError: The pack is damaged.
-        OutputError: `out` exists or cannot be written.
+        OutputError: `out` exists, lies in an input, or cannot be written.
         RecipeError: An argument is out of range, or the pack changes nothing that an adapter holds.
         UnsupportedError: The result has weights in sub-folders.
     """
@@ -129,8 +130,12 @@ def export_adapter(
     part = temporary_sibling(out)
     with ExitStack() as stack:
         opened = open_both(stack, pack, base)
+        check_protected(out, [opened.base.path, pack])
         modules = modules_of(opened.restored)
         routes = route(opened.base, opened.restored, opened.jobs, modules, vectors=vectors)
+        if opened.named.repo is None:
+            path = opened.named.folder.resolve()
+            routes.notes.append(f"adapter_config.json names the base by its path, {path}; a base ORG/NAME is named by its repository")
         if modules.why:
             routes.notes.append(f"names and shapes tell which modules are linear layers and embeddings: {modules.why}")
         stack.callback(shutil.rmtree, part, ignore_errors=True)
@@ -162,7 +167,8 @@ def _target(rank: int | None, energy: float | None, dtype: str) -> Target:
         RecipeError: It is out of range, or nothing is asked.
     """
     if rank is None and energy is None:
-        raise RecipeError("nobody says how large the factors may be", expected="a rank, such as 64, or a share of the energy, such as 0.95")
+        hint = "Say --rank 64 or --energy 0.95; rank=, energy= in Python."
+        raise RecipeError("nobody says how large the factors may be", expected="a rank, or a share of the energy", hint=hint)
     if rank is not None and as_count("rank", rank) < 1:
         raise RecipeError("rank is out of range", expected="at least 1", found=rank)
     if energy is not None and not 0 < as_number("energy", energy) <= 1:

@@ -13,6 +13,7 @@ from typing import Any
 from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
+from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
 from deltapack.format.atomic import check_absent, temporary_sibling, writing
@@ -78,6 +79,7 @@ def export_full(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
+    check_absent(as_path("out", out))
     folder = base_of(base).folder
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
@@ -118,9 +120,10 @@ def export_torch(
     out = as_path("out", out)
     check_output_name(out, FOLDER)
     check_absent(out)
-    part = temporary_sibling(out)
+    folder, part = base_of(base).folder, temporary_sibling(out)
+    check_protected(out, [folder, as_pack("pack", pack)])
     try:
-        report = apply(base_of(base).folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
+        report = apply(folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
         with open_checkpoint(part) as restored:
             if restored.folders:
                 hint, parts = "Restore a folder with `deltapack apply`.", ", ".join(restored.folders)

@@ -39,7 +39,7 @@ def find_served_tensors(model: torch.nn.Module, base: Checkpoint, load: LoadWeig
         UnsupportedError: The loader cannot be followed.
     """
     probes, refused = _probes(base)
-    probed = probe_loader(load, probes, _held(model))
+    probed = probe_loader(load, probes, _held(model), model)
     refused |= {base.aliases.get(name, name): why for name, why in probed.refused.items()}
     refused |= {name: why for name, why in _refused_by_module(model, probed.written, base).items() if name not in refused}
     places: dict[str, list[Region]] = {}

@@ -23,8 +23,13 @@ __all__ = ["LoadWeights", "Probed", "Written", "memory_of", "probe_loader"]
 LoadWeights = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
 """The function by which a model takes names and tensors of a checkpoint, as vLLM's and SGLang's models have it."""
 
-_COPY = torch.ops.aten.copy_.default
-_FILLS = {torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default}
+_COPIES = {torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default}
+_FILLS = {
+    torch.ops.aten.fill_.Scalar,
+    torch.ops.aten.fill_.Tensor,
+    torch.ops.aten.zero_.default,
+    torch.ops.aten._foreach_zero_.default,
+}
 _SAME = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
 """What copies elements as they are, unless the type changes: to the device of a parameter, or to be contiguous."""
 
@@ -57,18 +62,19 @@ class Probed:
     refused: Mapping[str, str]
 
 
-def probe_loader(load: LoadWeights, probes: Mapping[str, torch.Tensor], held: Mapping[str, torch.Tensor]) -> Probed:
-    """Run a model's loader on probes. The model stays as it is.
+def probe_loader(load: LoadWeights, probes: Mapping[str, torch.Tensor], held: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Probed:
+    """Run a model's loader on probes. The model stays as it is, whatever the loader does to its modules, and also after an error.
 
     Args:
         load: The loader.
         probes: A tensor on the device `meta` for each tensor of the checkpoint, by name.
         held: Parameters and buffers of the model.
+        model: The model.
 
     Raises:
         UnsupportedError: The loader looks at elements, or gives the model other tensors than it had.
     """
-    before = {name: _identity(tensor) for name, tensor in held.items()}
+    kept = _Kept(model, held)
     recorder, asked = _Recorder(probes, held.values()), [""]
 
     def names() -> Iterator[tuple[str, torch.Tensor]]:
@@ -82,11 +88,43 @@ def probe_loader(load: LoadWeights, probes: Mapping[str, torch.Tensor], held: Ma
         what, hint = "the model's own loader cannot be followed", "Restore the checkpoint with deltapack.apply and serve that."
         found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise UnsupportedError(what, tensor=asked[0] or None, found=found, hint=hint) from error
-    for name, tensor in held.items():
-        if _identity(tensor) != before[name]:
-            hint = "Start the server again, and serve the checkpoint that deltapack.apply restores."
-            raise UnsupportedError("the model's own loader replaces a tensor of the model", tensor=name, hint=hint)
+    finally:
+        replaced = kept.put_back()
+    if replaced:
+        hint = "They are back; serve the checkpoint that deltapack.apply restores."
+        raise UnsupportedError("the model's own loader replaces tensors of the model", tensor=replaced[0], hint=hint)
     return recorder.probed()
+
+
+class _Kept:
+    """The tensors of a model and where they are in it, to bring back what a loader replaces: with probes, a server would have no weights.
+
+    Args:
+        model: The model.
+        held: Its tensors by name.
+    """
+
+    def __init__(self, model: torch.nn.Module, held: Mapping[str, torch.Tensor]) -> None:
+        kinds = ("_parameters", "_buffers", "_modules")
+        self._places = [(module, kind, getattr(module, kind).copy()) for module in model.modules() for kind in kinds]
+        self._held = {name: (tensor, tensor.detach(), _identity(tensor)) for name, tensor in held.items()}
+
+    def put_back(self) -> list[str]:
+        """Make it as it was; return the names of tensors that were not."""
+        moved = list[Any]()
+        for module, kind, before in self._places:
+            now = getattr(module, kind)
+            moved += [value for name, value in before.items() if value is not None and now.get(name) is not value]
+            if list(map(id, (*now, *now.values()))) != list(map(id, (*before, *before.values()))):
+                module.__dict__[kind] = before
+        for one in [one for one in moved if isinstance(one, torch.nn.Module)]:
+            moved += [*one.parameters(), *one.buffers()]
+        gone = set(map(id, moved))
+        replaced = [name for name, (tensor, _, known) in self._held.items() if id(tensor) in gone or _identity(tensor) != known]
+        for tensor, data, known in self._held.values():
+            if _identity(tensor) != known:
+                tensor.data = data
+        return replaced
 
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -116,11 +154,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        target = _written_by(func, args, kwargs)
+        targets = _written_by(func, args, kwargs)
         names = self._names(args, kwargs)
-        if target is not None and (memory_of(target) in self._held or (names and target.device.type != "meta")):
-            self._write(func, target, args, names)
-            return target
+        if any(memory_of(target) in self._held or (names and target.device.type != "meta") for target in targets):
+            sources = [] if func not in _COPIES else [args[1]] if isinstance(args[1], torch.Tensor) else args[1]
+            for number, target in enumerate(targets):
+                source = sources[number] if sources else None
+                self._write(func, target, source, names if source is None else self._names(source, {}))
+            returned = len(func._schema.returns)
+            return None if not returned else targets[0] if returned == 1 else tuple(targets)
         if names and func in _SAME and kwargs.get("dtype", args[0].dtype) in (None, args[0].dtype) and memory_of(args[0]) in self._probes:
             return torch.ops.aten.alias.default(args[0])
         made = func(*args, **kwargs)
@@ -142,12 +184,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept.append(tensor)  # or another one could get its place in memory
         self._made.setdefault(memory_of(tensor), set()).update(names)
 
-    def _write(self, func: Any, target: torch.Tensor, args: tuple[Any, ...], names: set[str]) -> None:
+    def _write(self, func: Any, target: torch.Tensor, source: torch.Tensor | None, names: set[str]) -> None:
         """Write down what an operation would write to memory that is not a probe's."""
         if memory_of(target) not in self._held:
             self._taint(target, names)  # a tensor that is put together before it is written
             return
-        source = args[1] if func is _COPY and isinstance(args[1], torch.Tensor) else None
         if source is not None and memory_of(source) in self._probes:
             name = self._probes[memory_of(source)]
             if source.dtype != target.dtype:
@@ -172,14 +213,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Probed([one for one in self.written if one.name not in self.refused], self.refused)
 
 
-def _written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Return the tensor that an operation writes to, of those that were there before."""
+def _written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that an operation writes to, of those that were there before; some write to lists of them."""
+    written: list[torch.Tensor] = []
     for number, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[number] if number < len(args) else kwargs.get(argument.name)
-            if isinstance(value, torch.Tensor):
-                return value
-    return None
+            written += [tensor for tensor in tree_leaves(value) if isinstance(tensor, torch.Tensor)]
+    return written
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

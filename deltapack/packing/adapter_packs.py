@@ -14,11 +14,19 @@ from deltapack.packing.recipe import Recipe
 
 __all__ = ["pack_of_adapter", "packs_of_adapters"]
 
+_READ = "fine-tune: "
+"""How `compress` begins what was noticed as the fine-tune, here the adapter, was read."""
+
 
 def pack_of_adapter(base: Path, adapter: Path, out: Path, *, weight_files: str | None = None, workers: int | None = None) -> list[str]:
-    """Pack the fine-tune that an adapter makes of its base, bit for bit; return what was noticed. Raises as `compress`."""
+    """Pack the fine-tune that an adapter makes of its base, bit for bit; return what was noticed. Raises as `compress`.
+
+    What `compress` says of the pack and of side files is left out: nobody sees this pack.
+    """
     report = compress(base, adapter, out, recipe=Recipe(exact=True), weight_files=weight_files, workers=workers)
-    return [f"{adapter.name}: {sentence}" for sentence in (*report.notes, *report.warnings)]
+    read = [note.removeprefix(_READ) for note in report.notes if note.startswith(_READ)]
+    told = [note if note.startswith(adapter.name) else f"{adapter.name}: {note}" for note in read]
+    return [*told, *(f"{adapter.name}: {warning}" for warning in report.warnings)]
 
 
 def packs_of_adapters(

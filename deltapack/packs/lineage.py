@@ -33,7 +33,7 @@ class LineageRow:
         bytes: Its size.
         total_bytes: Its size and that of all packs that it follows; 0 in a circle.
         kind: `"exact"` where nothing is lost, else `"lossy"`.
-        changed: Number of tensors that it changes, adds or removes.
+        changed: Number of tensors of the result that it changes or adds.
         tensors: Number of tensors of the result.
         date: When the file was last changed, UTC.
     """
@@ -127,7 +127,7 @@ def _row(path: Path) -> LineageRow:
     """
     with PackReader(path) as pack:
         index, size, stamp = pack.index, pack.file_bytes, (parts_index_of(path) or path).stat().st_mtime
-        changed = sum(entry.kind not in ("unchanged", "alias") for entry in index.telling)
+        changed = sum(entry.kind not in ("unchanged", "alias", "removed") for entry in index.telling)
         kind = "exact" if index.is_exact else "lossy"
         date = datetime.fromtimestamp(stamp, timezone.utc).isoformat(timespec="seconds")
         fingerprints = index.base_fingerprint, index.result_fingerprint

@@ -13,6 +13,7 @@ from typing import Any
 
 from deltapack.checking import as_one_file, as_path, as_text
 from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.replace import check_protected
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition, compose
@@ -97,7 +98,9 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
     pack, out = as_one_file("the pack", pack), as_path("out", out)
     check_output_name(out, FOLDER)
     check_absent(out)
+    check_protected(out, [pack])
     made = model_files(pack, base, revision=revision)  # before the folder is there: what is wrong leaves nothing behind
+    check_protected(out, [] if made.revision is not None else [Path(made.base)])
     return FolderReport(out, out / pack.name, made.base, made.revision, _write(out, made.files, pack), made.notes)
 
 

@@ -142,6 +142,17 @@ def model_card(
         OutputError: `out` exists, or cannot be written.
         RecipeError: The card cannot be read, or `repo` or `base` is no repository.
     """
+    return card_and_notes(pack, base=base, repo=repo, card=card, out=out, force=force)[0]
+
+
+def card_and_notes(
+    pack: str | Path, *, base: str | None, repo: str | None, card: str | Path | None, out: str | Path | None, force: bool
+) -> tuple[str, list[str]]:
+    """Return what `model_card` returns, and what the user should be told of it.
+
+    Raises:
+        DeltapackError: As `model_card`.
+    """
     path, given = as_pack("pack", pack), None if card is None else as_path("card", card)
     carried = carried_card(path)
     front = {} if carried is None else _front_or_nothing(carried)
@@ -160,11 +171,15 @@ def model_card(
         _told_architecture(path, name, commit or revision),
         relation_of(summary.recipe, front),
     )
-    text = card_of_pack(facts, given, carried)[0]
+    text, notes = card_of_pack(facts, given, carried)
+    if name is None:
+        notes.insert(0, "no base is named, so the Hub will not show the repository under one; --base ORG/NAME names it")
+    elif readme is None:
+        notes.insert(0, f"the card of {name} cannot be read, so licence, languages and tags are not taken from it: is the name right?")
     if out is not None:
         with atomic_file(as_path("out", out), force=force) as file:
             file.write(text.encode())
-    return text
+    return text, notes
 
 
 def _fetched(repo: str | None, revision: str | None, name: str) -> tuple[bytes | None, str | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from deltapack.checking import as_text
 from deltapack.errors import DeltapackError, HubError, RecipeError
@@ -19,17 +21,16 @@ _LOGIN = "`hf auth login` stores a token; HF_TOKEN in the environment is one, to
 @contextmanager
 def without_bars(quiet: bool) -> Iterator[None]:
     """Have huggingface_hub, which is installed, draw no progress bars inside of the block, where that is asked for."""
-    # Names of its parts are there once somebody has imported these, and not before.
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    silenced = quiet and not are_progress_bars_disabled()
+    # `huggingface_hub.utils` is there once somebody has imported it, and not before.
+    utils: Any = import_module("huggingface_hub.utils")
+    silenced = quiet and not utils.are_progress_bars_disabled()
     if silenced:
-        disable_progress_bars()
+        utils.disable_progress_bars()
     try:
         yield
     finally:
         if silenced:
-            enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 def is_repo(text: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
-from deltapack.errors import ChecksumError, HubError, NotAPackError, RecipeError, did_you_mean
+from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
 from deltapack.format.atomic import check_absent, check_free_space, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
@@ -91,6 +91,7 @@ def pull(
         ChecksumError: What came is not what the Hub lists.
         FormatError: The pack is damaged.
         HubError: The Hub refused, or cannot be reached.
+        LimitError: There is more beside the pack than a pack may hold.
         NotAPackError: The repository has no pack.
         OutputError: `out` exists, or cannot be written.
         RecipeError: An argument is wrong, or there are several packs.
@@ -105,7 +106,7 @@ def pull(
     hub = hub_library()
     with asking(name, "the repository cannot be read"):
         info = hub.HfApi(library_name="deltapack").model_info(name, revision=revision or given, files_metadata=True)
-    listed = {file.rfilename: _listed(file) for file in info.siblings or ()}
+        listed = {file.name: file for file in map(_listed, info.siblings or ())}
     part = temporary_sibling(target)
     try:
         with writing(target):
@@ -146,10 +147,15 @@ def _pulled(
     source: _Source, listed: Mapping[str, _Listed], target: Path, *, wanted: str | None, alone: bool, workers: int | None
 ) -> PullReport:
     """Fetch what is wanted, check it, and give it its name."""
-    settings = _settings(source.fetch(listed[CONFIG])) if CONFIG in listed else {}
+    # Whoever owns the repository says how large its files are: as much as a pack could hold is fetched beside it, and no more.
+    config = listed.get(CONFIG)
+    has_config = config is not None and config.size <= DEFAULT_LIMITS.side_file_bytes
+    settings = _settings(source.fetch(config)) if config is not None and has_config else {}
     pack = _choose(listed, settings, wanted, source.repo)
-    beside = [] if alone else [file for name, file in listed.items() if is_side_file(name) and name not in (pack, CONFIG)]
+    beside = [file for name, file in listed.items() if is_side_file(name) and name != pack and not (name == CONFIG and has_config)]
+    beside = [] if alone else beside
     small = [file for file in beside if file.size <= DEFAULT_LIMITS.side_file_bytes]
+    _check_sizes(small, source.repo)
     got = {pack: source.fetch(listed[pack])}
     verify(got[pack], workers=workers)
     for file in small:
@@ -161,7 +167,7 @@ def _pulled(
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
             os.rename(source.part, target)
-    names = [pack] if alone else sorted({pack, *(file.name for file in small), *({CONFIG} & listed.keys())})
+    names = [pack] if alone else sorted({pack, *(file.name for file in small), *([CONFIG] if has_config else [])})
     base, revision = settings.get("base"), settings.get("revision")
     return PullReport(
         repo=source.repo,
@@ -177,7 +183,22 @@ def _pulled(
 def _listed(file: Any) -> _Listed:
     lfs = file.lfs
     sha256 = None if lfs is None else lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256
+    if not isinstance(file.rfilename, str) or int(file.size or 0) < 0:
+        raise ValueError(f"a file that is none: {file!r:.120}")
     return _Listed(file.rfilename, int(file.size or 0), sha256, file.blob_id)
+
+
+def _check_sizes(files: Sequence[_Listed], repo: str) -> None:
+    """Refuse more files, or bytes, than a pack may have beside its tensors.
+
+    Raises:
+        LimitError: There are more.
+    """
+    total = sum(file.size for file in files)
+    if len(files) > DEFAULT_LIMITS.side_files or total > DEFAULT_LIMITS.side_files_bytes:
+        expected = f"at most {DEFAULT_LIMITS.side_files} files and {DEFAULT_LIMITS.side_files_bytes:,} bytes"
+        found, hint = f"{len(files)} files and {total:,} bytes", "-o NAME.dpk fetches the pack alone."
+        raise LimitError("the repository has too many files beside the pack", path=repo, expected=expected, found=found, hint=hint)
 
 
 def _choose(listed: Mapping[str, _Listed], settings: Mapping[str, Any], wanted: str | None, repo: str) -> str:

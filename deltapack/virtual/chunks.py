@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -25,8 +26,10 @@ from deltapack.virtual.planning import FolderPlan
 
 __all__ = ["RestoredChunks"]
 
-_WHOLE = threading.Lock()
-"""Whole tensors are read by several threads each: one at a time, lest threads multiply."""
+_whole = [threading.Lock()]
+"""Whole tensors are read by several threads each: one at a time, lest threads multiply. A forked process begins with a lock of its own."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _whole.__setitem__(0, threading.Lock()))
 _LASTING = (BaseMismatchError, FormatError)
 """Errors that come again; a disk or a network may do better the next time."""
 _Stated = tuple[PackReader, Entry]
@@ -119,7 +122,7 @@ class RestoredChunks:
     def _make_whole(self, job: TensorJob, sink: Sink) -> None:
         """Restore all chunks and compare the root digests."""
         whole = restore_tensors(self._base, [job], sink, verify=True, workers=self._workers, progress=lambda done, total: None)
-        with _WHOLE, closing(whole) as tensors:
+        with _whole[0], closing(whole) as tensors:
             for _ in tensors:
                 pass
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,6 +34,10 @@ DEFAULT_CACHE = "512MB"
 _LEAST_CACHE = 1 << 26
 _AHEAD_BYTES, _AHEAD_CHUNKS = 1 << 25, 256
 """What is made before a reader who reads on asks for it."""
+_forking = [threading.Lock()]
+"""Whoever opens a folder anew after a fork holds it; a process begins with one that nobody holds."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forking.__setitem__(0, threading.Lock()))
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,8 @@ class VirtualFolder:
     """The folder that `deltapack apply`, or `merge`, would write, byte for byte, of which nothing is written.
 
     Only headers are read when it is opened; tensors are made as they are read. What is read of a base is compared with the digests that
-    packs know before anything made of it is given out. Reads may come from any number of threads. Use it as a context manager. The list
-    that `apply` hides in a folder for itself, `.deltapack.json`, is not in it.
+    packs know before anything made of it is given out. Reads may come from any number of threads, and from processes that are forked,
+    which open it anew. Use it as a context manager. The list that `apply` hides in a folder for itself, `.deltapack.json`, is not in it.
 
     Attributes:
         notes: What the user should be told.
@@ -127,6 +133,11 @@ class VirtualFolder:
         """
         threads, kept = resolve_workers(workers), cache if isinstance(cache, ChunkCache) else ChunkCache(cache_of(cache))
         paths, recipe = _asked(packs, weights)
+        self._process = os.getpid()
+        self._forked: VirtualFolder | None = None
+        self._readers, self._idle = 0, threading.Condition()
+        asked = (_from_anywhere(base), _from_anywhere(recipe) if recipe else [_from_anywhere(path) for path in paths])
+        self._anew = partial(VirtualFolder, *asked, weights=weights, cache=kept.limit, verify=verify, workers=workers)
         with ExitStack() as stack:
             plan = plan_folder(stack, base, paths, weights=weights, recipe=recipe, verify=verify, workers=threads)
             self._cache, self._owner = kept, kept.owner()
@@ -164,6 +175,12 @@ class VirtualFolder:
             FormatError: A pack is damaged.
             RecipeError: There is no such file or range, or the folder was closed.
         """
+        if self._process != os.getpid():
+            return self._after_fork(name).read(name, offset, length)
+        with self._reading():
+            return self._read(name, offset, length)
+
+    def _read(self, name: str, offset: int, length: int | None) -> bytes:
         size = self._check(name)
         if offset < 0 or (length is not None and length < 0):
             raise RecipeError("no such range", path=name, expected="numbers from 0 on", found=f"{offset}, {length}")
@@ -184,10 +201,15 @@ class VirtualFolder:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Close base and packs; reads fail from now on. Closing twice is fine."""
+        """Close base and packs, once the reads that are under way have ended; others fail from now on. Closing twice is fine."""
         self._sizes = MappingProxyType({})
-        self._ahead.close()
-        self._cache.forget(self._owner)
+        if self._process == os.getpid():  # else others may have held these locks when the process was forked, for good
+            with self._idle:
+                self._idle.wait_for(lambda: not self._readers)
+            self._ahead.close()
+            self._cache.forget(self._owner)
+        elif self._forked is not None:
+            self._forked.close()
         self._stack.close()
 
     def __enter__(self) -> VirtualFolder:
@@ -195,6 +217,37 @@ class VirtualFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keep files from being closed, whose numbers others may get."""
+        with self._idle:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._readers -= 1
+                self._idle.notify_all()
+
+    def _after_fork(self, name: str) -> VirtualFolder:
+        """Return the same folder, opened in this process.
+
+        A thread that was not forked with the others may hold any lock of the one that was opened before.
+
+        Raises:
+            RecipeError: It is not the same any more.
+        """
+        self._check(name)
+        with _forking[0]:
+            if self._forked is None or self._forked._process != os.getpid():
+                opened = self._anew()
+                if {file: opened.etag(file) for file in opened.names()} != {file: self.etag(file) for file in self.names()}:
+                    opened.close()
+                    hint = "Open it in the process that reads it."
+                    raise RecipeError("base or packs changed since the folder was opened, before a fork", path=name, hint=hint)
+                self._forked = opened
+            return self._forked
 
     def _check(self, name: str) -> int:
         if name not in self._sizes:
@@ -214,6 +267,11 @@ class VirtualFolder:
         wanted = [piece for piece in pieces if piece.tensor and not self._chunks.knows(piece.tensor, piece.number)]
         self._ahead.ask([partial(self._chunks.chunk, piece.tensor, piece.number) for piece in wanted])
         return pieces[-1].stop if pieces else stop
+
+
+def _from_anywhere(path: str | Path) -> str | Path:
+    """Return a path that means the same from another working directory; names of what is elsewhere do."""
+    return path.absolute() if isinstance(path, Path) else os.path.abspath(path) if os.path.lexists(path) else path
 
 
 def cache_of(size: int | str) -> int:

@@ -6,14 +6,17 @@ import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from deltapack.errors import RecipeError
+from deltapack.errors import DeltapackError, RecipeError
 from deltapack.merging.arguments import Numbers
+from deltapack.merging.recipe_files import read_merge_file
 from deltapack.virtual.cache import ChunkCache
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder, cache_of
+from deltapack.virtual.planning import is_recipe
 
-__all__ = ["OpenFolders", "stamp_of"]
+__all__ = ["OpenFolders", "stamp_of", "stamps_of_named"]
 
 _AT_ONCE = 16
 
@@ -26,6 +29,33 @@ def stamp_of(path: Path) -> tuple[int, int, int]:
     """
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def stamps_of_named(path: Path, known: Hashable) -> tuple[tuple[int, int, int], ...]:
+    """Return what changes when something does that a recipe names, packs and adapters; nothing for a pack.
+
+    Args:
+        path: The recipe.
+        known: What changes when the recipe does.
+    """
+    if not is_recipe(path):
+        return ()
+    files, stamps = list(_named_by(path, known)), []
+    for named in tuple(files):
+        with suppress(OSError, DeltapackError):
+            files += sorted(named.iterdir()) if named.is_dir() else []
+    for file in files:
+        with suppress(OSError, DeltapackError):
+            stamps.append(stamp_of(file))
+    return tuple(stamps)
+
+
+@lru_cache(256)
+def _named_by(path: Path, known: Hashable) -> tuple[Path, ...]:
+    try:
+        return read_merge_file(path).packs
+    except DeltapackError:  # whoever opens it is told
+        return ()
 
 
 @dataclass

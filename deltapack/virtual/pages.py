@@ -5,16 +5,33 @@ from __future__ import annotations
 import hashlib
 import html
 from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from deltapack.errors import DeltapackError
 from deltapack.virtual.folder import VirtualFolder
+from deltapack.virtual.planning import is_recipe
 from deltapack.virtual.shelf import Title
 
-__all__ = ["Rows", "commit_of", "folder_json", "hub_json", "page", "rows_of_folder", "rows_of_shelf", "shelf_json", "tree_json"]
+__all__ = ["Rows", "commit_of", "folder_json", "hub_json", "page", "rows_of_folder", "rows_of_shelf", "shelf_json", "told", "tree_json"]
 
 Rows = Sequence[tuple[str, str]]
 """Names, those of folders with `/`, and what to say of them."""
+
+
+def told(error: DeltapackError) -> str:
+    """Return an error for whoever asks from elsewhere: files without their folders, and of a recipe nothing that stands in it.
+
+    A recipe may be a link to any file that the server can read.
+    """
+    path = error.path if error.path is None else Path(error.path)
+    if path is not None and is_recipe(path):
+        return f"{path.name}: this recipe cannot be used; the server's own messages say why"
+    said = copy(error)
+    said.path = path if path is None else path.name
+    return str(said)
 
 
 def shelf_json(titles: Mapping[str, Title], damaged: Mapping[str, str]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,7 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from deltapack._version import __version__
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.virtual.folder import VirtualFolder
-from deltapack.virtual.pages import commit_of, folder_json, hub_json, page, rows_of_folder, rows_of_shelf, shelf_json, tree_json
+from deltapack.virtual.pages import commit_of, folder_json, hub_json, page, rows_of_folder, rows_of_shelf, shelf_json, told, tree_json
 from deltapack.virtual.requests import Answer, parts_of, wanted
 from deltapack.virtual.shelf import Shelf
 
@@ -26,7 +27,7 @@ __all__ = ["FileServer", "open_server"]
 _CONNECTIONS = 64
 _PATIENCE = 60.0
 """Seconds that a client may take for the head of a request, or for `_SENT` bytes of an answer."""
-_PIECE, _SENT = 1 << 22, 1 << 20
+_PIECE, _SENT, _REASON = 1 << 22, 1 << 20, 1000
 _TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}
 _JSON, _HTML = "application/json", "text/html; charset=utf-8"
 
@@ -43,6 +44,7 @@ class FileServer(ThreadingHTTPServer):
         self.own_hosts = _names_of(host)
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         self._waiting: dict[socket.socket, float] = {}
+        self._told: dict[str, str] = {}
         super().__init__((host, port), _Handler)
 
     @property
@@ -88,6 +90,12 @@ class FileServer(ThreadingHTTPServer):
             if now > until:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def tell(self, name: str, error: DeltapackError) -> None:
+        """Log why a model cannot be opened, once and not at every request."""
+        if self._told.get(name) != str(error):
+            self._told[name] = str(error)
+            self.log(f"{name}: {error}")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news; anything else is."""
@@ -162,11 +170,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.heard(self.connection)
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-        host = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "") if self.server.own_hosts else ""
+        try:
+            host, url = urlsplit(f"//{self.headers.get('Host', '')}").hostname or "", urlsplit(self.path)
+        except ValueError:  # such as a bracket that is not closed
+            self._say(HTTPStatus.BAD_REQUEST, "this is no address")
+            return
         if self.server.own_hosts and host not in self.server.own_hosts:
             self._say(HTTPStatus.MISDIRECTED_REQUEST, "ask for localhost")
             return
-        url = urlsplit(self.path)
         parts = parts_of(url.path)
         try:
             if parts is None:
@@ -175,29 +186,38 @@ class _Handler(BaseHTTPRequestHandler):
                 self._route(parts, parse_qs(url.query).get("format") == ["json"])
         except DeltapackError as error:
             self.server.log(f"{self.path}: {error}")
-            self._say(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            self._say(HTTPStatus.INTERNAL_SERVER_ERROR, told(error))
 
     def _route(self, parts: list[str], json_wanted: bool) -> None:
         """Find what a path is the path of."""
-        titles = self.server.shelf.titles()
+        titles, damaged = self.server.shelf.titles(), self.server.shelf.damaged()
         json_wanted = json_wanted or _JSON in self.headers.get("Accept", "")
         if parts == [""]:
-            damaged = self.server.shelf.damaged()
-            listing = shelf_json(titles, damaged) if json_wanted else page("deltapack", rows_of_shelf(titles, damaged))
-            self._list(listing)
-        elif parts[:2] == ["api", "models"] and len(parts) in (4, 6) and parts[3] in titles:
-            with self.server.shelf.use(parts[3]) as folder:
-                self._list(tree_json(folder) if parts[4:5] == ["tree"] else hub_json("/".join(parts[2:4]), folder))
-        elif len(parts) > 4 and parts[2] == "resolve" and parts[1] in titles:
-            with self.server.shelf.use(parts[1]) as folder:
-                self._file(folder, "/".join(parts[4:]), {"X-Repo-Commit": commit_of(folder)})
-        elif parts[0] in titles and len(parts) == 1:
-            self._say(HTTPStatus.MOVED_PERMANENTLY, "it is a folder", {"Location": f"/{quote(parts[0])}/"})
-        elif parts[0] in titles:
-            with self.server.shelf.use(parts[0]) as folder:
-                self._inside(folder, parts, json_wanted)
+            self._list(shelf_json(titles, damaged) if json_wanted else page("deltapack", rows_of_shelf(titles, damaged)))
+            return
+        asked = parts[0] not in titles and parts[:2] == ["api", "models"] and len(parts) > 3
+        resolved = len(parts) > 4 and parts[2] == "resolve" and (parts[1] in titles or parts[0] not in titles)
+        name = parts[3] if asked else parts[1] if resolved else parts[0]
+        if name not in titles:
+            self._unknown(name, damaged)
+        elif asked and len(parts) not in (4, 6):
+            self._missing()  # such as a folder of chat templates, which transformers looks for
+        elif len(parts) == 1:
+            self._say(HTTPStatus.MOVED_PERMANENTLY, "it is a folder", {"Location": f"/{quote(name)}/"})
         else:
-            self._missing()
+            with contextlib.ExitStack() as stack:
+                try:
+                    folder = stack.enter_context(self.server.shelf.use(name))
+                except DeltapackError as error:
+                    self.server.tell(name, error)
+                    self._refuse(HTTPStatus.CONFLICT, told(error))
+                    return
+                if asked:
+                    self._list(tree_json(folder) if parts[4:5] == ["tree"] else hub_json("/".join(parts[2:4]), folder))
+                elif resolved:
+                    self._file(folder, "/".join(parts[4:]), {"X-Repo-Commit": commit_of(folder)})
+                else:
+                    self._inside(folder, parts, json_wanted)
 
     def _inside(self, folder: VirtualFolder, parts: list[str], json_wanted: bool) -> None:
         """Answer with a file, or what is in a folder."""
@@ -244,6 +264,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
 
+    def _unknown(self, name: str, damaged: Mapping[str, str]) -> None:
+        """Say that there is no model of this name, or why it cannot be read."""
+        why = next((f"{file} cannot be read: {damaged[file]}" for file in (name, f"{name}.dpk") if file in damaged), None)
+        self._refuse(HTTPStatus.NOT_FOUND, why or f"there is no model {name} here")
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Say that a model cannot be had; huggingface_hub does not ask again, and gives this as the reason."""
+        plain = re.sub(r"[^ -~]", "?", text)[:_REASON]
+        self._say(status, text, {"X-Error-Code": "RepoNotFound", "X-Error-Message": plain})
+
     def _missing(self) -> None:
         self._say(HTTPStatus.NOT_FOUND, "there is no such file here", {"X-Error-Code": "EntryNotFound"})  # as the Hub calls it
 
@@ -254,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def _say(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-        data = f"{text}\n".encode()
+        data = f"{text}\n".encode(errors="replace")
         self._begin(status, "text/plain; charset=utf-8", len(data), headers or {})
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.checking import as_checkpoint, as_path
+from deltapack.checkpoint.reader import open_checkpoint
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.parts import whole_packs
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
-from deltapack.virtual.opened import OpenFolders, stamp_of
+from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
 from deltapack.virtual.planning import is_recipe
 
 __all__ = ["Shelf", "Title"]
@@ -81,10 +83,13 @@ class Shelf:
             clock: Seconds.
 
         Raises:
+            CheckpointError: The base is no checkpoint.
             RecipeError: The folder is none, or the size of the cache.
         """
         self.folder = as_path("the folder of packs", packs)
-        self._open = OpenFolders(as_checkpoint("the base", base), cache=cache, verify=verify, workers=workers)
+        with open_checkpoint(base := as_checkpoint("the base", base)):
+            pass  # what is no base is none of any pack
+        self._open = OpenFolders(base, cache=cache, verify=verify, workers=workers)
         self._known: dict[Path, _Known] = {}
         self._lock, self._clock = threading.Lock(), clock
         self._titles: Mapping[str, Title] = {}
@@ -107,7 +112,7 @@ class Shelf:
     def damaged(self) -> Mapping[str, str]:
         """Return the files of the folder that are called packs and cannot be read, with the error of each."""
         self.titles()
-        return {path.name: known.error for path, known in sorted(self._known.items()) if known.error}
+        return {_shown(path.name): known.error for path, known in sorted(self._known.items()) if known.error}
 
     @contextmanager
     def use(self, name: str) -> Iterator[VirtualFolder]:
@@ -120,7 +125,8 @@ class Shelf:
         title = self.titles().get(name)
         if title is None:
             raise RecipeError("there is no such pack or recipe", path=self.folder, found=name)
-        with self._open.use((title.paths, title.stamps), title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
+        key = (title.paths, title.stamps, stamps_of_named(title.paths[0], title.stamps))
+        with self._open.use(key, title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
             yield folder
 
     def warm(self) -> None:
@@ -146,14 +152,14 @@ class Shelf:
         sound = {path: known for path, known in found.items() if not known.error}
         by_result = {known.result: path for path, known in reversed(sound.items()) if known.base != known.result}
         rows = [_chain(path, sound, by_result) for path in sound]
-        rows += [((path,), (stamp,)) for path in files if is_recipe(path) and (stamp := _stamp(path)) is not None]
-        stems = Counter(_stem(paths[-1]) for paths, _ in rows)
+        rows += [((path,), (stamp,)) for path in files if is_recipe(path) and _is_text(path.name) and (stamp := _stamp(path)) is not None]
+        stems, full = Counter(_stem(paths[-1]) for paths, _ in rows), {paths[-1].name for paths, _ in rows}
         every = tuple(known.stamp for known in found.values())
         titles = []
         for paths, stamps in rows:
             last = paths[-1]
             kind = "recipe" if is_recipe(last) else "chain" if len(paths) > 1 else "pack"
-            name = _stem(last) if stems[_stem(last)] == 1 else last.name
+            name = _stem(last) if stems[_stem(last)] == 1 and _stem(last) not in full else last.name
             titles.append(Title(name, kind, paths, (*stamps, *every) if kind == "recipe" else stamps))
         return {title.name: title for title in sorted(titles, key=lambda title: title.name)}
 
@@ -163,11 +169,22 @@ class Shelf:
         known = self._known.get(path)
         if stamp is None or (known is not None and known.stamp == stamp):
             return known if stamp is not None else None
+        if not _is_text(path.name):
+            return _Known(stamp, error="its name is not UTF-8, so no address leads to it")
         try:
             with PackReader(path) as reader:
                 return _Known(stamp, reader.index.base_fingerprint, reader.index.result_fingerprint)
         except DeltapackError as error:
             return _Known(stamp, error=str(error))
+
+
+def _is_text(name: str) -> bool:
+    return _shown(name) == name
+
+
+def _shown(name: str) -> str:
+    """Return the name of a file as text; what is no UTF-8 is replaced."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _stamp(path: Path) -> Stamp | None:

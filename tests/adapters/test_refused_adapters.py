@@ -205,6 +205,15 @@ def test_a_cut_file(tmp_path: Path) -> None:
         merged(write_folder(tmp_path / "base", base_model()), folder)
 
 
+def test_an_adapter_without_its_weights_is_not_told_to_be_merged(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", DOWN)
+    (folder / "adapter_model.safetensors").unlink()
+    base = write_folder(tmp_path / "base", base_model())
+    with pytest.raises(DeltapackError, match="config of an adapter, but not its weights") as caught:
+        deltapack.compress(base, folder, tmp_path / "x.dpk")
+    assert "adapter_model.safetensors is missing" in str(caught.value) and "Merge" not in str(caught.value)
+
+
 def test_an_adapter_as_base_is_still_none(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", DOWN)
     tuned = write_file(tmp_path / "tuned.safetensors", base_model())

@@ -31,7 +31,7 @@ def test_log_shows_chains_by_their_base(run: Run, chain: Path, tmp_path: Path) -
     lines = result.stdout.splitlines()
     assert lines[0].startswith("base ") and lines[0].endswith(" (1 pack)")
     assert lines[1].split()[:4] == ["pack", "kind", "link", "changed"]
-    assert lines[2].split()[:6] == ["a.dpk", "exact", "1", "3", "of", "3"]
+    assert lines[2].split()[:6] == ["a.dpk", "exact", "1", "2", "of", "3"]
     document = json.loads(run("log", tmp_path / "alone.dpk", "--json").stdout)
     assert [row["link"] for row in document["packs"]] == [1] and document["damaged"] == []
     assert run("log", chain / "a.dpk", "--quiet").stdout == ""

@@ -193,6 +193,24 @@ finally:
     assert python(code).stdout.splitlines()[-1] == "1 False"
 
 
+@pytest.mark.parametrize("words", [[], ["--quiet"], ["-q"]])
+def test_no_bars_of_other_libraries_where_nobody_asked_for_some(words: list[str]) -> None:
+    """The Hub is asked while arguments are read."""
+    name = "HF_HUB_DISABLE_PROGRESS_BARS"
+    code = f"""
+import os, sys
+os.environ.pop("{name}", None)
+from deltapack.cli.main import main
+sys.stderr.isatty = lambda: {bool(words)}
+sys.argv = ["deltapack", "--version", *{words}]
+try:
+    main()
+finally:
+    print(os.environ.get("{name}"))
+"""
+    assert python(code).stdout.splitlines()[-1] == "1"
+
+
 def on_a_terminal(*args: object) -> tuple[int, str]:
     """Run the command line on a terminal of 80 columns; return its exit code and all it showed."""
     child, terminal = pty.fork()

@@ -10,6 +10,7 @@ from support.commands import Pair, Run, StandIn
 
 import deltapack
 from deltapack.errors import HubError
+from deltapack.publishing import contents
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = "---\nlicense: mit\n---\n\n# math\n"
@@ -103,3 +104,13 @@ def test_card(run: Run, pair: Pair, tmp_path: Path) -> None:
     assert run("card", pair.pack, "-o", out).exit_code == 1
     assert run("card", pair.pack, "--card", out, "-o", out, "--force").exit_code == 0
     assert run("card", pair.pack, "--repo", "math").exit_code == 2
+
+
+def test_a_card_without_what_its_base_says_is_told_of(run: Run, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_fetched", lambda repo, revision, name: (None, None))
+    alone, beside = run("card", pair.pack), run("card", pair.pack, "--base", "org/nowhere")
+    assert "base_model" not in alone.stdout and "no base is named" in alone.stderr and "--base ORG/NAME" in " ".join(alone.stderr.split())
+    assert "base_model: org/nowhere" in beside.stdout and "Note: the card of org/nowhere cannot be read" in beside.stderr
+    monkeypatch.setattr(contents, "_fetched", lambda repo, revision, name: (b"---\nlicense: mit\n---\n", None))
+    found = run("card", pair.pack, "--base", "org/base")
+    assert "license: mit" in found.stdout and found.stderr == ""

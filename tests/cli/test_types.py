@@ -47,6 +47,14 @@ def test_a_missing_pack_is_named_with_its_neighbour(command: str, run: Run, pair
     refused(run(command, *base, pair.base, *out), "is a folder, and a pack is a .dpk file")
 
 
+def test_a_fine_tune_in_place_of_its_pack_is_told_how_it_becomes_one(run: Run, pair: Pair, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (tuned / "config.json").write_text("{}")
+    told = f"Of a whole model deltapack compress '{pair.base}' '{tuned}' -o 'tuned.dpk' makes one."
+    refused(run("merge", pair.base, pair.pack, tuned, "-o", tmp_path / "out"), told)
+
+
 def test_swapped_arguments_are_told(run: Run, pair: Pair, tmp_path: Path) -> None:
     out = ["-o", tmp_path / "out"]
     refused(run("apply", pair.pack, pair.base, *out), f"changed places: give '{pair.base}' before '{pair.pack}'")
@@ -75,7 +83,7 @@ def test_only_damage_has_code_3(run: Run, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     for name, words in [
         ("empty", "the folder is empty"),
-        ("adapter", "Merge the LoRA"),
+        ("adapter", "adapter_model.safetensors is missing"),
         ("notes.md", "not a checkpoint"),
         ("model.gguf", "GGUF"),
     ]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.commands import Run
 import deltapack
 from deltapack import engines
 from deltapack.cluster.choosing import using_engine
+from deltapack.cluster.ray_engine import RayEngine
 from deltapack.cluster.shipping import Opened, shipped
 from deltapack.errors import BackendError, RecipeError
 
@@ -104,6 +106,26 @@ def test_what_only_looks_takes_no_engine(pair: Path) -> None:
         result = Run()(*command, "--engine", "ray")
         assert result.exit_code == 2
         assert "would have no effect" in result.output
+
+
+def test_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray asks for minutes."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was asked"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and no listen: whoever comes is refused
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            with pytest.raises(BackendError, match="cannot connect to the Ray cluster") as caught, RayEngine(address):
+                pass
+            assert address in str(caught.value) and "ray status" in str(caught.value)
+        taken.listen()
+        monkeypatch.setattr(ray, "init", lambda **options: None)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
+            with RayEngine(address):
+                pass
 
 
 class TwoWords(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def test_all_is_well_here() -> None:
     assert found.ok and all(check.found for check in found.checks)
     assert found.deltapack == deltapack.__version__ and found.versions["numpy"] == np.__version__
     assert sum("known bits" in check.name for check in found.checks) == len(KNOWN)
+
+
+def test_what_extras_bring_is_looked_for() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    table = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    table = "\n".join(line.partition("# ")[0] for line in table.splitlines())
+    extras = dict(re.findall(r"^([\w-]+) = (\[.*?\])$", table, re.MULTILINE | re.DOTALL))
+    assert {"gpu", "hub", "mount", "ray"} <= set(extras)
+    for extra in set(extras) - {"docs", "peers", "stores", "test"}:
+        for name in re.findall(r"\"([\w-]+)", extras[extra]):
+            assert name in checkup.LIBRARIES, f"{extra}: {name}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -103,6 +103,10 @@ def test_an_unchanged_weight_has_no_factors(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert [row.rank for row in report.rows] == [2] and config["target_modules"] == ["layer.1.down"]
     assert (config["r"], config["bias"], config["modules_to_save"]) == (2, "none", None)
+    where = str((tmp_path / "base.safetensors").resolve())
+    assert config["base_model_name_or_path"] == where and any(f"names the base by its path, {where}" in note for note in report.notes)
+    with pytest.raises(RecipeError, match=r"--rank 64 or --energy 0\.95"):
+        deltapack.export_adapter(tmp_path / "x.dpk", tmp_path / "base.safetensors", tmp_path / "other")
 
 
 def test_ranks_that_hold_a_share(tmp_path: Path) -> None:

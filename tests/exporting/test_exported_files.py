@@ -125,3 +125,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"exists|symbolic link"):
             export(pack, tmp_path / "base", out)
         assert out.is_symlink()
+    with pytest.raises(OutputError, match="exists") as caught:
+        deltapack.export_full(pack, tmp_path / "base", tmp_path / "d.safetensors")
+    assert "--force" not in str(caught.value)  # which no export has
+
+
+@pytest.mark.parametrize("call", ["export_adapter", "export_torch", "export_full", "write_model_folder"])
+def test_nothing_is_written_into_an_input(call: str, tmp_path: Path) -> None:
+    pack = make(tmp_path)
+    before = read_folder(tmp_path)
+    with pytest.raises(OutputError, match=r"base/new: the output lies in an input: found .*base\. Inputs are never overwritten"):
+        getattr(deltapack, call)(pack, tmp_path / "base", tmp_path / "base" / "new", **({"rank": 2} if call == "export_adapter" else {}))
+    assert read_folder(tmp_path) == before

@@ -89,6 +89,16 @@ def test_packs_that_are_given(shelved: Shelved, tmp_path: Path) -> None:
     assert fs.cat_file("model.safetensors") == (tmp_path / "sum" / "model.safetensors").read_bytes()
 
 
+def test_a_pack_that_a_recipe_names_is_replaced(shelved: Shelved, tmp_path: Path) -> None:
+    packs = Path(shutil.copytree(shelved.packs, tmp_path / "packs"))
+    fs, path = fsspec.filesystem("deltapack", base=shelved.base), f"{packs}/both.yaml/model.safetensors"
+    assert fs.cat_file(path) == (shelved.written["both"] / "model.safetensors").read_bytes()
+    shutil.copy(packs / "math.dpk", packs / "code.dpk")
+    found = deltapack.read_merge_file(packs / "both.yaml")
+    deltapack.merge(shelved.base, found.packs, tmp_path / "merged", recipe=found.recipe)
+    assert fs.cat_file(path) == (tmp_path / "merged" / "model.safetensors").read_bytes()
+
+
 def test_a_pack_that_is_replaced_is_read_anew(shelved: Shelved, tmp_path: Path) -> None:
     fs = fsspec.filesystem("deltapack", base=shelved.base)
     path = shutil.copy(shelved.packs / "math.dpk", tmp_path / "a.dpk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,22 @@ def test_adapters_and_packs(method: str, models: Path) -> None:
 def test_adapters_alone_become_a_merged_pack(models: Path) -> None:
     report = deltapack.merge(models / "base", [models / "math", models / "code"], models / "both.dpk", weights={"math": 0.5, "code": 1.0})
     assert [(Path(name).name, weight) for name, weight in report.weights] == [("math", 0.5), ("code", 1.0)]
-    assert any("math is an adapter (LoRA of 1 module)" in note for note in report.notes)
+    assert [note for note in report.notes if "math" in note] == [
+        "math is an adapter (LoRA of 1 module), merged into the base as it is read"
+    ]
     deltapack.merge(models / "base", [models / "math", models / "code"], models / "both", weights=[0.5, 1.0])
     deltapack.apply(models / "base", models / "both.dpk", models / "again")
     assert read_model(models / "again") == read_model(models / "both")
+
+
+def test_a_base_that_is_reached_by_a_link_has_the_name_that_adapters_call_it(models: Path) -> None:
+    (models / "linked").symlink_to(models / "base")
+    settings = models / "math" / "adapter_config.json"
+    named = {name: {**json.loads(settings.read_text()), "base_model_name_or_path": f"org/{name}"} for name in ("linked", "base", "other")}
+    for name, told in (("linked", False), ("base", False), ("other", True)):
+        settings.write_text(json.dumps(named[name]))
+        report = deltapack.compress(models / "linked", models / "math", models / f"{name}.dpk")
+        assert any("which is called" in note for note in report.notes) == told
 
 
 def test_a_file_of_an_adapter_counts_as_its_folder(models: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hub import Handler, Hub, Repo
 from support.publishing import Pair
 
 import deltapack
-from deltapack.errors import ChecksumError, DeltapackError, FormatError, HubError, NotAPackError, OutputError, RecipeError
+from deltapack.errors import ChecksumError, DeltapackError, FormatError, HubError, LimitError, NotAPackError, OutputError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.publishing import pulling
 
 
 @pytest.fixture
@@ -145,14 +148,47 @@ def test_hostile_names_of_side_files_are_not_fetched(pushed: Hub, pair: Pair, na
 
 
 def test_large_files_stay(pushed: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    import deltapack.publishing.pulling as pulling
-
     pushed.repos["me/math"].commit({"long.txt": b"x" * 5000})
     monkeypatch.setattr(pulling, "DEFAULT_LIMITS", replace(DEFAULT_LIMITS, side_file_bytes=4000))
     report = deltapack.pull("me/math")
     assert report.notes == ["left on the Hub, as too large: long.txt"] and "long.txt" not in names(Path("math"))
+
+
+def test_a_large_config_is_not_fetched(pushed: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was, and read into memory, however large."""
+    monkeypatch.setattr(pulling, "DEFAULT_LIMITS", replace(DEFAULT_LIMITS, side_file_bytes=4000))
+    pushed.repos["me/math"].commit({"config.json": b" " * 5000 + b"{}"})
+    pushed.asked.clear()
+    report = deltapack.pull("me/math")
+    assert report.notes == ["left on the Hub, as too large: config.json"] and "config.json" not in report.files
+    assert report.base is None and deltapack.pull("me/math", "alone.dpk").notes == []
+    assert not [asked for asked in pushed.asked if "resolve" in asked and "config.json" in asked]
+
+
+@pytest.mark.parametrize("limits", [{"side_files": 5}, {"side_files_bytes": 500}], ids=str)
+def test_more_files_than_a_pack_may_hold(limits: dict[str, int], pushed: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling, "DEFAULT_LIMITS", replace(DEFAULT_LIMITS, **limits))
+    pushed.repos["me/math"].commit({f"{number}.txt": b"x" * 100 for number in range(6)})
+    with pytest.raises(LimitError, match=r"me/math: the repository has too many files beside the pack: expected at most .*pack alone\."):
+        deltapack.pull("me/math")
+    assert os.listdir() == [] and deltapack.pull("me/math", "a.dpk").pack == Path("a.dpk")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [{"rfilename": 5}, {"rfilename": "a.dpk", "size": "x"}, {"rfilename": "a.dpk", "size": 1e999}, {"rfilename": "a.dpk", "size": -1}],
+)
+def test_a_hub_that_lists_nonsense(file: dict[str, Any], pushed: Hub) -> None:
+    def nonsense(handler: Handler) -> bool:
+        if "/api/models/me/math" not in handler.path:
+            return False
+        handler.answer(200, {"id": "me/math", "sha": "a" * 40, "siblings": [file]}, {"Content-Type": "application/json"})
+        return True
+
+    pushed.faults.append(nonsense)
+    with pytest.raises(HubError, match="me/math: the repository cannot be read: found "):
+        deltapack.pull("me/math")
+    assert os.listdir() == []
 
 
 def test_outputs_that_exist(pushed: Hub) -> None:

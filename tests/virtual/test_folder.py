@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from support.shelves import large_model
 
 import deltapack
 from deltapack import Recipe
+from deltapack.composing.chunks import make_chunk
 from deltapack.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -405,3 +408,72 @@ def test_new_rows_and_fewer_rows(tmp_path: Path) -> None:
         deltapack.apply(folder_of_base, made, tmp_path / "out", force=True)
         with VirtualFolder(folder_of_base, made) as folder:
             check_same(folder, tmp_path / "out")
+
+
+def test_closing_waits_for_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file may get the number of one that is closed while it is read."""
+    base = write_folder(tmp_path / "base", large_model())
+    made = pack(tmp_path, base, tuned_model(large_model(), 5), "tuned")
+    deltapack.apply(base, made, tmp_path / "written")
+    folder, closing = VirtualFolder(base, made), list[threading.Thread]()
+    reader = threading.current_thread()
+
+    def slowly(*args: Any) -> Any:
+        if threading.current_thread() is reader and not closing:
+            closing.append(threading.Thread(target=folder.close))
+            closing[0].start()
+            closing[0].join(0.5)
+        return make_chunk(*args)
+
+    monkeypatch.setattr("deltapack.virtual.chunks.make_chunk", slowly)
+    assert folder.read("model.safetensors") == (tmp_path / "written" / "model.safetensors").read_bytes()
+    closing[0].join()
+    with pytest.raises(RecipeError, match="no such file"):
+        folder.read("model.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("recipe", [DARE, EXACT], ids=["dare", "exact"])
+def test_a_process_that_is_forked_while_others_read(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited for ever for a chunk that a thread made which was not forked with it."""
+    base = write_folder(tmp_path / "base", large_model())
+    made = pack(tmp_path, base, tuned_model(large_model(), 5), "tuned", recipe)
+    deltapack.apply(base, made, tmp_path / "written")
+    wanted = (tmp_path / "written" / "model.safetensors").read_bytes()
+    parent, inside, go_on = os.getpid(), threading.Event(), threading.Event()
+
+    def slowly(*args: Any) -> Any:
+        if os.getpid() == parent:
+            inside.set()
+            go_on.wait(30)
+        return make_chunk(*args)
+
+    for module in ("virtual.chunks", "composing.chunks"):
+        monkeypatch.setattr(f"deltapack.{module}.make_chunk", slowly)
+    other = pack(tmp_path, base, tuned_model(large_model(), 7), "other")
+
+    def status_of_child(expected: str) -> int:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                same = folder.read("model.safetensors") == wanted
+                folder.close()
+                os._exit(0 if same and not expected else 1)
+            except RecipeError as error:
+                os._exit(0 if expected and expected in str(error) else 2)
+            finally:
+                os._exit(3)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with VirtualFolder(base, made) as folder:
+        reader = threading.Thread(target=folder.read, args=("model.safetensors",), daemon=True)
+        reader.start()
+        try:
+            assert inside.wait(20) and status_of_child("") == 0
+            os.replace(other, made)
+            assert status_of_child("changed since the folder was opened") == 0
+        finally:
+            go_on.set()
+            reader.join()

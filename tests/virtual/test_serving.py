@@ -21,6 +21,7 @@ import pytest
 from support.builders import edited, read_folder, write_file
 from support.shelves import Shelved, large_model, shelf_of
 
+import deltapack
 from deltapack.errors import RecipeError
 from deltapack.virtual import serving
 from deltapack.virtual.serving import FileServer, open_server
@@ -172,6 +173,9 @@ def test_hostile_requests(served: Served) -> None:
     assert b" 414 " in served.raw(b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n").split(b"\r\n")[0]
     assert b" 431 " in served.raw(start + b"".join(b"X-%d: 1\r\n" % number for number in range(200)) + b"\r\n").split(b"\r\n")[0]
     assert b" 400 " in served.raw(b"nonsense\x00\xff\r\n\r\n")
+    for line in (b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", b"GET http://[x/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"):
+        assert b" 400 " in served.raw(line).split(b"\r\n")[0]
+    assert served.said == []
     # What comes behind a body that nobody reads is no request of its own.
     smuggled = served.raw(start + b"Content-Length: 40\r\n\r\nGET /code/config.json HTTP/1.1\r\n\r\n")
     assert smuggled.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in smuggled
@@ -227,6 +231,52 @@ def test_a_base_that_was_changed_is_no_answer(tmp_path: Path) -> None:
             response.read()
         connection.close()
         assert len(served.said) == 2 and all("z.weight" in text for text in served.said)
+
+
+def test_models_that_cannot_be_had_say_why_and_are_not_asked_for_again(tmp_path: Path) -> None:
+    shelved = shelf_of(tmp_path)
+    other = write_file(tmp_path / "other.safetensors", large_model())
+    moved = write_file(tmp_path / "moved.safetensors", large_model(3))
+    deltapack.compress(other, moved, shelved.packs / "wrong.dpk", recipe=deltapack.Recipe(drop_rate=0.5), allow_unrelated=True)
+    for served in serve(shelved):
+        for path in ("/wrong/config.json", "/any/wrong/resolve/main/config.json", "/api/models/any/wrong", "/wrong/"):
+            response, data = served.ask(path)
+            assert response.status == 409 and response.headers["X-Error-Code"] == "RepoNotFound"
+            assert b"not the base" in data and "not the base" in (response.headers["X-Error-Message"] or "")
+        assert len(served.said) == 1 and served.said[0].startswith("wrong: ")  # once, not at every request
+        for path in ("/broken/config.json", "/any/broken/resolve/main/config.json", "/api/models/any/broken", "/broken.dpk"):
+            response, data = served.ask(path)
+            assert response.status == 404 and data.startswith(b"broken.dpk cannot be read: ")
+        response, data = served.ask("/any/nothing/resolve/main/config.json")
+        assert (response.status, data, response.headers["X-Error-Code"]) == (404, b"there is no model nothing here\n", "RepoNotFound")
+        for path in ("/any/math/resolve/main/nothing", "/api/models/any/math/tree/main/additional_chat_templates?recursive=false"):
+            assert served.ask(path)[0].headers["X-Error-Code"] == "EntryNotFound"
+
+
+def test_what_a_link_leads_to_is_not_told(tmp_path: Path) -> None:
+    """Only the server's own output says what is wrong with a recipe, which may be a link to another file."""
+    shelved = shelf_of(tmp_path)
+    for name, text in (("list", "secret"), ("keys", "secret: 1"), ("text", "a: 'secret")):
+        (tmp_path / name).write_text(text)
+        (shelved.packs / f"{name}.yaml").symlink_to(tmp_path / name)
+    for served in serve(shelved):
+        for name in ("list", "keys", "text"):
+            response, data = served.ask(f"/{name}/")
+            assert response.status == 409 and data.startswith(f"{name}.yaml: this recipe cannot be used".encode())
+            assert "secret" not in data.decode() + str(response.headers) and str(tmp_path).encode() not in data
+        assert len(served.said) == 3 and "secret" in served.said[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_names_that_are_no_text_do_not_break_listings(tmp_path: Path) -> None:
+    shelved = shelf_of(tmp_path)
+    for name in (b"bad\xff.dpk", b"bad\xfe.yaml"):
+        (shelved.packs / os.fsdecode(name)).write_bytes((shelved.packs / "math.dpk").read_bytes())
+    for served in serve(shelved):
+        assert b"its name is not UTF-8" in served.ask("/")[1]
+        listed = json.loads(served.ask("/?format=json")[1])
+        assert {model["name"] for model in listed["models"]} == {"both", "code", "math", "next"}
+        assert set(listed["damaged"]) == {"broken.dpk", "bad\ufffd.dpk"} and served.said == []
 
 
 def test_an_address_that_is_taken(served: Served) -> None:

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.builders import read_folder
+from support.adapters import COLUMNS, ROWS, base_model, lora, write_adapter
+from support.builders import read_folder, write_folder
 from support.shelves import Shelved, shelf_of
 
 import deltapack
-from deltapack.errors import BaseMismatchError, NotAPackError, RecipeError
+from deltapack.errors import BaseMismatchError, NotACheckpointError, NotAPackError, RecipeError
 from deltapack.virtual.opened import OpenFolders
 from deltapack.virtual.shelf import Shelf
 
@@ -67,6 +68,18 @@ def test_new_packs_appear_and_others_go(shelved: Shelved, copied: Path) -> None:
         pass
 
 
+def test_names_with_two_endings(shelved: Shelved, copied: Path) -> None:
+    """One of them hid the other."""
+    for name in ("a.dpk", "a.dpk.dpk", "a.yaml", "b.dpk.dpk"):
+        shutil.copy(copied / ("both.yaml" if name == "a.yaml" else "math.dpk"), copied / name)
+    titles = Shelf(shelved.base, copied).titles()
+    assert {name: title.paths[-1].name for name, title in titles.items() if name[0] in "ab"} == {
+        **{name: name for name in ("a.dpk", "a.dpk.dpk", "a.yaml")},
+        "b.dpk": "b.dpk.dpk",
+        "both": "both.yaml",
+    }
+
+
 def test_a_pack_that_is_replaced_is_opened_anew(shelved: Shelved, copied: Path) -> None:
     clock = Clock()
     shelf = Shelf(shelved.base, copied, clock=clock)
@@ -78,6 +91,24 @@ def test_a_pack_that_is_replaced_is_opened_anew(shelved: Shelved, copied: Path) 
             assert {file: after.read(file) for file in after.names()} == read_folder(shelved.written["code"])
         assert {file: before.read(file) for file in before.names()} == read_folder(shelved.written["math"])
     shelf.close()
+
+
+def test_an_adapter_that_a_recipe_names_is_replaced(tmp_path: Path) -> None:
+    """The recipe and the packs of the folder are the same as before."""
+    base, packs = write_folder(tmp_path / "base", base_model()), tmp_path / "packs"
+    packs.mkdir()
+    recipe = packs / "r.yaml"
+    recipe.write_text("merge_method: linear\nmodels: [{model: ad}]\nparameters: {weight: 0.5}\n")
+    shelf, etags = Shelf(base, packs, clock=Clock()), set()
+    for number in range(2):
+        shutil.rmtree(packs / "ad", ignore_errors=True)
+        write_adapter(packs / "ad", lora("layer.down", ROWS, COLUMNS), lora_alpha=4 + number)
+        found = deltapack.read_merge_file(recipe)
+        deltapack.merge(base, found.packs, tmp_path / f"{number}", recipe=found.recipe)
+        with shelf.use("r") as folder:
+            assert {file: folder.read(file) for file in folder.names()} == read_folder(tmp_path / f"{number}")
+            etags.add(folder.etag("model.safetensors"))
+    assert len(etags) == 2
 
 
 def test_packs_in_a_circle_stand_alone(shelved: Shelved, tmp_path: Path) -> None:
@@ -100,6 +131,11 @@ def test_what_is_no_folder_of_packs(shelved: Shelved, tmp_path: Path) -> None:
         Shelf(shelved.base, tmp_path / "no")
     with pytest.raises(RecipeError, match="too small"):
         Shelf(shelved.base, shelved.packs, cache=5)
+
+
+def test_what_is_no_base_is_refused_before_anyone_reads(shelved: Shelved) -> None:
+    with pytest.raises(NotACheckpointError, match="packs"):
+        Shelf(shelved.packs, shelved.packs)
 
 
 def test_a_bounded_number_stays_open(shelved: Shelved) -> None:

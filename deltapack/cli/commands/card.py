@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-import deltapack
 from deltapack.cli import options
-from deltapack.cli.render import escaped
+from deltapack.cli.render import escaped, print_paragraph
 
 __all__ = ["command"]
 
@@ -25,7 +24,11 @@ def command(pack: Path, base: str | None, repo: str | None, card: Path | None, o
 
     Licence, languages and tags are those of the base's card, where that can be read.
     """
-    text = deltapack.model_card(pack, base=base, repo=repo, card=card, out=out, force=force)
+    from deltapack.publishing.contents import card_and_notes
+
+    text, notes = card_and_notes(pack, base=base, repo=repo, card=card, out=out, force=force)
+    for note in notes:
+        print_paragraph("Note", note)  # on stderr, as the card may go to a file
     if out is None:
         for line in text.splitlines():
             click.echo(escaped(line))
