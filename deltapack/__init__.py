@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from deltapack.packs.lineage import Lineage, log_packs
     from deltapack.packs.model_folder import FolderReport, write_model_folder
     from deltapack.packs.pack import Pack, PackEntry, open_pack
+    from deltapack.packs.splitting import SplitReport, split
     from deltapack.packs.squashing import SquashReport, squash
     from deltapack.publishing.contents import model_card
     from deltapack.publishing.pulling import PullReport, pull
@@ -99,6 +100,7 @@ __all__ = [
     "Recipe",
     "SkippedStep",
     "Slice",
+    "SplitReport",
     "SquashReport",
     "SurveyReport",
     "TorchReport",
@@ -129,6 +131,7 @@ __all__ = [
     "push",
     "read_merge_file",
     "restore_step",
+    "split",
     "squash",
     "survey_merge",
     "tune",
@@ -167,6 +170,7 @@ _HOMES = {
     "Recipe": "packing.recipe",
     "SkippedStep": "runs.steps",
     "Slice": "device.model_tensors",
+    "SplitReport": "packs.splitting",
     "SquashReport": "packs.squashing",
     "SurveyReport": "reports",
     "TorchReport": "exporting.restored_model",
@@ -196,6 +200,7 @@ _HOMES = {
     "push": "publishing.pushing",
     "read_merge_file": "merging.recipe_files",
     "restore_step": "runs.restoring",
+    "split": "packs.splitting",
     "squash": "packs.squashing",
     "survey_merge": "merging.surveying",
     "tune": "analysis.tuning",

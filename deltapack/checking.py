@@ -7,10 +7,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deltapack.errors import RecipeError
+from deltapack.sources.parts import parts_index_of
 from deltapack.sources.places import checkpoint_at, pack_at, path_of
 from deltapack.sources.urls import is_url
 
-__all__ = ["as_checkpoint", "as_count", "as_items", "as_number", "as_pack", "as_pair", "as_path", "as_paths", "as_text"]
+__all__ = [
+    "as_checkpoint",
+    "as_count",
+    "as_items",
+    "as_number",
+    "as_one_file",
+    "as_pack",
+    "as_pair",
+    "as_path",
+    "as_paths",
+    "as_text",
+    "pack_exists",
+]
 
 _LONGEST = 60
 
@@ -105,6 +118,27 @@ def as_pack(what: str, value: object) -> Path:
         RecipeError: As `as_path`.
     """
     return pack_at(_path_like(what, value))
+
+
+def as_one_file(what: str, value: object) -> Path:
+    """Return where a pack is, as `as_pack`, for uses that take the file as it is.
+
+    Raises:
+        RecipeError: It comes in parts.
+    """
+    path = as_pack(what, value)
+    if parts_index_of(path) is not None:
+        raise RecipeError(f"{what} comes in parts, and is needed as one file", path=path, hint="`cat` joins its parts, in their order.")
+    return path
+
+
+def pack_exists(path: Path) -> bool:
+    """Whether a pack is there, as one file or in parts.
+
+    Raises:
+        NotAPackError: It is a part, and not the first.
+    """
+    return parts_index_of(path) is not None or path.exists()
 
 
 def _path_like(what: str, value: object) -> str | Path:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from deltapack.errors import RecipeError
 from deltapack.sources.remote_path import RemotePath
-from deltapack.sources.urls import address, is_url
+from deltapack.sources.urls import OBJECTS, address, is_url
 
 __all__ = [
     "ADAPTER",
@@ -134,9 +134,9 @@ def check_output_name(out: str | Path, what: str) -> None:
         RecipeError: It does, or it is `-`: nothing is written to standard output.
     """
     text, suffix = str(out), PurePath(str(out)).suffix.lower()
-    if isinstance(out, RemotePath) or is_url(text):
-        hint = "Write it here, and send it there (`hf upload`, `aws s3 cp`, `gcloud storage cp`)."
-        raise RecipeError("outputs are written to this machine", found=address(text), hint=hint)
+    elsewhere = isinstance(out, RemotePath) or is_url(text)
+    if elsewhere:
+        _check_output_address(text, what)
     ours = {CHECKPOINT: (".safetensors",), PACK_FILE: (".dpk",), EITHER: (".safetensors", ".dpk"), FOLDER: ()}[what]
     if text == "-":
         raise RecipeError("nothing is written to standard output", expected=what, found="-", hint="Give a name.")
@@ -147,9 +147,25 @@ def check_output_name(out: str | Path, what: str) -> None:
         hint = hints.get(suffix, "Files of that kind are not written; take one of these.") if ours else "Choose a name without that ending."
         raise RecipeError(f"the output cannot be a {suffix} file", path=out, expected=what, hint=hint)
     if what == PACK_FILE and suffix not in ours:
-        folder = text.endswith(os.sep) or os.path.isdir(out)
+        folder = text.endswith(os.sep) or (not elsewhere and os.path.isdir(out))
         hint = f"For a pack in that folder take {PurePath(out) / 'NAME.dpk'}." if folder else f"Take {text}.dpk."
         raise RecipeError("the name of a pack ends in .dpk", path=out, expected=what, found=suffix or "no ending", hint=hint)
+
+
+def _check_output_address(text: str, what: str) -> None:
+    """Refuse an address that nothing is written to.
+
+    Raises:
+        RecipeError: It is of the Hub, a web server, or for something that is only written here.
+    """
+    scheme = text.partition(":")[0].lower()
+    if scheme == "hf":
+        hint = "Write the pack here, then `deltapack push PACK ORG/NAME`; `hf upload` sends checkpoints."
+        raise RecipeError("outputs are not written to the Hub", found=address(text), hint=hint)
+    if scheme not in OBJECTS or what == FOLDER:
+        hint = "Write it here, and send it there (`hf upload`, `aws s3 cp`, `gcloud storage cp`)."
+        said = "this output is written to this machine" if scheme in OBJECTS else "outputs are written to this machine, s3:// or gs://"
+        raise RecipeError(said, found=address(text), hint=hint)
 
 
 def kind_of(head: bytes, name: str) -> Kind | None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltapack.sources.traffic import Traffic, watch_traffic
+
 __all__ = [
     "ApplyReport",
     "CompressPreview",
@@ -18,22 +20,27 @@ __all__ = [
     "PreviewReport",
     "PreviewRow",
     "Progress",
+    "Report",
     "SurveyReport",
+    "Traffic",
     "VerifyReport",
+    "watch_traffic",
 ]
 
 Progress = Callable[[int, int], None]
 """Called with work done and work in all, in bytes."""
 
 
-class _Report:
+class Report:
+    """A plain record."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
-class CompressReport(_Report):
+class CompressReport(Report):
     """What `compress` did. Sizes in bytes.
 
     Attributes:
@@ -103,7 +110,7 @@ class PreviewRow:
 
 
 @dataclass(frozen=True)
-class CompressPreview(_Report):
+class CompressPreview(Report):
     """What `compress` would do: sizes in bytes, of the pack about; tensors of each kind and one by one; what to read.
 
     `weight_files` would come back byte for byte: all or none. `expected_loss` is that of `CompressReport`.
@@ -126,7 +133,7 @@ class CompressPreview(_Report):
 
 
 @dataclass(frozen=True)
-class ApplyReport(_Report):
+class ApplyReport(Report):
     """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read.
 
     `written` is false where the output held all of it already. `weight_files` are the fine-tune's byte for byte: all or none.
@@ -167,7 +174,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class SurveyReport(_Report):
+class SurveyReport(Report):
     """How packs relate: their names, a row for each layer, one for all, and what a person should read."""
 
     packs: Sequence[str]
@@ -177,7 +184,7 @@ class SurveyReport(_Report):
 
 
 @dataclass(frozen=True)
-class MergeReport(_Report):
+class MergeReport(Report):
     """What `merge` did: the output, its tensors and bytes, the weight of each pack, what to read, how the packs relate if asked for."""
 
     out: Path
@@ -190,7 +197,7 @@ class MergeReport(_Report):
 
 
 @dataclass(frozen=True)
-class PreviewReport(_Report):
+class PreviewReport(Report):
     """What a merge would do, from headers alone.
 
     Attributes:
@@ -235,7 +242,7 @@ class ExplainRow:
 
 
 @dataclass(frozen=True)
-class ExplainReport(_Report):
+class ExplainReport(Report):
     """How one element of one tensor is merged.
 
     Attributes:
@@ -262,7 +269,7 @@ class ExplainReport(_Report):
 
 
 @dataclass(frozen=True)
-class VerifyReport(_Report):
+class VerifyReport(Report):
     """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that.
 
     `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none.

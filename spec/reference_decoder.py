@@ -7,7 +7,7 @@ one of them has a bug; see errata.md.
     python spec/reference_decoder.py BASE PACK [PACK ...] OUT.safetensors [--weight W ...] [--prefer N] [--factor F]
 
 BASE is a .safetensors file or a folder that holds one or several. Weights are one for all packs, or one for each in their
-order; N is the number of the pack that decides, from 1. Needs numpy, zstandard, xxhash.
+order; N is the number of the pack that decides, from 1. A pack in parts is named by its index. Needs numpy, zstandard, xxhash.
 """
 
 from __future__ import annotations
@@ -713,15 +713,46 @@ def check_layout(index: Json, data: bytes, index_offset: int) -> None:
         end = offset + length
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# 11-parts.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pack_bytes(path: Path) -> tuple[bytes, str | None]:
+    """Return the bytes of a pack; of one that comes in parts also its id. Such a pack is named by its index."""
+    if not path.name.endswith(".dpk.index.json"):
+        return path.read_bytes(), None
+    index = json.loads(path.read_bytes())
+    need(isinstance(index, dict) and set(index) == {"format", "version", "pack_id", "size", "parts"}, "parts", "fields of the index")
+    need(index["format"] == "deltapack-parts" and index["version"] == 1, "parts", "no index of parts that is read")
+    rows = index["parts"]
+    need(isinstance(rows, list) and 1 <= len(rows) <= 1000, "parts", "no parts, or too many")
+    data, stem = b"", ""
+    for number, row in enumerate(rows, 1):
+        need(isinstance(row, dict) and set(row) == {"name", "size", "sha256"}, "parts", f"fields of part {number}")
+        name = row["name"]
+        need(isinstance(name, str) and not set(name) & set("/\\"), "parts", f"the name of part {number} is none of a file beside the index")
+        stem = stem or name.removesuffix("-00001" + f"-of-{len(rows):05d}.dpk")
+        need(name == f"{stem}-{number:05d}-of-{len(rows):05d}.dpk", "parts", f"the name of part {number}")
+        need((path.parent / name).is_file(), "parts", f"part {number} is missing")
+        part = (path.parent / name).read_bytes()
+        need(len(part) == row["size"] > 0 and hashlib.sha256(part).hexdigest() == row["sha256"], "parts", f"part {number} is another")
+        data += part
+    need(len(data) == index["size"], "parts", "the sizes do not add up")
+    return data, index["pack_id"]
+
+
 def read_pack(path: str | Path) -> Json:
     """Parse a pack and check rules R1 to R7, R13 and those limits that the index alone can exceed.
 
     Returns:
         `index`, the parsed index, and `data`, the bytes of the file, into which its blob references point.
     """
-    data = Path(path).read_bytes()
+    data, pack_id = pack_bytes(Path(path))
     stored, raw_length = read_prologue(data)
-    index = parse_canonical(unzstd(stored, raw_length))
+    raw = unzstd(stored, raw_length)
+    need(pack_id in (None, hashlib.sha256(raw).hexdigest()), "parts", "the parts are of another pack")
+    index = parse_canonical(raw)
     check_index(index)
     check_layout(index, data, len(data) - len(stored))
     return {"index": index, "data": data}

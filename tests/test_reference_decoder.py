@@ -248,3 +248,23 @@ def test_any_bits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory)
         deltapack.apply(paths[0], folder / name, folder / "out.safetensors", force=True)
         assert read_file(folder / "out.safetensors") == decode_by_spec(base, folder / name)
     assert read_file(folder / "out.safetensors") == tuned
+
+
+def test_packs_in_parts(tmp_path: Path) -> None:
+    whole_pack = tmp_path / "whole.dpk"
+    base, tuned = write_folder(tmp_path / "base", small_model()), write_folder(tmp_path / "tuned", tuned_model(small_model()))
+    deltapack.compress(base, tuned, whole_pack)
+    report = deltapack.split(whole_pack, tmp_path / "x.dpk", max_part_size=1000)
+    reference = reference_decoder()
+    assert reference.read_pack(tmp_path / report.index) == reference.read_pack(whole_pack)
+    part, other = (tmp_path / name for name in report.parts[1:3])
+    kept = part.read_bytes()
+    part.write_bytes(other.read_bytes())
+    with pytest.raises(reference.Invalid, match="part 2 is another"):
+        reference.read_pack(tmp_path / report.index)
+    part.write_bytes(kept)
+    text = (tmp_path / report.index).read_text()
+    for old, new in ((report.parts[0], f"../{report.parts[0]}"), ('"version": 1', '"version": 2'), ('"pack_id": "', '"pack_id": "0')):
+        (tmp_path / report.index).write_text(text.replace(old, new))
+        with pytest.raises(reference.Invalid, match="parts"):
+            reference.read_pack(tmp_path / report.index)

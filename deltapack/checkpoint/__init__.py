@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltapack.checkpoint.conversions import model_names
 from deltapack.checkpoint.heads import Head, shards_of_heads
-from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
+from deltapack.checkpoint.layout import Shard, parse_size, plan_shards, size_of
 from deltapack.checkpoint.names import NameMatch, match_names
 from deltapack.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from deltapack.checkpoint.sidefiles import LeftOut, SideFile, check_side_name, list_side_files
@@ -31,4 +31,5 @@ __all__ = [
     "parse_size",
     "plan_shards",
     "shards_of_heads",
+    "size_of",
 ]

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from deltapack.checking import as_count
 from deltapack.dtypes import DType
 from deltapack.errors import RecipeError
 from deltapack.format.folders import folder_of
 
-__all__ = ["NewTensor", "Shard", "parse_size", "plan_shards"]
+__all__ = ["NewTensor", "Shard", "parse_size", "plan_shards", "size_of"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE | re.ASCII)
@@ -77,6 +78,15 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise RecipeError("the size is too small", expected="at least one byte", found=repr(text))
     return size
+
+
+def size_of(what: str, value: int | str) -> int:
+    """Return a size in bytes that a caller gives as a number or a text.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    return parse_size(value) if isinstance(value, str) else as_count(what, value, 'a whole number of bytes, or text such as "5GB"')
 
 
 def plan_shards(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deltapack.checkpoint.begun import check_finished
 from deltapack.checkpoint.distributed import METADATA, SHARD
 from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.formats import DISTRIBUTED, FORMATS, WeightFormat, format_of
@@ -93,16 +94,18 @@ def search_folder(folder: Path, limits: Limits, choice: str | None = None) -> tu
         choice: What counts where it has one file and an index of shards, too: `"single"` or `"index"`.
 
     Raises:
-        CheckpointError: The choice is not unique, or the index is malformed.
+        CheckpointError: The choice is not unique, the index is malformed, or an upload of the folder was not finished.
         LimitError: The index exceeds `limits`.
         RecipeError: There is no such choice.
     """
     if choice not in (None, *CHOICES):
         raise RecipeError("the choice of weights is unknown", expected="index or single", found=choice)
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        listed = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise NotACheckpointError(f"cannot list the folder: {error.strerror or error}", path=folder) from error
+    check_finished(folder, listed)
+    names = [name for name in listed if not name.startswith(".")]
     for row in FORMATS:
         found = _of_format(folder, names, row, limits, choice)
         if found is not None:

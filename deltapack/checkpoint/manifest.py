@@ -17,11 +17,24 @@ from pathlib import Path
 from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import OutputError
 
-__all__ = ["MANIFEST", "check_own", "first_other", "is_kind", "listed", "manifest_of", "same_bytes"]
+__all__ = [
+    "MANIFEST",
+    "WHOLE_BYTES",
+    "check_own",
+    "entry_of",
+    "few",
+    "first_other",
+    "is_kind",
+    "list_of",
+    "listed",
+    "manifest_of",
+    "manifest_text",
+    "same_bytes",
+]
 
 MANIFEST = ".deltapack.json"
 _VERSION = 1
-_WHOLE, _SAMPLES, _SAMPLE = 1 << 20, 64, 1 << 12
+WHOLE_BYTES, _SAMPLES, _SAMPLE = 1 << 20, 64, 1 << 12
 _MAX_LIST = 1 << 24
 _SHOWN = 4
 _COMPARED = 1 << 22
@@ -37,8 +50,17 @@ def manifest_of(folder: Path, kind: str) -> bytes:
     Raises:
         OSError: As the system says.
     """
-    files = {name: {"size": os.path.getsize(folder / name), "sha256": _digest(folder / name)} for name in _names(folder)}
-    document = {"deltapack": _VERSION, "kind": kind, "files": files}
+    return manifest_text({name: entry_of(folder / name) for name in _names(folder)}, kind)
+
+
+def entry_of(path: Path) -> dict[str, object]:
+    """Return what a list says of a file; raises as `manifest_of`."""
+    return {"size": path.stat().st_size, "sha256": _digest(path)}
+
+
+def manifest_text(files: Mapping[str, object], kind: str) -> bytes:
+    """Return the list of files of which `entry_of` told."""
+    document = {"deltapack": _VERSION, "kind": kind, "files": dict(files)}
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -49,7 +71,7 @@ def listed(folder: Path) -> bool:
 
 def is_kind(folder: Path, kind: str) -> bool:
     """Whether the folder has a list of this kind."""
-    return _read(folder, kind) is not None
+    return list_of(folder, kind) is not None
 
 
 def check_own(folder: Path, kind: str) -> None:
@@ -59,10 +81,10 @@ def check_own(folder: Path, kind: str) -> None:
         OutputError: It has no list of this kind, or holds files that others wrote or changed; the first of them are named.
         OSError: As the system says.
     """
-    own = _read(folder, kind)
+    own = list_of(folder, kind)
     if own is None:
         what = f"the folder has no list of what a {kind} of deltapack wrote there ({MANIFEST}), so all in it may be someone's"
-        raise OutputError(what, path=folder, found=_few(list(_names(folder))), hint="Move or remove it yourself, or choose another output.")
+        raise OutputError(what, path=folder, found=few(list(_names(folder))), hint="Move or remove it yourself, or choose another output.")
     listing = (folder / MANIFEST).stat().st_mtime_ns
     others = []
     for name in _names(folder):
@@ -74,7 +96,7 @@ def check_own(folder: Path, kind: str) -> None:
         hint = "Only what it wrote is replaced, and nothing was: move them away, or choose another output."
         whose = "this demo" if kind == "demo" else "deltapack"
         what = f"the folder holds files that {whose} did not write, or that were changed since"
-        raise OutputError(what, path=folder, found=_few(others), hint=hint)
+        raise OutputError(what, path=folder, found=few(others), hint=hint)
 
 
 def first_other(folder: Path, new: Path, heads: Mapping[str, int] | None = None) -> str | None:
@@ -106,7 +128,7 @@ def _names(folder: Path) -> Iterator[str]:
         yield from (f"{prefix}{name}" for name in sorted([*links, *files]) if prefix or name != MANIFEST)
 
 
-def _read(folder: Path, kind: str) -> Mapping[str, object] | None:
+def list_of(folder: Path, kind: str) -> Mapping[str, object] | None:
     """Return the files of the list; none where there is no list of this kind that can be understood."""
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_LIST:
@@ -126,13 +148,14 @@ def _unchanged(path: Path, said: object, listing: int) -> bool:
     status = path.stat()
     if said.get("size") != status.st_size or said.get("sha256") != _digest(path):
         return False
-    return status.st_size <= _WHOLE or status.st_mtime_ns <= listing
+    return status.st_size <= WHOLE_BYTES or status.st_mtime_ns <= listing
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= _WHOLE:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size <= WHOLE_BYTES:
             return hashlib.sha256(file.read()).hexdigest()
         state = hashlib.sha256(size.to_bytes(8, "little"))
         for number in range(_SAMPLES):
@@ -155,6 +178,7 @@ def same_bytes(one: Path, other: Path, limit: int | None = None) -> bool:
     return True
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

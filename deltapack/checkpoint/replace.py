@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deltapack.checkpoint.begun import check_remote_output
 from deltapack.checkpoint.manifest import check_own, first_other, listed
-from deltapack.checkpoint.safetensors import OWN_METADATA
+from deltapack.checkpoint.safetensors import OWN_METADATA, says_ours
 from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
@@ -29,6 +29,9 @@ def check_protected(out: Path, protect: Sequence[Path]) -> None:
     Raises:
         OutputError: It does.
     """
+    if isinstance(out, RemotePath):
+        _check_protected_there(out, protect)
+        return
     real_out = Path(os.path.realpath(out))
     for path in protect:
         if isinstance(path, RemotePath):
@@ -45,6 +48,15 @@ def check_protected(out: Path, protect: Sequence[Path]) -> None:
             )
 
 
+def _check_protected_there(out: RemotePath, protect: Sequence[Path]) -> None:
+    """Refuse an output in a store that is, holds, or lies in what is read there."""
+    for path in protect:
+        if out.is_relative_to(path) or (isinstance(path, RemotePath) and path.is_relative_to(out)):
+            where = "is" if out == path else "lies in" if out.is_relative_to(path) else "holds"
+            hint = "Inputs are never overwritten; choose another output."
+            raise OutputError(f"the output {where} an input", path=out, found=str(path), hint=hint)
+
+
 def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False, head: bytes = b"") -> None:
     """Refuse an output that cannot be created, or that `force` must not replace.
 
@@ -56,6 +68,9 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
     Raises:
         OutputError: It exists and is not ours to replace, or its parent folder is missing.
     """
+    if isinstance(out, RemotePath):
+        check_remote_output(out, folder=folder, force=force)
+        return
     if not out.name or out.name == "..":
         raise OutputError("the output has no name", path=out)
     if not out.parent.is_dir():
@@ -90,21 +105,11 @@ def _check_file(out: Path, like: bytes) -> None:
             raise OutputError("the output exists and is no safetensors file", path=out, hint=hint)
         length = int.from_bytes(head[:8], "little")
         header = b"{" + file.read(length - 1) if length <= DEFAULT_LIMITS.header_bytes else b""
-    if not _says_ours(header) and head[:8] + header != like:
+    if not says_ours(header) and head[:8] + header != like:
         # What an exact pack restores is the fine-tune's own file, byte for byte: it cannot say who wrote it.
         what = "the output is a file that deltapack did not write, or restored byte for byte, so that nothing in it says so"
         expected = f"{OWN_METADATA}version or the like in its metadata"
         raise OutputError(what, path=out, expected=expected, found="none", hint=hint)
-
-
-def _says_ours(header: bytes) -> bool:
-    """Whether the header of a safetensors file says that this program restored or merged it."""
-    try:
-        document = json.loads(header)
-    except (ValueError, RecursionError):
-        return False
-    strings = document.get("__metadata__") if isinstance(document, dict) else None
-    return isinstance(strings, dict) and any(key.startswith(OWN_METADATA) for key in strings)
 
 
 def check_unlisted(out: Path, new: Path, heads: Mapping[str, int] | None = None) -> None:

@@ -17,7 +17,7 @@ from deltapack.errors import CheckpointError, LimitError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 from deltapack.sources.reading import Readable
 
-__all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_head", "parse_safetensors"]
+__all__ = ["OWN_METADATA", "header_bytes", "load_json", "parse_head", "parse_safetensors", "says_ours"]
 
 _METADATA = "__metadata__"
 _NDIM = 64
@@ -223,3 +223,13 @@ def _check_tiling(rows: Sequence[tuple[TensorInfo, int, int]], path: Path, data_
             found=data_size,
             hint=cut,
         )
+
+
+def says_ours(header: bytes) -> bool:
+    """Whether the header of a safetensors file says that this program restored or merged it."""
+    try:
+        document = json.loads(header)
+    except (ValueError, RecursionError):
+        return False
+    strings = document.get("__metadata__") if isinstance(document, dict) else None
+    return isinstance(strings, dict) and any(key.startswith(OWN_METADATA) for key in strings)

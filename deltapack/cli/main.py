@@ -66,6 +66,7 @@ COMMANDS: Mapping[str, _Command] = {
     "tune": _Command("Find better factors for what a pack dropped, by forward passes."),
     "log": _Command("Show which pack follows which.", interrupted=""),
     "squash": _Command("Make one pack of a chain of packs."),
+    "split": _Command("Write a pack in numbered parts."),
     "export": _Command("Write a pack in a form that another tool loads."),
     "push": _Command("Upload a pack to the Hugging Face Hub.", interrupted="; a commit is there as a whole or not at all"),
     "pull": _Command("Fetch a pack from the Hugging Face Hub."),

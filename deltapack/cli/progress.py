@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -13,6 +14,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -21,6 +23,8 @@ from rich.progress import (
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from deltapack.reports import Traffic, watch_traffic
+
 __all__ = ["progress_bar"]
 
 
@@ -28,14 +32,25 @@ __all__ = ["progress_bar"]
 def progress_bar(label: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
     """Draw a bar while the block runs; the value is a callback that takes work done and work in all.
 
-    When the work done falls, a new stage has begun, and rate and time left start afresh.
+    What comes from other machines, or goes there, has lines of its own. When the
+    work done falls, a new stage has begun, and rate and time left start afresh.
     """
-    amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), _Rate(unit)]
-    columns = [TextColumn("{task.description}"), _Bar(), TaskProgressColumn(), *amount, TimeRemainingColumn()]
+    columns = _columns(DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else _columns(MofNCompleteColumn(), _Rate(unit))
     # Plain prints of other code go above the bar: rich redirects both streams while it is shown.
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    bar = Progress(*columns, console=(console := Console(stderr=True)), transient=True)
+    beside = Progress(*_columns(DownloadColumn(), TransferSpeedColumn()), console=console)
+    with Live(Group(bar, beside), console=console, transient=True):
         task = bar.add_task(label, total=None)
+        elsewhere: dict[str, TaskID] = {}
         last = 0
+
+        def moved(traffic: Traffic) -> None:
+            """Show what goes to other machines, and what comes from there, each from the first byte on."""
+            for name, done, total in (("sending", traffic.sent, traffic.to_send), ("receiving", traffic.received, None)):
+                if done or total:
+                    if name not in elsewhere:
+                        elsewhere[name] = beside.add_task(name, total=total)
+                    beside.update(elsewhere[name], completed=done, total=total)
 
         def update(done: int, total: int) -> None:
             nonlocal last
@@ -44,7 +59,12 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Callable[[int, int
             bar.update(task, completed=done, total=total or None)
             last = done
 
-        yield update
+        with watch_traffic(moved):
+            yield update
+
+
+def _columns(*amount: ProgressColumn) -> list[ProgressColumn]:
+    return [TextColumn("{task.description}"), _Bar(), TaskProgressColumn(), *amount, TimeRemainingColumn()]
 
 
 class _Bar(BarColumn):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from deltapack.checking import as_checkpoint, as_pack
+from deltapack.checking import as_checkpoint, as_pack, as_path, pack_exists
 from deltapack.errors import DeltapackError, RecipeError, did_you_mean
 from deltapack.kinds import check_output_name, hub_hint, kind_of_path, pack_hint
 
@@ -74,7 +74,7 @@ class PackPath(click.Path):
         """Return the path."""
         here = os.path.exists(value)
         path, told = (Path(value), value) if here else _elsewhere(value, as_pack)
-        if path is None or not (here or path.exists()):
+        if path is None or not (here or pack_exists(path)):
             self.fail(f"File '{told}' does not exist.{_near(told) or _on_the_hub(told)}", param, ctx)
         if path.is_dir():
             self.fail(f"'{told}' is a folder, and a pack is a .dpk file.{_way_out(param, ctx, told)}", param, ctx)
@@ -120,7 +120,7 @@ class PackOrFolder(click.Path):
         if os.path.exists(value):
             return super().convert(value, param, ctx)
         path, told = _elsewhere(value, as_pack)
-        if path is None or not path.exists():
+        if path is None or not pack_exists(path):
             self.fail(f"'{told}' does not exist.{_near(told) or _on_the_hub(told)}", param, ctx)
         return path
 
@@ -140,7 +140,7 @@ class OutPath(click.Path):
             check_output_name(value, self.what)
         except RecipeError as error:
             self.fail(f"{error}", param, ctx)
-        return super().convert(value, param, ctx)
+        return as_path("the output", value) if "://" in str(value) else super().convert(value, param, ctx)
 
 
 def _elsewhere(value: Any, find: Callable[[str, object], Path]) -> tuple[Path | None, str]:

@@ -17,12 +17,12 @@ from deltapack.format.digest import chunk_count, hash64, root_digest
 from deltapack.format.frames import check_frame_after, decompress_after, decompress_frame, unpack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
+from deltapack.format.parts import check_parts, open_pack_file
 from deltapack.format.prologue import PROLOGUE_BYTES, Prologue
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.kinds import pack_hint
 from deltapack.limits import DEFAULT_LIMITS, Limits
 from deltapack.sources.local import LocalFile
-from deltapack.sources.opening import open_file
 from deltapack.sources.reading import Faults, Readable
 
 __all__ = ["ChunkedBlob", "PackReader"]
@@ -45,8 +45,11 @@ _FAULTS = Faults(
 class PackReader:
     """An open pack.
 
+    Attributes:
+        parts: What the index of its parts says, where it comes in parts.
+
     Args:
-        path: The file.
+        path: The file; of a pack in parts the index, the first part, or the name of the whole.
         limits: What it may ask of this process.
 
     Raises:
@@ -60,7 +63,7 @@ class PackReader:
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = as_pack("the pack", path)
-        self._file = open_file(self.path, _FAULTS)
+        self._file, self.parts = open_pack_file(self.path, _FAULTS)
         self._closed = False
         try:
             self.index, self.pack_id, self.index_stored_bytes = self._read_index(limits)
@@ -224,9 +227,21 @@ class PackReader:
         raw = decompress_frame(stored, prologue.index_raw_length)
         index = parse_index(raw, prologue.index_offset, limits)
         self._index_offset = prologue.index_offset
+        pack_id = hashlib.sha256(raw).hexdigest()
+        if self.parts is not None and self.parts.pack_id != pack_id:
+            raise FormatError("the parts are of another pack than their index says", expected=self.parts.pack_id, found=pack_id)
         if isinstance(self._file, LocalFile):  # elsewhere each gap is a request, and nothing reads these bytes: `verify` looks at them
             self.check_padding(index)
-        return index, hashlib.sha256(raw).hexdigest(), len(stored)
+        return index, pack_id, len(stored)
+
+    @property
+    def whole_path(self) -> Path:
+        """The name of the pack, whichever of its parts or their index it was opened by."""
+        return self.path if self.parts is None else self.path.with_name(f"{self.parts.stem}.dpk")
+
+    def check_parts(self) -> None:
+        """Compare the digests of the parts, where there are some; a `ChecksumError` names the one that is another."""
+        check_parts(self._file, self.parts)
 
     def check_padding(self, index: Index | None = None) -> None:
         """Check what rounding skips between blobs; opening a pack of this machine has done so.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import LimitError, OutputError
-from deltapack.format.atomic import atomic_file, check_new_file, writing
+from deltapack.format.atomic import atomic_file, check_new_file, temporary_sibling, writing
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
 from deltapack.format.forms import is_descriptive, like
@@ -19,8 +20,12 @@ from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
+from deltapack.format.sent import check_new_there, sent_file
+from deltapack.format.splitting import check_no_parts, check_parts_output, drop_parts, parts_at, write_parts
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.remote_path import RemotePath
+from deltapack.sources.sending import remove, staging
 
 __all__ = ["ChunkedBlobWriter", "PackWriter", "StoredChunk", "check_pack_output", "open_pack_writer", "stored_side_file"]
 
@@ -196,17 +201,56 @@ class ChunkedBlobWriter:
 
 
 @contextlib.contextmanager
-def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[PackWriter]:
-    """Write a pack that appears under `path` only when it is complete.
+def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), part_bytes: int | None = None) -> Iterator[PackWriter]:
+    """Write a pack that appears under `path` only when it is complete; one of more than `part_bytes` in parts beside it.
 
     Raises:
         OutputError: `path` is one of the `inputs`, exists and `force` is false or it is no pack, or cannot be written.
     """
-    if path.exists() and any(path.samefile(source) for source in inputs):
+    if any(path == source or (path.exists() and source.exists() and path.samefile(source)) for source in inputs):
         raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
     check_pack_output(path, force=force)
-    with atomic_file(path, force=force) as file:
+    if part_bytes is not None:
+        check_parts_output(path, part_bytes)
+        with _in_parts(path, part_bytes, force=force) as file:
+            yield PackWriter(file)
+        return
+    old = parts_at(path)
+    with _whole(path, force=force) as file:
         yield PackWriter(file)
+    drop_parts(path, old)
+
+
+@contextlib.contextmanager
+def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes the parts of a pack, or the pack where one part would hold it."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(staging()) if isinstance(path, RemotePath) else path.parent
+        whole = temporary_sibling(folder / path.name)
+        stack.callback(whole.unlink, missing_ok=True)
+        with writing(path), open(whole, "x+b") as file:
+            yield file
+        with PackReader(whole) as reader:
+            if reader.file_bytes > part_bytes:
+                write_parts(reader, path, part_bytes, force=force)
+                _remove(path)  # with `force`, what the name stood for before
+                return
+        old = parts_at(path)
+        with _whole(path, force=force) as file, open(whole, "rb") as made:
+            shutil.copyfileobj(made, file, _COPY_BYTES)
+        drop_parts(path, old)
+
+
+def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Open a temporary file that becomes `path`."""
+    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force)
+
+
+def _remove(path: Path) -> None:
+    if isinstance(path, RemotePath):
+        remove(path.url)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_pack_output(path: Path, *, force: bool) -> None:
@@ -215,10 +259,14 @@ def check_pack_output(path: Path, *, force: bool) -> None:
     Raises:
         OutputError: It exists and `force` is false or it is something else, or its folder is missing.
     """
-    check_new_file(path, force=force)
+    if isinstance(path, RemotePath):
+        check_new_there(path, force=force)
+    else:
+        check_new_file(path, force=force)
+    check_no_parts(path, force=force)
     if not path.is_file():
         return
-    with writing(path), open(path, "rb") as file:
+    with writing(path), path.open("rb") as file:
         head = file.read(len(MAGIC))
     if head != MAGIC and any(head):
         raise OutputError("the output exists and is no pack", path=path, hint="Remove it yourself, or choose another name.")

@@ -26,6 +26,7 @@ from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
 from deltapack.restoring.applying import WriteOptions, refuse_for_file, write_checkpoint
 from deltapack.restoring.provenance import merged
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["merge", "refuse_for_packs"]
 
@@ -110,7 +111,7 @@ def merge(
         raise RecipeError("recipe says it all: weights, method, semantics, density and parameters cannot be given, too")
     out = as_path("out", out)
     refuse_for_packs(out, options)
-    scratch = out.parent if out.parent.is_dir() else None
+    scratch = out.parent if not isinstance(out, RemotePath) and out.parent.is_dir() else None
     request = MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files, scratch)
     with using_engine(engine, address, device=options.wants_device):
         return _merge(request, out, options, report=report)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 
 from deltapack.checking import as_path
 from deltapack.checkpoint.replace import check_output, check_protected
@@ -29,6 +30,7 @@ from deltapack.merging.recipe import MergeRecipe
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.reports import PreviewReport
 from deltapack.restoring.applying import WriteOptions
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["preview_merge"]
 
@@ -73,7 +75,9 @@ def preview_merge(
         if out.suffix == ".dpk":
             check_terms(plan.composition.jobs)
         needed = _pack_bytes(plan) if out.suffix == ".dpk" else _checkpoint_bytes(plan)
-        check_free_space(out.parent, needed, out)
+        folder = Path(gettempdir()) if isinstance(out, RemotePath) else out.parent  # what is sent is made there, file by file
+        if not isinstance(out, RemotePath):
+            check_free_space(folder, needed, out)
         jobs, method = plan.composition.jobs, plan.recipe.formula
         return PreviewReport(
             out,
@@ -85,7 +89,7 @@ def preview_merge(
             [change for job in jobs if (change := _rows_change(job)) is not None],
             None if plan.composition.assets is None else str(plan.composition.assets.path),
             needed,
-            shutil.disk_usage(out.parent).free,
+            shutil.disk_usage(folder).free,
             options.workers * max((_buffers(job) for job in jobs), default=0),
             [*taken, *warnings_of(plan)],
             plan.notes,
@@ -115,7 +119,7 @@ def _check_output(plan: MergePlan, out: Path, force: bool) -> list[str]:
         else:
             check_output(out, folder=out.suffix != ".safetensors", force=force)
     except OutputError as error:
-        if not os.path.lexists(out) or not out.name:
+        if not (out.exists() if isinstance(out, RemotePath) else os.path.lexists(out)) or not out.name:
             raise
         return [f"the merge itself would stop: {error}"]
     return []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltapack._version import __version__
 from deltapack.checking import as_path
+from deltapack.checkpoint.layout import size_of
 from deltapack.cluster.choosing import using_engine
 from deltapack.engines import Engine
 from deltapack.format.blobs import EXACT
@@ -49,6 +50,7 @@ def compress(
     max_side_file: int | str | None = None,
     leave_out: Sequence[str] = (),
     base_packs: Sequence[str | Path] = (),
+    max_part_size: int | str | None = None,
     workers: int | None = None,
     force: bool = False,
     engine: str | Engine = "local",
@@ -76,6 +78,8 @@ def compress(
         max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
         leave_out: Shell patterns of side files that stay behind; without a `/` of files at the top, with `**/` before it of all.
         base_packs: Packs of a chain that begins at `base`; the base of the new pack is what the last one restores, which is never written.
+        max_part_size: The most bytes of a file, or text such as `"5GB"`: a larger pack comes in parts, `NAME-00001-of-00004.dpk` and so on,
+            beside `NAME.dpk.index.json`; one file unless given.
         workers: Threads; every core unless given.
         force: Whether to replace an existing `out`.
         engine: `"local"`, or `"ray"`: tensors are encoded on a Ray cluster (docs/cluster.md). The pack is the same.
@@ -111,12 +115,20 @@ def compress(
     )
     out, count = as_path("out", out), resolve_workers(workers)
     check_output_name(out, PACK_FILE)
+    part_bytes = None if max_part_size is None else size_of("max_part_size", max_part_size)
     with open_inputs(base, finetuned, asked) as inputs, using_engine(engine, address):
-        return write_pack(inputs, out, workers=count, force=force, progress=progress)
+        return write_pack(inputs, out, workers=count, force=force, progress=progress, part_bytes=part_bytes)
 
 
 def write_pack(
-    inputs: Inputs, out: Path, *, workers: int, force: bool, progress: Progress | None = None, protect: Sequence[Path] = ()
+    inputs: Inputs,
+    out: Path,
+    *,
+    workers: int,
+    force: bool,
+    progress: Progress | None = None,
+    protect: Sequence[Path] = (),
+    part_bytes: int | None = None,
 ) -> CompressReport:
     """Write the pack of two checkpoints that are open.
 
@@ -127,6 +139,7 @@ def write_pack(
         force: Whether to replace an existing `out`.
         progress: Called as `compress` says.
         protect: Files that `out` must not be, besides those that the checkpoints are read from.
+        part_bytes: The most bytes of a file: a larger pack comes in parts.
 
     Raises:
         BaseMismatchError: A tensor of a chain's result is not what its last pack promises.
@@ -136,7 +149,7 @@ def write_pack(
     """
     weights = (*inputs.base.weight_paths(), *inputs.finetuned.weight_paths(), *protect)
     progress = progress or (lambda done, total: None)
-    with open_pack_writer(out, force=force, inputs=weights) as writer:
+    with open_pack_writer(out, force=force, inputs=weights, part_bytes=part_bytes) as writer:
         budget = inputs.asked.recipe.target
         if budget is None:
             written = _write(writer, inputs, *planned(inputs, workers), workers, progress)

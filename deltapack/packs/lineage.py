@@ -12,6 +12,7 @@ from deltapack.checking import as_path, as_paths
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
+from deltapack.sources.parts import parts_index_of, whole_packs
 
 __all__ = ["Lineage", "LineageRow", "log_packs"]
 
@@ -111,7 +112,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     """Return files, each once, those of folders by name."""
     found: dict[Path, Path] = {}
     for path in paths:
-        for file in sorted(path.glob("*.dpk")) if path.is_dir() else (path,):
+        for file in [path / name for name in whole_packs(file.name for file in path.iterdir())] if path.is_dir() else (path,):
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
@@ -125,7 +126,7 @@ def _row(path: Path) -> LineageRow:
         UnsupportedError: It needs a newer version.
     """
     with PackReader(path) as pack:
-        index, size, stamp = pack.index, pack.file_bytes, path.stat().st_mtime
+        index, size, stamp = pack.index, pack.file_bytes, (parts_index_of(path) or path).stat().st_mtime
         changed = sum(entry.kind not in ("unchanged", "alias", "removed") for entry in index.telling)
         kind = "exact" if index.is_exact else "lossy"
         date = datetime.fromtimestamp(stamp, timezone.utc).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_pack, as_path, as_text
+from deltapack.checking import as_one_file, as_path, as_text
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.replace import check_protected
 from deltapack.composing.arranged import arranged_base
@@ -95,7 +95,7 @@ def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, r
         RecipeError: An argument is out of range, or there is no config.json.
         UnsupportedError: The result is no single model, or quantised itself.
     """
-    pack, out = as_pack("pack", pack), as_path("out", out)
+    pack, out = as_one_file("the pack", pack), as_path("out", out)
     check_output_name(out, FOLDER)
     check_absent(out)
     check_protected(out, [pack])

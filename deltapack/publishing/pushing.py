@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltapack.checking import as_pack, as_path, as_text
+from deltapack.checking import as_one_file, as_path, as_text
 from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
 from deltapack.merging.basecard import CARD
@@ -124,7 +124,7 @@ def push(
         OutputError: The repository holds weights.
         RecipeError: An argument is wrong, no base is named, or the pack is on another machine.
     """
-    path, repo = Path(os.fspath(as_pack("pack", pack))), check_repo(repo)  # huggingface_hub uploads files of this machine
+    path, repo = Path(os.fspath(as_one_file("the pack", pack))), check_repo(repo)  # huggingface_hub uploads files of this machine
     given = None if card is None else as_path("card", card)
     text = f"Upload {path.name} with deltapack" if message is None else as_text("message", message)
     if not text.strip():

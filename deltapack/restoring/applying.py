@@ -34,6 +34,7 @@ from deltapack.restoring.engine import RestoredTensor, restore_tensors
 from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
+from deltapack.restoring.sending import jobs_to_send
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
@@ -225,7 +226,6 @@ def write_checkpoint(
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
         check_base_files(base, composition.assets, verify=options.verify)
-    jobs = composition.jobs
     shards, indices = (files_like_base(base, composition, options.max_shard_bytes), None) if files is None else files
     with open_writer(
         out,
@@ -237,6 +237,7 @@ def write_checkpoint(
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
         indices=indices,
     ) as writer:
+        jobs = jobs_to_send(base, composition.jobs, shards, writer, verify=options.verify)
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             for _ in tensors:

@@ -67,6 +67,7 @@ def verify(
     """
     count, report = resolve_workers(workers), progress or (lambda done, total: None)
     with PackReader(pack) as reader, kernels.working_on(reader.index.entries):
+        reader.check_parts()
         carried = [file for file in reader.index.files or () if file.blob is not None]
         for file in reader.index.files or ():
             check_side_name(file.name)

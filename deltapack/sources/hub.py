@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import BackendError, DeltapackError, NotACheckpointError, NotAPackError, RecipeError
+from deltapack.sources.parts import PARTS_INDEX, parts_index_of, whole_packs
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.urls import is_url
 
@@ -186,7 +187,7 @@ def fetch_pack(named: HubFile) -> Path:
     if named.file is not None:
         return _file_of(named, NotAPackError)
     names = _names_of(named)
-    packs = sorted(name for name in names if name.endswith(".dpk"))
+    packs = whole_packs(names)
     if len(packs) != 1:
         shown = f"{', '.join(packs[:8])}{' and more' * (len(packs) > 8)}" if packs else "none"
         at = f"@{named.revision}" if named.revision else ""
@@ -209,7 +210,7 @@ def _names_of(named: HubFile) -> list[str]:
         cached = _snapshot(hub, named.repo, named.revision, local_files_only=True)
         if cached is None:
             raise _unfetched(NotAPackError, named.repo, named.revision, error) from error
-        return [path.relative_to(cached).as_posix() for path in cached.rglob("*.dpk")]
+        return [path.relative_to(cached).as_posix() for path in cached.rglob("*.dpk*")]
 
 
 def _file_of(named: HubFile, kind: type[DeltapackError]) -> Path:
@@ -220,12 +221,21 @@ def _file_of(named: HubFile, kind: type[DeltapackError]) -> Path:
     """
     hub, file = hub_library(), str(named.file)
     try:  # unlike `hf_hub_download` it gives up at once where there is no network
-        folder = Path(hub.snapshot_download(named.repo, revision=named.revision, allow_patterns=[glob.escape(file)]))
+        folder = Path(hub.snapshot_download(named.repo, revision=named.revision, allow_patterns=_with_parts(file)))
     except Exception as error:  # as above
         raise _unfetched(kind, named.repo, named.revision, error) from error
-    if not (folder / file).exists():
+    if parts_index_of(folder / file) is None and not (folder / file).exists():
         raise kind("the repository has no such file", path=named.repo, found=file)
     return folder / file
+
+
+def _with_parts(file: str) -> list[str]:
+    """Return patterns of a file, and of the parts and their index where it is a pack that comes in some."""
+    whole = file.removesuffix(".index.json")
+    if not whole.endswith(".dpk"):
+        return [glob.escape(file)]
+    stem, digits = glob.escape(re.sub(r"-\d{5}-of-\d{5}$", "", whole.removesuffix(".dpk"))), "[0-9]" * 5
+    return [glob.escape(file), f"{stem}{PARTS_INDEX}", f"{stem}-{digits}-of-{digits}.dpk"]
 
 
 def _unfetched(kind: type[DeltapackError], name: str, revision: str | None, error: Exception) -> DeltapackError:

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
 
-from deltapack.errors import BackendError, SourceError
+from deltapack.errors import BackendError, DeltapackError, SourceError
 from deltapack.sources import retrying
 from deltapack.sources.found import Found, changed
 from deltapack.sources.listing import MOST_NAMES
@@ -42,11 +42,11 @@ class ObjectStore:
         Raises:
             SourceError: Nobody says.
         """
-        return self._ask(url, lambda system: _found(system.info(url.key, **self._fresh())))
+        return self.ask(url, lambda system: _found(system.info(url.key, **self._fresh())))
 
     def names(self, url: Url) -> Mapping[str, Found | None]:
         """Return the names in a folder, with what is known of them; raises as `find`."""
-        rows = self._ask(url, lambda system: system.ls(url.key, detail=True, **self._fresh())) or []
+        rows = self.ask(url, lambda system: system.ls(url.key, detail=True, **self._fresh())) or []
         if len(rows) > MOST_NAMES:
             raise SourceError("the folder holds too many files", path=str(url), expected=f"at most {MOST_NAMES}", found=len(rows))
         names = {str(row["name"]).rstrip("/").rpartition("/")[2]: _found(row) for row in rows if str(row["name"]).strip("/") != url.key}
@@ -66,7 +66,7 @@ class ObjectStore:
                 raise Transient(f"the answer ended after {len(data)} of {stop - start} bytes")
             return data
 
-        data = self._ask(url, get, stopped)
+        data = self.ask(url, get, stopped)
         if data is None:
             raise changed(url, f"{found.size} bytes", "that it is gone")
         return data
@@ -74,8 +74,16 @@ class ObjectStore:
     def _fresh(self) -> dict[str, bool]:
         return {"refresh": True} if self._scheme == "s3" else {}
 
-    def _ask(self, url: Url, ask: Callable[[Any], Result], stopped: threading.Event | None = None) -> Result | None:
+    def ask(
+        self, url: Url, ask: Callable[[Any], Result], stopped: threading.Event | None = None, *, writing: bool = False
+    ) -> Result | None:
         """Return what a system answers; none where there is no such file.
+
+        Args:
+            url: What is asked for.
+            ask: Given fsspec's view of the store; tried again where the network fails.
+            stopped: Set when nobody waits for the answer any more.
+            writing: Whether something is written, for the errors.
 
         Raises:
             SourceError: It refuses, or does not answer.
@@ -87,12 +95,12 @@ class ObjectStore:
                 return ask(system)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            except (SourceError, Transient):
+            except (DeltapackError, Transient):
                 raise
             except Exception as error:  # each package has its own
-                raise _meaning(url, error) from error
+                raise _meaning(url, error, writing=writing) from error
 
-        return with_retries(url, attempt, stopped)
+        return with_retries(url, attempt, stopped, writing=writing)
 
 
 def _of_s3(system: Any, url: Url, found: Found, start: int, stop: int) -> bytes:
@@ -136,7 +144,7 @@ def _found(row: Mapping[str, Any]) -> Found:
     return Found(False, int(row["size"] or 0), version, modified)
 
 
-def _meaning(url: Url, error: Exception) -> Exception:
+def _meaning(url: Url, error: Exception, *, writing: bool = False) -> Exception:
     """Return what an error of fsspec's packages means: to be tried again, or the end."""
     codes: set[str] = set()
     link: BaseException | None = error
@@ -157,7 +165,8 @@ def _meaning(url: Url, error: Exception) -> Exception:
     if codes & _AGAIN or "429" in codes or passing:
         return Transient(f"{type(error).__name__}{' ' + ', '.join(sorted(codes - {'None'})) if codes - {'None'} else ''}")
     text = str(error).partition("\n")[0][:200]
-    return SourceError("the store cannot be read", path=str(url), found=f"{type(error).__name__}: {text}", hint=_HINT)
+    what = "cannot be written to" if writing else "cannot be read"
+    return SourceError(f"the store {what}", path=str(url), found=f"{type(error).__name__}: {text}", hint=_HINT)
 
 
 @cache

@@ -32,7 +32,7 @@ def path_of(value: str | Path) -> Path:
     if text.lower().startswith("file://"):
         return Path(unquote(text[7:].removeprefix("localhost")))
     if text.startswith("hf:/"):
-        hint = "A base, a fine-tune and a pack may be there."
+        hint = "A base, a fine-tune and a pack may be there; `deltapack push` sends a pack."
         raise RecipeError("a repository of the Hugging Face Hub is no place for this", found=text[:200], hint=hint)
     if is_url(text):
         return RemotePath.of(text)

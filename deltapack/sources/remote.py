@@ -13,6 +13,7 @@ from deltapack.sources.blocks import BLOCKS, GRAIN
 from deltapack.sources.found import Found
 from deltapack.sources.reading import Faults
 from deltapack.sources.stores import store_of
+from deltapack.sources.traffic import note
 from deltapack.sources.urls import Url
 
 __all__ = ["RemoteFile"]
@@ -155,6 +156,7 @@ class RemoteFile:
             if not isinstance(error, Exception):
                 raise
             return
+        note(received=len(data))
         if not self._stopped.is_set():
             BLOCKS.put(self._id, begin, data)
         self._done(begin, end)

@@ -20,6 +20,7 @@ from deltapack.sources.urls import Url, parse_url, url_of_parts
 
 __all__ = ["RemotePath"]
 
+_MOST_DEEP = 8
 _FAULTS = Faults(
     missing=lambda path: CheckpointError("no such file", path=path),
     unfit=lambda path, what: CheckpointError(what, path=path),
@@ -184,6 +185,15 @@ class RemotePath(PosixPath):
         if "/" in pattern or "**" in pattern:
             raise RecipeError("only the folder itself is searched", path=str(self), found=pattern)
         return iter([path for path in (self.iterdir() if self.is_dir() else ()) if fnmatchcase(path.name, pattern)])
+
+    def rglob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:  # type: ignore[override]
+        """Yield what is in the folder and those in it, to a depth of 8, and fits a pattern without `/`."""
+        return iter(self._below(pattern, _MOST_DEEP))
+
+    def _below(self, pattern: str, depth: int) -> list[RemotePath]:
+        found = [*self.glob(pattern)]
+        folders = [path for path in self.glob("*") if path.is_dir()] if depth else []
+        return found + [path for folder in folders for path in folder._below(pattern, depth - 1)]
 
     def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
         """Open the file to be read, in mode `"rb"`.

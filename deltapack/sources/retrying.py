@@ -37,13 +37,14 @@ class Transient(Exception):
         self.reason, self.wait, self.moved = reason, wait, moved
 
 
-def with_retries(url: Url, attempt: Callable[[], Result], stopped: threading.Event | None = None) -> Result:
+def with_retries(url: Url, attempt: Callable[[], Result], stopped: threading.Event | None = None, *, writing: bool = False) -> Result:
     """Return what `attempt` returns, tried again while it raises `Transient`.
 
     Args:
         url: What is read, for the error.
         attempt: One try.
         stopped: Set when nobody waits for the result any more.
+        writing: Whether something is written, for the error.
 
     Raises:
         SourceError: It never did, or it was stopped.
@@ -63,7 +64,9 @@ def with_retries(url: Url, attempt: Callable[[], Result], stopped: threading.Eve
                 found = f"{failure.reason}, {tried} tries in {spent:.0f} s"
                 if failure.wait is not None and failure.wait > TOTAL_SECONDS:
                     found += f", and the server asks to wait {failure.wait:.0f} s"
-                hint = "Try again later, or download it first."
-                raise SourceError("the file cannot be read", path=str(url), found=found, hint=hint) from failure
+                hint = "Try again later." if writing else "Try again later, or download it first."
+                raise SourceError(
+                    f"the file cannot be {'written' if writing else 'read'}", path=str(url), found=found, hint=hint
+                ) from failure
             if event.wait(wait):
-                raise SourceError("reading was given up", path=str(url)) from failure
+                raise SourceError(f"{'writing' if writing else 'reading'} was given up", path=str(url)) from failure

@@ -17,6 +17,7 @@ from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.parts import whole_packs
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
 from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
 from deltapack.virtual.planning import is_recipe
@@ -145,20 +146,20 @@ class Shelf:
             files = sorted(path for path in self.folder.iterdir() if not path.name.startswith(".") and path.is_file())
         except OSError as error:
             raise RecipeError(f"the folder of packs cannot be listed: {error.strerror}", path=self.folder) from error
-        packs = [path for path in files if path.suffix == ".dpk"]
+        packs = [self.folder / name for name in whole_packs(path.name for path in files)]
         found = {path: known for path in packs if (known := self._read(path)) is not None}
         self._known = found
         sound = {path: known for path, known in found.items() if not known.error}
         by_result = {known.result: path for path, known in reversed(sound.items()) if known.base != known.result}
         rows = [_chain(path, sound, by_result) for path in sound]
         rows += [((path,), (stamp,)) for path in files if is_recipe(path) and _is_text(path.name) and (stamp := _stamp(path)) is not None]
-        stems, full = Counter(paths[-1].stem for paths, _ in rows), {paths[-1].name for paths, _ in rows}
+        stems, full = Counter(_stem(paths[-1]) for paths, _ in rows), {paths[-1].name for paths, _ in rows}
         every = tuple(known.stamp for known in found.values())
         titles = []
         for paths, stamps in rows:
             last = paths[-1]
             kind = "recipe" if is_recipe(last) else "chain" if len(paths) > 1 else "pack"
-            name = last.stem if stems[last.stem] == 1 and last.stem not in full else last.name
+            name = _stem(last) if stems[_stem(last)] == 1 and _stem(last) not in full else last.name
             titles.append(Title(name, kind, paths, (*stamps, *every) if kind == "recipe" else stamps))
         return {title.name: title for title in sorted(titles, key=lambda title: title.name)}
 
@@ -203,3 +204,8 @@ def _chain(path: Path, known: Mapping[Path, _Known], by_result: Mapping[str, Pat
         chain.insert(0, before)
     paths: Sequence[Path] = chain
     return tuple(paths), tuple(known[link].stamp for link in paths)
+
+
+def _stem(path: Path) -> str:
+    """Return what a pack is called; of one in parts the path is that of their index."""
+    return Path(path.name.removesuffix(".index.json")).stem

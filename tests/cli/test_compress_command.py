@@ -29,6 +29,7 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "allow_unrelated": False,
         "weight_files": None,
         "max_side_file": None,
+        "max_part_size": None,
         "leave_out": (),
         "base_packs": (),
         "workers": None,
@@ -43,7 +44,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
     use_case = stand_in("compress", pair.report)
     options = shlex.split(
         "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
-        "--non-finite store --include-code --max-side-file 200MB "
+        "--non-finite store --include-code --max-side-file 200MB --max-part-size 5GB "
         "--leave-out '*.md' --leave-out 'logs/*' --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
     maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated", *(["--base-pack", str(pair.pack)] * 2)]
@@ -68,6 +69,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "allow_unrelated": True,
         "weight_files": None,
         "max_side_file": "200MB",
+        "max_part_size": "5GB",
         "leave_out": ("*.md", "logs/*"),
         "base_packs": (pair.pack, pair.pack),
         "workers": 2,

@@ -292,3 +292,15 @@ def test_names_stand_wherever_paths_do(shelf: Shelf, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
     refused = CliRunner().invoke(cli, ["inspect", "org/two"])
     assert refused.exit_code != 0
+
+
+def test_a_pack_in_parts_is_fetched_with_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["math-00001-of-00002.dpk", "math-00002-of-00002.dpk", "math.dpk.index.json", "README.md"]
+    made = Hub(tmp_path, *names)
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    api = SimpleNamespace(repo_info=lambda *_, **__: info)
+    played = SimpleNamespace(snapshot_download=made.snapshot_download, HfApi=lambda: api)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", played)
+    for named, file in (("hf://org/packs", "math.dpk.index.json"), ("hf://org/packs/math.dpk", "math.dpk")):
+        assert pack_at(named) == made.folder / file
+        assert sorted(path.name for path in made.folder.iterdir()) == names[:3]

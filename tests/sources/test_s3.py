@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,35 +17,6 @@ from deltapack.sources import objects, stores
 from deltapack.sources.remote_path import RemotePath
 
 DATA = random.Random(2).randbytes(12_000_000)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A server for the tests of this file."""
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of boto3; the bucket `models` is empty."""
-    import boto3
-
-    for name, text in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1"), ("ENDPOINT_URL", address)):
-        monkeypatch.setenv(f"AWS_{name}", text)
-    objects._system.cache_clear()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    yield client
-    for row in client.list_objects_v2(Bucket="models").get("Contents", []):
-        client.delete_object(Bucket="models", Key=row["Key"])
-    client.delete_bucket(Bucket="models")
-    objects._system.cache_clear()
 
 
 def upload(s3: Any, folder: Path, name: str) -> str:

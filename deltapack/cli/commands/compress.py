@@ -120,6 +120,7 @@ def _rescaled(how: str) -> str:
 @click.option(
     "--max-side-file", metavar="SIZE", help="Pack side files (tokenizer, config) up to this size, such as 200MB; 128 MiB unless given."
 )
+@click.option("--max-part-size", metavar="SIZE", help="Write a larger pack in parts of at most this size, such as 5GB, with their index.")
 @click.option(
     "--leave-out",
     multiple=True,
@@ -169,6 +170,7 @@ def command(
     allow_unrelated: bool,
     include_code: bool,
     max_side_file: str | None,
+    max_part_size: str | None,
     leave_out: Sequence[str],
     fidelity: float | None,
     non_finite: str,
@@ -231,7 +233,9 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
     with show_progress("compressing", quiet=quiet) as progress:
-        report = deltapack.compress(base, finetuned, out, force=force, engine=engine, address=address, progress=progress, **how)
+        report = deltapack.compress(
+            base, finetuned, out, max_part_size=max_part_size, force=force, engine=engine, address=address, progress=progress, **how
+        )
     _finish(report, print_compression, quiet=quiet, as_json=as_json)
 
 

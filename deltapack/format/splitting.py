@@ -1,0 +1,179 @@
+"""Write a pack in numbered parts (spec/11-parts.md): slices of its bytes, and last the index that names them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from deltapack.errors import FormatError, OutputError, RecipeError
+from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
+from deltapack.format.reader import PackReader
+from deltapack.format.sent import check_new_there
+from deltapack.sources.parts import PARTS_INDEX
+from deltapack.sources.remote_path import RemotePath
+from deltapack.sources.sending import drop_begun, remove, send_bytes, send_file, staging
+
+__all__ = ["check_no_parts", "check_parts_output", "drop_parts", "parts_at", "write_parts"]
+
+_BLOCK = 1 << 23
+
+
+def parts_at(out: Path) -> Parts | None:
+    """Return the parts of a pack that lie where `out` would be; none where there are none, or their index is not ours."""
+    index = _index_of(out)
+    if not index.is_file():
+        return None
+    try:
+        return parse_parts(index.read_bytes(), index)
+    except FormatError as error:
+        hint = "Move or remove it yourself, or choose another name."
+        raise OutputError("what lies beside the output is no index of the parts of a pack", path=index, hint=hint) from error
+
+
+def check_no_parts(out: Path, *, force: bool) -> None:
+    """Refuse a pack whose name stands for parts that are there, which `force` replaces.
+
+    Raises:
+        OutputError: They are, and `force` is false; or the index is something else.
+    """
+    if parts_at(out) is not None and not force:
+        raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
+
+
+def check_parts_output(out: Path, part_bytes: int) -> None:
+    """Refuse a size of parts that is out of range.
+
+    Raises:
+        RecipeError: It is.
+    """
+    if part_bytes < 1:
+        raise RecipeError("the size of parts is too small", path=out, expected="at least 1 byte", found=part_bytes)
+
+
+def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset()) -> None:
+    """Remove parts that were replaced; their index first, unless it was written anew, too."""
+    if old is None:
+        return
+    names = [_index_of(out).name, *(part.name for part in old.parts)]
+    for name in names:
+        if name not in keep:
+            path = out.with_name(name)
+            if isinstance(path, RemotePath):
+                remove(path.url)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
+    """Write the parts of a pack; what was there under the name of the pack, or its parts, is replaced.
+
+    Args:
+        source: The pack, open.
+        out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
+        part_bytes: The most bytes of a part.
+        force: Whether to replace what is there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputError: Parts exist and `force` is false, or the system refuses to write.
+        RecipeError: There would be more than 1,000 parts.
+        SourceError: A store refuses, or does not answer.
+    """
+    check_parts_output(out, part_bytes)
+    check_no_parts(out, force=force)
+    count = -(-source.file_bytes // part_bytes)
+    if count > MOST_PARTS:
+        raise RecipeError("there would be too many parts", path=out, expected=f"at most {MOST_PARTS}", found=count)
+    old = parts_at(out)
+    names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
+    _check_free(out, names, old)
+    spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
+    with writing(out), _placing(out) as place:
+        parts = [Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True)]
+        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
+    with writing(out):
+        _write_index(out, parts_text(parts_of))
+        drop_parts(out, old, frozenset((*names, _index_of(out).name)))
+    return parts_of
+
+
+def _check_free(out: Path, names: list[str], old: Parts | None) -> None:
+    """Refuse to take the place of what is no part of a pack that may be replaced."""
+    ours = {part.name for part in old.parts} if old is not None else set()
+    for name in names:
+        if name not in ours and out.with_name(name).exists():
+            raise OutputError("a file has the name of a part", path=out.with_name(name), hint="Move it, or choose another name.")
+    if isinstance(out, RemotePath):
+        check_new_there(out.with_name(names[0]), force=True)
+
+
+@contextlib.contextmanager
+def _placing(out: Path) -> Iterator[_Place]:
+    """Return what writes a part: those of this machine get their names when all are there, of a store each is sent at once."""
+    if isinstance(out, RemotePath):
+        with staging() as folder:
+            yield _Place(out, folder)
+        return
+    place = _Place(out, None)
+    try:
+        yield place
+        for temporary, path in place.written:
+            os.replace(temporary, path)
+        fsync_folder(out.parent)
+    finally:
+        for temporary, _ in place.written:
+            temporary.unlink(missing_ok=True)
+
+
+class _Place:
+    def __init__(self, out: Path, folder: Path | None) -> None:
+        self.out, self.folder = out, folder
+        self.written: list[tuple[Path, Path]] = []
+
+    def __call__(self, name: str, source: PackReader, start: int, length: int) -> str:
+        """Write a part; return its digest."""
+        path = self.out.with_name(name)
+        temporary = temporary_sibling(path) if self.folder is None else self.folder / name
+        check_free_space(temporary.parent, length, temporary)
+        if self.folder is None:
+            self.written.append((temporary, path))
+        state = hashlib.sha256()
+        with open(temporary, "xb") as file:
+            for at in range(start, start + length, _BLOCK):
+                block = source.read(at, min(_BLOCK, start + length - at))
+                state.update(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        if isinstance(path, RemotePath):
+            drop_begun(path.url)
+            send_file(temporary, path.url)
+            temporary.unlink()
+        return state.hexdigest()
+
+
+def _write_index(out: Path, text: bytes) -> None:
+    index = _index_of(out)
+    if isinstance(index, RemotePath):
+        send_bytes(text, index.url)
+        return
+    temporary = temporary_sibling(index)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, index)
+        fsync_folder(index.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _index_of(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(".dpk") + PARTS_INDEX)
