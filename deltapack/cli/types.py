@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from deltapack.checking import as_checkpoint, as_pack, as_path, pack_exists
-from deltapack.errors import DeltapackError, RecipeError, did_you_mean
+from deltapack.errors import BackendError, DeltapackError, RecipeError, did_you_mean
 from deltapack.kinds import check_output_name, hub_hint, kind_of_path, pack_hint
 
 __all__ = ["CheckpointPath", "Choice", "OutPath", "PackOrFolder", "PackOrRun", "PackPath", "Suggested", "WeightFiles"]
@@ -57,10 +57,10 @@ class CheckpointPath(click.Path):
         """Return the path."""
         if os.path.exists(value):
             return super().convert(value, param, ctx)
-        path, told = _elsewhere(value, as_checkpoint)
+        path, told, why = _elsewhere(value, as_checkpoint)
         if path is None or not path.exists():
             hint = "Is the address right?" if ":/" in told else hub_hint(told)
-            self.fail(f"Path '{told}' does not exist. {hint}", param, ctx)
+            self.fail(f"Path '{told}' does not exist.{why} {hint}", param, ctx)
         return path
 
 
@@ -73,9 +73,9 @@ class PackPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
         here = os.path.exists(value)
-        path, told = (Path(value), value) if here else _elsewhere(value, as_pack)
+        path, told, why = (Path(value), value, "") if here else _elsewhere(value, as_pack)
         if path is None or not (here or pack_exists(path)):
-            self.fail(f"File '{told}' does not exist.{_near(told) or _on_the_hub(told)}", param, ctx)
+            self.fail(f"File '{told}' does not exist.{why}{_near(told) or _on_the_hub(told)}", param, ctx)
         if path.is_dir():
             self.fail(f"'{told}' is a folder, and a pack is a .dpk file.{_way_out(param, ctx, told)}", param, ctx)
         return super().convert(value, param, ctx) if here else path
@@ -119,9 +119,9 @@ class PackOrFolder(click.Path):
         """Return the path."""
         if os.path.exists(value):
             return super().convert(value, param, ctx)
-        path, told = _elsewhere(value, as_pack)
+        path, told, why = _elsewhere(value, as_pack)
         if path is None or not pack_exists(path):
-            self.fail(f"'{told}' does not exist.{_near(told) or _on_the_hub(told)}", param, ctx)
+            self.fail(f"'{told}' does not exist.{why}{_near(told) or _on_the_hub(told)}", param, ctx)
         return path
 
 
@@ -143,19 +143,20 @@ class OutPath(click.Path):
         return as_path("the output", value) if "://" in str(value) else super().convert(value, param, ctx)
 
 
-def _elsewhere(value: Any, find: Callable[[str, object], Path]) -> tuple[Path | None, str]:
-    """Return where something is that is not here, and how it is called; none where a name was meant that nobody knows.
+def _elsewhere(value: Any, find: Callable[[str, object], Path]) -> tuple[Path | None, str, str]:
+    """Return where something is that is not here, and how it is called; none where nobody knows the name, with what the Hub said.
 
     Raises:
         DeltapackError: It is an address, and cannot be read.
     """
     try:
         path = find("path", value)
-    except DeltapackError:
+    except DeltapackError as error:
         if ":/" in str(value):
             raise
-        return None, str(value)
-    return path, str(path) if ":/" in str(value) else str(value)
+        said = str(type(error)(error.what, expected=error.expected, found=error.found)).rstrip(".")
+        return None, str(value), "" if isinstance(error, BackendError) else f" {said[0].upper()}{said[1:]}."
+    return path, str(path) if ":/" in str(value) else str(value), ""
 
 
 def _near(value: str) -> str:

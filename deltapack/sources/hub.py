@@ -242,7 +242,7 @@ def _unfetched(kind: type[DeltapackError], name: str, revision: str | None, erro
     at = "" if revision is None else f" at {revision}"
     hint = f"Is its name right, is there a network, and a token where it wants one (`hf auth login`)? Or: hf download {name}."
     found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    what = f"there is no such file here, and of the Hugging Face Hub{at} it cannot be fetched, and is not in the cache"
+    what = f"no such file or folder here; of the Hugging Face Hub{at} it cannot be fetched, and is not in the cache"
     return kind(what, path=name, found=found, hint=hint)
 
 
@@ -275,10 +275,7 @@ def _snapshot(hub: Any, repo: str, revision: str | None, **options: Any) -> Path
     except Exception as error:  # huggingface_hub has many of its own, and those of whatever carries its requests
         if options.get("local_files_only"):
             return None
-        at = "" if revision is None else f" at {revision}"
-        hint = f"Is its name right, is there a network, and a token where it wants one (`hf auth login`)? Or: hf download {repo}."
-        found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise NotACheckpointError(f"the base{at} cannot be fetched, and is not in the cache", path=repo, found=found, hint=hint) from error
+        raise _unfetched(NotACheckpointError, repo, revision, error) from error
 
 
 def _is_whole(folder: Path) -> bool:

@@ -17,8 +17,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("fidelity.methods", "fidelity.smollm2", "fidelity.texts", "pairs", "processes", "summary", "timing"),
     ("checkpoints", "command"),
     (
-        *("codes", "exact.training", "fidelity.models", "fidelity.values", "gpu", "loops", "memory", "overhead", "peers", "sizes"),
-        *("speed.candidates", "virtual"),
+        *("cluster", "codes", "exact.training", "fidelity.models", "fidelity.values", "gpu", "loops", "memory", "overhead", "peers"),
+        *("sizes", "speed.candidates", "virtual"),
     ),
     ("exact.inputs", "fidelity.measuring", "speed.inputs"),
     (

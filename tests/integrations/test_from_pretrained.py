@@ -297,7 +297,7 @@ def test_a_repository_with_config_and_pack(llama: Tuned, folder: Path, cached: P
 
 def test_another_revision_is_not_there(folder: Path, cached: Path) -> None:
     said(folder, base="org/base", revision="v2")
-    with pytest.raises(NotACheckpointError, match=r"at v2 cannot be fetched, and is not in the cache.*hf download org/base"):
+    with pytest.raises(NotACheckpointError, match=r"at v2 it cannot be fetched, and is not in the cache.*hf download org/base"):
         load(folder)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -213,14 +212,14 @@ def test_links_to_nothing_of_the_model_are_said(tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_listed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, ft = write(tmp_path / "base", TOP), write(tmp_path / "ft", tuned(TOP), {"2_Dense/config.json": "{}"})
-    scandir = os.scandir
+    listed = Path.iterdir
 
-    def closed(path: str | Path) -> object:
-        if Path(path).name == "2_Dense":
+    def closed(path: Path) -> Iterator[Path]:
+        if path.name == "2_Dense":
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        yield from listed(path)
 
-    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(Path, "iterdir", closed)
     assert "Permission denied" in refused(base, ft, tmp_path / "pack.dpk")
 
 

@@ -110,7 +110,9 @@ def test_side_files_are_fetched_on_demand_at_that_commit(hub: Callable[..., Hub]
 
 def test_what_cannot_be_fetched(hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     hub()
-    with pytest.raises(NotACheckpointError, match=r"^org/name: the base at gone cannot be fetched.*found OSError: 404\. Is its name"):
+    with pytest.raises(
+        NotACheckpointError, match=r"^org/name: no such file or .* at gone it cannot be fetched.*found OSError: 404\. Is its name"
+    ):
         find_base("org/name", "gone")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(BackendError, match=r"needs huggingface_hub.*pip install 'deltapack\[hub\]'"):
@@ -256,7 +258,7 @@ def test_a_pack_is_the_only_one_or_named(shelf: Shelf) -> None:
         pack_at("org/two")
     with pytest.raises(NotAPackError, match="found none"):
         pack_at("org/none")
-    with pytest.raises(NotAPackError, match=r"^org/gone: there is no such file here, .* found ConnectionError: no org/gone\. Is its name"):
+    with pytest.raises(NotAPackError, match=r"^org/gone: no such file or folder here; .* found ConnectionError: no org/gone\. Is its name"):
         pack_at("org/gone")
     shelf.online = False
     assert pack_at("org/one").exists()  # of the cache
@@ -270,6 +272,18 @@ def test_names_that_nobody_knows(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) 
     assert checkpoint_at("org/base") == Path("org/base")  # a path that is not there, as ever
     with pytest.raises(BackendError, match=r"needs huggingface_hub.*deltapack\[hub\]"):
         checkpoint_at("hf://org/base")
+
+
+def test_the_command_line_tells_what_the_hub_said(shelf: Shelf) -> None:
+    for name, said in [
+        ("org/gone", "it cannot be fetched, and is not in the cache: found ConnectionError: no org/gone."),
+        ("org/none", "one pack: expected one .dpk file, found none."),
+        ("org/two", "found b.dpk, sub/a[1].dpk."),
+    ]:
+        done = CliRunner().invoke(cli, ["inspect", name], env={"COLUMNS": "400"})
+        assert done.exit_code == 2 and f"File '{name}' does not exist. " in done.output and said in done.output, done.output
+    done = CliRunner().invoke(cli, ["apply", "org/gone", str(shelf.shelf / "org/one/math.dpk"), "-o", "out"], env={"COLUMNS": "400"})
+    assert done.exit_code == 2 and "found ConnectionError: no org/gone." in done.output and "hf download org/gone" in done.output
 
 
 def test_names_stand_wherever_paths_do(shelf: Shelf, tmp_path: Path) -> None:
