@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import random
@@ -81,6 +83,19 @@ def begun(s3: Any) -> list[str]:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_digest_that_the_store_tells_is_compared(memory: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gcsfs does."""
+    told = {"md5Hash": base64.b64encode(hashlib.md5((here / "here.dpk").read_bytes()).digest()).decode()}
+    info = type(memory).info
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **how: info(self, path, **how) | told)
+    url = parse_url("memory://m/there.dpk")
+    assert url is not None
+    sending.send_file(here / "here.dpk", url)
+    told["md5Hash"] = "AAAA"
+    with pytest.raises(SourceError, match=r"the store has other bytes than were sent: expected .*==, found AAAA"):
+        sending.send_file(here / "here.dpk", url)
 
 
 def test_packs_and_folders_are_what_they_are_here(s3: Any, here: Path) -> None:
