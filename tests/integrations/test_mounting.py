@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
+from ctypes.util import find_library
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.builders import edited, read_folder, small_model, write_file
 from support.commands import Run
+from support.mounting import has_fuse, mounted
 from support.shelves import Shelved, large_model, shelf_of
 
 import deltapack
@@ -124,39 +125,28 @@ def test_what_is_missing_has_a_sentence(
     assert done.exit_code == 5 and what in " ".join(done.stderr.split()) and "serve-files" in done.stderr
 
 
-def has_fuse() -> bool:
-    """Whether this machine mounts, and this process may."""
-    try:
-        import mfusepy  # noqa: F401
-    except (ImportError, OSError, AttributeError):
-        return False
-    return Path("/dev/fuse").exists() and os.access("/dev/fuse", os.R_OK | os.W_OK) and shutil.which("fusermount3") is not None
+@pytest.mark.parametrize(("code", "fails"), [(8, False), (1, True)])
+def test_a_signal_is_an_end(code: int, fails: bool, shelved: Shelved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*arguments: object, **options: object) -> None:
+        raise RuntimeError(code)
 
-
-@contextmanager
-def mounted(shelved: Shelved, where: Path) -> Iterator[Path]:
-    """Mount by the command; skip the test where the system refuses."""
-    where.mkdir()
-    command = [sys.executable, "-m", "deltapack", "mount", str(shelved.base), str(shelved.packs), str(where)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            while process.poll() is None and not os.path.ismount(where):
-                time.sleep(0.02)
-            if process.poll() is not None:
-                assert process.stderr is not None
-                pytest.skip(f"this system does not mount: {process.stderr.read()}")
-            yield where
-        finally:
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in said and not os.path.ismount(where)
+    monkeypatch.setitem(sys.modules, "mfusepy", SimpleNamespace(FUSE=ends, Operations=object))
+    monkeypatch.setattr(mounting, "_DEVICE", tmp_path)
+    shelf = Shelf(shelved.base, shelved.packs)
+    with pytest.raises(BackendError, match="did not mount it: found code 1") if fails else nullcontext():
+        mounting.mount(shelf, tmp_path)
+    shelf.close()
 
 
 @pytest.mark.skipif(not has_fuse(), reason="there is no FUSE here")
-def test_real_clients_of_a_mounted_folder(shelved: Shelved, tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", ["fuse", "fuse3"])
+def test_real_clients_of_a_mounted_folder(library: str, shelved: Shelved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import safe_open
 
-    with mounted(shelved, tmp_path / "mnt") as where:
+    if find_library(library) is None:
+        pytest.skip(f"there is no lib{library} here")
+    monkeypatch.setenv("FUSE_LIBRARY_NAME", library)
+    with mounted(shelved.base, shelved.packs, tmp_path / "mnt") as where:
         for name, written in shelved.written.items():
             assert read_folder(where / name) == read_folder(written)
         with safe_open(where / "code" / "model.safetensors", "np") as file:

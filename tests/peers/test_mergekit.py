@@ -19,32 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import Model, Tensor, read_model, write_folder
+from support.mergekits import merged_by_mergekit, run_mergekit
 from support.vocabularies import BASE_TOKENS, GROWING, ROWS, WIDTH, files_of, token
 
 import deltapack
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 mergekit = pytest.importorskip("mergekit", reason="mergekit is not installed: pip install -c constraints.txt '.[peers]'")
-
-
-def run_mergekit(family: Any, config: dict[str, Any]) -> Model:
-    """Run mergekit end to end and read what it wrote."""
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge import run_merge
-    from mergekit.options import MergeOptions
-
-    out = family.folder / "theirs"
-    options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
-    run_merge(MergeConfiguration.model_validate(config), str(out), options=options)
-    return read_model(out)
-
-
-def merged_by_mergekit(
-    family: Any, folders: Sequence[Path], method: str, parameters: dict[str, Any], each: Sequence[dict[str, Any]] = ()
-) -> Model:
-    models = [{"model": str(path), "parameters": own} for path, own in zip(folders, each or [{}] * len(folders), strict=True)]
-    config = {"merge_method": method, "base_model": str(family.base), "models": models, "parameters": parameters}
-    return run_mergekit(family, config | {"dtype": "float32"})
 
 
 def theirs(family: Any, method: str, count: int, parameters: dict[str, Any], each: Sequence[dict[str, Any]] = ()) -> Model:
