@@ -16,6 +16,7 @@ import deltapack
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, HubError, LimitError, NotAPackError, OutputError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.publishing import pulling
+from deltapack.publishing.hub import asking
 
 
 @pytest.fixture
@@ -189,6 +190,25 @@ def test_a_hub_that_lists_nonsense(file: dict[str, Any], pushed: Hub) -> None:
     with pytest.raises(HubError, match="me/math: the repository cannot be read: found "):
         deltapack.pull("me/math")
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("fault", [AttributeError("no such thing"), TypeError("an argument too many"), ValueError("of ours")], ids=repr)
+def test_faults_of_our_own_are_no_errors_of_the_hub(fault: Exception) -> None:
+    with pytest.raises(type(fault)) as caught, asking("me/math", "it fails"):
+        raise fault
+    assert caught.value is fault
+
+
+def test_errors_of_the_hub_by_where_they_come_from() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    from huggingface_hub import errors, utils
+
+    for doing in (lambda: utils.validate_repo_id("a//b"), lambda: hub.ModelInfo(), lambda: Path("/nowhere/at/all").read_bytes()):
+        with pytest.raises(HubError, match="me/math: it fails"), asking("me/math", "it fails"):
+            doing()
+    for error in (errors.EntryNotFoundError("x"), errors.HFValidationError("x")):
+        with pytest.raises(HubError, match="me/math: it fails"), asking("me/math", "it fails"):
+            raise error
 
 
 def test_outputs_that_exist(pushed: Hub) -> None:
