@@ -14,7 +14,7 @@ from typing import Any
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_absent, check_free_space, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, check_free_space, place_file, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import asking, check_repo, without_bars
@@ -163,7 +163,7 @@ def _pulled(
     left = [file.name for file in beside if file not in small]
     with writing(target):
         if alone:
-            os.rename(got[pack], target)
+            place_file(got[pack], target, force=False)
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
             os.rename(source.part, target)

@@ -211,6 +211,21 @@ def test_errors_of_the_hub_by_where_they_come_from() -> None:
             raise error
 
 
+def test_a_file_that_appears_meanwhile_is_not_replaced(pushed: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(path: Path, **options: Any) -> None:
+        Path("a.dpk").write_bytes(b"somebody's")
+
+    monkeypatch.setattr(pulling, "verify", verify)
+    with pytest.raises(OutputError, match="the output exists"):
+        deltapack.pull("me/math", "a.dpk")
+    assert Path("a.dpk").read_bytes() == b"somebody's" and os.listdir() == ["a.dpk"]
+
+
+def test_names_that_no_file_has() -> None:
+    with pytest.raises(RecipeError, match=r"out is not a path.*NUL"):
+        deltapack.pull("me/math", "a\0b")
+
+
 def test_outputs_that_exist(pushed: Hub) -> None:
     Path("math").mkdir()
     Path("a.dpk").touch()
