@@ -142,6 +142,10 @@ def pack_exists(path: Path) -> bool:
 
 
 def _path_like(what: str, value: object) -> str | Path:
+    if isinstance(value, (str, os.PathLike)) and "\0" in str(value):
+        raise RecipeError(
+            f"{what} is not a path", expected="a path", found=_shown(value), hint="No file has the character NUL in its name."
+        )
     if isinstance(value, (str, Path)):
         return value
     if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):

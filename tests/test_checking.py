@@ -47,6 +47,9 @@ def test_paths(tmp_path: Path) -> None:
             as_path("x", wrong)
         with pytest.raises(RecipeError, match="x is not a list of paths"):
             as_paths("x", wrong)
+    for nul in ("a\0b", Path("a\0b")):
+        with pytest.raises(RecipeError, match=r"x is not a path.* found .*NUL"):
+            as_path("x", nul)
     with pytest.raises(RecipeError, match="expected one path, not several"):
         as_path("x", ["a"])
     with pytest.raises(RecipeError, match=r"where a list is meant: found 'a\.dpk'\. Write \['a\.dpk'\]\."):

@@ -14,6 +14,7 @@ import torch
 from deltapack.analysis.texts import import_transformers
 from deltapack.checkpoint import open_checkpoint
 from deltapack.device.backends import resolve_device
+from deltapack.device.building import bounded_building, check_sizes, read_sizes
 from deltapack.dtypes import float_dtype
 from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, RecipeError, UnsupportedError
 from deltapack.live.attaching import attach
@@ -66,9 +67,11 @@ def load_language_model(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise RecipeError("this is no folder of a transformers model", path=folder, expected="a config.json", hint=hint)
     try:
-        with _silent(transformers):
+        dtype, tensors = _dtype_of(folder)
+        check_sizes(read_sizes(folder))
+        with _silent(transformers), bounded_building(tensors):
             model, told = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=_dtype_of(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     except Exception as error:  # transformers, huggingface_hub and safetensors have many of their own
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -84,12 +87,12 @@ def load_language_model(folder: Path) -> Any:
     return model
 
 
-def _dtype_of(folder: Path) -> torch.dtype | str:
-    """Return the type of the floats in a folder: what its config says may be another, which the model would be rounded to."""
+def _dtype_of(folder: Path) -> tuple[torch.dtype | str, int]:
+    """Return the type of the floats in a folder, and the number of tensors: its config may say another, which rounds."""
     with open_checkpoint(folder) as checkpoint:
-        names = {tensor.dtype.torch for tensor in checkpoint.tensors.values() if tensor.dtype.is_delta}
+        names, tensors = {tensor.dtype.torch for tensor in checkpoint.tensors.values() if tensor.dtype.is_delta}, len(checkpoint.tensors)
     found = getattr(torch, names.pop(), None) if len(names) == 1 else None
-    return found if isinstance(found, torch.dtype) else "auto"
+    return (found if isinstance(found, torch.dtype) else "auto"), tensors
 
 
 @contextmanager

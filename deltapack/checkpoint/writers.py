@@ -20,7 +20,7 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
-from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, fsync_folder, place_file, temporary_sibling, writing
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter"]
@@ -209,7 +209,7 @@ class FileWriter(_Writer):
     def _commit(self) -> None:
         if not (self._shards[0].head and self._force and same_bytes(self.out, self._temporary)):  # else nothing is lost
             check_output(self.out, folder=False, force=self._force)
-        os.replace(self._temporary, self.out)
+        place_file(self._temporary, self.out, force=self._force)
         fsync_folder(self.out.parent)
 
     def _discard(self) -> None:

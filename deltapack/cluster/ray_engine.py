@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import re
 import socket
 import uuid
 from collections import deque
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from deltapack._version import __version__
+from deltapack.cluster.connected import ADDRESS, check_connected
 from deltapack.cluster.shipping import shipped
 from deltapack.errors import BackendError, RecipeError
 
@@ -38,7 +38,7 @@ R = TypeVar("R")
 class RayEngine:
     """Runs tasks on a Ray cluster, a core each; a context manager, whose end leaves the cluster as it was.
 
-    Where the program is connected to Ray already, that connection is used and stays.
+    Where the program is connected to Ray already, that connection is used and stays; an address of another cluster is refused.
 
     Args:
         address: `"auto"`, `"ray://host:port"` or `"host:port"`. Unless given, that of the environment variable `RAY_ADDRESS`, and without
@@ -63,9 +63,12 @@ class RayEngine:
 
         Raises:
             BackendError: Ray is not installed, or the cluster cannot be reached.
+            RecipeError: The program is connected to another cluster than the one at the address.
         """
         ray = _ray()
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            check_connected(ray, self.address)
+        else:
             self._connect(ray)
             self._own = True
         return self
@@ -157,9 +160,9 @@ def _reach(where: str) -> None:
     Raises:
         OSError: Nobody does.
     """
-    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d{1,5})", where)
+    found = ADDRESS.fullmatch(where)
     if found is not None:
-        socket.create_connection((found[1], min(int(found[2]), 65535)), timeout=_ANSWER).close()
+        socket.create_connection((found[2], min(int(found[3]), 65535)), timeout=_ANSWER).close()
 
 
 def _ray() -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.errors import CheckpointError
+from deltapack.errors import CheckpointError, LimitError
 
 __all__ = ["Kind", "Modules", "modules_of", "read_config"]
 
@@ -54,26 +54,30 @@ def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def modules_of(checkpoint: Checkpoint) -> Modules:
     """Return the modules of the model that a checkpoint is of.
 
-    The model is built without weights by an installed transformers, which runs no code of the checkpoint; else modules are what the
-    names and shapes of tensors say.
+    The model is built without weights by an installed transformers, which runs no code of the checkpoint, as long as config.json asks for
+    no more modules than the tensors may be of; else modules are what the names and shapes of tensors say.
     """
     config = read_config(checkpoint)
     if not config:
         return _by_shape(checkpoint.tensors, "there is no config.json")
     try:
-        return _of_transformers(config)
+        return _of_transformers(config, len(checkpoint.tensors))
     except ImportError:
         return _by_shape(checkpoint.tensors, "transformers is not installed")
+    except LimitError as error:
+        return _by_shape(checkpoint.tensors, f"{error.what}: {error.found}")
     except Exception as error:  # transformers has many of its own for a config that it does not understand
         text = str(error).strip().partition("\n")[0][:120]
         return _by_shape(checkpoint.tensors, f"transformers cannot build the model ({text})")
 
 
-def _of_transformers(config: Mapping[str, Any]) -> Modules:
-    """Build the model without weights. Raises whatever transformers does."""
+def _of_transformers(config: Mapping[str, Any], tensors: int) -> Modules:
+    """Build the model of so many tensors without weights. Raises whatever transformers does."""
     import torch
     import transformers
     from transformers.pytorch_utils import Conv1D
+
+    from deltapack.device.building import bounded_building, check_sizes
 
     found = config.get("architectures")
     named = [getattr(transformers, name, None) for name in (found if isinstance(found, list) else []) if isinstance(name, str)]
@@ -85,8 +89,9 @@ def _of_transformers(config: Mapping[str, Any]) -> Modules:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # no words about a model that nobody runs
     try:
+        check_sizes(config)
         settings = type(transformers.AutoConfig.for_model(str(config.get("model_type")))).from_dict(dict(config))
-        with torch.device("meta"):
+        with torch.device("meta"), bounded_building(tensors):
             model = made(settings)
     finally:
         logging.set_verbosity(before)

@@ -14,7 +14,16 @@ from typing import BinaryIO
 
 from deltapack.errors import OutputError
 
-__all__ = ["atomic_file", "check_absent", "check_free_space", "check_new_file", "fsync_folder", "temporary_sibling", "writing"]
+__all__ = [
+    "atomic_file",
+    "check_absent",
+    "check_free_space",
+    "check_new_file",
+    "fsync_folder",
+    "place_file",
+    "temporary_sibling",
+    "writing",
+]
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -85,6 +94,27 @@ def check_new_file(path: Path, *, force: bool) -> None:
         raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
 
 
+def place_file(temporary: Path, path: Path, *, force: bool) -> None:
+    """Give a complete file its final name; without `force` nothing is replaced, also what came there a moment ago.
+
+    Raises:
+        OSError: The system refuses.
+        OutputError: `path` exists, and `force` is false.
+    """
+    if force:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename, never in the place of another file
+    except FileExistsError as error:
+        raise OutputError("the output exists", path=path, hint="It came meanwhile. Remove it or choose another name.") from error
+    except (OSError, AttributeError):  # no hard links here: a look just before has to do
+        check_new_file(path, force=False)
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends without an exception.
@@ -105,7 +135,7 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
                 if path.exists():
                     os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            place_file(temporary, path, force=force)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)

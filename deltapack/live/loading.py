@@ -18,6 +18,7 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG, fit_head
 from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice, choose, resolve_device
+from deltapack.device.building import bounded_building, check_sizes, read_sizes
 from deltapack.device.regions import region_of
 from deltapack.dtypes import DType, float_dtype
 from deltapack.errors import BackendError, DeltapackError, RecipeError, UnsupportedError
@@ -104,6 +105,7 @@ def load_model(
     Raises:
         DeltapackError: As in `load_state_dict`.
         BackendError: transformers is not installed.
+        LimitError: config.json asks for a model that the tensors cannot be of.
         RecipeError: There is no config.json, it names no class of transformers, or the model needs code of its own.
         UnsupportedError: The result has weights in sub-folders, as pipelines of diffusers and sentence-transformers have.
     """
@@ -120,6 +122,8 @@ def load_model(
         loader.write_configuration(folder)
         if not (folder / "config.json").exists():
             raise RecipeError("there is no config.json, which load_model needs", path=base, hint="Use load_state_dict.")
+        check_sizes(read_sizes(folder))
+        stack.enter_context(bounded_building(len(loader.composition.jobs) + len(loader.composition.aliases)))
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             made = _class_of(transformers, config, model_class, base)

@@ -83,6 +83,25 @@ class MergePlan:
         """Return the recipe as a merged pack states it."""
         return self.recipe.to_json([pack.reader.pack_id for pack in self.packs])
 
+    def stated_choices(self, request: MergeRequest) -> Mapping[str, str | None]:
+        """Return which packs decide, each by its pack id and whatever its file is called.
+
+        Args:
+            request: What the plan was made of.
+
+        Raises:
+            RecipeError: One of them is not among the packs.
+        """
+
+        def stated(what: str, chosen: str | Path | None) -> str | None:
+            if chosen is None or chosen in ("base", "union"):
+                return None if chosen is None else str(chosen)
+            position = _position(what, chosen, request.packs)
+            assert position is not None
+            return self.packs[position].reader.pack_id
+
+        return {what: stated(what, chosen) for what, chosen in vars(request.choices).items()}
+
 
 def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = None, workers: int | None = None) -> MergePlan:
     """Open base and packs on `stack`, check them against each other and plan every tensor; adapters become exact packs first.

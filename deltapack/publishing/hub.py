@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from traceback import walk_tb
 from typing import Any
 
 from deltapack.checking import as_text
@@ -65,7 +66,7 @@ def status_of(error: BaseException) -> int | None:
 
 @contextmanager
 def asking(repo: str, doing: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises inside of the block into our errors.
+    """Turn what huggingface_hub raises inside of the block into our errors; a fault of our own, such as a missing attribute, is none.
 
     Args:
         repo: The repository.
@@ -78,9 +79,22 @@ def asking(repo: str, doing: str) -> Iterator[None]:
         yield
     except DeltapackError:
         raise
-    except Exception as error:  # huggingface_hub has many of its own, and those of whatever carries its requests
+    except Exception as error:  # huggingface_hub has many of its own, those of whatever carries its requests, and of answers that are none
+        if not _is_theirs(error):
+            raise
         found, hint = _reason(error, repo)
         raise HubError(doing, path=repo, found=found, hint=hint) from error
+
+
+def _is_theirs(error: Exception) -> bool:
+    """Whether an error is of the network, of huggingface_hub, or came up inside of it, such as of an answer that it does not understand."""
+    if isinstance(error, OSError) or any(_room(kind.__module__) in _LIBRARIES for kind in type(error).__mro__):
+        return True
+    return any(_room(str(frame.f_globals.get("__name__"))) in _LIBRARIES for frame, _ in walk_tb(error.__traceback__))
+
+
+def _room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _reason(error: BaseException, repo: str) -> tuple[str, str]:
@@ -117,10 +131,11 @@ def _is_network(error: BaseException) -> bool:
     """Whether an error, or what caused it, is one of sockets; the libraries that carry requests have their own."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ConnectionError | TimeoutError) or type(seen).__module__.partition(".")[0] in _CARRIERS:
+        if isinstance(seen, ConnectionError | TimeoutError) or _room(type(seen).__module__) in _CARRIERS:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
 
 
 _CARRIERS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+_LIBRARIES = ("huggingface_hub", "hf_xet", *_CARRIERS)

@@ -14,7 +14,7 @@ from typing import Any
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_absent, check_free_space, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, check_free_space, place_file, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import asking, check_repo, without_bars
@@ -106,7 +106,7 @@ def pull(
     hub = hub_library()
     with asking(name, "the repository cannot be read"):
         info = hub.HfApi(library_name="deltapack").model_info(name, revision=revision or given, files_metadata=True)
-        listed = {file.name: file for file in map(_listed, info.siblings or ())}
+    listed = {file.name: file for file in (_listed(file, name) for file in info.siblings or ())}
     part = temporary_sibling(target)
     try:
         with writing(target):
@@ -163,7 +163,7 @@ def _pulled(
     left = [file.name for file in beside if file not in small]
     with writing(target):
         if alone:
-            os.rename(got[pack], target)
+            place_file(got[pack], target, force=False)
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
             os.rename(source.part, target)
@@ -180,12 +180,18 @@ def _pulled(
     )
 
 
-def _listed(file: Any) -> _Listed:
+def _listed(file: Any, repo: str) -> _Listed:
+    """Return what the Hub says of a file.
+
+    Raises:
+        HubError: It is nonsense.
+    """
     lfs = file.lfs
     sha256 = None if lfs is None else lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256
-    if not isinstance(file.rfilename, str) or int(file.size or 0) < 0:
-        raise ValueError(f"a file that is none: {file!r:.120}")
-    return _Listed(file.rfilename, int(file.size or 0), sha256, file.blob_id)
+    size = file.size or 0
+    if not isinstance(file.rfilename, str) or not isinstance(size, int) or size < 0:
+        raise HubError("the repository cannot be read", path=repo, found=f"a file that is none: {file!r:.120}", hint="Run it again.")
+    return _Listed(file.rfilename, size, sha256, file.blob_id)
 
 
 def _check_sizes(files: Sequence[_Listed], repo: str) -> None:

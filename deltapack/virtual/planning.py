@@ -182,10 +182,7 @@ def _plan_merge(stack: ExitStack, request: MergeRequest, dtype: str | None, work
         return as_sum(measured)
 
     own = {**plan.files, **card_of(plan, cast)}
-    named = [
-        str(choice) if choice in ("base", "union") or choice is None else Path(choice).name for choice in vars(request.choices).values()
-    ]
-    said = [readers[0].index.base_fingerprint, plan.stated_recipe(), dtype, named]
+    said = [readers[0].index.base_fingerprint, plan.stated_recipe(), dtype, plan.stated_choices(request)]
     return _planned(plan.base, readers, plan.composition, None, merged(plan.packs), own, cast, said, plan.notes, finish)
 
 

@@ -285,6 +285,8 @@ def test_models_that_cannot_be_loaded(languages: Languages, tmp_path: Path) -> N
     save_safetensors(tensors, weights)
     (folder / "config.json").write_text('{"model_type": "abacus"}')
     refused(RecipeError, "transformers cannot load a language model")
+    (folder / "config.json").write_text(json.dumps(json.loads(config) | {"num_hidden_layers": 3000}))
+    refused(RecipeError, "asks for more modules than there are tensors for")
     (folder / "config.json").unlink()
     refused(RecipeError, "no folder of a transformers model")
     (folder / "config.json").write_text(config)

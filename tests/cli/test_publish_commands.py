@@ -100,7 +100,12 @@ def test_card(run: Run, pair: Pair, tmp_path: Path) -> None:
     result = run("card", pair.pack)
     assert result.exit_code == 0 and result.stdout.startswith("---\nlibrary_name: deltapack\n") and "ORG/NAME" in result.stdout
     out = tmp_path / "README.md"
-    assert run("card", pair.pack, "--repo", "me/math", "-o", out).stdout == "" and "deltapack pull me/math" in out.read_text()
+    assert run("card", pair.pack, "--repo", "me/math", "-o", out).stdout == f"card  {out}\n" and "deltapack pull me/math" in out.read_text()
+    assert run("card", pair.pack, "-o", out, "--force", "--quiet").output == ""
+    document = json.loads(run("card", pair.pack, "--base", "org/nowhere", "-o", out, "--force", "--json").stdout)
+    assert (document["card"], document["out"]) == (out.read_text(), str(out)) and "org/nowhere" in document["notes"][0]
+    quiet = run("card", pair.pack, "--base", "org/nowhere", "-q")
+    assert "base_model: org/nowhere" in quiet.stdout and quiet.stderr == ""
     assert run("card", pair.pack, "-o", out).exit_code == 1
     assert run("card", pair.pack, "--card", out, "-o", out, "--force").exit_code == 0
     assert run("card", pair.pack, "--repo", "math").exit_code == 2

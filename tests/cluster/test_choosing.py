@@ -6,7 +6,9 @@ import pickle
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from support.commands import Run
 import deltapack
 from deltapack import engines
 from deltapack.cluster.choosing import using_engine
+from deltapack.cluster.connected import check_connected
 from deltapack.cluster.ray_engine import RayEngine
 from deltapack.cluster.shipping import Opened, shipped
 from deltapack.errors import BackendError, RecipeError
@@ -126,6 +129,15 @@ def test_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
             with RayEngine(address):
                 pass
+
+
+@pytest.mark.parametrize(("address", "fits"), [("ray://127.0.0.1:10001", True), ("127.0.0.1:6379", True), ("ray://127.0.0.1:10002", False)])
+def test_a_client_knows_whom_it_is_connected_to(address: str, fits: bool) -> None:
+    """A double of Ray, as far as it tells the address of its server."""
+    context = SimpleNamespace(client_worker=SimpleNamespace(_conn_str="localhost:10001"))
+    ray = SimpleNamespace(util=SimpleNamespace(client=SimpleNamespace(ray=SimpleNamespace(get_context=lambda: context))))
+    with nullcontext() if fits else pytest.raises(RecipeError, match="found ray://localhost:10001"):
+        check_connected(ray, address)
 
 
 class TwoWords(Exception):

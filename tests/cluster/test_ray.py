@@ -18,7 +18,7 @@ from support.builders import CHUNK, Model, random_tensor, read_folder, tuned_mod
 
 import deltapack
 from deltapack.cluster.ray_engine import RayEngine
-from deltapack.errors import BackendError, BaseMismatchError, NonFiniteError
+from deltapack.errors import BackendError, BaseMismatchError, NonFiniteError, RecipeError
 from deltapack.format.reader import PackReader
 
 ray = pytest.importorskip("ray")
@@ -294,6 +294,18 @@ def test_a_file_that_a_node_does_not_see(there: Path, engine: RayEngine, tmp_pat
         pack.write_bytes((there / "other.dpk").read_bytes())
         with pytest.raises(BackendError, match="has another file under this path"):
             list(engine.map(lambda task: reader.file_bytes, [0]))
+
+
+def test_an_address_of_another_cluster_is_refused(cluster: Any, engine: RayEngine) -> None:
+    """Where the program is connected already."""
+    host, _, port = cluster.address.rpartition(":")
+    for same in (None, "auto", cluster.address, f"localhost:{port}", f"ray://{host}:10001"):
+        with RayEngine(same) as found:
+            assert list(found.map(abs, [-1])) == [1]
+    for other in ("local", f"{host}:1", f"192.0.2.1:{port}", f"ray://192.0.2.1:{port}"):
+        with pytest.raises(RecipeError, match="connected to another Ray cluster already") as caught, RayEngine(other):
+            pass
+        assert other in str(caught.value) and cluster.address in str(caught.value)
 
 
 def test_the_command_starts_and_stops_a_cluster_of_its_own(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

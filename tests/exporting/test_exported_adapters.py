@@ -221,6 +221,16 @@ def test_modules_of_transformers(tmp_path: Path) -> None:
         assert "names no class" in told.why
 
 
+@pytest.mark.parametrize("wrong", [{"n_layer": 10**9}, {"n_layer": 3000}, {"vocab_size": 10**18}, {"nested": [{"depth": 1 << 30}]}])
+def test_a_config_that_asks_for_a_model_without_end(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    pytest.importorskip("transformers")
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 9}
+    write_folder(tmp_path / "model", {"h.0.c_proj.weight": random_tensor(1, (8, 8))}, {"config.json": json.dumps(config | wrong)})
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        modules = modules_of(checkpoint)
+    assert modules.why.startswith("config.json asks for") and modules.kinds["h.0.c_proj"] == "linear"
+
+
 def test_a_config_calls_nothing_but_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     called = list[object]()

@@ -57,6 +57,22 @@ def test_old_file_is_replaced_only_by_force(old_file: Path) -> None:
     assert old_file.read_bytes() == NEW
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+def test_a_file_that_appears_meanwhile_is_not_replaced(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", failing(os.link, 0, errno.EPERM))
+    with pytest.raises(OutputError, match="the output exists"), atomic_file(tmp_path / "a", force=False) as file:
+        file.write(NEW)
+        (tmp_path / "a").write_bytes(OLD)
+    assert (tmp_path / "a").read_bytes() == OLD and os.listdir(tmp_path) == ["a"]
+
+
+def test_without_links_a_new_file_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", failing(os.link, 0, errno.EPERM))
+    write(tmp_path / "a", force=False)
+    assert (tmp_path / "a").read_bytes() == NEW and os.listdir(tmp_path) == ["a"]
+
+
 def test_nothing_appears_before_the_end(old_file: Path) -> None:
     with atomic_file(old_file, force=True) as file:
         file.write(NEW)

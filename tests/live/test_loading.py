@@ -14,7 +14,7 @@ from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
 import deltapack
-from deltapack.errors import BaseMismatchError, ChecksumError, MergeConflictError, RecipeError
+from deltapack.errors import BaseMismatchError, ChecksumError, LimitError, MergeConflictError, RecipeError
 
 BACKENDS = ["cpu", "torch", "triton"]
 
@@ -181,4 +181,18 @@ def test_a_model_that_needs_code(tmp_path: Path) -> None:
     write_folder(tmp_path / "tuned", tuned_model(base), {"config.json": config})
     deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "t.dpk")
     with pytest.raises(RecipeError, match="transformers cannot build the model"):
+        deltapack.load_model(tmp_path / "base", tmp_path / "t.dpk")
+
+
+@pytest.mark.parametrize(("layers", "words"), [(10**9, "larger than any"), (3000, "more modules than there are tensors for")])
+def test_a_config_that_asks_for_a_model_without_end(layers: int, words: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from support.builders import write_folder
+
+    base = {"w": random_tensor(1, (5, 5))}
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 8, "n_layer": layers, "n_head": 2, "vocab_size": 9}
+    write_folder(tmp_path / "base", base, {"config.json": json.dumps(config)})
+    write_folder(tmp_path / "tuned", tuned_model(base), {"config.json": json.dumps(config)})
+    deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / "t.dpk")
+    with pytest.raises(LimitError, match=words):
         deltapack.load_model(tmp_path / "base", tmp_path / "t.dpk")

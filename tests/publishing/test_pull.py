@@ -16,6 +16,7 @@ import deltapack
 from deltapack.errors import ChecksumError, DeltapackError, FormatError, HubError, LimitError, NotAPackError, OutputError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.publishing import pulling
+from deltapack.publishing.hub import asking
 
 
 @pytest.fixture
@@ -189,6 +190,40 @@ def test_a_hub_that_lists_nonsense(file: dict[str, Any], pushed: Hub) -> None:
     with pytest.raises(HubError, match="me/math: the repository cannot be read: found "):
         deltapack.pull("me/math")
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("fault", [AttributeError("no such thing"), TypeError("an argument too many"), ValueError("of ours")], ids=repr)
+def test_faults_of_our_own_are_no_errors_of_the_hub(fault: Exception) -> None:
+    with pytest.raises(type(fault)) as caught, asking("me/math", "it fails"):
+        raise fault
+    assert caught.value is fault
+
+
+def test_errors_of_the_hub_by_where_they_come_from() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    from huggingface_hub import errors, utils
+
+    for doing in (lambda: utils.validate_repo_id("a//b"), lambda: hub.ModelInfo(), lambda: Path("/nowhere/at/all").read_bytes()):
+        with pytest.raises(HubError, match="me/math: it fails"), asking("me/math", "it fails"):
+            doing()
+    for error in (errors.EntryNotFoundError("x"), errors.HFValidationError("x")):
+        with pytest.raises(HubError, match="me/math: it fails"), asking("me/math", "it fails"):
+            raise error
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(pushed: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(path: Path, **options: Any) -> None:
+        Path("a.dpk").write_bytes(b"somebody's")
+
+    monkeypatch.setattr(pulling, "verify", verify)
+    with pytest.raises(OutputError, match="the output exists"):
+        deltapack.pull("me/math", "a.dpk")
+    assert Path("a.dpk").read_bytes() == b"somebody's" and os.listdir() == ["a.dpk"]
+
+
+def test_names_that_no_file_has() -> None:
+    with pytest.raises(RecipeError, match=r"out is not a path.*NUL"):
+        deltapack.pull("me/math", "a\0b")
 
 
 def test_outputs_that_exist(pushed: Hub) -> None:

@@ -56,6 +56,7 @@ def record(patch: pytest.MonkeyPatch) -> Journal:
     for name in ("fsync", "fdatasync"):
         if hasattr(os, name):
             patch.setattr(os, name, _syncing(journal, getattr(os, name)))
+    patch.setattr(os, "link", _renaming(journal, os.link))
     patch.setattr(os, "rename", _renaming(journal, os.rename))
     patch.setattr(os, "replace", _renaming(journal, os.replace))
     patch.setattr(replace, "_exchange", _renaming(journal, replace._exchange))

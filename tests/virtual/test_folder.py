@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -477,3 +478,22 @@ def test_a_process_that_is_forked_while_others_read(recipe: Recipe, tmp_path: Pa
         finally:
             go_on.set()
             reader.join()
+
+
+def test_etags_of_recipes_name_packs_by_content(three: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    """Whatever their files are called: two may have one name, and one two."""
+    base, packs = three
+    for number, pack in enumerate(packs[:2]):
+        (tmp_path / f"{number}").mkdir()
+        shutil.copy(pack, tmp_path / f"{number}" / "same.dpk")
+
+    def etag(files: Sequence[Path], decides: Path) -> str:
+        recipe = tmp_path / "recipe.yaml"
+        models = ", ".join(f"{{model: {file}}}" for file in files)
+        recipe.write_text(f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{models}]\nprefer: {decides}\n")
+        with VirtualFolder(base, recipe) as folder:
+            return folder.etag("model.safetensors")
+
+    same = [tmp_path / "0" / "same.dpk", tmp_path / "1" / "same.dpk"]
+    assert etag(same, same[0]) != etag(same, same[1])
+    assert [etag(same, one) for one in same] == [etag(packs[:2], one) for one in packs[:2]]
