@@ -162,6 +162,7 @@ NO_VECTOR = {
     "the packs have different bases": "two packs are needed for this: v1-several-bases",
     "the packs state different digests": "two packs are needed for this: v1-several-bases",
     "the restored {entry['name']!r} differs": "what is taken as it is stored, for packs that nobody checked alone before",
+    '"parts", ': "packs in parts are several files: tests/test_parts_by_spec.py runs into each of these checks",
     "size of {name!r}": "a base in memory whose bytes do not fit its shape; no pack can bring that about",
 }
 """Checks that no file can fail first, by a part of their text, and why they are there."""
