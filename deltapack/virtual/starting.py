@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from deltapack.checkpoint import Checkpoint
-from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.arrangement import BaseRef
+from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 from deltapack.format.reader import PackReader
 
 __all__ = ["stands_between"]
