@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from deltapack.sources.parts import whole_packs
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
 from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
 from deltapack.virtual.planning import is_recipe
+from deltapack.virtual.starting import stands_between
 
 __all__ = ["Shelf", "Title"]
 
@@ -59,7 +60,8 @@ class _Known:
 class Shelf:
     """Every pack, chain and merge recipe of a folder as a virtual folder; what appears there later is found, too.
 
-    A pack that was made from what another pack of the folder restores is the end of a chain. Any number of threads may read.
+    A pack that was made from what another pack of the folder restores is the end of a chain, which starts where the base stands: a pack
+    that was made from the base itself follows no other. Any number of threads may read.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class Shelf:
         with open_checkpoint(base := as_checkpoint("the base", base)):
             pass  # what is no base is none of any pack
         self._open = OpenFolders(base, cache=cache, verify=verify, workers=workers)
-        self._known: dict[Path, _Known] = {}
+        self._base, self._known = base, dict[Path, _Known]()
+        self._starts: dict[tuple[Path, Stamp, Path, Stamp], bool] = {}
         self._lock, self._clock = threading.Lock(), clock
         self._titles: Mapping[str, Title] = {}
         self._looked: float | None = None
@@ -151,7 +154,8 @@ class Shelf:
         self._known = found
         sound = {path: known for path, known in found.items() if not known.error}
         by_result = {known.result: path for path, known in reversed(sound.items()) if known.base != known.result}
-        rows = [_chain(path, sound, by_result) for path in sound]
+        starts = self._found_starts(sound, by_result)
+        rows = [_chain(path, sound, by_result, starts) for path in sound]
         rows += [((path,), (stamp,)) for path in files if is_recipe(path) and _is_text(path.name) and (stamp := _stamp(path)) is not None]
         stems, full = Counter(_stem(paths[-1]) for paths, _ in rows), {paths[-1].name for paths, _ in rows}
         every = tuple(known.stamp for known in found.values())
@@ -162,6 +166,21 @@ class Shelf:
             name = _stem(last) if stems[_stem(last)] == 1 and _stem(last) not in full else last.name
             titles.append(Title(name, kind, paths, (*stamps, *every) if kind == "recipe" else stamps))
         return {title.name: title for title in sorted(titles, key=lambda title: title.name)}
+
+    def _found_starts(self, known: Mapping[Path, _Known], by_result: Mapping[str, Path]) -> set[Path]:
+        """Return the packs that follow another one, and were made from the base itself."""
+        pairs = {path: by_result.get(one.base, path) for path, one in known.items() if one.base != NOTHING}
+        keys = {path: (before, known[before].stamp, path, known[path].stamp) for path, before in pairs.items() if before != path}
+        self._starts = {key: self._starts[key] if key in self._starts else self._starts_here(key[0], key[2]) for key in keys.values()}
+        return {path for path, key in keys.items() if self._starts[key]}
+
+    def _starts_here(self, before: Path, path: Path) -> bool:
+        """Whether the base stands between two packs; whoever reads is told of what is damaged."""
+        try:
+            with open_checkpoint(self._base) as base, PackReader(before) as one, PackReader(path) as two:
+                return stands_between(base, one, two)
+        except DeltapackError:
+            return False
 
     def _read(self, path: Path) -> _Known | None:
         """Return what a pack says of itself; none where it has gone meanwhile."""
@@ -194,14 +213,19 @@ def _stamp(path: Path) -> Stamp | None:
         return None
 
 
-def _chain(path: Path, known: Mapping[Path, _Known], by_result: Mapping[str, Path]) -> tuple[tuple[Path, ...], tuple[Stamp, ...]]:
-    """Return a pack after those that it follows; alone where these go in a circle, or are too many."""
+def _chain(
+    path: Path, known: Mapping[Path, _Known], by_result: Mapping[str, Path], starts: Set[Path]
+) -> tuple[tuple[Path, ...], tuple[Stamp, ...]]:
+    """Return a pack after those that it follows, from the base on; alone where these go in a circle, or are too many."""
     chain: list[Path] = [path]
-    while known[chain[0]].base != NOTHING and (before := by_result.get(known[chain[0]].base)) is not None:
+    while chain[0] not in starts and known[chain[0]].base != NOTHING and (before := by_result.get(known[chain[0]].base)) is not None:
         if before in chain or len(chain) == DEFAULT_LIMITS.links:
             chain = [path]
             break
         chain.insert(0, before)
+    states = [known[link].base for link in chain]
+    if known[path].result in states[:-1]:  # it comes back to where it was
+        chain = [path]
     paths: Sequence[Path] = chain
     return tuple(paths), tuple(known[link].stamp for link in paths)
 

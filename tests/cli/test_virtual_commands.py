@@ -60,3 +60,13 @@ def test_wrong_arguments(run: Run, shelved: Shelved, tmp_path: Path) -> None:
     assert run("serve-files", shelved.base, shelved.packs / "math.dpk").exit_code == 2
     done = run("mount", shelved.base, shelved.packs, shelved.base)
     assert done.exit_code == 2 and "no empty folder" in " ".join(done.stderr.split())
+    assert not done.stdout and "left out" not in done.stderr
+
+
+def test_nothing_is_said_to_be_mounted_where_fuse_is_missing(
+    run: Run, shelved: Shelved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mfusepy", None)
+    (tmp_path / "at").mkdir()
+    done = run("mount", shelved.base, shelved.packs, tmp_path / "at")
+    assert done.exit_code == 5 and "mounting needs mfusepy" in done.stderr and not done.stdout and "left out" not in done.stderr

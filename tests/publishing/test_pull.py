@@ -201,9 +201,9 @@ def test_faults_of_our_own_are_no_errors_of_the_hub(fault: Exception) -> None:
 
 def test_errors_of_the_hub_by_where_they_come_from() -> None:
     hub = pytest.importorskip("huggingface_hub")
-    from huggingface_hub import errors, utils
+    from huggingface_hub import errors
 
-    for doing in (lambda: utils.validate_repo_id("a//b"), lambda: hub.ModelInfo(), lambda: Path("/nowhere/at/all").read_bytes()):
+    for doing in (lambda: hub.HfApi().model_info("a//b"), lambda: hub.ModelInfo(), lambda: Path("/nowhere/at/all").read_bytes()):
         with pytest.raises(HubError, match="me/math: it fails"), asking("me/math", "it fails"):
             doing()
     for error in (errors.EntryNotFoundError("x"), errors.HFValidationError("x")):

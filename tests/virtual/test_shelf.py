@@ -55,6 +55,20 @@ def test_every_pack_chain_and_recipe_is_a_folder(shelved: Shelved) -> None:
         pass
 
 
+def test_chains_start_where_the_base_stands(shelved: Shelved) -> None:
+    """The base is what one of the packs restores: those that follow go on from it."""
+    shelf = Shelf(shelved.written["code"], shelved.packs)
+    assert [path.name for path in shelf.titles()["next"].paths] == ["next.dpk"]
+    with shelf.use("next") as folder:
+        wanted = read_folder(shelved.written["next"])
+        assert {file: folder.read(file) for file in folder.names() if file.endswith(".safetensors")} == {
+            file: data for file, data in wanted.items() if file.endswith(".safetensors")
+        }
+    with pytest.raises(BaseMismatchError), shelf.use("math") as folder:
+        folder.read("model.safetensors")
+    shelf.close()
+
+
 def test_new_packs_appear_and_others_go(shelved: Shelved, copied: Path) -> None:
     clock = Clock()
     shelf = Shelf(shelved.base, copied, clock=clock)

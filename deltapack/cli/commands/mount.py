@@ -32,7 +32,8 @@ def command(base: Path, packs: Path, mountpoint: Path, cache: str, workers: int 
     from deltapack.virtual.shelf import Shelf
 
     shelf = Shelf(base, packs, cache=cache, verify=not no_verify, workers=workers)
-    try:
+
+    def ready() -> None:
         titles, damaged = shelf.titles(), shelf.damaged()
         if not quiet:
             models = f"{count_of(len(titles), 'model')}: {', '.join(titles) or 'none yet'}"
@@ -40,7 +41,9 @@ def command(base: Path, packs: Path, mountpoint: Path, cache: str, workers: int 
         for name, error in damaged.items():
             print_paragraph("Warning", f"{name} is left out: {error}")
         threading.Thread(target=shelf.warm, daemon=True).start()
-        mount(shelf, mountpoint, lambda text: print_paragraph("Warning", text))
+
+    try:
+        mount(shelf, mountpoint, lambda text: print_paragraph("Warning", text), ready)
     except KeyboardInterrupt:
         pass  # how it ends
     finally:

@@ -19,13 +19,18 @@ _SIGNAL = 8
 """What libfuse 3 returns where a signal ended what was mounted; libfuse 2 returns 0."""
 
 
-def mount(shelf: Shelf, mountpoint: str | Path, log: Callable[[str], None] = print) -> None:
+def _unheard() -> None:
+    return
+
+
+def mount(shelf: Shelf, mountpoint: str | Path, log: Callable[[str], None] = print, ready: Callable[[], None] = _unheard) -> None:
     """Mount a shelf, read-only, and answer until it is unmounted (`fusermount -u MOUNTPOINT`, or Ctrl-C).
 
     Args:
         shelf: What is mounted; whoever opened it closes it.
         mountpoint: An empty folder.
         log: Told why something cannot be read.
+        ready: Called when nothing is missing, right before the system is asked to mount.
 
     Raises:
         BackendError: mfusepy, libfuse or the device is missing, or the system refuses to mount.
@@ -40,6 +45,7 @@ def mount(shelf: Shelf, mountpoint: str | Path, log: Callable[[str], None] = pri
         raise RecipeError("the mount point is no empty folder", path=where, hint="Make one with mkdir.")
     library = _library()
     operations = _operations(library, shelf, log)
+    ready()
     try:
         # One read of the system is 128 KiB; nothing changes while it is mounted but for new packs, so the system may keep what it has read.
         library.FUSE(operations, str(where), foreground=True, nothreads=False, ro=True, fsname="deltapack", subtype="deltapack")
