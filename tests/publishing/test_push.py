@@ -102,6 +102,7 @@ def test_a_process_of_its_own(filled: Hub, pair: Pair, tmp_path: Path) -> None:
     assert (tmp_path / "fetched" / "math.dpk").read_bytes() == pair.pack.read_bytes()
 
 
+@recent
 def test_a_dry_run_without_a_network_says_what_it_did_not_see(filled: Hub, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

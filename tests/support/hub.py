@@ -200,6 +200,13 @@ def served() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+        _forget_sessions()
+
+
+def _forget_sessions() -> None:
+    """Versions before 1.0 keep for each thread what sends requests, and with it whether the Hub may be asked at all."""
+    kept = sys.modules.get("huggingface_hub.utils._http")
+    getattr(kept, "reset_sessions", lambda: None)()
 
 
 def asks(patch: pytest.MonkeyPatch, hub: Hub, cache: Path, token: str | None = TOKEN) -> None:
@@ -228,3 +235,4 @@ def asks(patch: pytest.MonkeyPatch, hub: Hub, cache: Path, token: str | None = T
         patch.delenv(name, raising=False)
     if token is not None:
         patch.setenv("HF_TOKEN", token)
+    _forget_sessions()
