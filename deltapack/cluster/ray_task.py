@@ -44,8 +44,9 @@ def run_task(version: str, key: str, functions: list[ray.ObjectRef[bytes]], task
         if answer[1] is not None:
             pickle.loads(data)  # some errors only come back as errors of their own
         return data
-    except Exception:
-        return pickle.dumps((None, RuntimeError(f"{here()}: {answer[1]!r}")), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # pickle has many of its own
+        told = answer[1] if answer[1] is not None else error
+        return pickle.dumps((None, RuntimeError(f"{here()}: {told!r}")), pickle.HIGHEST_PROTOCOL)
 
 
 def _done(version: str, key: str, functions: list[ray.ObjectRef[bytes]], task: bytes) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from deltapack.sources.reading import Faults, Readable
+from deltapack.sources.reading import Faults, Readable, read_exactly
 
 __all__ = ["JoinedFile"]
 
@@ -33,11 +33,7 @@ class JoinedFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
-        if offset + length > self.size:  # before memory is taken for it
-            raise self._faults.ended(self.path, offset + length, self.size)
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return read_exactly(self, self._faults, offset, length)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` (format B) with the bytes from `offset`.

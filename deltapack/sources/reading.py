@@ -9,7 +9,7 @@ from typing import Protocol
 
 from deltapack.errors import DeltapackError
 
-__all__ = ["Faults", "Readable"]
+__all__ = ["Faults", "Readable", "read_exactly"]
 
 
 class Readable(Protocol):
@@ -43,3 +43,16 @@ class Faults:
     unfit: Callable[[Path, str], DeltapackError]
     unread: Callable[[Path, str], DeltapackError]
     ended: Callable[[Path, int, int], DeltapackError]
+
+
+def read_exactly(file: Readable, faults: Faults, offset: int, length: int) -> bytes:
+    """Return exactly `length` bytes of a file from `offset`, by its `read_into`.
+
+    Raises:
+        DeltapackError: As `faults` says: the file ends before, which is told before memory is taken, or cannot be read.
+    """
+    if offset + length > file.size:
+        raise faults.ended(file.path, offset + length, file.size)
+    buffer = bytearray(length)
+    file.read_into(offset, memoryview(buffer))
+    return bytes(buffer)

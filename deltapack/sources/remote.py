@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deltapack.sources.blocks import BLOCKS, GRAIN
 from deltapack.sources.found import Found
-from deltapack.sources.reading import Faults
+from deltapack.sources.reading import Faults, read_exactly
 from deltapack.sources.stores import store_of
 from deltapack.sources.traffic import note
 from deltapack.sources.urls import Url
@@ -70,11 +70,7 @@ class RemoteFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
-        if offset + length > self.size:  # before memory is taken for it
-            raise self._faults.ended(self.path, offset + length, self.size)
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return read_exactly(self, self._faults, offset, length)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` (format B) with the bytes from `offset`.

@@ -158,3 +158,10 @@ def test_an_error_that_does_not_travel_is_told_in_another(monkeypatch: pytest.Mo
     monkeypatch.setattr(ray_task, "_Held", type("Held", (), {"key": "", "function": None, "opened": Opened()}))
     result, error = pickle.loads(ray_task.run_task(deltapack.__version__, "key", [None], shipped(1, pickler)))
     assert result is None and isinstance(error, RuntimeError) and "TwoWords('out of range')" in str(error)
+
+
+def test_a_result_that_no_pickle_holds_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_task = pytest.importorskip("deltapack.cluster.ray_task")
+    monkeypatch.setattr(ray_task, "_done", lambda *given: (one for one in given))
+    result, error = pickle.loads(ray_task.run_task("version", "key", [], b""))
+    assert result is None and isinstance(error, RuntimeError) and "generator" in str(error)
