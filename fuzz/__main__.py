@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuzz.environment import CACHE, prepare
+
+if TYPE_CHECKING:
+    from fuzz.protocol import Target
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     return max(command(targets[name], options) for name in names)
 
 
-def _targets():  # type: ignore[no-untyped-def]
+def _targets() -> Mapping[str, Target]:
+    """Imported only when the environment is as it must be."""
     from fuzz.targets import TARGETS
 
     return TARGETS
