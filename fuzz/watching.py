@@ -118,8 +118,8 @@ def watched(folder: Path) -> Iterator[None]:
             yield
         finally:
             _watch.allowed = None
-    if _watch.faults:
-        raise Finding(f"outside of the scratch folder: {_watch.faults[0]}")
+            if _watch.faults:  # whatever came of it
+                raise Finding(f"outside of the scratch folder: {_watch.faults[0]}")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - most
     if grown > _GROWTH:
         raise Finding(f"memory: {grown >> 20} MiB more than ever before")
@@ -138,7 +138,7 @@ def _timed() -> Iterator[None]:
     handlers = [(number, signal.signal(number, stop)) for number in (signal.SIGPROF, signal.SIGALRM)]
     signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, _WALL_SECONDS)
-    faulthandler.dump_traceback_later(_HARD_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(_HARD_SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     except TimeOut as error:
