@@ -34,7 +34,7 @@ class _Checked:
 
         spans = set()
         for found in gc.get_objects():
-            if issubclass(type(found), torch.Tensor) and found.device.type == "cpu":
+            if issubclass(type(found), torch.Tensor) and found.device.type == "cpu" and found.layout is torch.strided:
                 storage = found.untyped_storage()
                 spans.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         ordered = sorted(span for span in spans if span[0])

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fuzz.environment import CACHE
 from fuzz.protocol import Finding
 
 __all__ = ["bound_memory", "watched"]
@@ -65,7 +66,8 @@ class _Watch:
             return
         within = os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else ""
         where = os.path.abspath(os.path.join(within, os.fsdecode(path)))
-        if not where.startswith(self.allowed):
+        # Compiled code is kept beside its source, or in a folder for caches.
+        if not where.startswith(self.allowed) and "__pycache__" not in where.split(os.sep):
             self.faults.append(f"{event} {where}")
 
 
@@ -111,7 +113,7 @@ def watched(folder: Path) -> Iterator[None]:
         _hooked.append(True)
     _watch.faults.clear()
     before, most = _descriptors(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    caches = [os.environ[name] for name in ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR") if name in os.environ]
+    caches = [os.environ[name] for name in ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR") if name in os.environ] + [str(CACHE.parent)]
     with _timed():
         _watch.allowed = (f"{folder}{os.sep}", str(folder), "/dev/null", *caches)
         try:
@@ -138,7 +140,7 @@ def _timed() -> Iterator[None]:
     handlers = [(number, signal.signal(number, stop)) for number in (signal.SIGPROF, signal.SIGALRM)]
     signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, _WALL_SECONDS)
-    faulthandler.dump_traceback_later(_HARD_SECONDS, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(_HARD_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         yield
     except TimeOut as error:

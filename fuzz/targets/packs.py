@@ -65,6 +65,8 @@ def check_pack(scratch: Scratch) -> None:
     alone, why = scratch.attempt("verify", lambda: deltapack.verify(path, workers=1))
     said, rule = by_spec(lambda: spec.check_alone(path))
     agree("verify", alone, why, said, rule)
+    if not base.is_dir():
+        return
     tensors = spec.load_safetensors(base)
     with_base, why = scratch.attempt("verify base", lambda: deltapack.verify(path, base, workers=1))
     applied, error = scratch.attempt("apply", lambda: deltapack.apply(base, path, scratch.folder / "out", workers=1))

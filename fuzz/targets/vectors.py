@@ -124,7 +124,7 @@ def by_spec(act: Callable[[], Any]) -> tuple[str, Any]:
         return "refused", error.rule
     except spec.Conflict:
         return "refused", "conflict"
-    except (MemoryError, RecursionError, OverflowError, ValueError) as error:
+    except (MemoryError, RecursionError, OverflowError, ValueError, OSError) as error:
         return "unknown", type(error).__name__
 
 

@@ -8,16 +8,22 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from support.laws import SHARE
+
+from fuzz.bundles import decode
 from fuzz.engine import Kept, run
 from fuzz.environment import CACHE
 from fuzz.running import Runner
 from fuzz.spec import ROOT
 from fuzz.targets import TARGETS
-from support.laws import SHARE
 
 RUNS, SEEDS = 24, 12
 SLOW = {"device": (4, 3), "pack": (16, 8), "side-files": (8, 1), "compress-recipe": (8, 3), "tokenizers": (8, 2)}
 """Inputs and seeds where an input takes more than a few hundredths of a second."""
+
+FOUND = Path(__file__).parent / "inputs"
+INPUTS = sorted(path.relative_to(FOUND).as_posix() for path in FOUND.rglob("*") if path.is_file())
+"""What the fuzzer found, each a kind of its own; `python -m fuzz TARGET --replay FILE` runs one."""
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -34,6 +40,17 @@ def test_nothing_is_found_with_a_fixed_budget(name: str, tmp_path: Path) -> None
     assert not campaign.faults, [path.with_suffix(".txt").read_text() for path in campaign.faults.values()]
     assert campaign.inputs == len(seeds) + runs
     assert campaign.depth >= campaign.inputs // 20, campaign.labels  # or else it tests nothing but the first check
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_was_found_is_mended(name: str) -> None:
+    target = TARGETS[name.partition("/")[0]]
+    bundle = decode((FOUND / name).read_bytes())
+    assert bundle is not None
+    with Runner(target) as runner:
+        result = runner.run(bundle)
+    assert not result.fault, result.detail
+    assert result.labels
 
 
 @pytest.mark.slow
