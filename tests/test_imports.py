@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "dtypes", "errors", "limits"),
+    ("_version", "dtypes", "errors", "forks", "limits"),
     ("sources",),
     ("checking", "engines", "kinds", "parallel", "reports"),
     ("format",),
