@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from deltapack.errors import BackendError, DeltapackError, did_you_mean
 __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
+_show_others = warnings.showwarning
 
 EPILOG = """\b
 Exit codes:
@@ -162,8 +164,17 @@ def cli() -> None:
     """
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+    """Print a warning of ours for people, without the line of code; one of others' as Python does."""
+    if category.__module__.partition(".")[0] == "deltapack":
+        print_paragraph("Warning", str(message))
+    else:
+        _show_others(message, category, filename, lineno, *more)
+
+
 def main() -> None:
     """Run the command line and exit."""
+    warnings.showwarning = _show_warning
     # They then clean up as Ctrl-C does; by default they would leave temporary files behind. A closed terminal sends SIGHUP.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
