@@ -34,7 +34,8 @@ Exit codes:
        fine-tune, packs in conflict, the Hub or a server refuses
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
-    4  wrong base: the pack was made from another checkpoint
+    4  another checkpoint: not the base that the pack was made from, or
+       not what it restores (verify --model)
     5  unsupported: valid, but this version or machine cannot do it,
        or a file that is something else than a checkpoint or a pack
     6  limit: the input asks for more than the limits allow
