@@ -20,7 +20,7 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
-from deltapack.format.atomic import check_free_space, fsync_folder, place_file, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, place_file, temporary_sibling, writing
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter"]
@@ -51,6 +51,7 @@ class _Writer(PlacedWriter):
         self._force = force
         self._extra_bytes = extra_bytes
         self._temporary = temporary_sibling(out)
+        self._held = contextlib.ExitStack()
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
         self._heads: dict[str, int] = {}
@@ -80,11 +81,12 @@ class _Writer(PlacedWriter):
 
     def __enter__(self) -> _Writer:
         try:
+            self._claim()
             self._check_space()
             with writing(self.out):
                 self._create()
         except BaseException:
-            self._discard()
+            self._end()
             raise
         self._open = True
         return self
@@ -102,7 +104,15 @@ class _Writer(PlacedWriter):
                     self._close()
                     self._commit()
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._held:  # let go last
             self._discard()
+
+    def _claim(self) -> None:
+        """See to it that no other run writes the same output."""
+        self._held.enter_context(claimed(self.out))
 
     def _check_space(self) -> None:
         check_free_space(self.out.parent, sum(shard.nbytes for shard in self._shards) + self._extra_bytes, self.out)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deltapack.errors import FormatError, OutputError, RecipeError
-from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, temporary_sibling, writing
 from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there
@@ -68,7 +68,7 @@ def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset())
                 path.unlink(missing_ok=True)
 
 
-def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, claim: bool = True) -> Parts:
     """Write the parts of a pack; what was there under the name of the pack, or its parts, is replaced.
 
     Args:
@@ -76,12 +76,13 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
         out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
         part_bytes: The most bytes of a part.
         force: Whether to replace what is there.
+        claim: Whether to claim the output: not where the caller has.
 
     Returns:
         What was written.
 
     Raises:
-        OutputError: Parts exist and `force` is false, or the system refuses to write.
+        OutputError: Parts exist and `force` is false, another run writes there, or the system refuses to write.
         RecipeError: There would be more than 1,000 parts.
         SourceError: A store refuses, or does not answer.
     """
@@ -94,10 +95,12 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
     names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
     _check_free(out, names, old)
     spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
-    with writing(out), _placing(out) as place:
-        parts = [Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True)]
-        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
-    with writing(out):
+    with contextlib.ExitStack() as stack, writing(out):
+        if claim and not isinstance(out, RemotePath):
+            stack.enter_context(claimed(out))
+        with _placing(out) as place:
+            parts = tuple(Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True))
+        parts_of = Parts(source.pack_id, source.file_bytes, parts)
         _write_index(out, parts_text(parts_of))
         drop_parts(out, old, frozenset((*names, _index_of(out).name)))
     return parts_of
@@ -139,7 +142,7 @@ class _Place:
     def __call__(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
         path = self.out.with_name(name)
-        temporary = temporary_sibling(path) if self.folder is None else self.folder / name
+        temporary = temporary_sibling(self.out) if self.folder is None else self.folder / name
         check_free_space(temporary.parent, length, temporary)
         if self.folder is None:
             self.written.append((temporary, path))
@@ -163,7 +166,7 @@ def _write_index(out: Path, text: bytes) -> None:
     if isinstance(index, RemotePath):
         send_bytes(text, index.url)
         return
-    temporary = temporary_sibling(index)
+    temporary = temporary_sibling(out)
     try:
         with open(temporary, "xb") as file:
             file.write(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import LimitError, OutputError
-from deltapack.format.atomic import atomic_file, check_new_file, temporary_sibling, writing
+from deltapack.format.atomic import atomic_file, check_new_file, claimed, temporary_sibling, writing
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
 from deltapack.format.forms import is_descriptive, like
@@ -225,25 +225,29 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
 def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes the parts of a pack, or the pack where one part would hold it."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(staging()) if isinstance(path, RemotePath) else path.parent
+        if isinstance(path, RemotePath):
+            folder = stack.enter_context(staging())
+        else:
+            stack.enter_context(claimed(path))
+            folder = path.parent
         whole = temporary_sibling(folder / path.name)
         stack.callback(whole.unlink, missing_ok=True)
         with writing(path), open(whole, "x+b") as file:
             yield file
         with PackReader(whole) as reader:
             if reader.file_bytes > part_bytes:
-                write_parts(reader, path, part_bytes, force=force)
+                write_parts(reader, path, part_bytes, force=force, claim=False)
                 _remove(path)  # with `force`, what the name stood for before
                 return
         old = parts_at(path)
-        with _whole(path, force=force) as file, open(whole, "rb") as made:
+        with _whole(path, force=force, claim=False) as file, open(whole, "rb") as made:
             shutil.copyfileobj(made, file, _COPY_BYTES)
         drop_parts(path, old)
 
 
-def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
+def _whole(path: Path, *, force: bool, claim: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
     """Open a temporary file that becomes `path`."""
-    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force)
+    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force, claim=claim)
 
 
 def _remove(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from deltapack.runs.gaps import gap_before
 from deltapack.runs.links import LAST_STEP, Link, Run, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
+from deltapack.sources.locks import scratch
 
 __all__ = ["check_settings", "keep_newest", "pack_step", "whole_number"]
 
@@ -165,8 +165,8 @@ def _unchanged(checkpoint: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """Make a hidden folder for what is not finished; whatever happens, it goes."""
-    with writing(folder), tempfile.TemporaryDirectory(prefix=".packing-", dir=folder, ignore_cleanup_errors=True) as work:
-        yield Path(work)
+    with writing(folder), scratch(".packing-", folder) as work:
+        yield work
 
 
 def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:
