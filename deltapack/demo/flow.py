@@ -21,7 +21,7 @@ from deltapack.demo.outcome import DOMAINS, DemoReport, Row
 from deltapack.demo.picture import PICTURE, demo_page
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
-from deltapack.format.atomic import claimed, temporary_sibling, writing
+from deltapack.format.atomic import claimed, sweep, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.merging.merge import merge
 from deltapack.packing.compressing import compress
@@ -118,6 +118,7 @@ def _check(out: Path, force: bool) -> None:
         if not out.is_dir() or out.is_symlink():
             raise OutputError("the output exists and is no folder", path=out, hint="Choose another name.")
         if not force:
+            sweep(out)
             hint = "Choose another, or replace the demo in it with --force." if is_kind(out, _KIND) else "Choose another: no demo is in it."
             raise OutputError("the folder exists", path=out, hint=hint)
         check_own(out, _KIND)

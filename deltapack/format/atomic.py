@@ -19,6 +19,7 @@ from typing import BinaryIO
 from deltapack.errors import OutputError
 from deltapack.sources.locks import Lock, tell
 from deltapack.sources.owners import Owner
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = [
     "Claim",
@@ -29,6 +30,7 @@ __all__ = [
     "claimed",
     "fsync_folder",
     "place_file",
+    "sweep",
     "temporary_sibling",
     "writing",
 ]
@@ -113,7 +115,7 @@ def claimed(out: Path, *, sweep: bool = True) -> Iterator[Claim]:
     Raises:
         OutputError: Another run writes it, or the system refuses.
     """
-    lock = Lock(out.with_name(f".{out.name}.deltapack.lock"))
+    lock = Lock(_lock_of(out))
     try:
         with writing(out):
             held = lock.take()
@@ -127,6 +129,18 @@ def claimed(out: Path, *, sweep: bool = True) -> Iterator[Claim]:
         yield claim
     finally:
         lock.let_go()
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed runs have left of an output that stays as it is, where no run writes it."""
+    with contextlib.suppress(OSError, OutputError):
+        if not isinstance(out, RemotePath) and os.path.lexists(_lock_of(out)):
+            with claimed(out):
+                pass
+
+
+def _lock_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.deltapack.lock")
 
 
 def _removed(path: Path) -> bool:
@@ -145,6 +159,7 @@ def check_absent(path: Path) -> None:
         OutputError: `path` exists, if only as a link to nothing.
     """
     if os.path.lexists(path):
+        sweep(path)
         raise OutputError("the output exists", path=path, hint="Remove it or choose another name.")
 
 
@@ -157,6 +172,7 @@ def check_new_file(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
     if os.path.lexists(path) and not force:
+        sweep(path)
         raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
     if not path.parent.is_dir():
         raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")

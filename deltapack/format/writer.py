@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import LimitError, OutputError
-from deltapack.format.atomic import atomic_file, check_new_file, claimed, temporary_sibling, writing
+from deltapack.format.atomic import atomic_file, check_new_file, temporary_sibling, writing
 from deltapack.format.canonical import dump_canonical
 from deltapack.format.digest import hash64
 from deltapack.format.forms import is_descriptive, like
@@ -21,7 +21,7 @@ from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there, sent_file
-from deltapack.format.splitting import check_no_parts, check_parts_output, drop_parts, parts_at, write_parts
+from deltapack.format.splitting import check_no_parts, check_parts_output, claimed_pack, drop_parts, parts_at, write_parts
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.remote_path import RemotePath
@@ -212,24 +212,21 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
     check_pack_output(path, force=force)
     if part_bytes is not None:
         check_parts_output(path, part_bytes)
-        with _in_parts(path, part_bytes, force=force) as file:
+        with claimed_pack(path), _in_parts(path, part_bytes, force=force) as file:
             yield PackWriter(file)
         return
-    old = parts_at(path)
-    with _whole(path, force=force) as file:
-        yield PackWriter(file)
-    drop_parts(path, old)
+    with claimed_pack(path):
+        old = parts_at(path)
+        with _whole(path, force=force) as file:
+            yield PackWriter(file)
+        drop_parts(path, old)
 
 
 @contextlib.contextmanager
 def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes the parts of a pack, or the pack where one part would hold it."""
     with contextlib.ExitStack() as stack:
-        if isinstance(path, RemotePath):
-            folder = stack.enter_context(staging())
-        else:
-            stack.enter_context(claimed(path))
-            folder = path.parent
+        folder = stack.enter_context(staging()) if isinstance(path, RemotePath) else path.parent
         whole = temporary_sibling(folder / path.name)
         stack.callback(whole.unlink, missing_ok=True)
         with writing(path), open(whole, "x+b") as file:
@@ -240,14 +237,14 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
                 _remove(path)  # with `force`, what the name stood for before
                 return
         old = parts_at(path)
-        with _whole(path, force=force, claim=False) as file, open(whole, "rb") as made:
+        with _whole(path, force=force) as file, open(whole, "rb") as made:
             shutil.copyfileobj(made, file, _COPY_BYTES)
         drop_parts(path, old)
 
 
-def _whole(path: Path, *, force: bool, claim: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a temporary file that becomes `path`."""
-    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force, claim=claim)
+def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Open a temporary file that becomes `path`, which the caller has claimed."""
+    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force, claim=False)
 
 
 def _remove(path: Path) -> None:

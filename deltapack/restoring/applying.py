@@ -24,6 +24,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.engines import Engine, active
 from deltapack.errors import RecipeError
+from deltapack.format.atomic import sweep
 from deltapack.format.index import Index
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
@@ -31,6 +32,7 @@ from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, restore_tensors
+from deltapack.restoring.notes import not_written, of_rescale
 from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
@@ -116,6 +118,7 @@ def apply(
         kept, told = finetuned_files(base_ckpt, weighted, out, dtype=options.dtype, shard_bytes=options.max_shard_bytes)
         same, may_be_there = 0 if kept is None else len(kept[0]), before or reader.index.is_exact
         if may_be_there and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
+            sweep(out)
             there = f"{out} holds what the {'chain' if before else 'pack'} gives already: every tensor was compared, nothing was written"
             nbytes = sum(job.nbytes for job in jobs)
             return ApplyReport(
@@ -123,7 +126,7 @@ def apply(
             )
         own = own_metadata(weighted, composition, verify=verify)
         said = ["apply", *(pack.pack_id for pack in (*before, reader)), weight, rescale]
-        notes = [*_of_rescale(weighted), *write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said)]
+        notes = [*of_rescale(weighted), *write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said)]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -132,19 +135,6 @@ def apply(
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
         return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes], weight_files=same)
-
-
-def _of_rescale(pack: WeightedPack) -> list[str]:
-    """Return what a rescale has done that is not plain to see."""
-    if pack.rescale is None:
-        return []
-    own = sorted({term.factor for entry in pack.reader.index.entries for term in entry.terms if term.index_codec.kept != "all"})
-    if not own:
-        return ["rescale changed nothing: this pack has kept every element of what it changes; --weight scales the difference"]
-    if own[0] < own[-1]:
-        many = f"factors from {own[0]:.3g} to {own[-1]:.3g} that tensors had of their own"
-        return [f"rescale took the place of {many}; `deltapack tune` finds one for all that leaves them in proportion"]
-    return []
 
 
 def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:
@@ -265,19 +255,9 @@ def write_checkpoint(
             notes.append(f"{len(writer.there):,} tensors were there, in files that a stopped run had finished: checked, and not made again")
         if isinstance(writer, FileWriter):
             check_intact(base, composition.assets)
-            return [*notes, *_not_written(composition, own_files)]
+            return [*notes, *not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
-
-
-def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:
-    """Say so where a result of one file leaves out what a folder would have beside the weights."""
-    assets = composition.assets
-    names = sorted({*(() if assets is None else (file.name for file in assets.index.files or ())), *own_files})
-    if not names:
-        return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-    return [f"{shown} not written: the output is one file; name a folder to have them, too"]
 
 
 def refuse_for_file(out: Path, options: WriteOptions) -> None:

@@ -25,7 +25,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["Lock", "scratch", "tell"]
+__all__ = ["Lock", "scratch", "sweep_scratch", "tell"]
 
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _HELD = frozenset((errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK))
@@ -162,9 +162,7 @@ def scratch(prefix: str = "deltapack-", folder: Path | None = None) -> Iterator[
         OSError: As the system says.
     """
     where = Path(tempfile.gettempdir()) if folder is None else folder
-    gone = _swept(where, prefix)
-    if gone:
-        tell(f"removed what killed processes had left in {where}: {', '.join(gone)}")
+    sweep_scratch(prefix, where)
     for _ in range(_TRIES):
         made = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
         lock, held = Lock(made / _LOCK), False
@@ -177,6 +175,13 @@ def scratch(prefix: str = "deltapack-", folder: Path | None = None) -> Iterator[
         finally:
             _drop(made, lock)
     raise OSError(errno.EAGAIN, "temporary folders are removed as soon as they are made", str(where))
+
+
+def sweep_scratch(prefix: str, where: Path) -> None:
+    """Remove what killed processes have left of what `scratch` makes."""
+    gone = _swept(where, prefix)
+    if gone:
+        tell(f"removed what killed processes had left in {where}: {', '.join(gone)}")
 
 
 def _drop(folder: Path, lock: Lock) -> None:
