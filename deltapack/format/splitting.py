@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deltapack.errors import FormatError, OutputError, RecipeError
-from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, sweep, temporary_sibling, writing
 from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there
@@ -17,9 +17,9 @@ from deltapack.sources.parts import PARTS_INDEX
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import drop_begun, remove, send_bytes, send_file, staging
 
-__all__ = ["check_no_parts", "check_parts_output", "drop_parts", "parts_at", "write_parts"]
+__all__ = ["check_no_parts", "check_parts_output", "claimed_pack", "drop_parts", "parts_at", "write_parts"]
 
-_BLOCK = 1 << 23
+_BLOCK, _MOST_INDEX = 1 << 23, 1 << 20
 
 
 def parts_at(out: Path) -> Parts | None:
@@ -41,6 +41,7 @@ def check_no_parts(out: Path, *, force: bool) -> None:
         OutputError: They are, and `force` is false; or the index is something else.
     """
     if parts_at(out) is not None and not force:
+        sweep(out)
         raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
 
 
@@ -68,7 +69,45 @@ def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset())
                 path.unlink(missing_ok=True)
 
 
-def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
+@contextlib.contextmanager
+def claimed_pack(out: Path) -> Iterator[None]:
+    """Claim a pack of this machine, as `claimed` does; parts that a killed run has given their names, but no index, are removed, too.
+
+    Raises:
+        OutputError: Another run writes it, or the system refuses.
+    """
+    if isinstance(out, RemotePath):
+        yield
+        return
+    with claimed(out, sweep=False) as claim:
+        with writing(out):
+            kept = parts_at(out)
+            for path in claim.unfinished():
+                _drop_placed(out, path, frozenset() if kept is None else frozenset(part.name for part in kept.parts))
+            claim.sweep()
+        yield
+
+
+def _drop_placed(out: Path, unfinished: Path, kept: frozenset[str]) -> None:
+    """Remove the parts that an unfinished index names: those that are what it says, byte for byte."""
+    try:
+        if not 0 < unfinished.stat().st_size <= _MOST_INDEX or unfinished.is_dir():
+            return
+        parts = parse_parts(unfinished.read_bytes(), unfinished).parts
+    except FormatError:  # it is something else
+        return
+    for part in parts:
+        path = out.with_name(part.name)
+        if part.name not in kept and path.is_file() and path.stat().st_size == part.size:
+            state = hashlib.sha256()
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    state.update(block)
+            if state.hexdigest() == part.sha256:
+                path.unlink()
+
+
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, claim: bool = True) -> Parts:
     """Write the parts of a pack; what was there under the name of the pack, or its parts, is replaced.
 
     Args:
@@ -76,15 +115,21 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
         out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
         part_bytes: The most bytes of a part.
         force: Whether to replace what is there.
+        claim: Whether to claim the output: not where the caller has.
 
     Returns:
         What was written.
 
     Raises:
-        OutputError: Parts exist and `force` is false, or the system refuses to write.
+        OutputError: Parts exist and `force` is false, another run writes there, or the system refuses to write.
         RecipeError: There would be more than 1,000 parts.
         SourceError: A store refuses, or does not answer.
     """
+    with claimed_pack(out) if claim else contextlib.nullcontext():
+        return _write_parts(source, out, part_bytes, force=force)
+
+
+def _write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
     check_parts_output(out, part_bytes)
     check_no_parts(out, force=force)
     count = -(-source.file_bytes // part_bytes)
@@ -94,11 +139,11 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
     names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
     _check_free(out, names, old)
     spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
-    with writing(out), _placing(out) as place:
-        parts = [Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True)]
-        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
     with writing(out):
-        _write_index(out, parts_text(parts_of))
+        with _placing(out) as place:
+            parts = tuple(Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True))
+            parts_of = Parts(source.pack_id, source.file_bytes, parts)
+            place.index = parts_text(parts_of)
         drop_parts(out, old, frozenset((*names, _index_of(out).name)))
     return parts_of
 
@@ -118,16 +163,23 @@ def _placing(out: Path) -> Iterator[_Place]:
     """Return what writes a part: those of this machine get their names when all are there, of a store each is sent at once."""
     if isinstance(out, RemotePath):
         with staging() as folder:
-            yield _Place(out, folder)
+            place = _Place(out, folder)
+            yield place
+        index = _index_of(out)
+        assert isinstance(index, RemotePath)
+        send_bytes(place.index, index.url)
         return
-    place = _Place(out, None)
+    place, index = _Place(out, None), temporary_sibling(out)
     try:
         yield place
+        _write_synced(index, place.index)  # before the parts have their names, so that who finds some of them knows whose they are
         for temporary, path in place.written:
             os.replace(temporary, path)
         fsync_folder(out.parent)
+        os.replace(index, _index_of(out))
+        fsync_folder(out.parent)
     finally:
-        for temporary, _ in place.written:
+        for temporary in (index, *(temporary for temporary, _ in place.written)):
             temporary.unlink(missing_ok=True)
 
 
@@ -135,11 +187,12 @@ class _Place:
     def __init__(self, out: Path, folder: Path | None) -> None:
         self.out, self.folder = out, folder
         self.written: list[tuple[Path, Path]] = []
+        self.index = b""
 
     def __call__(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
         path = self.out.with_name(name)
-        temporary = temporary_sibling(path) if self.folder is None else self.folder / name
+        temporary = temporary_sibling(self.out) if self.folder is None else self.folder / name
         check_free_space(temporary.parent, length, temporary)
         if self.folder is None:
             self.written.append((temporary, path))
@@ -158,21 +211,11 @@ class _Place:
         return state.hexdigest()
 
 
-def _write_index(out: Path, text: bytes) -> None:
-    index = _index_of(out)
-    if isinstance(index, RemotePath):
-        send_bytes(text, index.url)
-        return
-    temporary = temporary_sibling(index)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, index)
-        fsync_folder(index.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _index_of(out: Path) -> Path:

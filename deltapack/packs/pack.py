@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -204,16 +205,16 @@ class PackEntry:
         """Return the difference as a dense f32 array of the entry's shape; of a stored tensor, its elements.
 
         Rows that grew hold their difference to zero, which is what is stored. Elements of a stored tensor come in the storage type of
-        `deltapack.dtypes` (bf16 and float8 as unsigned integers).
+        `deltapack.dtypes` (bf16 and float8 as unsigned integers); those of a raw type that is no byte wide as `[bytes] uint8`.
 
         Raises:
             FormatError: The pack is damaged.
             RecipeError: The tensor is removed or an alias, or coded exactly after the base's, which is not at hand here.
         """
         if self.kind == "exact" and self.entry.partner is None:
-            return ExactTensor.of(self._reader, self.entry).read(0, self.entry.numel).reshape(self.shape)
+            return self._shaped(ExactTensor.of(self._reader, self.entry).read(0, self.entry.numel))
         if self.kind == "stored" and self.entry.stored is not None:
-            return self._rows(self.entry.stored).reshape(self.shape)
+            return self._shaped(self._rows(self.entry.stored))
         positions, values = self.to_sparse()
         dense = np.zeros(self.entry.numel, np.float32)
         dense[positions] = values
@@ -266,6 +267,9 @@ class PackEntry:
             what = f"a tensor of kind {self.kind} has no difference"
             hint = "to_dense() gives its elements." if self.kind in ("stored", "exact") else "It holds no elements of its own."
         return RecipeError(what, path=self._reader.path, tensor=self.name, hint=hint)
+
+    def _shaped(self, elements: NDArray[np.generic]) -> NDArray[np.generic]:
+        return elements.reshape(self.shape if math.prod(self.shape) == len(elements) else -1)
 
     def _rows(self, stored: BlobRef) -> NDArray[np.generic]:
         return decode_stored(stored_chunks(self._reader, self.entry, stored), self.entry.dtype)

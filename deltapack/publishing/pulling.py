@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_absent, check_free_space, place_file, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, check_free_space, claimed, place_file, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
@@ -109,13 +110,14 @@ def pull(
         info = hub.HfApi(library_name="deltapack").model_info(name, revision=revision or given, files_metadata=True)
     listed = {file.name: file for file in (_listed(file, name) for file in info.siblings or ())}
     part = temporary_sibling(target)
-    try:
+    with ExitStack() as stack:
         with writing(target):
-            part.mkdir(parents=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(target))
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            part.mkdir()
         with without_bars(quiet):
             return _pulled(_Source(hub, name, str(info.sha), part), listed, target, wanted=pack, alone=alone, workers=workers)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclass(frozen=True)
