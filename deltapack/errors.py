@@ -14,6 +14,7 @@
     +-- BaseMismatchError     4  this is not the base that the pack was made from
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
     +-- SourceError           1  a file of another machine cannot be read: the network, the server, the rights
+    |   +-- InputChangedError    1  a file changed while it was read, here or elsewhere
     +-- BackendError          5  the backend or device that was asked for cannot run here
     +-- LimitError            6  would exceed a limit (see `deltapack.limits`)
 
@@ -34,6 +35,7 @@ __all__ = [
     "DeltapackError",
     "FormatError",
     "HubError",
+    "InputChangedError",
     "LimitError",
     "MergeConflictError",
     "NonFiniteError",
@@ -174,6 +176,10 @@ class UnsupportedError(DeltapackError):
 
 class SourceError(DeltapackError):
     """A file of another machine cannot be read: the network, the server, missing rights, or it changed meanwhile."""
+
+
+class InputChangedError(SourceError):
+    """A file changed while it was read, here or on another machine: what was read of it does not belong together. Run again."""
 
 
 class BackendError(DeltapackError):

@@ -129,6 +129,9 @@ class WriteFile:
         """Copy bytes of another file inside the system, shared and not copied where the file system can; false where it cannot.
 
         After false, what lies in the range is undefined.
+
+        Raises:
+            InputChangedError: It was written to since it was opened.
         """
         if not hasattr(os, "copy_file_range"):
             return False
@@ -144,6 +147,7 @@ class WriteFile:
                 done += moved
         except OSError:  # another file system, or one that cannot
             return False
+        source.check()
         self._start_writeback(offset, length)
         return True
 

@@ -21,6 +21,7 @@ from deltapack.demo.picture import PICTURE, demo_page
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
 from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.format.placing import seen_at
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.merging.merge import merge
 from deltapack.packing.compressing import compress
@@ -95,14 +96,14 @@ def run_demo(
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = temporary_sibling(out)
+            there, unfinished = seen_at(out), temporary_sibling(out)
             try:
                 (unfinished / "restored").mkdir(parents=True)
                 report = _Demo(unfinished, what, threads, echo or (lambda line: None), progress).run(sources)
                 (unfinished / PICTURE).write_text(demo_page(report), "utf-8")
                 (unfinished / MANIFEST).write_bytes(manifest_of(unfinished, _KIND))
                 _check(out, force)  # a minute has passed: look again
-                swap_in(unfinished, out)
+                swap_in(unfinished, out, there)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
         return replace(report, folder=out)

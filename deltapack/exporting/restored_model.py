@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
 from deltapack.format.atomic import check_absent, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
@@ -137,7 +137,7 @@ def export_torch(
             (part / MANIFEST).unlink(missing_ok=True)  # it lists other files
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
-            os.rename(part, out)
+            place(part, out, None)
         return TorchReport(out, files, size, report.tensors, notes)
     finally:
         shutil.rmtree(part, ignore_errors=True)

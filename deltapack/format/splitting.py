@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deltapack.errors import FormatError, OutputError, RecipeError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
 from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
+from deltapack.format.placing import check_as_seen, place, seen_at
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there
+from deltapack.sources.identity import Identity
+from deltapack.sources.inputs import check_inputs, refuse_input
 from deltapack.sources.parts import PARTS_INDEX
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import drop_begun, remove, send_bytes, send_file, staging
 
-__all__ = ["check_no_parts", "check_parts_output", "drop_parts", "parts_at", "write_parts"]
+__all__ = ["Seen", "check_no_parts", "check_parts_output", "drop_parts", "parts_at", "parts_seen", "write_parts"]
+
+Seen = Mapping[Path, Identity]
+"""What lay at the names of a pack's parts and of their index when the work began: it alone is replaced, or removed."""
 
 _BLOCK = 1 << 23
 
@@ -44,6 +50,18 @@ def check_no_parts(out: Path, *, force: bool) -> None:
         raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
 
 
+def parts_seen(out: Path) -> Seen:
+    """Return what lies at the names of a pack's parts and of their index, for `write_parts`; nothing in a store, which keeps no identities.
+
+    Raises:
+        OutputError: The index is something else.
+    """
+    old = None if isinstance(out, RemotePath) else parts_at(out)
+    names = [_index_of(out).name, *(part.name for part in old.parts)] if old is not None else []
+    seen = {out.with_name(name): seen_at(out.with_name(name)) for name in names}
+    return {path: identity for path, identity in seen.items() if identity is not None}
+
+
 def check_parts_output(out: Path, part_bytes: int) -> None:
     """Refuse a size of parts that is out of range.
 
@@ -54,34 +72,38 @@ def check_parts_output(out: Path, part_bytes: int) -> None:
         raise RecipeError("the size of parts is too small", path=out, expected="at least 1 byte", found=part_bytes)
 
 
-def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset()) -> None:
-    """Remove parts that were replaced; their index first, unless it was written anew, too."""
+def drop_parts(out: Path, old: Parts | None, seen: Seen, keep: frozenset[str] = frozenset()) -> None:
+    """Remove parts that were replaced; their index first, unless it was written anew, too. What came in their place meanwhile stays."""
     if old is None:
         return
     names = [_index_of(out).name, *(part.name for part in old.parts)]
     for name in names:
-        if name not in keep:
-            path = out.with_name(name)
-            if isinstance(path, RemotePath):
-                remove(path.url)
-            else:
-                path.unlink(missing_ok=True)
+        if name in keep:
+            continue
+        path = out.with_name(name)
+        if isinstance(path, RemotePath):
+            remove(path.url)
+        elif path in seen:
+            check_as_seen(path, seen[path])
+            path.unlink(missing_ok=True)
 
 
-def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
-    """Write the parts of a pack; what was there under the name of the pack, or its parts, is replaced.
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, seen: Seen) -> Parts:
+    """Write the parts of a pack; the parts that were there when the work began are replaced.
 
     Args:
         source: The pack, open.
         out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
         part_bytes: The most bytes of a part.
         force: Whether to replace what is there.
+        seen: What was there when the work began, of `parts_seen`.
 
     Returns:
         What was written.
 
     Raises:
-        OutputError: Parts exist and `force` is false, or the system refuses to write.
+        InputChangedError: What was read for it changed meanwhile.
+        OutputError: Parts exist and `force` is false, or came meanwhile, or are inputs; or the system refuses to write.
         RecipeError: There would be more than 1,000 parts.
         SourceError: A store refuses, or does not answer.
     """
@@ -92,20 +114,24 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
         raise RecipeError("there would be too many parts", path=out, expected=f"at most {MOST_PARTS}", found=count)
     old = parts_at(out)
     names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
-    _check_free(out, names, old)
+    _check_free(out, names, old, seen)
     spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
-    with writing(out), _placing(out) as place:
-        parts = [Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True)]
+    with writing(out), _placing(out, seen) as write:
+        parts = [Part(name, span[1], write(name, source, *span)) for name, span in zip(names, spans, strict=True)]
         parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
+        write.index(parts_text(parts_of))
     with writing(out):
-        _write_index(out, parts_text(parts_of))
-        drop_parts(out, old, frozenset((*names, _index_of(out).name)))
+        drop_parts(out, old, seen, frozenset((*names, _index_of(out).name)))
     return parts_of
 
 
-def _check_free(out: Path, names: list[str], old: Parts | None) -> None:
-    """Refuse to take the place of what is no part of a pack that may be replaced."""
+def _check_free(out: Path, names: list[str], old: Parts | None, seen: Seen) -> None:
+    """Refuse to take the place of what is no part of a pack that may be replaced, or is read."""
     ours = {part.name for part in old.parts} if old is not None else set()
+    if not isinstance(out, RemotePath):
+        for path in (_index_of(out), *map(out.with_name, names)):
+            refuse_input(path)
+        check_as_seen(_index_of(out), seen.get(_index_of(out)))
     for name in names:
         if name not in ours and out.with_name(name).exists():
             raise OutputError("a file has the name of a part", path=out.with_name(name), hint="Move it, or choose another name.")
@@ -114,20 +140,29 @@ def _check_free(out: Path, names: list[str], old: Parts | None) -> None:
 
 
 @contextlib.contextmanager
-def _placing(out: Path) -> Iterator[_Place]:
-    """Return what writes a part: those of this machine get their names when all are there, of a store each is sent at once."""
+def _placing(out: Path, seen: Seen) -> Iterator[_Place]:
+    """Return what writes parts and index: those of this machine get their names when all are there, of a store each is sent at once.
+
+    The index is last. Where a name cannot be given, those that were given to new files are taken back.
+    """
     if isinstance(out, RemotePath):
         with staging() as folder:
             yield _Place(out, folder)
         return
-    place = _Place(out, None)
+    written, placed = _Place(out, None), list[Path]()
     try:
-        yield place
-        for temporary, path in place.written:
-            os.replace(temporary, path)
+        yield written
+        for temporary, path in written.written:
+            place(temporary, path, seen.get(path))
+            placed.append(path)
         fsync_folder(out.parent)
+    except BaseException:
+        for path in placed:
+            if path not in seen:
+                path.unlink(missing_ok=True)
+        raise
     finally:
-        for temporary, _ in place.written:
+        for temporary, _ in written.written:
             temporary.unlink(missing_ok=True)
 
 
@@ -152,27 +187,24 @@ class _Place:
             file.flush()
             os.fsync(file.fileno())
         if isinstance(path, RemotePath):
+            check_inputs()
             drop_begun(path.url)
             send_file(temporary, path.url)
             temporary.unlink()
         return state.hexdigest()
 
-
-def _write_index(out: Path, text: bytes) -> None:
-    index = _index_of(out)
-    if isinstance(index, RemotePath):
-        send_bytes(text, index.url)
-        return
-    temporary = temporary_sibling(index)
-    try:
+    def index(self, text: bytes) -> None:
+        """Write the index."""
+        index = _index_of(self.out)
+        if isinstance(index, RemotePath):
+            send_bytes(text, index.url)
+            return
+        temporary = temporary_sibling(index)
+        self.written.append((temporary, index))
         with open(temporary, "xb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, index)
-        fsync_folder(index.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _index_of(out: Path) -> Path:

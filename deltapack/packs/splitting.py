@@ -10,7 +10,7 @@ from deltapack.checkpoint import size_of
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_new_file
 from deltapack.format.reader import PackReader
-from deltapack.format.splitting import write_parts
+from deltapack.format.splitting import parts_seen, write_parts
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.reports import Report
 from deltapack.sources.remote_path import RemotePath
@@ -60,6 +60,6 @@ def split(pack: str | Path, out: str | Path | None = None, *, max_part_size: int
         if out is not None and target != reader.path and target.exists():
             hint = "Its name would stand for that file, not for the parts: remove it, or choose another name."
             raise OutputError("a pack of this name exists", path=target, hint=hint)
-        parts = write_parts(reader, target, size, force=force)
+        parts = write_parts(reader, target, size, force=force, seen=parts_seen(target))
         names = [part.name for part in parts.parts]
         return SplitReport(target, parts.size, names, f"{target.name}.index.json")

@@ -7,6 +7,8 @@ import stat
 import threading
 from pathlib import Path
 
+from deltapack.sources.identity import Identity
+from deltapack.sources.inputs import changed_here, note_file
 from deltapack.sources.reading import Faults
 
 __all__ = ["SEEK_LOCK", "LocalFile"]
@@ -19,10 +21,13 @@ SEEK_LOCK = threading.Lock()
 class LocalFile:
     """A regular file opened for reads at positions; the handle stays on the same file even if it is replaced.
 
+    Each read sees that the file is what it was when it was opened: what was written to meanwhile is an error, never a mixture.
+
     Attributes:
         path: The file.
         fd: Its handle; -1 once it is closed.
         size: Its bytes when it was opened.
+        identity: What the system said of it then.
 
     Args:
         path: The file; symbolic links are followed.
@@ -30,6 +35,7 @@ class LocalFile:
 
     Raises:
         DeltapackError: As `faults` says: there is no such file, it is no regular file, or cannot be opened.
+        InputChangedError: The call in hand has read it before, and it is another by now.
     """
 
     def __init__(self, path: Path, faults: Faults) -> None:
@@ -44,7 +50,27 @@ class LocalFile:
             raise faults.missing(path) from error
         except OSError as error:
             raise faults.unfit(path, f"cannot open: {error.strerror or error}") from error
-        self.size = os.fstat(self.fd).st_size
+        self.identity = Identity.of(os.fstat(self.fd))
+        self.size = self.identity.stamp[1]
+        try:
+            note_file(path, self.identity, sealed=faults.sealed)
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """See that the file is what it was when it was opened.
+
+        Raises:
+            InputChangedError: Somebody has written to it.
+        """
+        try:
+            now = Identity.of(os.fstat(self.fd))
+        except OSError as error:
+            raise self._faults.unread(self.path, f"cannot read: {error.strerror or error}") from error
+        told = self.identity.changes(now, sealed=self._faults.sealed)
+        if told is not None:
+            raise changed_here(self.path, told)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
@@ -62,6 +88,7 @@ class LocalFile:
                 raise self._faults.ended(self.path, offset + length, offset + done)
             parts.append(part)
             done += len(part)
+        self.check()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_into(self, offset: int, view: memoryview) -> None:
@@ -69,6 +96,7 @@ class LocalFile:
 
         Raises:
             DeltapackError: As `faults` says: the file ends before, or the system cannot read it.
+            InputChangedError: It was written to since it was opened.
         """
         done = 0
         while done < len(view):
@@ -80,6 +108,7 @@ class LocalFile:
             if count == 0:
                 raise self._faults.ended(self.path, offset + len(view), offset + done)
             done += count
+        self.check()
 
     def _read_some(self, offset: int, view: memoryview) -> int:
         if hasattr(os, "preadv"):
