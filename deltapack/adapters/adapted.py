@@ -25,6 +25,7 @@ from deltapack.errors import CheckpointError, NotACheckpointError
 from deltapack.kernels import rounding
 from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.inputs import note_named
 from deltapack.sources.local import LocalFile
 
 __all__ = ["TOKENIZER", "AdaptedCheckpoint", "adapter_folder", "is_adapter", "open_adapted"]
@@ -222,6 +223,7 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
     """
     named = folder if folder.is_file() else None
     folder = folder if named is None else folder.parent
+    note_named(folder)
     settings = read_settings(folder / CONFIG)
     file = open_to_read(named or next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
     try:

@@ -26,6 +26,7 @@ from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
 from deltapack.format.arrangement import Arrangement
 from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.inputs import note_named
 from deltapack.sources.local import LocalFile
 from deltapack.sources.reading import Readable
 
@@ -189,7 +190,7 @@ class Checkpoint:
         """Return the file of this safe relative name, whatever its kind; none where there is none."""
         path = self.path / name
         try:
-            return SideFile(name, path.stat().st_size, path) if self.is_folder and path.is_file() else None
+            return SideFile.at(name, path) if self.is_folder and path.is_file() else None
         except OSError:
             return None
 
@@ -251,6 +252,7 @@ def open_checkpoint(
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
     path = as_checkpoint("the checkpoint", path)
+    note_named(path)
     located = locate_all(path, limits, weights)
     checkpoint = _open(path, located, limits)
     rivals = [(place, place.rival) for place in located.places if place.rival is not None]

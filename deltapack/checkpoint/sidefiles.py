@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deltapack.checkpoint.files import open_to_read
-from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
+from deltapack.errors import FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
+from deltapack.sources.identity import Stamp, stamp_of
+from deltapack.sources.inputs import changed_here
+from deltapack.sources.local import LocalFile
 
 __all__ = [
     "AS_ASKED",
@@ -66,22 +69,37 @@ class SideFile:
         name: Relative path with `/`.
         size: Bytes.
         path: Where it is.
+        stamp: What the system said of it when it was listed.
     """
 
     name: str
     size: int
     path: Path
+    stamp: Stamp
+
+    @classmethod
+    def at(cls, name: str, path: Path) -> SideFile:
+        """Return a file that is there.
+
+        Raises:
+            OSError: As the system says.
+        """
+        status = path.stat()
+        return cls(name, status.st_size, path, stamp_of(status))
 
     def read(self) -> bytes:
         """Return the content.
 
         Raises:
-            CheckpointError: It changed its size since it was listed, or cannot be read.
+            CheckpointError: It cannot be read.
+            InputChangedError: It is another than it was when it was listed.
         """
         file = open_to_read(self.path)
         try:
+            if isinstance(file, LocalFile) and file.identity.stamp != self.stamp:
+                raise changed_here(self.path, ("the file that was listed", "another, or another content"))
             if file.size != self.size:
-                raise CheckpointError("the file changed", path=self.path, expected=self.size, found=file.size)
+                raise changed_here(self.path, (f"{self.size:,} bytes", f"{file.size:,}"))
             return file.read(0, self.size)
         finally:
             file.close()
@@ -260,7 +278,7 @@ def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
         try:
             if not entry.is_file():
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
-            return SideFile(name, entry.stat().st_size, entry)
+            return SideFile.at(name, entry)
         except OSError as error:
             return LeftOut(name, f"cannot be read: {error.strerror or error}")
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")

@@ -27,6 +27,7 @@ from deltapack.format.placing import place
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["AdapterReport", "AdapterRow", "export_adapter"]
 
@@ -85,6 +86,7 @@ class AdapterReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_adapter(
     pack: str | Path,
     base: str | Path,

@@ -20,6 +20,7 @@ from deltapack.format.placing import place
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.inputs import guarded
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 
@@ -50,6 +51,7 @@ class TorchReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_full(
     pack: str | Path,
     base: str | Path,
@@ -84,6 +86,7 @@ def export_full(
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
 
+@guarded
 def export_torch(
     pack: str | Path,
     base: str | Path,

@@ -13,6 +13,7 @@ from pathlib import Path
 from deltapack.errors import OutputError
 from deltapack.sources.identity import Identity
 from deltapack.sources.inputs import check_inputs, forget_output, refuse_input
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["check_as_seen", "move_new", "place", "seen_at", "swapped"]
 
@@ -20,7 +21,9 @@ _AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
 
 
 def seen_at(path: Path) -> Identity | None:
-    """Return what is at the place of an output, links not followed; none where nothing is. For `place`, later."""
+    """Return what is at the place of an output, links not followed; none where nothing is, and in a store. For `place`, later."""
+    if isinstance(path, RemotePath):
+        return None
     try:
         return Identity.of(os.lstat(path))
     except OSError:

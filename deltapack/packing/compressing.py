@@ -32,10 +32,12 @@ from deltapack.packing.sharing import planned
 from deltapack.packing.sides import write_sides
 from deltapack.parallel import resolve_workers
 from deltapack.reports import CompressReport, Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["compress", "write_pack"]
 
 
+@guarded
 def compress(
     base: str | Path,
     finetuned: str | Path,

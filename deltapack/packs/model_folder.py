@@ -24,6 +24,7 @@ from deltapack.format.placing import place
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
+from deltapack.sources.inputs import guarded
 
 __all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
@@ -73,6 +74,7 @@ class ModelFiles:
     notes: Sequence[str]
 
 
+@guarded
 def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, revision: str | None = None) -> FolderReport:
     """Write a folder that `from_pretrained` loads where deltapack is registered: config, tokenizer and other side files, and the pack.
 

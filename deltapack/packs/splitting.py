@@ -13,6 +13,7 @@ from deltapack.format.reader import PackReader
 from deltapack.format.splitting import parts_seen, write_parts
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.reports import Report
+from deltapack.sources.inputs import guarded
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["SplitReport", "split"]
@@ -35,6 +36,7 @@ class SplitReport(Report):
     index: str
 
 
+@guarded
 def split(pack: str | Path, out: str | Path | None = None, *, max_part_size: int | str, force: bool = False) -> SplitReport:
     """Write a pack in parts: `NAME-00001-of-00004.dpk` and so on, and `NAME.dpk.index.json`, which is there last.
 

@@ -22,7 +22,7 @@ from deltapack.errors import InputChangedError, OutputError
 from deltapack.sources.identity import Identity, key_of
 from deltapack.sources.remote_path import RemotePath
 
-__all__ = ["changed_here", "check_inputs", "forget_output", "guarded", "note_file", "note_folder", "note_input", "reading", "refuse_input"]
+__all__ = ["changed_here", "check_inputs", "forget_output", "guarded", "note_file", "note_input", "note_named", "reading", "refuse_input"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,11 +61,11 @@ class _Noted:
 
 @dataclass
 class _Inputs:
-    """Files by their absolute paths, those of them that no output has been made of yet, and folders that are read."""
+    """Files by their absolute paths, those of them that no output has been made of yet, and what was named to be read."""
 
     files: dict[str, _Noted] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
-    folders: dict[str, Path] = field(default_factory=dict)
+    named: dict[str, Path] = field(default_factory=dict)
 
     def note(self, path: Path, identity: Identity, *, sealed: bool) -> None:
         name = os.path.abspath(path)
@@ -87,8 +87,8 @@ class _Inputs:
         for name in [name for name in self.files if name == whole or name.startswith(whole + os.sep)]:
             del self.files[name]
             self.open.discard(name)
-        for name in [name for name in self.folders if name == whole or name.startswith(whole + os.sep)]:
-            del self.folders[name]
+        for name in [name for name in self.named if name == whole or name.startswith(whole + os.sep)]:
+            del self.named[name]
 
 
 _READING: ContextVar[_Inputs | None] = ContextVar("reading", default=None)
@@ -150,11 +150,12 @@ def note_input(path: Path) -> None:
             note_file(path, Identity.of(status), sealed=False)
 
 
-def note_folder(path: Path) -> None:
-    """Note a folder that is read: an output takes the place of none of its files, whether that was opened or not."""
+def note_named(*paths: Path | None) -> None:
+    """Note files and folders that are read: an output takes the place of none of them and of their files, whether opened yet or not."""
     inputs = _READING.get()
-    if inputs is not None and not isinstance(path, RemotePath):
-        inputs.folders[os.path.abspath(path)] = path
+    for path in paths:
+        if inputs is not None and path is not None and not isinstance(path, RemotePath):
+            inputs.named[os.path.abspath(path)] = path
 
 
 def check_inputs() -> None:
@@ -185,8 +186,8 @@ def refuse_input(out: Path) -> None:
     if inputs is None or isinstance(out, RemotePath) or not os.path.exists(out):
         return
     keys = {noted.identity.key: noted.path for noted in inputs.files.values()}
-    for folder in inputs.folders.values():
-        for entry in (folder, *_entries(folder)):
+    for named in inputs.named.values():
+        for entry in (named, *_entries(named)):
             keys.setdefault(_key_at(entry), entry)
     for mine in (out, *(_entries(out) if os.path.isdir(out) else ())):
         path = keys.get(_key_at(mine))
