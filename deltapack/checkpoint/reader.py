@@ -162,7 +162,7 @@ class Checkpoint:
         return info
 
     def list_side_files(
-        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = (), follow_links: bool = False
     ) -> tuple[list[SideFile], list[LeftOut]]:
         """List what travels beside the weights, and everything that does not; both empty for a bare file.
 
@@ -170,6 +170,7 @@ class Checkpoint:
             include_code: Whether `.py` files travel.
             limits: Bounds on size and number; those that the checkpoint was opened with unless given.
             leave_out: Shell patterns of names that stay behind; see `sidefiles.list_side_files`.
+            follow_links: Whether links to files outside of the folder are followed.
 
         Raises:
             LimitError: A file, or the files together, exceed the limits.
@@ -180,11 +181,12 @@ class Checkpoint:
                 raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
         own = {*self._files(), *(path.name for path in self._parts), *(place.index or "" for place in self._places), MANIFEST}
-        return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
+        limits = limits or self._limits
+        return list_side_files(self.path, include_code, limits=limits, weights=own, leave_out=leave_out, follow_links=follow_links)
 
     def side_files(self) -> list[SideFile]:
         """List the side files of a folder that is only read, sorted by name, code and files of any size among them."""
-        return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
+        return self.list_side_files(include_code=True, limits=OF_THE_USER, follow_links=True)[0]
 
     def side_file(self, name: str) -> SideFile | None:
         """Return the file of this safe relative name, whatever its kind; none where there is none."""

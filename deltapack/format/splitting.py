@@ -44,9 +44,13 @@ def check_no_parts(out: Path, *, force: bool) -> None:
     """Refuse a pack whose name stands for parts that are there, which `force` replaces.
 
     Raises:
-        OutputError: They are, and `force` is false; or the index is something else.
+        OutputError: They are, and `force` is false, or they are read; or the index is something else.
     """
-    if parts_at(out) is not None and not force:
+    old = parts_at(out)
+    if old is not None and not isinstance(out, RemotePath):
+        for name in (_index_of(out).name, *(part.name for part in old.parts)):
+            refuse_input(out.with_name(name))
+    if old is not None and not force:
         raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
 
 

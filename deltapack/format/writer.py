@@ -209,7 +209,7 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
         OutputError: `path` is one of the `inputs`, exists and `force` is false or it is no pack, or cannot be written.
     """
     if any(path == source or (path.exists() and source.exists() and path.samefile(source)) for source in inputs):
-        raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
+        raise OutputError("the output is one of the inputs", path=path, hint="Inputs are never overwritten; choose another output.")
     check_pack_output(path, force=force)
     if part_bytes is not None:
         check_parts_output(path, part_bytes)

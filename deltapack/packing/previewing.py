@@ -48,6 +48,7 @@ def preview_compress(
     weight_files: str | None = None,
     max_side_file: int | str | None = None,
     leave_out: Sequence[str] = (),
+    follow_links: bool = False,
     base_packs: Sequence[str | Path] = (),
     workers: int | None = None,
     progress: Progress | None = None,
@@ -76,6 +77,7 @@ def preview_compress(
         max_side_file,
         leave_out,
         base_packs,
+        follow_links,
     )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:

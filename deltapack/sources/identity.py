@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 
-__all__ = ["Identity", "Stamp", "key_of", "stamp_of"]
+__all__ = ["Identity", "Sent", "Stamp", "key_of", "machine", "stamp_of"]
 
 Stamp = tuple[int, int, int]
 """Number, bytes and time of the last change of a file, in nanoseconds: what changes when it is replaced or written anew."""
@@ -63,6 +64,43 @@ class Identity:
         if touched and not sealed and os.name != "nt":  # there it is the time of creation
             return f"changed {_shown(self.changed_ns)}", _shown(now.changed_ns)
         return None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What another process, there or on another machine, has to find under the path of a file.
+
+    Attributes:
+        machine: Where the file was opened, of `machine`.
+        identity: What it was.
+    """
+
+    machine: str
+    identity: Identity
+
+    def differs(self, found: Sent) -> tuple[str, str] | None:
+        """Return what was sent and what is here, for an error; none where it is that file.
+
+        On another machine the number of a file may be another, as its ctime may, so size and time of the last change count there.
+        """
+        if self.machine != found.machine:
+            elsewhere = Identity(found.identity.key, found.identity.stamp, self.identity.changed_ns, found.identity.attributes)
+            return self.identity.changes(elsewhere)
+        if self.identity.key != found.identity.key:
+            return "the file that was opened", "another one"
+        return self.identity.changes(found.identity)
+
+
+@cache
+def machine() -> str:
+    """Return what tells this machine, since it was started, from others; where the system has nothing of the kind, its name."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        import socket  # only where it is asked for
+
+        return socket.gethostname()
 
 
 def _shown(moment: int) -> str:

@@ -185,7 +185,8 @@ def refuse_input(out: Path) -> None:
     inputs = _READING.get()
     if inputs is None or isinstance(out, RemotePath) or not os.path.exists(out):
         return
-    keys = {noted.identity.key: noted.path for noted in inputs.files.values()}
+    # Of what is gone the number may be another file's by now.
+    keys = {noted.identity.key: noted.path for noted in inputs.files.values() if _key_at(noted.path) == noted.identity.key}
     for named in inputs.named.values():
         for entry in (named, *_entries(named)):
             keys.setdefault(_key_at(entry), entry)
