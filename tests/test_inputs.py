@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import pytest
 from support.adapters import ROWS, base_model, lora, write_adapter
@@ -17,6 +17,7 @@ from support.builders import random_tensor, small_model, tuned_model, write_file
 from support.local_files import open_local
 
 import deltapack
+from deltapack.checkpoint.files import WriteFile
 from deltapack.cluster import shipping
 from deltapack.cluster.shipping import Opened, shipped
 from deltapack.errors import BackendError, InputChangedError
@@ -24,6 +25,7 @@ from deltapack.format import placing
 from deltapack.format.reader import PackReader
 from deltapack.sources import identity, inputs
 from deltapack.sources.identity import Identity, Sent, machine
+from deltapack.sources.local import LocalFile
 
 EXACT = deltapack.Recipe(exact=True)
 
@@ -129,7 +131,7 @@ def replaced(path: Path) -> None:
 CHANGES = {"grown": grown, "rewritten": rewritten, "under its old time": under_its_old_time, "replaced": replaced}
 
 
-def at_the_end(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
+def at_the_end(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
     """Do something once, just before the first output has its name: when all was read."""
     check, done = inputs.check_inputs, list[int]()
 
@@ -206,12 +208,19 @@ def test_what_is_opened_again_has_to_be_the_same(at: Path) -> None:
 
 def test_each_read_sees_a_change(at: Path) -> None:
     """Also outside of any use case, as a virtual folder and a model in memory read."""
-    for read in (lambda file: file.read(0, 8), lambda file: file.read_into(0, memoryview(bytearray(8)))):
+    copied = WriteFile(at / "outputs/copy", 4096)
+    reads: list[Callable[[LocalFile], object]] = [
+        lambda file: file.read(0, 8),
+        lambda file: file.read_into(0, memoryview(bytearray(8))),
+        lambda file: copied.copy(file, 0, 0, 4096) or file.check(),
+    ]
+    for read in reads:
         with closing(open_local(at / "base/model.safetensors")) as file:
             read(file)
             grown(at / "base/model.safetensors")
             with pytest.raises(InputChangedError, match="bytes, found"):
                 read(file)
+    copied.close()
 
 
 def test_a_virtual_folder_gives_out_no_mixture(at: Path) -> None:
@@ -229,7 +238,7 @@ def test_what_is_no_change_of_the_content(name: str, at: Path, monkeypatch: pyte
     acts["link"] = lambda: os.link(weights, at / "another name")
     acts["gone"] = lambda: shutil.rmtree(at / "one")
     acts["touched settings"] = lambda: os.utime(at / "one/config.json", ns=(5, 5))
-    at_the_end(monkeypatch, lambda: acts[name]() and None)
+    at_the_end(monkeypatch, acts[name])
     deltapack.compress(at / "base", at / "one", at / "outputs/a.dpk")
     assert os.listdir(at / "outputs") == ["a.dpk"]
 
@@ -279,10 +288,14 @@ def test_threads_know_nothing_of_one_another(at: Path) -> None:
 class Plain(pickle.Pickler):
     """A pickler as Ray has one, for values that need nothing of it."""
 
-    dispatch_table: ClassVar[dict[type, object]] = {}
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
 
-    def reducer_override(self, value: object) -> object:
+    def reducer_override(self, value: object) -> Any:
         return NotImplemented
+
+
+Plain.dispatch_table = {}  # type: ignore[misc]
 
 
 def test_a_node_of_a_cluster_wants_the_very_file(at: Path) -> None:
