@@ -212,7 +212,7 @@ def test_each_read_sees_a_change(at: Path) -> None:
     reads: list[Callable[[LocalFile], object]] = [
         lambda file: file.read(0, 8),
         lambda file: file.read_into(0, memoryview(bytearray(8))),
-        lambda file: copied.copy(file, 0, 0, 4096) or file.check(),
+        lambda file: copied.copy(file, 0, 0, 4096),
     ]
     for read in reads:
         with closing(open_local(at / "base/model.safetensors")) as file:
@@ -295,7 +295,7 @@ class Plain(pickle.Pickler):
         return NotImplemented
 
 
-Plain.dispatch_table = {}  # type: ignore[misc]
+Plain.dispatch_table = {}
 
 
 def test_a_node_of_a_cluster_wants_the_very_file(at: Path) -> None:

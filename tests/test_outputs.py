@@ -277,7 +277,7 @@ def test_what_comes_meanwhile_stays(kind: str, system: str, force: bool, at: Pat
     check, done = inputs.check_inputs, list[int]()
 
     def just_before() -> None:
-        if not done and not (kind == "torch" and not list(folder.glob(".*/*.bin"))):  # it restores into a hidden folder first
+        if not done and not (kind == "torch" and not list(folder.glob(".*/**/*.bin"))):  # it restores into a hidden folder first
             done.append(1)
             came(late)
         check()

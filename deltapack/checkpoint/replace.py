@@ -11,7 +11,7 @@ from deltapack.checkpoint.begun import check_remote_output
 from deltapack.checkpoint.manifest import check_own, first_other, listed
 from deltapack.checkpoint.safetensors import OWN_METADATA, says_ours
 from deltapack.errors import OutputError
-from deltapack.format.atomic import fsync_folder, writing
+from deltapack.format.atomic import fsync_folder, sweep, writing
 from deltapack.format.placing import place
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.identity import Identity, key_of
@@ -104,6 +104,7 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
     if folder and not any(out.iterdir()):
         return
     if not force:
+        sweep(out)
         raise OutputError("the output exists", path=out, hint="Remove it, choose another name, or use --force.")
     if folder and (listed(out) or not unlisted):
         check_own(out, "checkpoint")

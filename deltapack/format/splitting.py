@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deltapack.errors import FormatError, OutputError, RecipeError
-from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, sweep, temporary_sibling, writing
 from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
 from deltapack.format.placing import check_as_seen, place, seen_at
 from deltapack.format.reader import PackReader
@@ -20,12 +20,12 @@ from deltapack.sources.parts import PARTS_INDEX
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import drop_begun, remove, send_bytes, send_file, staging
 
-__all__ = ["Seen", "check_no_parts", "check_parts_output", "drop_parts", "parts_at", "parts_seen", "write_parts"]
+__all__ = ["Seen", "check_no_parts", "check_parts_output", "claimed_pack", "drop_parts", "parts_at", "parts_seen", "write_parts"]
 
 Seen = Mapping[Path, Identity]
 """What lay at the names of a pack's parts and of their index when the work began: it alone is replaced, or removed."""
 
-_BLOCK = 1 << 23
+_BLOCK, _MOST_INDEX = 1 << 23, 1 << 20
 
 
 def parts_at(out: Path) -> Parts | None:
@@ -51,6 +51,7 @@ def check_no_parts(out: Path, *, force: bool) -> None:
         for name in (_index_of(out).name, *(part.name for part in old.parts)):
             refuse_input(out.with_name(name))
     if old is not None and not force:
+        sweep(out)
         raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
 
 
@@ -92,7 +93,45 @@ def drop_parts(out: Path, old: Parts | None, seen: Seen, keep: frozenset[str] = 
             path.unlink(missing_ok=True)
 
 
-def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, seen: Seen) -> Parts:
+@contextlib.contextmanager
+def claimed_pack(out: Path) -> Iterator[None]:
+    """Claim a pack of this machine, as `claimed` does; parts that a killed run has given their names, but no index, are removed, too.
+
+    Raises:
+        OutputError: Another run writes it, or the system refuses.
+    """
+    if isinstance(out, RemotePath):
+        yield
+        return
+    with claimed(out, sweep=False) as claim:
+        with writing(out):
+            kept = parts_at(out)
+            for path in claim.unfinished():
+                _drop_placed(out, path, frozenset() if kept is None else frozenset(part.name for part in kept.parts))
+            claim.sweep()
+        yield
+
+
+def _drop_placed(out: Path, unfinished: Path, kept: frozenset[str]) -> None:
+    """Remove the parts that an unfinished index names: those that are what it says, byte for byte."""
+    try:
+        if not 0 < unfinished.stat().st_size <= _MOST_INDEX or unfinished.is_dir():
+            return
+        parts = parse_parts(unfinished.read_bytes(), unfinished).parts
+    except FormatError:  # it is something else
+        return
+    for part in parts:
+        path = out.with_name(part.name)
+        if part.name not in kept and path.is_file() and path.stat().st_size == part.size:
+            state = hashlib.sha256()
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    state.update(block)
+            if state.hexdigest() == part.sha256:
+                path.unlink()
+
+
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, seen: Seen | None = None, claim: bool = True) -> Parts:
     """Write the parts of a pack; the parts that were there when the work began are replaced.
 
     Args:
@@ -100,17 +139,23 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, 
         out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
         part_bytes: The most bytes of a part.
         force: Whether to replace what is there.
-        seen: What was there when the work began, of `parts_seen`.
+        seen: What was there when the work began, of `parts_seen`; it begins now unless given.
+        claim: Whether to claim the output: not where the caller has.
 
     Returns:
         What was written.
 
     Raises:
         InputChangedError: What was read for it changed meanwhile.
-        OutputError: Parts exist and `force` is false, or came meanwhile, or are inputs; or the system refuses to write.
+        OutputError: Parts exist and `force` is false, or came meanwhile, or are inputs; another run writes there, or the system refuses.
         RecipeError: There would be more than 1,000 parts.
         SourceError: A store refuses, or does not answer.
     """
+    with claimed_pack(out) if claim else contextlib.nullcontext():
+        return _write_parts(source, out, part_bytes, parts_seen(out) if seen is None else seen, force=force)
+
+
+def _write_parts(source: PackReader, out: Path, part_bytes: int, seen: Seen, *, force: bool) -> Parts:
     check_parts_output(out, part_bytes)
     check_no_parts(out, force=force)
     count = -(-source.file_bytes // part_bytes)
@@ -120,11 +165,11 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, 
     names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
     _check_free(out, names, old, seen)
     spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
-    with writing(out), _placing(out, seen) as write:
-        parts = [Part(name, span[1], write(name, source, *span)) for name, span in zip(names, spans, strict=True)]
-        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
-        write.index(parts_text(parts_of))
     with writing(out):
+        with _placing(out, seen) as write:
+            parts = tuple(Part(name, span[1], write(name, source, *span)) for name, span in zip(names, spans, strict=True))
+            parts_of = Parts(source.pack_id, source.file_bytes, parts)
+            write.index = parts_text(parts_of)
         drop_parts(out, old, seen, frozenset((*names, _index_of(out).name)))
     return parts_of
 
@@ -145,28 +190,34 @@ def _check_free(out: Path, names: list[str], old: Parts | None, seen: Seen) -> N
 
 @contextlib.contextmanager
 def _placing(out: Path, seen: Seen) -> Iterator[_Place]:
-    """Return what writes parts and index: those of this machine get their names when all are there, of a store each is sent at once.
+    """Return what writes a part: those of this machine get their names when all are there, of a store each is sent at once.
 
-    The index is last. Where a name cannot be given, those that were given to new files are taken back.
+    Where a name cannot be given, those that were given to new files are taken back.
     """
     if isinstance(out, RemotePath):
         with staging() as folder:
-            yield _Place(out, folder)
+            write = _Place(out, folder)
+            yield write
+        index = _index_of(out)
+        assert isinstance(index, RemotePath)
+        send_bytes(write.index, index.url)
         return
-    written, placed = _Place(out, None), list[Path]()
+    write, index, placed = _Place(out, None), temporary_sibling(out), list[Path]()
     try:
-        yield written
-        for temporary, path in written.written:
+        yield write
+        _write_synced(index, write.index)  # before the parts have their names, so that who finds some of them knows whose they are
+        for temporary, path in write.written:
             place(temporary, path, seen.get(path))
             placed.append(path)
         fsync_folder(out.parent)
-    except BaseException:
+        place(index, _index_of(out), seen.get(_index_of(out)))
+        placed.clear()
+        fsync_folder(out.parent)
+    finally:
         for path in placed:
             if path not in seen:
                 path.unlink(missing_ok=True)
-        raise
-    finally:
-        for temporary, _ in written.written:
+        for temporary in (index, *(temporary for temporary, _ in write.written)):
             temporary.unlink(missing_ok=True)
 
 
@@ -174,11 +225,12 @@ class _Place:
     def __init__(self, out: Path, folder: Path | None) -> None:
         self.out, self.folder = out, folder
         self.written: list[tuple[Path, Path]] = []
+        self.index = b""
 
     def __call__(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
         path = self.out.with_name(name)
-        temporary = temporary_sibling(path) if self.folder is None else self.folder / name
+        temporary = temporary_sibling(self.out) if self.folder is None else self.folder / name
         check_free_space(temporary.parent, length, temporary)
         if self.folder is None:
             self.written.append((temporary, path))
@@ -197,18 +249,12 @@ class _Place:
             temporary.unlink()
         return state.hexdigest()
 
-    def index(self, text: bytes) -> None:
-        """Write the index."""
-        index = _index_of(self.out)
-        if isinstance(index, RemotePath):
-            send_bytes(text, index.url)
-            return
-        temporary = temporary_sibling(index)
-        self.written.append((temporary, index))
-        with open(temporary, "xb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _index_of(out: Path) -> Path:

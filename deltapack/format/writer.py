@@ -22,7 +22,7 @@ from deltapack.format.placing import check_as_seen, seen_at
 from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there, sent_file
-from deltapack.format.splitting import check_no_parts, check_parts_output, drop_parts, parts_at, parts_seen, write_parts
+from deltapack.format.splitting import check_no_parts, check_parts_output, claimed_pack, drop_parts, parts_at, parts_seen, write_parts
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.remote_path import RemotePath
@@ -213,13 +213,14 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
     check_pack_output(path, force=force)
     if part_bytes is not None:
         check_parts_output(path, part_bytes)
-        with _in_parts(path, part_bytes, force=force) as file:
+        with claimed_pack(path), _in_parts(path, part_bytes, force=force) as file:
             yield PackWriter(file)
         return
-    old, seen = parts_at(path), parts_seen(path)
-    with _whole(path, force=force) as file:
-        yield PackWriter(file)
-    drop_parts(path, old, seen)
+    with claimed_pack(path):
+        old, seen = parts_at(path), parts_seen(path)
+        with _whole(path, force=force) as file:
+            yield PackWriter(file)
+        drop_parts(path, old, seen)
 
 
 @contextlib.contextmanager
@@ -237,7 +238,7 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
             if here:
                 check_as_seen(path, before)
             if reader.file_bytes > part_bytes:
-                write_parts(reader, path, part_bytes, force=force, seen=seen)
+                write_parts(reader, path, part_bytes, force=force, seen=seen, claim=False)
                 if not here or before is not None:
                     _remove(path)  # with `force`, what the name stood for before
                 return
@@ -248,8 +249,8 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
 
 
 def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a temporary file that becomes `path`."""
-    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force)
+    """Open a temporary file that becomes `path`, which the caller has claimed."""
+    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force, claim=False)
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,7 @@ from deltapack.checkpoint import size_of
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_new_file
 from deltapack.format.reader import PackReader
-from deltapack.format.splitting import parts_seen, write_parts
+from deltapack.format.splitting import write_parts
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.reports import Report
 from deltapack.sources.inputs import guarded
@@ -43,7 +43,7 @@ def split(pack: str | Path, out: str | Path | None = None, *, max_part_size: int
     Every function that takes a pack takes the index, the first part, or `NAME.dpk` for all of them. `cat` joins parts to the pack again.
 
     Args:
-        pack: The pack; one that comes in parts is cut anew.
+        pack: The pack; one that comes in parts is cut anew, under another name, as no input is overwritten.
         out: The name of the whole, `NAME.dpk`; beside the pack, and called as it is, unless given.
         max_part_size: The most bytes of a part, or text such as `"5GB"`.
         force: Whether to replace parts that are there.
@@ -62,6 +62,6 @@ def split(pack: str | Path, out: str | Path | None = None, *, max_part_size: int
         if out is not None and target != reader.path and target.exists():
             hint = "Its name would stand for that file, not for the parts: remove it, or choose another name."
             raise OutputError("a pack of this name exists", path=target, hint=hint)
-        parts = write_parts(reader, target, size, force=force, seen=parts_seen(target))
+        parts = write_parts(reader, target, size, force=force)
         names = [part.name for part in parts.parts]
         return SplitReport(target, parts.size, names, f"{target.name}.index.json")
