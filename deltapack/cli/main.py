@@ -123,7 +123,8 @@ class _Commands(click.Group):
             ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
+            with suppress(OSError):  # the terminal is closed
+                print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # whoever read has had enough, as `head` has: all that was asked for was done
             _forget_stdout()
