@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,12 @@ def main() -> None:
     # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     # What arguments name is fetched before options are known. Where stderr is closed there is none.
-    if sys.stderr is None or not sys.stderr.isatty() or not {"-q", "--quiet"}.isdisjoint(sys.argv):
+    quiet = not {"-q", "--quiet"}.isdisjoint(sys.argv)
+    if quiet:
+        import logging  # only who is to be quiet pays for it
+
+        logging.getLogger("deltapack").setLevel(logging.ERROR)
+    if sys.stderr is None or not sys.stderr.isatty() or quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding

@@ -8,19 +8,20 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.builders import moved, random_tensor, read_folder, write_folder
+from support.builders import moved, random_tensor, read_folder, whole, write_folder
 
 import deltapack
-from deltapack.checkpoint import going_on
 from deltapack.checkpoint.journal import journaled
 from deltapack.checkpoint.manifest import JOURNAL
 from deltapack.cli.main import cli
 from deltapack.errors import OutputError, RecipeError
+from deltapack.packing.recipe import Recipe
 from deltapack.restoring import resuming
 
 SHARDS = 8
@@ -57,14 +58,14 @@ def unfinished(out: Path) -> Path:
     return folder
 
 
-def kill_after(count: int, do: Callable[..., Any], model: Path, out: Path, **options: Any) -> None:
-    """Do it in a child that kills itself when so many files are finished."""
+def kill_after(count: int, do: Callable[..., Any], model: Path, out: Path, at: int | None = None, **options: Any) -> None:
+    """Do it in a child that kills itself when so many files are finished, at a report of the progress: the next one unless given."""
     child = os.fork()
     if child == 0:
-        done = iter(range(1, SHARDS + 1))
+        done, when = iter(range(1, 100)), count + 1 if at is None else at
 
         def progress(_: int, __: int) -> None:
-            if next(done) == count + 1:
+            if next(done) == when:
                 deadline = time.monotonic() + 60
                 while len(journaled(unfinished(out))[1]) < count and time.monotonic() < deadline:
                     time.sleep(0.001)
@@ -102,12 +103,12 @@ def resumed(do: Callable[..., Any], model: Path, out: Path, **options: Any) -> t
 @pytest.mark.parametrize("verb", DO)
 def test_killed_between_any_two_shards(verb: str, count: int, model: Path, tmp_path: Path) -> None:
     """Whether or not the killed run was to be resumed: nobody knows beforehand."""
-    (do, whole), out = DO[verb], tmp_path / "out"
+    (do, expected), out = DO[verb], tmp_path / "out"
     kill_after(count, do, model, out, resume=bool(count % 2))
     made, report = resumed(do, model, out)
     assert made == SHARDS - count and report.tensors == SHARDS
     assert any(note.startswith(f"{count} tensors were there") for note in report.notes) == bool(count)
-    assert read_folder(out) == read_folder(model / whole)
+    assert read_folder(out) == read_folder(model / expected)
 
 
 def test_killed_again_and_again(model: Path, tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def stop_after(count: int) -> Callable[[int, int], None]:
 
 def test_interrupted(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """With resume what is finished stays, and is told; without, and where nothing is finished, nothing stays."""
-    monkeypatch.setattr(going_on.ThreadPoolExecutor, "submit", _at_once)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", _at_once)
     out = tmp_path / "out"
     for count, options in ((5, {}), (0, {"resume": True})):
         with pytest.raises(StopHere):
@@ -245,8 +246,6 @@ def test_interrupted(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def _at_once(pool: Any, call: Callable[..., None], *given: Any) -> Any:
-    from concurrent.futures import Future
-
     future = Future[None]()
     call(*given)
     future.set_result(None)
@@ -286,6 +285,26 @@ def test_the_fullest_of_several_is_taken(model: Path, tmp_path: Path) -> None:
     lines = (few / JOURNAL).read_bytes().splitlines(keepends=True)
     (few / JOURNAL).write_bytes(b"".join(lines[:3]))
     assert resumed(apply, model, out)[0] == SHARDS - 5 and os.listdir(tmp_path) == ["out"]
+
+
+def test_tensors_of_all_kinds(tmp_path: Path) -> None:
+    """Digests that verifying has computed are those of the files: of types of one to eight bytes, without elements, of several chunks."""
+    base = {"big": random_tensor(1, (1100, 1000), "bf16"), "none": random_tensor(2, (0, 3)), "one": random_tensor(3, ())}
+    base |= {"ids": whole("i64", range(50)), "small": random_tensor(4, (7, 9), "f16"), "wide": random_tensor(5, (40, 3), "f64")}
+    tuned = {name: tensor if name in ("ids", "none") else moved(tensor, 6) for name, tensor in base.items()}
+    write_folder(tmp_path / "base", base)
+    write_folder(tmp_path / "tuned", tuned | {"new": random_tensor(8, (5, 5))})
+    for name, recipe in (("exact", Recipe(exact=True)), ("lossy", Recipe(drop_rate=0.5))):
+        deltapack.compress(tmp_path / "base", tmp_path / "tuned", tmp_path / f"{name}.dpk", recipe=recipe)
+        out, options = tmp_path / name / "out", {**SMALL, "max_shard_size": "1kB", "pack": tmp_path / f"{name}.dpk"}
+        out.parent.mkdir()
+        decoded = Decoded()
+        apply(tmp_path, tmp_path / name / "whole", progress=decoded, **options)
+        shards = len(list((tmp_path / name / "whole").glob("*.safetensors")))
+        kill_after(shards - 2, apply, tmp_path, out, at=decoded.tensors, **options)
+        _, report = resumed(apply, tmp_path, out, **options)
+        assert any("were there, in files" in note for note in report.notes)
+        assert read_folder(out) == read_folder(tmp_path / name / "whole")
 
 
 def test_one_file_has_nothing_to_go_on_with(model: Path, tmp_path: Path) -> None:
