@@ -15,8 +15,8 @@ from support.killing import NAMES
 from support.laws import SHARE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
-KILLS = max(3, round(60 * SHARE))
-"""`DELTAPACK_EXAMPLES=1` kills sixty of each kind, if it has so many operations."""
+KILLS = max(3, round(10 * SHARE))
+"""`DELTAPACK_EXAMPLES=10` kills a hundred of each kind, if it has so many operations."""
 
 
 @pytest.fixture(scope="module")

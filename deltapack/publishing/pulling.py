@@ -18,7 +18,7 @@ from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError,
 from deltapack.format.atomic import check_absent, check_free_space, claimed, place_file, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
-from deltapack.publishing.hub import asking, check_repo, without_bars
+from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library, split_revision
 
@@ -76,7 +76,8 @@ def pull(
 ) -> PullReport:
     """Fetch a pack from the Hugging Face Hub, with the small files beside it, and check it.
 
-    Every file is compared with the digest that the Hub lists, and the pack with all of its own. Weights, programs and other packs stay.
+    Every file is compared with the digest that the Hub lists, and the pack with all of its own. Weights, programs and other packs stay; the
+    signature of the pack, of its name and `.sig`, comes along and is not checked.
 
     Args:
         repo: The repository, as `ORG/NAME` or `ORG/NAME@REVISION`.
@@ -136,7 +137,7 @@ class _Source:
             FormatError: Its name is none that a file should have.
             HubError: It cannot be fetched.
         """
-        check_side_name(file.name.removesuffix(".dpk"))
+        check_side_name(file.name.removesuffix(SIGNATURE).removesuffix(".dpk"))
         with writing(self.part):
             check_free_space(self.part, file.size, self.part)
         with asking(self.repo, f"{file.name} cannot be fetched"):
@@ -154,7 +155,8 @@ def _pulled(
     has_config = config is not None and config.size <= DEFAULT_LIMITS.side_file_bytes
     settings = _settings(source.fetch(config)) if config is not None and has_config else {}
     pack = _choose(listed, settings, wanted, source.repo)
-    beside = [file for name, file in listed.items() if is_side_file(name) and name != pack and not (name == CONFIG and has_config)]
+    wished = [name for name in listed if (is_side_file(name) or name == pack + SIGNATURE) and name != pack]
+    beside = [listed[name] for name in wished if not (name == CONFIG and has_config)]
     beside = [] if alone else beside
     small = [file for file in beside if file.size <= DEFAULT_LIMITS.side_file_bytes]
     _check_sizes(small, source.repo)
