@@ -16,6 +16,7 @@ from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
+from deltapack.format.identity import content_of
 from deltapack.format.index import BlobRef, Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
@@ -55,6 +56,8 @@ class Pack(Mapping[str, "PackEntry"]):
         path: The file.
         index: Everything it says about itself.
         id: SHA-256 of its index, which covers every byte through checksums; tells packs apart.
+        content_id: SHA-256 of what it restores, tensors and files, alone and with weight 1: the same for every pack, and every way of
+            packing, that gives the same bits.
     """
 
     def __init__(self, reader: PackReader) -> None:
@@ -63,6 +66,7 @@ class Pack(Mapping[str, "PackEntry"]):
         self.path: Path = reader.path
         self.index: Index = reader.index
         self.id: str = reader.pack_id
+        self.content_id: str = content_of(reader.index)
 
     def __getitem__(self, name: str) -> PackEntry:
         return PackEntry(self._reader, self._entries[name])

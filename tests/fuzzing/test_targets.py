@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from support import interpreting  # noqa: F401  so that Triton's kernels are interpreted, where there is no GPU
 from support.laws import SHARE
 
 from fuzz.bundles import decode
