@@ -55,6 +55,26 @@ def test_what_was_found_is_mended(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_fuzzer_lets_loops_check_their_indices() -> None:
+    script = """
+from fuzz.environment import prepare
+prepare()
+import numpy as np
+from deltapack.kernels.cpu.bits import compiled
+
+def beside(array, place):
+    return array[place]
+
+try:
+    compiled(beside)(np.zeros(3), 3)
+except IndexError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
+
+
+@pytest.mark.slow
 def test_compiled_loops_keep_to_their_arrays() -> None:
     """As the fuzzer runs them: every index of every loop is checked. They are compiled anew for that, once a machine."""
     command = [sys.executable, "-m", "fuzz", "codec-*", "--runs", "10"]
