@@ -65,7 +65,7 @@ def outcome_of(error: BaseException) -> str:
     """The kind of an error: its class, its rule and what it says, without what is particular to one input."""
     rule = getattr(error, "rule", None)
     what = str(getattr(error, "what", error))[:300]
-    return f"{type(error).__name__}{f' {rule}' if rule else ''}: {_SPECIFIC.sub('~', what)[:90]}"
+    return f"{type(error).__name__}{f' {rule}' if rule else ''}: {_SPECIFIC.sub('~', what)[:60]}"
 
 
 @dataclass(frozen=True)
