@@ -13,7 +13,7 @@ from typing import Any
 from deltapack.errors import DeltapackError
 from fuzz.bundles import Bundle
 
-__all__ = ["Finding", "Scratch", "Target", "outcome_of"]
+__all__ = ["Finding", "Scratch", "Target", "modules", "outcome_of"]
 
 
 class Finding(AssertionError):
@@ -66,6 +66,15 @@ def outcome_of(error: BaseException) -> str:
     rule = getattr(error, "rule", None)
     what = str(getattr(error, "what", error))[:300]
     return f"{type(error).__name__}{f' {rule}' if rule else ''}: {_SPECIFIC.sub('~', what)[:60]}"
+
+
+def modules(room: str, names: str) -> tuple[str, ...]:
+    """The names of modules of a room of deltapack.
+
+    >>> modules("format", "reader table")
+    ('deltapack.format.reader', 'deltapack.format.table')
+    """
+    return tuple(f"deltapack.{room}.{name}" for name in names.split())
 
 
 @dataclass(frozen=True)
