@@ -60,18 +60,23 @@ def test_the_fuzzer_lets_loops_check_their_indices() -> None:
 from fuzz.environment import prepare
 prepare()
 import numpy as np
-from deltapack.kernels.cpu.bits import compiled
+from deltapack.kernels.cpu.bits import compiled, load_u64
 
 def beside(array, place):
     return array[place]
 
-try:
-    compiled(beside)(np.zeros(3), 3)
-except IndexError:
-    print("refused")
+def word_beside(array, place):
+    return load_u64(array, place)
+
+for loop, place in ((beside, 3), (word_beside, np.uint64(17))):
+    try:
+        compiled(loop)(np.zeros(3), place)
+    except IndexError:
+        print("refused")
+print(compiled(word_beside)(np.ones(3, np.uint8).repeat(8), np.uint64(16)) == 0x0101010101010101)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "refused\n"
+    assert done.stdout == "refused\nrefused\nTrue\n"
 
 
 @pytest.mark.slow
