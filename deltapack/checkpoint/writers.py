@@ -22,7 +22,8 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
-from deltapack.format.atomic import check_free_space, claimed, fsync_folder, place_file, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, temporary_sibling, writing
+from deltapack.format.placing import place, seen_at
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter"]
@@ -54,7 +55,7 @@ class _Writer(PlacedWriter):
         self._metadata = metadata
         self._force = force
         self._extra_bytes = extra_bytes
-        self._temporary = temporary_sibling(out)
+        self._before, self._temporary = seen_at(out), temporary_sibling(out)
         self._held = contextlib.ExitStack()
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
@@ -250,7 +251,7 @@ class FolderWriter(_Writer):
         for where, _, _ in os.walk(self._temporary, topdown=False):
             fsync_folder(Path(where))
         self._progress.end()
-        swap_in(self._temporary, self.out)
+        swap_in(self._temporary, self.out, self._before)
 
     def _discard(self) -> None:
         stays = self._progress.stop()
@@ -268,7 +269,7 @@ class FileWriter(_Writer):
     def _commit(self) -> None:
         if not (self._shards[0].head and self._force and same_bytes(self.out, self._temporary)):  # else nothing is lost
             check_output(self.out, folder=False, force=self._force)
-        place_file(self._temporary, self.out, force=self._force)
+        place(self._temporary, self.out, self._before)
         fsync_folder(self.out.parent)
 
     def _discard(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,9 +17,11 @@ from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
 from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.inputs import guarded
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 
@@ -51,6 +52,7 @@ class TorchReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_full(
     pack: str | Path,
     base: str | Path,
@@ -85,6 +87,7 @@ def export_full(
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
 
+@guarded
 def export_torch(
     pack: str | Path,
     base: str | Path,
@@ -144,7 +147,7 @@ def export_torch(
             (part / MANIFEST).unlink(missing_ok=True)  # it lists other files
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
-            os.rename(part, out)
+            place(part, out, None)
         return TorchReport(out, files, size, report.tensors, notes)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,9 +20,11 @@ from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError, UnsupportedError
 from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
+from deltapack.sources.inputs import guarded
 
 __all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
@@ -73,6 +74,7 @@ class ModelFiles:
     notes: Sequence[str]
 
 
+@guarded
 def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, revision: str | None = None) -> FolderReport:
     """Write a folder that `from_pretrained` loads where deltapack is registered: config, tokenizer and other side files, and the pack.
 
@@ -180,5 +182,5 @@ def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
             (part / name).write_bytes(data)
         with pack.open("rb") as source, (part / pack.name).open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        os.rename(part, out)
+        place(part, out, None)
     return sum(map(len, files.values())) + (out / pack.name).stat().st_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,8 @@ from typing import Any
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_absent, check_free_space, claimed, place_file, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, check_free_space, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
@@ -167,10 +167,10 @@ def _pulled(
     left = [file.name for file in beside if file not in small]
     with writing(target):
         if alone:
-            place_file(got[pack], target, force=False)
+            place(got[pack], target, None)
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
-            os.rename(source.part, target)
+            place(source.part, target, None)
     names = [pack] if alone else sorted({pack, *(file.name for file in small), *([CONFIG] if has_config else [])})
     base, revision = settings.get("base"), settings.get("revision")
     return PullReport(

@@ -39,10 +39,12 @@ from deltapack.restoring.provenance import restored as own_metadata
 from deltapack.restoring.resuming import by_file, check_resume, goes_on
 from deltapack.restoring.sending import jobs_to_send
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
+from deltapack.sources.inputs import guarded
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
 
+@guarded
 def apply(
     base: str | Path,
     pack: str | Path | Sequence[str | Path],
