@@ -35,12 +35,12 @@ from support.shelves import large_model
 import deltapack
 from deltapack import Recipe
 from deltapack.composing.chunks import make_chunk
-from deltapack.errors import (, InputChangedError
+from deltapack.errors import (
     BaseMismatchError,
-    CheckpointError,
     ChecksumError,
     DeltapackError,
     FormatError,
+    InputChangedError,
     NotAPackError,
     RecipeError,
     SourceError,
