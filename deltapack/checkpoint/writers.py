@@ -89,8 +89,8 @@ class _Writer(PlacedWriter):
         """The tensors that a run that was stopped has left in finished files, and that are not to be written."""
         return frozenset()
 
-    def finished(self, name: str) -> None:
-        """Note that all of a tensor is written, and checked; raises `OutputError` where the system refuses to keep it."""
+    def finished(self, name: str, root: str) -> None:
+        """Note that all of a tensor is written, and checked, with its root digest where that is known."""
 
     def __enter__(self) -> _Writer:
         try:
@@ -178,14 +178,14 @@ class FolderWriter(_Writer):
         """The tensors of files that are finished already."""
         return self._progress.there
 
-    def finished(self, name: str) -> None:
+    def finished(self, name: str, root: str) -> None:
         """Note that all of a tensor is written and checked: a file that has all of its tensors is kept for a run that goes on.
 
         Raises:
             OutputError: The system refuses to keep an earlier one.
         """
         with writing(self.out):
-            self._progress.finished(name, self._opened)
+            self._progress.finished(name, root, self._opened)
 
     def _opened(self, name: str) -> WriteFile:
         return next(file for file in self._files if file.path == self._temporary / name)

@@ -245,7 +245,7 @@ def write_checkpoint(
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             for restored in tensors:
-                writer.finished(restored.job.name)
+                writer.finished(restored.job.name, restored.job.digest if options.verify else "")
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
 
