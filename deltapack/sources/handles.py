@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -54,14 +56,7 @@ class Handle:
         self._fd = -1
         with _LOCK:
             _leave(_allowed() - 1)
-        try:
-            self._fd = os.open(path, flags, 0o666)
-        except OSError as error:
-            if error.errno not in _TOO_MANY:
-                raise
-            with _LOCK:
-                _leave(0)  # others than this room have opened more than their half
-            self._fd = os.open(path, flags, 0o666)
+        self._fd = _when_there_is_room(lambda: os.open(path, flags, 0o666))
         with _LOCK:
             _OPEN[id(self)] = weakref.ref(self)
         found = os.fstat(self._fd)
@@ -74,6 +69,9 @@ class Handle:
             ClosedHandleError: The handle was closed.
             OSError: It could not be opened again.
         """
+        return self._hold() if self._fd >= 0 else _when_there_is_room(self._hold)
+
+    def _hold(self) -> int:
         with _LOCK:
             if self._closed:
                 raise ClosedHandleError
@@ -120,13 +118,7 @@ class Handle:
     def _open_again(self) -> None:
         """Open the file once more; the lock is held."""
         _leave(_allowed() - 1)
-        try:
-            fd = os.open(self._path, self._again)
-        except OSError as error:
-            if error.errno not in _TOO_MANY:
-                raise
-            _leave(0)
-            fd = os.open(self._path, self._again)
+        fd = os.open(self._path, self._again)
         found = os.fstat(fd)
         if (found.st_dev, found.st_ino) != self._file:
             os.close(fd)
@@ -143,6 +135,29 @@ class Handle:
 
     def _is_idle(self) -> bool:
         return self._users <= 0 or self._fork != forks()
+
+
+def _when_there_is_room(open_: Callable[[], int]) -> int:
+    """Open something, when others have let go of what they hold: hundreds of threads may read hundreds of files at one moment.
+
+    Raises:
+        OSError: As `open_`; that too many files are open, if they are so for long.
+    """
+    for pause in (*(0.001 * 2**number for number in range(9)), *[0.5] * 20):
+        try:
+            return open_()
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+        with _LOCK:
+            _leave(0)  # others than this room may have opened more than their half
+        try:
+            return open_()
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+        time.sleep(pause)
+    return open_()
 
 
 def _leave(most: int) -> None:
