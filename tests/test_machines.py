@@ -119,7 +119,7 @@ def command(name: str, out: str) -> list[str]:
 @pytest.fixture(scope="module")
 def by_streams(small: Path) -> Mapping[tuple[str, str], Done]:
     """Each command with each state of its streams."""
-    cases = {}
+    cases: dict[tuple[str, str], Case] = {}
     for state, streams in STREAMS.items():
         for name in WORK:
             cases[state, name] = Case(command(name, f"out{len(cases):02d}"), str(small), streams)

@@ -19,7 +19,7 @@ __all__ = ["Teller", "forget_stdout", "forget_unwritten", "prepare_streams"]
 class _Patient(io.FileIO):
     """Standard error that takes everything, whether somebody gets it or not."""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
@@ -62,7 +62,7 @@ def prepare_streams() -> None:
                 os.dup2(nowhere, number)
                 os.close(nowhere)
     if sys.stdin is None:
-        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))  # type: ignore[type-var]
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
     if isinstance(sys.stdout, io.TextIOWrapper):
