@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +35,8 @@ Exit codes:
        fine-tune, packs in conflict, the Hub or a server refuses
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
-    4  wrong base: the pack was made from another checkpoint
+    4  another checkpoint: not the base that the pack was made from, or
+       not what it restores (verify --model)
     5  unsupported: valid, but this version or machine cannot do it,
        or a file that is something else than a checkpoint or a pack
     6  limit: the input asks for more than the limits allow
@@ -125,7 +127,8 @@ class _Commands(click.Group):
             ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
+            with suppress(OSError):  # the terminal is closed
+                print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # whoever read has had enough, as `head` has: all that was asked for was done
             forget_stdout()
@@ -185,7 +188,12 @@ def main() -> None:
     # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     # What arguments name is fetched before options are known.
-    if not sys.stderr.isatty() or not {"-q", "--quiet"}.isdisjoint(sys.argv):
+    quiet = not {"-q", "--quiet"}.isdisjoint(sys.argv)
+    if quiet:
+        import logging  # only who is to be quiet pays for it
+
+        logging.getLogger("deltapack").setLevel(logging.ERROR)
+    if not sys.stderr.isatty() or quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         cli(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltapack import kernels
@@ -20,6 +19,7 @@ from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.applying import apply
+from deltapack.sources.locks import scratch
 
 __all__ = ["Check", "Checkup", "examine"]
 
@@ -78,7 +78,7 @@ class Checkup:
 def examine() -> Checkup:
     """Look at this installation; packs a small pair of models in a temporary folder and restores it by every code that runs here."""
     checks = [_loops(), _cache(), *_devices()]
-    with TemporaryDirectory(prefix="deltapack-doctor-") as folder:
+    with scratch() as folder:
         for name, test in _tests(Path(folder)):
             try:
                 found = test()
