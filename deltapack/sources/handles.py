@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from deltapack.forks import forking_lock, forks
+from deltapack.forks import FORKS, forking_lock
 from deltapack.sources.identity import key_of
 
 __all__ = ["ClosedHandleError", "Handle"]
@@ -53,7 +53,7 @@ class Handle:
 
     def __init__(self, path: Path, flags: int, again: int | None = None) -> None:
         self._path, self._again = path, flags if again is None else again
-        self._users, self._closed, self._fork = 0, False, forks()
+        self._users, self._closed, self._fork = 0, False, FORKS[0]
         self._fd = -1
         with _LOCK:
             _leave(_allowed() - 1)
@@ -69,7 +69,12 @@ class Handle:
             ClosedHandleError: The handle was closed.
             OSError: It could not be opened again.
         """
-        return self._hold() if self._fd >= 0 else _when_there_is_room(self._hold)
+        with _LOCK:  # these few lines are all that a read usually pays
+            fd = self._fd
+            if fd >= 0 and not self._closed and self._fork == FORKS[0]:
+                self._users += 1
+                return fd
+        return _when_there_is_room(self._hold)
 
     def _hold(self) -> int:
         with _LOCK:
@@ -77,15 +82,15 @@ class Handle:
                 raise ClosedHandleError
             if self._fd < 0:
                 self._open_again()
-            if self._fork != forks():  # threads that held it in the process that was forked are not here
-                self._users, self._fork = 0, forks()
+            if self._fork != FORKS[0]:  # threads that held it in the process that was forked are not here
+                self._users, self._fork = 0, FORKS[0]
             self._users += 1
             return self._fd
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with _LOCK:
             self._users -= 1
-            if self._closed and self._users <= 0:
+            if self._closed and not self._users:
                 self._let_go()
 
     @property
@@ -101,7 +106,7 @@ class Handle:
         """
         with _LOCK:
             self._closed = True
-            if self._users <= 0 or self._fork != forks():
+            if self._users <= 0 or self._fork != FORKS[0]:
                 self._let_go()
 
     def __del__(self) -> None:
@@ -134,7 +139,7 @@ class Handle:
             os.close(fd)
 
     def _is_idle(self) -> bool:
-        return self._users <= 0 or self._fork != forks()
+        return self._users <= 0 or self._fork != FORKS[0]
 
 
 def _when_there_is_room(open_: Callable[[], int]) -> int:
