@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -167,12 +167,14 @@ def cli() -> None:
     """
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
     """Print a warning of ours for people, without the line of code; one of others' as Python does."""
     if category.__module__.partition(".")[0] == "deltapack":
         print_paragraph("Warning", str(message))
     else:
-        _show_others(message, category, filename, lineno, *more)
+        _show_others(message, category, filename, lineno, file, line)
 
 
 def main() -> None:
