@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import io
 import mmap
 import os
@@ -20,7 +21,7 @@ from deltapack.sources.local import SEEK_LOCK, LocalFile
 from deltapack.sources.opening import open_file
 from deltapack.sources.reading import Faults, Readable
 
-__all__ = ["WriteFile", "bytes_at", "bytes_of", "open_to_read", "open_whole"]
+__all__ = ["WriteFile", "bytes_at", "bytes_of", "open_to_read", "open_whole", "refuse_fault"]
 
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _BLOCK = 4096
@@ -58,6 +59,17 @@ def open_to_read(path: Path) -> Readable:
             it ends before, or cannot be read.
     """
     return open_file(path, _FAULTS)
+
+
+def refuse_fault(path: Path, error: OSError) -> str:
+    """Return what the system said of a file that is not there for this user; what it failed to give is not left behind.
+
+    Raises:
+        CheckpointError: It did.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", path=path, hint="Run it again, or look at the disk.") from error
+    return error.strerror or str(error)
 
 
 def open_whole(file: Readable) -> BinaryIO:

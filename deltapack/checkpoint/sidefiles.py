@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from deltapack.checkpoint.files import open_to_read
+from deltapack.checkpoint.files import open_to_read, refuse_fault
 from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
@@ -135,7 +135,7 @@ def list_side_files(
         try:
             entries = sorted(where.iterdir(), key=lambda entry: entry.name)
         except OSError as error:
-            left.append(LeftOut(prefix, f"cannot be listed: {error.strerror or error}"))
+            left.append(LeftOut(prefix, f"cannot be listed: {refuse_fault(where, error)}"))
             continue
         for entry in entries:
             name = prefix + entry.name
@@ -262,7 +262,7 @@ def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
             return SideFile(name, entry.stat().st_size, entry)
         except OSError as error:
-            return LeftOut(name, f"cannot be read: {error.strerror or error}")
+            return LeftOut(name, f"cannot be read: {refuse_fault(entry, error)}")
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")
     return LeftOut(shown, reason)
 

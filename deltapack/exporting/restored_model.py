@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import check_absent, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, place_folder, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
@@ -137,7 +136,7 @@ def export_torch(
             (part / MANIFEST).unlink(missing_ok=True)  # it lists other files
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
-            os.rename(part, out)
+            place_folder(part, out)
         return TorchReport(out, files, size, report.tensors, notes)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -175,7 +174,8 @@ def _converted(folder: Path, shards: list[str], names: Mapping[str, Mapping[str,
             for name, kept in names[file].items():
                 state[name] = held[kept]
             total += sum(tensor.nbytes for tensor in held.values())
-            torch.save(state, folder / new)
+            with open(folder / new, "xb") as opened:  # torch's own files tell of a full disk as a RuntimeError
+                torch.save(state, opened)
         del state, held
         (folder / file).unlink()
         weight_map |= dict.fromkeys(names[file], new)

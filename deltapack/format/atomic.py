@@ -20,7 +20,10 @@ __all__ = [
     "check_free_space",
     "check_new_file",
     "fsync_folder",
+    "fsync_tree",
     "place_file",
+    "place_folder",
+    "raise_error",
     "temporary_sibling",
     "writing",
 ]
@@ -33,13 +36,36 @@ def temporary_sibling(path: Path) -> Path:
 
 def fsync_folder(folder: Path) -> None:
     """Make a rename inside `folder` durable, where the platform can open folders."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    if os.name != "nt":
+        _fsync(folder, os.O_RDONLY)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make all that is in a folder durable: files, and the names of folders. Links are not followed.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    for where, _, files in os.walk(folder, topdown=False, onerror=raise_error):
+        for name in files:
+            path = os.path.join(where, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                _fsync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        fsync_folder(Path(where))
+
+
+def raise_error(error: OSError) -> None:
+    """Raise what `os.walk` passes over without this."""
+    raise error
+
+
+def _fsync(path: str | Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
-        os.close(handle)
+        with contextlib.suppress(OSError):  # what matters was said by the sync
+            os.close(handle)
 
 
 def check_free_space(folder: Path, needed: int, path: Path) -> None:
@@ -113,6 +139,19 @@ def place_file(temporary: Path, path: Path, *, force: bool) -> None:
         os.replace(temporary, path)
     else:
         os.unlink(temporary)
+
+
+def place_folder(temporary: Path, path: Path) -> None:
+    """Give a complete folder its final name, where nothing or an empty folder is; all of it is on the disk before, and the name after.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    fsync_tree(temporary)
+    if os.name == "nt" and path.is_dir():
+        path.rmdir()
+    os.rename(temporary, path)
+    fsync_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from deltapack.errors import FormatError, OutputError, RecipeError
+from deltapack.errors import FormatError, OutputError, RecipeError, SourceError
 from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
 from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
 from deltapack.format.reader import PackReader
@@ -25,10 +25,9 @@ _BLOCK = 1 << 23
 def parts_at(out: Path) -> Parts | None:
     """Return the parts of a pack that lie where `out` would be; none where there are none, or their index is not ours."""
     index = _index_of(out)
-    if not index.is_file():
-        return None
     try:
-        return parse_parts(index.read_bytes(), index)
+        with writing(index):
+            return parse_parts(index.read_bytes(), index) if index.is_file() else None
     except FormatError as error:
         hint = "Move or remove it yourself, or choose another name."
         raise OutputError("what lies beside the output is no index of the parts of a pack", path=index, hint=hint) from error
@@ -58,14 +57,14 @@ def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset())
     """Remove parts that were replaced; their index first, unless it was written anew, too."""
     if old is None:
         return
-    names = [_index_of(out).name, *(part.name for part in old.parts)]
-    for name in names:
-        if name not in keep:
-            path = out.with_name(name)
-            if isinstance(path, RemotePath):
-                remove(path.url)
-            else:
-                path.unlink(missing_ok=True)
+    index = _index_of(out)
+    if index.name not in keep:
+        _remove(index)
+        if not isinstance(out, RemotePath):
+            fsync_folder(out.parent)  # else a power cut could leave an index of parts that are gone
+    for part in old.parts:
+        if part.name not in keep:
+            _remove(out.with_name(part.name))
 
 
 def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
@@ -87,92 +86,186 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
     """
     check_parts_output(out, part_bytes)
     check_no_parts(out, force=force)
-    count = -(-source.file_bytes // part_bytes)
-    if count > MOST_PARTS:
-        raise RecipeError("there would be too many parts", path=out, expected=f"at most {MOST_PARTS}", found=count)
     old = parts_at(out)
-    names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
-    _check_free(out, names, old)
-    spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
-    with writing(out), _placing(out) as place:
-        parts = [Part(name, span[1], place(name, source, *span)) for name, span in zip(names, spans, strict=True)]
-        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
     with writing(out):
-        _write_index(out, parts_text(parts_of))
-        drop_parts(out, old, frozenset((*names, _index_of(out).name)))
+        spans = _cut_beside(source, out, part_bytes, old)
+    _check_free(out, source, spans, _names_of(old))
+    with writing(out), _placing(out) as place:
+        parts = [Part(name, length, place.part(name, source, start, length)) for name, (start, length) in spans.items()]
+        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
+        place.finish(parts_text(parts_of))
+    with writing(out):
+        drop_parts(out, old, frozenset((*spans, _index_of(out).name)))
     return parts_of
 
 
-def _check_free(out: Path, names: list[str], old: Parts | None) -> None:
+_Spans = Mapping[str, tuple[int, int]]
+"""Where each part begins and its length, by its name."""
+
+
+def _cut(source: PackReader, out: Path, part_bytes: int) -> _Spans:
+    """Return the parts of a pack.
+
+    Raises:
+        RecipeError: There would be too many.
+    """
+    size, stem = source.file_bytes, out.name.removesuffix(".dpk")
+    count = -(-size // part_bytes)
+    if count > MOST_PARTS:
+        raise RecipeError("there would be too many parts", path=out, expected=f"at most {MOST_PARTS}", found=count)
+    starts = range(0, size, part_bytes)
+    return {part_name(stem, number, count): (start, min(part_bytes, size - start)) for number, start in enumerate(starts, 1)}
+
+
+def _cut_beside(source: PackReader, out: Path, part_bytes: int, old: Parts | None) -> _Spans:
+    """Return parts that have other names than those of the pack that they replace.
+
+    As many parts would have the same names, and there would be a moment in which the old index speaks of new parts. So there are more
+    then, each a little smaller, and the old pack is whole until the new index takes the place of its own.
+
+    Raises:
+        OutputError: There is no room for more.
+        RecipeError: There would be too many.
+    """
+    spans = _cut(source, out, part_bytes)
+    wanted = len(spans)
+    while old is not None and (_stand_for(old, source, spans) or _taken(out, source, spans, _names_of(old)) is not None):
+        wanted += 1
+        if wanted > MOST_PARTS:
+            raise OutputError("there is no name for one more part", path=out, hint="Remove the old parts first, or choose a larger size.")
+        spans = _cut(source, out, -(-source.file_bytes // wanted))
+    return spans
+
+
+def _stand_for(old: Parts, source: PackReader, spans: _Spans) -> bool:
+    """Whether the names are those of an older pack, and not of this very one, cut as it is."""
+    same = (old.pack_id, old.size, [part.size for part in old.parts]) == (
+        source.pack_id,
+        source.file_bytes,
+        [length for _, length in spans.values()],
+    )
+    return not same and not _names_of(old).isdisjoint(spans)
+
+
+def _names_of(old: Parts | None) -> frozenset[str]:
+    return frozenset(part.name for part in old.parts) if old is not None else frozenset()
+
+
+def _taken(out: Path, source: PackReader, spans: _Spans, ours: Collection[str]) -> Path | None:
+    """Return a file that has the name of a part and may not be replaced; what a run left that was stopped is the same as the part."""
+    for name, (start, length) in spans.items():
+        path = out.with_name(name)
+        if name in ours or not path.exists():
+            continue
+        same = path.is_file() and path.stat().st_size == length
+        if not same or _digest(_blocks_of(path)) != _digest(_blocks(source, start, length)):
+            return path
+    return None
+
+
+def _check_free(out: Path, source: PackReader, spans: _Spans, ours: Collection[str]) -> None:
     """Refuse to take the place of what is no part of a pack that may be replaced."""
-    ours = {part.name for part in old.parts} if old is not None else set()
-    for name in names:
-        if name not in ours and out.with_name(name).exists():
-            raise OutputError("a file has the name of a part", path=out.with_name(name), hint="Move it, or choose another name.")
+    with writing(out):
+        taken = _taken(out, source, spans, ours)
+    if taken is not None:
+        raise OutputError("a file has the name of a part", path=taken, hint="Move it, or choose another name.")
     if isinstance(out, RemotePath):
-        check_new_there(out.with_name(names[0]), force=True)
+        check_new_there(out.with_name(next(iter(spans))), force=True)
 
 
 @contextlib.contextmanager
 def _placing(out: Path) -> Iterator[_Place]:
-    """Return what writes a part: those of this machine get their names when all are there, of a store each is sent at once."""
-    if isinstance(out, RemotePath):
-        with staging() as folder:
-            yield _Place(out, folder)
-        return
-    place = _Place(out, None)
-    try:
-        yield place
-        for temporary, path in place.written:
-            os.replace(temporary, path)
-        fsync_folder(out.parent)
-    finally:
-        for temporary, _ in place.written:
-            temporary.unlink(missing_ok=True)
+    """Return what writes parts: those of this machine get their names when all are there, of a store each is sent at once."""
+    with staging() if isinstance(out, RemotePath) else contextlib.nullcontext() as folder:
+        place = _Place(out, folder)
+        try:
+            yield place
+        except BaseException:
+            place.take_back()
+            raise
+        finally:
+            for temporary, _ in place.written:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
 
 class _Place:
     def __init__(self, out: Path, folder: Path | None) -> None:
         self.out, self.folder = out, folder
         self.written: list[tuple[Path, Path]] = []
+        self._placed: list[Path] = []
 
-    def __call__(self, name: str, source: PackReader, start: int, length: int) -> str:
+    def part(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
         path = self.out.with_name(name)
-        temporary = temporary_sibling(path) if self.folder is None else self.folder / name
+        digest = self._write(path, _blocks(source, start, length), length)
+        if isinstance(path, RemotePath):
+            drop_begun(path.url)
+            self._placed += [] if path.exists() else [path]
+            send_file(self.written[-1][0], path.url)
+            self.written.pop()[0].unlink()
+        return digest
+
+    def _write(self, path: Path, blocks: Iterable[bytes], length: int) -> str:
+        temporary = temporary_sibling(path) if self.folder is None else self.folder / path.name
         check_free_space(temporary.parent, length, temporary)
-        if self.folder is None:
-            self.written.append((temporary, path))
+        self.written.append((temporary, path))
         state = hashlib.sha256()
         with open(temporary, "xb") as file:
-            for at in range(start, start + length, _BLOCK):
-                block = source.read(at, min(_BLOCK, start + length - at))
+            for block in blocks:
                 state.update(block)
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        if isinstance(path, RemotePath):
-            drop_begun(path.url)
-            send_file(temporary, path.url)
-            temporary.unlink()
         return state.hexdigest()
 
+    def finish(self, index: bytes) -> None:
+        """Give the parts their names, and then the index, so that it is there when all of them are."""
+        path = _index_of(self.out)
+        if isinstance(path, RemotePath):
+            send_bytes(index, path.url)
+            self._placed = []
+            return
+        self._write(path, [index], len(index))
+        *parts, (written, _) = self.written
+        for temporary, part in parts:
+            self._placed += [] if part.exists() else [part]
+            os.replace(temporary, part)
+        fsync_folder(path.parent)
+        os.replace(written, path)
+        self._placed = []
+        fsync_folder(path.parent)
 
-def _write_index(out: Path, text: bytes) -> None:
-    index = _index_of(out)
-    if isinstance(index, RemotePath):
-        send_bytes(text, index.url)
-        return
-    temporary = temporary_sibling(index)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, index)
-        fsync_folder(index.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def take_back(self) -> None:
+        """Remove the parts that have their names, where no index speaks of them."""
+        for path in self._placed:
+            with contextlib.suppress(OSError, SourceError):
+                _remove(path)
+
+
+def _blocks(source: PackReader, start: int, length: int) -> Iterator[bytes]:
+    for at in range(start, start + length, _BLOCK):
+        yield source.read(at, min(_BLOCK, start + length - at))
+
+
+def _blocks_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _digest(blocks: Iterable[bytes]) -> str:
+    state = hashlib.sha256()
+    for block in blocks:
+        state.update(block)
+    return state.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if isinstance(path, RemotePath):
+        remove(path.url)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _index_of(out: Path) -> Path:

@@ -218,7 +218,8 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
     old = parts_at(path)
     with _whole(path, force=force) as file:
         yield PackWriter(file)
-    drop_parts(path, old)
+    with writing(path):
+        drop_parts(path, old)
 
 
 @contextlib.contextmanager
@@ -227,18 +228,30 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(staging()) if isinstance(path, RemotePath) else path.parent
         whole = temporary_sibling(folder / path.name)
-        stack.callback(whole.unlink, missing_ok=True)
+        stack.enter_context(_removed(whole))
         with writing(path), open(whole, "x+b") as file:
             yield file
         with PackReader(whole) as reader:
             if reader.file_bytes > part_bytes:
                 write_parts(reader, path, part_bytes, force=force)
-                _remove(path)  # with `force`, what the name stood for before
+                with writing(path):
+                    _remove(path)  # with `force`, what the name stood for before
                 return
         old = parts_at(path)
         with _whole(path, force=force) as file, open(whole, "rb") as made:
             shutil.copyfileobj(made, file, _COPY_BYTES)
-        drop_parts(path, old)
+        with writing(path):
+            drop_parts(path, old)
+
+
+@contextlib.contextmanager
+def _removed(path: Path) -> Iterator[None]:
+    """Remove a file in the end, which nobody reads then."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:

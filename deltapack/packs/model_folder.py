@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.format.atomic import check_absent, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, place_folder, temporary_sibling, writing
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
@@ -178,7 +177,7 @@ def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
                 (part / name).write_bytes(data)
             with pack.open("rb") as source, (part / pack.name).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-            os.rename(part, out)
+            place_folder(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return sum(map(len, files.values())) + (out / pack.name).stat().st_size

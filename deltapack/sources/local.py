@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -40,11 +41,15 @@ class LocalFile:
             # Without O_NONBLOCK a pipe that takes the file's place in between would hang here; files do not know the difference.
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
             self.fd = os.open(path, flags)
+            try:
+                self.size = os.fstat(self.fd).st_size
+            except BaseException:
+                self.close()
+                raise
         except FileNotFoundError as error:
             raise faults.missing(path) from error
         except OSError as error:
             raise faults.unfit(path, f"cannot open: {error.strerror or error}") from error
-        self.size = os.fstat(self.fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
@@ -96,5 +101,6 @@ class LocalFile:
     def close(self) -> None:
         """Close the handle; closing twice is fine."""
         if self.fd >= 0:
-            os.close(self.fd)
+            with contextlib.suppress(OSError):  # all that was wanted was read
+                os.close(self.fd)
             self.fd = -1

@@ -83,9 +83,15 @@ class History:
         for event in reversed(self.events[:stop]):
             if event.what == "sync":
                 synced.add(event.node)
-            elif {event.node} <= synced if not event.entries else {folder for folder, _, _ in event.entries} <= synced:
+            elif _needs(event) <= synced:
                 kept.add(id(event))
         return kept
+
+
+def _needs(event: Event) -> set[int]:
+    """Return what has to be synced after an event: of a rename the folder of the new name, as the rename is there as a whole."""
+    entered = {folder for folder, _, leads in event.entries if leads is not None}
+    return entered or {folder for folder, _, _ in event.entries} or {event.node}
 
 
 def _apply(nodes: dict[int, Node], event: Event, how: str) -> None:
@@ -141,7 +147,9 @@ class _Recorder:
     def _add(self, path: Path) -> int:
         number = self._numbers[path.stat().st_ino] = len(self._history.start)
         self._history.start[number] = {}
-        self._history.start[number] = {one.name: self._add(one) for one in sorted(path.iterdir())} if path.is_dir() else bytearray(path.read_bytes())
+        self._history.start[number] = (
+            {one.name: self._add(one) for one in sorted(path.iterdir())} if path.is_dir() else bytearray(path.read_bytes())
+        )
         return number
 
     def _new(self, inode: int) -> int:

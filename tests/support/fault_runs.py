@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from support.crash_states import flat
 from support.file_layer import Fault
@@ -15,10 +18,23 @@ from support.hub import TOKEN, served
 from support.nursery import HANGS, Nursery, Outcome, nursery
 from support.verbs import VERBS, Content, Verb, content, is_right, make_world, put_old, serve_world
 
-__all__ = ["CODES", "Bench", "Case", "bench"]
+__all__ = ["CASES", "CODES", "FACTOR", "Bench", "Case", "bench", "drawn"]
+
+T = TypeVar("T")
+_ASKED = os.environ.get("DELTAPACK_FAULTS", "1")
+FACTOR = math.inf if _ASKED == "all" else float(_ASKED)
+"""How much more is tried than usually: `DELTAPACK_FAULTS`, a factor or `all`."""
+CASES = [(name, old) for name, verb in VERBS.items() for old in ((False, True) if verb.force else (False,))]
+"""Commands, and whether an older output is there."""
 
 CODES = frozenset(range(7))
 """Exit codes of commands that nobody interrupts."""
+
+
+def drawn(choices: Sequence[T], usual: int, rng: random.Random) -> list[T]:
+    """Return some of the choices, as many as a run of this size tries, in their order."""
+    count = len(choices) if math.isinf(FACTOR) else min(len(choices), round(usual * FACTOR))
+    return [choices[number] for number in sorted(rng.sample(range(len(choices)), count))]
 
 
 @dataclass
@@ -102,6 +118,15 @@ class Bench:
         (self.root / "tmp").mkdir()
         case.before = self.content(case)
 
+    def put(self, case: Case, files: Mapping[str, bytes]) -> None:
+        """Make the folder of the output hold these files, as after a crash."""
+        self.clear(case)
+        shutil.rmtree(self.work)
+        self.work.mkdir()
+        for name, data in files.items():
+            (self.work / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.work / name).write_bytes(data)
+
     def run(self, case: Case, fault: Fault | None = None, **how: object) -> Outcome:
         """Run the command in a fresh folder."""
         self.clear(case)
@@ -145,8 +170,6 @@ class Bench:
             return "something else lies under the final name"
         if outcome.code == 0 and now != case.complete:
             return "ends well without its output"
-        if outcome.bare:
-            return "an error of the system came out as it was"
         if outcome.code != 0 and str(self.root) not in outcome.said.replace("\n", "") and "org/" not in outcome.said:
             return "the message names no file"
         if self.litter(case):

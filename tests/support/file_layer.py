@@ -1,7 +1,7 @@
 """Every call that Python code makes of the file system, below one folder, passes here: counted, told to others, or failing as asked.
 
-Functions of `os`, `open` in both modules and `mmap` are replaced in this process, which is a child that ends soon. A call counts if its path
-lies in the folder or its handle was opened there. `tests/faults/test_layer.py` has strace compare the counts with those of the system.
+Functions of `os`, `open` in both modules and `mmap` are replaced in this process, which is a child that ends soon. A call counts if its
+path lies in the folder or its handle was opened there. `tests/faults/test_layer.py` has strace compare the counts with those of the system.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import io
 import mmap
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -43,7 +44,10 @@ _NOTHING = object()
 
 @dataclass(frozen=True)
 class Fault:
-    """The call of a number fails; with `lasting` so do all later ones that need room, as on a disk that is and stays full."""
+    """The call of a number fails, or a signal comes before it.
+
+    With `lasting` all later calls fail that need room, as on a disk that is and stays full.
+    """
 
     number: int
     kind: str
@@ -124,14 +128,16 @@ class Layer:
         self.calls.append(kind)
         before = self._tell(name, arguments, named, _NOTHING)
         short = False
-        if self.fault is not None and self.fault.hits(number, kind) and name not in ("exchange",):
+        if self.fault is not None and self.fault.kind.startswith("SIG"):
+            if number == self.fault.number:
+                os.kill(os.getpid(), getattr(signal, self.fault.kind))
+        elif self.fault is not None and self.fault.hits(number, kind):
             self.failed.append(kind)
+            if name == "exchange":  # a file system that cannot
+                return False
             short = self.fault.kind == "short"
             if not short:
                 self._fail(name, original, arguments, self.fault.kind)
-        elif self.fault is not None and self.fault.hits(number, kind):
-            self.failed.append(kind)
-            return False
         result = _short(name, original, arguments) if short else original(*arguments, **named)
         if name == "open":
             self.handles.add(result)
@@ -145,7 +151,9 @@ class Layer:
             self.handles.discard(arguments[0])
             original(*arguments)
         code = getattr(errno, kind)
-        paths = [os.fspath(one) for one in arguments[: 2 if name in ("rename", "replace", "link") else 1] if isinstance(one, str | os.PathLike)]
+        paths = [
+            os.fspath(one) for one in arguments[: 2 if name in ("rename", "replace", "link") else 1] if isinstance(one, str | os.PathLike)
+        ]
         raise OSError(code, os.strerror(code), *paths[:1], *([None, *paths[1:]] if len(paths) > 1 else []))
 
     def _tell(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> Any:

@@ -59,7 +59,12 @@ class Nursery:
         self._process, self._folder = process, folder
 
     def run(
-        self, arguments: list[str], root: Path | None = None, fault: Fault | None = None, record: Path | None = None, kill: tuple[int, float] | None = None
+        self,
+        arguments: list[str],
+        root: Path | None = None,
+        fault: Fault | None = None,
+        record: Path | None = None,
+        kill: tuple[int, float] | None = None,
     ) -> Outcome:
         """Run the command line in a child.
 
@@ -70,11 +75,16 @@ class Nursery:
             record: Where to write what was done to files.
             kill: A signal, and the seconds after which it is sent.
         """
-        asked: dict[str, Any] = {"arguments": arguments, "root": None if root is None else str(root), "kill": kill, "told": str(self._folder)}
+        asked: dict[str, Any] = {
+            "arguments": arguments,
+            "root": None if root is None else str(root),
+            "kill": kill,
+            "told": str(self._folder),
+        }
         asked |= {"fault": None if fault is None else vars(fault), "record": None if record is None else str(record)}
         ended = self._ask(asked)
         told = self._folder / "told.json"
-        said = json.loads(told.read_text()) if told.exists() else {"bare": "", "calls": [], "failed": []}
+        said: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {"bare": "", "calls": [], "failed": []}
         printed = (self._folder / "printed").read_text(errors="replace")
         return Outcome(ended["code"], printed, said["bare"], tuple(said["calls"]), tuple(said["failed"]), ended["seconds"])
 
@@ -196,5 +206,3 @@ def traced(asked: Mapping[str, Any], events: list[Any], bare: list[str]) -> tupl
         traceback.print_exc()
         return UNCAUGHT, layer
     return 0, layer
-
-

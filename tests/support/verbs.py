@@ -139,6 +139,8 @@ def content(verb: Verb, files: Mapping[str, bytes]) -> Content | None:
         except ValueError:
             named = []
         return {f"{name}.index.json": index, **{part: files.get(part, b"") for part in named}}
+    if verb.grows:  # hidden folders hold what is not finished
+        files = {path: data for path, data in files.items() if "/." not in path}
     below = {path.removeprefix(f"{name}/"): data for path, data in files.items() if path.startswith(f"{name}/")}
     return below or ({"": files[name]} if name in files else None)
 
@@ -146,7 +148,7 @@ def content(verb: Verb, files: Mapping[str, bytes]) -> Content | None:
 def is_right(verb: Verb, now: Content | None, before: Content | None, complete: Content | None) -> bool:
     """Whether what lies there is the old or the new, or where each file stands for itself, some of the new."""
     if verb.grows and now is not None and complete is not None:
-        return all(complete.get(name) == data for name, data in now.items() if not name.startswith("."))
+        return all(complete.get(name) == data for name, data in now.items())
     return now in (before, complete)
 
 
