@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from support.builders import moved, random_tensor, write_file, write_folder
 from support.hub import Hub, Repo
 from support.runs import write_base, write_step
 
-__all__ = ["VERBS", "Content", "Verb", "content", "is_right", "make_world", "put_old", "serve_world"]
+__all__ = ["VERBS", "Content", "Verb", "content", "files_of", "is_complete", "is_right", "make_world", "put_old", "serve_world"]
 
 Content = Mapping[str, bytes]
 """Files by their names; of an output that is one file, that."""
@@ -47,7 +48,9 @@ class Verb:
     def arguments(self, inputs: Path, out: Path, *, force: bool = False) -> list[str]:
         """Return the arguments of a run."""
         there = {path.name for path in inputs.iterdir()}
-        words = [str(out) if word == "OUT" else str(inputs / word) if word in there else word for word in self.command.split()]
+        words = [
+            str(out) if word == "OUT" else str(inputs / word) if word.split("/")[0] in there else word for word in self.command.split()
+        ]
         return [*words, *(["--force"] if force else [])]
 
 
@@ -60,7 +63,7 @@ VERBS = {
     "step of a run": Verb("apply start packs -o OUT --step 3 --workers 1 -q", "out", force=True),
     "merge": Verb("merge base pack.dpk other.dpk -o OUT --weight 0.5 --prefer pack.dpk --workers 1 -q", "out", force=True),
     "merge to a pack": Verb("merge base pack.dpk other.dpk -o OUT --weight 0.5 --prefer pack.dpk --workers 1 -q", "out.dpk", force=True),
-    "squash": Verb("squash link0.dpk link1.dpk link2.dpk -o OUT --base base --workers 1 -q", "out.dpk", force=True),
+    "squash": Verb("squash link0.dpk link1.dpk link2.dpk -o OUT --base base --workers 1 -q", "out.dpk", force=True, heavy=True),
     "split": Verb("split pack.dpk -o OUT --max-part-size 1000 -q", "out.dpk", force=True, parts=True),
     "export transformers": Verb("export pack.dpk --to transformers --base base -o OUT -q", "out"),
     "export peft": Verb("export pack.dpk --to peft --base base --rank 2 -o OUT --workers 1 -q", "out", heavy=True),
@@ -68,7 +71,7 @@ VERBS = {
     "export torch": Verb("export pack.dpk --to torch --base base -o OUT --workers 1 -q", "out", heavy=True),
     "export full": Verb("export pack.dpk --to full --base base -o OUT --workers 1 -q", "out"),
     "inspect": Verb("inspect pack.dpk --tensors -q"),
-    "inspect to a page": Verb("inspect pack.dpk --html OUT -q", "out.html", force=True),
+    "inspect to a page": Verb("inspect alone/pack.dpk --html OUT -q", "out.html", force=True),
     "analyze to a page": Verb("analyze base tuned --html OUT --workers 1 -q", "out.html", force=True, heavy=True),
     "verify": Verb("verify link1.dpk --workers 1 -q"),
     "verify with the base": Verb("verify pack.dpk --base base --workers 1 -q"),
@@ -99,6 +102,8 @@ def make_world(inputs: Path) -> None:
         tuned_folder, link = write_folder(inputs / f"link{number}", before, files), inputs / f"link{number}.dpk"
         deltapack.compress(inputs / "base", tuned_folder, link, recipe=deltapack.Recipe(exact=True), base_packs=links)
         links.append(link)
+    (inputs / "alone").mkdir()
+    shutil.copy(inputs / "pack.dpk", inputs / "alone")
     write_base(inputs / "start")
     (inputs / "run").mkdir()
     for step in STEPS:
@@ -146,10 +151,22 @@ def content(verb: Verb, files: Mapping[str, bytes]) -> Content | None:
 
 
 def is_right(verb: Verb, now: Content | None, before: Content | None, complete: Content | None) -> bool:
-    """Whether what lies there is the old or the new, or where each file stands for itself, some of the new."""
+    """Whether what lies there is the old or the new, or where each file stands for itself, some of the new, or other whole packs."""
     if verb.grows and now is not None and complete is not None:
-        return all(complete.get(name) == data for name, data in now.items())
+        return all(complete.get(name) == data or _is_whole(data) for name, data in now.items())
     return now in (before, complete)
+
+
+def is_complete(verb: Verb, now: Content | None, complete: Content | None) -> bool:
+    """Whether all of the output is there."""
+    return now == complete or (verb.grows and now is not None and complete is not None and now.keys() == complete.keys())
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether this is a pack: one that follows another than usually, as the step before could not be read, say."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "some.dpk").write_bytes(data)
+        return deltapack.verify(Path(folder) / "some.dpk").pack_bytes == len(data)
 
 
 def put_old(verb: Verb, inputs: Path, out: Path) -> None:
