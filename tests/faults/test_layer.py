@@ -22,7 +22,7 @@ SYSTEM = {
     "renameat2": ("exchange",),
 }
 """Calls of the system, and what they are to the layer."""
-ALIKE = {"openat": "open", "renameat": "rename", "linkat": "link", "unlinkat": "unlink", "rmdir": "unlink", "mkdirat": "mkdir"}
+ALIKE = {"openat": "open", "renameat": "rename", "linkat": "link", "unlinkat": "unlink", "rmdir": "unlink", "mkdirat": "mkdir", "preadv2": "preadv"}
 COUNTING = """
 import json, os, sys
 from support.nursery import traced
@@ -85,7 +85,7 @@ def test_interrupted_calls_are_made_again(name: str, runs: Bench) -> None:
     """Every second call by which outputs are written, or inputs are read, returns EINTR: Python makes each again (PEP 475)."""
     case = runs.case(name, False)
     paths = [word for path in files_of(runs.inputs) for word in ("-P", str(path))]
-    for calls, where in (("preadv,pwrite64,fsync,ftruncate", []), ("openat,read,pread64,preadv", paths)):
+    for calls, where in (("preadv,preadv2,pwrite64,fsync,ftruncate", []), ("openat,read,pread64,preadv,preadv2", paths)):
         command = strace("-o", str(runs.root / "trace"), "-e", f"trace={calls}", "-e", f"inject={calls}:error=EINTR:when=1+2", *where)
         runs.clear(case)
         done = in_strace(command, "-m", "deltapack", *case.verb.arguments(runs.inputs, runs.out(case)))
