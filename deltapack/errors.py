@@ -12,6 +12,7 @@
     |   +-- ChecksumError     3  stored bytes do not match their checksum
     |   +-- NotAPackError     5  this is something else than a pack, and whole
     +-- BaseMismatchError     4  this is not the base that the pack was made from
+    +-- ModelMismatchError    4  this is not the checkpoint that the pack restores
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
     +-- SourceError           1  a file of another machine cannot be read: the network, the server, the rights
     +-- BackendError          5  the backend or device that was asked for cannot run here
@@ -36,6 +37,7 @@ __all__ = [
     "HubError",
     "LimitError",
     "MergeConflictError",
+    "ModelMismatchError",
     "NonFiniteError",
     "NotACheckpointError",
     "NotAPackError",
@@ -162,6 +164,12 @@ class NotAPackError(FormatError):
 
 class BaseMismatchError(DeltapackError):
     """The base given is not the base that the pack was made from."""
+
+    exit_code = 4
+
+
+class ModelMismatchError(DeltapackError):
+    """The checkpoint given is not what the pack restores."""
 
     exit_code = 4
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltapack.analysis.evaluation_page import evaluation_page
@@ -20,6 +19,7 @@ from deltapack.packing.adapter_packs import packs_of_adapters
 from deltapack.packing.kinship import shortened
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.locks import scratch
 
 __all__ = ["evaluate"]
 
@@ -111,8 +111,8 @@ def _whole(stack: ExitStack, base: Path, finetuned: Path, workers: int | None) -
     packs, _ = packs_of_adapters(stack, base, [finetuned], None, workers=workers)
     if packs == [finetuned]:
         return finetuned
-    folder = stack.enter_context(TemporaryDirectory(prefix="deltapack-"))
-    return apply(base, packs[0], Path(folder) / packs[0].stem, workers=workers).out
+    folder = stack.enter_context(scratch())
+    return apply(base, packs[0], folder / packs[0].stem, workers=workers).out
 
 
 def _sizes(*checkpoints: Path) -> list[tuple[int, int]]:

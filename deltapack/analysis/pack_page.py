@@ -76,6 +76,7 @@ def _said(summary: PackSummary) -> str:
 def _fields(summary: PackSummary) -> list[tuple[str, str]]:
     found = [
         ("id", summary.id),
+        ("content id", summary.content_id),
         ("written by", summary.created_by),
         ("base", f"{summary.base_fingerprint} ({summary.base_tensors:,} tensors)"),
         ("result", f"{summary.result_fingerprint} ({summary.result_tensors:,} tensors, {summary.checkpoint_bytes:,} bytes)"),

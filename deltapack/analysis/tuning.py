@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +23,7 @@ from deltapack.format.writer import check_pack_output
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.locks import scratch
 
 __all__ = ["tune"]
 
@@ -101,7 +101,7 @@ def tune(
         check_output_name(target, PACK_FILE)
         check_pack_output(target, force=force)
     with ExitStack() as stack:
-        drafts = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltapack-")))
+        drafts = stack.enter_context(scratch())
         readers = sorted((stack.enter_context(PackReader(path)) for path in paths), key=lambda reader: reader.file_bytes)
         given = [Tuner.of(reader, groups, factors, str(reader.path)) for reader in readers]
         maker = Rungs(stack, base, tuned, drafts, groups, factors, workers) if tuned is not None else None

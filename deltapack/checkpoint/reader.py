@@ -118,10 +118,11 @@ class Checkpoint:
         if not 0 <= start <= start + len(out) <= info.numel or out.dtype.itemsize != info.dtype.itemsize:
             found = f"[{start}, {start + len(out)}) {out.dtype}"
             raise CheckpointError("no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found)
-        if not self._handles:
+        source = self._sources.get(info.name)
+        if source is None or not self._handles:
             raise CheckpointError("the checkpoint is closed", path=self.path)
         if len(out):
-            self._sources[info.name].read_into(start, out)
+            source.read_into(start, out)
 
     def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
         """Return the local file that holds a tensor's elements one after another and the offset of element `start`; none if none does."""

@@ -14,7 +14,7 @@ from deltapack.checkpoint.begun import check_remote_output
 from deltapack.checkpoint.manifest import check_own, first_other, listed
 from deltapack.checkpoint.safetensors import OWN_METADATA, says_ours
 from deltapack.errors import OutputError
-from deltapack.format.atomic import fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import fsync_folder, sweep, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.remote_path import RemotePath
 
@@ -90,6 +90,7 @@ def _check_here(out: Path, *, folder: bool, force: bool, unlisted: bool, head: b
     if folder and not any(out.iterdir()):
         return
     if not force:
+        sweep(out)
         raise OutputError("the output exists", path=out, hint="Remove it, choose another name, or use --force.")
     if folder and (listed(out) or not unlisted):
         check_own(out, "checkpoint")

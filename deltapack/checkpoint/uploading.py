@@ -46,6 +46,9 @@ class _Staged:
         hint = "Leave out --engine, or write to a folder that all machines share."
         raise RecipeError("an output in a store is written by one machine", path=self.out, hint=hint)
 
+    def _claim(self) -> None:
+        """Claim nothing: stores have no locks, and a file appears there as a whole; of a folder, what has begun says so."""
+
     def _stage(self) -> None:
         self._temporary = self._stack.enter_context(staging()) / self.out.name
 

@@ -22,7 +22,7 @@ from deltapack.exporting.lowrank import LowRank, Target, factorize
 from deltapack.exporting.modules import modules_of
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import Factored, Routes, route
-from deltapack.format.atomic import check_absent, place_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, place_folder, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
@@ -137,9 +137,11 @@ def export_adapter(
             routes.notes.append(f"adapter_config.json names the base by its path, {path}; a base ORG/NAME is named by its repository")
         if modules.why:
             routes.notes.append(f"names and shapes tell which modules are linear layers and embeddings: {modules.why}")
-        stack.callback(shutil.rmtree, part, ignore_errors=True)
         with writing(out):
-            part.mkdir(parents=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(out))
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            part.mkdir()
         spool = stack.enter_context(Spool.opened(part / "factors"))
         found = _factors(opened, routes, target, spool, count, progress)
         if not found and not routes.biases and not routes.saved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import check_absent, place_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, place_folder, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
@@ -119,9 +120,15 @@ def export_torch(
     out = as_path("out", out)
     check_output_name(out, FOLDER)
     check_absent(out)
-    folder, part = base_of(base).folder, temporary_sibling(out)
+    folder, unfinished = base_of(base).folder, temporary_sibling(out)
     check_protected(out, [folder, as_pack("pack", pack)])
-    try:
+    part = unfinished / "model"
+    with ExitStack() as stack:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(out))
+            stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
+            unfinished.mkdir()
         report = apply(folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
         with open_checkpoint(part) as restored:
             if restored.folders:
@@ -138,8 +145,6 @@ def export_torch(
             size = sum((part / name).stat().st_size for name in files)
             place_folder(part, out)
         return TorchReport(out, files, size, report.tensors, notes)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _refuse_types(restored: Checkpoint) -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from deltapack.errors import FormatError, OutputError, RecipeError, SourceError
-from deltapack.format.atomic import check_free_space, fsync_folder, temporary_sibling, writing
-from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, sweep, temporary_sibling, writing
+from deltapack.format.cutting import Spans, blocks, blocks_of, cut_beside, digest, names_of, taken
+from deltapack.format.parts import Part, Parts, parse_parts, parts_text
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there
 from deltapack.sources.parts import PARTS_INDEX
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import drop_begun, remove, send_bytes, send_file, staging
 
-__all__ = ["check_no_parts", "check_parts_output", "drop_parts", "parts_at", "write_parts"]
+__all__ = ["check_no_parts", "check_parts_output", "claimed_pack", "drop_parts", "parts_at", "write_parts"]
 
-_BLOCK = 1 << 23
+_MOST_INDEX = 1 << 20
 
 
 def parts_at(out: Path) -> Parts | None:
@@ -40,6 +41,7 @@ def check_no_parts(out: Path, *, force: bool) -> None:
         OutputError: They are, and `force` is false; or the index is something else.
     """
     if parts_at(out) is not None and not force:
+        sweep(out)
         raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
 
 
@@ -67,7 +69,40 @@ def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset())
             _remove(out.with_name(part.name))
 
 
-def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
+@contextlib.contextmanager
+def claimed_pack(out: Path) -> Iterator[None]:
+    """Claim a pack of this machine, as `claimed` does; parts that a killed run has given their names, but no index, are removed, too.
+
+    Raises:
+        OutputError: Another run writes it, or the system refuses.
+    """
+    if isinstance(out, RemotePath):
+        yield
+        return
+    with claimed(out, sweep=False) as claim:
+        with writing(out):
+            kept = parts_at(out)
+            for path in claim.unfinished():
+                _drop_placed(out, path, names_of(kept))
+            claim.sweep()
+        yield
+
+
+def _drop_placed(out: Path, unfinished: Path, kept: frozenset[str]) -> None:
+    """Remove the parts that an unfinished index names: those that are what it says, byte for byte."""
+    try:
+        if not 0 < unfinished.stat().st_size <= _MOST_INDEX or unfinished.is_dir():
+            return
+        parts = parse_parts(unfinished.read_bytes(), unfinished).parts
+    except FormatError:  # it is something else
+        return
+    for part in parts:
+        path = out.with_name(part.name)
+        if part.name not in kept and path.is_file() and path.stat().st_size == part.size and digest(blocks_of(path)) == part.sha256:
+            path.unlink()
+
+
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, claim: bool = True) -> Parts:
     """Write the parts of a pack; what was there under the name of the pack, or its parts, is replaced.
 
     Args:
@@ -75,6 +110,7 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
         out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
         part_bytes: The most bytes of a part.
         force: Whether to replace what is there.
+        claim: Whether to claim the output: not where the caller has.
 
     Returns:
         What was written.
@@ -84,12 +120,17 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
         RecipeError: There would be more than 1,000 parts.
         SourceError: A store refuses, or does not answer.
     """
+    with claimed_pack(out) if claim else contextlib.nullcontext():
+        return _write_parts(source, out, part_bytes, force=force)
+
+
+def _write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
     check_parts_output(out, part_bytes)
     check_no_parts(out, force=force)
     old = parts_at(out)
     with writing(out):
-        spans = _cut_beside(source, out, part_bytes, old)
-    _check_free(out, source, spans, _names_of(old))
+        spans = cut_beside(source, out, part_bytes, old)
+    _check_free(out, source, spans, names_of(old))
     with writing(out), _placing(out) as place:
         parts = [Part(name, length, place.part(name, source, start, length)) for name, (start, length) in spans.items()]
         parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
@@ -99,76 +140,12 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) 
     return parts_of
 
 
-_Spans = Mapping[str, tuple[int, int]]
-"""Where each part begins and its length, by its name."""
-
-
-def _cut(source: PackReader, out: Path, part_bytes: int) -> _Spans:
-    """Return the parts of a pack.
-
-    Raises:
-        RecipeError: There would be too many.
-    """
-    size, stem = source.file_bytes, out.name.removesuffix(".dpk")
-    count = -(-size // part_bytes)
-    if count > MOST_PARTS:
-        raise RecipeError("there would be too many parts", path=out, expected=f"at most {MOST_PARTS}", found=count)
-    starts = range(0, size, part_bytes)
-    return {part_name(stem, number, count): (start, min(part_bytes, size - start)) for number, start in enumerate(starts, 1)}
-
-
-def _cut_beside(source: PackReader, out: Path, part_bytes: int, old: Parts | None) -> _Spans:
-    """Return parts that have other names than those of the pack that they replace.
-
-    As many parts would have the same names, and there would be a moment in which the old index speaks of new parts. So there are more
-    then, each a little smaller, and the old pack is whole until the new index takes the place of its own.
-
-    Raises:
-        OutputError: There is no room for more.
-        RecipeError: There would be too many.
-    """
-    spans = _cut(source, out, part_bytes)
-    wanted = len(spans)
-    while old is not None and (_stand_for(old, source, spans) or _taken(out, source, spans, _names_of(old)) is not None):
-        wanted += 1
-        if wanted > MOST_PARTS:
-            raise OutputError("there is no name for one more part", path=out, hint="Remove the old parts first, or choose a larger size.")
-        spans = _cut(source, out, -(-source.file_bytes // wanted))
-    return spans
-
-
-def _stand_for(old: Parts, source: PackReader, spans: _Spans) -> bool:
-    """Whether the names are those of an older pack, and not of this very one, cut as it is."""
-    same = (old.pack_id, old.size, [part.size for part in old.parts]) == (
-        source.pack_id,
-        source.file_bytes,
-        [length for _, length in spans.values()],
-    )
-    return not same and not _names_of(old).isdisjoint(spans)
-
-
-def _names_of(old: Parts | None) -> frozenset[str]:
-    return frozenset(part.name for part in old.parts) if old is not None else frozenset()
-
-
-def _taken(out: Path, source: PackReader, spans: _Spans, ours: Collection[str]) -> Path | None:
-    """Return a file that has the name of a part and may not be replaced; what a run left that was stopped is the same as the part."""
-    for name, (start, length) in spans.items():
-        path = out.with_name(name)
-        if name in ours or not path.exists():
-            continue
-        same = path.is_file() and path.stat().st_size == length
-        if not same or _digest(_blocks_of(path)) != _digest(_blocks(source, start, length)):
-            return path
-    return None
-
-
-def _check_free(out: Path, source: PackReader, spans: _Spans, ours: Collection[str]) -> None:
+def _check_free(out: Path, source: PackReader, spans: Spans, ours: Collection[str]) -> None:
     """Refuse to take the place of what is no part of a pack that may be replaced."""
     with writing(out):
-        taken = _taken(out, source, spans, ours)
-    if taken is not None:
-        raise OutputError("a file has the name of a part", path=taken, hint="Move it, or choose another name.")
+        found = taken(out, source, spans, ours)
+    if found is not None:
+        raise OutputError("a file has the name of a part", path=found, hint="Move it, or choose another name.")
     if isinstance(out, RemotePath):
         check_new_there(out.with_name(next(iter(spans))), force=True)
 
@@ -198,23 +175,23 @@ class _Place:
     def part(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
         path = self.out.with_name(name)
-        digest = self._write(path, _blocks(source, start, length), length)
+        made = self._write(path, blocks(source, start, length), length)
         if isinstance(path, RemotePath):
             drop_begun(path.url)
             self._placed += [] if path.exists() else [path]
             send_file(self.written[-1][0], path.url)
             self.written.pop()[0].unlink()
-        return digest
+        return made
 
-    def _write(self, path: Path, blocks: Iterable[bytes], length: int) -> str:
-        temporary = temporary_sibling(path) if self.folder is None else self.folder / path.name
+    def _write(self, path: Path, pieces: Iterable[bytes], length: int) -> str:
+        temporary = temporary_sibling(self.out) if self.folder is None else self.folder / path.name
         check_free_space(temporary.parent, length, temporary)
         self.written.append((temporary, path))
         state = hashlib.sha256()
         with open(temporary, "xb") as file:
-            for block in blocks:
-                state.update(block)
-                file.write(block)
+            for piece in pieces:
+                state.update(piece)
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         return state.hexdigest()
@@ -228,6 +205,7 @@ class _Place:
             return
         self._write(path, [index], len(index))
         *parts, (written, _) = self.written
+        fsync_folder(path.parent)  # before the parts have their names, so that who finds some of them knows whose they are
         for temporary, part in parts:
             self._placed += [] if part.exists() else [part]
             os.replace(temporary, part)
@@ -241,24 +219,6 @@ class _Place:
         for path in self._placed:
             with contextlib.suppress(OSError, SourceError):
                 _remove(path)
-
-
-def _blocks(source: PackReader, start: int, length: int) -> Iterator[bytes]:
-    for at in range(start, start + length, _BLOCK):
-        yield source.read(at, min(_BLOCK, start + length - at))
-
-
-def _blocks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            yield block
-
-
-def _digest(blocks: Iterable[bytes]) -> str:
-    state = hashlib.sha256()
-    for block in blocks:
-        state.update(block)
-    return state.hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -21,7 +21,7 @@ from deltapack.format.parsing import parse_index
 from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there, sent_file
-from deltapack.format.splitting import check_no_parts, check_parts_output, drop_parts, parts_at, write_parts
+from deltapack.format.splitting import check_no_parts, check_parts_output, claimed_pack, drop_parts, parts_at, write_parts
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.remote_path import RemotePath
@@ -212,14 +212,15 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
     check_pack_output(path, force=force)
     if part_bytes is not None:
         check_parts_output(path, part_bytes)
-        with _in_parts(path, part_bytes, force=force) as file:
+        with claimed_pack(path), _in_parts(path, part_bytes, force=force) as file:
             yield PackWriter(file)
         return
-    old = parts_at(path)
-    with _whole(path, force=force) as file:
-        yield PackWriter(file)
-    with writing(path):
-        drop_parts(path, old)
+    with claimed_pack(path):
+        old = parts_at(path)
+        with _whole(path, force=force) as file:
+            yield PackWriter(file)
+        with writing(path):
+            drop_parts(path, old)
 
 
 @contextlib.contextmanager
@@ -233,7 +234,7 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
             yield file
         with PackReader(whole) as reader:
             if reader.file_bytes > part_bytes:
-                write_parts(reader, path, part_bytes, force=force)
+                write_parts(reader, path, part_bytes, force=force, claim=False)
                 with writing(path):
                     _remove(path)  # with `force`, what the name stood for before
                 return
@@ -255,8 +256,8 @@ def _removed(path: Path) -> Iterator[None]:
 
 
 def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a temporary file that becomes `path`."""
-    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force)
+    """Open a temporary file that becomes `path`, which the caller has claimed."""
+    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force, claim=False)
 
 
 def _remove(path: Path) -> None:

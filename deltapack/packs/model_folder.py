@@ -19,7 +19,7 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.format.atomic import check_absent, place_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, place_folder, temporary_sibling, writing
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
@@ -169,15 +169,15 @@ def _config(data: bytes | None, composition: Composition, pack: Path) -> dict[st
 def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
     """Write the folder under another name, then give it its own; return its size."""
     part = temporary_sibling(out)
-    try:
-        with writing(out):
-            part.mkdir(parents=True)
-            for name, data in files.items():
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).write_bytes(data)
-            with pack.open("rb") as source, (part / pack.name).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            place_folder(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with ExitStack() as stack, writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(claimed(out))
+        stack.callback(shutil.rmtree, part, ignore_errors=True)
+        part.mkdir()
+        for name, data in files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(data)
+        with pack.open("rb") as source, (part / pack.name).open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        place_folder(part, out)
     return sum(map(len, files.values())) + (out / pack.name).stat().st_size

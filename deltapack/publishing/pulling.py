@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError,
 from deltapack.format.atomic import (
     check_absent,
     check_free_space,
+    claimed,
     fsync_folder,
     fsync_tree,
     place_file,
@@ -25,7 +27,7 @@ from deltapack.format.atomic import (
 )
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
-from deltapack.publishing.hub import asking, check_repo, without_bars
+from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library, split_revision
 
@@ -83,7 +85,8 @@ def pull(
 ) -> PullReport:
     """Fetch a pack from the Hugging Face Hub, with the small files beside it, and check it.
 
-    Every file is compared with the digest that the Hub lists, and the pack with all of its own. Weights, programs and other packs stay.
+    Every file is compared with the digest that the Hub lists, and the pack with all of its own. Weights, programs and other packs stay; the
+    signature of the pack, of its name and `.sig`, comes along and is not checked.
 
     Args:
         repo: The repository, as `ORG/NAME` or `ORG/NAME@REVISION`.
@@ -116,13 +119,14 @@ def pull(
         info = hub.HfApi(library_name="deltapack").model_info(name, revision=revision or given, files_metadata=True)
     listed = {file.name: file for file in (_listed(file, name) for file in info.siblings or ())}
     part = temporary_sibling(target)
-    try:
+    with ExitStack() as stack:
         with writing(target):
-            part.mkdir(parents=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(target))
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            part.mkdir()
         with without_bars(quiet):
             return _pulled(_Source(hub, name, str(info.sha), part), listed, target, wanted=pack, alone=alone, workers=workers)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class _Source:
             FormatError: Its name is none that a file should have.
             HubError: It cannot be fetched.
         """
-        check_side_name(file.name.removesuffix(".dpk"))
+        check_side_name(file.name.removesuffix(SIGNATURE).removesuffix(".dpk"))
         with writing(self.part):
             check_free_space(self.part, file.size, self.part)
         with asking(self.repo, f"{file.name} cannot be fetched"):
@@ -160,7 +164,8 @@ def _pulled(
     has_config = config is not None and config.size <= DEFAULT_LIMITS.side_file_bytes
     settings = _settings(source.fetch(config)) if config is not None and has_config else {}
     pack = _choose(listed, settings, wanted, source.repo)
-    beside = [file for name, file in listed.items() if is_side_file(name) and name != pack and not (name == CONFIG and has_config)]
+    wished = [name for name in listed if (is_side_file(name) or name == pack + SIGNATURE) and name != pack]
+    beside = [listed[name] for name in wished if not (name == CONFIG and has_config)]
     beside = [] if alone else beside
     small = [file for file in beside if file.size <= DEFAULT_LIMITS.side_file_bytes]
     _check_sizes(small, source.repo)

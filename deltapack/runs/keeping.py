@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,12 @@ from deltapack.runs.gaps import gap_before
 from deltapack.runs.links import LAST_STEP, Link, Run, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
+from deltapack.sources.locks import scratch, sweep_scratch
 
-__all__ = ["check_settings", "keep_newest", "pack_step", "whole_number"]
+__all__ = ["check_settings", "keep_newest", "pack_step", "sweep_unfinished", "whole_number"]
+
+_UNFINISHED = ".packing-"
+"""How the names of folders begin in which a pack is made."""
 
 
 def pack_step(
@@ -63,6 +66,7 @@ def pack_step(
         UnsupportedError: The checkpoint holds weights that are not read, or is an adapter.
     """
     folder, checkpoint = as_path("the folder of packs", folder), as_path("the checkpoint", checkpoint)
+    sweep_unfinished(folder)
     step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
     _refuse_adapter(checkpoint)
@@ -162,11 +166,16 @@ def _unchanged(checkpoint: Path) -> Iterator[None]:
         raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint="Pack it when nothing writes to it.")
 
 
+def sweep_unfinished(folder: Path) -> None:
+    """Remove the packs that killed processes have not finished in a folder of packs."""
+    sweep_scratch(_UNFINISHED, folder)
+
+
 @contextlib.contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """Make a hidden folder for what is not finished; whatever happens, it goes."""
-    with writing(folder), tempfile.TemporaryDirectory(prefix=".packing-", dir=folder, ignore_cleanup_errors=True) as work:
-        yield Path(work)
+    with writing(folder), scratch(_UNFINISHED, folder) as work:
+        yield work
 
 
 def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from deltapack.runs.gaps import missing_told
 from deltapack.runs.keeping import whole_number
 from deltapack.runs.links import LAST_STEP, check_root, read_run
 from deltapack.runs.making import base_or_nothing
+from deltapack.sources.locks import scratch
 
 __all__ = ["chain_of_step", "restore_step"]
 
@@ -62,8 +62,8 @@ def restore_step(
             with _weights_told(out, weights):
                 apply(start, packs, out, force=force, workers=workers, progress=progress)
             return out
-        with writing(out), tempfile.TemporaryDirectory(prefix=".restoring-", dir=out, ignore_cleanup_errors=True) as work:
-            restored = Path(work) / "checkpoint"
+        with writing(out), scratch(".restoring-", out) as work:
+            restored = work / "checkpoint"
             apply(start, packs, restored, workers=workers, progress=progress)
             _fill(restored, out)
     return out

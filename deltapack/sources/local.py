@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import threading
 from pathlib import Path
 
+from deltapack.errors import DeltapackError
+from deltapack.forks import forking_lock
+from deltapack.sources.handles import ClosedHandleError, Handle
 from deltapack.sources.reading import Faults
 
 __all__ = ["SEEK_LOCK", "LocalFile"]
 
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
-SEEK_LOCK = threading.Lock()
+SEEK_LOCK = forking_lock()
 """Held where a handle is moved to a place, which only platforms without `pread` need."""
 
 
 class LocalFile:
     """A regular file opened for reads at positions; the handle stays on the same file even if it is replaced.
 
+    Closed while threads read, it is so when they have read; what they would read later is an error.
+
     Attributes:
         path: The file.
-        fd: Its handle; -1 once it is closed.
+        handle: Its handle, to be held while its number is used.
         size: Its bytes when it was opened.
 
     Args:
@@ -40,16 +44,12 @@ class LocalFile:
                 raise faults.unfit(path, "not a regular file")
             # Without O_NONBLOCK a pipe that takes the file's place in between would hang here; files do not know the difference.
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-            self.fd = os.open(path, flags)
-            try:
-                self.size = os.fstat(self.fd).st_size
-            except BaseException:
-                self.close()
-                raise
+            self.handle = Handle(path, flags)
         except FileNotFoundError as error:
             raise faults.missing(path) from error
         except OSError as error:
             raise faults.unfit(path, f"cannot open: {error.strerror or error}") from error
+        self.size = self.handle.size
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
@@ -60,9 +60,10 @@ class LocalFile:
         parts, done = [], 0
         while done < length:
             try:
-                part = os.pread(self.fd, min(length - done, _MAX_IO), offset + done)
-            except OSError as error:
-                raise self._faults.unread(self.path, f"cannot read: {error.strerror or error}") from error
+                with self.handle as fd:
+                    part = os.pread(fd, min(length - done, _MAX_IO), offset + done)
+            except (OSError, ClosedHandleError) as error:
+                raise self._unread(error) from error
             if not part:
                 raise self._faults.ended(self.path, offset + length, offset + done)
             parts.append(part)
@@ -79,28 +80,33 @@ class LocalFile:
         while done < len(view):
             part = view[done : done + _MAX_IO]
             try:
-                count = self._read_some(offset + done, part)
-            except OSError as error:
-                raise self._faults.unread(self.path, f"cannot read: {error.strerror or error}") from error
+                with self.handle as fd:
+                    count = _read_some(fd, offset + done, part)
+            except (OSError, ClosedHandleError) as error:
+                raise self._unread(error) from error
             if count == 0:
                 raise self._faults.ended(self.path, offset + len(view), offset + done)
             done += count
 
-    def _read_some(self, offset: int, view: memoryview) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self.fd, [view], offset)
-        if hasattr(os, "pread"):
-            data = os.pread(self.fd, len(view), offset)
-        else:
-            with SEEK_LOCK:
-                os.lseek(self.fd, offset, os.SEEK_SET)
-                data = os.read(self.fd, len(view))
-        view[: len(data)] = data
-        return len(data)
+    def _unread(self, error: OSError | ClosedHandleError) -> DeltapackError:
+        what = f"cannot read: {error.strerror or error}" if isinstance(error, OSError) else "the file is closed"
+        return self._faults.unread(self.path, what)
 
     def close(self) -> None:
         """Close the handle; closing twice is fine."""
-        if self.fd >= 0:
-            with contextlib.suppress(OSError):  # all that was wanted was read
-                os.close(self.fd)
-            self.fd = -1
+        with contextlib.suppress(OSError):  # all that was wanted was read
+            self.handle.close()
+
+
+def _read_some(fd: int, offset: int, view: memoryview) -> int:
+    """Fill the begin of a view with bytes from `offset`; return how many."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    if hasattr(os, "pread"):
+        data = os.pread(fd, len(view), offset)
+    else:
+        with SEEK_LOCK:
+            os.lseek(fd, offset, os.SEEK_SET)
+            data = os.read(fd, len(view))
+    view[: len(data)] = data
+    return len(data)

@@ -132,6 +132,11 @@ class Shelf:
         with self._open.use(key, title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
             yield folder
 
+    def warm_soon(self) -> None:
+        """Have a thread `warm` it; where the system starts none, the first reader waits."""
+        with suppress(RuntimeError):
+            threading.Thread(target=self.warm, daemon=True).start()
+
     def warm(self) -> None:
         """Read a byte of a weight file, so that what decodes is loaded before a reader waits for it; nothing is said where that fails."""
         for name in list(self.titles())[:1]:

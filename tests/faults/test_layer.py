@@ -22,7 +22,10 @@ SYSTEM = {
     "renameat2": ("exchange",),
 }
 """Calls of the system, and what they are to the layer."""
-ALIKE = {"openat": "open", "renameat": "rename", "linkat": "link", "unlinkat": "unlink", "rmdir": "unlink", "mkdirat": "mkdir", "preadv2": "preadv"}
+ALIKE = {
+    **{"openat": "open", "renameat": "rename", "linkat": "link", "unlinkat": "unlink", "rmdir": "unlink"},
+    **{"mkdirat": "mkdir", "preadv2": "preadv"},
+}
 COUNTING = """
 import json, os, sys
 from support.nursery import traced

@@ -6,7 +6,6 @@ base is named there or by the option `base`. `::`, by which fsspec chains file s
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from deltapack.checking import as_path
 from deltapack.errors import RecipeError, UnsupportedError
+from deltapack.forks import forking_lock
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
 from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
 from deltapack.virtual.planning import RECIPES
@@ -65,7 +65,7 @@ class DeltapackFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise RecipeError("weights are for packs that are given, too", found=weights)
         self.base, self.packs, self.weights = base, packs, weights
         self._folders = OpenFolders(base, cache=cache, verify=verify, at_once=4)
-        self._lock = threading.Lock()
+        self._lock = forking_lock()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
