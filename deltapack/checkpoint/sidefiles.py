@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from deltapack.checkpoint.files import open_to_read, refuse_fault
+from deltapack.checkpoint.files import is_folder, open_to_read, refuse_fault
 from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
@@ -141,7 +141,7 @@ def list_side_files(
             name = prefix + entry.name
             if name in weights:
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 reason = reason_to_skip_folder(entry, name)
                 if reason is None:
                     pending.append((entry, name + "/"))

@@ -12,7 +12,7 @@ import pytest
 from support.fault_runs import CASES, FACTOR, Bench, drawn
 from support.file_layer import FAULTS, Fault
 
-_EACH, _HEAVY = 16, 5
+_EACH, _HEAVY = 12, 4
 """Faults that a usual run tries of a command."""
 
 
