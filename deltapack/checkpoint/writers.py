@@ -250,6 +250,7 @@ class FolderWriter(_Writer):
         for where, _, _ in os.walk(self._temporary, topdown=False, onerror=raise_error):
             fsync_folder(Path(where))
         self._progress.end()
+        fsync_folder(self._temporary)  # else the list of what is finished could come back under the final name
         swap_in(self._temporary, self.out)
 
     def _discard(self) -> None:

@@ -33,7 +33,7 @@ def tried(record_property: Any) -> Iterator[Counter[str]]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what was tried: how many calls failed, states were looked at, processes were killed."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    reports = [report for kind in ("passed", "failed", "") for report in terminalreporter.stats.get(kind, ())]
     counts: Counter[str] = Counter()
     for report in reports:
         for label, found in getattr(report, "user_properties", ()):

@@ -49,3 +49,4 @@ def check(runs: Bench, case: Case, sign: str, outcome: Outcome, *, again: bool) 
         outcome = runs.again(case)
         assert is_complete(case.verb, runs.content(case), case.complete), outcome.said
         assert outcome.code == 0 or (not case.verb.force and now == case.complete), outcome.said
+        assert not runs.litter(case), "the next run removes what is left"

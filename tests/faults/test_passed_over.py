@@ -52,7 +52,7 @@ Refuse = Callable[[str, str, int], None]
 def test_side_files(function: str, ending: str, code: int, folder: Path, refuse: Refuse) -> None:
     refuse(function, ending, code)
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
-        list_side_files(folder, set())
+        list_side_files(folder, False)
     assert str(caught.value.path).endswith(ending)
 
 

@@ -172,9 +172,18 @@ class Bench:
             return "ends well without its output"
         if outcome.code != 0 and str(self.root) not in outcome.said.replace("\n", "") and "org/" not in outcome.said:
             return "the message names no file"
-        if self.litter(case):
-            return f"leaves {len(self.litter(case))} files"
-        return None
+        return f"leaves {', '.join(self.litter(case))}" if self.lasting_litter(case, outcome) else None
+
+    def lasting_litter(self, case: Case, outcome: Outcome) -> bool:
+        """Whether a run left what the next one does not remove; where a removal failed, or a lock could not be looked at, that one does.
+
+        Parts that were replaced stay where the system did not say that the new index is durable: who needs them cannot be known.
+        """
+        replaced = set(case.before or ()) if case.verb.parts and outcome.code != 0 else set[str]()
+        if not set(self.litter(case)) - replaced:
+            return False
+        self.again(case)
+        return bool(set(self.litter(case)) - replaced)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ __all__ = ["HANGS", "Nursery", "Outcome", "nursery", "traced"]
 HANGS, UNCAUGHT = -signal.SIGALRM, 99
 """Exit codes: of a child that does not end, and of one that ends with an exception that nobody caught."""
 _SECONDS = 60
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def main() -> None:
         from huggingface_hub import file_download, hf_api
 
         assert file_download and hf_api
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a child that has not begun is none of the command's
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["warm"]:
@@ -199,9 +201,12 @@ def traced(asked: Mapping[str, Any], events: list[Any], bare: list[str]) -> tupl
         layer.install()
     sys.argv = ["deltapack", *asked["arguments"]]
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         command.main()
     except SystemExit as ended:
         return int(ended.code or 0), layer
+    except KeyboardInterrupt:  # when it had ended, or before it began
+        return 130, layer
     except BaseException:
         traceback.print_exc()
         return UNCAUGHT, layer

@@ -35,6 +35,7 @@ class Verb:
         grows: Whether each file of the output stands for itself: some may be there when it stops.
         heavy: Whether it takes so long that a short run tries less of it.
         hub: Whether it asks the Hub.
+        page: Whether it writes a page with what can be read of other packs, too.
     """
 
     command: str
@@ -44,6 +45,7 @@ class Verb:
     grows: bool = False
     heavy: bool = False
     hub: bool = False
+    page: bool = False
 
     def arguments(self, inputs: Path, out: Path, *, force: bool = False) -> list[str]:
         """Return the arguments of a run."""
@@ -71,7 +73,7 @@ VERBS = {
     "export torch": Verb("export pack.dpk --to torch --base base -o OUT --workers 1 -q", "out", heavy=True),
     "export full": Verb("export pack.dpk --to full --base base -o OUT --workers 1 -q", "out"),
     "inspect": Verb("inspect pack.dpk --tensors -q"),
-    "inspect to a page": Verb("inspect alone/pack.dpk --html OUT -q", "out.html", force=True),
+    "inspect to a page": Verb("inspect alone/pack.dpk --html OUT -q", "out.html", force=True, page=True),
     "analyze to a page": Verb("analyze base tuned --html OUT --workers 1 -q", "out.html", force=True, heavy=True),
     "verify": Verb("verify link1.dpk --workers 1 -q"),
     "verify with the base": Verb("verify pack.dpk --base base --workers 1 -q"),
@@ -154,12 +156,20 @@ def is_right(verb: Verb, now: Content | None, before: Content | None, complete: 
     """Whether what lies there is the old or the new, or where each file stands for itself, some of the new, or other whole packs."""
     if verb.grows and now is not None and complete is not None:
         return all(complete.get(name) == data or _is_whole(data) for name, data in now.items())
-    return now in (before, complete)
+    return now in (before, complete) or ((verb.page or verb.parts) and is_complete(verb, now, complete))
 
 
 def is_complete(verb: Verb, now: Content | None, complete: Content | None) -> bool:
-    """Whether all of the output is there."""
+    """Whether all of the output is there; a page tells of packs beside its own as far as these can be read."""
+    if verb.page and now is not None and complete is not None:
+        return now[""].startswith(pages._OURS) and now[""].endswith(complete[""][-16:])
+    if verb.parts and now is not None and complete is not None:  # how many there are depends on those that were replaced
+        return _joined(now) == _joined(complete)
     return now == complete or (verb.grows and now is not None and complete is not None and now.keys() == complete.keys())
+
+
+def _joined(files: Content) -> bytes:
+    return b"".join(data for name, data in sorted(files.items()) if not name.endswith(".json"))
 
 
 def _is_whole(data: bytes) -> bool:
