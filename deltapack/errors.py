@@ -15,6 +15,7 @@
     +-- ModelMismatchError    4  this is not the checkpoint that the pack restores
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
     +-- SourceError           1  a file of another machine cannot be read: the network, the server, the rights
+    |   +-- InputChangedError    1  a file changed while it was read, here or elsewhere
     +-- BackendError          5  the backend or device that was asked for cannot run here
     +-- LimitError            6  would exceed a limit (see `deltapack.limits`)
 
@@ -35,6 +36,7 @@ __all__ = [
     "DeltapackError",
     "FormatError",
     "HubError",
+    "InputChangedError",
     "LimitError",
     "MergeConflictError",
     "ModelMismatchError",
@@ -182,6 +184,10 @@ class UnsupportedError(DeltapackError):
 
 class SourceError(DeltapackError):
     """A file of another machine cannot be read: the network, the server, missing rights, or it changed meanwhile."""
+
+
+class InputChangedError(SourceError):
+    """A file changed while it was read, here or on another machine: what was read of it does not belong together. Run again."""
 
 
 class BackendError(DeltapackError):

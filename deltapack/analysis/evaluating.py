@@ -19,6 +19,7 @@ from deltapack.packing.adapter_packs import packs_of_adapters
 from deltapack.packing.kinship import shortened
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.inputs import guarded, note_named
 from deltapack.sources.locks import scratch
 
 __all__ = ["evaluate"]
@@ -28,6 +29,7 @@ REFERENCE_BYTES = 512 << 20
 TOKENS, WINDOW = 16_384, 512
 
 
+@guarded
 def evaluate(
     base: str | Path,
     finetuned: str | Path,
@@ -85,6 +87,7 @@ def evaluate(
     """
     asked = Asked(text, score, tokens, window, device, dtype, REFERENCE_BYTES, workers, progress)
     base, finetuned, paths = as_checkpoint("base", base), as_checkpoint("finetuned", finetuned), as_paths("packs", packs)
+    note_named(base, finetuned, *paths)
     out = None if html is None else as_path("html", html)
     if out is not None:
         check_page(out, force=force)

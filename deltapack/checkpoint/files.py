@@ -170,6 +170,9 @@ class WriteFile:
         """Copy bytes of another file inside the system, shared and not copied where the file system can; false where it cannot.
 
         After false, what lies in the range is undefined.
+
+        Raises:
+            InputChangedError: It was written to since it was opened.
         """
         if not hasattr(os, "copy_file_range"):
             return False
@@ -187,6 +190,7 @@ class WriteFile:
                         done += moved
             except (OSError, ClosedHandleError):  # another file system, or one that cannot; what is closed is told of when it is read
                 return False
+            source.check()
             _start_writeback(fd, offset, length)
         return True
 

@@ -64,6 +64,7 @@ class Kept:
         self.there: frozenset[str] = frozenset()
         self._out, self._shards, self._heads, self._identity, self._resume = out, shards, heads, identity, resume
         self._file_of = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
+        self._shard_of, self._roots = {shard.file: shard for shard in shards}, dict[str, str]()
         self._missing = {shard.file: {tensor.name for tensor in shard.tensors} for shard in shards}
         self._journal: Journal | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -94,7 +95,7 @@ class Kept:
             return fresh
         _, folder, files = max(fitting, key=lambda one: one[:2])
         for shard in self._shards:
-            if shard.file in files and whole(folder / shard.file, self._heads[shard.file] + shard.nbytes, files[shard.file]):
+            if shard.file in files and whole(folder / shard.file, shard, self._heads[shard.file] + shard.nbytes, files[shard.file]):
                 self.files[shard.file] = files[shard.file][1]
             elif shard.file in files:
                 tell(f"{shard.file} of the unfinished {self._out} is damaged, and is written again")
@@ -112,11 +113,11 @@ class Kept:
             self._journal = Journal(folder, self._identity)
             self._journal.begin(self.files)
 
-    def finished(self, name: str, opened: Callable[[str], WriteFile]) -> None:
-        """Note that a tensor is written, and where files are open; raises as `take_over`."""
+    def finished(self, name: str, root: str, opened: Callable[[str], WriteFile]) -> None:
+        """Note that a tensor is written, its root digest where it is known, and where files are open; raises as `take_over`."""
         if self._journal is None:
             return
-        file = self._file_of[name]
+        file, self._roots[name] = self._file_of[name], root
         self._missing[file].discard(name)
         if self._missing[file] or not any(names for other, names in self._missing.items() if other not in self.files):
             return
@@ -125,7 +126,7 @@ class Kept:
                 future.result()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "deltapack-keep")
-        self._listing.append(self._pool.submit(_keep, self._journal, file, opened(file)))
+        self._listing.append(self._pool.submit(_keep, self._journal, self._shard_of[file], opened(file), self._roots))
 
     def wait(self) -> None:
         """Wait for what is listed; raises as `take_over`."""
@@ -149,6 +150,6 @@ class Kept:
         return True
 
 
-def _keep(journal: Journal, file: str, opened: WriteFile) -> None:
+def _keep(journal: Journal, shard: Shard, opened: WriteFile, roots: Mapping[str, str]) -> None:
     opened.sync()
-    journal.add(file)
+    journal.add(shard, roots)

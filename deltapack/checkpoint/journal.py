@@ -12,15 +12,16 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from deltapack.checkpoint.layout import NewTensor, Shard
 from deltapack.checkpoint.manifest import JOURNAL
 from deltapack.format.atomic import fsync_folder
-from deltapack.format.digest import chunk_digest, root_digest
+from deltapack.format.digest import CHUNK, chunk_digest, root_digest
 
-__all__ = ["Journal", "identity_of", "journaled", "whole"]
+__all__ = ["Journal", "file_digest", "identity_of", "journaled", "whole"]
 
 _VERSION = 1
-_BLOCK = 1 << 23
 _MOST_BYTES = 1 << 24
 
 
@@ -52,9 +53,14 @@ class Journal:
         for where, _, _ in os.walk(self.folder):
             fsync_folder(Path(where))
 
-    def add(self, file: str) -> None:
-        """List a file that is complete and on the disk; raises as `begin`."""
-        _append(self.folder / JOURNAL, [self._row(file, _digest(self.folder / file))])
+    def add(self, shard: Shard, known: Mapping[str, str]) -> None:
+        """List a file that is complete and on the disk; raises as `begin`.
+
+        Args:
+            shard: The file.
+            known: Root digests of tensors in it; the others are read.
+        """
+        _append(self.folder / JOURNAL, [self._row(shard.file, file_digest(self.folder / shard.file, shard, known))])
 
     def remove(self) -> None:
         """Remove the list: the folder is finished."""
@@ -91,14 +97,42 @@ def journaled(folder: Path) -> tuple[str, Mapping[str, tuple[int, str]]]:
     return str(identity), files
 
 
-def whole(path: Path, size: int, said: tuple[int, str]) -> bool:
-    """Whether a finished file is as it was left, and as large as it is to be.
+def whole(path: Path, shard: Shard, size: int, said: tuple[int, str]) -> bool:
+    """Whether a finished file is as it was left, and as large as it is to be; all of it is read.
 
     Raises:
         OSError: As the system says.
     """
     regular = path.is_file() and not path.is_symlink()
-    return regular and path.stat().st_size == size == said[0] and _digest(path) == said[1]
+    return regular and path.stat().st_size == size == said[0] and file_digest(path, shard, {}) == said[1]
+
+
+def file_digest(path: Path, shard: Shard, known: Mapping[str, str]) -> str:
+    """Return a digest of all bytes of a weight file: of its head, and of the root digests of its tensors in the order of their elements.
+
+    Args:
+        path: The file.
+        shard: What is in it.
+        known: Root digests of tensors, which need not be read.
+
+    Raises:
+        OSError: As the system says.
+    """
+    with path.open("rb") as file:
+        at = path.stat().st_size - shard.nbytes
+        roots = [chunk_digest(file.read(at))]
+        for tensor in shard.tensors:
+            root = known.get(tensor.name) or _root(file, at, tensor)
+            roots.append(root.encode())
+            at += tensor.nbytes
+    return root_digest("file", (at,), roots)
+
+
+def _root(file: BinaryIO, at: int, tensor: NewTensor) -> str:
+    file.seek(at)
+    step = CHUNK * tensor.dtype.itemsize
+    sizes = (min(step, tensor.nbytes - start) for start in range(0, tensor.nbytes, step))
+    return root_digest(tensor.dtype.name, tensor.shape, (chunk_digest(file.read(size)) for size in sizes))
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -106,8 +140,3 @@ def _append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return root_digest("file", (path.stat().st_size,), (chunk_digest(block) for block in iter(lambda: file.read(_BLOCK), b"")))

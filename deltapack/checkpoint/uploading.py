@@ -17,6 +17,7 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.writers import FileWriter, FolderWriter
 from deltapack.errors import RecipeError
 from deltapack.format.atomic import check_free_space
+from deltapack.sources.inputs import check_inputs
 from deltapack.sources.local import LocalFile
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import copy_there, drop_begun, send_file, staging
@@ -188,6 +189,7 @@ class RemoteFolderWriter(_Staged, FolderWriter):
             future.result()
 
     def _commit(self) -> None:
+        check_inputs()
         end(self.out, manifest_text(self._list, "checkpoint"))
         self._finished = True
 

@@ -22,7 +22,8 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
-from deltapack.format.atomic import check_free_space, claimed, fsync_folder, place_file, raise_error, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, raise_error, temporary_sibling, writing
+from deltapack.format.placing import place, seen_at
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter"]
@@ -54,7 +55,7 @@ class _Writer(PlacedWriter):
         self._metadata = metadata
         self._force = force
         self._extra_bytes = extra_bytes
-        self._temporary = temporary_sibling(out)
+        self._before, self._temporary = seen_at(out), temporary_sibling(out)
         self._held = contextlib.ExitStack()
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
@@ -88,8 +89,8 @@ class _Writer(PlacedWriter):
         """The tensors that a run that was stopped has left in finished files, and that are not to be written."""
         return frozenset()
 
-    def finished(self, name: str) -> None:
-        """Note that all of a tensor is written, and checked; raises `OutputError` where the system refuses to keep it."""
+    def finished(self, name: str, root: str) -> None:
+        """Note that all of a tensor is written, and checked, with its root digest where that is known."""
 
     def __enter__(self) -> _Writer:
         try:
@@ -177,14 +178,14 @@ class FolderWriter(_Writer):
         """The tensors of files that are finished already."""
         return self._progress.there
 
-    def finished(self, name: str) -> None:
+    def finished(self, name: str, root: str) -> None:
         """Note that all of a tensor is written and checked: a file that has all of its tensors is kept for a run that goes on.
 
         Raises:
             OutputError: The system refuses to keep an earlier one.
         """
         with writing(self.out):
-            self._progress.finished(name, self._opened)
+            self._progress.finished(name, root, self._opened)
 
     def _opened(self, name: str) -> WriteFile:
         return next(file for file in self._files if file.path == self._temporary / name)
@@ -251,7 +252,7 @@ class FolderWriter(_Writer):
             fsync_folder(Path(where))
         self._progress.end()
         fsync_folder(self._temporary)  # else the list of what is finished could come back under the final name
-        swap_in(self._temporary, self.out)
+        swap_in(self._temporary, self.out, self._before)
 
     def _discard(self) -> None:
         stays = self._progress.stop()
@@ -269,7 +270,7 @@ class FileWriter(_Writer):
     def _commit(self) -> None:
         if not (self._shards[0].head and self._force and same_bytes(self.out, self._temporary)):  # else nothing is lost
             check_output(self.out, folder=False, force=self._force)
-        place_file(self._temporary, self.out, force=self._force)
+        place(self._temporary, self.out, self._before)
         fsync_folder(self.out.parent)
 
     def _discard(self) -> None:

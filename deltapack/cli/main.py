@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ class _Commands(click.Group):
             ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
+            with suppress(OSError):  # the terminal is closed
+                print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # whoever read has had enough, as `head` has: all that was asked for was done
             forget_stdout()
@@ -184,7 +186,12 @@ def main() -> None:
     # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     # What arguments name is fetched before options are known.
-    if not sys.stderr.isatty() or not {"-q", "--quiet"}.isdisjoint(sys.argv):
+    quiet = not {"-q", "--quiet"}.isdisjoint(sys.argv)
+    if quiet:
+        import logging  # only who is to be quiet pays for it
+
+        logging.getLogger("deltapack").setLevel(logging.ERROR)
+    if not sys.stderr.isatty() or quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = cli.main(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack", standalone_mode=False)

@@ -22,6 +22,7 @@ from deltapack.demo.picture import PICTURE, demo_page
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
 from deltapack.format.atomic import claimed, fsync_tree, sweep, temporary_sibling, writing
+from deltapack.format.placing import seen_at
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.merging.merge import merge
 from deltapack.packing.compressing import compress
@@ -96,7 +97,7 @@ def run_demo(
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = temporary_sibling(out)
+            there, unfinished = seen_at(out), temporary_sibling(out)
             with claimed(out), ExitStack() as stack:
                 stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
                 (unfinished / "restored").mkdir(parents=True)
@@ -105,7 +106,7 @@ def run_demo(
                 (unfinished / MANIFEST).write_bytes(manifest_of(unfinished, _KIND))
                 _check(out, force)  # a minute has passed: look again
                 fsync_tree(unfinished)
-                swap_in(unfinished, out)
+                swap_in(unfinished, out, there)
         return replace(report, folder=out)
     finally:
         torch.set_num_threads(before)

@@ -22,10 +22,11 @@ from deltapack.exporting.lowrank import LowRank, Target, factorize
 from deltapack.exporting.modules import modules_of
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import Factored, Routes, route
-from deltapack.format.atomic import check_absent, claimed, place_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["AdapterReport", "AdapterRow", "export_adapter"]
 
@@ -84,6 +85,7 @@ class AdapterReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_adapter(
     pack: str | Path,
     base: str | Path,
@@ -157,7 +159,7 @@ def export_adapter(
             for file in opened.restored.side_files():
                 if TOKENIZER.fullmatch(file.name):
                     (part / file.name).write_bytes(file.read())
-            place_folder(part, out)
+            place_durably(part, out)
     return _report(out, size, found, routes, opened)
 
 

@@ -16,10 +16,11 @@ from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import check_absent, claimed, place_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.inputs import guarded
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 
@@ -50,6 +51,7 @@ class TorchReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_full(
     pack: str | Path,
     base: str | Path,
@@ -84,6 +86,7 @@ def export_full(
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
 
+@guarded
 def export_torch(
     pack: str | Path,
     base: str | Path,
@@ -143,7 +146,7 @@ def export_torch(
             (part / MANIFEST).unlink(missing_ok=True)  # it lists other files
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
-            place_folder(part, out)
+            place_durably(part, out)
         return TorchReport(out, files, size, report.tensors, notes)
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import OutputError
+from deltapack.format.placing import place, seen_at
+from deltapack.sources.inputs import refuse_input
 from deltapack.sources.locks import Lock, tell
 from deltapack.sources.owners import Owner
 from deltapack.sources.remote_path import RemotePath
@@ -30,8 +32,7 @@ __all__ = [
     "claimed",
     "fsync_folder",
     "fsync_tree",
-    "place_file",
-    "place_folder",
+    "place_durably",
     "raise_error",
     "sweep",
     "temporary_sibling",
@@ -193,8 +194,9 @@ def check_new_file(path: Path, *, force: bool) -> None:
     """Refuse a file that cannot be created, or that `force` must not replace.
 
     Raises:
-        OutputError: `path` is a folder, or exists and `force` is false, or its folder is missing.
+        OutputError: `path` is a folder or an input, or exists and `force` is false, or its folder is missing.
     """
+    refuse_input(path)
     if path.is_dir():
         raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
     if os.path.lexists(path) and not force:
@@ -204,37 +206,18 @@ def check_new_file(path: Path, *, force: bool) -> None:
         raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
 
 
-def place_file(temporary: Path, path: Path, *, force: bool) -> None:
-    """Give a complete file its final name; without `force` nothing is replaced, also what came there a moment ago.
+def place_durably(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder a new name: all of it is on the disk before, and the name after; raises as `place`.
 
-    Raises:
-        OSError: The system refuses.
-        OutputError: `path` exists, and `force` is false.
+    Args:
+        temporary: What was written, beside `path`, or below a folder there.
+        path: The final name, which nothing has.
     """
-    if force:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # unlike a rename, never in the place of another file
-    except FileExistsError as error:
-        raise OutputError("the output exists", path=path, hint="It came meanwhile. Remove it or choose another name.") from error
-    except (OSError, AttributeError):  # no hard links here: a look just before has to do
-        check_new_file(path, force=False)
-        os.replace(temporary, path)
+    if temporary.is_dir():
+        fsync_tree(temporary)
     else:
-        os.unlink(temporary)
-
-
-def place_folder(temporary: Path, path: Path) -> None:
-    """Give a complete folder its final name, where nothing or an empty folder is; all of it is on the disk before, and the name after.
-
-    Raises:
-        OSError: The system refuses.
-    """
-    fsync_tree(temporary)
-    if os.name == "nt" and path.is_dir():
-        path.rmdir()
-    os.rename(temporary, path)
+        _fsync(temporary, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    place(temporary, path, None)
     fsync_folder(path.parent)
 
 
@@ -242,7 +225,8 @@ def place_folder(temporary: Path, path: Path) -> None:
 def atomic_file(path: Path, *, force: bool, claim: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends without an exception.
 
-    On any exception, Ctrl-C included, the temporary file is removed and `path` is untouched.
+    On any exception, Ctrl-C included, the temporary file is removed and `path` is untouched. What comes there meanwhile stays, also with
+    `force`, which replaces what was there when the block began.
 
     Args:
         path: The file.
@@ -250,13 +234,14 @@ def atomic_file(path: Path, *, force: bool, claim: bool = True) -> Iterator[Bina
         claim: Whether to claim it: not where the caller has.
 
     Raises:
+        InputChangedError: What was read for it changed meanwhile.
         OutputError: `path` exists and `force` is false, its folder is missing, another run writes it, or the system refuses to write.
     """
     with contextlib.ExitStack() as stack, writing(path):
         check_new_file(path, force=force)
         if claim:
             stack.enter_context(claimed(path))
-        temporary = temporary_sibling(path)
+        before, temporary = seen_at(path) if force else None, temporary_sibling(path)
         try:  # before it is there: an interrupt may come between two lines
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             with os.fdopen(handle, "w+b") as file:
@@ -265,7 +250,7 @@ def atomic_file(path: Path, *, force: bool, claim: bool = True) -> Iterator[Bina
                 if path.exists():
                     os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
                 os.fsync(file.fileno())
-            place_file(temporary, path, force=force)
+            place(temporary, path, before)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)

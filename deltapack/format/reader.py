@@ -39,6 +39,7 @@ _FAULTS = Faults(
     unfit=_unfit,
     unread=lambda path, what: FormatError(what, path=path),
     ended=lambda path, expected, found: FormatError("the pack is cut short", path=path, rule="R2"),
+    sealed=True,
 )
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from deltapack.errors import FormatError, OutputError, RecipeError, SourceError
 from deltapack.format.atomic import check_free_space, claimed, fsync_folder, sweep, temporary_sibling, writing
 from deltapack.format.cutting import Spans, blocks, blocks_of, cut_beside, digest, names_of, taken
 from deltapack.format.parts import Part, Parts, parse_parts, parts_text
+from deltapack.format.placing import check_as_seen, place, seen_at
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there
+from deltapack.sources.identity import Identity
+from deltapack.sources.inputs import check_inputs, refuse_input
 from deltapack.sources.parts import PARTS_INDEX
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import drop_begun, remove, send_bytes, send_file, staging
 
-__all__ = ["check_no_parts", "check_parts_output", "claimed_pack", "drop_parts", "parts_at", "write_parts"]
+__all__ = ["Seen", "check_no_parts", "check_parts_output", "claimed_pack", "drop_parts", "parts_at", "parts_seen", "write_parts"]
+
+Seen = Mapping[Path, Identity]
+"""What lay at the names of a pack's parts and of their index when the work began: it alone is replaced, or removed."""
 
 _MOST_INDEX = 1 << 20
 
@@ -38,11 +44,27 @@ def check_no_parts(out: Path, *, force: bool) -> None:
     """Refuse a pack whose name stands for parts that are there, which `force` replaces.
 
     Raises:
-        OutputError: They are, and `force` is false; or the index is something else.
+        OutputError: They are, and `force` is false, or they are read; or the index is something else.
     """
-    if parts_at(out) is not None and not force:
+    old = parts_at(out)
+    if old is not None and not isinstance(out, RemotePath):
+        for name in (_index_of(out).name, *(part.name for part in old.parts)):
+            refuse_input(out.with_name(name))
+    if old is not None and not force:
         sweep(out)
         raise OutputError("the output exists, in parts", path=_index_of(out), hint="Remove them, choose another name, or use --force.")
+
+
+def parts_seen(out: Path) -> Seen:
+    """Return what lies at the names of a pack's parts and of their index, for `write_parts`; nothing in a store, which keeps no identities.
+
+    Raises:
+        OutputError: The index is something else.
+    """
+    old = None if isinstance(out, RemotePath) else parts_at(out)
+    names = [_index_of(out).name, *(part.name for part in old.parts)] if old is not None else []
+    seen = {out.with_name(name): seen_at(out.with_name(name)) for name in names}
+    return {path: identity for path, identity in seen.items() if identity is not None}
 
 
 def check_parts_output(out: Path, part_bytes: int) -> None:
@@ -55,18 +77,23 @@ def check_parts_output(out: Path, part_bytes: int) -> None:
         raise RecipeError("the size of parts is too small", path=out, expected="at least 1 byte", found=part_bytes)
 
 
-def drop_parts(out: Path, old: Parts | None, keep: frozenset[str] = frozenset()) -> None:
-    """Remove parts that were replaced; their index first, unless it was written anew, too."""
+def drop_parts(out: Path, old: Parts | None, seen: Seen, keep: frozenset[str] = frozenset()) -> None:
+    """Remove parts that were replaced; their index first, unless it was written anew, too. What came in their place meanwhile stays."""
     if old is None:
         return
     index = _index_of(out)
-    if index.name not in keep:
-        _remove(index)
-        if not isinstance(out, RemotePath):
-            fsync_folder(out.parent)  # else a power cut could leave an index of parts that are gone
-    for part in old.parts:
-        if part.name not in keep:
-            _remove(out.with_name(part.name))
+    names = [index.name, *(part.name for part in old.parts)]
+    for name in names:
+        if name in keep:
+            continue
+        path = out.with_name(name)
+        if isinstance(path, RemotePath):
+            remove(path.url)
+        elif path in seen:
+            check_as_seen(path, seen[path])
+            path.unlink(missing_ok=True)
+            if path == index:
+                fsync_folder(out.parent)  # else a power cut could leave an index of parts that are gone
 
 
 @contextlib.contextmanager
@@ -102,73 +129,88 @@ def _drop_placed(out: Path, unfinished: Path, kept: frozenset[str]) -> None:
             path.unlink()
 
 
-def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, claim: bool = True) -> Parts:
-    """Write the parts of a pack; what was there under the name of the pack, or its parts, is replaced.
+def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, seen: Seen | None = None, claim: bool = True) -> Parts:
+    """Write the parts of a pack; the parts that were there when the work began are replaced.
 
     Args:
         source: The pack, open.
         out: The name of the whole, `NAME.dpk`; the parts and their index lie beside it.
         part_bytes: The most bytes of a part.
         force: Whether to replace what is there.
+        seen: What was there when the work began, of `parts_seen`; it begins now unless given.
         claim: Whether to claim the output: not where the caller has.
 
     Returns:
         What was written.
 
     Raises:
-        OutputError: Parts exist and `force` is false, or the system refuses to write.
+        InputChangedError: What was read for it changed meanwhile.
+        OutputError: Parts exist and `force` is false, or came meanwhile, or are inputs; another run writes there, or the system refuses.
         RecipeError: There would be more than 1,000 parts.
         SourceError: A store refuses, or does not answer.
     """
     with claimed_pack(out) if claim else contextlib.nullcontext():
-        return _write_parts(source, out, part_bytes, force=force)
+        return _write_parts(source, out, part_bytes, parts_seen(out) if seen is None else seen, force=force)
 
 
-def _write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool) -> Parts:
+def _write_parts(source: PackReader, out: Path, part_bytes: int, seen: Seen, *, force: bool) -> Parts:
     check_parts_output(out, part_bytes)
     check_no_parts(out, force=force)
     old = parts_at(out)
     with writing(out):
         spans = cut_beside(source, out, part_bytes, old)
-    _check_free(out, source, spans, names_of(old))
-    with writing(out), _placing(out) as place:
-        parts = [Part(name, length, place.part(name, source, start, length)) for name, (start, length) in spans.items()]
-        parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
-        place.finish(parts_text(parts_of))
+    seen = _check_free(out, source, spans, names_of(old), seen)
     with writing(out):
-        drop_parts(out, old, frozenset((*spans, _index_of(out).name)))
+        with _placing(out, seen) as write:
+            parts = [Part(name, length, write.part(name, source, start, length)) for name, (start, length) in spans.items()]
+            parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
+            write.finish(parts_text(parts_of))
+        drop_parts(out, old, seen, frozenset((*spans, _index_of(out).name)))
     return parts_of
 
 
-def _check_free(out: Path, source: PackReader, spans: Spans, ours: Collection[str]) -> None:
-    """Refuse to take the place of what is no part of a pack that may be replaced."""
+def _check_free(out: Path, source: PackReader, spans: Spans, ours: Collection[str], seen: Seen) -> Seen:
+    """Refuse to take the place of what is no part of a pack that may be replaced, or is read.
+
+    Returns:
+        What was seen, and parts that a stopped run has left, which are what is written.
+    """
+    if not isinstance(out, RemotePath):
+        for path in (_index_of(out), *map(out.with_name, spans)):
+            refuse_input(path)
+        check_as_seen(_index_of(out), seen.get(_index_of(out)))
+    left = {out.with_name(name): seen_at(out.with_name(name)) for name in spans if name not in ours}
     with writing(out):
         found = taken(out, source, spans, ours)
     if found is not None:
         raise OutputError("a file has the name of a part", path=found, hint="Move it, or choose another name.")
     if isinstance(out, RemotePath):
         check_new_there(out.with_name(next(iter(spans))), force=True)
+    return {**seen, **{path: identity for path, identity in left.items() if identity is not None}}
 
 
 @contextlib.contextmanager
-def _placing(out: Path) -> Iterator[_Place]:
-    """Return what writes parts: those of this machine get their names when all are there, of a store each is sent at once."""
+def _placing(out: Path, seen: Seen) -> Iterator[_Place]:
+    """Return what writes parts: those of this machine get their names when all are there, of a store each is sent at once.
+
+    Where a name cannot be given, those that were given to new files are taken back.
+    """
     with staging() if isinstance(out, RemotePath) else contextlib.nullcontext() as folder:
-        place = _Place(out, folder)
+        write = _Place(out, folder, seen)
         try:
-            yield place
+            yield write
         except BaseException:
-            place.take_back()
+            write.take_back()
             raise
         finally:
-            for temporary, _ in place.written:
+            for temporary, _ in write.written:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
 
 
 class _Place:
-    def __init__(self, out: Path, folder: Path | None) -> None:
-        self.out, self.folder = out, folder
+    def __init__(self, out: Path, folder: Path | None, seen: Seen) -> None:
+        self.out, self.folder, self._seen = out, folder, seen
         self.written: list[tuple[Path, Path]] = []
         self._placed: list[Path] = []
 
@@ -177,6 +219,7 @@ class _Place:
         path = self.out.with_name(name)
         made = self._write(path, blocks(source, start, length), length)
         if isinstance(path, RemotePath):
+            check_inputs()
             drop_begun(path.url)
             self._placed += [] if path.exists() else [path]
             send_file(self.written[-1][0], path.url)
@@ -207,10 +250,10 @@ class _Place:
         *parts, (written, _) = self.written
         fsync_folder(path.parent)  # before the parts have their names, so that who finds some of them knows whose they are
         for temporary, part in parts:
-            self._placed += [] if part.exists() else [part]
-            os.replace(temporary, part)
+            place(temporary, part, self._seen.get(part))
+            self._placed += [] if part in self._seen else [part]
         fsync_folder(path.parent)
-        os.replace(written, path)
+        place(written, path, self._seen.get(path))
         self._placed = []
         fsync_folder(path.parent)
 

@@ -27,11 +27,13 @@ from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
 from deltapack.restoring.on_device import DevicePlace, restore_on_device
+from deltapack.sources.inputs import guarded
 from deltapack.sources.locks import scratch
 
 __all__ = ["load_model", "load_state_dict"]
 
 
+@guarded
 def load_state_dict(
     base: str | Path,
     packs: Packs,
@@ -71,6 +73,7 @@ def load_state_dict(
         return _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, weight_files, workers).load()
 
 
+@guarded
 def load_model(
     base: str | Path,
     packs: Packs,

@@ -27,11 +27,13 @@ from deltapack.reports import MergeReport, Progress
 from deltapack.restoring.applying import WriteOptions, refuse_for_file, write_checkpoint
 from deltapack.restoring.provenance import merged
 from deltapack.restoring.resuming import check_resume
+from deltapack.sources.inputs import guarded
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["merge", "refuse_for_packs"]
 
 
+@guarded
 def merge(
     base: str | Path,
     packs: Sequence[str | Path],

@@ -19,10 +19,11 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.format.atomic import check_absent, claimed, place_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
+from deltapack.sources.inputs import guarded
 
 __all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
@@ -72,6 +73,7 @@ class ModelFiles:
     notes: Sequence[str]
 
 
+@guarded
 def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, revision: str | None = None) -> FolderReport:
     """Write a folder that `from_pretrained` loads where deltapack is registered: config, tokenizer and other side files, and the pack.
 
@@ -179,5 +181,5 @@ def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
             (part / name).write_bytes(data)
         with pack.open("rb") as source, (part / pack.name).open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        place_folder(part, out)
+        place_durably(part, out)
     return sum(map(len, files.values())) + (out / pack.name).stat().st_size

@@ -14,17 +14,7 @@ from typing import Any
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import (
-    check_absent,
-    check_free_space,
-    claimed,
-    fsync_folder,
-    fsync_tree,
-    place_file,
-    place_folder,
-    temporary_sibling,
-    writing,
-)
+from deltapack.format.atomic import check_absent, check_free_space, claimed, place_durably, temporary_sibling, writing
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
@@ -176,12 +166,10 @@ def _pulled(
     left = [file.name for file in beside if file not in small]
     with writing(target):
         if alone:
-            fsync_tree(source.part)
-            place_file(got[pack], target, force=False)
-            fsync_folder(target.parent)
+            place_durably(got[pack], target)
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
-            place_folder(source.part, target)
+            place_durably(source.part, target)
     names = [pack] if alone else sorted({pack, *(file.name for file in small), *([CONFIG] if has_config else [])})
     base, revision = settings.get("base"), settings.get("revision")
     return PullReport(

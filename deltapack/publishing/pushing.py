@@ -17,6 +17,7 @@ from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.reports import Progress
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library
+from deltapack.sources.inputs import guarded
 
 __all__ = ["PushReport", "push"]
 
@@ -80,6 +81,7 @@ class _Plan:
     create_pr: bool
 
 
+@guarded
 def push(
     pack: str | Path,
     repo: str,

@@ -39,10 +39,12 @@ from deltapack.restoring.provenance import restored as own_metadata
 from deltapack.restoring.resuming import by_file, check_resume, goes_on
 from deltapack.restoring.sending import jobs_to_send
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
+from deltapack.sources.inputs import guarded
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
 
+@guarded
 def apply(
     base: str | Path,
     pack: str | Path | Sequence[str | Path],
@@ -243,7 +245,7 @@ def write_checkpoint(
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             for restored in tensors:
-                writer.finished(restored.job.name)
+                writer.finished(restored.job.name, restored.job.digest if options.verify else "")
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
 

@@ -32,6 +32,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring.engine import Nowhere, restore_tensors
+from deltapack.sources.inputs import guarded
 
 __all__ = ["verify"]
 
@@ -39,6 +40,7 @@ _BATCH = 8 * CHUNK
 """Elements that one task decodes, at least."""
 
 
+@guarded
 def verify(
     pack: str | Path,
     base: str | Path | None = None,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from deltapack.adapters import adapter_folder
 from deltapack.checking import as_count, as_path
-from deltapack.errors import CheckpointError, OutputError, RecipeError, UnsupportedError
+from deltapack.errors import CheckpointError, InputChangedError, OutputError, RecipeError, UnsupportedError
 from deltapack.format.atomic import fsync_folder, writing
+from deltapack.format.placing import place, seen_at
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
 from deltapack.runs.comparing import times_of
@@ -75,6 +76,7 @@ def pack_step(
     run = replace(run, links=tuple(link for link in run.links if link not in left))
     if any(link.step == step for link in run.links):
         raise _packed_already(path)
+    there = seen_at(path)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = _chain_before(run, step, every_anchor)
@@ -93,7 +95,7 @@ def pack_step(
         # Until here a failure leaves the run as it was. What follows a pack goes before the pack itself.
         removed = _remove([link for link in left if link.step > step])
         with writing(path):
-            os.replace(made, path)
+            place(made, path, there)
             fsync_folder(folder)
     removed += tuple(link.step for link in left if link.step == step)
     removed += keep_newest(folder, keep) if keep is not None else ()
@@ -160,10 +162,16 @@ def _unchanged(checkpoint: Path) -> Iterator[None]:
     Raises:
         CheckpointError: It was written to meanwhile.
     """
-    before = times_of(checkpoint)
-    yield
-    if times_of(checkpoint) != before:
-        raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint="Pack it when nothing writes to it.")
+    before, cause = times_of(checkpoint), None
+    try:
+        yield
+    except InputChangedError as error:
+        if error.path is None or not Path(error.path).is_relative_to(checkpoint):
+            raise
+        cause = error
+    if cause is not None or times_of(checkpoint) != before:
+        hint = "Pack it when nothing writes to it."
+        raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint=hint) from cause
 
 
 def sweep_unfinished(folder: Path) -> None:

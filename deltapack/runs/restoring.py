@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from deltapack.checking import as_path
 from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
 from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, writing
+from deltapack.format.placing import move_new
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
 from deltapack.runs.gaps import missing_told
@@ -114,6 +114,6 @@ def _fill(restored: Path, out: Path) -> None:
     for name in sorted(from_packs, key=lambda name: name.name.endswith(".index.json")):
         if not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(restored / name, out / name)
+            move_new(restored / name, out / name)
             fsync_folder((out / name).parent)
     fsync_folder(out)

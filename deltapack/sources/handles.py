@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deltapack.forks import forking_lock, forks
+from deltapack.sources.identity import key_of
 
 __all__ = ["ClosedHandleError", "Handle"]
 
@@ -37,7 +38,7 @@ class Handle:
     """An open file, to be held while its number is used; safe from any number of threads.
 
     Attributes:
-        size: Its bytes when it was opened.
+        status: What the system said of it when it was opened.
 
     Args:
         path: The file.
@@ -64,8 +65,7 @@ class Handle:
             self._fd = os.open(path, flags, 0o666)
         with _LOCK:
             _OPEN[id(self)] = weakref.ref(self)
-        found = os.fstat(self._fd)
-        self.size, self._file = found.st_size, (found.st_dev, found.st_ino)
+        self.status = os.fstat(self._fd)
 
     def __enter__(self) -> int:
         """Return the number, which stays that file's until it is let go.
@@ -128,7 +128,7 @@ class Handle:
             _leave(0)
             fd = os.open(self._path, self._again)
         found = os.fstat(fd)
-        if (found.st_dev, found.st_ino) != self._file:
+        if key_of(found) != key_of(self.status):
             os.close(fd)
             raise OSError(errno.ESTALE, "another file has its name by now, and there are too few handles to keep it open", str(self._path))
         self._fd = fd

@@ -10,6 +10,8 @@ from pathlib import Path
 from deltapack.errors import DeltapackError
 from deltapack.forks import forking_lock
 from deltapack.sources.handles import ClosedHandleError, Handle
+from deltapack.sources.identity import Identity
+from deltapack.sources.inputs import changed_here, note_file
 from deltapack.sources.reading import Faults
 
 __all__ = ["SEEK_LOCK", "LocalFile"]
@@ -22,12 +24,14 @@ SEEK_LOCK = forking_lock()
 class LocalFile:
     """A regular file opened for reads at positions; the handle stays on the same file even if it is replaced.
 
-    Closed while threads read, it is so when they have read; what they would read later is an error.
+    Each read sees that the file is what it was when it was opened: what was written to meanwhile is an error, never a mixture. Closed while
+    threads read, it is so when they have read; what they would read later is an error.
 
     Attributes:
         path: The file.
         handle: Its handle, to be held while its number is used.
         size: Its bytes when it was opened.
+        identity: What the system said of it then.
 
     Args:
         path: The file; symbolic links are followed.
@@ -35,6 +39,7 @@ class LocalFile:
 
     Raises:
         DeltapackError: As `faults` says: there is no such file, it is no regular file, or cannot be opened.
+        InputChangedError: The call in hand has read it before, and it is another by now.
     """
 
     def __init__(self, path: Path, faults: Faults) -> None:
@@ -49,7 +54,28 @@ class LocalFile:
             raise faults.missing(path) from error
         except OSError as error:
             raise faults.unfit(path, f"cannot open: {error.strerror or error}") from error
-        self.size = self.handle.size
+        self.identity = Identity.of(self.handle.status)
+        self.size = self.identity.stamp[1]
+        try:
+            note_file(path, self.identity, sealed=faults.sealed)
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """See that the file is what it was when it was opened.
+
+        Raises:
+            InputChangedError: Somebody has written to it.
+        """
+        try:
+            with self.handle as fd:
+                now = Identity.of(os.fstat(fd))
+        except (OSError, ClosedHandleError) as error:
+            raise self._unread(error) from error
+        told = self.identity.changes(now, sealed=self._faults.sealed)
+        if told is not None:
+            raise changed_here(self.path, told)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raises as `read_into`."""
@@ -68,6 +94,7 @@ class LocalFile:
                 raise self._faults.ended(self.path, offset + length, offset + done)
             parts.append(part)
             done += len(part)
+        self.check()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_into(self, offset: int, view: memoryview) -> None:
@@ -75,6 +102,7 @@ class LocalFile:
 
         Raises:
             DeltapackError: As `faults` says: the file ends before, or the system cannot read it.
+            InputChangedError: It was written to since it was opened.
         """
         done = 0
         while done < len(view):
@@ -87,6 +115,7 @@ class LocalFile:
             if count == 0:
                 raise self._faults.ended(self.path, offset + len(view), offset + done)
             done += count
+        self.check()
 
     def _unread(self, error: OSError | ClosedHandleError) -> DeltapackError:
         what = f"cannot read: {error.strerror or error}" if isinstance(error, OSError) else "the file is closed"

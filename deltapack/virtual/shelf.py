@@ -17,9 +17,10 @@ from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.identity import Stamp, stamp_of
 from deltapack.sources.parts import whole_packs
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
-from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
+from deltapack.virtual.opened import OpenFolders, stamps_of_named
 from deltapack.virtual.planning import is_recipe
 from deltapack.virtual.starting import stands_between
 
@@ -27,7 +28,6 @@ __all__ = ["Shelf", "Title"]
 
 _FRESH = 1.0
 """Seconds for which a look at the folder counts."""
-Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _shown(name: str) -> str:
 
 def _stamp(path: Path) -> Stamp | None:
     try:
-        return stamp_of(path)
+        return stamp_of(path.stat())
     except OSError:
         return None
 

@@ -19,7 +19,7 @@ SYSTEM = {
     **{"open": ("open", "create"), "read": ("read",), "pread64": ("pread",), "preadv": ("preadv",), "write": ("write",)},
     **{"pwrite64": ("pwrite",), "fsync": ("fsync",), "ftruncate": ("ftruncate",), "copy_file_range": ("copy_file_range",)},
     **{"rename": ("rename", "replace"), "link": ("link",), "unlink": ("unlink", "remove", "rmdir"), "mkdir": ("mkdir",)},
-    "renameat2": ("exchange",),
+    "renameat2": ("renameat2",),
 }
 """Calls of the system, and what they are to the layer."""
 ALIKE = {

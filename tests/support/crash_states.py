@@ -269,9 +269,13 @@ class _Recorder:
 
     _on_remove = _on_rmdir = _on_unlink
 
-    def _on_exchange(self, arguments: Any, named: Any, before: Any, result: Any) -> Any:
+    def _on_renameat2(self, arguments: Any, named: Any, before: Any, result: Any) -> Any:
+        """A rename that replaces nothing, or with the flag 2 an exchange."""
+        if arguments[2] != 2:
+            return self._on_rename(arguments, named, before, result) if result is not False else None
         if result:
-            one, other = (self._entry(path) for path in arguments)
+            one, other = (self._entry(path) for path in arguments[:2])
             assert one is not None and other is not None
-            now = [self._numbers[os.stat(path).st_ino] for path in arguments]
+            now = [self._numbers[os.stat(path).st_ino] for path in arguments[:2]]
             self._note("swap", entries=[(*one, now[0]), (*other, now[1])])
+        return None

@@ -18,16 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from deltapack.checkpoint import replace
+from deltapack.format import placing
 
 __all__ = ["CREATES", "FAULTS", "READS", "WRITES", "Fault", "Layer"]
 
 OPENS = ("open", "scandir", "listdir")
-CREATES = ("mkdir", "rename", "replace", "link", "symlink")
+CREATES = ("mkdir", "rename", "replace", "link", "symlink", "renameat2")
 WRITES = ("write", "pwrite", "ftruncate", "truncate", "posix_fallocate", "copy_file_range", "sendfile", "fsync", "fdatasync")
 READS = ("read", "pread", "preadv", "mmap")
 LOOKS = ("stat", "lstat", "fstat", "statvfs", "access")
-OTHERS = ("close", "unlink", "remove", "rmdir", "chmod", "exchange")
+OTHERS = ("close", "unlink", "remove", "rmdir", "chmod")
 ALL = (*OPENS, *CREATES, *WRITES, *READS, *LOOKS, *OTHERS)
 REMOVES = ("unlink", "remove", "rmdir")
 FAULTS: dict[str, tuple[str, ...]] = {
@@ -93,7 +93,7 @@ class Layer:
             os.supports_fd |= {os.scandir, os.stat, os.listdir, os.chmod, os.statvfs}
             os.supports_dir_fd |= {os.open, os.stat, os.lstat, os.unlink, os.rmdir, os.mkdir, os.rename, os.link}
             os.supports_follow_symlinks |= {os.stat, os.link, os.chmod}
-        replace._exchange = self._wrapped("exchange", replace._exchange)
+        placing._renameat2 = self._wrapped("renameat2", placing._renameat2)
         io.open = builtins.open = cast(Any, self._python_open)
         self._map = mmap.mmap
         mmap.mmap = self._wrapped("mmap", mmap.mmap)  # type: ignore[misc, assignment]
@@ -133,8 +133,6 @@ class Layer:
                 os.kill(os.getpid(), getattr(signal, self.fault.kind))
         elif self.fault is not None and self.fault.hits(number, kind):
             self.failed.append(kind)
-            if name == "exchange":  # a file system that cannot
-                return False
             short = self.fault.kind == "short"
             if not short:
                 self._fail(name, original, arguments, self.fault.kind)
@@ -152,7 +150,9 @@ class Layer:
             original(*arguments)
         code = getattr(errno, kind)
         paths = [
-            os.fspath(one) for one in arguments[: 2 if name in ("rename", "replace", "link") else 1] if isinstance(one, str | os.PathLike)
+            os.fspath(one)
+            for one in arguments[: 2 if name in ("rename", "replace", "link", "renameat2") else 1]
+            if isinstance(one, str | os.PathLike)
         ]
         raise OSError(code, os.strerror(code), *paths[:1], *([None, *paths[1:]] if len(paths) > 1 else []))
 

@@ -22,7 +22,7 @@ from deltapack.runs import keeping
 from support.adapters import lora, write_adapter
 from support.builders import moved, random_tensor, write_folder
 
-__all__ = ["main", "operations"]
+__all__ = ["NAMES", "main", "operations"]
 
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 
@@ -51,6 +51,9 @@ def operations(inputs: Path) -> dict[str, Callable[[Path], Any]]:
         "a card": lambda out: model_card(pack, out=out / "x.md"),
         "evaluate": lambda out: deltapack.evaluate(base, inputs / "tuned", [pack], score=lambda model: 1.0, html=out / "x.html", workers=1),
     }
+
+
+NAMES = tuple(operations(Path()))
 
 
 def write_inputs(inputs: Path) -> None:
