@@ -59,7 +59,7 @@ def test_side_files(function: str, ending: str, code: int, folder: Path, refuse:
 @pytest.mark.parametrize(("function", "ending"), [("stat", "sub/config.json"), ("listdir", "sub")])
 def test_side_files_that_are_not_for_this_user_are_left_out_and_told(function: str, ending: str, folder: Path, refuse: Refuse) -> None:
     refuse(function, ending, errno.EACCES)
-    files, left = list_side_files(folder, set())
+    files, left = list_side_files(folder, False)
     assert [file.name for file in files] == ["config.json"] and [item.name.rstrip("/") for item in left] == [ending]
 
 
