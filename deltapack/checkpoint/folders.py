@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
+from deltapack.checkpoint.files import is_folder, refuse_fault
 from deltapack.checkpoint.formats import FORMATS, WeightFormat
 from deltapack.checkpoint.locate import Location, locate, location_of_index, nothing_found, one_of_two, search_folder
 from deltapack.checkpoint.sidefiles import is_never_a_part, is_training_state, is_weight_file, reason_to_skip_folder
@@ -88,11 +89,12 @@ def _sub_folders(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
         prefix = pending.pop(0)
         try:
             entries = sorted((path / prefix).iterdir(), key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            refuse_fault(path / prefix, error)
             yield prefix[:-1], [], "it cannot be listed"
             continue
         for entry in entries:
-            if not entry.is_dir() or is_never_a_part(entry.name):
+            if not is_folder(entry) or is_never_a_part(entry.name):
                 continue
             reason = reason_to_skip_folder(entry, prefix + entry.name)
             if reason is None:

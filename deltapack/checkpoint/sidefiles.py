@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from deltapack.checkpoint.files import is_folder, refuse_fault
 from deltapack.checkpoint.links import LEADS_OUT, homes_of, leads_out
 from deltapack.checkpoint.listed import LeftOut, SideFile
 from deltapack.errors import FormatError, LimitError, RecipeError
@@ -96,13 +97,13 @@ def list_side_files(
         try:
             entries = sorted(where.iterdir(), key=lambda entry: entry.name)
         except OSError as error:
-            left.append(LeftOut(prefix, f"cannot be listed: {error.strerror or error}"))
+            left.append(LeftOut(prefix, f"cannot be listed: {refuse_fault(where, error)}"))
             continue
         for entry in entries:
             name = prefix + entry.name
             if name in weights:
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 reason = reason_to_skip_folder(entry, name)
                 if reason is None:
                     pending.append((entry, name + "/"))
@@ -225,7 +226,7 @@ def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
             return SideFile.at(name, entry)
         except OSError as error:
-            return LeftOut(name, f"cannot be read: {error.strerror or error}")
+            return LeftOut(name, f"cannot be read: {refuse_fault(entry, error)}")
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")
     return LeftOut(shown, reason)
 

@@ -196,8 +196,15 @@ def main() -> None:
     if not sys.stderr.isatty() or quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        cli(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack")
+        code = cli.main(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):  # before a command has begun, or when it has ended
+        print_paragraph("", "Interrupted.")
+        sys.exit(INTERRUPTED)
     except OSError as error:  # the help could not be printed
         _print_os_error(error)
         forget_unwritten()
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -115,4 +115,5 @@ def _fill(restored: Path, out: Path) -> None:
         if not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             move_new(restored / name, out / name)
+            fsync_folder((out / name).parent)
     fsync_folder(out)
