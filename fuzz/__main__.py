@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuzz.environment import CACHE, prepare
+
+if TYPE_CHECKING:
+    from fuzz.protocol import Target
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         with instrumented():
             _targets()
     targets = _targets()
-    names = list(targets) if options.target == "all" else [options.target]
-    if not set(names) <= set(targets):
+    names = fnmatch.filter(targets, "*" if options.target == "all" else options.target)
+    if not names:
         print(f"no such target: {options.target}; there are {', '.join(targets)}", file=sys.stderr)
         return 2
     from fuzz.commands import command
@@ -29,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     return max(command(targets[name], options) for name in names)
 
 
-def _targets():  # type: ignore[no-untyped-def]
+def _targets() -> Mapping[str, Target]:
+    """Imported only when the environment is as it must be."""
     from fuzz.targets import TARGETS
 
     return TARGETS
@@ -38,7 +45,7 @@ def _targets():  # type: ignore[no-untyped-def]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m fuzz", description="Fuzz deltapack.")
     add = parser.add_argument
-    add("target", help="a target, or all")
+    add("target", help="a target, several by a pattern ('codec-*'), or all")
     add("--runs", type=int, default=200, help="inputs, beside the seeds (200)")
     add("--seconds", type=float, default=0, help="seconds of CPU instead of a number of inputs")
     add("--seed", type=int, default=0, help="where chance starts (0)")

@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,8 +19,10 @@ from fuzz.running import Runner
 
 __all__ = ["instrumented", "run_atheris"]
 
-_COMPILED = ("deltapack.kernels.cpu", "deltapack.device.triton_decoding", "deltapack.device.triton_exact", "deltapack.device.triton_kernels",
-             "deltapack.device.triton_rounding", "deltapack.device.triton_values")  # fmt: skip
+_COMPILED = (
+    "deltapack.kernels.cpu",
+    *(f"deltapack.device.triton_{name}" for name in ("decoding", "exact", "kernels", "rounding", "values")),
+)
 """What a compiler reads: it knows no calls of a fuzzer."""
 _MOST_BYTES = 1 << 20
 
@@ -81,15 +84,21 @@ def run_atheris(target: Target, seeds: Sequence[Bundle], runner: Runner, *, seco
     for number, bundle in enumerate([*seeds, *kept.inputs()]):
         (corpus / f"seed-{number:05d}").write_bytes(encode(bundle))
     loop = _Loop(target, runner, campaign, kept, found, start + seconds)
-    options = ["fuzz", str(corpus), f"-seed={seed + 1}", f"-max_len={_MOST_BYTES}", "-timeout=600", "-rss_limit_mb=8192", "-print_final_stats=1"]
+    options = [
+        "fuzz",
+        str(corpus),
+        f"-seed={seed + 1}",
+        f"-max_len={_MOST_BYTES}",
+        "-timeout=600",
+        "-rss_limit_mb=8192",
+        "-print_final_stats=1",
+    ]
     options += ["-len_control=0", "-use_value_profile=0", f"-artifact_prefix={kept.folder}/", "-verbosity=1"]
     log = kept.folder / "atheris.log"
     with _stderr_to(log):
         atheris.Setup(options, loop.one, custom_mutator=loop.mutate, enable_python_coverage=True)
-        try:
+        with suppress(KeyboardInterrupt, SystemExit):
             atheris.Fuzz()
-        except (KeyboardInterrupt, SystemExit):
-            pass
     campaign.cpu, campaign.edges = time.process_time() - start, _edges(log)
     kept.done()
     return campaign
@@ -111,5 +120,5 @@ def _stderr_to(log: Path) -> Iterator[None]:
 def _edges(log: Path) -> int:
     """What libFuzzer last said of edges."""
     words = log.read_text("utf-8", "replace").split()
-    found = [int(after) for word, after in zip(words, words[1:], strict=False) if word == "cov:" and after.isdigit()]
+    found = [int(after) for word, after in pairwise(words) if word == "cov:" and after.isdigit()]
     return max(found, default=0)

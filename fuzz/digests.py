@@ -43,7 +43,9 @@ def settle_digests(document: Document, base: Mapping[str, Tensor]) -> None:
     settle_totals(index)
 
 
-def _settle_entry(spec: Any, entry: dict[str, Any], own: dict[str, Any], data: bytes, tables: list[bytes], base: Mapping[str, Tensor]) -> None:
+def _settle_entry(
+    spec: Any, entry: dict[str, Any], own: dict[str, Any], data: bytes, tables: list[bytes], base: Mapping[str, Tensor]
+) -> None:
     before = None
     if "base" in entry:
         name, dtype, shape = spec.base_of(entry)

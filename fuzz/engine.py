@@ -16,7 +16,7 @@ from fuzz.running import Result, Runner, save
 
 __all__ = ["Campaign", "Kept", "changed", "count", "minimal", "run"]
 
-_POOL = 1024
+_POOL, _SHALLOW = 1024, 0.1
 
 
 @dataclass
@@ -87,9 +87,17 @@ class Kept:
 
 
 def run(
-    target: Target, seeds: Sequence[Bundle], runner: Runner, *, runs: int, seconds: float, seed: int, kept: Kept, found: Path,
+    target: Target,
+    seeds: Sequence[Bundle],
+    runner: Runner,
+    *,
+    runs: int,
+    seconds: float,
+    seed: int,
+    kept: Kept,
+    found: Path,
     tell: Callable[[str], None] = print,
-) -> Campaign:  # fmt: skip
+) -> Campaign:
     """Run seeds, then changed inputs until one of the budgets is used.
 
     Args:
@@ -104,15 +112,19 @@ def run(
         tell: Gets lines for people.
     """
     rng, campaign, start = Random(f"{target.name} {seed}"), Campaign(target.name), time.process_time()
-    pool = [*seeds, *kept.inputs()]
-    for bundle in pool:
+    deep, rest = list(seeds), list[Bundle]()
+    for bundle in (*seeds, *kept.inputs()):
         count(target, bundle, runner, campaign, kept, found, tell)
+    deep += kept.inputs()
     number = 0
     while (time.process_time() - start < seconds) if seconds else (number < runs):
         number += 1
-        bundle = pool[rng.randrange(len(pool))]
-        bundle = changed(target, bundle, rng, campaign)
-        if count(target, bundle, runner, campaign, kept, found, tell) and len(pool) < _POOL:
+        pool = rest if rest and rng.random() < _SHALLOW else deep  # what is refused at once is no good start, mostly
+        bundle = changed(target, pool[rng.randrange(len(pool))], rng, campaign)
+        before = campaign.depth
+        if count(target, bundle, runner, campaign, kept, found, tell):
+            pool = deep if campaign.depth > before else rest
+            pool[_POOL:] = []
             pool.append(bundle)
             kept.add(bundle)
     campaign.cpu = time.process_time() - start

@@ -229,7 +229,9 @@ def settle_totals(index: Any) -> None:
                 if isinstance(term, dict) and isinstance(term.get("blob"), Blob) and term["blob"].chunks is not None:
                     term["nnz"] = sum(sum(chunk.counts) for chunk in term["blob"].chunks)
         entries.sort(key=lambda entry: entry["name"].encode("utf-8", "surrogatepass"))
-        needed = set().union(*(spec.features_of(entry) for entry in entries)) | ({"exact"} if any(e["kind"] == "exact" for e in entries) else set())
+        needed = set().union(*(spec.features_of(entry) for entry in entries)) | (
+            {"exact"} if any(e["kind"] == "exact" for e in entries) else set()
+        )
         index["required"] = sorted({*index["required"], *needed})
         if "exact" in index["required"]:
             index.setdefault("tables", [])

@@ -37,14 +37,14 @@ class Scratch:
         """Where the files of the input are."""
         return self.folder / "in"
 
-    def attempt(self, step: str, act: Callable[[], Any]) -> tuple[bool, Any]:
+    def attempt(self, step: str, act: Callable[..., Any], *args: Any, **options: Any) -> tuple[bool, Any]:
         """Do something that may be refused by an error of deltapack.
 
         Returns:
             Whether it was done, and what it returned, or the error.
         """
         try:
-            result = act()
+            result = act(*args, **options)
         except DeltapackError as error:
             with suppress(UnicodeError):
                 str(error).encode()

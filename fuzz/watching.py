@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fuzz.environment import CACHE
 from fuzz.protocol import Finding
 
 __all__ = ["bound_memory", "watched"]
@@ -20,7 +21,18 @@ __all__ = ["bound_memory", "watched"]
 _SPACE, _GROWTH = 6 << 30, 1 << 30
 _CPU_SECONDS, _WALL_SECONDS, _HARD_SECONDS = 30.0, 300.0, 900.0
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "shutil.rmtree")
+_CHANGING = (
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "shutil.rmtree",
+)
 _FOREIGN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "socket.bind")
 
 
@@ -54,7 +66,8 @@ class _Watch:
             return
         within = os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else ""
         where = os.path.abspath(os.path.join(within, os.fsdecode(path)))
-        if not where.startswith(self.allowed):
+        # Compiled code is kept beside its source, or in a folder for caches.
+        if not where.startswith(self.allowed) and "__pycache__" not in where.split(os.sep):
             self.faults.append(f"{event} {where}")
 
 
@@ -100,15 +113,15 @@ def watched(folder: Path) -> Iterator[None]:
         _hooked.append(True)
     _watch.faults.clear()
     before, most = _descriptors(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    caches = [os.environ[name] for name in ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR") if name in os.environ]
+    caches = [os.environ[name] for name in ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR") if name in os.environ] + [str(CACHE.parent)]
     with _timed():
         _watch.allowed = (f"{folder}{os.sep}", str(folder), "/dev/null", *caches)
         try:
             yield
         finally:
             _watch.allowed = None
-    if _watch.faults:
-        raise Finding(f"outside of the scratch folder: {_watch.faults[0]}")
+            if _watch.faults:  # whatever came of it
+                raise Finding(f"outside of the scratch folder: {_watch.faults[0]}")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - most
     if grown > _GROWTH:
         raise Finding(f"memory: {grown >> 20} MiB more than ever before")
@@ -127,7 +140,7 @@ def _timed() -> Iterator[None]:
     handlers = [(number, signal.signal(number, stop)) for number in (signal.SIGPROF, signal.SIGALRM)]
     signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, _WALL_SECONDS)
-    faulthandler.dump_traceback_later(_HARD_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(_HARD_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         yield
     except TimeOut as error:

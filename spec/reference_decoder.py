@@ -1540,7 +1540,7 @@ def restore_several(
     check_weight(0.0 if factor is None else factor)
     for pack in packs:
         check_base(pack["index"], base_tensors)
-        need(pack["index"]["base"] == packs[0]["index"]["base"], "R11", "the packs have different bases")
+        need(pack["index"]["base"]["fingerprint"] == packs[0]["index"]["base"]["fingerprint"], "R11", "the packs have different bases")
     base_tensors = with_arranged(packs, base_tensors)
     digests = check_bases(packs, base_tensors)
     of_base, of_new = grouped(packs, weights, base_tensors, digests)

@@ -161,12 +161,16 @@ def source_in_record(
         span: Offset and size of the record, in bytes.
         first: The view's first element in the record.
         shape: Its dimensions, as torch counts elements.
-        strides: Elements from one index to the next in each dimension; none is negative.
+        strides: Elements from one index to the next in each dimension.
 
     Raises:
-        CheckpointError: The view reaches out of the record.
+        CheckpointError: The view reaches out of the record, or is of a shape that cannot be.
     """
     begin, size = span
+    if min((*shape, *strides), default=0) < 0:
+        said = f"shape {tuple(shape)}, strides {tuple(strides)}"
+        raise CheckpointError("a dimension or stride is negative", path=file.path, tensor=name, found=said)
+    strides = [stride if dimension > 1 else 0 for dimension, stride in zip(shape, strides, strict=True)]  # others reach nothing
     itemsize, numel = dtype.itemsize, int(np.prod(shape, dtype=object))
     reach = sum((dimension - 1) * stride for dimension, stride in zip(shape, strides, strict=True))
     if numel and (first < 0 or (first + reach + 1) * itemsize > size):

@@ -220,7 +220,7 @@ class PackEntry:
         dense[positions] = values
         if self.entry.stored is not None:
             dense[self.entry.common :] = rounding.to_f32(self._rows(self.entry.stored), self.entry.dtype)
-        return dense.reshape(self.shape)
+        return self._shaped(dense)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """Return the difference as a CSR matrix `[shape[0], rest]` of f32; tensors of rank 0 or 1 become one row.

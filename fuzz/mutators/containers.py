@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickletools
 import struct
 import zipfile
@@ -38,8 +39,11 @@ def changed_safetensors(data: bytes, rng: Random) -> bytes:
         _change_layout(header, rng)
     else:
         header = changed_value(header, rng, (*_HEADER_WORDS, *header))
-    if rng.random() < 0.3 and isinstance(header, dict):
-        elements = _fit(header, elements)
+    if isinstance(header, dict):
+        if rng.random() < 0.5:
+            _lay_out(header)
+        if rng.random() < 0.7:
+            elements = _fit(header, elements)
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError):
@@ -62,6 +66,22 @@ def _change_layout(header: dict[str, Any], rng: Random) -> None:
         row[key][at] = changed_number(row[key][at], rng) if isinstance(row[key][at], int) else row[key][at]
 
 
+def _lay_out(header: dict[str, Any]) -> None:
+    """Let offsets follow from types and shapes."""
+    end = 0
+    for row in (row for name, row in header.items() if name != "__metadata__" and isinstance(row, dict)):
+        shape, width = row.get("shape"), _BITS.get(str(row.get("dtype")), 8)
+        if isinstance(shape, list) and all(type(size) is int and 0 <= size < 1 << 20 for size in shape):
+            size = math.prod(shape) * width // 8
+            if size > 1 << 20:
+                continue
+            row["data_offsets"] = [end, end + size]
+            end += size
+
+
+_BITS = {"F64": 64, "I64": 64, "C64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16, "I16": 16, "F4": 4, "F6_E2M3": 6}
+
+
 def _fit(header: dict[str, Any], elements: bytes) -> bytes:
     """As many bytes of elements as offsets reach."""
     rows = [row.get("data_offsets") for row in header.values() if isinstance(row, dict)]
@@ -77,7 +97,7 @@ def changed_zip(data: bytes, rng: Random) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             rows = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError, EOFError):
+    except Exception:  # whatever zipfile makes of bytes that are none
         return changed_bytes(data, rng)
     if not rows:
         return changed_bytes(data, rng)
@@ -109,51 +129,121 @@ def changed_zip(data: bytes, rng: Random) -> bytes:
 
 
 def changed_pickle(data: bytes, rng: Random) -> bytes:
-    """Change operations of a pickle: arguments, order, repetition; or its bytes."""
+    """Change arguments of a pickle's operations, mostly, so that it still runs; or their order and number; or its bytes."""
     try:
-        found = list(pickletools.genops(data))
+        places = [place for _, _, place in pickletools.genops(data) if place is not None]
     except Exception:  # whatever pickletools makes of bytes that are none
         return changed_bytes(data, rng)
-    starts = [place for _, _, place in found if place is not None]
-    pieces = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=False)]
+    pieces = [data[start:end] for start, end in zip(places, [*places[1:], len(data)], strict=True)]
+    end = data[sum(map(len, pieces)) :]
+    gentle = rng.random() < 0.75
     for _ in range(rng.choice((1, 1, 2, 4))):
-        at = rng.randrange(len(pieces))
-        way = rng.randrange(7)
-        if way == 0:
-            del pieces[at : at + rng.choice((1, 1, 3))]
-        elif way == 1:
-            pieces.insert(at, rng.choice(pieces))
-        elif way == 2:
-            other = rng.randrange(len(pieces))
-            pieces[at], pieces[other] = pieces[other], pieces[at]
-        elif way == 3:
-            pieces.insert(at, rng.choice(_OPERATIONS))
-        elif way == 4:
-            pieces[at] = changed_integer(pieces[at], rng)
-        elif way == 5:
-            pieces[at:at] = pieces[at : at + rng.choice((2, 5, 20))] * rng.choice((1, 2, 8))
-        else:
-            pieces[at] = changed_bytes(pieces[at], rng)
         if not pieces:
             break
-    return b"".join(pieces)
+        if gentle:
+            _change_argument(pieces, rng)
+        else:
+            _change_order(pieces, rng)
+    return b"".join(pieces) + end
+
+
+def _change_argument(pieces: list[bytes], rng: Random) -> None:
+    kinds = {
+        b"K": "int",
+        b"M": "int",
+        b"J": "int",
+        b"\x8a": "int",
+        b"X": "text",
+        b"\x8c": "text",
+        b"c": "global",
+        b"\x88": "bool",
+        b"\x89": "bool",
+    }
+    found = [at for at, piece in enumerate(pieces) if piece[:1] in kinds]
+    if not found or rng.random() < 0.1:
+        pieces.insert(
+            rng.randrange(len(pieces)), rng.choice((b"N0", b"(1", b"]0", b"}0", b"K\x000", b")0"))
+        )  # which leave the stack as it was
+        return
+    at = rng.choice(found)
+    kind = kinds[pieces[at][:1]]
+    if kind == "int":
+        pieces[at] = changed_integer(pieces[at], rng)
+    elif kind == "bool":
+        pieces[at] = rng.choice((b"\x88", b"\x89", b"K\x01", b"N"))
+    elif kind == "global":
+        globals_ = [piece for piece in (*pieces, *_OPERATIONS) if piece[:1] == b"c"]
+        pieces[at] = rng.choice(globals_)
+    else:
+        texts = [pieces[other] for other in found if kinds[pieces[other][:1]] == "text"]
+        text = pieces[at][5:] if pieces[at][:1] == b"X" else pieces[at][2:]
+        text = (
+            changed_bytes(text, rng)[:250]
+            if rng.random() < 0.5
+            else rng.choice((b"cpu", b"cuda:0", b"0", b"1", b"../x", b"a.b", b"", b"__0_0.distcp"))
+        )
+        pieces[at] = rng.choice(texts) if rng.random() < 0.4 else b"X" + struct.pack("<I", len(text)) + text
+
+
+def _change_order(pieces: list[bytes], rng: Random) -> None:
+    at = rng.randrange(len(pieces))
+    way = rng.randrange(6)
+    if way == 0:
+        del pieces[at : at + rng.choice((1, 1, 3))]
+    elif way == 1:
+        pieces.insert(at, rng.choice(pieces))
+    elif way == 2:
+        other = rng.randrange(len(pieces))
+        pieces[at], pieces[other] = pieces[other], pieces[at]
+    elif way == 3:
+        pieces.insert(at, rng.choice(_OPERATIONS))
+    elif way == 4:
+        pieces[at:at] = pieces[at : at + rng.choice((2, 5, 20))] * rng.choice((1, 2, 8))
+    else:
+        pieces[at] = changed_bytes(pieces[at], rng)
 
 
 def changed_integer(operation: bytes, rng: Random) -> bytes:
-    """Another integer in the place of one; other operations stay."""
-    if operation[:1] in b"KMJ" and len(operation) > 1:
-        number = int.from_bytes(operation[1:], "little")
-        return b"J" + (changed_number(number, rng) & 0xFFFFFFFF).to_bytes(4, "little")
-    if operation[:1] == b"\x8a":
-        number = changed_number(int.from_bytes(operation[2:], "little", signed=True), rng)
-        body = number.to_bytes((number.bit_length() + 8) // 8, "little", signed=True)
-        return b"\x8a" + bytes([len(body)]) + body
-    return operation
+    """Another integer in the place of one."""
+    long = operation[:1] == b"\x8a"
+    number = int.from_bytes(operation[2 if long else 1 :], "little", signed=long)
+    number = rng.randrange(9) if rng.random() < 0.4 else changed_number(number, rng)
+    if 0 <= number < 256:
+        return b"K" + bytes([number])
+    if 0 <= number < 1 << 31:
+        return b"J" + number.to_bytes(4, "little")
+    body = number.to_bytes((number.bit_length() + 8) // 8, "little", signed=True)
+    return b"\x8a" + bytes([len(body) & 255]) + body
 
 
 _OPERATIONS = (
     *(b"(", b")", b"}", b"]", b"t", b"\x85", b"\x86", b"\x87", b"0", b"2", b"N", b"\x88", b"s", b"u", b"a", b"e", b"R", b"b", b"Q", b"."),
-    *(b"\x81", b"\x93", b"\x94", b"q\x00", b"h\x00", b"K\x00", b"J\xff\xff\xff\x7f", b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"X\x00\x00\x00\x00"),
-    *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n"),
-    *(b"\x80\x02", b"\x95" + b"\xff" * 8, b"X\x04\x00\x00\x00cpu\x00", b"ctorch\nbfloat16\n", b"ctorch\nSize\n", b"\x8f", b"\x91", b"G" + bytes(8)),
+    *(
+        b"\x81",
+        b"\x93",
+        b"\x94",
+        b"q\x00",
+        b"h\x00",
+        b"K\x00",
+        b"J\xff\xff\xff\x7f",
+        b"\x8a\x09" + b"\xff" * 8 + b"\x00",
+        b"X\x00\x00\x00\x00",
+    ),
+    *(
+        b"cos\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+    ),
+    *(
+        b"\x80\x02",
+        b"\x95" + b"\xff" * 8,
+        b"X\x04\x00\x00\x00cpu\x00",
+        b"ctorch\nbfloat16\n",
+        b"ctorch\nSize\n",
+        b"\x8f",
+        b"\x91",
+        b"G" + bytes(8),
+    ),
 )

@@ -18,16 +18,78 @@ from fuzz.packfile import Blob, Chunk, Document, put_together, refs_of, settle_t
 
 __all__ = ["PARTS", "changed_pack"]
 
-PARTS = ("index", "blobs", "terms", "file")
-"""What of a pack may be changed: anything the index says; bytes of blobs; what terms say of their streams; the file as bytes."""
+PARTS = ("index", "blobs", "terms", "files", "file")
+"""What of a pack may be changed: anything the index says; bytes of blobs; what terms say of their streams; what side files say; the file as
+bytes."""
 
 _WORDS = (
     *("delta", "unchanged", "grown", "shrunk", "stored", "exact", "removed", "alias"),
     *("seeded", "stratified", "gaps", "bitmap", "all", "int8", "int4", "int3", "int2", "sign", "ternary", "uniform", "factors"),
-    *("f64", "f32", "f16", "bf16", "f8_e4m3fn", "f8_e5m2", "f8_e8m0fnu", "c64", "i64", "i32", "i8", "u8", "bool", "raw4:F4", "raw1:X", "raw999:Y"),
-    *("tensor", "rows", "outer", "arranged", "containers", "files.base", "folders", "raw-types", "scales", "name", "shape", "dtype", "kind"),
-    *("grid", "pieces", "transposed", "terms", "digests", "stats", "optional", "dpk.metadata", "lines", "scale", "keep", "key", "shift", "of"),
-    *("00000000", "7f800000", "7fc00000", "ff7fffff", "80000000", "00000001", "3f800000", "0" * 16, "f" * 16, "e" * 32, "w", "x", "old", "new"),
+    *(
+        "f64",
+        "f32",
+        "f16",
+        "bf16",
+        "f8_e4m3fn",
+        "f8_e5m2",
+        "f8_e8m0fnu",
+        "c64",
+        "i64",
+        "i32",
+        "i8",
+        "u8",
+        "bool",
+        "raw4:F4",
+        "raw1:X",
+        "raw999:Y",
+    ),
+    *(
+        "tensor",
+        "rows",
+        "outer",
+        "arranged",
+        "containers",
+        "files.base",
+        "folders",
+        "raw-types",
+        "scales",
+        "name",
+        "shape",
+        "dtype",
+        "kind",
+    ),
+    *(
+        "grid",
+        "pieces",
+        "transposed",
+        "terms",
+        "digests",
+        "stats",
+        "optional",
+        "dpk.metadata",
+        "lines",
+        "scale",
+        "keep",
+        "key",
+        "shift",
+        "of",
+    ),
+    *(
+        "00000000",
+        "7f800000",
+        "7fc00000",
+        "ff7fffff",
+        "80000000",
+        "00000001",
+        "3f800000",
+        "0" * 16,
+        "f" * 16,
+        "e" * 32,
+        "w",
+        "x",
+        "old",
+        "new",
+    ),
 )
 
 
@@ -45,7 +107,11 @@ def changed_pack(data: bytes, rng: Random, parts: tuple[str, ...], base: Any = N
     if document is None or ("file" in parts and rng.random() < 0.04):
         return changed_bytes(data, rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        _CHANGES[rng.choice(parts)](document, rng)
+        part = rng.choice(parts)
+        if part == "files":
+            _change_files(document, rng, files or {})
+        else:
+            _CHANGES[part](document, rng)
     if rng.random() < 0.9:
         _leniently(settle_totals, document.index)
     if base is not None and rng.random() < 0.75:
@@ -56,7 +122,7 @@ def changed_pack(data: bytes, rng: Random, parts: tuple[str, ...], base: Any = N
 
 
 def _leniently(settle: Callable[..., None], *args: Any) -> None:
-    """Make a pack fit as far as that goes: what the decoder of the specification makes of an index that it did not check is no matter here."""
+    """Make a pack fit as far as that goes: what the reference decoder makes of an index that it did not check is no matter here."""
     with suppress(Exception):
         settle(*args)
 
@@ -223,11 +289,47 @@ def _change_file(document: Document, rng: Random) -> None:
     written = take_apart(put_together(document))
     if written is None:
         return
-    text = json.dumps(_without_blobs(document.index), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text = json.dumps(_without_blobs(document.index), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
     if way == 1:
         document.text = changed_text(text, rng, _WORDS)
     else:
         document.frame = changed_bytes(zstandard.ZstdCompressor(level=3).compress(text), rng)
+
+
+def _change_files(document: Document, rng: Random, files: Mapping[str, bytes]) -> None:
+    """Change what a side file says, whether it refers to the base's or not; it no longer does then."""
+    rows = document.index.get("files") if isinstance(document.index, dict) else None
+    held = [row for row in rows if isinstance(row, dict) and isinstance(row.get("blob"), Blob)] if isinstance(rows, list) else []
+    if not held:
+        _change_index(document, rng)
+        return
+    row = rng.choice(held)
+    content = row["blob"].data
+    if content[:4] == b"\x28\xb5\x2f\xfd":
+        before = files.get(str(row.get("name"))) if "base" in row else None
+        prefix = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
+        with suppress(zstandard.ZstdError):
+            content = zstandard.ZstdDecompressor(dict_data=prefix).decompress(content, max_output_size=1 << 20)
+    row.pop("base", None)
+    row["blob"] = Blob(changed_text(content, rng, _TOKENS))
+
+
+_TOKENS = (
+    "added_tokens",
+    "model",
+    "vocab",
+    "content",
+    "id",
+    "special",
+    "<s>",
+    "</s>",
+    "<a>",
+    "added_tokens_decoder",
+    "vocab_size",
+    "bos_token",
+)
 
 
 def _without_blobs(value: Any) -> Any:

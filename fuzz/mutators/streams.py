@@ -9,7 +9,14 @@ import zstandard
 __all__ = ["INTERESTING", "changed_bytes", "changed_frame", "changed_number", "is_frame"]
 
 INTERESTING = tuple(
-    sorted({sign * ((1 << bits) + step) for bits in (0, 3, 7, 8, 15, 16, 20, 31, 32, 48, 53, 62, 63, 64) for step in (-1, 0, 1) for sign in (1, -1)})
+    sorted(
+        {
+            sign * ((1 << bits) + step)
+            for bits in (0, 3, 7, 8, 15, 16, 20, 31, 32, 48, 53, 62, 63, 64)
+            for step in (-1, 0, 1)
+            for sign in (1, -1)
+        }
+    )
 )
 """Numbers at which something ends: widths of types, a chunk, the limit of elements, exact integers of a double."""
 _FRAME = b"\x28\xb5\x2f\xfd"

@@ -314,6 +314,7 @@ def bases() -> Group:
     one, two = [term("all", "int4", [0, 1, 2])], [term("bitmap", "f32", [1])]
     packs = {name: Pack().patched("w", was, what) for name, was, what in (("one", old, one), ("two", old, two), ("other", other, two))}
     packs |= {"says-other": Pack().patched("w", old, two), "says-the-same": Pack().patched("w", other, two)}
+    packs |= {"counts-more": Pack().patched("w", old, two)}
     new = floats("f32", (3,), 5)
     packs |= {"unchanged": Pack().unchanged("w", old), "unsaid": Pack().stored("w", new, over=old)}
     packs |= {"removed": Pack().removed("w", old), "removed-other": Pack().removed("w", other)}
@@ -323,11 +324,15 @@ def bases() -> Group:
     def says_other(index: Json) -> None:
         index["base"]["fingerprint"] = "0" * 64
 
+    def counts_more(index: Json) -> None:
+        index["base"]["tensors"] = 7
+
     def says_the_same(index: Json) -> None:
         index["base"]["fingerprint"] = packs["one"].index_base()["fingerprint"]
 
     two_parts = [(packs["one"].said["w"], "1"), (packs["two"].said["w"], "1")]
     cases = {"same": Case(("one", "two"), ("1", "1"), result={"w": summed(old, two_parts)})}
+    cases |= {"counts-more": Case(("one", "counts-more"), ("1", "1"), result={"w": summed(old, two_parts)})}
     cases |= {name: Case(("one", name), ("1", "1"), error=WRONG_BASE) for name in ("other", "says-other", "says-the-same")}
     half = {"w": summed(old, [(packs["unsaid"].said["w"], "0.5")])}
     for first, second, result in (
@@ -342,7 +347,7 @@ def bases() -> Group:
         cases[f"{first}-{second}"] = Case((first, second), weights, result=result)
         cases[f"{first}-{second}-other"] = Case((first, f"{second}-other"), weights, error=WRONG_BASE)
         cases[f"{second}-other-{first}"] = Case((f"{second}-other", first), weights[::-1], error=WRONG_BASE)
-    edits: dict[str, Callable[[Json], None]] = {"says-other": says_other}
+    edits: dict[str, Callable[[Json], None]] = {"says-other": says_other, "counts-more": counts_more}
     edits |= dict.fromkeys(("says-the-same", "removed-other", "stored-other", "exact-other"), says_the_same)
     return Group("the packs must have one base", {"w": old}, packs, cases, edits)
 
