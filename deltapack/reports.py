@@ -272,6 +272,9 @@ class ExplainReport(Report):
 class VerifyReport(Report):
     """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that.
 
+    `level` is what was proved of the pack, or of each pack of a chain, of which `pack` is the last and `packs` the number: `"index"`
+    (prologue and index keep every rule), `"pack"` (every byte is what was written, every chunk decodes) or `"applies"` (with this base
+    `apply` gives what the pack promises, every tensor and every file).
     `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none.
     """
 
@@ -283,3 +286,5 @@ class VerifyReport(Report):
     result_digests: bool
     notes: Sequence[str] = field(default_factory=list)
     weight_files: int = 0
+    level: str = "pack"
+    packs: int = 1
