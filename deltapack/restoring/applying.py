@@ -29,7 +29,7 @@ from deltapack.packing.kinship import shortened
 from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
-from deltapack.restoring.engine import RestoredTensor, restore_tensors
+from deltapack.restoring.engine import RestoredTensor, restore_tensors, told_of
 from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.promised import Promise
@@ -239,6 +239,7 @@ def write_checkpoint(
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
             restored = list(tensors)
+        notes += told_of(restored)
         if promise is not None:
             promise.check_tensors(restored, composition.aliases)
         for name, data in own_files.items():

@@ -22,7 +22,7 @@ from deltapack.composing.assets import check_base_files, copy_side_files
 from deltapack.composing.basecheck import check_fingerprint, wrong_result
 from deltapack.composing.chain import in_order, open_links, paths_of, restored_from
 from deltapack.composing.compose import compose
-from deltapack.composing.containers import check_heads_alone, restored_files
+from deltapack.composing.containers import check_heads_alone
 from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, StoredRows
 from deltapack.composing.weighted import WeightedPack
@@ -37,7 +37,7 @@ from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring.engine import Nowhere, restore_tensors
 from deltapack.restoring.promised import Promise
 from deltapack.restoring.provenance import restored as provenance
-from deltapack.restoring.weight_files import files_like_base
+from deltapack.restoring.weight_files import files_like_base, finetuned_files
 
 __all__ = ["verify"]
 
@@ -86,12 +86,17 @@ def verify(
             check_fingerprint(reader)
         if quick:
             return _report(links, "index")
-        chunks, done = sum(map(_chunks_in, links)), 0
+        total, done = sum(map(_chunks_in, links)), 0
         for reader in links:
             with kernels.working_on(reader.index.entries):
                 _check_bytes(reader)
-                done = _check_chunks(reader, count, lambda here, start=done: report(start + here, chunks)) + done
+                done += _check_chunks(reader, count, partial(_told, report, done, total))
         return _report(links, "pack")
+
+
+def _told(report: Progress, before: int, total: int, here: int) -> None:
+    """Tell how much is done where packs before were checked."""
+    report(before + here, total)
 
 
 def _report(links: Sequence[PackReader], level: str, based: int = 0, notes: Sequence[str] = ()) -> VerifyReport:
@@ -115,29 +120,27 @@ def _report(links: Sequence[PackReader], level: str, based: int = 0, notes: Sequ
 
 
 def _with_base(links: Sequence[PackReader], base: str | Path, weight_files: str | None, workers: int, progress: Progress) -> VerifyReport:
-    """Check packs with the base of the first: first that it is the base, then every byte of the packs, then what they give."""
+    """Check packs with the base of the first, in the order in which `apply` meets the same faults."""
     *before, reader = links
     with open_checkpoint(base, weights=weight_files) as files, kernels.working_on(files.tensors.values(), len(links)):
         base_ckpt = restored_from(files, before)
         weighted, seen = WeightedPack(reader), arranged_base(base_ckpt, [reader])
         composition = compose(seen, [weighted])
-        for link in links:
-            _check_bytes(link)
+        kept, _ = finetuned_files(base_ckpt, weighted, Path("out"), dtype=None, shard_bytes=None)
         notes = [*base_ckpt.notes, *composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
         metadata = result_metadata(base_ckpt, composition.metadata, composition.folders, provenance(weighted, composition, verify=True))
-        if not reader.index.containers:
-            for shard in files_like_base(seen, composition, None):
-                new_head(shard, composition.aliases, metadata)
+        for shard in files_like_base(seen, composition, None) if kept is None else ():
+            new_head(shard, composition.aliases, metadata)
         promise = Promise(weighted)
         restored = restore_tensors(seen, composition.jobs, Nowhere(), verify=True, digests=True, workers=workers, progress=progress)
         with closing(restored):
             tensors = list(restored)
         promise.check_tensors(tensors, composition.aliases)
-        if reader.index.containers:  # after the tensors: of another base nothing else is worth telling
-            restored_files(reader, base_ckpt)
         beside = set[str]()
         copy_side_files(base_ckpt, reader, lambda name, data: beside.add(name), verify=True, dtype=None)
         promise.check_files(beside)
+        for link in links:  # of what apply does not read
+            _check_bytes(link)
         return _report(links, "applies", sum(isinstance(tensor.job.source, FromBase) for tensor in tensors), notes)
 
 
