@@ -54,6 +54,7 @@ NARROW: dict[str, set[str]] = {
         "format.atomic",
         "format.digest",
         "format.folders",
+        "format.paths",
         "sources",
     },
     "merging.methods": {"errors", "kernels"},
