@@ -17,6 +17,7 @@ __all__ = [
     "ExplainRow",
     "LayerRow",
     "MergeReport",
+    "ModelReport",
     "PreviewReport",
     "PreviewRow",
     "Progress",
@@ -274,8 +275,8 @@ class VerifyReport(Report):
 
     `level` is what was proved of the pack, or of each pack of a chain, of which `pack` is the last and `packs` the number: `"index"`
     (prologue and index keep every rule), `"pack"` (every byte is what was written, every chunk decodes) or `"applies"` (with this base
-    `apply` gives what the pack promises, every tensor and every file).
-    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none.
+    `apply` gives what the pack promises, every tensor and every file). `weight_files` are those that the pack restores byte for byte,
+    where their layout is that of the fine-tune: all or none. `pack_id`, `content_id` and `base_fingerprint` are those of `PackSummary`.
     """
 
     pack: Path
@@ -286,5 +287,37 @@ class VerifyReport(Report):
     result_digests: bool
     notes: Sequence[str] = field(default_factory=list)
     weight_files: int = 0
+    pack_id: str = ""
+    content_id: str = ""
+    base_fingerprint: str = ""
     level: str = "pack"
     packs: int = 1
+
+
+@dataclass(frozen=True)
+class ModelReport(Report):
+    """What `verify_model` found: the checkpoint is what the pack restores.
+
+    Attributes:
+        pack: The pack.
+        model: The checkpoint.
+        pack_id: SHA-256 of the index of the pack.
+        content_id: Of the checkpoint, as `Pack.content_id` is of a pack; of one file, of its tensors alone.
+        base_fingerprint: Of the checkpoint that the pack was made from.
+        tensors: Tensors that were compared, all of both.
+        tensor_bytes: Their bytes.
+        side_files: Side files that were compared.
+        weight_files_match: Whether the weight files are the fine-tune's byte for byte; false where the pack does not know them.
+        notes: What was not compared, or is otherwise without being other content.
+    """
+
+    pack: Path
+    model: Path
+    pack_id: str
+    content_id: str
+    base_fingerprint: str
+    tensors: int
+    tensor_bytes: int
+    side_files: int
+    weight_files_match: bool
+    notes: Sequence[str] = field(default_factory=list)

@@ -20,6 +20,7 @@ from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
 from deltapack.format.paths import is_weight_file
 from deltapack.limits import Limits
+from deltapack.sources.inputs import note_input
 
 __all__ = ["Located", "check_folders", "locate_all", "moved", "prefixed"]
 
@@ -146,6 +147,7 @@ def _declared(path: Path, names: Collection[str]) -> frozenset[str]:
     """Return the sub-folders that diffusers or sentence-transformers load as parts of a model, by its lists; of a malformed list none."""
     parts: set[str] = set()
     for name in _PARTS:
+        note_input(path / name)
         try:
             text = (path / name).read_bytes() if name in names and (path / name).stat().st_size <= _LARGEST_LIST else b"null"
             found = json.loads(text)

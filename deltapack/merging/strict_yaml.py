@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import RecipeError, did_you_mean
+from deltapack.sources.inputs import note_input
 
 __all__ = ["Node", "parse_yaml", "read_yaml"]
 
@@ -103,6 +104,7 @@ def read_yaml(path: Path) -> Node:
     Raises:
         RecipeError: It cannot be read, is not YAML, or uses more of YAML than a recipe may.
     """
+    note_input(path)
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)

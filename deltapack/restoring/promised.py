@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
 from deltapack.errors import ChecksumError
 from deltapack.format.digest import fingerprint
 from deltapack.format.forms import is_descriptive
-from deltapack.restoring.engine import RestoredTensor
 
 __all__ = ["Promise"]
 
@@ -31,13 +31,13 @@ class Promise:
     dtype: DType | None = None
     verify: bool = True
 
-    def check_tensors(self, restored: Sequence[RestoredTensor], aliases: Mapping[str, str]) -> None:
+    def check_tensors(self, jobs: Sequence[TensorJob], aliases: Mapping[str, str]) -> None:
         """Compare names, types, shapes and, of a plain result, the fingerprint; and second names.
 
         Raises:
             ChecksumError: They are not those of the index.
         """
-        index, jobs = self.pack.reader.index, [tensor.job for tensor in restored]
+        index = self.pack.reader.index
         entries = [entry for entry in index.entries if entry.in_result]
         dtypes = {entry.name: self.dtype if self.dtype is not None and entry.dtype.is_delta else entry.dtype for entry in entries}
         expected = {entry.name: (dtypes[entry.name].name, tuple(entry.shape)) for entry in entries}

@@ -29,6 +29,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
+from deltapack.format.identity import content_of
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
 from deltapack.kernels.buffers import Buffers
@@ -38,6 +39,7 @@ from deltapack.restoring.engine import Nowhere, restore_tensors
 from deltapack.restoring.promised import Promise
 from deltapack.restoring.provenance import restored as provenance
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
+from deltapack.sources.inputs import guarded
 
 __all__ = ["verify"]
 
@@ -45,6 +47,7 @@ _BATCH = 8 * CHUNK
 """Elements that one task decodes, at least."""
 
 
+@guarded
 def verify(
     pack: str | Path | Sequence[str | Path],
     base: str | Path | None = None,
@@ -114,6 +117,7 @@ def _report(links: Sequence[PackReader], level: str, based: int = 0, notes: Sequ
         level == "applies",
         list(notes),
         restored_weight_files(last.index.containers),
+        *_identity(last),
         level,
         len(links),
     )
@@ -135,7 +139,7 @@ def _with_base(links: Sequence[PackReader], base: str | Path, weight_files: str 
         restored = restore_tensors(seen, composition.jobs, Nowhere(), verify=True, digests=True, workers=workers, progress=progress)
         with closing(restored):
             tensors = list(restored)
-        promise.check_tensors(tensors, composition.aliases)
+        promise.check_tensors([tensor.job for tensor in tensors], composition.aliases)
         beside = set[str]()
         copy_side_files(base_ckpt, reader, lambda name, data: beside.add(name), verify=True, dtype=None)
         promise.check_files(beside)
@@ -171,6 +175,10 @@ def _check_chunks(reader: PackReader, workers: int, report: Callable[[int], None
 
 def _chunks_in(reader: PackReader) -> int:
     return sum(_chunk_count(entry) for entry in reader.index.entries)
+
+
+def _identity(reader: PackReader) -> tuple[str, str, str]:
+    return reader.pack_id, content_of(reader.index), reader.index.base_fingerprint
 
 
 def _chunk_count(entry: Entry) -> int:

@@ -56,6 +56,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "max_part_size": (["--max-part-size", "5GB"], {"max_part_size": "5GB"}),
         "max_side_file": (["--max-side-file", "9MB"], {"max_side_file": "9MB"}),
         "leave_out": (["--leave-out", "*.md"], {"leave_out": ("*.md",)}),
+        "follow_links": (["--follow-links"], {"follow_links": True}),
         "base_packs": (["--base-pack", "PACK"], {"base_packs": ("PACK",)}),
         "fidelity": (["--fidelity", "0.1"], {"recipe.fidelity": 0.1}),
         "non_finite": (["--non-finite", "store"], {"recipe.non_finite": "store"}),
