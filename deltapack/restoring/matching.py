@@ -118,7 +118,7 @@ def _files(model: Checkpoint, index: Index, pack: Path) -> tuple[dict[str, str] 
 
 def _left_out(model: Checkpoint) -> list[str]:
     """Name what lies in the folder and was not compared, as no pack would hold it: whoever loads the model may read it all the same."""
-    left = [item.name for item in model.list_side_files(include_code=True, limits=OF_THE_USER)[1]]
+    left = [item.name for item in model.list_side_files(include_code=True, limits=OF_THE_USER, follow_links=True)[1]]
     return [f"not compared, as packs hold no such files: {_few(left)}"] if left else []
 
 

@@ -108,7 +108,7 @@ ELSEWHERE = {
     "compress": {"base", "finetuned", "out", "quiet", "as_json", "dry_run"},
     "apply": {"base", "packs", "step", "out", "quiet", "as_json"},
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
-    "verify": {"packs", "quiet", "as_json"},
+    "verify": {"packs", "model", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},
     "log": {"paths", "quiet", "as_json"},
     "split": {"pack", "max_part_size", "out", "force", "quiet", "as_json"},

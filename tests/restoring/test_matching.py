@@ -68,6 +68,15 @@ def in_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
+def as_links(folder: Path) -> None:
+    """As the cache of the Hub has it."""
+    blobs = folder.with_name("blobs")
+    blobs.mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(blobs / path.name)
+        path.symlink_to(blobs / path.name)
+
+
 SAME: dict[str, tuple[Callable[[Path], object], str]] = {
     "another card": (lambda folder: (folder / "README.md").write_text("another"), ""),
     "no card": (lambda folder: (folder / "README.md").unlink(), ""),
@@ -78,6 +87,7 @@ SAME: dict[str, tuple[Callable[[Path], object], str]] = {
         "the tensors lie in the weight files otherwise",
     ),
     "shards": (in_shards, "the tensors lie in the weight files otherwise"),
+    "links": (as_links, ""),
     "a pickle": (as_pickle, "the tensors lie in the weight files otherwise"),
 }
 
