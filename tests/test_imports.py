@@ -55,6 +55,7 @@ NARROW: dict[str, set[str]] = {
         "format.atomic",
         "format.digest",
         "format.folders",
+        "format.paths",
         "format.placing",
         "sources",
     },

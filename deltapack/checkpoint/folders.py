@@ -15,10 +15,11 @@ from pathlib import Path, PurePath, PurePosixPath
 from deltapack.checkpoint.files import is_folder, refuse_fault
 from deltapack.checkpoint.formats import FORMATS, WeightFormat
 from deltapack.checkpoint.locate import Location, locate, location_of_index, nothing_found, one_of_two, search_folder
-from deltapack.checkpoint.sidefiles import is_never_a_part, is_training_state, is_weight_file, reason_to_skip_folder
+from deltapack.checkpoint.sidefiles import is_never_a_part, is_training_state, reason_to_skip_folder
 from deltapack.checkpoint.tensors import ParsedFile, check_tensor
 from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
+from deltapack.format.paths import is_weight_file
 from deltapack.limits import Limits
 from deltapack.sources.inputs import note_input
 

@@ -20,9 +20,9 @@ from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
 from deltapack.checkpoint.metadata import Strings
 from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
-from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
 from deltapack.format.atomic import check_free_space, claimed, fsync_folder, raise_error, temporary_sibling, writing
+from deltapack.format.paths import check_side_name
 from deltapack.format.placing import place, seen_at
 from deltapack.sources.remote_path import RemotePath
 

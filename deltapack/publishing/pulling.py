@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.checking import as_path, as_text
-from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
+from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
 from deltapack.format.atomic import check_absent, check_free_space, claimed, place_durably, temporary_sibling, writing
+from deltapack.format.paths import check_side_name
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.checking import as_one_file, as_path, as_text
-from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
+from deltapack.format.paths import is_weight_file
 from deltapack.merging.basecard import CARD
 from deltapack.publishing.contents import Contents, card_of_pack, contents_of
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars

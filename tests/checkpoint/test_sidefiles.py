@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deltapack.checkpoint import check_side_name, list_side_files
+from deltapack.checkpoint import list_side_files
 from deltapack.errors import FormatError, InputChangedError, LimitError, RecipeError
+from deltapack.format.paths import check_side_name
 from deltapack.limits import DEFAULT_LIMITS
 
 TRAVELS = [
