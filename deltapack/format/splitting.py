@@ -213,6 +213,7 @@ class _Place:
         self.out, self.folder, self._seen = out, folder, seen
         self.written: list[tuple[Path, Path]] = []
         self._placed: list[Path] = []
+        self._text = b""
 
     def part(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
@@ -241,7 +242,7 @@ class _Place:
 
     def finish(self, index: bytes) -> None:
         """Give the parts their names, and then the index, so that it is there when all of them are."""
-        path = _index_of(self.out)
+        path, self._text = _index_of(self.out), index
         if isinstance(path, RemotePath):
             send_bytes(index, path.url)
             self._placed = []
@@ -259,9 +260,20 @@ class _Place:
 
     def take_back(self) -> None:
         """Remove the parts that have their names, where no index speaks of them."""
+        if self._is_named():  # interrupted after the index had its name: all is there
+            return
         for path in self._placed:
             with contextlib.suppress(OSError, SourceError):
                 _remove(path)
+
+    def _is_named(self) -> bool:
+        """Whether the index is in its place; also where that cannot be seen, as parts too many do less harm than parts too few."""
+        try:
+            return bool(self._text) and _index_of(self.out).read_bytes() == self._text
+        except FileNotFoundError:
+            return False
+        except (OSError, SourceError):
+            return True
 
 
 def _remove(path: Path) -> None:
