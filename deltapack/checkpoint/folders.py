@@ -19,6 +19,7 @@ from deltapack.checkpoint.tensors import ParsedFile, check_tensor
 from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
 from deltapack.limits import Limits
+from deltapack.sources.whole import read_small
 
 __all__ = ["Located", "check_folders", "locate_all", "moved", "prefixed"]
 
@@ -146,7 +147,7 @@ def _declared(path: Path, names: Collection[str]) -> frozenset[str]:
     parts: set[str] = set()
     for name in _PARTS:
         try:
-            text = (path / name).read_bytes() if name in names and (path / name).stat().st_size <= _LARGEST_LIST else b"null"
+            text = read_small(path / name, _LARGEST_LIST) if name in names else b"null"
             found = json.loads(text)
         except (OSError, ValueError, RecursionError):
             continue
