@@ -58,11 +58,13 @@ if TYPE_CHECKING:
         CompressReport,
         ExplainReport,
         MergeReport,
+        ModelReport,
         PreviewReport,
         SurveyReport,
         VerifyReport,
     )
     from deltapack.restoring.applying import apply
+    from deltapack.restoring.matching import verify_model
     from deltapack.restoring.verifying import verify
     from deltapack.runs.keeping import pack_step
     from deltapack.runs.restoring import restore_step
@@ -90,6 +92,7 @@ __all__ = [
     "MergeFile",
     "MergeRecipe",
     "MergeReport",
+    "ModelReport",
     "Override",
     "Pack",
     "PackEntry",
@@ -136,6 +139,7 @@ __all__ = [
     "survey_merge",
     "tune",
     "verify",
+    "verify_model",
     "watch",
     "write_model_folder",
 ]
@@ -160,6 +164,7 @@ _HOMES = {
     "MergeFile": "merging.recipe_files",
     "MergeRecipe": "merging.recipe",
     "MergeReport": "reports",
+    "ModelReport": "reports",
     "Override": "packing.recipe",
     "Pack": "packs.pack",
     "PackEntry": "packs.pack",
@@ -205,6 +210,7 @@ _HOMES = {
     "survey_merge": "merging.surveying",
     "tune": "analysis.tuning",
     "verify": "restoring.verifying",
+    "verify_model": "restoring.matching",
     "watch": "runs.watching",
     "write_model_folder": "packs.model_folder",
 }

@@ -12,8 +12,10 @@
     |   +-- ChecksumError     3  stored bytes do not match their checksum
     |   +-- NotAPackError     5  this is something else than a pack, and whole
     +-- BaseMismatchError     4  this is not the base that the pack was made from
+    +-- ModelMismatchError    4  this is not the checkpoint that the pack restores
     +-- UnsupportedError      5  valid, but needs a feature that this build does not have
     +-- SourceError           1  a file of another machine cannot be read: the network, the server, the rights
+    |   +-- InputChangedError    1  a file changed while it was read, here or elsewhere
     +-- BackendError          5  the backend or device that was asked for cannot run here
     +-- LimitError            6  would exceed a limit (see `deltapack.limits`)
 
@@ -34,8 +36,10 @@ __all__ = [
     "DeltapackError",
     "FormatError",
     "HubError",
+    "InputChangedError",
     "LimitError",
     "MergeConflictError",
+    "ModelMismatchError",
     "NonFiniteError",
     "NotACheckpointError",
     "NotAPackError",
@@ -166,6 +170,12 @@ class BaseMismatchError(DeltapackError):
     exit_code = 4
 
 
+class ModelMismatchError(DeltapackError):
+    """The checkpoint given is not what the pack restores."""
+
+    exit_code = 4
+
+
 class UnsupportedError(DeltapackError):
     """The input is well formed but needs a feature that this build does not have."""
 
@@ -174,6 +184,10 @@ class UnsupportedError(DeltapackError):
 
 class SourceError(DeltapackError):
     """A file of another machine cannot be read: the network, the server, missing rights, or it changed meanwhile."""
+
+
+class InputChangedError(SourceError):
+    """A file changed while it was read, here or on another machine: what was read of it does not belong together. Run again."""
 
 
 class BackendError(DeltapackError):

@@ -64,7 +64,7 @@ def batches(tasks: Iterable[T], size: Callable[[T], int], least: int, most: int 
 
 
 def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:
-    """Yield `function(task)` for each task, in task order, with `workers` threads.
+    """Yield `function(task)` for each task, in task order, with `workers` threads, or as many as the system starts.
 
     At most `workers + 2` results exist at a time, so memory is bounded however long `tasks` is.
     An exception in a task is raised at its place in the order; tasks not yet started never start.
@@ -81,9 +81,11 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
     sent = taken = 0
     try:
         try:
-            for _ in range(workers):
-                _thread.start_new_thread(_work, (function, todo, done, begun, ended))
+            started = _start(workers, _work, (function, todo, done, begun, ended))
             for task in tasks:
+                if not started:
+                    yield function(task)
+                    continue
                 todo.put((sent, task))
                 sent += 1
                 if sent - taken > workers + 1:
@@ -100,6 +102,8 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
 
 def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:
     """Call `function` for each task with `workers` threads, this one among them; for tasks that are too short to be handed over one by one.
+
+    There are fewer threads where the system starts no more.
 
     An exception ends the rest and is raised; of several, the one that came first. No task runs any more when this returns.
     """
@@ -128,8 +132,7 @@ def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) 
 
     try:
         try:
-            for _ in range(min(workers, len(tasks)) - 1):
-                _thread.start_new_thread(helper, ())
+            _start(min(workers, len(tasks)) - 1, helper, ())
             work()
         finally:
             _stop(0, todo, awake, begun, ended)
@@ -137,6 +140,16 @@ def for_each(function: Callable[[T], object], tasks: Sequence[T], workers: int) 
         _stop(0, todo, awake, begun, ended)
     if errors:
         raise errors[0]
+
+
+def _start(count: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
+    """Start threads, up to `count`; return how many the system has started: it may have a limit, or no memory for their stacks."""
+    for number in range(count):
+        try:
+            _thread.start_new_thread(function, arguments)
+        except RuntimeError:
+            return number
+    return count
 
 
 def _work(function: Callable[[T], R], todo: SimpleQueue[Any], done: SimpleQueue[Any], begun: list[None], ended: list[None]) -> None:

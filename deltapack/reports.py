@@ -17,6 +17,7 @@ __all__ = [
     "ExplainRow",
     "LayerRow",
     "MergeReport",
+    "ModelReport",
     "PreviewReport",
     "PreviewRow",
     "Progress",
@@ -272,7 +273,8 @@ class ExplainReport(Report):
 class VerifyReport(Report):
     """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that.
 
-    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none.
+    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none. `pack_id`,
+    `content_id` and `base_fingerprint` are those of `PackSummary`.
     """
 
     pack: Path
@@ -283,3 +285,35 @@ class VerifyReport(Report):
     result_digests: bool
     notes: Sequence[str] = field(default_factory=list)
     weight_files: int = 0
+    pack_id: str = ""
+    content_id: str = ""
+    base_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class ModelReport(Report):
+    """What `verify_model` found: the checkpoint is what the pack restores.
+
+    Attributes:
+        pack: The pack.
+        model: The checkpoint.
+        pack_id: SHA-256 of the index of the pack.
+        content_id: Of the checkpoint, as `Pack.content_id` is of a pack; of one file, of its tensors alone.
+        base_fingerprint: Of the checkpoint that the pack was made from.
+        tensors: Tensors that were compared, all of both.
+        tensor_bytes: Their bytes.
+        side_files: Side files that were compared.
+        weight_files_match: Whether the weight files are the fine-tune's byte for byte; false where the pack does not know them.
+        notes: What was not compared, or is otherwise without being other content.
+    """
+
+    pack: Path
+    model: Path
+    pack_id: str
+    content_id: str
+    base_fingerprint: str
+    tensors: int
+    tensor_bytes: int
+    side_files: int
+    weight_files_match: bool
+    notes: Sequence[str] = field(default_factory=list)

@@ -15,7 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 GITHUB = "https://github.com/deltapack/deltapack"
 GUIDES = "Guides"
 
-MOVED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "readme.md", "spec/README.md": "spec/index.md"}
+MOVED = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "readme.md",
+    "SECURITY.md": "reporting.md",
+    "spec/README.md": "spec/index.md",
+}
 """Places in the site, by those in the repository; other pages of spec/ keep theirs, those of docs/ lose the folder."""
 _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]*)(#[^)\s]*)?(\))")
 
@@ -77,6 +83,7 @@ def on_files(files: Any, config: Any) -> Any:
     outside = [
         "CHANGELOG.md",
         "CONTRIBUTING.md",
+        "SECURITY.md",
         "README.md",
         *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "spec").rglob("*.md"))),
     ]

@@ -1198,6 +1198,17 @@ def fingerprint(rows: Sequence[tuple[str, str, Sequence[int], str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def content_id(index: Json) -> str:
+    """Section 3.14: the SHA-256 of what a pack restores."""
+    lines = ["dpk-content-1", f"tensors\0{index['result']['fingerprint']}"]
+    lines += [f"alias\0{entry['name']}\0{entry['of']}" for entry in index["tensors"] if entry["kind"] == "alias"]
+    lines += [f"folder\0{folder}" for folder in sorted(index.get("folders", {}), key=str.encode)]
+    if index["files"] is not None:
+        lines.append("files")
+        lines += [f"file\0{file['name']}\0{file['sha256']}" for file in index["files"] if not is_descriptive(file["name"])]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
 def check_digests_blob(data: bytes, entry: Json) -> None:
     """R8 and R9: the chunk digests have the roots that the index states."""
     blob = plain_blob(data, entry["digests"])
@@ -1953,6 +1964,8 @@ def main() -> int:
     stated = [metadata_of(pack) for pack in args.pack]
     same = all(other == stated[0] for other in stated)
     save_safetensors(args.out, result, stated[prefer or 0] if same or prefer is not None else {"format": "pt"})
+    for pack in args.pack:
+        print(f"{content_id(read_pack(pack)['index'])}  {pack}")
     return 0
 
 

@@ -26,7 +26,7 @@ from deltapack.cli.main import COMMANDS, cli
 from deltapack.restoring.provenance import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in PAGES}
 BLOCKS = [(page, block) for page, text in TEXTS.items() for block in blocks(text)]
 RUN = [(page, block) for page, block in BLOCKS if block.reason is None]
@@ -41,6 +41,7 @@ FOREIGN = {
     *("--check", "--patch-from", "--find-links", "--no-deps"),
     *("--load-format", "--model-loader-extra-config", "--worker-extension-cls", "--weight-transfer-config", "--dtype"),
     *("--custom-weight-loader", "--model-path", "--tensor-parallel"),
+    *("--allow", "--ignore", "--private", "--public", "--signature"),  # of model_signing, up to the first `_`
 }
 """Options of other programs."""
 

@@ -15,6 +15,7 @@ EXIT_CODES = {
     "OutputError": 1,
     "NonFiniteError": 1,
     "MergeConflictError": 1,
+    "ModelMismatchError": 4,
     "CheckpointError": 3,
     "NotACheckpointError": 5,
     "NotAPackError": 5,

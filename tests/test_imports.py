@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "dtypes", "errors", "limits"),
+    ("_version", "dtypes", "errors", "forks", "limits"),
     ("sources",),
     ("checking", "engines", "kinds", "parallel", "patterns", "reports"),
     ("format",),
@@ -43,11 +43,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
     "kernels": {"dtypes", "errors", "format.digest"},
-    "sources": {"errors", "limits"},
+    "sources": {"errors", "forks", "limits"},
     "checkpoint": {
         "checking",
         "dtypes",
         "errors",
+        "forks",
         "kinds",
         "limits",
         "patterns",

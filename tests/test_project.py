@@ -72,7 +72,9 @@ def test_the_changelog_has_the_version_and_dates_in_order() -> None:
 def test_issue_forms_are_of_the_form_that_is_shown(path: Path) -> None:
     form = yaml.safe_load(path.read_text("utf-8"))
     if path.stem == "config":
-        assert form == {"blank_issues_enabled": True}
+        (link,) = form.pop("contact_links")
+        assert form == {"blank_issues_enabled": True} and set(link) == {"name", "url", "about"}
+        assert link["url"] in (ROOT / "SECURITY.md").read_text("utf-8")
         return
     assert {"name", "description", "title", "labels", "body"} == set(form)
     fields = [field for field in form["body"] if field["type"] != "markdown"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("README", "CHANGELOG", "CONTRIBUTING")
+NAMES = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")
 PAGES = [*(ROOT / f"{name}.md" for name in NAMES), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "spec").rglob("*.md"))]
 WIDEST = 160
 

@@ -59,7 +59,7 @@ def test_links_of_the_repository_become_links_of_the_site(hooks: ModuleType, pla
 
 def test_places_and_sources_are_each_others_other_way(hooks: ModuleType) -> None:
     paths = [path.relative_to(ROOT).as_posix() for folder in ("docs", "spec") for path in (ROOT / folder).rglob("*.md")]
-    for path in [*paths, "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]:
+    for path in [*paths, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]:
         assert hooks.source_of(hooks.place_of(path)) == path
     assert hooks.place_of("docs/hooks.py") is None and hooks.place_of("deltapack/errors.py") is None
 

@@ -19,12 +19,14 @@ from deltapack.adapters.updates import Update
 from deltapack.checkpoint import Checkpoint, Head, LeftOut, SideFile, TensorInfo, list_side_files
 from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.formats import FORMATS, format_of
+from deltapack.checkpoint.links import LEADS_OUT
 from deltapack.checkpoint.sidefiles import AS_ASKED, fits
 from deltapack.checkpoint.tensors import ParsedFile, Source
 from deltapack.errors import CheckpointError, NotACheckpointError
 from deltapack.kernels import rounding
 from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.inputs import note_named
 from deltapack.sources.local import LocalFile
 
 __all__ = ["TOKENIZER", "AdaptedCheckpoint", "adapter_folder", "is_adapter", "open_adapted"]
@@ -160,13 +162,14 @@ class AdaptedCheckpoint(Checkpoint):
         notes = [f"{self._folder.name} is an adapter ({what}), merged into the base as it is read"]
         if trained and re.split(r"[/\\]", trained)[-1] not in names:
             notes.append(f"the adapter names {self._settings.base} as its base, which is called {base.name} here")
-        own = sorted(self._own_files())
+        own = sorted(self._own_files()[0])
         return [*notes, f"from the adapter's folder: {', '.join(own)}"] if own and self.is_folder else notes
 
-    def _own_files(self) -> dict[str, SideFile]:
-        """Return the tokenizer files of the adapter's folder, which take the place of the base's."""
-        files, _ = list_side_files(self._folder, limits=self._limits)
-        return {file.name: file for file in files if TOKENIZER.fullmatch(file.name)}
+    def _own_files(self, *, follow_links: bool = True) -> tuple[dict[str, SideFile], list[LeftOut]]:
+        """Return the tokenizer files of the adapter's folder, which take the place of the base's, and those that are links out of it."""
+        files, left = list_side_files(self._folder, limits=self._limits, follow_links=follow_links)
+        outside = [item for item in left if item.reason == LEADS_OUT and TOKENIZER.fullmatch(item.name)]
+        return {file.name: file for file in files if TOKENIZER.fullmatch(file.name)}, outside
 
     def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
         """Return where a tensor that the adapter does not change lies in the files of the base; none for others."""
@@ -174,13 +177,18 @@ class AdaptedCheckpoint(Checkpoint):
         return None if found in self._changed else self.origin.file_range(found, start)
 
     def list_side_files(
-        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = (), follow_links: bool = False
     ) -> tuple[list[SideFile], list[LeftOut]]:
-        """List the base's side files, with the adapter's own tokenizer in place of the base's. Raises as `Checkpoint.list_side_files`."""
-        own = self._own_files() if self.is_folder else {}
-        there = [file.name for file in self.origin.list_side_files(include_code, limits=limits)[0]] if leave_out else []
+        """List the base's side files, with the adapter's own tokenizer in place of the base's. Raises as `Checkpoint.list_side_files`.
+
+        Links of the base are followed in any case, as no pack holds what is the base's.
+        """
+        own, outside = self._own_files(follow_links=follow_links) if self.is_folder else ({}, [])
+        there = [file.name for file in self.origin.list_side_files(include_code, limits=limits, follow_links=True)[0]] if leave_out else []
         for_base = [one for one in leave_out if any(fits(name, one) for name in there) or not any(fits(name, one) for name in own)]
-        files, left = self.origin.list_side_files(include_code, limits=limits, leave_out=for_base)
+        files, left = self.origin.list_side_files(include_code, limits=limits, leave_out=for_base, follow_links=True)
+        files = [file for file in files if file.name not in {item.name for item in outside}]
+        left = [*left, *outside]
         behind = {item.name for item in left} | {name for name in own if any(fits(name, one) for one in leave_out)}
         left += [LeftOut(name, AS_ASKED) for name in sorted(behind - {item.name for item in left})]
         merged = {file.name: file for file in files} | own
@@ -189,11 +197,11 @@ class AdaptedCheckpoint(Checkpoint):
 
     def side_files(self) -> list[SideFile]:
         """List the side files, sorted by name."""
-        return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
+        return self.list_side_files(include_code=True, limits=OF_THE_USER, follow_links=True)[0]
 
     def side_file(self, name: str) -> SideFile | None:
         """Return the file of this name; none where there is none."""
-        own = self._own_files().get(name) if self.is_folder else None
+        own = self._own_files()[0].get(name) if self.is_folder else None
         return own or self.origin.side_file(name)
 
     def heads(self) -> tuple[Head, ...]:
@@ -222,6 +230,7 @@ def open_adapted(base: Checkpoint, folder: Path, limits: Limits = DEFAULT_LIMITS
     """
     named = folder if folder.is_file() else None
     folder = folder if named is None else folder.parent
+    note_named(folder)
     settings = read_settings(folder / CONFIG)
     file = open_to_read(named or next(folder / name for name in _WEIGHTS if (folder / name).is_file()))
     try:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deltapack.adapters.updates import Hadamard, Kronecker, LowRank, Matrix, Update
 from deltapack.checkpoint.tensors import Source, TensorInfo
 from deltapack.dtypes import DType
+from deltapack.forks import forking_lock
 from deltapack.kernels import active, rounding
 
 __all__ = ["ConvertedSource", "Factors", "KeptUpdates", "Magnitude", "MergedSource", "build_update"]
@@ -69,7 +70,7 @@ class KeptUpdates:
 
     most: int = 4
     _kept: OrderedDict[str, Update] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=forking_lock)
 
     def get(self, name: str, build: Callable[[], Update]) -> Update:
         """Return the update of a tensor, building it if it is not kept."""
@@ -111,7 +112,7 @@ class MergedSource:
     shape: tuple[int, int]
     update: Callable[[], Update]
     magnitude: Callable[[], Magnitude] | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=forking_lock)
 
     def read_into(self, start: int, out: NDArray[np.generic]) -> None:
         """Fill `out` with the elements from `start`."""

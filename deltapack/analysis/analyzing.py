@@ -14,7 +14,7 @@ from deltapack.analysis.passing import Looked, look_at
 from deltapack.analysis.predicting import budget_rows, dare_rows
 from deltapack.analysis.spikes import bulk_edge, effective_rank, spike_count
 from deltapack.analysis.statistics import DeltaStats, class_edges, combined
-from deltapack.checking import as_path
+from deltapack.checking import as_checkpoint, as_path, as_paths
 from deltapack.merging.recipe import layer_number
 from deltapack.packing.budget import Budget
 from deltapack.packing.inputs import Asked, Inputs, open_inputs
@@ -24,6 +24,7 @@ from deltapack.packing.recipe import Recipe
 from deltapack.packing.roles import ROLES
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.inputs import guarded, note_named
 
 __all__ = ["analyze"]
 
@@ -31,6 +32,7 @@ _RECIPE = Recipe(budget=Budget(quality="balanced"), non_finite="store")
 """Nothing is packed by it: it says which tensors a budget is for."""
 
 
+@guarded
 def analyze(
     base: str | Path,
     finetuned: str | Path,
@@ -75,6 +77,8 @@ def analyze(
     """
     asked = Asked(_RECIPE, name_map, False, None, allow_unrelated, weight_files, None, (), base_packs)
     count, out = resolve_workers(workers), None if html is None else as_path("html", html)
+    base, finetuned = as_checkpoint("base", base), as_checkpoint("finetuned", finetuned)
+    note_named(base, finetuned, *as_paths("base_packs", asked.base_packs))
     if out is not None:
         check_page(out, force=force)
     with open_inputs(base, finetuned, asked) as inputs:

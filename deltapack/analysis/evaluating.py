@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltapack.analysis.evaluation_page import evaluation_page
@@ -20,6 +19,8 @@ from deltapack.packing.adapter_packs import packs_of_adapters
 from deltapack.packing.kinship import shortened
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.inputs import guarded, note_named
+from deltapack.sources.locks import scratch
 
 __all__ = ["evaluate"]
 
@@ -28,6 +29,7 @@ REFERENCE_BYTES = 512 << 20
 TOKENS, WINDOW = 16_384, 512
 
 
+@guarded
 def evaluate(
     base: str | Path,
     finetuned: str | Path,
@@ -85,6 +87,7 @@ def evaluate(
     """
     asked = Asked(text, score, tokens, window, device, dtype, REFERENCE_BYTES, workers, progress)
     base, finetuned, paths = as_checkpoint("base", base), as_checkpoint("finetuned", finetuned), as_paths("packs", packs)
+    note_named(base, finetuned, *paths)
     out = None if html is None else as_path("html", html)
     if out is not None:
         check_page(out, force=force)
@@ -111,8 +114,8 @@ def _whole(stack: ExitStack, base: Path, finetuned: Path, workers: int | None) -
     packs, _ = packs_of_adapters(stack, base, [finetuned], None, workers=workers)
     if packs == [finetuned]:
         return finetuned
-    folder = stack.enter_context(TemporaryDirectory(prefix="deltapack-"))
-    return apply(base, packs[0], Path(folder) / packs[0].stem, workers=workers).out
+    folder = stack.enter_context(scratch())
+    return apply(base, packs[0], folder / packs[0].stem, workers=workers).out
 
 
 def _sizes(*checkpoints: Path) -> list[tuple[int, int]]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from deltapack.analysis.charts import Axis, bar_chart, parts_chart
 from deltapack.analysis.pages import check_page, fields, page, paragraphs, section, table, write_page
-from deltapack.errors import OutputError, SourceError
+from deltapack.errors import SourceError
 from deltapack.merging.recipe import layer_number
 from deltapack.packs.inspecting import PackSummary, TensorSummary
 from deltapack.packs.lineage import Lineage, log_packs
+from deltapack.sources.inputs import guarded, note_named
 
 __all__ = ["pack_page", "write_pack_page"]
 
@@ -27,14 +28,14 @@ _PARTS = {
 }
 
 
+@guarded
 def write_pack_page(summary: PackSummary, path: Path, *, force: bool = False) -> None:
     """Write the page of a pack, with its place among the packs of its folder.
 
     Raises:
         OutputError: The page exists and `force` is False, it is the pack, it is no page of ours, or it cannot be written.
     """
-    if path.resolve() == summary.path.resolve():
-        raise OutputError("the page would take the place of the pack", path=path, hint="Choose another name.")
+    note_named(summary.path)
     check_page(path, force=force)
     write_page(pack_page(summary, _lineage_around(summary.path)), path, force=force)
 
@@ -76,6 +77,7 @@ def _said(summary: PackSummary) -> str:
 def _fields(summary: PackSummary) -> list[tuple[str, str]]:
     found = [
         ("id", summary.id),
+        ("content id", summary.content_id),
         ("written by", summary.created_by),
         ("base", f"{summary.base_fingerprint} ({summary.base_tensors:,} tensors)"),
         ("result", f"{summary.result_fingerprint} ({summary.result_tensors:,} tensors, {summary.checkpoint_bytes:,} bytes)"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from deltapack.checking import as_number
 from deltapack.errors import NonFiniteError, RecipeError
 from deltapack.restoring.applying import apply
+from deltapack.sources.locks import scratch
 
 __all__ = ["Score", "Scorer", "restored", "scorer_of"]
 
@@ -97,8 +97,8 @@ def restored(base: Path, pack: Path, workers: int | None, *, verify: bool = True
     Raises:
         DeltapackError: As `deltapack.apply`.
     """
-    with tempfile.TemporaryDirectory(prefix="deltapack-") as folder:
-        out = Path(folder) / ("model" if base.is_dir() else "model.safetensors")
+    with scratch() as folder:
+        out = folder / ("model" if base.is_dir() else "model.safetensors")
         apply(base, pack, out, verify=verify, workers=workers)
         yield out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +23,8 @@ from deltapack.format.writer import check_pack_output
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.inputs import guarded, note_named
+from deltapack.sources.locks import scratch
 
 __all__ = ["tune"]
 
@@ -31,6 +32,7 @@ _LESS = 0.01
 """Share of the gain that KL may cost without a word."""
 
 
+@guarded
 def tune(
     base: str | Path,
     packs: str | Path | Sequence[str | Path] = (),
@@ -96,12 +98,13 @@ def tune(
     tuned = None if finetuned is None else as_checkpoint("finetuned", finetuned)
     if as_count("groups", groups) < 1:
         raise RecipeError("groups is out of range", expected="at least 1", found=groups)
+    note_named(base, tuned, *paths)
     target = None if out is None else as_path("out", out)
     if target is not None:
         check_output_name(target, PACK_FILE)
         check_pack_output(target, force=force)
     with ExitStack() as stack:
-        drafts = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltapack-")))
+        drafts = stack.enter_context(scratch())
         readers = sorted((stack.enter_context(PackReader(path)) for path in paths), key=lambda reader: reader.file_bytes)
         given = [Tuner.of(reader, groups, factors, str(reader.path)) for reader in readers]
         maker = Rungs(stack, base, tuned, drafts, groups, factors, workers) if tuned is not None else None

@@ -18,6 +18,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from deltapack.forks import forking_lock
 from deltapack.format.arrangement import Arrangement, Piece
 
 __all__ = ["ArrangedSource", "Tiles", "rectangles"]
@@ -62,7 +63,7 @@ class Tiles:
 
     most_bytes: int = 4 * _BLOCK_BYTES
     _kept: OrderedDict[tuple[object, ...], Elements] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=forking_lock)
 
     def get(self, key: tuple[object, ...], read: Callable[[], Elements]) -> Elements:
         """Return a tile, reading it if it is not kept."""

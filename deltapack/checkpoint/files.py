@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import io
-import mmap
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,16 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from deltapack.errors import CheckpointError, NotACheckpointError
+from deltapack.sources.handles import ClosedHandleError, Handle
 from deltapack.sources.local import SEEK_LOCK, LocalFile
 from deltapack.sources.opening import open_file
 from deltapack.sources.reading import Faults, Readable
 
-__all__ = ["WriteFile", "bytes_at", "bytes_of", "open_to_read", "open_whole"]
+__all__ = ["WriteFile", "bytes_of", "open_to_read", "open_whole"]
 
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _BLOCK = 4096
+_BUFFER = 1 << 20
 _LONG = 1 << 18
 _SYNC_FILE_RANGE_WRITE = 2
+_FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def bytes_of(array: npt.NDArray[np.generic]) -> memoryview:
@@ -68,19 +72,31 @@ def open_whole(file: Readable) -> BinaryIO:
     """
     if not isinstance(file, LocalFile):
         return io.BytesIO(file.read(0, file.size))
-    os.lseek(file.fd, 0, os.SEEK_SET)
-    return open(file.fd, "rb", closefd=False)
+    return io.BufferedReader(_Whole(file), _BUFFER)
 
 
-def bytes_at(file: Readable, offset: int, length: int) -> npt.NDArray[np.uint8]:
-    """Return bytes of an open file that lie within it, mapped where it is a local one.
+class _Whole(io.RawIOBase):
+    """A file as one of Python's, read at positions: it shares no place with others, and dies of no `close` elsewhere."""
 
-    Raises:
-        CheckpointError: They cannot be read.
-    """
-    if not isinstance(file, LocalFile):
-        return np.frombuffer(file.read(offset, length), np.uint8)
-    return np.frombuffer(mmap.mmap(file.fd, 0, access=mmap.ACCESS_READ), np.uint8, count=length, offset=offset)
+    def __init__(self, file: Readable) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._file.size - self._at))
+        self._file.read_into(self._at, view[:count])
+        self._at += count
+        return count
 
 
 class WriteFile:
@@ -96,10 +112,10 @@ class WriteFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        self.fd = os.open(path, flags, 0o666)
+        self.handle = Handle(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, os.O_RDWR | _FLAGS)
         try:
-            os.ftruncate(self.fd, size)
+            with self.handle as fd:
+                os.ftruncate(fd, size)
         except BaseException:
             self.close()
             raise
@@ -109,64 +125,84 @@ class WriteFile:
         """Open a file that another process made, to write parts of it; raises as the class."""
         file = cls.__new__(cls)
         file.path = path
-        file.fd = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        file.handle = Handle(path, os.O_WRONLY | _FLAGS)
         return file
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write the bytes of `view` (format B) at `offset`."""
         done = 0
-        while done < len(view):
-            part = view[done : done + _MAX_IO]
-            if hasattr(os, "pwrite"):
-                done += os.pwrite(self.fd, part, offset + done)
-            else:
-                with SEEK_LOCK:
-                    os.lseek(self.fd, offset + done, os.SEEK_SET)
-                    done += os.write(self.fd, part)
-        self._start_writeback(offset, len(view))
+        with self._held() as fd:
+            while done < len(view):
+                part = view[done : done + _MAX_IO]
+                if hasattr(os, "pwrite"):
+                    done += os.pwrite(fd, part, offset + done)
+                else:
+                    with SEEK_LOCK:
+                        os.lseek(fd, offset + done, os.SEEK_SET)
+                        done += os.write(fd, part)
+            _start_writeback(fd, offset, len(view))
 
     def copy(self, source: LocalFile, start: int, offset: int, length: int) -> bool:
         """Copy bytes of another file inside the system, shared and not copied where the file system can; false where it cannot.
 
         After false, what lies in the range is undefined.
+
+        Raises:
+            InputChangedError: It was written to since it was opened.
         """
         if not hasattr(os, "copy_file_range"):
             return False
         done = 0
         # Blocks can only be shared whole, so what lies before the first whole block goes first.
         head = -start % _BLOCK if (start - offset) % _BLOCK == 0 else 0
-        try:
-            while done < length:
-                count = head - done if done < head < length else length - done
-                moved = os.copy_file_range(source.fd, self.fd, min(count, _MAX_IO), start + done, offset + done)
-                if moved == 0:  # the source was cut
-                    return False
-                done += moved
-        except OSError:  # another file system, or one that cannot
-            return False
-        self._start_writeback(offset, length)
+        with self._held() as fd:
+            try:
+                with source.handle as read:
+                    while done < length:
+                        count = head - done if done < head < length else length - done
+                        moved = os.copy_file_range(read, fd, min(count, _MAX_IO), start + done, offset + done)
+                        if moved == 0:  # the source was cut
+                            return False
+                        done += moved
+            except (OSError, ClosedHandleError):  # another file system, or one that cannot; what is closed is told of when it is read
+                return False
+            source.check()
+            _start_writeback(fd, offset, length)
         return True
-
-    def _start_writeback(self, offset: int, length: int) -> None:
-        """Let the system write to the disk while the next bytes are made; `sync` then waits less. Errors are for `sync` to report.
-
-        Only whole blocks of long ranges: a block that is on its way would keep the next small write waiting.
-        """
-        start, end = -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK
-        function = _sync_file_range() if end - start >= _LONG else None
-        if function is not None:
-            function(self.fd, start, end - start, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
         """Wait until the file is on the disk."""
-        os.fsync(self.fd)
+        with self._held() as fd:
+            os.fsync(fd)
 
     def close(self) -> None:
-        """Close the handle; closing twice is fine."""
-        if self.fd >= 0:
-            with contextlib.suppress(OSError):  # what matters was reported by `sync`
-                os.close(self.fd)
-            self.fd = -1
+        """Close the handle, when nobody writes any more; closing twice is fine."""
+        with contextlib.suppress(OSError):  # what matters was reported by `sync`
+            self.handle.close()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[int]:
+        """Hold the handle.
+
+        Raises:
+            OSError: It was closed, or could not be opened again.
+        """
+        try:
+            with self.handle as fd:
+                yield fd
+        except ClosedHandleError as error:
+            raise OSError(errno.EBADF, "the output is closed", str(self.path)) from error
+
+
+def _start_writeback(fd: int, offset: int, length: int) -> None:
+    """Let the system write to the disk while the next bytes are made; `sync` then waits less. Errors are for `sync` to report.
+
+    Only whole blocks of long ranges: a block that is on its way would keep the next small write waiting.
+    """
+    start, end = -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK
+    function = _sync_file_range() if end - start >= _LONG else None
+    if function is not None:
+        function(fd, start, end - start, _SYNC_FILE_RANGE_WRITE)
 
 
 @cache

@@ -18,6 +18,7 @@ from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import OutputError
 
 __all__ = [
+    "JOURNAL",
     "MANIFEST",
     "WHOLE_BYTES",
     "check_own",
@@ -32,7 +33,7 @@ __all__ = [
     "same_bytes",
 ]
 
-MANIFEST = ".deltapack.json"
+MANIFEST, JOURNAL = ".deltapack.json", ".deltapack.journal"
 _VERSION = 1
 WHOLE_BYTES, _SAMPLES, _SAMPLE = 1 << 20, 64, 1 << 12
 _MAX_LIST = 1 << 24
@@ -118,14 +119,14 @@ def first_other(folder: Path, new: Path, heads: Mapping[str, int] | None = None)
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yield what is in a folder but the list, sorted, with `/`: files, links and whatever else, folders only where they are empty."""
+    """Yield what is in a folder but the lists, sorted, with `/`: files, links and whatever else, folders only where they are empty."""
     for where, folders, files in os.walk(folder):
         folders.sort()
         prefix = "" if Path(where) == folder else f"{Path(where).relative_to(folder).as_posix()}/"
         if prefix and not folders and not files:
             yield prefix
         links = [name for name in folders if os.path.islink(os.path.join(where, name))]
-        yield from (f"{prefix}{name}" for name in sorted([*links, *files]) if prefix or name != MANIFEST)
+        yield from (f"{prefix}{name}" for name in sorted([*links, *files]) if prefix or name not in (MANIFEST, JOURNAL))
 
 
 def list_of(folder: Path, kind: str) -> Mapping[str, object] | None:

@@ -26,6 +26,7 @@ from deltapack.errors import CheckpointError, NotACheckpointError, RecipeError
 from deltapack.format.arrangement import Arrangement
 from deltapack.kinds import HEAD_BYTES, MERGE_LORA, are_lora, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
+from deltapack.sources.inputs import note_named
 from deltapack.sources.local import LocalFile
 from deltapack.sources.reading import Readable
 
@@ -118,10 +119,11 @@ class Checkpoint:
         if not 0 <= start <= start + len(out) <= info.numel or out.dtype.itemsize != info.dtype.itemsize:
             found = f"[{start}, {start + len(out)}) {out.dtype}"
             raise CheckpointError("no such range", path=self.path, tensor=name, expected=f"within {info.numel}", found=found)
-        if not self._handles:
+        source = self._sources.get(info.name)
+        if source is None or not self._handles:
             raise CheckpointError("the checkpoint is closed", path=self.path)
         if len(out):
-            self._sources[info.name].read_into(start, out)
+            source.read_into(start, out)
 
     def file_range(self, name: str, start: int) -> tuple[LocalFile, int] | None:
         """Return the local file that holds a tensor's elements one after another and the offset of element `start`; none if none does."""
@@ -161,7 +163,7 @@ class Checkpoint:
         return info
 
     def list_side_files(
-        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = (), follow_links: bool = False
     ) -> tuple[list[SideFile], list[LeftOut]]:
         """List what travels beside the weights, and everything that does not; both empty for a bare file.
 
@@ -169,6 +171,7 @@ class Checkpoint:
             include_code: Whether `.py` files travel.
             limits: Bounds on size and number; those that the checkpoint was opened with unless given.
             leave_out: Shell patterns of names that stay behind; see `sidefiles.list_side_files`.
+            follow_links: Whether links to files outside of the folder are followed.
 
         Raises:
             LimitError: A file, or the files together, exceed the limits.
@@ -179,17 +182,18 @@ class Checkpoint:
                 raise RecipeError("a bare file has no side files to leave out", path=self.path, found=", ".join(leave_out))
             return [], []
         own = {*self._files(), *(path.name for path in self._parts), *(place.index or "" for place in self._places), MANIFEST}
-        return list_side_files(self.path, include_code, limits=limits or self._limits, weights=own, leave_out=leave_out)
+        limits = limits or self._limits
+        return list_side_files(self.path, include_code, limits=limits, weights=own, leave_out=leave_out, follow_links=follow_links)
 
     def side_files(self) -> list[SideFile]:
         """List the side files of a folder that is only read, sorted by name, code and files of any size among them."""
-        return self.list_side_files(include_code=True, limits=OF_THE_USER)[0]
+        return self.list_side_files(include_code=True, limits=OF_THE_USER, follow_links=True)[0]
 
     def side_file(self, name: str) -> SideFile | None:
         """Return the file of this safe relative name, whatever its kind; none where there is none."""
         path = self.path / name
         try:
-            return SideFile(name, path.stat().st_size, path) if self.is_folder and path.is_file() else None
+            return SideFile.at(name, path) if self.is_folder and path.is_file() else None
         except OSError:
             return None
 
@@ -251,6 +255,7 @@ def open_checkpoint(
         UnsupportedError: An element type is unknown, or torch is needed and missing.
     """
     path = as_checkpoint("the checkpoint", path)
+    note_named(path)
     located = locate_all(path, limits, weights)
     checkpoint = _open(path, located, limits)
     rivals = [(place, place.rival) for place in located.places if place.rival is not None]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,17 +11,21 @@ from deltapack.checkpoint.begun import check_remote_output
 from deltapack.checkpoint.manifest import check_own, first_other, listed
 from deltapack.checkpoint.safetensors import OWN_METADATA, says_ours
 from deltapack.errors import OutputError
-from deltapack.format.atomic import fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import fsync_folder, sweep, writing
+from deltapack.format.placing import place
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.identity import Identity, key_of
+from deltapack.sources.inputs import refuse_input
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["check_output", "check_protected", "check_unlisted", "swap_in"]
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_DEEPEST = 5
+"""Levels of a folder that is read in which an output is looked for."""
 
 
 def check_protected(out: Path, protect: Sequence[Path]) -> None:
-    """Refuse an output that is, holds, or lies in a folder that is read.
+    """Refuse an output that is, holds, or lies in a folder that is read: links, other mounts and spellings do not hide it.
 
     Raises:
         OutputError: It does.
@@ -32,20 +33,37 @@ def check_protected(out: Path, protect: Sequence[Path]) -> None:
     if isinstance(out, RemotePath):
         _check_protected_there(out, protect)
         return
-    real_out = Path(os.path.realpath(out))
+    above = _keys_above(out)
     for path in protect:
         if isinstance(path, RemotePath):
             continue
-        real = Path(os.path.realpath(path))
-        same = real_out == real or (os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path))
-        if same or real in real_out.parents or real_out in real.parents:
-            where = "is" if same else "lies in" if real in real_out.parents else "holds"
-            raise OutputError(
-                f"the output {where} an input",
-                path=out,
-                found=str(path),
-                hint="Inputs are never overwritten; choose another output.",
-            )
+        same = os.path.realpath(out) == os.path.realpath(path) or (os.path.exists(out) and _key(path) == _key(out))
+        inside = not same and not above.isdisjoint(_keys_of_folders(path))
+        if same or inside or (os.path.isdir(out) and _key(out) in _keys_above(path)):
+            where = "is" if same else "lies in" if inside else "holds"
+            hint = "Inputs are never overwritten; choose another output."
+            raise OutputError(f"the output {where} an input", path=out, found=str(path), hint=hint)
+
+
+def _key(path: str | Path) -> tuple[int, int] | None:
+    try:
+        return key_of(os.stat(path))
+    except OSError:
+        return None
+
+
+def _keys_above(path: Path) -> set[tuple[int, int] | None]:
+    """Return the keys of the folders that a path lies in, as it is written and as its links lead."""
+    return {_key(folder) for form in (os.path.abspath(path), os.path.realpath(path)) for folder in Path(form).parents} - {None}
+
+
+def _keys_of_folders(path: Path) -> set[tuple[int, int] | None]:
+    """Return the keys of a folder and of those in it, which may be mounted elsewhere as well; none of a file."""
+    keys, top = set(), len(path.parts)
+    for where, below, _ in os.walk(path):
+        keys.add(_key(where))
+        below[:] = below if len(Path(where).parts) - top < _DEEPEST else []
+    return keys - {None}
 
 
 def _check_protected_there(out: RemotePath, protect: Sequence[Path]) -> None:
@@ -71,6 +89,7 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
     if isinstance(out, RemotePath):
         check_remote_output(out, folder=folder, force=force)
         return
+    refuse_input(out)
     if not out.name or out.name == "..":
         raise OutputError("the output has no name", path=out)
     if not out.parent.is_dir():
@@ -85,6 +104,7 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
     if folder and not any(out.iterdir()):
         return
     if not force:
+        sweep(out)
         raise OutputError("the output exists", path=out, hint="Remove it, choose another name, or use --force.")
     if folder and (listed(out) or not unlisted):
         check_own(out, "checkpoint")
@@ -130,47 +150,30 @@ def check_unlisted(out: Path, new: Path, heads: Mapping[str, int] | None = None)
         )
 
 
-def swap_in(temporary: Path, out: Path) -> None:
+def swap_in(temporary: Path, out: Path, before: Identity | None) -> None:
     """Give the finished folder `temporary` the name `out`, durably; a folder of that name is swapped out, then removed.
 
     At every moment `out` is the old or the new folder, where the system can exchange names (Linux); elsewhere there
     is a moment without either, and the old one is put back when the step fails.
 
+    Args:
+        temporary: The new folder, beside `out`.
+        out: The final name.
+        before: What was there when the work began, of `seen_at`; anything else stays.
+
     Raises:
+        InputChangedError: What was read for it changed meanwhile.
         OSError: As the system says.
-        OutputError: The new folder is in place, but the old one could not be removed.
+        OutputError: Something came there meanwhile; or the new folder is in place, but the old one could not be removed.
     """
-    if not os.path.lexists(out) or not any(out.iterdir()):
-        if os.name == "nt" and out.is_dir():
-            out.rmdir()
-        os.rename(temporary, out)
-        fsync_folder(out.parent)
-        return
-    if _exchange(temporary, out):
-        old = temporary
-    else:
-        old = temporary_sibling(out)
-        try:
-            os.rename(out, old)
-            os.rename(temporary, out)
-        except BaseException:
-            if os.path.lexists(old) and not os.path.lexists(out):
-                os.rename(old, out)
-            raise
+    if os.name == "nt" and before is not None and out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+        before = None
+    place(temporary, out, before)
     fsync_folder(out.parent)  # else a power cut could bring back the old name, over a folder whose files are gone
     try:
-        shutil.rmtree(old)
+        if os.path.lexists(temporary):
+            shutil.rmtree(temporary)
     except OSError as error:
         what = "the new checkpoint is in place, but the old one could not be removed"
-        raise OutputError(what, path=out, found=str(old), hint=f"Remove it by hand ({error.strerror}).") from error
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; false where the system cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
-    with contextlib.suppress(OSError, AttributeError):
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-        names = (os.fsencode(one), os.fsencode(other))
-        return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
-    return False
+        raise OutputError(what, path=out, found=str(temporary), hint=f"Remove it by hand ({error.strerror}).") from error

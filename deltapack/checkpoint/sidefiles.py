@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
-from deltapack.checkpoint.files import open_to_read
-from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
+from deltapack.checkpoint.links import LEADS_OUT, homes_of, leads_out
+from deltapack.checkpoint.listed import LeftOut, SideFile
+from deltapack.errors import FormatError, LimitError, RecipeError
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
@@ -46,47 +45,6 @@ _SCRAP = re.compile(r"\.(lock|tmp|bak|swp|part|log|zip|gz|bz2|xz|zst|tar|tgz|png
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-class LeftOut(NamedTuple):
-    """A file that does not travel, and why.
-
-    Attributes:
-        name: Relative path with `/`; a folder ends with `/`.
-        reason: A clause for the user.
-    """
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SideFile:
-    """A file beside the weights.
-
-    Attributes:
-        name: Relative path with `/`.
-        size: Bytes.
-        path: Where it is.
-    """
-
-    name: str
-    size: int
-    path: Path
-
-    def read(self) -> bytes:
-        """Return the content.
-
-        Raises:
-            CheckpointError: It changed its size since it was listed, or cannot be read.
-        """
-        file = open_to_read(self.path)
-        try:
-            if file.size != self.size:
-                raise CheckpointError("the file changed", path=self.path, expected=self.size, found=file.size)
-            return file.read(0, self.size)
-        finally:
-            file.close()
-
-
 def is_weight_file(name: str) -> bool:
     """Whether `name` (a file name) says weights of any kind, their index, or a pickle."""
     lower = name.lower()
@@ -107,10 +65,12 @@ def list_side_files(
     limits: Limits = DEFAULT_LIMITS,
     weights: Collection[str] = (),
     leave_out: Sequence[str] = (),
+    follow_links: bool = True,
 ) -> tuple[list[SideFile], list[LeftOut]]:
     """List what travels beside the weights of `folder`, and everything that does not.
 
-    Links to files are followed (the Hugging Face cache is made of them), links to folders are not.
+    Links to files are followed where they stay in the folder, or in the cache of the Hugging Face Hub that it is part of; links to folders
+    are not.
 
     Args:
         folder: The checkpoint.
@@ -119,6 +79,7 @@ def list_side_files(
         weights: Files of the checkpoint itself, which are not to be mentioned.
         leave_out: Shell patterns of names that stay behind, as the user wants it; one without `/` is for the files of the folder itself,
             `**/` at its begin for those of all folders.
+        follow_links: Whether links to files elsewhere are followed, too.
 
     Returns:
         The files and what was left out, each sorted by name.
@@ -129,7 +90,7 @@ def list_side_files(
     """
     files, left = list[SideFile](), list[LeftOut]()
     pending: list[tuple[Path, str]] = [(folder, "")]
-    unused = dict.fromkeys(leave_out)
+    unused, homes = dict.fromkeys(leave_out), homes_of(folder)
     while pending:
         where, prefix = pending.pop()
         try:
@@ -155,6 +116,8 @@ def list_side_files(
             wanted = [pattern for pattern in leave_out if fits(name, pattern)]
             if wanted:
                 left.append(LeftOut(name, AS_ASKED))
+            elif not follow_links and leads_out(entry, homes):
+                left.append(LeftOut(name, LEADS_OUT))
             else:
                 files.append(found)
             for pattern in wanted:
@@ -260,7 +223,7 @@ def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
         try:
             if not entry.is_file():
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
-            return SideFile(name, entry.stat().st_size, entry)
+            return SideFile.at(name, entry)
         except OSError as error:
             return LeftOut(name, f"cannot be read: {error.strerror or error}")
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deltapack.checkpoint.files import bytes_at
-from deltapack.checkpoint.tensors import ArraySource, FileSource, Source
+from deltapack.checkpoint.strided import StridedSource
+from deltapack.checkpoint.tensors import FileSource, Source
 from deltapack.dtypes import DType
 from deltapack.errors import CheckpointError, LimitError, NotACheckpointError
 from deltapack.limits import Limits
@@ -209,9 +209,7 @@ def source_in_record(
     if not numel or _is_contiguous(shape, strides):
         return FileSource(file, begin + first * itemsize)
     check_unfolded(file, numel * itemsize, size, name)
-    count = (size // itemsize - first) * itemsize
-    flat = bytes_at(file, begin + first * itemsize, count).view(dtype.storage)
-    return ArraySource(np.lib.stride_tricks.as_strided(flat, tuple(shape), [stride * itemsize for stride in strides], writeable=False))
+    return StridedSource(file, begin + first * itemsize, tuple(shape), tuple(strides))
 
 
 def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -17,6 +17,7 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.writers import FileWriter, FolderWriter
 from deltapack.errors import RecipeError
 from deltapack.format.atomic import check_free_space
+from deltapack.sources.inputs import check_inputs
 from deltapack.sources.local import LocalFile
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import copy_there, drop_begun, send_file, staging
@@ -45,6 +46,9 @@ class _Staged:
         """
         hint = "Leave out --engine, or write to a folder that all machines share."
         raise RecipeError("an output in a store is written by one machine", path=self.out, hint=hint)
+
+    def _claim(self) -> None:
+        """Claim nothing: stores have no locks, and a file appears there as a whole; of a folder, what has begun says so."""
 
     def _stage(self) -> None:
         self._temporary = self._stack.enter_context(staging()) / self.out.name
@@ -185,6 +189,7 @@ class RemoteFolderWriter(_Staged, FolderWriter):
             future.result()
 
     def _commit(self) -> None:
+        check_inputs()
         end(self.out, manifest_text(self._list, "checkpoint"))
         self._finished = True
 

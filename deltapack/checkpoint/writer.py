@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from deltapack.checkpoint.going_on import NEVER, GoesOn
 from deltapack.checkpoint.heads import Head, new_indices
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
 from deltapack.checkpoint.metadata import Strings
@@ -38,11 +39,12 @@ def open_writer(
     metadata: Strings = MappingProxyType({}),
     side_bytes: int = 0,
     indices: Sequence[Head] | None = None,
+    goes_on: GoesOn = NEVER,
 ) -> Iterator[FolderWriter | FileWriter]:
     """Open a checkpoint for writing: one file where `out` ends in `.safetensors`, else a folder.
 
-    `out` appears when the block ends, complete and on the disk; on any exception nothing is left behind. In an object store the files of a
-    folder appear one by one, its list last.
+    `out` appears when the block ends, complete and on the disk; on any exception nothing is left behind, but for what `goes_on` keeps. In
+    an object store the files of a folder appear one by one, its list last.
 
     Args:
         out: The output.
@@ -54,6 +56,7 @@ def open_writer(
         metadata: Free strings for the headers, by folder (`""`: the output itself); `{"format": "pt"}` where there are none for one.
         side_bytes: Expected size of the side files, for the check of free space.
         indices: Heads of the indices of shards, which a file output has none of; made of the shards where they are not given.
+        goes_on: What is written of what, and whether to go on where another run was stopped; only for folders of this machine.
 
     Raises:
         OutputError: The output exists, the disk is too small, or the system refuses to write.
@@ -77,6 +80,7 @@ def open_writer(
         writer: FolderWriter | FileWriter = files(out, whole, (), tied, metadata, force, 0)
     else:
         beside = new_indices(shards) if indices is None else indices
-        writer = folders(out, shards, beside, tied, metadata, force, side_bytes)
+        there = isinstance(out, RemotePath)
+        writer = folders(out, shards, beside, tied, metadata, force, side_bytes, NEVER if there else goes_on)
     with writer:
         yield writer

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.files import WriteFile
+from deltapack.checkpoint.going_on import NEVER, GoesOn, Kept
 from deltapack.checkpoint.heads import Head, new_head
 from deltapack.checkpoint.layout import NewTensor, Shard
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
@@ -20,7 +22,8 @@ from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
 from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
-from deltapack.format.atomic import check_free_space, fsync_folder, place_file, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, temporary_sibling, writing
+from deltapack.format.placing import place, seen_at
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter"]
@@ -42,15 +45,18 @@ class _Writer(PlacedWriter):
         metadata: Strings,
         force: bool,
         extra_bytes: int,
+        goes_on: GoesOn = NEVER,
     ) -> None:
         super().__init__(out, {})
+        self._goes_on = goes_on
         self._shards = shards
         self._indices = indices
         self._aliases = aliases
         self._metadata = metadata
         self._force = force
         self._extra_bytes = extra_bytes
-        self._temporary = temporary_sibling(out)
+        self._before, self._temporary = seen_at(out), temporary_sibling(out)
+        self._held = contextlib.ExitStack()
         self._files: list[WriteFile] = []
         self._covered: dict[str, Coverage] = {}
         self._heads: dict[str, int] = {}
@@ -78,13 +84,22 @@ class _Writer(PlacedWriter):
     def write_side_file(self, name: str, data: bytes) -> None:
         """Write a file beside the weights; a single-file output has none and ignores it."""
 
+    @property
+    def there(self) -> frozenset[str]:
+        """The tensors that a run that was stopped has left in finished files, and that are not to be written."""
+        return frozenset()
+
+    def finished(self, name: str, root: str) -> None:
+        """Note that all of a tensor is written, and checked, with its root digest where that is known."""
+
     def __enter__(self) -> _Writer:
         try:
+            self._claim()
             self._check_space()
             with writing(self.out):
                 self._create()
         except BaseException:
-            self._discard()
+            self._end()
             raise
         self._open = True
         return self
@@ -102,10 +117,19 @@ class _Writer(PlacedWriter):
                     self._close()
                     self._commit()
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._held:  # let go last
             self._discard()
 
+    def _claim(self) -> None:
+        """See to it that no other run writes the same output."""
+        self._held.enter_context(claimed(self.out))
+
     def _check_space(self) -> None:
-        check_free_space(self.out.parent, sum(shard.nbytes for shard in self._shards) + self._extra_bytes, self.out)
+        missing = sum(shard.nbytes for shard in self._shards if not self.there.issuperset(tensor.name for tensor in shard.tensors))
+        check_free_space(self.out.parent, missing + self._extra_bytes, self.out)
 
     def _check_complete(self, places: Mapping[str, tuple[NewTensor, WriteFile, int]]) -> None:
         for name, (tensor, _, _) in places.items():
@@ -144,6 +168,34 @@ class _Writer(PlacedWriter):
 class FolderWriter(_Writer):
     """Writes a Hugging Face folder under a hidden name beside `out`, then renames it; made by `open_writer`."""
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        heads = ((shard.file, new_head(shard, self._aliases, self._metadata)) for shard in self._shards)
+        self._progress = Kept.of(self.out, self._shards, heads, self._goes_on)
+
+    @property
+    def there(self) -> frozenset[str]:
+        """The tensors of files that are finished already."""
+        return self._progress.there
+
+    def finished(self, name: str, root: str) -> None:
+        """Note that all of a tensor is written and checked: a file that has all of its tensors is kept for a run that goes on.
+
+        Raises:
+            OutputError: The system refuses to keep an earlier one.
+        """
+        with writing(self.out):
+            self._progress.finished(name, root, self._opened)
+
+    def _opened(self, name: str) -> WriteFile:
+        return next(file for file in self._files if file.path == self._temporary / name)
+
+    def _claim(self) -> None:
+        claim = self._held.enter_context(claimed(self.out, sweep=False))
+        with writing(self.out):
+            self._temporary = self._progress.take_over(claim, self._temporary)
+            claim.sweep(keep=self._temporary)
+
     def write_side_file(self, name: str, data: bytes) -> None:
         """Write a file beside the weights.
 
@@ -177,15 +229,20 @@ class FolderWriter(_Writer):
         check_unlisted(self.out, self._temporary, self._heads)  # before the work, as far as one can know
 
     def _make_files(self) -> None:
-        os.mkdir(self._temporary)
+        self._temporary.mkdir(exist_ok=bool(self._progress.files))
         for shard in self._shards:
             path = self._temporary / shard.file
+            if shard.file in self._progress.files:
+                self._heads[shard.file] = path.stat().st_size - shard.nbytes
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             self._create_shard(path, shard)
         for head in self._indices:
             self._write_small(head.name, head.data)
+        self._progress.begin(self._temporary)
 
     def _seal(self) -> None:
+        self._progress.wait()
         self._write_small(MANIFEST, manifest_of(self._temporary, "checkpoint"))
 
     def _commit(self) -> None:
@@ -193,11 +250,14 @@ class FolderWriter(_Writer):
         check_unlisted(self.out, self._temporary)
         for where, _, _ in os.walk(self._temporary, topdown=False):
             fsync_folder(Path(where))
-        swap_in(self._temporary, self.out)
+        self._progress.end()
+        swap_in(self._temporary, self.out, self._before)
 
     def _discard(self) -> None:
+        stays = self._progress.stop()
         self._close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        if not stays:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 class FileWriter(_Writer):
@@ -209,7 +269,7 @@ class FileWriter(_Writer):
     def _commit(self) -> None:
         if not (self._shards[0].head and self._force and same_bytes(self.out, self._temporary)):  # else nothing is lost
             check_output(self.out, folder=False, force=self._force)
-        place_file(self._temporary, self.out, force=self._force)
+        place(self._temporary, self.out, self._before)
         fsync_folder(self.out.parent)
 
     def _discard(self) -> None:

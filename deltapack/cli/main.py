@@ -6,11 +6,12 @@ Commands are imported when they are called, so `--help` and `inspect` start with
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import click
 
 from deltapack._version import __version__
 from deltapack.cli.render import print_paragraph
+from deltapack.cli.streams import forget_stdout, forget_unwritten, prepare_streams
 from deltapack.errors import BackendError, DeltapackError, did_you_mean
 
 __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
+_show_others = warnings.showwarning
 
 EPILOG = """\b
 Exit codes:
@@ -32,7 +35,8 @@ Exit codes:
        fine-tune, packs in conflict, the Hub or a server refuses
     2  usage: an option or argument is wrong
     3  corrupt: a pack or a checkpoint is damaged
-    4  wrong base: the pack was made from another checkpoint
+    4  another checkpoint: not the base that the pack was made from, or
+       not what it restores (verify --model)
     5  unsupported: valid, but this version or machine cannot do it,
        or a file that is something else than a checkpoint or a pack
     6  limit: the input asks for more than the limits allow
@@ -88,7 +92,7 @@ class _Commands(click.Group):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except BrokenPipeError:
-            _forget_stdout()
+            forget_stdout()
             raise click.exceptions.Exit(0) from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -123,16 +127,25 @@ class _Commands(click.Group):
             ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             command = COMMANDS.get(ctx.invoked_subcommand or "")
-            print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
+            with suppress(OSError):  # the terminal is closed
+                print_paragraph("", f"Interrupted{'' if command is None else command.interrupted}.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # whoever read has had enough, as `head` has: all that was asked for was done
-            _forget_stdout()
+            forget_stdout()
             ctx.exit(0)
         except MemoryError:
             print_paragraph("Error", "out of memory. Fewer --workers need less.")
             ctx.exit(1)
         except OSError as error:
             _print_os_error(error)
+            forget_unwritten()
+            ctx.exit(1)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            print_paragraph(
+                "Error", "the system starts no more threads for this user: `ulimit -u` says how many. Fewer --workers need fewer."
+            )
             ctx.exit(1)
         return result
 
@@ -140,14 +153,6 @@ class _Commands(click.Group):
 def _print_os_error(error: OSError) -> None:
     where = f"{error.filename}: " if error.filename else ""
     print_paragraph("Error", f"{where}{error.strerror or error}")
-
-
-def _forget_stdout() -> None:
-    """Point standard output to nowhere: whoever read it has gone, and Python would complain of that at exit."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except io.UnsupportedOperation:  # a test's buffer
-        return
 
 
 @click.command(cls=_Commands, name="deltapack", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -162,21 +167,35 @@ def cli() -> None:
     """
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+    """Print a warning of ours for people, without the line of code; one of others' as Python does."""
+    if category.__module__.partition(".")[0] == "deltapack":
+        print_paragraph("Warning", str(message))
+    else:
+        _show_others(message, category, filename, lineno, *more)
+
+
 def main() -> None:
     """Run the command line and exit."""
+    prepare_streams()
+    warnings.showwarning = _show_warning
     # They then clean up as Ctrl-C does; by default they would leave temporary files behind. A closed terminal sends SIGHUP.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     # Where colorama is installed, numba would have it write an escape to the terminal when the program ends, also with --quiet.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
-    # What arguments name is fetched before options are known. Where stderr is closed there is none.
-    if sys.stderr is None or not sys.stderr.isatty() or not {"-q", "--quiet"}.isdisjoint(sys.argv):
+    # What arguments name is fetched before options are known.
+    quiet = not {"-q", "--quiet"}.isdisjoint(sys.argv)
+    if quiet:
+        import logging  # only who is to be quiet pays for it
+
+        logging.getLogger("deltapack").setLevel(logging.ERROR)
+    if not sys.stderr.isatty() or quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     try:
         cli(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack")
     except OSError as error:  # the help could not be printed
         _print_os_error(error)
+        forget_unwritten()
         sys.exit(1)

@@ -167,6 +167,11 @@ def checkpoint_options(function: F) -> F:
         click.option("--max-shard-size", metavar="S", help="Largest shard, such as 5GB; those of the base by default."),
         click.option("--no-verify", is_flag=True, help="Do not compare digests of base and result."),
         force_option,
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on where a run was stopped: files of a folder that it finished are checked and stay (same base, packs, options).",
+        ),
         workers_option,
         click.option("--device", metavar="D", help="Where to decode, such as cuda; the CPU by default. The output is the same."),
         click.option(

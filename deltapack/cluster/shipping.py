@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from deltapack.checkpoint.files import WriteFile, open_to_read
 from deltapack.errors import BackendError, DeltapackError
 from deltapack.format.reader import PackReader
+from deltapack.sources.identity import Sent, machine
 from deltapack.sources.local import LocalFile
 from deltapack.sources.reading import Readable
 from deltapack.sources.remote import RemoteFile
@@ -53,8 +54,17 @@ def _place(path: Path) -> str | RemotePath:
 
 
 def _known(file: Readable | PackReader) -> object:
-    """Return what a file must be in another process: of that size, and of another machine's that very version."""
+    """Return what a file must be in another process: that pack, the file that was opened, and of another machine's that very version."""
+    if isinstance(file, LocalFile):
+        return Sent(machine(), file.identity)
     return file.pack_id if isinstance(file, PackReader) else (file.size, getattr(file, "version", ""))
+
+
+def _difference(known: object, found: object) -> tuple[object, object] | None:
+    """Return what a file should be and what it is; none where it is that."""
+    if isinstance(known, Sent) and isinstance(found, Sent):
+        return known.differs(found)
+    return None if known == found else (known, found)
 
 
 def _with_paths(pickler: type[pickle.Pickler]) -> type[pickle.Pickler]:
@@ -106,7 +116,7 @@ class Opened:
         Args:
             kind: What it is for.
             path: Where it is.
-            known: What is known of it: size and version of one that is read, the digest of a pack.
+            known: What is known of it: identity or version of one that is read, the digest of a pack.
 
         Raises:
             BackendError: It is not here, or is another one.
@@ -150,9 +160,9 @@ def _open(kind: str, path: str | RemotePath, known: Any) -> Readable | WriteFile
     except (DeltapackError, OSError) as error:
         what = error.what if isinstance(error, DeltapackError) else error.strerror or str(error)
         raise BackendError("a node of the cluster cannot open this file", path=path, found=f"{here()}: {what}", hint=_SHARED) from error
-    found = _known(file)
-    if found != known:
+    told = _difference(known, _known(file))
+    if told is not None:
         file.close()
-        what = "a node of the cluster has another file under this path"
-        raise BackendError(what, path=path, expected=known, found=f"{here()}: {found}", hint=_SHARED)
+        what = "a node of the cluster has another file under this path, or it changed"
+        raise BackendError(what, path=path, expected=told[0], found=f"{here()}: {told[1]}", hint=_SHARED)
     return file

@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
+from deltapack.forks import forking_lock
+
 __all__ = ["AtHand"]
 
 
@@ -21,7 +23,7 @@ class AtHand:
     most: int
     least: int
     _kept: deque[tuple[object, int]] = field(default_factory=deque, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Lock = field(default_factory=forking_lock, repr=False)
     _bytes: int = 0
 
     def keep(self, kept: object, nbytes: int) -> None:

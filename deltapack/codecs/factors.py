@@ -14,6 +14,7 @@ from deltapack import kernels
 from deltapack.codecs.at_hand import AtHand
 from deltapack.dtypes import DType
 from deltapack.errors import FormatError, LimitError
+from deltapack.forks import forking_lock
 from deltapack.format.codecs import FACTORS
 from deltapack.format.digest import CHUNK
 from deltapack.format.frames import pack_stream, unpack_stream
@@ -231,7 +232,7 @@ class FactorChunks:
     tensor: str
     loaded: Factors | None = None
     _seen: list[weakref.ref[Factors]] = field(default_factory=list, compare=False, repr=False)
-    _reading: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    _reading: threading.Lock = field(default_factory=forking_lock, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:

@@ -16,8 +16,6 @@ from deltapack.limits import DEFAULT_LIMITS
 
 __all__ = ["STEP_NAME", "in_order", "open_links", "restored_from", "short"]
 
-_SPARE_FILES = 256
-"""Files that a process may have open besides packs."""
 STEP_NAME = re.compile(r"step-(\d{8,15})\.dpk")
 """What packs of a training run are called."""
 
@@ -50,12 +48,11 @@ def open_links(paths: Sequence[Path]) -> Iterator[list[PackReader]]:
 
     Raises:
         FormatError: One is damaged or no pack.
-        LimitError: There are too many, or the system lets nobody open so many files.
+        LimitError: There are too many.
     """
     if len(paths) > DEFAULT_LIMITS.links:
         hint = "`deltapack squash` makes one pack of several."
         raise LimitError("too many packs in a chain", expected=f"at most {DEFAULT_LIMITS.links:,}", found=f"{len(paths):,}", hint=hint)
-    _let_open(len(paths))
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(PackReader(path)) for path in paths]
 
@@ -189,23 +186,3 @@ def _missing(before: PackReader, after: PackReader) -> BaseMismatchError:
         path=after.path,
         hint="`deltapack log DIR` shows which pack follows which.",
     )
-
-
-def _let_open(count: int) -> None:
-    """Let this process have so many files open at once, where its own limit is lower than the system's; it stays so.
-
-    Raises:
-        LimitError: The system's is lower, too.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if count < 2 or soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        hint = "`ulimit -n` raises it; `deltapack squash` makes one pack of several."
-        raise LimitError("the system lets nobody open so many files", expected=f"at most {hard:,}", found=f"{wanted:,}", hint=hint)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

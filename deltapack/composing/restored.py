@@ -96,7 +96,7 @@ class RestoredCheckpoint(Checkpoint):
         return files_after(self.origin, self.packs, verify=self._verify)
 
     def list_side_files(
-        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = ()
+        self, include_code: bool = False, *, limits: Limits | None = None, leave_out: Sequence[str] = (), follow_links: bool = False
     ) -> tuple[list[SideFile], list[LeftOut]]:
         """List what travels beside the weights and, of the rest, what packs brought: code, unless `include_code`.
 
@@ -105,7 +105,8 @@ class RestoredCheckpoint(Checkpoint):
             FormatError: A pack is damaged.
         """
         if self._side_files is None:
-            return self.origin.list_side_files(include_code, limits=limits, leave_out=leave_out)
+            # They are the base's own, so no pack holds them.
+            return self.origin.list_side_files(include_code, limits=limits, leave_out=leave_out, follow_links=True)
         code = [] if include_code else [file for file in self.side_files() if file.name.endswith(".py")]
         files = [file for file in self.side_files() if file not in code]
         return files, [LeftOut(file.name, "Python code, which travels only with --include-code") for file in code]

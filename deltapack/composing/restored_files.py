@@ -73,7 +73,7 @@ def files_after(base: Checkpoint, packs: Sequence[PackReader], *, verify: bool) 
             data = side_file_of(before, pack, entry, verify=verify)
             if data is not None:
                 as_it_is = at_hand is not None and at_hand.size == len(data) and at_hand.read() == data
-                held = _HeldFile(entry.name, len(data), base.path / entry.name, data)
+                held = _HeldFile(entry.name, len(data), base.path / entry.name, (0, len(data), 0), data)
                 files[entry.name] = at_hand if as_it_is and at_hand is not None else held
                 known[entry.name] = hashlib.sha256(data).hexdigest()
     return files

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from deltapack.demo.outcome import DOMAINS, DemoReport, Row
 from deltapack.demo.picture import PICTURE, demo_page
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
-from deltapack.format.atomic import temporary_sibling, writing
+from deltapack.format.atomic import claimed, sweep, temporary_sibling, writing
+from deltapack.format.placing import seen_at
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.merging.merge import merge
 from deltapack.packing.compressing import compress
@@ -95,16 +97,15 @@ def run_demo(
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = temporary_sibling(out)
-            try:
+            there, unfinished = seen_at(out), temporary_sibling(out)
+            with claimed(out), ExitStack() as stack:
+                stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
                 (unfinished / "restored").mkdir(parents=True)
                 report = _Demo(unfinished, what, threads, echo or (lambda line: None), progress).run(sources)
                 (unfinished / PICTURE).write_text(demo_page(report), "utf-8")
                 (unfinished / MANIFEST).write_bytes(manifest_of(unfinished, _KIND))
                 _check(out, force)  # a minute has passed: look again
-                swap_in(unfinished, out)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                swap_in(unfinished, out, there)
         return replace(report, folder=out)
     finally:
         torch.set_num_threads(before)
@@ -118,6 +119,7 @@ def _check(out: Path, force: bool) -> None:
         if not out.is_dir() or out.is_symlink():
             raise OutputError("the output exists and is no folder", path=out, hint="Choose another name.")
         if not force:
+            sweep(out)
             hint = "Choose another, or replace the demo in it with --force." if is_kind(out, _KIND) else "Choose another: no demo is in it."
             raise OutputError("the folder exists", path=out, hint=hint)
         check_own(out, _KIND)

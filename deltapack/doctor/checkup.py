@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltapack import kernels
@@ -21,6 +19,7 @@ from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.applying import apply
+from deltapack.sources.locks import scratch
 
 __all__ = ["Check", "Checkup", "examine"]
 
@@ -79,7 +78,7 @@ class Checkup:
 def examine() -> Checkup:
     """Look at this installation; packs a small pair of models in a temporary folder and restores it by every code that runs here."""
     checks = [_loops(), _cache(), *_devices()]
-    with TemporaryDirectory(prefix="deltapack-doctor-") as folder:
+    with scratch() as folder:
         for name, test in _tests(Path(folder)):
             try:
                 found = test()
@@ -119,13 +118,18 @@ def _loops() -> Check:
 
 def _cache() -> Check:
     """Whether compiled loops are kept; without, each process compiles them anew."""
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    beside = Path(kernels.__file__).parent / "cpu" / "__pycache__"
-    home = Path(named) if named else beside
-    if os.access(home if home.exists() else home.parent, os.W_OK):
+    try:
+        compiled = kernels.asked() != "numpy" and kernels.fastest() is not kernels.reference
+    except BackendError:  # told of by the check of loops
+        compiled = False
+    if not compiled:
+        return Check("compiled loops", True, "none: numpy's are not compiled")
+    from deltapack.kernels.cpu.keeping import home_of_loops
+
+    home = home_of_loops()
+    if home is not None:
         return Check("compiled loops", True, f"kept in {home}")
-    away = "numba keeps them in the user's cache, if it can; NUMBA_CACHE_DIR names another folder"
-    return Check("compiled loops", True, f"{home} cannot be written: {away}")
+    return Check("compiled loops", True, "no folder can be written, each process compiles its own: NUMBA_CACHE_DIR names another folder")
 
 
 def _devices() -> Iterator[Check]:

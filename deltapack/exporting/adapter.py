@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,10 +22,12 @@ from deltapack.exporting.lowrank import LowRank, Target, factorize
 from deltapack.exporting.modules import modules_of
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import Factored, Routes, route
-from deltapack.format.atomic import check_absent, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["AdapterReport", "AdapterRow", "export_adapter"]
 
@@ -85,6 +86,7 @@ class AdapterReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_adapter(
     pack: str | Path,
     base: str | Path,
@@ -138,9 +140,11 @@ def export_adapter(
             routes.notes.append(f"adapter_config.json names the base by its path, {path}; a base ORG/NAME is named by its repository")
         if modules.why:
             routes.notes.append(f"names and shapes tell which modules are linear layers and embeddings: {modules.why}")
-        stack.callback(shutil.rmtree, part, ignore_errors=True)
         with writing(out):
-            part.mkdir(parents=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(out))
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            part.mkdir()
         spool = stack.enter_context(Spool.opened(part / "factors"))
         found = _factors(opened, routes, target, spool, count, progress)
         if not found and not routes.biases and not routes.saved:
@@ -156,7 +160,7 @@ def export_adapter(
             if TOKENIZER.fullmatch(file.name):
                 (part / file.name).write_bytes(file.read())
         with writing(out):
-            os.rename(part, out)
+            place(part, out, None)
     return _report(out, size, found, routes, opened)
 
 

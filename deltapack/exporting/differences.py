@@ -27,6 +27,7 @@ from deltapack.packing.spectrum import Read
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
 from deltapack.restoring.engine import Nowhere, Sink, restore_tensors
+from deltapack.sources.inputs import guarded
 
 __all__ = ["DifferenceReport", "check_job", "export_difference", "reader_of"]
 
@@ -106,6 +107,7 @@ class DifferenceReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_difference(
     pack: str | Path,
     base: str | Path,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import check_absent, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
+from deltapack.sources.inputs import guarded
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 
@@ -50,6 +52,7 @@ class TorchReport:
         return asdict(self) | {"out": str(self.out)}
 
 
+@guarded
 def export_full(
     pack: str | Path,
     base: str | Path,
@@ -84,6 +87,7 @@ def export_full(
     return apply(folder, pack, out, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
 
 
+@guarded
 def export_torch(
     pack: str | Path,
     base: str | Path,
@@ -120,9 +124,15 @@ def export_torch(
     out = as_path("out", out)
     check_output_name(out, FOLDER)
     check_absent(out)
-    folder, part = base_of(base).folder, temporary_sibling(out)
+    folder, unfinished = base_of(base).folder, temporary_sibling(out)
     check_protected(out, [folder, as_pack("pack", pack)])
-    try:
+    part = unfinished / "model"
+    with ExitStack() as stack:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(out))
+            stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
+            unfinished.mkdir()
         report = apply(folder, pack, part, dtype=dtype, max_shard_size=max_shard_size, workers=workers, progress=progress)
         with open_checkpoint(part) as restored:
             if restored.folders:
@@ -137,10 +147,8 @@ def export_torch(
             (part / MANIFEST).unlink(missing_ok=True)  # it lists other files
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
-            os.rename(part, out)
+            place(part, out, None)
         return TorchReport(out, files, size, report.tensors, notes)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _refuse_types(restored: Checkpoint) -> None:

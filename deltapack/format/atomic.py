@@ -1,10 +1,14 @@
-"""Crash-safe files: the final name holds the old file or the complete new one, never anything between."""
+"""Crash-safe outputs: the final name holds the old file or the complete new one, never anything between.
+
+One run writes an output at a time, by a lock beside it; what killed runs have left of it is found by its name, and removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -13,14 +17,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deltapack.errors import OutputError
+from deltapack.format.placing import place, seen_at
+from deltapack.sources.inputs import refuse_input
+from deltapack.sources.locks import Lock, tell
+from deltapack.sources.owners import Owner
+from deltapack.sources.remote_path import RemotePath
 
 __all__ = [
+    "Claim",
     "atomic_file",
     "check_absent",
     "check_free_space",
     "check_new_file",
+    "claimed",
     "fsync_folder",
-    "place_file",
+    "sweep",
     "temporary_sibling",
     "writing",
 ]
@@ -70,6 +81,78 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write: {error.strerror or error}", path=path, hint=hint) from error
 
 
+class Claim:
+    """The right to write an output.
+
+    Attributes:
+        out: The output.
+        before: Who had it and was killed, as far as the lock tells.
+    """
+
+    def __init__(self, out: Path, before: Owner | None) -> None:
+        self.out, self.before = out, before
+
+    def unfinished(self) -> list[Path]:
+        """Return what killed runs have left: whoever has the claim is the only one that makes such files, and has made none yet."""
+        name = re.compile(rf"\.{re.escape(self.out.name)}\.[0-9a-f]{{8}}\.partial")
+        return sorted(self.out.with_name(found) for found in os.listdir(self.out.parent) if name.fullmatch(found))
+
+    def sweep(self, keep: Path | None = None) -> None:
+        """Remove what killed runs have left, but for what is kept, and say so."""
+        gone = [path.name for path in self.unfinished() if path != keep and _removed(path)]
+        if gone:
+            who = "a killed run" if self.before is None else f"a killed run ({self.before})"
+            tell(f"removed what {who} had left of {self.out}: {', '.join(gone)}")
+
+
+@contextlib.contextmanager
+def claimed(out: Path, *, sweep: bool = True) -> Iterator[Claim]:
+    """Claim an output for as long as the block runs.
+
+    Args:
+        out: The output, in a folder that is there.
+        sweep: Whether to remove what killed runs have left of it.
+
+    Raises:
+        OutputError: Another run writes it, or the system refuses.
+    """
+    lock = Lock(_lock_of(out))
+    try:
+        with writing(out):
+            held = lock.take()
+        if not held:
+            hint = f"Wait for it, or choose another output. If nothing writes there, remove {lock.path}."
+            raise OutputError("another run writes this output", path=out, found=lock.owner, hint=hint)
+        claim = Claim(out, lock.owner)
+        if sweep:
+            with writing(out):
+                claim.sweep()
+        yield claim
+    finally:
+        lock.let_go()
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed runs have left of an output that stays as it is, where no run writes it."""
+    with contextlib.suppress(OSError, OutputError):
+        if not isinstance(out, RemotePath) and os.path.lexists(_lock_of(out)):
+            with claimed(out):
+                pass
+
+
+def _lock_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.deltapack.lock")
+
+
+def _removed(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    return not os.path.lexists(path)
+
+
 def check_absent(path: Path) -> None:
     """Refuse an output that nothing may be in the place of: it is not replaced, by no option.
 
@@ -77,6 +160,7 @@ def check_absent(path: Path) -> None:
         OutputError: `path` exists, if only as a link to nothing.
     """
     if os.path.lexists(path):
+        sweep(path)
         raise OutputError("the output exists", path=path, hint="Remove it or choose another name.")
 
 
@@ -84,49 +168,39 @@ def check_new_file(path: Path, *, force: bool) -> None:
     """Refuse a file that cannot be created, or that `force` must not replace.
 
     Raises:
-        OutputError: `path` is a folder, or exists and `force` is false, or its folder is missing.
+        OutputError: `path` is a folder or an input, or exists and `force` is false, or its folder is missing.
     """
+    refuse_input(path)
     if path.is_dir():
         raise OutputError("the output is a folder, a file is written here", path=path, hint="Name a file.")
     if os.path.lexists(path) and not force:
+        sweep(path)
         raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
     if not path.parent.is_dir():
         raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
 
 
-def place_file(temporary: Path, path: Path, *, force: bool) -> None:
-    """Give a complete file its final name; without `force` nothing is replaced, also what came there a moment ago.
-
-    Raises:
-        OSError: The system refuses.
-        OutputError: `path` exists, and `force` is false.
-    """
-    if force:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # unlike a rename, never in the place of another file
-    except FileExistsError as error:
-        raise OutputError("the output exists", path=path, hint="It came meanwhile. Remove it or choose another name.") from error
-    except (OSError, AttributeError):  # no hard links here: a look just before has to do
-        check_new_file(path, force=False)
-        os.replace(temporary, path)
-    else:
-        os.unlink(temporary)
-
-
 @contextlib.contextmanager
-def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, force: bool, claim: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends without an exception.
 
-    On any exception, Ctrl-C included, the temporary file is removed and `path` is untouched.
+    On any exception, Ctrl-C included, the temporary file is removed and `path` is untouched. What comes there meanwhile stays, also with
+    `force`, which replaces what was there when the block began.
+
+    Args:
+        path: The file.
+        force: Whether to replace it.
+        claim: Whether to claim it: not where the caller has.
 
     Raises:
-        OutputError: `path` exists and `force` is false, its folder is missing, or the system refuses to write.
+        InputChangedError: What was read for it changed meanwhile.
+        OutputError: `path` exists and `force` is false, its folder is missing, another run writes it, or the system refuses to write.
     """
-    with writing(path):
+    with contextlib.ExitStack() as stack, writing(path):
         check_new_file(path, force=force)
-        temporary = temporary_sibling(path)
+        if claim:
+            stack.enter_context(claimed(path))
+        before, temporary = seen_at(path) if force else None, temporary_sibling(path)
         try:  # before it is there: an interrupt may come between two lines
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             with os.fdopen(handle, "w+b") as file:
@@ -135,7 +209,7 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
                 if path.exists():
                     os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
                 os.fsync(file.fileno())
-            place_file(temporary, path, force=force)
+            place(temporary, path, before)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)

@@ -39,6 +39,7 @@ _FAULTS = Faults(
     unfit=_unfit,
     unread=lambda path, what: FormatError(what, path=path),
     ended=lambda path, expected, found: FormatError("the pack is cut short", path=path, rule="R2"),
+    sealed=True,
 )
 
 
@@ -118,7 +119,11 @@ class PackReader:
             FormatError: The file ends before, or cannot be read.
             RecipeError: The pack was closed.
         """
-        return self._opened().read(offset, length)
+        try:
+            return self._opened().read(offset, length)
+        except FormatError:
+            self._opened()  # closed meanwhile, by another thread: that is no fault of the pack
+            raise
 
     def plain_blob(self, blob: BlobRef) -> bytes:
         """Return the bytes of a plain blob.

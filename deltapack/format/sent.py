@@ -9,6 +9,7 @@ from typing import BinaryIO
 from deltapack.errors import OutputError
 from deltapack.format.atomic import writing
 from deltapack.sources import stores
+from deltapack.sources.inputs import check_inputs
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import drop_begun, send_file, staging
 from deltapack.sources.urls import OBJECTS
@@ -46,5 +47,6 @@ def sent_file(path: RemotePath, *, force: bool) -> Iterator[BinaryIO]:
         with open(folder / path.name, "w+b") as file:
             yield file
         check_new_there(path, force=force)  # hours may have passed: look again
+        check_inputs()
         drop_begun(path.url)
         send_file(folder / path.name, path.url)

@@ -18,10 +18,11 @@ from deltapack.format.forms import is_descriptive, like
 from deltapack.format.frames import compress_after, compress_frame, pack_stream
 from deltapack.format.index import BlobRef, Entry, FileEntry, Index
 from deltapack.format.parsing import parse_index
+from deltapack.format.placing import check_as_seen, seen_at
 from deltapack.format.prologue import ALIGNMENT, MAGIC, PROLOGUE_BYTES, Prologue
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there, sent_file
-from deltapack.format.splitting import check_no_parts, check_parts_output, drop_parts, parts_at, write_parts
+from deltapack.format.splitting import check_no_parts, check_parts_output, claimed_pack, drop_parts, parts_at, parts_seen, write_parts
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.remote_path import RemotePath
@@ -208,42 +209,48 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
         OutputError: `path` is one of the `inputs`, exists and `force` is false or it is no pack, or cannot be written.
     """
     if any(path == source or (path.exists() and source.exists() and path.samefile(source)) for source in inputs):
-        raise OutputError("the output is one of the inputs", path=path, hint="Choose another name.")
+        raise OutputError("the output is one of the inputs", path=path, hint="Inputs are never overwritten; choose another output.")
     check_pack_output(path, force=force)
     if part_bytes is not None:
         check_parts_output(path, part_bytes)
-        with _in_parts(path, part_bytes, force=force) as file:
+        with claimed_pack(path), _in_parts(path, part_bytes, force=force) as file:
             yield PackWriter(file)
         return
-    old = parts_at(path)
-    with _whole(path, force=force) as file:
-        yield PackWriter(file)
-    drop_parts(path, old)
+    with claimed_pack(path):
+        old, seen = parts_at(path), parts_seen(path)
+        with _whole(path, force=force) as file:
+            yield PackWriter(file)
+        drop_parts(path, old, seen)
 
 
 @contextlib.contextmanager
 def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes the parts of a pack, or the pack where one part would hold it."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(staging()) if isinstance(path, RemotePath) else path.parent
+        here = not isinstance(path, RemotePath)
+        seen, before = parts_seen(path), seen_at(path) if here else None
+        folder = path.parent if here else stack.enter_context(staging())
         whole = temporary_sibling(folder / path.name)
         stack.callback(whole.unlink, missing_ok=True)
         with writing(path), open(whole, "x+b") as file:
             yield file
         with PackReader(whole) as reader:
+            if here:
+                check_as_seen(path, before)
             if reader.file_bytes > part_bytes:
-                write_parts(reader, path, part_bytes, force=force)
-                _remove(path)  # with `force`, what the name stood for before
+                write_parts(reader, path, part_bytes, force=force, seen=seen, claim=False)
+                if not here or before is not None:
+                    _remove(path)  # with `force`, what the name stood for before
                 return
         old = parts_at(path)
         with _whole(path, force=force) as file, open(whole, "rb") as made:
             shutil.copyfileobj(made, file, _COPY_BYTES)
-        drop_parts(path, old)
+        drop_parts(path, old, seen)
 
 
 def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a temporary file that becomes `path`."""
-    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force)
+    """Open a temporary file that becomes `path`, which the caller has claimed."""
+    return sent_file(path, force=force) if isinstance(path, RemotePath) else atomic_file(path, force=force, claim=False)
 
 
 def _remove(path: Path) -> None:

@@ -17,7 +17,7 @@ from deltapack.errors import BackendError
 from deltapack.kernels import reference
 from deltapack.kernels.backend import Backend
 
-__all__ = ["LITTLE", "LOOPS", "active", "asked", "fastest", "working_on"]
+__all__ = ["LITTLE", "LOOPS", "LoopsWarning", "active", "asked", "fastest", "working_on"]
 
 LITTLE = 1 << 20
 """Elements of a process for which numba does not pay; `python -m benchmarks.overhead` measures from where on it does."""
@@ -28,6 +28,10 @@ _works: list[int] = []
 """Elements of the pieces of work that are under way."""
 _past = [0]
 """Elements of those that began in this process."""
+
+
+class LoopsWarning(RuntimeWarning):
+    """Results are the same and come later than they might."""
 
 
 class Counted(Protocol):
@@ -86,9 +90,10 @@ def fastest() -> Backend:
     """Return the fastest backend that this machine has: `cpu`, or `reference` without numba, with a warning."""
     try:
         from deltapack.kernels import cpu
-    except ImportError as error:
-        what = f"numba cannot be imported ({error}): the same results, several times slower"
-        warnings.warn(what, RuntimeWarning, stacklevel=3)
+    except Exception as error:  # a numba that is broken, or does not fit numpy or Python, may raise anything
+        why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        what = f"numba cannot be imported ({why}): the same results, several times slower"
+        warnings.warn(what, LoopsWarning, stacklevel=3)
         return _backend(reference)
     return _backend(cpu)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,13 @@ from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
 from deltapack.restoring.engine import restore_tensors
 from deltapack.restoring.on_device import DevicePlace, restore_on_device
+from deltapack.sources.inputs import guarded
+from deltapack.sources.locks import scratch
 
 __all__ = ["load_model", "load_state_dict"]
 
 
+@guarded
 def load_state_dict(
     base: str | Path,
     packs: Packs,
@@ -71,6 +73,7 @@ def load_state_dict(
         return _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, weight_files, workers).load()
 
 
+@guarded
 def load_model(
     base: str | Path,
     packs: Packs,
@@ -112,7 +115,7 @@ def load_model(
     transformers = _transformers()
     with ExitStack() as stack:
         loader = _Loader.open(stack, base, packs, device, dtype, backend, prefer, verify, weight_files, workers)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(scratch())
         if loader.composition.folders:
             found = ", ".join(loader.composition.folders)
             hint = (

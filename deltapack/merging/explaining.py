@@ -25,10 +25,12 @@ from deltapack.merging.recipe import MergeRecipe
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ExplainReport, ExplainRow
+from deltapack.sources.inputs import guarded
 
 __all__ = ["explain_merge"]
 
 
+@guarded
 def explain_merge(
     base: str | Path,
     packs: Sequence[str | Path],

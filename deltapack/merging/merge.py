@@ -26,11 +26,14 @@ from deltapack.merging.surveying import survey
 from deltapack.reports import MergeReport, Progress
 from deltapack.restoring.applying import WriteOptions, refuse_for_file, write_checkpoint
 from deltapack.restoring.provenance import merged
+from deltapack.restoring.resuming import check_resume
+from deltapack.sources.inputs import guarded
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["merge", "refuse_for_packs"]
 
 
+@guarded
 def merge(
     base: str | Path,
     packs: Sequence[str | Path],
@@ -57,6 +60,7 @@ def merge(
     address: str | None = None,
     progress: Progress | None = None,
     report: bool = False,
+    resume: bool = False,
 ) -> MergeReport:
     """Merge packs onto their common base, reading the base once.
 
@@ -92,6 +96,7 @@ def merge(
         address: Address of the cluster, such as `"auto"`.
         progress: Called with bytes of the result done so far and in all.
         report: Whether to compare the packs, layer by layer, in one more pass over them.
+        resume: Whether to go on where a run that was stopped or killed has left an unfinished `out`, a folder, as in `deltapack.apply`.
 
     Raises:
         BackendError: The device, backend or engine cannot be used here.
@@ -103,7 +108,7 @@ def merge(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    options = WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend, resume)
     paths = as_paths("packs", packs)
     if recipe is None:
         recipe = recipe_of(paths, weights, method, semantics, density, parameters)
@@ -111,6 +116,7 @@ def merge(
         raise RecipeError("recipe says it all: weights, method, semantics, density and parameters cannot be given, too")
     out = as_path("out", out)
     refuse_for_packs(out, options)
+    check_resume(out, resume, engine)
     scratch = out.parent if not isinstance(out, RemotePath) and out.parent.is_dir() else None
     request = MergeRequest(base, paths, recipe, MergeChoices(prefer, assets, vocab), weight_files, scratch)
     with using_engine(engine, address, device=options.wants_device):
@@ -122,7 +128,8 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
         plan = plan_merge(stack, request, options.dtype, options.workers)
         stack.enter_context(kernels.working_on(plan.base.tensors.values(), len(plan.packs)))
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
-        notes = plan.notes + _write(plan, out, options, [*plan.paths, *as_paths("packs", request.packs)])
+        said = ["merge", plan.stated_recipe(), plan.stated_choices(request)]
+        notes = plan.notes + _write(plan, out, options, [*plan.paths, *as_paths("packs", request.packs)], said)
         jobs = plan.composition.jobs
         nbytes = sum(job.nbytes for job in jobs)
         rows = list(zip(map(str, request.packs), shown_weights(plan), strict=True))
@@ -148,10 +155,11 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
 
 
-def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path]) -> list[str]:
+def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path], said: Sequence[object]) -> list[str]:
     own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
-        return write_checkpoint(plan.base, plan.composition, out, inputs, options, own_files=own, metadata=merged(plan.packs))
+        about = merged(plan.packs)
+        return write_checkpoint(plan.base, plan.composition, out, inputs, options, own_files=own, metadata=about, said=said)
     with open_pack_writer(out, force=options.force, inputs=inputs) as writer:
         writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
     return []

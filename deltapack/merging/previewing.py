@@ -30,11 +30,13 @@ from deltapack.merging.recipe import MergeRecipe
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.reports import PreviewReport
 from deltapack.restoring.applying import WriteOptions
+from deltapack.sources.inputs import guarded
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["preview_merge"]
 
 
+@guarded
 def preview_merge(
     base: str | Path,
     packs: Sequence[str | Path],

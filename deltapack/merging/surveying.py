@@ -23,6 +23,7 @@ from deltapack.merging.recipe import MergeRecipe, layer_number
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.parallel import resolve_workers
 from deltapack.reports import LayerRow, SurveyReport
+from deltapack.sources.inputs import guarded
 
 __all__ = ["survey", "survey_merge"]
 
@@ -30,6 +31,7 @@ _TOO_MUCH = 2.0
 """How many times the overlap of independent masks is too much."""
 
 
+@guarded
 def survey_merge(
     base: str | Path,
     packs: Sequence[str | Path],

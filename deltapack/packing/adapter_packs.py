@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from deltapack.adapters import adapter_folder
 from deltapack.format.atomic import writing
 from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
+from deltapack.sources.locks import scratch
 
 __all__ = ["pack_of_adapter", "packs_of_adapters"]
 
@@ -30,7 +30,7 @@ def pack_of_adapter(base: Path, adapter: Path, out: Path, *, weight_files: str |
 
 
 def packs_of_adapters(
-    stack: ExitStack, base: Path, paths: list[Path], scratch: Path | None, *, weight_files: str | None = None, workers: int | None = None
+    stack: ExitStack, base: Path, paths: list[Path], beside: Path | None, *, weight_files: str | None = None, workers: int | None = None
 ) -> tuple[list[Path], list[str]]:
     """Return paths with a pack in the place of each adapter, and what was noticed; the packs are removed when the stack is closed.
 
@@ -38,7 +38,7 @@ def packs_of_adapters(
         stack: Removes packs that are made.
         base: The base of them all.
         paths: Packs, folders of adapters, or their files.
-        scratch: A folder that is there, for packs that are made; the system's one for temporary files unless given.
+        beside: A folder that is there, for packs that are made; the system's one for temporary files unless given.
         weight_files: Which weights of the base count.
         workers: Threads.
 
@@ -52,10 +52,8 @@ def packs_of_adapters(
         if folder is None:
             packs.append(path)
             continue
-        where = scratch or Path(tempfile.gettempdir())
-        with writing(where):
-            place = Path(tempfile.mkdtemp(prefix=".deltapack-", dir=where))
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        with writing(beside or Path(tempfile.gettempdir())):
+            place = stack.enter_context(scratch(".deltapack-", beside))
         packs.append(place / f"{folder.resolve().name}.dpk")
         notes += pack_of_adapter(base, path, packs[-1], weight_files=weight_files, workers=workers)
     return packs, notes

@@ -32,10 +32,12 @@ from deltapack.packing.sharing import planned
 from deltapack.packing.sides import write_sides
 from deltapack.parallel import resolve_workers
 from deltapack.reports import CompressReport, Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["compress", "write_pack"]
 
 
+@guarded
 def compress(
     base: str | Path,
     finetuned: str | Path,
@@ -49,6 +51,7 @@ def compress(
     weight_files: str | None = None,
     max_side_file: int | str | None = None,
     leave_out: Sequence[str] = (),
+    follow_links: bool = False,
     base_packs: Sequence[str | Path] = (),
     max_part_size: int | str | None = None,
     workers: int | None = None,
@@ -77,6 +80,8 @@ def compress(
         weight_files: Which weights count where a folder has one file and an index of shards that differ: `"single"` or `"index"`.
         max_side_file: Bytes of the largest side file (tokenizer, config) to pack, or text such as `"200MB"`; 128 MiB unless given.
         leave_out: Shell patterns of side files that stay behind; without a `/` of files at the top, with `**/` before it of all.
+        follow_links: Whether side files that are symbolic links to files outside of the fine-tune's folder travel. Else they stay behind
+            with a note, and a config or tokenizer that is one is refused; snapshots in a cache of the Hugging Face Hub stay at home.
         base_packs: Packs of a chain that begins at `base`; the base of the new pack is what the last one restores, which is never written.
         max_part_size: The most bytes of a file, or text such as `"5GB"`: a larger pack comes in parts, `NAME-00001-of-00004.dpk` and so on,
             beside `NAME.dpk.index.json`; one file unless given.
@@ -112,6 +117,7 @@ def compress(
         max_side_file,
         leave_out,
         base_packs,
+        follow_links,
     )
     out, count = as_path("out", out), resolve_workers(workers)
     check_output_name(out, PACK_FILE)

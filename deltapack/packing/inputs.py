@@ -44,6 +44,7 @@ class Asked:
     max_side_file: int | str | None = None
     leave_out: Sequence[str] = ()
     base_packs: Sequence[str | Path] = ()
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, Recipe):
@@ -184,7 +185,7 @@ def open_inputs(base: str | Path, finetuned: str | Path, asked: Asked) -> Iterat
 
 def match_inputs(base: Checkpoint, finetuned: Checkpoint, asked: Asked, *, known: bool = False) -> Inputs:
     """Match two checkpoints that are open, and survey them unless the one is known to be made of the other. Raises as `open_inputs`."""
-    files, left_out = list_sides(finetuned, asked.include_code, asked.max_side_file, asked.leave_out)
+    files, left_out = list_sides(finetuned, asked.include_code, asked.max_side_file, asked.leave_out, asked.follow_links)
     match = match_names(
         base.tensors,
         finetuned.tensors,

@@ -27,6 +27,7 @@ from deltapack.packing.sharing import planned
 from deltapack.packing.sides import sides_with_base
 from deltapack.parallel import ordered_map, resolve_workers
 from deltapack.reports import CompressPreview, PreviewRow, Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["preview_compress"]
 
@@ -34,6 +35,7 @@ _LEAST, _INEXACT = 1.001, 1.05
 """How near a rate is to the least one, and how much larger than its budget a pack may be foreseen to be: the estimate is no better."""
 
 
+@guarded
 def preview_compress(
     base: str | Path,
     finetuned: str | Path,
@@ -46,6 +48,7 @@ def preview_compress(
     weight_files: str | None = None,
     max_side_file: int | str | None = None,
     leave_out: Sequence[str] = (),
+    follow_links: bool = False,
     base_packs: Sequence[str | Path] = (),
     workers: int | None = None,
     progress: Progress | None = None,
@@ -74,6 +77,7 @@ def preview_compress(
         max_side_file,
         leave_out,
         base_packs,
+        follow_links,
     )
     count = resolve_workers(workers)
     with open_inputs(base, finetuned, asked) as inputs:

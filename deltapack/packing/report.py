@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from deltapack.checkpoint.links import LEADS_OUT
 from deltapack.checkpoint.sidefiles import LeftOut
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.index import Index
@@ -93,7 +94,8 @@ def left_out_notes(left_out: Sequence[LeftOut], verb: str = "left out", *, exact
     for item in left_out:
         if not _HOUSEKEEPING.fullmatch(item.name) or (exact and _PUBLISHED.fullmatch(item.name)):
             by_reason.setdefault(item.reason, []).append(item.name)
-    return [f"{verb} {shortened(names)}: {reason}" for reason, names in by_reason.items()]
+    named = {reason: ", ".join(names) if reason == LEADS_OUT else shortened(names) for reason, names in by_reason.items()}
+    return [f"{verb} {names}: {reason}" for reason, names in named.items()]
 
 
 def _warnings(worst: Sequence[tuple[str, float]], recipe: Recipe, survey: Survey, index: Index) -> list[str]:

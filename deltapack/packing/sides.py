@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltapack.checkpoint import Checkpoint, LeftOut, SideFile, parse_size
+from deltapack.checkpoint.links import LEADS_OUT
 from deltapack.checkpoint.sidefiles import AS_ASKED, is_config_or_tokenizer
 from deltapack.errors import RecipeError
 from deltapack.format.index import FileEntry
@@ -16,13 +17,14 @@ __all__ = ["list_sides", "missed", "sides_with_base", "write_sides"]
 
 
 def list_sides(
-    finetuned: Checkpoint, include_code: bool, max_side_file: int | str | None, leave_out: Sequence[str]
+    finetuned: Checkpoint, include_code: bool, max_side_file: int | str | None, leave_out: Sequence[str], follow_links: bool = False
 ) -> tuple[list[SideFile], list[LeftOut]]:
     """List what travels beside the weights of a fine-tune, and what does not.
 
     Raises:
         LimitError: A file is larger than `max_side_file`, or all together are too large.
-        RecipeError: The size is none, or a pattern fits no file.
+        RecipeError: The size is none, or a pattern fits no file; or what the model is loaded with is a link out of the folder, and links
+            are not followed.
         UnsupportedError: The folder has weights that are not read, such as a variant in a second precision.
     """
     for error in finetuned.unread:  # weights never stay behind in silence
@@ -33,7 +35,12 @@ def list_sides(
         if size < 0:
             raise RecipeError("max_side_file is out of range", expected="at least 0 bytes", found=size)
         limits = replace(limits, packed_file_bytes=size)
-    return finetuned.list_side_files(include_code, limits=limits, leave_out=leave_out)
+    files, left = finetuned.list_side_files(include_code, limits=limits, leave_out=leave_out, follow_links=follow_links)
+    for name in [item.name for item in left if item.reason == LEADS_OUT and is_config_or_tokenizer(item.name)]:
+        what = "what the model is loaded with is a link that leads out of the folder"
+        hint = f"--follow-links packs what it points to, --leave-out '{name}' leaves it behind."
+        raise RecipeError(what, path=finetuned.path, found=name, hint=hint)
+    return files, left
 
 
 def missed(left_out: Sequence[LeftOut]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from deltapack.format.blobs import EXACT
 from deltapack.format.codecs import FACTORS
 from deltapack.format.containers import restored_weight_files
+from deltapack.format.identity import content_of
 from deltapack.format.index import Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.packing.roles import ROLES, roles_of
@@ -80,6 +81,7 @@ class PackSummary:
     Attributes:
         path: The file.
         id: SHA-256 of its index, 64 hexadecimal digits.
+        content_id: SHA-256 of what it restores, tensors and files (`Pack.content_id`).
         created_by: Name and version of the writer.
         base_fingerprint: Of the base checkpoint.
         base_tensors: Number of its tensors.
@@ -106,6 +108,7 @@ class PackSummary:
 
     path: Path
     id: str
+    content_id: str
     created_by: str
     base_fingerprint: str
     base_tensors: int
@@ -182,6 +185,7 @@ def inspect_pack(path: str | Path) -> PackSummary:
     return PackSummary(
         path=reader.path,
         id=pack_id,
+        content_id=content_of(index),
         created_by=index.created_by,
         base_fingerprint=index.base_fingerprint,
         base_tensors=index.base_tensors,

@@ -11,6 +11,7 @@ from typing import Any
 from deltapack.checking import as_path, as_paths
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
+from deltapack.format.identity import content_of
 from deltapack.format.reader import PackReader
 from deltapack.sources.parts import parts_index_of, whole_packs
 
@@ -24,6 +25,7 @@ class LineageRow:
     Attributes:
         path: The pack.
         id: Its id.
+        content_id: SHA-256 of what it restores, tensors and files (`Pack.content_id`).
         base: Fingerprint of the checkpoint that it was made from.
         result: Fingerprint of the checkpoint that it restores.
         root: Fingerprint of the checkpoint that its chain begins at; empty in a circle.
@@ -40,6 +42,7 @@ class LineageRow:
 
     path: Path
     id: str
+    content_id: str
     base: str
     result: str
     root: str
@@ -131,7 +134,9 @@ def _row(path: Path) -> LineageRow:
         kind = "exact" if index.is_exact else "lossy"
         date = datetime.fromtimestamp(stamp, timezone.utc).isoformat(timespec="seconds")
         fingerprints = index.base_fingerprint, index.result_fingerprint
-        return LineageRow(path, pack.pack_id, *fingerprints, "", "", 0, 0, size, 0, kind, changed, index.result_tensors, date)
+        return LineageRow(
+            path, pack.pack_id, content_of(index), *fingerprints, "", "", 0, 0, size, 0, kind, changed, index.result_tensors, date
+        )
 
 
 def _in_tree(rows: Sequence[LineageRow]) -> tuple[list[LineageRow], list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,10 +19,12 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.format.atomic import check_absent, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
+from deltapack.sources.inputs import guarded
 
 __all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
@@ -73,6 +74,7 @@ class ModelFiles:
     notes: Sequence[str]
 
 
+@guarded
 def write_model_folder(pack: str | Path, base: str | Path, out: str | Path, *, revision: str | None = None) -> FolderReport:
     """Write a folder that `from_pretrained` loads where deltapack is registered: config, tokenizer and other side files, and the pack.
 
@@ -170,15 +172,15 @@ def _config(data: bytes | None, composition: Composition, pack: Path) -> dict[st
 def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
     """Write the folder under another name, then give it its own; return its size."""
     part = temporary_sibling(out)
-    try:
-        with writing(out):
-            part.mkdir(parents=True)
-            for name, data in files.items():
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).write_bytes(data)
-            with pack.open("rb") as source, (part / pack.name).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with ExitStack() as stack, writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(claimed(out))
+        stack.callback(shutil.rmtree, part, ignore_errors=True)
+        part.mkdir()
+        for name, data in files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(data)
+        with pack.open("rb") as source, (part / pack.name).open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        place(part, out, None)
     return sum(map(len, files.values())) + (out / pack.name).stat().st_size

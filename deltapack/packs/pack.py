@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.codecs.stored import decode_stored, stored_chunks
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK
+from deltapack.format.identity import content_of
 from deltapack.format.index import BlobRef, Entry, Index
 from deltapack.format.reader import PackReader
 from deltapack.kernels import rounding
@@ -54,6 +56,8 @@ class Pack(Mapping[str, "PackEntry"]):
         path: The file.
         index: Everything it says about itself.
         id: SHA-256 of its index, which covers every byte through checksums; tells packs apart.
+        content_id: SHA-256 of what it restores, tensors and files, alone and with weight 1: the same for every pack, and every way of
+            packing, that gives the same bits.
     """
 
     def __init__(self, reader: PackReader) -> None:
@@ -62,6 +66,7 @@ class Pack(Mapping[str, "PackEntry"]):
         self.path: Path = reader.path
         self.index: Index = reader.index
         self.id: str = reader.pack_id
+        self.content_id: str = content_of(reader.index)
 
     def __getitem__(self, name: str) -> PackEntry:
         return PackEntry(self._reader, self._entries[name])
@@ -200,16 +205,16 @@ class PackEntry:
         """Return the difference as a dense f32 array of the entry's shape; of a stored tensor, its elements.
 
         Rows that grew hold their difference to zero, which is what is stored. Elements of a stored tensor come in the storage type of
-        `deltapack.dtypes` (bf16 and float8 as unsigned integers).
+        `deltapack.dtypes` (bf16 and float8 as unsigned integers); those of a raw type that is no byte wide as `[bytes] uint8`.
 
         Raises:
             FormatError: The pack is damaged.
             RecipeError: The tensor is removed or an alias, or coded exactly after the base's, which is not at hand here.
         """
         if self.kind == "exact" and self.entry.partner is None:
-            return ExactTensor.of(self._reader, self.entry).read(0, self.entry.numel).reshape(self.shape)
+            return self._shaped(ExactTensor.of(self._reader, self.entry).read(0, self.entry.numel))
         if self.kind == "stored" and self.entry.stored is not None:
-            return self._rows(self.entry.stored).reshape(self.shape)
+            return self._shaped(self._rows(self.entry.stored))
         positions, values = self.to_sparse()
         dense = np.zeros(self.entry.numel, np.float32)
         dense[positions] = values
@@ -262,6 +267,9 @@ class PackEntry:
             what = f"a tensor of kind {self.kind} has no difference"
             hint = "to_dense() gives its elements." if self.kind in ("stored", "exact") else "It holds no elements of its own."
         return RecipeError(what, path=self._reader.path, tensor=self.name, hint=hint)
+
+    def _shaped(self, elements: NDArray[np.generic]) -> NDArray[np.generic]:
+        return elements.reshape(self.shape if math.prod(self.shape) == len(elements) else -1)
 
     def _rows(self, stored: BlobRef) -> NDArray[np.generic]:
         return decode_stored(stored_chunks(self._reader, self.entry, stored), self.entry.dtype)

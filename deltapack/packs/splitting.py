@@ -13,6 +13,7 @@ from deltapack.format.reader import PackReader
 from deltapack.format.splitting import write_parts
 from deltapack.kinds import PACK_FILE, check_output_name
 from deltapack.reports import Report
+from deltapack.sources.inputs import guarded
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["SplitReport", "split"]
@@ -35,13 +36,14 @@ class SplitReport(Report):
     index: str
 
 
+@guarded
 def split(pack: str | Path, out: str | Path | None = None, *, max_part_size: int | str, force: bool = False) -> SplitReport:
     """Write a pack in parts: `NAME-00001-of-00004.dpk` and so on, and `NAME.dpk.index.json`, which is there last.
 
     Every function that takes a pack takes the index, the first part, or `NAME.dpk` for all of them. `cat` joins parts to the pack again.
 
     Args:
-        pack: The pack; one that comes in parts is cut anew.
+        pack: The pack; one that comes in parts is cut anew, under another name, as no input is overwritten.
         out: The name of the whole, `NAME.dpk`; beside the pack, and called as it is, unless given.
         max_part_size: The most bytes of a part, or text such as `"5GB"`.
         force: Whether to replace parts that are there.

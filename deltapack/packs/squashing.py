@@ -25,6 +25,7 @@ from deltapack.packing.recipe import Recipe
 from deltapack.packs.joining import JoinedPack
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
+from deltapack.sources.inputs import guarded
 
 __all__ = ["SquashReport", "squash"]
 
@@ -54,6 +55,7 @@ class SquashReport:
         return asdict(self) | {"pack": str(self.pack), "links": list(map(str, self.links))}
 
 
+@guarded
 def squash(
     packs: Sequence[str | Path],
     out: str | Path,

@@ -182,6 +182,7 @@ def _table(facts: CardFacts) -> str:
         ("kept whole", _whole(summary)),
         ("base", f"`{facts.base or 'not named'}`{at}, fingerprint `{summary.base_fingerprint}`"),
         ("pack id", f"`{summary.id}`"),
+        ("content id", f"`{summary.content_id}`"),
         ("written by", plain(summary.created_by)),
     ]
     if summary.delta_elements:

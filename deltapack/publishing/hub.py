@@ -12,8 +12,10 @@ from typing import Any
 from deltapack.checking import as_text
 from deltapack.errors import DeltapackError, HubError, RecipeError
 
-__all__ = ["asking", "check_repo", "is_repo", "status_of", "without_bars"]
+__all__ = ["SIGNATURE", "asking", "check_repo", "is_repo", "status_of", "without_bars"]
 
+SIGNATURE = ".sig"
+"""What the name of a signature has behind that of its pack (docs/security.md)."""
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 _LONGEST = 96
 _LOGIN = "`hf auth login` stores a token; HF_TOKEN in the environment is one, too."

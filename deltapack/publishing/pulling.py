@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 from deltapack.checking import as_path, as_text
 from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_absent, check_free_space, place_file, temporary_sibling, writing
+from deltapack.format.atomic import check_absent, check_free_space, claimed, temporary_sibling, writing
+from deltapack.format.placing import place
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
-from deltapack.publishing.hub import asking, check_repo, without_bars
+from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library, split_revision
 
@@ -75,7 +76,8 @@ def pull(
 ) -> PullReport:
     """Fetch a pack from the Hugging Face Hub, with the small files beside it, and check it.
 
-    Every file is compared with the digest that the Hub lists, and the pack with all of its own. Weights, programs and other packs stay.
+    Every file is compared with the digest that the Hub lists, and the pack with all of its own. Weights, programs and other packs stay; the
+    signature of the pack, of its name and `.sig`, comes along and is not checked.
 
     Args:
         repo: The repository, as `ORG/NAME` or `ORG/NAME@REVISION`.
@@ -108,13 +110,14 @@ def pull(
         info = hub.HfApi(library_name="deltapack").model_info(name, revision=revision or given, files_metadata=True)
     listed = {file.name: file for file in (_listed(file, name) for file in info.siblings or ())}
     part = temporary_sibling(target)
-    try:
+    with ExitStack() as stack:
         with writing(target):
-            part.mkdir(parents=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(target))
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            part.mkdir()
         with without_bars(quiet):
             return _pulled(_Source(hub, name, str(info.sha), part), listed, target, wanted=pack, alone=alone, workers=workers)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class _Source:
             FormatError: Its name is none that a file should have.
             HubError: It cannot be fetched.
         """
-        check_side_name(file.name.removesuffix(".dpk"))
+        check_side_name(file.name.removesuffix(SIGNATURE).removesuffix(".dpk"))
         with writing(self.part):
             check_free_space(self.part, file.size, self.part)
         with asking(self.repo, f"{file.name} cannot be fetched"):
@@ -152,7 +155,8 @@ def _pulled(
     has_config = config is not None and config.size <= DEFAULT_LIMITS.side_file_bytes
     settings = _settings(source.fetch(config)) if config is not None and has_config else {}
     pack = _choose(listed, settings, wanted, source.repo)
-    beside = [file for name, file in listed.items() if is_side_file(name) and name != pack and not (name == CONFIG and has_config)]
+    wished = [name for name in listed if (is_side_file(name) or name == pack + SIGNATURE) and name != pack]
+    beside = [listed[name] for name in wished if not (name == CONFIG and has_config)]
     beside = [] if alone else beside
     small = [file for file in beside if file.size <= DEFAULT_LIMITS.side_file_bytes]
     _check_sizes(small, source.repo)
@@ -163,10 +167,10 @@ def _pulled(
     left = [file.name for file in beside if file not in small]
     with writing(target):
         if alone:
-            place_file(got[pack], target, force=False)
+            place(got[pack], target, None)
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
-            os.rename(source.part, target)
+            place(source.part, target, None)
     names = [pack] if alone else sorted({pack, *(file.name for file in small), *([CONFIG] if has_config else [])})
     base, revision = settings.get("base"), settings.get("revision")
     return PullReport(

@@ -13,10 +13,11 @@ from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
 from deltapack.merging.basecard import CARD
 from deltapack.publishing.contents import Contents, card_of_pack, contents_of
-from deltapack.publishing.hub import asking, check_repo, without_bars
+from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.reports import Progress
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library
+from deltapack.sources.inputs import guarded
 
 __all__ = ["PushReport", "push"]
 
@@ -80,6 +81,7 @@ class _Plan:
     create_pr: bool
 
 
+@guarded
 def push(
     pack: str | Path,
     repo: str,
@@ -98,7 +100,8 @@ def push(
     """Upload a pack to the Hugging Face Hub, with config and tokenizer for transformers and a model card, in one commit.
 
     Everything is checked first: each byte of the pack, and each of its tensors with the base, which is fetched if it is not in the cache.
-    What the repository has beside stays as it is; a card of someone's keeps its text.
+    What the repository has beside stays as it is; a card of someone's keeps its text. A signature beside the pack, of its name and `.sig`,
+    goes along.
 
     Args:
         pack: The pack.
@@ -140,7 +143,7 @@ def push(
         there, notes = _looked(hub, api, repo, revision, lenient=dry_run)
         _check_place(there, contents, repo, private)
         made, noted = card_of_pack(contents.facts, given, contents.carried, None if there is None else there.card)
-        files: dict[str, bytes | Path] = {CARD: made.encode(), **contents.files, path.name: path}
+        files: dict[str, bytes | Path] = {CARD: made.encode(), **contents.files, path.name: path, **_signature_beside(path)}
         plan = _Plan(repo, there, files, private, revision, text, create_pr)
         done = None if dry_run else _upload(hub, api, plan)
     return PushReport(
@@ -156,6 +159,12 @@ def push(
         dry_run=dry_run,
         notes=list(dict.fromkeys([*contents.notes, *checked.notes, *notes, *noted])),
     )
+
+
+def _signature_beside(pack: Path) -> dict[str, bytes | Path]:
+    """Return the signature of a pack by its name, where there is one: whether it is good is for those to say who have the key."""
+    signature = pack.with_name(pack.name + SIGNATURE)
+    return {signature.name: signature} if signature.is_file() else {}
 
 
 def _looked(hub: Any, api: Any, repo: str, revision: str | None, *, lenient: bool) -> tuple[_There | None, list[str]]:

@@ -24,6 +24,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType, float_dtype
 from deltapack.engines import Engine, active
 from deltapack.errors import RecipeError
+from deltapack.format.atomic import sweep
 from deltapack.format.index import Index
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
@@ -31,15 +32,19 @@ from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.engine import RestoredTensor, restore_tensors
+from deltapack.restoring.notes import not_written, of_rescale
 from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
 from deltapack.restoring.provenance import restored as own_metadata
+from deltapack.restoring.resuming import by_file, check_resume, goes_on
 from deltapack.restoring.sending import jobs_to_send
 from deltapack.restoring.weight_files import files_like_base, finetuned_files
+from deltapack.sources.inputs import guarded
 
 __all__ = ["WriteOptions", "apply", "changed_statistics", "refuse_for_file", "write_checkpoint"]
 
 
+@guarded
 def apply(
     base: str | Path,
     pack: str | Path | Sequence[str | Path],
@@ -58,6 +63,7 @@ def apply(
     engine: str | Engine = "local",
     address: str | None = None,
     progress: Progress | None = None,
+    resume: bool = False,
 ) -> ApplyReport:
     """Restore the fine-tuned checkpoint from its base and a pack, or a chain of packs: each was made from what the one before gives.
 
@@ -85,6 +91,8 @@ def apply(
         engine: `"local"`, or `"ray"`: tensors are restored on a Ray cluster (docs/cluster.md). The output is the same.
         address: Address of the cluster, such as `"auto"`.
         progress: Called with bytes of the result done so far and in all.
+        resume: Whether to go on where a run that was stopped or killed has left an unfinished `out`, a folder: weight files that it
+            finished are checked and not made again, where base, packs and options are the same. What this run finishes stays if it stops.
 
     Raises:
         BackendError: The device, backend or engine cannot be used here.
@@ -94,8 +102,9 @@ def apply(
         OutputError: `out` exists or cannot be written.
         RecipeError: An argument is out of range.
     """
-    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend)
+    out, options = as_path("out", out), WriteOptions.of(dtype, max_shard_size, verify, force, workers, progress, device, backend, resume)
     check_output_name(out, CHECKPOINT)
+    check_resume(out, resume, engine)
     paths = _links(pack, weight, rescale)
     with (
         open_checkpoint(base, weights=weight_files) as files,
@@ -111,13 +120,15 @@ def apply(
         kept, told = finetuned_files(base_ckpt, weighted, out, dtype=options.dtype, shard_bytes=options.max_shard_bytes)
         same, may_be_there = 0 if kept is None else len(kept[0]), before or reader.index.is_exact
         if may_be_there and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
+            sweep(out)
             there = f"{out} holds what the {'chain' if before else 'pack'} gives already: every tensor was compared, nothing was written"
             nbytes = sum(job.nbytes for job in jobs)
             return ApplyReport(
                 out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False, weight_files=same
             )
         own = own_metadata(weighted, composition, verify=verify)
-        notes = [*_of_rescale(weighted), *write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept)]
+        said = ["apply", *(pack.pack_id for pack in (*before, reader)), weight, rescale]
+        notes = [*of_rescale(weighted), *write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said)]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -126,19 +137,6 @@ def apply(
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
         return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes], weight_files=same)
-
-
-def _of_rescale(pack: WeightedPack) -> list[str]:
-    """Return what a rescale has done that is not plain to see."""
-    if pack.rescale is None:
-        return []
-    own = sorted({term.factor for entry in pack.reader.index.entries for term in entry.terms if term.index_codec.kept != "all"})
-    if not own:
-        return ["rescale changed nothing: this pack has kept every element of what it changes; --weight scales the difference"]
-    if own[0] < own[-1]:
-        many = f"factors from {own[0]:.3g} to {own[-1]:.3g} that tensors had of their own"
-        return [f"rescale took the place of {many}; `deltapack tune` finds one for all that leaves them in proportion"]
-    return []
 
 
 def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:
@@ -178,6 +176,7 @@ class WriteOptions:
     progress: Progress
     device: str | None = None
     backend: str = "auto"
+    resume: bool = False
 
     @property
     def wants_device(self) -> bool:
@@ -195,6 +194,7 @@ class WriteOptions:
         progress: Progress | None,
         device: str | None = None,
         backend: str = "auto",
+        resume: bool = False,
     ) -> WriteOptions:
         """Check the arguments.
 
@@ -205,7 +205,8 @@ class WriteOptions:
         if limit is not None:
             as_count("max_shard_size", limit, 'a whole number of bytes, or text such as "5GB"')
         report = progress or (lambda done, total: None)
-        return cls(None if dtype is None else float_dtype(dtype), limit, verify, force, resolve_workers(workers), report, device, backend)
+        kind, count = None if dtype is None else float_dtype(dtype), resolve_workers(workers)
+        return cls(kind, limit, verify, force, count, report, device, backend, resume)
 
 
 def write_checkpoint(
@@ -217,11 +218,13 @@ def write_checkpoint(
     own_files: Mapping[str, bytes] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({}),
     files: WeightFiles | None = None,
+    said: Sequence[object] = (),
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
     `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
-    tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin.
+    tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin. `said`
+    names packs and what is made of them, as values of JSON: a run that says the same may go on with what this one has written.
     """
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
@@ -236,12 +239,13 @@ def write_checkpoint(
         metadata=result_metadata(base, composition.metadata, composition.folders, metadata),
         side_bytes=side_files_bytes(base, composition.assets) + sum(map(len, own_files.values())),
         indices=indices,
+        goes_on=goes_on(base, said, options.resume, options.dtype, options.max_shard_bytes, options.verify),
     ) as writer:
-        jobs = jobs_to_send(base, composition.jobs, shards, writer, verify=options.verify)
+        jobs = by_file(jobs_to_send(base, composition.jobs, shards, writer, verify=options.verify), shards, writer)
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
-            for _ in tensors:
-                pass
+            for restored in tensors:
+                writer.finished(restored.job.name, restored.job.digest if options.verify else "")
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
 
@@ -249,21 +253,13 @@ def write_checkpoint(
             if name not in own_files:
                 writer.write_side_file(name, data)
 
+        if writer.there:
+            notes.append(f"{len(writer.there):,} tensors were there, in files that a stopped run had finished: checked, and not made again")
         if isinstance(writer, FileWriter):
             check_intact(base, composition.assets)
-            return [*notes, *_not_written(composition, own_files)]
+            return [*notes, *not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         return [*notes, *side]
-
-
-def _not_written(composition: Composition, own_files: Mapping[str, bytes]) -> list[str]:
-    """Say so where a result of one file leaves out what a folder would have beside the weights."""
-    assets = composition.assets
-    names = sorted({*(() if assets is None else (file.name for file in assets.index.files or ())), *own_files})
-    if not names:
-        return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-    return [f"{shown} not written: the output is one file; name a folder to have them, too"]
 
 
 def refuse_for_file(out: Path, options: WriteOptions) -> None:

@@ -25,12 +25,14 @@ from deltapack.composing.tensor_job import FromBase, StoredRows
 from deltapack.composing.weighted import WeightedPack
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
+from deltapack.format.identity import content_of
 from deltapack.format.index import Entry, Term
 from deltapack.format.reader import PackReader
 from deltapack.kernels.buffers import Buffers
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring.engine import Nowhere, restore_tensors
+from deltapack.sources.inputs import guarded
 
 __all__ = ["verify"]
 
@@ -38,6 +40,7 @@ _BATCH = 8 * CHUNK
 """Elements that one task decodes, at least."""
 
 
+@guarded
 def verify(
     pack: str | Path,
     base: str | Path | None = None,
@@ -86,7 +89,7 @@ def verify(
             with closing(ordered_map(lambda batch: [task() for task in batch], joined, count)) as checked:
                 for done, _ in enumerate(chain.from_iterable(checked), 1):
                     report(done, chunks)
-            return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False, weight_files=kept)
+            return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False, [], kept, *_identity(reader))
         with open_checkpoint(base, weights=weight_files) as base_ckpt:
             seen = arranged_base(base_ckpt, [reader])
             composition = compose(seen, [WeightedPack(reader)])
@@ -105,7 +108,11 @@ def verify(
                 based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
             if reader.index.containers:  # after the tensors: of another base nothing else is worth telling
                 restored_files(reader, base_ckpt)
-        return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes, kept)
+        return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes, kept, *_identity(reader))
+
+
+def _identity(reader: PackReader) -> tuple[str, str, str]:
+    return reader.pack_id, content_of(reader.index), reader.index.base_fingerprint
 
 
 def _chunk_count(entry: Entry) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import closing
-from itertools import groupby
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.errors import DeltapackError
-from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
 from deltapack.format.forms import is_descriptive
 from deltapack.format.reader import PackReader
-from deltapack.parallel import ordered_map, resolve_workers
+from deltapack.parallel import resolve_workers
+from deltapack.restoring.identifying import digests_of
+from deltapack.restoring.identifying import fingerprint_of as fingerprint_of_open
 from deltapack.runs.finding import Signature
 from deltapack.runs.links import Link
 
@@ -73,14 +72,7 @@ def has_changed(checkpoint: Path, link: Link, workers: int | None = None) -> boo
 
 
 def _fingerprint(opened: Checkpoint, workers: int | None) -> str:
-    def digest(task: tuple[TensorInfo, int]) -> tuple[TensorInfo, bytes | None]:
-        info, start = task
-        return info, chunk_digest(opened.read(info.name, start, min(start + CHUNK, info.numel))) if info.numel else None
-
-    tasks = ((info, start) for info in opened.tensors.values() for start in range(0, max(1, info.numel), CHUNK))
-    with closing(ordered_map(digest, tasks, resolve_workers(workers))) as digests:
-        grouped = ((info, [found for _, found in rows if found is not None]) for info, rows in groupby(digests, key=lambda row: row[0]))
-        return fingerprint((info.name, info.dtype.name, info.shape, root_digest(info.dtype.name, info.shape, own)) for info, own in grouped)
+    return fingerprint_of_open(opened, digests_of(opened, resolve_workers(workers)))
 
 
 def _same_parts(opened: Checkpoint, link: Link, counts: Callable[[str], bool]) -> bool:

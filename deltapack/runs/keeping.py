@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from deltapack.adapters import adapter_folder
 from deltapack.checking import as_count, as_path
-from deltapack.errors import CheckpointError, OutputError, RecipeError, UnsupportedError
+from deltapack.errors import CheckpointError, InputChangedError, OutputError, RecipeError, UnsupportedError
 from deltapack.format.atomic import fsync_folder, writing
+from deltapack.format.placing import place, seen_at
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.reports import Progress
 from deltapack.runs.comparing import times_of
@@ -20,8 +20,12 @@ from deltapack.runs.gaps import gap_before
 from deltapack.runs.links import LAST_STEP, Link, Run, pack_name, read_run
 from deltapack.runs.making import Maker, base_or_nothing, result_of
 from deltapack.runs.steps import EVERY_ANCHOR, PackedStep
+from deltapack.sources.locks import scratch, sweep_scratch
 
-__all__ = ["check_settings", "keep_newest", "pack_step", "whole_number"]
+__all__ = ["check_settings", "keep_newest", "pack_step", "sweep_unfinished", "whole_number"]
+
+_UNFINISHED = ".packing-"
+"""How the names of folders begin in which a pack is made."""
 
 
 def pack_step(
@@ -63,6 +67,7 @@ def pack_step(
         UnsupportedError: The checkpoint holds weights that are not read, or is an adapter.
     """
     folder, checkpoint = as_path("the folder of packs", folder), as_path("the checkpoint", checkpoint)
+    sweep_unfinished(folder)
     step = whole_number("step", step, 0, LAST_STEP)
     check_settings(every_anchor, keep)
     _refuse_adapter(checkpoint)
@@ -71,6 +76,7 @@ def pack_step(
     run = replace(run, links=tuple(link for link in run.links if link not in left))
     if any(link.step == step for link in run.links):
         raise _packed_already(path)
+    there = seen_at(path)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = _chain_before(run, step, every_anchor)
@@ -89,7 +95,7 @@ def pack_step(
         # Until here a failure leaves the run as it was. What follows a pack goes before the pack itself.
         removed = _remove([link for link in left if link.step > step])
         with writing(path):
-            os.replace(made, path)
+            place(made, path, there)
             fsync_folder(folder)
     removed += tuple(link.step for link in left if link.step == step)
     removed += keep_newest(folder, keep) if keep is not None else ()
@@ -156,17 +162,28 @@ def _unchanged(checkpoint: Path) -> Iterator[None]:
     Raises:
         CheckpointError: It was written to meanwhile.
     """
-    before = times_of(checkpoint)
-    yield
-    if times_of(checkpoint) != before:
-        raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint="Pack it when nothing writes to it.")
+    before, cause = times_of(checkpoint), None
+    try:
+        yield
+    except InputChangedError as error:
+        if error.path is None or not Path(error.path).is_relative_to(checkpoint):
+            raise
+        cause = error
+    if cause is not None or times_of(checkpoint) != before:
+        hint = "Pack it when nothing writes to it."
+        raise CheckpointError("the checkpoint changed while it was packed", path=checkpoint, hint=hint) from cause
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove the packs that killed processes have not finished in a folder of packs."""
+    sweep_scratch(_UNFINISHED, folder)
 
 
 @contextlib.contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """Make a hidden folder for what is not finished; whatever happens, it goes."""
-    with writing(folder), tempfile.TemporaryDirectory(prefix=".packing-", dir=folder, ignore_cleanup_errors=True) as work:
-        yield Path(work)
+    with writing(folder), scratch(_UNFINISHED, folder) as work:
+        yield work
 
 
 def keep_newest(folder: str | Path, count: int) -> tuple[int, ...]:

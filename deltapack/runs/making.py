@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from deltapack.packing.recipe import Recipe
 from deltapack.reports import CompressReport, Progress
 from deltapack.runs.comparing import looks_as_packed
 from deltapack.runs.links import Link
+from deltapack.sources.locks import scratch
 
 __all__ = ["Maker", "base_or_nothing", "result_of"]
 
@@ -31,8 +31,8 @@ def base_or_nothing(base: str | Path | None) -> Iterator[Path]:
     if base is not None:
         yield as_checkpoint("the base", base)
         return
-    with tempfile.TemporaryDirectory(prefix="deltapack-") as work:
-        empty = Path(work) / "nothing.safetensors"
+    with scratch() as work:
+        empty = work / "nothing.safetensors"
         empty.write_bytes(_EMPTY)
         yield empty
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +10,14 @@ from deltapack.checking import as_path
 from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
 from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, writing
+from deltapack.format.placing import move_new
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
 from deltapack.runs.gaps import missing_told
 from deltapack.runs.keeping import whole_number
 from deltapack.runs.links import LAST_STEP, check_root, read_run
 from deltapack.runs.making import base_or_nothing
+from deltapack.sources.locks import scratch
 
 __all__ = ["chain_of_step", "restore_step"]
 
@@ -62,8 +62,8 @@ def restore_step(
             with _weights_told(out, weights):
                 apply(start, packs, out, force=force, workers=workers, progress=progress)
             return out
-        with writing(out), tempfile.TemporaryDirectory(prefix=".restoring-", dir=out, ignore_cleanup_errors=True) as work:
-            restored = Path(work) / "checkpoint"
+        with writing(out), scratch(".restoring-", out) as work:
+            restored = work / "checkpoint"
             apply(start, packs, restored, workers=workers, progress=progress)
             _fill(restored, out)
     return out
@@ -114,5 +114,5 @@ def _fill(restored: Path, out: Path) -> None:
     for name in sorted(from_packs, key=lambda name: name.name.endswith(".index.json")):
         if not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(restored / name, out / name)
+            move_new(restored / name, out / name)
     fsync_folder(out)

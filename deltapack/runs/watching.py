@@ -13,7 +13,7 @@ from deltapack.checkpoint import open_checkpoint
 from deltapack.errors import CheckpointError, FormatError, LimitError, OutputError, RecipeError, UnsupportedError
 from deltapack.runs.comparing import has_changed
 from deltapack.runs.finding import Found, Signature, changed_since, checkpoints_in, others_in, signature_of, step_of
-from deltapack.runs.keeping import pack_step
+from deltapack.runs.keeping import pack_step, sweep_unfinished
 from deltapack.runs.links import Link, Run, read_run
 from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
@@ -105,6 +105,7 @@ def watch(
     if settings.base is not None:
         with open_checkpoint(settings.base):
             pass  # a fault of the base is not one of each checkpoint
+    sweep_unfinished(packs)
     memory = _Memory()
     while True:
         waiting = yield from _look(settings, memory, clock)

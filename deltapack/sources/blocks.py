@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
+
+from deltapack.forks import forking_lock
 
 __all__ = ["BLOCKS", "GRAIN", "Blocks"]
 
@@ -22,7 +23,7 @@ class Blocks:
     def __init__(self, most: int = _MOST_BYTES) -> None:
         self._most, self._bytes = most, 0
         self._pieces: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = forking_lock()
 
     def get(self, file: int, number: int) -> bytes | None:
         """Return a piece of a file, if it is there."""

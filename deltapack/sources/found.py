@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from deltapack.errors import SourceError
+from deltapack.errors import InputChangedError
 from deltapack.sources.urls import Url
 
 __all__ = ["Found", "Store", "changed"]
@@ -58,7 +58,7 @@ class Store(Protocol):
         """
 
 
-def changed(url: Url, expected: object, found: object) -> SourceError:
+def changed(url: Url, expected: object, found: object) -> InputChangedError:
     """Return the error for a file that is another than when it was opened."""
     hint = "Somebody has written it again, or the servers behind the address do not agree: run again, or download it first."
-    return SourceError("the file changed while it was read", path=str(url), expected=expected, found=found, hint=hint)
+    return InputChangedError("the file changed while it was read", path=str(url), expected=expected, found=found, hint=hint)

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from deltapack.errors import BackendError, DeltapackError, SourceError
+from deltapack.forks import in_forked
 from deltapack.sources import retrying
 from deltapack.sources.found import Found, changed
 from deltapack.sources.listing import MOST_NAMES
@@ -183,3 +184,6 @@ def _system(scheme: str) -> Any:
     except ImportError as error:
         hint = "pip install 'deltapack[remote]', or download the files first."
         raise BackendError(f"{scheme}:// needs {_PACKAGES[scheme]}", found=str(error), hint=hint) from error
+
+
+in_forked(_system.cache_clear)

@@ -37,12 +37,14 @@ class Faults:
         unfit: It is there, and nothing that can be read at positions; with a clause that says why.
         unread: It was opened, and cannot be read; with a clause that says why.
         ended: It ends before byte `expected`; `found` bytes were read.
+        sealed: Whether checksums are compared of all that is read, as of a pack.
     """
 
     missing: Callable[[Path], DeltapackError]
     unfit: Callable[[Path, str], DeltapackError]
     unread: Callable[[Path, str], DeltapackError]
     ended: Callable[[Path, int, int], DeltapackError]
+    sealed: bool = False
 
 
 def read_exactly(file: Readable, faults: Faults, offset: int, length: int) -> bytes:

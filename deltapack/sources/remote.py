@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from deltapack.forks import forking_lock, forks, in_forked
 from deltapack.sources.blocks import BLOCKS, GRAIN
 from deltapack.sources.found import Found
 from deltapack.sources.reading import Faults, read_exactly
@@ -63,7 +64,7 @@ class RemoteFile:
         self._found: Found = found
         self.size, self.version = found.size, found.version
         self._id = next(_IDS)
-        self._lock = threading.Lock()
+        self._lock, self._fork = forking_lock(), forks()
         self._coming: dict[int, tuple[int, Future[bytes]]] = {}
         self._streaks: OrderedDict[int, int] = OrderedDict()
         self._stopped, self._asked = threading.Event(), 0
@@ -84,6 +85,8 @@ class RemoteFile:
             raise self._faults.ended(self.path, end, self.size)
         if self._stopped.is_set():
             raise self._faults.unread(self.path, "the file is closed")
+        if self._fork != forks():
+            self._begin_anew()
         at = offset
         while at < end:
             stop = min(end, at + _WINDOW)
@@ -95,6 +98,13 @@ class RemoteFile:
         """Let the file go; closing twice is fine."""
         self._stopped.set()
         BLOCKS.drop(self._id)
+
+    def _begin_anew(self) -> None:
+        """Forget requests of the process that was forked, and its connections: they are not this one's."""
+        with self._lock:
+            if self._fork != forks():
+                self._store = store_of(self._url.scheme)
+                self._coming, self._fork = {}, forks()
 
     def _window(self, start: int, stop: int, view: memoryview) -> None:
         """Fill a view with the bytes [start, stop), from memory as far as they are there, and by requests side by side."""
@@ -108,7 +118,7 @@ class RemoteFile:
             awaited = {number: self._coming[number] for number in range(first, last) if number in self._coming}
             runs = self._begin(self._widened([number for number in range(first, last) if number not in pieces and number not in awaited]))
         for run in runs[1:]:
-            _pool().submit(self._fetch, *run)
+            self._soon(*run)
         if runs:
             self._fetch(*runs[0])
         for begin, end, future in runs:
@@ -141,6 +151,13 @@ class RemoteFile:
                 self._asked += 1
             self._coming[number] = runs[-1][0], runs[-1][2]
         return runs
+
+    def _soon(self, begin: int, end: int, future: Future[bytes]) -> None:
+        """Have another thread make a request; where the system starts none, this one does."""
+        try:
+            _pool().submit(self._fetch, begin, end, future)
+        except RuntimeError:
+            self._fetch(begin, end, future)
 
     def _fetch(self, begin: int, end: int, future: Future[bytes]) -> None:
         """Make a request, and hand its pieces to all who wait for them."""
@@ -180,10 +197,13 @@ class RemoteFile:
                 return
             runs = self._begin(missing)
         for run in runs:
-            _pool().submit(self._fetch, *run)
+            self._soon(*run)
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     """Return the threads that make requests; none of them waits for another."""
     return ThreadPoolExecutor(_REQUESTS, "deltapack-remote")
+
+
+in_forked(_pool.cache_clear)

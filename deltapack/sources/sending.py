@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from deltapack.errors import OutputError, SourceError
 from deltapack.sources import stores
+from deltapack.sources.locks import scratch
 from deltapack.sources.objects import ObjectStore
 from deltapack.sources.traffic import note
 from deltapack.sources.urls import OBJECTS, Url
@@ -30,20 +30,19 @@ _MEBIBYTE = 1 << 20
 
 @contextmanager
 def staging() -> Iterator[Path]:
-    """Return a folder of this machine (in `TMPDIR`) for what is to be sent; removed when the block ends.
+    """Return a folder of this machine (in `TMPDIR`) for what is to be sent; removed when the block ends, or by the next process.
 
     Raises:
         OutputError: The system refuses.
     """
+    stack = ExitStack()
     try:
-        folder = Path(tempfile.mkdtemp(prefix="deltapack-upload-"))
+        folder = stack.enter_context(scratch("deltapack-upload-"))
     except OSError as error:
         hint = "What is sent is first written to the folder for temporary files; TMPDIR names another one."
         raise OutputError(f"cannot write: {error.strerror or error}", path=tempfile.gettempdir(), hint=hint) from error
-    try:
+    with stack:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def send_file(path: Path, url: Url, stopped: threading.Event | None = None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from functools import cache
 
+from deltapack.forks import forking_lock, in_forked
 from deltapack.sources.found import Found, Store
 from deltapack.sources.urls import WEB, Url
 
@@ -14,7 +14,7 @@ __all__ = ["find", "forget", "names", "store_of"]
 
 KEPT_SECONDS = 10.0
 _MOST_KEPT = 4096
-_LOCK = threading.Lock()
+_LOCK = forking_lock()
 _FOUND: dict[Url, tuple[float, Found | None]] = {}
 _NAMES: dict[Url, tuple[float, Mapping[str, Found | None]]] = {}
 
@@ -75,3 +75,6 @@ def _keep(url: Url, found: Found | None) -> None:
         if len(_FOUND) >= _MOST_KEPT:
             _FOUND.clear()
         _FOUND[url] = time.monotonic(), found
+
+
+in_forked(store_of.cache_clear)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from deltapack.forks import forking_lock
 
 __all__ = ["Traffic", "note", "watch_traffic"]
 
@@ -26,7 +27,7 @@ class Traffic:
 
 
 Watcher = Callable[[Traffic], None]
-_LOCK = threading.Lock()
+_LOCK = forking_lock()
 _WATCHERS: dict[Watcher, Traffic] = {}
 
 

@@ -32,9 +32,11 @@ class ReadAhead:
             if self._closed or not wanted:
                 return
             if not self._threads:
-                self._threads = [threading.Thread(target=self._work, name="deltapack-ahead", daemon=True) for _ in range(self._workers)]
-                for thread in self._threads:
-                    thread.start()
+                with suppress(RuntimeError):  # the system starts no more: nothing is lost but time
+                    for _ in range(self._workers):
+                        thread = threading.Thread(target=self._work, name="deltapack-ahead", daemon=True)
+                        thread.start()
+                        self._threads.append(thread)
             for task in wanted[: max(0, _WAITING - self._todo.qsize())]:
                 self._todo.put(task)
 

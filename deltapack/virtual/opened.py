@@ -12,26 +12,17 @@ from pathlib import Path
 from deltapack.errors import DeltapackError, RecipeError
 from deltapack.merging.arguments import Numbers
 from deltapack.merging.recipe_files import read_merge_file
+from deltapack.sources.identity import Stamp, stamp_of
 from deltapack.virtual.cache import ChunkCache
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder, cache_of
 from deltapack.virtual.planning import is_recipe
 
-__all__ = ["OpenFolders", "stamp_of", "stamps_of_named"]
+__all__ = ["OpenFolders", "stamps_of_named"]
 
 _AT_ONCE = 16
 
 
-def stamp_of(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced or written anew.
-
-    Raises:
-        OSError: As the system says.
-    """
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def stamps_of_named(path: Path, known: Hashable) -> tuple[tuple[int, int, int], ...]:
+def stamps_of_named(path: Path, known: Hashable) -> tuple[Stamp, ...]:
     """Return what changes when something does that a recipe names, packs and adapters; nothing for a pack.
 
     Args:
@@ -46,7 +37,7 @@ def stamps_of_named(path: Path, known: Hashable) -> tuple[tuple[int, int, int], 
             files += sorted(named.iterdir()) if named.is_dir() else []
     for file in files:
         with suppress(OSError, DeltapackError):
-            stamps.append(stamp_of(file))
+            stamps.append(stamp_of(file.stat()))
     return tuple(stamps)
 
 

@@ -57,15 +57,22 @@ class FileServer(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection; where there are too many, say so."""
         if not self._free.acquire(blocking=False):
-            with contextlib.suppress(OSError):
-                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            self.shutdown_request(request)
+            self._send_away(request)
             return
         try:
             super().process_request(request, client_address)
+        except RuntimeError:  # the system starts no more threads
+            self._free.release()
+            self._send_away(request)
         except BaseException:
             self._free.release()
             raise
+
+    def _send_away(self, request: Any) -> None:
+        """Tell a client to come again later."""
+        with contextlib.suppress(OSError):
+            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection."""

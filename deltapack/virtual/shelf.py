@@ -17,9 +17,10 @@ from deltapack.errors import DeltapackError, RecipeError
 from deltapack.format.digest import NOTHING
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.identity import Stamp, stamp_of
 from deltapack.sources.parts import whole_packs
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
-from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
+from deltapack.virtual.opened import OpenFolders, stamps_of_named
 from deltapack.virtual.planning import is_recipe
 from deltapack.virtual.starting import stands_between
 
@@ -27,7 +28,6 @@ __all__ = ["Shelf", "Title"]
 
 _FRESH = 1.0
 """Seconds for which a look at the folder counts."""
-Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,11 @@ class Shelf:
         with self._open.use(key, title.paths[0] if len(title.paths) == 1 else title.paths) as folder:
             yield folder
 
+    def warm_soon(self) -> None:
+        """Have a thread `warm` it; where the system starts none, the first reader waits."""
+        with suppress(RuntimeError):
+            threading.Thread(target=self.warm, daemon=True).start()
+
     def warm(self) -> None:
         """Read a byte of a weight file, so that what decodes is loaded before a reader waits for it; nothing is said where that fails."""
         for name in list(self.titles())[:1]:
@@ -208,7 +213,7 @@ def _shown(name: str) -> str:
 
 def _stamp(path: Path) -> Stamp | None:
     try:
-        return stamp_of(path)
+        return stamp_of(path.stat())
     except OSError:
         return None
 

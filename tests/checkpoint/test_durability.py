@@ -15,9 +15,10 @@ from support.builders import leftovers, moved, random_tensor, write_folder
 from support.local_files import open_local
 
 import deltapack
-from deltapack.checkpoint import files, open_writer, plan_shards, replace
+from deltapack.checkpoint import files, open_writer, plan_shards
 from deltapack.checkpoint.files import WriteFile
 from deltapack.dtypes import BY_NAME
+from deltapack.format import placing
 from deltapack.format.atomic import atomic_file
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced there")
@@ -43,7 +44,7 @@ def test_checkpoints(name: str, old: str, tmp_path: Path, monkeypatch: pytest.Mo
     elif old == "empty" and name == "out":
         out.mkdir()
     if old.endswith("exchange"):
-        monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(placing, "_renameat2", lambda one, other, flags: False)
     journal = syncs.record(monkeypatch)
     write(out, force=True)
     monkeypatch.undo()

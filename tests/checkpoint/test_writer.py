@@ -30,12 +30,12 @@ from deltapack.checkpoint import (
     open_checkpoint,
     open_writer,
     plan_shards,
-    replace,
 )
 from deltapack.checkpoint.coverage import Coverage
 from deltapack.checkpoint.manifest import MANIFEST, manifest_of
 from deltapack.dtypes import BY_NAME
 from deltapack.errors import CheckpointError, FormatError, OutputError
+from deltapack.format import placing
 
 F32, U8 = BY_NAME["f32"], BY_NAME["u8"]
 SHARDS = plan_shards([("a", F32, (2, 3)), ("b", F32, (4,))])
@@ -303,7 +303,7 @@ def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_replaced_checkpoint_leaves_no_stale_file(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not exchange:
-        monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(placing, "_renameat2", lambda one, other, flags: False)
     out = tmp_path / "out"
     (out / "1_Pooling").mkdir(parents=True)
     stale = "model-00001-of-00002.safetensors model.safetensors.index.json pytorch_model.bin config.json LICENSE"
@@ -369,7 +369,7 @@ def test_the_old_folder_is_put_back_when_the_swap_fails(tmp_path: Path, monkeypa
             raise OSError(errno.EACCES, "denied")
         rename(source, target)
 
-    monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(placing, "_renameat2", lambda one, other, flags: False)
     monkeypatch.setattr(os, "rename", fail_on_new)
     with pytest.raises(OutputError, match="denied"):
         write(out, force=True)
@@ -418,8 +418,9 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=root, check=False)
     assert done.returncode == -9
     assert not (tmp_path / "out").exists()
-    assert all(name.startswith(".out.") and name.endswith(".partial") for name in left_over(tmp_path))
+    assert sorted(name.rpartition(".")[2] for name in left_over(tmp_path)) == ["lock", "partial"]
     write(tmp_path / "out")
+    assert left_over(tmp_path) == ["out"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6))))

@@ -31,6 +31,7 @@ def test_defaults_are_those_of_the_library(run: Run, pair: Pair, stand_in: Stand
         "max_side_file": None,
         "max_part_size": None,
         "leave_out": (),
+        "follow_links": False,
         "base_packs": (),
         "workers": None,
         "force": False,
@@ -44,7 +45,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
     use_case = stand_in("compress", pair.report)
     options = shlex.split(
         "--drop-rate 0.8 --values int4 --index gaps --rescale 3 --seed 7 --include i --exclude e --fidelity 0.1 "
-        "--non-finite store --include-code --max-side-file 200MB --max-part-size 5GB "
+        "--non-finite store --include-code --max-side-file 200MB --max-part-size 5GB --follow-links "
         "--leave-out '*.md' --leave-out 'logs/*' --workers 2 --force --set a:b:drop-rate=0.5,values=bf16 --set c:index=bitmap"
     )
     maps = ["--map", r"(?=x)(.*)=y.\1", "--map", "p=", "--keep-base", "k", "--allow-unrelated", *(["--base-pack", str(pair.pack)] * 2)]
@@ -71,6 +72,7 @@ def test_options_reach_the_library(run: Run, pair: Pair, stand_in: StandIn, tmp_
         "max_side_file": "200MB",
         "max_part_size": "5GB",
         "leave_out": ("*.md", "logs/*"),
+        "follow_links": True,
         "base_packs": (pair.pack, pair.pack),
         "workers": 2,
         "force": True,

@@ -114,9 +114,7 @@ def test_an_interrupted_check_claims_no_output(run: Run, pair: Pair, stand_in: S
     assert run("verify", pair.pack).stderr == "Interrupted.\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_stop_cleanly(number: signal.Signals, pair: Pair, tmp_path: Path) -> None:
-    code = """
+WAITS = """
 import sys, time
 import deltapack
 from deltapack.cli.main import main
@@ -128,15 +126,73 @@ def wait(*args, progress=None, **kwargs):
 deltapack.compress = wait
 main()
 """
-    out = tmp_path / "out.dpk"
-    command = [sys.executable, "-c", code, "compress", str(pair.base), str(pair.finetuned), "-o", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+
+def waiting(pair: Pair, out: Path) -> list[str]:
+    """A command that has begun its output, says so, and waits."""
+    return [sys.executable, "-c", WAITS, "compress", str(pair.base), str(pair.finetuned), "-o", str(out)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_cleanly(number: signal.Signals, pair: Pair, tmp_path: Path) -> None:
+    with subprocess.Popen(waiting(pair, tmp_path / "out.dpk"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.wait() == 130
         assert process.stderr.read() == "Interrupted; nothing was changed under the final name.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_terminal_stops_cleanly(pair: Pair, tmp_path: Path) -> None:
+    """The system sends SIGHUP, and what is printed then goes nowhere."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, waiting(pair, tmp_path / "out.dpk"))
+    while b"ready" not in os.read(terminal, 1000):
+        pass
+    assert list(tmp_path.iterdir())
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert list(tmp_path.iterdir()) == [] and os.waitstatus_to_exitcode(status) == 130
+
+
+def test_nohup_works_on(pair: Pair, tmp_path: Path) -> None:
+    ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *waiting(pair, tmp_path / "out.dpk")]  # as nohup does
+    with subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        assert len(list(tmp_path.iterdir())) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_library_leaves_signals_alone(pair: Pair, tmp_path: Path) -> None:
+    """Only the program sets handlers: a trainer that calls the functions, in whichever thread, has its own."""
+    code = """
+import signal, sys, threading
+numbers = sorted(signal.valid_signals())
+before = [signal.getsignal(number) for number in numbers]
+import deltapack
+from deltapack.cli.main import cli
+out = sys.argv[3]
+def work():
+    deltapack.compress(sys.argv[1], sys.argv[2], out + ".dpk")
+    deltapack.apply(sys.argv[1], out + ".dpk", out, resume=True)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+deltapack.verify(out + ".dpk", sys.argv[1])
+assert [signal.getsignal(number) for number in numbers] == before
+print("same")
+"""
+    done = python(code, pair.base, pair.finetuned, tmp_path / "out")
+    assert (done.stdout, done.returncode) == ("same\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "PACK"], ["inspect", "PACK", "--json"], ["--help"], ["inspect", "--help"]])

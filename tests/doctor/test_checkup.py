@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -105,10 +104,19 @@ def test_which_loops_compute_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told("numba") == "numba, as DELTAPACK_LOOPS asks for it"
 
 
-def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "NUMBA_CACHE_DIR names another folder" in next(check.found for check in examine().checks if check.name == "compiled loops")
+def test_where_compiled_loops_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    from deltapack.kernels.cpu import keeping
+
+    def told() -> str:
+        return next(check.found for check in examine().checks if check.name == "compiled loops")
+
+    monkeypatch.setattr(keeping, "home_of_loops", lambda: tmp_path)
+    assert told() == f"kept in {tmp_path}"
+    monkeypatch.setattr(keeping, "home_of_loops", lambda: None)
+    assert "NUMBA_CACHE_DIR names another folder" in told()
+    monkeypatch.setenv("DELTAPACK_LOOPS", "numpy")
+    assert told() == "none: numpy's are not compiled"
 
 
 def test_the_pair_is_the_same_everywhere(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from deltapack.errors import OutputError
+from deltapack.format import placing
 from deltapack.format.atomic import atomic_file, check_free_space, temporary_sibling
 
 OLD, NEW = b"old content", b"new content " * 1000
@@ -57,20 +59,45 @@ def test_old_file_is_replaced_only_by_force(old_file: Path) -> None:
     assert old_file.read_bytes() == NEW
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
-def test_a_file_that_appears_meanwhile_is_not_replaced(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not links:
+def without(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Take from the system what some do not have: `renameat2`, or hard links, too."""
+    if what != "all":
+        monkeypatch.setattr(placing, "_renameat2", lambda one, other, flags: False)
+    if what == "no links":
         monkeypatch.setattr(os, "link", failing(os.link, 0, errno.EPERM))
-    with pytest.raises(OutputError, match="the output exists"), atomic_file(tmp_path / "a", force=False) as file:
+
+
+@pytest.mark.parametrize("has", ["all", "links", "no links"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_appears_meanwhile_is_not_replaced(force: bool, has: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`force` is for what was there at the start."""
+    without(monkeypatch, has)
+    with pytest.raises(OutputError, match="the output exists"), atomic_file(tmp_path / "a", force=force) as file:
         file.write(NEW)
         (tmp_path / "a").write_bytes(OLD)
     assert (tmp_path / "a").read_bytes() == OLD and os.listdir(tmp_path) == ["a"]
 
 
-def test_without_links_a_new_file_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", failing(os.link, 0, errno.EPERM))
+@pytest.mark.parametrize("has", ["all", "links", "no links"])
+def test_a_new_file_gets_its_name(has: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, has)
     write(tmp_path / "a", force=False)
     assert (tmp_path / "a").read_bytes() == NEW and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("has", ["all", "links", "no links"])
+@pytest.mark.parametrize("how", ["replaced", "written", "gone"])
+def test_force_replaces_what_was_there_at_the_start_alone(has: str, how: str, old_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, has)
+    refused = contextlib.nullcontext() if how == "gone" else pytest.raises(OutputError, match="came or changed meanwhile")
+    with refused, atomic_file(old_file, force=True) as file:
+        file.write(NEW)
+        if how != "written":
+            old_file.rename(old_file.with_name("kept"))
+        if how != "gone":
+            old_file.write_bytes(b"theirs")
+    assert old_file.read_bytes() == (NEW if how == "gone" else b"theirs")
+    assert sorted(os.listdir(old_file.parent)) == sorted([old_file.name, *(["kept"] if how != "written" else [])])
 
 
 def test_nothing_appears_before_the_end(old_file: Path) -> None:
@@ -81,10 +108,12 @@ def test_nothing_appears_before_the_end(old_file: Path) -> None:
     assert old_file.read_bytes() == NEW
 
 
-@pytest.mark.parametrize("name", ["open", "fsync", "replace", "chmod", "fdopen"])
+@pytest.mark.parametrize("name", ["open", "fsync", "replace", "renameat2", "chmod", "fdopen"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
 def test_failing_call_leaves_the_old_file(old_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
-    monkeypatch.setattr(os, name, failing(getattr(os, name), 0, code))
+    without(monkeypatch, "links" if name == "replace" else "all")
+    where, called = (placing, "_renameat2") if name == "renameat2" else (os, name)
+    monkeypatch.setattr(where, called, failing(getattr(where, called), 0, code))
     with pytest.raises(OutputError) as caught:
         write(old_file)
     monkeypatch.undo()
@@ -119,6 +148,8 @@ def test_full_disk_at_the_last_flush(old_file: Path, monkeypatch: pytest.MonkeyP
     real = os.open
 
     def open_full(path: Path, flags: int, mode: int) -> int:
+        if path.suffix != ".partial":  # the lock
+            return real(path, flags, mode)
         os.close(real(path, flags, mode))
         return real("/dev/full", os.O_RDWR)
 

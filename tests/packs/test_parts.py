@@ -60,9 +60,18 @@ def test_every_name_is_the_pack(here: Path, which: str) -> None:
 
 
 def test_splitting_and_cutting_anew(here: Path) -> None:
-    report = deltapack.split(here / INDEX, max_part_size="2KB", force=True)
+    with pytest.raises(OutputError, match="the output is one of the inputs"):
+        deltapack.split(here / INDEX, max_part_size="2KB", force=True)
+    (here / "anew").mkdir()
+    report = deltapack.split(here / INDEX, here / "anew/x.dpk", max_part_size="2KB")
+    for path in parts(here):
+        path.unlink()
+    for path in (here / "anew").iterdir():
+        path.replace(here / path.name)
     size = (here / "whole.dpk").stat().st_size
-    assert report.parts == [path.name for path in parts(here)] and len(report.parts) == -(-size // 2000) and report.pack == here / "x.dpk"
+    assert (
+        report.parts == [path.name for path in parts(here)] and len(report.parts) == -(-size // 2000) and report.pack == here / "anew/x.dpk"
+    )
     assert deltapack.verify(here / "x.dpk").pack_bytes == size
     deltapack.split(here / "whole.dpk", here / "y.dpk", max_part_size=size)
     assert [path.name for path in parts(here, "y")] == ["y-00001-of-00001.dpk"]

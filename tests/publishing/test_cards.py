@@ -93,6 +93,7 @@ def test_figures_are_those_of_the_pack(facts: CardFacts, pair: Pair) -> None:
         "| tensors | 2 delta |",
         "| kept whole | 0 tensors bit for bit, 1 with the difference of every element |",
         f"| pack id | `{summary.id}` |",
+        f"| content id | `{summary.content_id}` |",
         f"`org/base`, commit `{'0' * 40}`, fingerprint `{summary.base_fingerprint}`",
         "close to the ones that were packed, and not the same",
     ):

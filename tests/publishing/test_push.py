@@ -368,3 +368,17 @@ def test_without_huggingface_hub(pair: Pair, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(BackendError, match=r"the Hugging Face Hub needs huggingface_hub: found .*pip install 'deltapack\[hub\]'"):
             call()
     assert "base_model: org/base" in deltapack.model_card(pair.pack, base="org/base")
+
+
+def test_a_signature_goes_along_and_comes_along(filled: Hub, pair: Pair, tmp_path: Path) -> None:
+    """It is no file of the model: nothing here looks into it, and a pack without one has none."""
+    assert "math.dpk.sig" not in deltapack.push(pair.pack, "me/plain", base="org/base").files
+    pair.pack.with_name("math.dpk.sig").write_bytes(b"{}")
+    report = deltapack.push(pair.pack, "me/math", base="org/base")
+    assert report.files["math.dpk.sig"] == 2 and filled.repos["me/math"].files()["math.dpk.sig"] == b"{}"
+    filled.repos["me/math"].commit({"other.dpk.sig": b"{}"})
+    got = deltapack.pull("me/math", tmp_path / "got")
+    assert (tmp_path / "got" / "math.dpk.sig").read_bytes() == b"{}" and got.files["math.dpk.sig"] == 2
+    assert not (tmp_path / "got" / "other.dpk.sig").exists()
+    deltapack.pull("me/math", tmp_path / "alone.dpk")
+    assert sorted(path.name for path in tmp_path.glob("alone*")) == ["alone.dpk"]

@@ -17,6 +17,7 @@ from support.runs import FILES, base_model, same_model, step_model, weights_of, 
 
 import deltapack
 from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, FormatError, OutputError, RecipeError
+from deltapack.format import placing
 from deltapack.runs.keeping import keep_newest, pack_step
 from deltapack.runs.links import LAST_STEP, pack_name, read_run
 from deltapack.runs.restoring import restore_step
@@ -183,13 +184,13 @@ def test_shards_come_back_before_their_index(tmp_path: Path, monkeypatch: pytest
     pack_step(tmp_path / "packs", checkpoint, 1)
     for path in checkpoint.iterdir():
         path.unlink()
-    rename, moved = os.rename, list[str]()
+    move_new, moved = placing.move_new, list[str]()
 
     def recorded(old: Path, new: Path) -> None:
         moved.append(Path(new).name)
-        rename(old, new)
+        move_new(old, new)
 
-    monkeypatch.setattr("deltapack.runs.keeping.os.rename", recorded)
+    monkeypatch.setattr("deltapack.runs.restoring.move_new", recorded)
     restore_step(tmp_path / "packs", 1, checkpoint)
     of_weights = [name for name in moved if name in weights]
     assert weights_of(checkpoint) == weights and of_weights == [*names, index.name]
@@ -304,7 +305,7 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     code = f"""
 import os, signal, deltapack
 from deltapack.runs import keeping
-keeping.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+keeping.place = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 deltapack.pack_step({str(tmp_path / "packs")!r}, {str(tmp_path / "checkpoint-2")!r}, 2, base={str(base)!r})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)

@@ -347,7 +347,7 @@ def test_what_is_no_fault_of_a_checkpoint_ends_it(tmp_path: Path) -> None:
         seen(tmp_path, *[nothing] * 3, base=base)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_it_may_be_stopped_at_any_time(how: signal.Signals, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     run = tmp_path / "run"
@@ -368,5 +368,5 @@ def test_it_may_be_stopped_at_any_time(how: signal.Signals, tmp_path: Path) -> N
     packed = [link.step for link in read_run(run / "packs").links]
     assert packed == list(range(1, len(packed) + 1)) and packed
     rest = [step for step, _ in seen(run, *[nothing] * 3, base=base, once=True)]
-    assert packed + rest == list(range(1, 9))
+    assert packed + rest == list(range(1, 9)) and {path.suffix for path in (run / "packs").iterdir()} == {".dpk"}
     assert same_model(deltapack.restore_step(run / "packs", 8, tmp_path / "out", base=base), 8)

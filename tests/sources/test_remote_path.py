@@ -13,10 +13,10 @@ from support.web_server import Answer, WebServer
 from deltapack.checking import as_path
 from deltapack.errors import RecipeError, SourceError
 from deltapack.sources import stores
+from deltapack.sources.identity import stamp_of
 from deltapack.sources.listing import names_of_page
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.urls import address, parse_url
-from deltapack.virtual.opened import stamp_of
 
 TEXT = "https://me:secret@example.org:8443/models/base/model.safetensors?sig=hidden"
 
@@ -116,7 +116,7 @@ def test_what_is_there_is_told_from_what_was(web: WebServer) -> None:
         web.files["/m/x.dpk"], web.tags["/m/x.dpk"] = data, f'"{data.decode()}"'
         status = path.stat()
         assert isinstance(status.st_mtime_ns, int) and int(status.st_mtime) == status.st_mtime_ns // 10**9
-        stamps.append(stamp_of(path))
+        stamps.append(stamp_of(path.stat()))
     assert stamps[0] != stamps[1]
 
 

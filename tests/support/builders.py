@@ -236,4 +236,4 @@ def decode_by_spec(base: Mapping[str, Tensor], pack: Path, **options: Any) -> Mo
 
 def leftovers(folder: Path) -> Iterable[str]:
     """Unfinished outputs."""
-    return sorted(path.name for path in folder.iterdir() if path.name.endswith(".partial"))
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith((".partial", ".deltapack.lock")))

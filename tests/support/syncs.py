@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deltapack.checkpoint import replace
+from deltapack.format import placing
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def record(patch: pytest.MonkeyPatch) -> Journal:
     patch.setattr(os, "link", _renaming(journal, os.link))
     patch.setattr(os, "rename", _renaming(journal, os.rename))
     patch.setattr(os, "replace", _renaming(journal, os.replace))
-    patch.setattr(replace, "_exchange", _renaming(journal, replace._exchange))
+    patch.setattr(placing, "_renameat2", _renaming(journal, placing._renameat2))
     patch.setattr(shutil, "rmtree", _removing(journal, shutil.rmtree))
     return journal
 
@@ -75,10 +75,10 @@ def _syncing(journal: Journal, original: Callable[[int], None]) -> Callable[[int
 
 
 def _renaming(journal: Journal, original: Callable[..., Any]) -> Callable[..., Any]:
-    def rename(source: Any, target: Any) -> Any:
+    def rename(source: Any, target: Any, *flags: int) -> Any:
         node = os.stat(source).st_ino
-        done = original(source, target)
-        if done is not False:  # an exchange that the system cannot do
+        done = original(source, target, *flags)
+        if done is not False:  # what the system cannot do
             journal.events.append(Event("rename", node, str(target)))
         return done
 

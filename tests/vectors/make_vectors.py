@@ -17,6 +17,7 @@ It uses neither the package nor the reference decoder, so that the three can be 
     v1-bad-<rule>-<what>.dpk     an invalid pack; invalid.json maps its name to `rule`, `error` (the class) and `base`
                                  (the .json file that holds a base to restore it with, or null)
     exact.json                   exact chunks, valid and invalid, by themselves
+    content_ids.json             the content id of each valid pack
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from vectors import exact_cases  # noqa: E402
 from vectors.arranged import valid_arranged  # noqa: E402
 from vectors.assemble import BASE_FILES, Tensor  # noqa: E402
 from vectors.containers import base_heads, valid_containers, weight_files  # noqa: E402
+from vectors.content import content_id  # noqa: E402
 from vectors.exact_entries import valid_exact  # noqa: E402
 from vectors.invalid import invalid_packs  # noqa: E402
 from vectors.lossy import lossy_packs  # noqa: E402
@@ -131,6 +133,13 @@ def main() -> None:
     write_json(FOLDER / "base_files.json", {"files": {name: content.hex() for name, content in BASE_FILES.items()}})
     write_json(FOLDER / "invalid.json", {"vectors": expected})
     write_exact()
+    write_content_ids()
+
+
+def write_content_ids() -> None:
+    """Replace the content ids of the valid packs that lie here."""
+    packs = sorted([*FOLDER.glob("v1-ok-*.dpk"), *FOLDER.glob("v1-several-*.dpk")])
+    write_json(FOLDER / "content_ids.json", {"content_ids": {pack.name: content_id(pack.read_bytes()) for pack in packs}})
 
 
 def write_exact() -> None:

@@ -47,6 +47,7 @@ def command(
     max_shard_size: str | None,
     no_verify: bool,
     force: bool,
+    resume: bool,
     workers: int | None,
     device: str | None,
     backend: str,
@@ -81,6 +82,7 @@ def command(
             engine=engine,
             address=address,
             progress=progress,
+            resume=resume,
         )
     if as_json:
         print_json(report.to_json())

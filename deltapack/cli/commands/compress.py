@@ -128,6 +128,11 @@ def _rescaled(how: str) -> str:
     help="Leave side files behind: '*.md' at the top, 'logs/*' below logs, '**/*.md' anywhere.",
 )
 @click.option(
+    "--follow-links",
+    is_flag=True,
+    help="Pack side files that are symbolic links to files outside of FINETUNED; else they stay behind, and are named.",
+)
+@click.option(
     "--fidelity",
     type=float,
     metavar="SHARE",
@@ -172,6 +177,7 @@ def command(
     max_side_file: str | None,
     max_part_size: str | None,
     leave_out: Sequence[str],
+    follow_links: bool,
     fidelity: float | None,
     non_finite: str,
     base_packs: tuple[Path, ...],
@@ -221,6 +227,7 @@ def command(
         "weight_files": weight_files,
         "max_side_file": max_side_file,
         "leave_out": leave_out,
+        "follow_links": follow_links,
         "base_packs": base_packs,
         "workers": workers,
     }

@@ -68,6 +68,7 @@ def _print(summary: PackSummary) -> None:
     fields = [
         ("pack", str(summary.path)),
         ("id", summary.id),
+        ("content id", summary.content_id),
         ("written by", summary.created_by),
         ("size", f"{size}, {summary.ratio:.1f} times smaller than the checkpoint of {whole}"),
         ("base", f"{summary.base_fingerprint} ({count_of(summary.base_tensors, 'tensor')})"),

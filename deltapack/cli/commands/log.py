@@ -15,7 +15,7 @@ from deltapack.packs.lineage import LineageRow
 
 __all__ = ["command"]
 
-COLUMNS = ("pack", "kind", "link", "changed", "bytes", "from the base", "date")
+COLUMNS = ("pack", "kind", "link", "changed", "bytes", "from the base", "content", "date")
 
 
 @click.command(cls=options.Command, short_help="Show which pack follows which.")
@@ -34,7 +34,7 @@ def command(paths: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
         for number, root in enumerate(dict.fromkeys(row.root for row in found.rows)):
             own = [row for row in found.rows if row.root == root]
             click.echo(("\n" if number else "") + f"{_head(own[0])} ({count_of(len(own), 'pack')})")
-            print_table(COLUMNS, map(_row, own), left=2, drop=("date", "kind", "from the base"))
+            print_table(COLUMNS, map(_row, own), left=2, drop=("date", "content", "kind", "from the base"))
         print_notes(found.notes)
     for _, error in found.damaged:
         print_paragraph("Damaged", error)
@@ -51,4 +51,13 @@ def _head(row: LineageRow) -> str:
 def _row(row: LineageRow) -> tuple[str, ...]:
     name = "  " * row.forks + row.path.name
     from_base = f"{row.total_bytes:,}" if row.link else ""
-    return name, row.kind, f"{row.link or ''}", f"{row.changed:,} of {row.tensors:,}", f"{row.bytes:,}", from_base, row.date
+    return (
+        name,
+        row.kind,
+        f"{row.link or ''}",
+        f"{row.changed:,} of {row.tensors:,}",
+        f"{row.bytes:,}",
+        from_base,
+        row.content_id[:16],
+        row.date,
+    )

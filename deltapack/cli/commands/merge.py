@@ -96,6 +96,7 @@ class _Typed:
     max_shard_size: str | None
     no_verify: bool
     force: bool
+    resume: bool
     workers: int | None
     device: str | None
     backend: str
@@ -103,7 +104,7 @@ class _Typed:
     address: str | None
 
 
-_NOT_EXPLAINED = ("out", "dry_run", "report", "assets", "dtype", "max_shard_size", "no_verify", "force", "device", "backend")
+_NOT_EXPLAINED = ("out", "dry_run", "report", "assets", "dtype", "max_shard_size", "no_verify", "force", "resume", "device", "backend")
 """Parameters of the command that an explanation has no use for."""
 
 
@@ -287,6 +288,7 @@ class _Call:
                 address=typed.address,
                 progress=progress,
                 report=typed.report,
+                resume=typed.resume,
             )
         if self.as_json:
             print_json(report.to_json())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import click
@@ -40,7 +39,7 @@ def command(base: Path, packs: Path, mountpoint: Path, cache: str, workers: int 
             print_fields([("mounting", str(mountpoint)), ("with", models)])
         for name, error in damaged.items():
             print_paragraph("Warning", f"{name} is left out: {error}")
-        threading.Thread(target=shelf.warm, daemon=True).start()
+        shelf.warm_soon()
 
     try:
         mount(shelf, mountpoint, lambda text: print_paragraph("Warning", text), ready)

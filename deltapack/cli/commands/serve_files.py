@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import click
@@ -50,7 +49,7 @@ def command(
                 print_fields([("serving", server.url), ("with", f"{count_of(len(titles), 'model')}: {', '.join(titles) or 'none yet'}")])
             for name, error in damaged.items():
                 print_paragraph("Warning", f"{name} is left out: {error}")
-            threading.Thread(target=shelf.warm, daemon=True).start()
+            shelf.warm_soon()
             server.serve_forever()
     except KeyboardInterrupt:
         pass  # how it ends

@@ -6,7 +6,6 @@ base is named there or by the option `base`. `::`, by which fsspec chains file s
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,10 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from deltapack.checking import as_path
 from deltapack.errors import RecipeError, UnsupportedError
+from deltapack.forks import forking_lock
+from deltapack.sources.identity import stamp_of
 from deltapack.virtual.folder import DEFAULT_CACHE, VirtualFolder
-from deltapack.virtual.opened import OpenFolders, stamp_of, stamps_of_named
+from deltapack.virtual.opened import OpenFolders, stamps_of_named
 from deltapack.virtual.planning import RECIPES
 
 __all__ = ["DeltapackFileSystem"]
@@ -65,7 +66,7 @@ class DeltapackFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise RecipeError("weights are for packs that are given, too", found=weights)
         self.base, self.packs, self.weights = base, packs, weights
         self._folders = OpenFolders(base, cache=cache, verify=verify, at_once=4)
-        self._lock = threading.Lock()
+        self._lock = forking_lock()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -152,7 +153,7 @@ class DeltapackFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise FileNotFoundError(path)
         packs: Any = self.packs if pack is None else pack
         several = [packs] if isinstance(packs, (str, Path)) else list(packs)
-        stamps = [stamp_of(as_path("the pack", one)) for one in several]  # a FileNotFoundError is what fsspec wants
+        stamps = [stamp_of(as_path("the pack", one).stat()) for one in several]  # a FileNotFoundError is what fsspec wants
         named = [stamps_of_named(as_path("the pack", one), stamp) for one, stamp in zip(several, stamps, strict=True)]
         key = (*map(str, several), *stamps, *named)
         with self._folders.use(key, packs, weights=self.weights) as folder:

@@ -14,8 +14,6 @@ No tensor is made twice or held longer than the host takes to place it, but for 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -33,6 +31,7 @@ from deltapack.errors import BackendError, BaseMismatchError, NotAPackError, Rec
 from deltapack.integrations.transformers.settings import DeltapackConfig
 from deltapack.live.lazily import LazyTensors, open_lazily
 from deltapack.sources.hub import find_base
+from deltapack.sources.locks import scratch
 
 __all__ = ["NOTE", "DeltapackQuantizer"]
 
@@ -100,8 +99,7 @@ class DeltapackQuantizer(HfQuantizer):
         self._tensors = self._open.enter_context(open_lazily(base.folder, pack))
         self._names = tuple(self._tensors.jobs)
         _check_architecture(model, self._tensors, pack)
-        folder = Path(tempfile.mkdtemp(prefix="deltapack-"))
-        self._open.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = self._open.enter_context(scratch())
         # By numpy: for torch a context is in force here that makes all new tensors empty.
         numbers = {name: torch.from_numpy(np.array([number], np.int64)) for number, name in enumerate(self._names)}
         # A state dict: tensors of a safetensors file that go to the disk are left in that file.

@@ -17,6 +17,7 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from deltapack.dtypes import DType
+from deltapack.kernels.cpu.keeping import LoopCache
 
 __all__ = [
     "addresses",
@@ -34,15 +35,16 @@ __all__ = [
     "widen",
 ]
 
+if numba.config.DISABLE_JIT:  # functions stay those of Python then, which cannot call what only compiled code has
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a loop that releases the GIL, cached on disk where a folder for it can be written."""
+    """Compile a loop that releases the GIL, when it is called first; it is kept on disk where that can be."""
     # Division by zero gives infinity, as in numpy; numba's other model checks every divisor.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        return numba.njit(**options)(function)
+    loop: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    loop._cache = LoopCache(function)  # what `cache=True` would set, with numba's own files
+    return loop
 
 
 def _intrinsic(function: Callable[..., Any]) -> Any:

@@ -1,0 +1,230 @@
+"""What a call reads: seen again before its result gets a name, so that no result is made of a file that changed, or takes its place.
+
+Each use case is `guarded`. While it runs, every local file that is opened to be read is noted here, with what the system said of it then.
+Whatever gives an output its final name asks `check_inputs` first, and `refuse_input` whether that name is one of a file that is read. A
+context variable holds the notes, so that calls of several threads know nothing of one another.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from deltapack.errors import InputChangedError, OutputError
+from deltapack.sources.identity import Identity, key_of
+from deltapack.sources.remote_path import RemotePath
+
+__all__ = ["changed_here", "check_inputs", "forget_output", "guarded", "note_file", "note_input", "note_named", "reading", "refuse_input"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_SMALL = 1 << 16
+"""Bytes of a file whose content is compared: settings, lists, recipes. Clocks of file systems may be too coarse to tell writes apart."""
+_DEEPEST, _MOST = 5, 100_000
+"""Levels of a folder that is read, and entries, that are looked at for the name of an output that is there."""
+
+
+@dataclass(frozen=True)
+class _Noted:
+    path: Path
+    identity: Identity
+    sealed: bool
+    digest: bytes | None
+
+    def check(self) -> None:
+        """Compare the file with what it was; one that is gone was read whole, through its open handle, and counts as it was."""
+        try:
+            now = Identity.of(os.stat(self.path))
+            if now.key != self.identity.key and self.sealed:
+                return  # the handle is still on the file that was opened, all of which has checksums
+            if self.digest is not None:
+                if now.stamp[1] <= _SMALL and _digest(self.path) == self.digest:
+                    return
+            elif now.key != self.identity.key:
+                raise changed_here(self.path, ("the file that was opened", "another one in its place"))
+        except OSError:
+            return
+        told = self.identity.changes(now, sealed=self.sealed)
+        if told is None and self.digest is not None:
+            told = "the content that was read", "another"
+        if told is not None:
+            raise changed_here(self.path, told)
+
+
+@dataclass
+class _Inputs:
+    """Files by their absolute paths, those of them that no output has been made of yet, and what was named to be read."""
+
+    files: dict[str, _Noted] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
+    named: dict[str, Path] = field(default_factory=dict)
+
+    def note(self, path: Path, identity: Identity, *, sealed: bool) -> None:
+        name = os.path.abspath(path)
+        known = self.files.get(name)
+        if known is not None and name in self.open:
+            known.check()  # opened again: what was read of it before and what comes now belong together
+            return
+        digest = _digest(path) if not sealed and identity.stamp[1] <= _SMALL else None
+        self.files[name] = _Noted(path, identity, sealed, digest)
+        self.open.add(name)
+
+    def check(self) -> None:
+        for name in sorted(self.open):
+            self.files[name].check()
+        self.open.clear()
+
+    def forget(self, path: Path) -> None:
+        whole = os.path.abspath(path)
+        for name in [name for name in self.files if name == whole or name.startswith(whole + os.sep)]:
+            del self.files[name]
+            self.open.discard(name)
+        for name in [name for name in self.named if name == whole or name.startswith(whole + os.sep)]:
+            del self.named[name]
+
+
+_READING: ContextVar[_Inputs | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Note what is read in the block, and see at its end that nothing of it changed; a block inside of another is part of that one.
+
+    Raises:
+        InputChangedError: A file did.
+    """
+    if _READING.get() is not None:
+        yield
+        return
+    inputs = _Inputs()
+    token = _READING.set(inputs)
+    try:
+        yield
+        inputs.check()
+    finally:
+        _READING.reset(token)
+
+
+def guarded(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a use case whose inputs are noted and seen again."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with reading():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def note_file(path: Path, identity: Identity, *, sealed: bool) -> None:
+    """Note a file that was opened.
+
+    Args:
+        path: Where it is.
+        identity: What it was then.
+        sealed: Whether checksums are compared of all of it, as of a pack: it may then be replaced while the handle stays on the old one.
+
+    Raises:
+        InputChangedError: It was noted before, and is another by now.
+    """
+    inputs = _READING.get()
+    if inputs is not None:
+        inputs.note(path, identity, sealed=sealed)
+
+
+def note_input(path: Path) -> None:
+    """Note a small file that is read whole; raises as `note_file`. What is not there is for its reader to tell."""
+    if isinstance(path, RemotePath):
+        return
+    with suppress(OSError):
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):  # reading a pipe would wait, and take what it holds
+            note_file(path, Identity.of(status), sealed=False)
+
+
+def note_named(*paths: Path | None) -> None:
+    """Note files and folders that are read: an output takes the place of none of them and of their files, whether opened yet or not."""
+    inputs = _READING.get()
+    for path in paths:
+        if inputs is not None and path is not None and not isinstance(path, RemotePath):
+            inputs.named[os.path.abspath(path)] = path
+
+
+def check_inputs() -> None:
+    """See that nothing that was read has changed; called before an output made of it gets its name.
+
+    Raises:
+        InputChangedError: A file did.
+    """
+    inputs = _READING.get()
+    if inputs is not None:
+        inputs.check()
+
+
+def forget_output(path: Path) -> None:
+    """Forget what was read under a name that this call itself has written to."""
+    inputs = _READING.get()
+    if inputs is not None:
+        inputs.forget(path)
+
+
+def refuse_input(out: Path) -> None:
+    """Refuse an output whose name, however it is spelled and linked, is one of a file that this call reads, or of its folders' files.
+
+    Raises:
+        OutputError: It is.
+    """
+    inputs = _READING.get()
+    if inputs is None or isinstance(out, RemotePath) or not os.path.exists(out):
+        return
+    # Of what is gone the number may be another file's by now.
+    keys = {noted.identity.key: noted.path for noted in inputs.files.values() if _key_at(noted.path) == noted.identity.key}
+    for named in inputs.named.values():
+        for entry in (named, *_entries(named)):
+            keys.setdefault(_key_at(entry), entry)
+    for mine in (out, *(_entries(out) if os.path.isdir(out) else ())):
+        path = keys.get(_key_at(mine))
+        if path is not None and (mine is out or not os.path.isdir(mine)):
+            what = "the output is one of the inputs" if mine is out else "the output holds one of the inputs"
+            raise OutputError(what, path=mine, found=str(path), hint="Inputs are never overwritten; choose another output.")
+
+
+def changed_here(path: Path, told: tuple[str, str]) -> InputChangedError:
+    """Return the error for a file of this machine that is another than when it was opened."""
+    hint = "Somebody is writing to it: run again when that is done."
+    return InputChangedError("the file changed while it was read", path=path, expected=told[0], found=told[1], hint=hint)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and in those below it, links to folders not followed; a bounded number."""
+    top, count = len(folder.parts), 0
+    for where, below, names in os.walk(folder):
+        below[:] = sorted(below) if len(Path(where).parts) - top < _DEEPEST else []
+        for name in (*below, *names):
+            count += 1
+            if count > _MOST:
+                return
+            yield Path(where, name)
+
+
+def _key_at(path: Path) -> tuple[int, int]:
+    """Return what all names of a file have in common; of one that is gone, what no file has."""
+    try:
+        return key_of(os.stat(path))
+    except OSError:
+        return -1, -1
+
+
+def _digest(path: Path) -> bytes:
+    """Return the SHA-256 of a small file; of one that cannot be read, of nothing."""
+    with suppress(OSError), open(path, "rb") as file:
+        return hashlib.sha256(file.read(_SMALL + 1)).digest()
+    return b""

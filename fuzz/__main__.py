@@ -1,0 +1,57 @@
+"""The command line: `python -m fuzz --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from fuzz.environment import CACHE, prepare
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a target; return 1 where something was found."""
+    options = _parser().parse_args(arguments)
+    prepare(bounds=not options.no_bounds)
+    if options.atheris:
+        from fuzz.atheris_engine import instrumented
+
+        with instrumented():
+            _targets()
+    targets = _targets()
+    names = list(targets) if options.target == "all" else [options.target]
+    if not set(names) <= set(targets):
+        print(f"no such target: {options.target}; there are {', '.join(targets)}", file=sys.stderr)
+        return 2
+    from fuzz.commands import command
+
+    return max(command(targets[name], options) for name in names)
+
+
+def _targets():  # type: ignore[no-untyped-def]
+    from fuzz.targets import TARGETS
+
+    return TARGETS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m fuzz", description="Fuzz deltapack.")
+    add = parser.add_argument
+    add("target", help="a target, or all")
+    add("--runs", type=int, default=200, help="inputs, beside the seeds (200)")
+    add("--seconds", type=float, default=0, help="seconds of CPU instead of a number of inputs")
+    add("--seed", type=int, default=0, help="where chance starts (0)")
+    add("--atheris", action="store_true", help="guided by coverage; pip install atheris")
+    add("--replay", type=Path, action="append", help="run this input alone; may be repeated")
+    add("--coverage", action="store_true", help="run seeds and corpus, tell which lines of the target's modules they reach")
+    add("--corpus", type=Path, default=None, help=f"where inputs are kept between runs (with --seconds: {CACHE / 'corpus'})")
+    add("--found", type=Path, default=Path(tempfile.gettempdir()) / "deltapack-fuzz", help="where findings go")
+    add("--no-bounds", action="store_true", help="compiled loops as users run them, without checks of addresses")
+    add("--table", type=Path, help="append a line of figures to this file of CSV")
+    add("--labels", action="store_true", help="print what inputs came to")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
