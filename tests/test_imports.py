@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "dtypes", "errors", "forks", "limits"),
     ("sources",),
-    ("checking", "engines", "kinds", "parallel", "reports"),
+    ("checking", "engines", "kinds", "parallel", "patterns", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
@@ -51,6 +51,7 @@ NARROW: dict[str, set[str]] = {
         "forks",
         "kinds",
         "limits",
+        "patterns",
         "format.arrangement",
         "format.atomic",
         "format.digest",
@@ -60,7 +61,7 @@ NARROW: dict[str, set[str]] = {
         "sources",
     },
     "merging.methods": {"errors", "kernels"},
-    "merging.recipe": {"checking", "errors", "merging.methods"},
+    "merging.recipe": {"checking", "errors", "merging.methods", "patterns"},
 }
 """Rooms and modules that know less than their floor allows."""
 DOORS = {"cli", "demo", "integrations", "__main__"}

@@ -22,6 +22,7 @@ from deltapack.format.folders import folder_of
 from deltapack.format.paths import is_weight_file
 from deltapack.limits import Limits
 from deltapack.sources.inputs import note_input
+from deltapack.sources.whole import read_small
 
 __all__ = ["Located", "check_folders", "locate_all", "moved", "prefixed"]
 
@@ -151,7 +152,7 @@ def _declared(path: Path, names: Collection[str]) -> frozenset[str]:
     for name in _PARTS:
         note_input(path / name)
         try:
-            text = (path / name).read_bytes() if name in names and (path / name).stat().st_size <= _LARGEST_LIST else b"null"
+            text = read_small(path / name, _LARGEST_LIST) if name in names else b"null"
             found = json.loads(text)
         except (OSError, ValueError, RecursionError):
             continue
