@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["forking_lock", "forks", "in_forked"]
+__all__ = ["FORKS", "forking_lock", "forks", "in_forked"]
 
 _LOCKS: WeakSet[Any] = WeakSet()
-_forks = [0]
+FORKS = [0]
+"""How many forks lie between this process and the one that imported deltapack, for who asks so often that a call costs."""
 
 
 def forking_lock() -> threading.Lock:
@@ -26,7 +27,7 @@ def forking_lock() -> threading.Lock:
 
 def forks() -> int:
     """Return how many forks lie between this process and the one that imported deltapack: what was noted in another has another number."""
-    return _forks[0]
+    return FORKS[0]
 
 
 def in_forked(function: Callable[[], object]) -> None:
@@ -36,7 +37,7 @@ def in_forked(function: Callable[[], object]) -> None:
 
 
 def _begin() -> None:
-    _forks[0] += 1
+    FORKS[0] += 1
     for lock in list(_LOCKS):
         lock._at_fork_reinit()  # as `threading`, `logging` and `concurrent.futures` do with theirs
 

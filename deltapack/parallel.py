@@ -64,7 +64,7 @@ def batches(tasks: Iterable[T], size: Callable[[T], int], least: int, most: int 
 
 
 def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:
-    """Yield `function(task)` for each task, in task order, with `workers` threads, or as many as the system starts.
+    """Yield `function(task)` for each task, in task order, with `workers` threads, or as many as there are tasks or the system starts.
 
     At most `workers + 2` results exist at a time, so memory is bounded however long `tasks` is.
     An exception in a task is raised at its place in the order; tasks not yet started never start.
@@ -81,8 +81,13 @@ def ordered_map(function: Callable[[T], R], tasks: Iterable[T], workers: int) ->
     sent = taken = 0
     try:
         try:
-            started = _start(workers, _work, (function, todo, done, begun, ended))
+            started, most = 0, workers
             for task in tasks:
+                if started < most and started == sent - taken:  # each thread may have a task
+                    if _start(1, _work, (function, todo, done, begun, ended)):
+                        started += 1
+                    else:
+                        most = started
                 if not started:
                     yield function(task)
                     continue

@@ -273,8 +273,10 @@ class ExplainReport(Report):
 class VerifyReport(Report):
     """What `verify` checked: chunks and side files of the pack, and tensors of the base if one was given; and what it noticed of that.
 
-    `weight_files` are those that the pack restores byte for byte, where their layout is that of the fine-tune: all or none. `pack_id`,
-    `content_id` and `base_fingerprint` are those of `PackSummary`.
+    `level` is what was proved of the pack, or of each pack of a chain, of which `pack` is the last and `packs` the number: `"index"`
+    (prologue and index keep every rule), `"pack"` (every byte is what was written, every chunk decodes) or `"applies"` (with this base
+    `apply` gives what the pack promises, every tensor and every file). `weight_files` are those that the pack restores byte for byte,
+    where their layout is that of the fine-tune: all or none. `pack_id`, `content_id` and `base_fingerprint` are those of `PackSummary`.
     """
 
     pack: Path
@@ -288,6 +290,8 @@ class VerifyReport(Report):
     pack_id: str = ""
     content_id: str = ""
     base_fingerprint: str = ""
+    level: str = "pack"
+    packs: int = 1
 
 
 @dataclass(frozen=True)

@@ -372,6 +372,13 @@ def check_index(index: Any) -> None:
     check_together(index)
     if "folders" in index["required"]:
         check_folders(index["folders"], index["tensors"])
+    for name in (entry["name"] for entry in index["tensors"] if "dtype" in entry):
+        folder = folder_of(name, index.get("folders", {}))
+        need(
+            (name[len(folder) + 1 :] if folder else name) != "__metadata__",
+            "R6",
+            f"tensor {name!r} has the name of metadata",
+        )
     check_files(index["files"], "files.base" in index["required"], index.get("folders", {}))
     if "containers" in index["required"]:
         check_containers(index["containers"], index.get("folders", {}))
@@ -600,6 +607,22 @@ def named(entries: Sequence[Json]) -> set[str]:
 
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+FORBIDDEN = (
+    *(".bin", ".pt", ".pth", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".ckpt", ".npz", ".npy", ".pkl"),
+    *(".pickle", ".joblib", ".dpk", ".tflite", ".pb", ".nemo", ".distcp", ".engine", ".mlmodel", ".llamafile"),
+)
+MAX_PARTS = 5
+
+
+def fold(name: str) -> str:
+    """A name with a to z in place of A to Z."""
+    return "".join(char.lower() if "A" <= char <= "Z" else char for char in name)
+
+
+def check_apart(names: Iterable[str]) -> None:
+    """R13: a file system that does not tell upper from lower case tells the names apart."""
+    names = list(names)
+    need(len(set(map(fold, names))) == len(set(names)), "R13", "two names differ in case alone")
 
 
 def check_path(name: str, weights: bool = False) -> None:
@@ -622,6 +645,7 @@ def folder_of(name: str, folders: Iterable[str]) -> str:
 def check_folders(folders: Json, entries: Sequence[Json]) -> None:
     """R4, R6 and R13 on the sub-folders with tensors."""
     need(folders, "R6", "no folders")
+    check_apart(folders)
     for folder, stem in folders.items():
         check_type(stem, "string", f"folder {folder!r}")
         check_path(folder)
@@ -647,12 +671,16 @@ def check_files(files: Any, may_refer: bool, folders: Iterable[str]) -> None:
         need("blob" in file or "base" not in file, "R4", "`base` of a file without `blob`")
         name = file["name"]
         check_path(name)
+        need(name.count("/") < MAX_PARTS, "R13", f"file {name!r} is too deep")
+        need(not name.lower().removesuffix(".index.json").endswith(FORBIDDEN), "R13", f"file {name!r} looks like weights")
         need(0 <= file["size"] <= MAX_FILE, "R6", f"file {name!r} is too large")
     names = [file["name"].encode() for file in files]
     need(all(a < b for a, b in itertools.pairwise(names)), "R6", "file names are not unique and sorted")
-    paths = [*names, *(folder.encode() + b"/" for folder in folders)]
-    above = {b"/".join(path.split(b"/")[:i]) for path in paths for i in range(1, path.count(b"/") + 1)}
-    need(not above & set(names), "R13", "a file is also a folder")
+    check_apart(file["name"] for file in files)
+    folded = {fold(file["name"]) for file in files}
+    paths = [*folded, *(fold(folder) + "/" for folder in folders)]
+    above = {"/".join(path.split("/")[:i]) for path in paths for i in range(1, path.count("/") + 1)}
+    need(not above & folded, "R13", "a file is also a folder")
     need(sum(file["size"] for file in files) <= MAX_FILES_BYTES, "R6", "the files are too large together")
 
 
@@ -667,6 +695,7 @@ def check_containers(containers: Sequence[Any], folders: Iterable[str]) -> None:
         need(0 <= row["size"] <= MAX_HEAD_BYTES, "R6", f"container {row['name']!r} is too large")
     names = [row["name"] for row in containers]
     need(all(a.encode() < b.encode() for a, b in itertools.pairwise(names)), "R6", "container names are not unique and sorted")
+    check_apart(names)
     need(sum(row["size"] for row in containers) <= MAX_FILES_BYTES, "R6", "the containers are too large together")
     for folder in {folder_part(name) for name in names}:
         need(not folder or folder[:-1] in folders, "R6", f"containers in {folder!r}, which has no tensors")

@@ -141,7 +141,8 @@ WRONG_CALLS: dict[str, Callable[[Path, Path, Path], object]] = {
     "apply with nothing": lambda base, pack, out: deltapack.apply(base, pack, out, weight=None),  # type: ignore[arg-type]
     "rescale text": lambda base, pack, out: deltapack.apply(base, pack, out, rescale="2"),  # type: ignore[arg-type]
     "open a list": lambda base, pack, out: deltapack.open_pack([pack]),  # type: ignore[arg-type]
-    "verify a list": lambda base, pack, out: deltapack.verify([pack]),  # type: ignore[arg-type]
+    "verify nothing": lambda base, pack, out: deltapack.verify([]),
+    "verify quickly with a base": lambda base, pack, out: deltapack.verify(pack, base, quick=True),
     "load with text": lambda base, pack, out: deltapack.load_state_dict(base, {pack: "1"}),  # type: ignore[arg-type]
     "load twice": lambda base, pack, out: deltapack.load_state_dict(base, [pack, pack]),
     "load nothing": lambda base, pack, out: deltapack.load_state_dict(base, None),  # type: ignore[arg-type]

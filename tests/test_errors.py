@@ -24,6 +24,7 @@ EXIT_CODES = {
     "BaseMismatchError": 4,
     "UnsupportedError": 5,
     "SourceError": 1,
+    "InputChangedError": 1,
     "BackendError": 5,
     "HubError": 1,
     "LimitError": 6,

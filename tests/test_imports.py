@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "deltapack"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "dtypes", "errors", "forks", "limits"),
     ("sources",),
-    ("checking", "engines", "kinds", "parallel", "reports"),
+    ("checking", "engines", "kinds", "parallel", "patterns", "reports"),
     ("format",),
     ("kernels",),
     ("codecs",),
@@ -51,14 +51,17 @@ NARROW: dict[str, set[str]] = {
         "forks",
         "kinds",
         "limits",
+        "patterns",
         "format.arrangement",
         "format.atomic",
         "format.digest",
         "format.folders",
+        "format.paths",
+        "format.placing",
         "sources",
     },
     "merging.methods": {"errors", "kernels"},
-    "merging.recipe": {"checking", "errors", "merging.methods"},
+    "merging.recipe": {"checking", "errors", "merging.methods", "patterns"},
 }
 """Rooms and modules that know less than their floor allows."""
 DOORS = {"cli", "demo", "integrations", "__main__"}

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import Empty
-from typing import Any
 
 import pytest
 
@@ -213,28 +212,6 @@ def _wait_for_threads(count: int) -> None:
     while _thread._count() > count and time.monotonic() < deadline:
         time.sleep(0.001)
     assert _thread._count() <= count
-
-
-def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that did start have ended when the error comes."""
-    started: list[int] = []
-    start, running = _thread.start_new_thread, [0]
-
-    def refuse(*arguments: Any) -> Any:
-        if started:
-            raise RuntimeError("can't start new thread")
-        started.append(start(*arguments))
-        return started[0]
-
-    def task(number: int) -> None:
-        running[0] += 1
-        time.sleep(0.02)
-        running[0] -= 1
-
-    monkeypatch.setattr(_thread, "start_new_thread", refuse)
-    with pytest.raises(RuntimeError, match="start new thread"):
-        for_each(task, range(50), 3)
-    assert len(started) == 1 and running == [0]
 
 
 def test_ctrl_c_while_helpers_work() -> None:

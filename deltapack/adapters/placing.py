@@ -68,11 +68,13 @@ def place(
         moved = other + name.removeprefix(prefix) if name.startswith(prefix) else name
         return moved if name not in known and moved in known else name
 
+    settings.check_patterns(groups.updates)
     for group in groups.updates.values():
         _check_rank(path, infos, group, settings)
     shapes = {name: _update_shape(path, infos, group) for name, group in wanted.items()}
     whole = {in_base(name): tensor for name, tensor in groups.whole.items()}
-    placed = [Placed(name, tensor) for name, tensor in whole.items() if name not in map(in_base, wanted)]
+    adapted = set(map(in_base, wanted))
+    placed = [Placed(name, tensor) for name, tensor in whole.items() if name not in adapted]
     for item in placed:
         notes += _check_whole(base, path, infos, item, settings)
     ways = {name: _way(base, path, group, in_base(name), shapes[name], infos, whole) for name, group in wanted.items()}

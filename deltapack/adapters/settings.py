@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltapack.checkpoint.files import open_to_read
 from deltapack.checkpoint.safetensors import load_json
-from deltapack.errors import CheckpointError, LimitError, UnsupportedError
+from deltapack.errors import CheckpointError, LimitError, RecipeError, UnsupportedError
+from deltapack.patterns import check_pattern, check_patterns
 
 __all__ = ["CONFIG", "MERGE_BY_PEFT", "Settings", "read_settings"]
 
@@ -64,9 +65,6 @@ _WITHOUT_EFFECT = (
 """Settings of training, or of which modules have tensors, which the tensors themselves show."""
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base's weights as they are."""
-_REPEATS = re.compile(r"[*+{]")
-_NESTED = re.compile(r"\)[*+{]")
-_MOST_REPEATS = 4
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,17 @@ class Settings:
     transposed: bool
     saved: tuple[str, ...]
     base: str
+
+    def check_patterns(self, modules: Collection[str]) -> None:
+        """Require that its expressions take no longer for these modules than they may, as the file may be hostile.
+
+        Raises:
+            UnsupportedError: They do.
+        """
+        try:
+            check_patterns([(_in_module(pattern), "match") for pattern in (*self.ranks, *self.alphas)], modules, self.path)
+        except RecipeError as error:
+            raise _unsupported(self.path, error.what, str(error.expected), str(error.found)) from error
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's factors."""
@@ -184,20 +193,22 @@ def _flag(path: Path, document: Mapping[str, object], key: str) -> bool:
 
 
 def _patterns(path: Path, document: Mapping[str, object], key: str, *, whole: bool = False) -> dict[str, float]:
-    """Return numbers by expression; an expression that could take for ever is refused, as the file may be hostile."""
+    """Return numbers by expression."""
     found = document.get(key) or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{key} is no object", path=path, found=f"{found!r:.60}")
     for pattern in found:
-        if len(_REPEATS.findall(pattern)) > _MOST_REPEATS or _NESTED.search(pattern):
-            raise _unsupported(path, f"an expression of {key} repeats too much", None, f"{pattern!r:.60}")
         try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{key} has a bad expression: {error}", path=path, found=f"{pattern!r:.60}") from error
+            check_pattern(_in_module(pattern))
+        except RecipeError as error:
+            raise CheckpointError(f"{key} has a bad expression: {error.what}", path=path, found=f"{pattern!r:.60}") from error
     return {pattern: _number(path, found, pattern, 0, whole=whole) for pattern in found}
 
 
 def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
     """Return what the first fitting expression says, as PEFT finds it."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in patterns.items() if re.match(_in_module(key), module)), default)
+
+
+def _in_module(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"

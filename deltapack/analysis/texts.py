@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from deltapack.checking import as_path
 from deltapack.errors import BackendError, RecipeError
 from deltapack.sources.inputs import note_input
+from deltapack.sources.whole import read_small
 
 __all__ = ["LEAST_TOKENS", "config_number", "import_transformers", "read_text", "tokenize", "windows_of"]
 
 LEAST_TOKENS = 32
 """Of fewer, a loss says nothing."""
 
+_LARGEST_TEXT, _LARGEST_CONFIG = 1 << 30, 1 << 24
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -48,7 +50,7 @@ def read_text(path: str | Path) -> str:
     path = as_path("text", path)
     note_input(path)
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_small(path, _LARGEST_TEXT).decode("utf-8")
     except OSError as error:
         raise RecipeError(f"the text cannot be read: {error.strerror}", path=path, hint="--text takes a file of plain text.") from error
     except UnicodeDecodeError as error:
@@ -113,8 +115,8 @@ def windows_of(ids: NDArray[np.int64], window: int, most: int, path: Path) -> ND
 def config_number(folder: Path, *names: str) -> int | None:
     """Return the first of these numbers that the config.json of a folder states."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(read_small(folder / "config.json", _LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError):
         return None
     inner = config.get("text_config") if isinstance(config, dict) else None
     for own in (config, inner):

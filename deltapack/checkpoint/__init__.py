@@ -7,7 +7,7 @@ from deltapack.checkpoint.heads import Head, shards_of_heads
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards, size_of
 from deltapack.checkpoint.names import NameMatch, match_names
 from deltapack.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
-from deltapack.checkpoint.sidefiles import LeftOut, SideFile, check_side_name, list_side_files
+from deltapack.checkpoint.sidefiles import LeftOut, SideFile, list_side_files
 from deltapack.checkpoint.similar import nearest_names
 from deltapack.checkpoint.writer import FileWriter, FolderWriter, open_writer
 
@@ -21,7 +21,6 @@ __all__ = [
     "Shard",
     "SideFile",
     "TensorInfo",
-    "check_side_name",
     "list_side_files",
     "match_names",
     "model_names",

@@ -22,7 +22,7 @@ from deltapack.sources.local import SEEK_LOCK, LocalFile
 from deltapack.sources.opening import open_file
 from deltapack.sources.reading import Faults, Readable
 
-__all__ = ["WriteFile", "bytes_of", "open_to_read", "open_whole"]
+__all__ = ["WriteFile", "bytes_of", "is_folder", "open_to_read", "open_whole", "refuse_fault"]
 
 _MAX_IO = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _BLOCK = 4096
@@ -62,6 +62,30 @@ def open_to_read(path: Path) -> Readable:
             it ends before, or cannot be read.
     """
     return open_file(path, _FAULTS)
+
+
+def refuse_fault(path: Path, error: OSError) -> str:
+    """Return what the system said of a file that is not there for this user; what it failed to give is not left behind.
+
+    Raises:
+        CheckpointError: It did.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", path=path, hint="Run it again, or look at the disk.") from error
+    return error.strerror or str(error)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; what this user may not look at is none.
+
+    Raises:
+        CheckpointError: The disk or the system failed.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        refuse_fault(path, error)
+        return False
 
 
 def open_whole(file: Readable) -> BinaryIO:

@@ -12,14 +12,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
+from deltapack.checkpoint.files import is_folder, refuse_fault
 from deltapack.checkpoint.formats import FORMATS, WeightFormat
 from deltapack.checkpoint.locate import Location, locate, location_of_index, nothing_found, one_of_two, search_folder
-from deltapack.checkpoint.sidefiles import is_never_a_part, is_training_state, is_weight_file, reason_to_skip_folder
+from deltapack.checkpoint.sidefiles import is_never_a_part, is_training_state, reason_to_skip_folder
 from deltapack.checkpoint.tensors import ParsedFile, check_tensor
 from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
+from deltapack.format.paths import is_weight_file
 from deltapack.limits import Limits
 from deltapack.sources.inputs import note_input
+from deltapack.sources.whole import read_small
 
 __all__ = ["Located", "check_folders", "locate_all", "moved", "prefixed"]
 
@@ -88,11 +91,12 @@ def _sub_folders(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
         prefix = pending.pop(0)
         try:
             entries = sorted((path / prefix).iterdir(), key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            refuse_fault(path / prefix, error)
             yield prefix[:-1], [], "it cannot be listed"
             continue
         for entry in entries:
-            if not entry.is_dir() or is_never_a_part(entry.name):
+            if not is_folder(entry) or is_never_a_part(entry.name):
                 continue
             reason = reason_to_skip_folder(entry, prefix + entry.name)
             if reason is None:
@@ -148,7 +152,7 @@ def _declared(path: Path, names: Collection[str]) -> frozenset[str]:
     for name in _PARTS:
         note_input(path / name)
         try:
-            text = (path / name).read_bytes() if name in names and (path / name).stat().st_size <= _LARGEST_LIST else b"null"
+            text = read_small(path / name, _LARGEST_LIST) if name in names else b"null"
             found = json.loads(text)
         except (OSError, ValueError, RecursionError):
             continue

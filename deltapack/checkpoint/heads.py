@@ -224,6 +224,9 @@ def new_head(shard: Shard, aliases: Mapping[str, str], metadata: Strings) -> byt
         shard: The file.
         aliases: From the second names of tied tensors to the names that are written.
         metadata: Free strings, by folder.
+
+    Raises:
+        LimitError: It would be longer than any reader takes.
     """
     if shard.head:
         return shard.head
@@ -231,7 +234,11 @@ def new_head(shard: Shard, aliases: Mapping[str, str], metadata: Strings) -> byt
     start = len(shard.prefix)
     tied = {name[start:]: kept[start:] for name, kept in aliases.items() if kept in own}
     inside = [replace(tensor, name=tensor.name[start:]) for tensor in shard.tensors] if start else shard.tensors
-    return header_bytes(inside, of_file(metadata.get(shard.prefix[:-1], PLAIN), tied))
+    head, most = header_bytes(inside, of_file(metadata.get(shard.prefix[:-1], PLAIN), tied)), DEFAULT_LIMITS.header_bytes
+    if len(head) > most + 8:  # nobody could read the file
+        what, hint = f"the header of {shard.file} would be too long", "Smaller shards have shorter headers: --max-shard-size."
+        raise LimitError(what, expected=f"at most {most:,} bytes", found=f"{len(head) - 8:,}", hint=hint)
+    return head
 
 
 def new_indices(shards: Sequence[Shard]) -> list[Head]:

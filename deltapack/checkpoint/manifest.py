@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import OutputError
+from deltapack.format.atomic import raise_error
 
 __all__ = [
     "JOURNAL",
@@ -120,7 +121,7 @@ def first_other(folder: Path, new: Path, heads: Mapping[str, int] | None = None)
 
 def _names(folder: Path) -> Iterator[str]:
     """Yield what is in a folder but the lists, sorted, with `/`: files, links and whatever else, folders only where they are empty."""
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=raise_error):  # a folder that is not seen would be removed unseen
         folders.sort()
         prefix = "" if Path(where) == folder else f"{Path(where).relative_to(folder).as_posix()}/"
         if prefix and not folders and not files:

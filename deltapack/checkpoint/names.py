@@ -10,6 +10,7 @@ from deltapack.checkpoint.keys import fits
 from deltapack.checkpoint.renames import match_renamed
 from deltapack.checkpoint.tensors import TensorInfo
 from deltapack.errors import RecipeError
+from deltapack.patterns import LONGEST, check_patterns
 
 __all__ = ["NameMatch", "match_names"]
 
@@ -58,7 +59,7 @@ def match_names(
         models: What the configs call the model, for the renamings that transformers knows (`model_names`).
 
     Raises:
-        RecipeError: An expression is not valid or matches nothing, or two tensors are mapped to one.
+        RecipeError: An expression is not valid, takes too long or matches nothing, or two tensors are mapped to one.
     """
     notes: list[str] = []
     wanted = _apply_maps(base, finetuned, maps)
@@ -92,20 +93,17 @@ def match_names(
     )
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise RecipeError(f"not a valid regular expression: {error}", found=f"'{pattern}'") from error
-
-
 def _apply_maps(base: Mapping[str, TensorInfo], finetuned: Mapping[str, TensorInfo], maps: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return the base name that a map gives for each name that one matches."""
     wanted: dict[str, str] = {}
+    check_patterns([(pattern, "fullmatch") for pattern, _ in maps], finetuned)
     for pattern, replacement in maps:
-        compiled = _compile(pattern)
+        if len(replacement) > LONGEST:
+            what, found = "a replacement is too long", f"{len(replacement):,}"
+            raise RecipeError(what, expected=f"at most {LONGEST:,} characters", found=found)
         try:
-            mapped = {name: match.expand(replacement) for name in finetuned if (match := compiled.fullmatch(name))}
+            # A name of the base is no longer than this, and a replacement that names groups often makes very long ones.
+            mapped = {name: match.expand(replacement)[:LONGEST] for name in finetuned if (match := re.fullmatch(pattern, name))}
         except (re.error, LookupError) as error:
             raise RecipeError(f"not a valid replacement: {error}", found=f"'{replacement}'") from error
         if not any(target in base for target in mapped.values()):

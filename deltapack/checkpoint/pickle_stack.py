@@ -4,6 +4,9 @@ from __future__ import annotations
 
 __all__ = ["MARK", "BadPickleError", "PickleReader"]
 
+_MOST_TUPLES = 1 << 10
+"""Tuples that one may hold, all within them counted. The arguments of a tensor hold three."""
+
 
 class Mark:
     """Where a list of arguments begins on the stack."""
@@ -24,6 +27,8 @@ class PickleReader:
         self.stack: list[object] = []
         self.containers = 0
         self.memory: dict[int, object] = {}
+        self.kept: list[object] = []
+        self.unfolded: dict[int, int] = {}
 
     def byte(self) -> int:
         """Return the next byte."""
@@ -53,8 +58,20 @@ class PickleReader:
         self.stack.append(value)
 
     def push_container(self, value: object) -> None:
-        """Put a list or dict on the stack, and count it."""
+        """Put a list or dict on the stack, and count it; tuples of tuples count, too."""
         self.containers += 1
+        self.stack.append(value)
+
+    def push_tuple(self, value: tuple[object, ...]) -> None:
+        """Put a tuple on the stack, unless it unfolds to many: who hashes, compares or prints it goes through what it holds each time."""
+        parts = [part for part in value if isinstance(part, tuple)]
+        if parts:
+            size = sum(self.unfolded.get(id(part), 1) for part in parts)
+            if size > _MOST_TUPLES:
+                raise BadPickleError("tuples within tuples without end")
+            self.containers += 1
+            self.unfolded[id(value)] = size + 1
+            self.kept.append(value)  # or another tuple may get its id
         self.stack.append(value)
 
     def pop(self) -> object:

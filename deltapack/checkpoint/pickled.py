@@ -17,8 +17,11 @@ from deltapack.checkpoint.pickle_stack import MARK, BadPickleError, PickleReader
 from deltapack.checkpoint.pickle_values import Made, Pairs, Reference, Symbol
 from deltapack.errors import CheckpointError, LimitError
 
-__all__ = ["read_pickle"]
+__all__ = ["read_pickle", "skip_pickle"]
 
+_PLAIN = (str, bytes, int, float, Symbol, type(None))
+_LONG = 16
+"""Bytes of an integer; the first one of an old file of torch has ten."""
 _MOST_STEPS = 1 << 25
 """Instructions of a pickle; a checkpoint of 400,000 pieces has about as many."""
 _MOST_CONTAINERS = 1 << 23
@@ -36,7 +39,19 @@ def read_pickle(data: bytes, path: Path) -> object:
         CheckpointError: It is cut or damaged, or has an instruction that no pickler writes for data.
         LimitError: It has too many instructions, or makes too many lists and dicts.
     """
+    return _run(PickleReader(data), path)
+
+
+def skip_pickle(data: bytes, start: int, path: Path) -> int:
+    """Return where a pickle ends that begins at `start` of some data, and that another unpickler may read. Raises as `read_pickle`."""
     reader = PickleReader(data)
+    reader.at = start
+    _run(reader, path)
+    return reader.at
+
+
+def _run(reader: PickleReader, path: Path) -> object:
+    """Return the document of a pickle. Raises as `read_pickle`."""
     try:
         with _collector_paused():
             for _ in range(_MOST_STEPS):
@@ -121,15 +136,15 @@ def _symbol_in_text(reader: PickleReader) -> None:
 def _last(count: int) -> Callable[[PickleReader], None]:
     def step(reader: PickleReader) -> None:
         values = [reader.pop() for _ in range(count)]
-        reader.push(tuple(reversed(values)))
+        reader.push_tuple(tuple(reversed(values)))
 
     return step
 
 
 def _long(reader: PickleReader) -> None:
     size = reader.byte()
-    if size > 8:
-        raise BadPickleError("an integer of more than 64 bits")
+    if size > _LONG:
+        raise BadPickleError("an integer of more than 128 bits")
     reader.push(reader.number(size, signed=True))
 
 
@@ -174,6 +189,14 @@ def _constant(value: object) -> Callable[[PickleReader], None]:
 
 def _integer(size: int, signed: bool = False) -> Callable[[PickleReader], None]:
     return lambda reader: reader.push(reader.number(size, signed))
+
+
+def _refer(reader: PickleReader) -> None:
+    key = reader.pop()
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(part, _PLAIN) or (isinstance(part, tuple) and all(isinstance(one, _PLAIN) for one in part)) for part in parts):
+        raise BadPickleError("a reference by something else than plain values")
+    reader.push(Reference(key))
 
 
 def _protocol(reader: PickleReader) -> None:
@@ -225,7 +248,7 @@ _STEPS: Mapping[int, Callable[[PickleReader], None]] = {
     ord("\x85"): _last(1),
     ord("\x86"): _last(2),
     ord("\x87"): _last(3),
-    ord("t"): lambda reader: reader.push(tuple(reader.marked())),
+    ord("t"): lambda reader: reader.push_tuple(tuple(reader.marked())),
     ord("}"): lambda reader: reader.push_container(Pairs()),
     ord("s"): lambda reader: _set(reader, _two(reader)),
     ord("u"): lambda reader: _set(reader, reader.marked()),
@@ -243,7 +266,8 @@ _STEPS: Mapping[int, Callable[[PickleReader], None]] = {
     ord("\x94"): _memoize,
     ord("h"): _recall(1),
     ord("j"): _recall(4),
-    ord("Q"): lambda reader: reader.push(Reference(reader.pop())),
+    ord("U"): _text(1),
+    ord("Q"): _refer,
     ord("0"): _drop,
     ord("1"): _drop_marked,
 }

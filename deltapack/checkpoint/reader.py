@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from deltapack.checking import as_checkpoint
 from deltapack.checkpoint.arranging import ArrangedSource, Tiles
-from deltapack.checkpoint.files import open_to_read
+from deltapack.checkpoint.files import open_to_read, refuse_fault
 from deltapack.checkpoint.folders import Located, check_folders, locate_all, prefixed
 from deltapack.checkpoint.formats import WeightFormat
 from deltapack.checkpoint.heads import Head, read_head, read_heads, sources_of_heads
@@ -190,11 +190,12 @@ class Checkpoint:
         return self.list_side_files(include_code=True, limits=OF_THE_USER, follow_links=True)[0]
 
     def side_file(self, name: str) -> SideFile | None:
-        """Return the file of this safe relative name, whatever its kind; none where there is none."""
+        """Return the file of this safe relative name, whatever its kind; none where there is none; a fault of the disk is an error."""
         path = self.path / name
         try:
             return SideFile.at(name, path) if self.is_folder and path.is_file() else None
-        except OSError:
+        except OSError as error:
+            refuse_fault(path, error)
             return None
 
     def weight_shards(self) -> list[tuple[str, list[str]]]:

@@ -89,6 +89,11 @@ def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False
     if isinstance(out, RemotePath):
         check_remote_output(out, folder=folder, force=force)
         return
+    with writing(out):
+        _check_here(out, folder=folder, force=force, unlisted=unlisted, head=head)
+
+
+def _check_here(out: Path, *, folder: bool, force: bool, unlisted: bool, head: bytes) -> None:
     refuse_input(out)
     if not out.name or out.name == "..":
         raise OutputError("the output has no name", path=out)

@@ -8,49 +8,35 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from deltapack.checkpoint.files import is_folder, refuse_fault
 from deltapack.checkpoint.links import LEADS_OUT, homes_of, leads_out
 from deltapack.checkpoint.listed import LeftOut, SideFile
 from deltapack.errors import FormatError, LimitError, RecipeError
+from deltapack.format.paths import MOST_PARTS, check_side_name, fold, is_weight_file
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
     "AS_ASKED",
     "LeftOut",
     "SideFile",
-    "check_side_name",
     "fits",
     "is_config_or_tokenizer",
     "is_never_a_part",
     "is_side_file",
     "is_training_state",
-    "is_weight_file",
     "list_side_files",
     "reason_to_skip_folder",
 ]
 
 AS_ASKED = "as asked for"
 """Why a file does not travel that the user does not want to."""
-_MAX_DEPTH, _PART_BYTES = 4, 255
 _SIDE = re.compile(r"\.(jsonl?|txt|model|jinja|md|ya?ml|vocab|merges|tiktoken|bpe|spm|spiece|codes)")
 _TOKENIZER = re.compile(r"(?i).*(tokenizer|tokeniser|tekken|spiece|sentencepiece|vocab|merges).*")
 """Vendors give their tokenizers names such as `tokenizer.model.v3`, `mistral_instruct_tokenizer_240216.model.v2`, `vocab.src`."""
 _TRAINING_FOLDER = re.compile(r"(tmp-)?checkpoint-\d+|global_step\d+|(epoch|step)[-_]?\d+|runs|wandb|optim(izer)?s?([-_].*)?|.*_fsdp_\d+")
 _LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([.\-_ ].*)?", re.IGNORECASE)
-_WEIGHTS = re.compile(
-    r"\.(safetensors|bin|pt|pth|gguf|ggml|onnx|onnx_data|h5|msgpack|ot|ckpt|npz|npy|pkl|pickle|joblib|dpk|tflite|pb|nemo"
-    r"|distcp|engine|mlmodel|llamafile)"
-)
 _TRAINING = re.compile(r"trainer_state\.json|.*optimizer.*|.*scheduler\.(pt|bin)|rng_state.*|training_args.*")
 _SCRAP = re.compile(r"\.(lock|tmp|bak|swp|part|log|zip|gz|bz2|xz|zst|tar|tgz|png|jpe?g|svg|pdf|ipynb|sh|html?|so|dll|exe|pyc)|.*~")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def is_weight_file(name: str) -> bool:
-    """Whether `name` (a file name) says weights of any kind, their index, or a pickle."""
-    lower = name.lower()
-    if lower.endswith(".index.json"):
-        lower = lower[: -len(".index.json")]
-    return bool(_WEIGHTS.fullmatch(os.path.splitext(lower)[1]))
 
 
 def is_side_file(name: str, include_code: bool = False) -> bool:
@@ -96,13 +82,13 @@ def list_side_files(
         try:
             entries = sorted(where.iterdir(), key=lambda entry: entry.name)
         except OSError as error:
-            left.append(LeftOut(prefix, f"cannot be listed: {error.strerror or error}"))
+            left.append(LeftOut(prefix, f"cannot be listed: {refuse_fault(where, error)}"))
             continue
         for entry in entries:
             name = prefix + entry.name
             if name in weights:
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 reason = reason_to_skip_folder(entry, name)
                 if reason is None:
                     pending.append((entry, name + "/"))
@@ -126,6 +112,8 @@ def list_side_files(
         deeper = [f"'**/{pattern}'" for pattern in unused if any(fits(file.name, f"**/{pattern}") for file in files)]
         hint = f"In sub-folders there are some: {', '.join(deeper)} fits them." if deeper else None
         raise RecipeError("a pattern of side files to leave out fits none", path=folder, found=", ".join(unused), hint=hint)
+    files, alike = _apart(files)
+    left += alike
     _check_sizes(folder, files, limits)
     return sorted(files, key=lambda file: file.name.encode()), sorted(left, key=lambda item: item.name)
 
@@ -142,6 +130,17 @@ def is_config_or_tokenizer(name: str) -> bool:
     """Whether loaders look for a file of this name, or path, before they look at weights."""
     last = name.rpartition("/")[2]
     return last in ("config.json", "params.json", "model_index.json", "modules.json") or bool(_TOKENIZER.fullmatch(last))
+
+
+def _apart(files: Sequence[SideFile]) -> tuple[list[SideFile], list[LeftOut]]:
+    """Return the files whose names no file system takes for one, those in lower case before others, and what else there was."""
+    kept: dict[str, SideFile] = {}
+    left = list[LeftOut]()
+    for file in sorted(files, key=lambda file: file.name.encode(), reverse=True):
+        other = kept.setdefault(fold(file.name), file)
+        if other is not file:
+            left.append(LeftOut(file.name, f"some systems take it for {other.name}, which travels"))
+    return [file for file in files if kept[fold(file.name)] is file], left
 
 
 def _check_sizes(folder: Path, files: Sequence[SideFile], limits: Limits) -> None:
@@ -172,33 +171,6 @@ def _check_sizes(folder: Path, files: Sequence[SideFile], limits: Limits) -> Non
         )
 
 
-def check_side_name(name: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Check the name of a side file that comes out of a pack (spec/03-index.md section 3.7).
-
-    Besides the rules of the format, hidden files (`.git/hooks/...`) and weights or pickles are refused: no pack
-    needs them, and they could run or replace something.
-
-    Raises:
-        FormatError: The name is not safe to create below a folder.
-    """
-    parts = name.split("/")
-    problem = None
-    if not name or any(part in ("", ".", "..") for part in parts):
-        problem = "an empty, '.' or '..' part"
-    elif "\\" in name or ":" in name or _CONTROL.search(name) or not _is_unicode(name):
-        problem = "a backslash, colon or control character"
-    elif any(part.startswith(".") for part in parts):
-        problem = "a hidden part"
-    elif len(parts) > _MAX_DEPTH + 1 or len(name.encode()) > limits.name_bytes:
-        problem = "too many parts or bytes"
-    elif any(len(part.encode()) > _PART_BYTES for part in parts):
-        problem = "a part that no file system takes"
-    elif is_weight_file(parts[-1]) or any(part.lower().endswith((".safetensors", ".safetensors.index.json")) for part in parts):
-        problem = "an ending of weights or pickles"
-    if problem is not None:
-        raise FormatError(f"the side file name {name!r} has {problem}", hint="The pack may be hostile.")
-
-
 def is_training_state(name: str) -> bool:
     """Whether a file of this name is of use to a trainer alone."""
     return bool(_TRAINING.fullmatch(name))
@@ -214,7 +186,7 @@ def is_never_a_part(name: str) -> str | None:
 def reason_to_skip_folder(entry: Path, name: str) -> str | None:
     """Return why nothing in a sub-folder is part of the model, or None where it may be; `name` is its path in the checkpoint."""
     reason = is_never_a_part(entry.name) or ("a link to a folder" if entry.is_symlink() else None)
-    return reason or ("nested too deep" if name.count("/") >= _MAX_DEPTH else _name_problem(name))
+    return reason or ("nested too deep" if name.count("/") >= MOST_PARTS - 1 else _name_problem(name))
 
 
 def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
@@ -225,7 +197,7 @@ def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
                 return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
             return SideFile.at(name, entry)
         except OSError as error:
-            return LeftOut(name, f"cannot be read: {error.strerror or error}")
+            return LeftOut(name, f"cannot be read: {refuse_fault(entry, error)}")
     shown = name if _is_unicode(name) else name.encode(errors="surrogateescape").decode(errors="replace")
     return LeftOut(shown, reason)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from deltapack.checkpoint.arranging import Tiles
 from deltapack.checkpoint.files import bytes_of
+from deltapack.checkpoint.tensors import ArraySource
 from deltapack.sources.reading import Readable
 
 __all__ = ["SLABS", "StridedSource"]
@@ -23,8 +24,11 @@ __all__ = ["SLABS", "StridedSource"]
 Elements = npt.NDArray[np.generic]
 
 _SLAB = 32 << 20
+_SEGMENT = 8 << 20
 _LOOSE = 2
-"""How many times more than a part of a slab needs may be read to have it in one go."""
+"""How many times more than is needed may be read to have it in one go."""
+_NEAR = 2048
+"""Bytes from one element that is needed to the next for which another read costs more than what is between."""
 SLABS = Tiles(2 * _SLAB)
 """Those of this process, of all files together."""
 
@@ -56,9 +60,9 @@ class StridedSource:
             outer, inside = divmod(start + done, extent * row)
             number, first = divmod(inside, tall * row)
             slab = SLABS.get((self, out.dtype.str, outer, number), partial(self._slab, axis, outer, number, tall, out.dtype))
-            part = slab[first : first + len(out) - done]
-            out[done : done + len(part)] = part
-            done += len(part)
+            count = min(len(out) - done, slab.size - first)
+            ArraySource(slab).read_into(first, out[done : done + count])
+            done += count
 
     def _slab(self, axis: int, outer: int, number: int, tall: int, dtype: np.dtype[np.generic]) -> Elements:
         """Read a slab: indices of one axis from `number * tall` on, all of the axes after it, one index of those before it."""
@@ -70,15 +74,29 @@ class StridedSource:
         order = sorted(range(len(shape)), key=lambda dimension: -self.strides[axis + dimension])
         box = np.empty([shape[dimension] for dimension in order], dtype)
         self._fill(box, at, [self.strides[axis + dimension] for dimension in order])
-        return np.ascontiguousarray(box.transpose(np.argsort(order))).reshape(-1)
+        return box.transpose(np.argsort(order))
 
     def _fill(self, box: Elements, at: int, strides: Sequence[int]) -> None:
         """Fill a box whose strides in the file do not increase from one dimension to the next, from element `at` on."""
-        span = 1 + sum((size - 1) * stride for size, stride in zip(box.shape, strides, strict=True))
-        if not strides or span <= _LOOSE * box.size:
-            flat = np.empty(span, box.dtype)
-            self.file.read_into(self.offset + at * box.itemsize, bytes_of(flat))
-            box[...] = np.lib.stride_tricks.as_strided(flat, box.shape, [stride * box.itemsize for stride in strides], writeable=False)
+        extent, step = len(box), strides[0] * box.itemsize
+        inner = 1 + sum((size - 1) * stride for size, stride in zip(box.shape[1:], strides[1:], strict=True))
+        near = step <= _NEAR or (extent - 1) * strides[0] + inner <= _LOOSE * box.size
+        if near or box.ndim == 1:
+            count = extent if step == 0 else max(1, _SEGMENT // step) if near else 1
+            if box.ndim == 1 or count > 1 or extent == 1:
+                for first in range(0, extent, count):
+                    self._segment(box[first : first + count], at + first * strides[0], inner, strides)
+                return
+        if [stride * box.itemsize for stride in strides[1:]] == list(box.strides[1:]):  # an index has its elements one after another
+            view, size = bytes_of(box.reshape(-1)), box[0].nbytes
+            for index in range(extent):
+                self.file.read_into(self.offset + at * box.itemsize + index * step, view[index * size : (index + 1) * size])
             return
-        for index in range(box.shape[0]):
-            self._fill(box[index : index + 1].reshape(box.shape[1:]), at + index * strides[0], strides[1:])
+        for index in range(extent):
+            self._fill(box[index], at + index * strides[0], strides[1:])
+
+    def _segment(self, box: Elements, at: int, inner: int, strides: Sequence[int]) -> None:
+        """Fill a box by one read, of all that lies between its first and its last element; `inner` is that of one index."""
+        flat = np.empty((len(box) - 1) * strides[0] + inner, box.dtype)
+        self.file.read_into(self.offset + at * box.itemsize, bytes_of(flat))
+        box[...] = np.lib.stride_tricks.as_strided(flat, box.shape, [stride * box.itemsize for stride in strides], writeable=False)

@@ -20,7 +20,8 @@ from typing import Any
 
 from deltapack.checkpoint.files import open_whole
 from deltapack.checkpoint.tensors import ArraySource, ParsedFile, Source, TensorInfo, check_count, check_tensor
-from deltapack.checkpoint.torchzip import NOT_PLAIN, read_records, source_in_record
+from deltapack.checkpoint.torchscan import check_pickle, check_stream
+from deltapack.checkpoint.torchzip import NOT_PLAIN, check_unfolded, read_data_pkl, read_records, source_in_record
 from deltapack.dtypes import BY_TORCH
 from deltapack.errors import CheckpointError, NotACheckpointError, UnsupportedError
 from deltapack.limits import DEFAULT_LIMITS, Limits
@@ -66,11 +67,14 @@ def parse_torch_file(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedF
     """
     torch = _torch(file)
     notes: list[str] = []
-    records = read_records(file, limits) if file.size >= 4 and file.read(0, 4) == _ZIP else None
+    is_zip = file.size >= 4 and file.read(0, 4) == _ZIP
+    records = read_records(file, limits) if is_zip else None
     if records is None:
         notes.append(f"{file.path.name} cannot be read in place (an old or compressed format) and was loaded whole")
+        check_pickle(file, read_data_pkl(file, limits)) if is_zip else check_stream(file, limits)
         document = _load_whole(torch, file)
     else:
+        check_pickle(file, records.data_pkl)
         document = _load_structure(torch, file, records.data_pkl, records.spans)
     state = _unwrap(document, torch.Tensor, file, notes)
     check_count(file.path, len(state), limits)
@@ -86,6 +90,7 @@ def parse_torch_file(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedF
             continue
         owners[identity] = name
         tensors.append((info, _array(torch, tensor, info) if spans is None else _in_file(file, tensor, info, spans)))
+    check_unfolded(file, sum(info.nbytes for info, _ in tensors), file.size)
     return ParsedFile(tensors, aliases=aliases, notes=notes, handles=[file])
 
 
@@ -95,10 +100,9 @@ def _load_structure(torch: Any, file: Readable, data_pkl: bytes, spans: Mapping[
     def persistent_load(pid: tuple[Any, ...]) -> object:
         kind, storage_type, key, _location, numel = pid
         dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
-        nbytes = numel * dtype.itemsize
-        if kind != "storage" or type(nbytes) is not int or not 0 <= nbytes <= spans[key][1]:
+        if kind != "storage" or type(numel) is not int or not 0 <= numel * dtype.itemsize <= spans[key][1]:
             raise pickle.UnpicklingError(f"storage {key!r} does not fit its record")
-        storage = torch.UntypedStorage(nbytes, device="meta")
+        storage = torch.UntypedStorage(numel * dtype.itemsize, device="meta")
         setattr(storage, _KEY, key)
         return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 

@@ -20,11 +20,15 @@ from deltapack.errors import CheckpointError, LimitError, NotACheckpointError
 from deltapack.limits import Limits
 from deltapack.sources.reading import Readable
 
-__all__ = ["NOT_PLAIN", "Records", "read_records", "source_in_record"]
+__all__ = ["NOT_PLAIN", "Records", "check_unfolded", "read_data_pkl", "read_records", "source_in_record"]
 
 NOT_PLAIN = "Only plain state dicts of tensors are read; save one with torch.save(model.state_dict(), path)."
 """The way out for a file that holds anything else."""
 _LOCAL_HEADER, _WINDOW, _WORD = 30, 4096, 16
+_TIMES, _SLACK = 64, 1 << 20
+"""How many times its own size a file may unfold to, and how many bytes besides. Weights that are compressed shrink by half."""
+
+_BAD_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,12 @@ def read_records(file: Readable, limits: Limits, start: int = 0, length: int | N
             names = [entry.filename for entry in entries]
             if len(set(names)) != len(names):
                 raise CheckpointError("two records of the archive have one name", path=file.path)
-            pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
-            if len(pickles) != 1 or pickles[0].filename.count("/") > 1:
-                raise NotACheckpointError("a zip archive, but no PyTorch state dict: no single data.pkl", path=file.path, hint=NOT_PLAIN)
-            root = pickles[0].filename[: -len("data.pkl")]
+            pickle = _pickle_of(file, entries, limits)
+            root = pickle.filename[: -len("data.pkl")]
             if f"{root}constants.pkl" in names:
                 raise NotACheckpointError("this is a TorchScript archive, not a state dict", path=file.path, hint=NOT_PLAIN)
-            if pickles[0].file_size > limits.header_bytes:
-                raise LimitError("data.pkl is too long", path=file.path, found=pickles[0].file_size)
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                check_unfolded(file, sum(entry.file_size for entry in entries), length)
             if f"{root}byteorder" in names and _start_of(archive, f"{root}byteorder") != b"little":
                 return None
             for entry in entries:
@@ -119,17 +121,48 @@ def read_records(file: Readable, limits: Limits, start: int = 0, length: int | N
                     if entry.compress_type != zipfile.ZIP_STORED:
                         return None
                     spans[entry.filename.removeprefix(f"{root}data/")] = _data_span(file, entry, start, start + length)
-            return Records(archive.read(pickles[0]), spans)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        struct.error,
-    ) as error:
+            return Records(archive.read(pickle), spans)
+    except _BAD_ARCHIVE as error:
         raise CheckpointError("not a readable zip archive", path=file.path, hint="It is cut or damaged.") from error
+
+
+def read_data_pkl(file: Readable, limits: Limits) -> bytes:
+    """Return the pickle of an archive that cannot be read in place. Raises as `read_records`."""
+    try:
+        with zipfile.ZipFile(_Section(file, 0, file.size, limits)) as archive:
+            return archive.read(_pickle_of(file, archive.infolist(), limits))
+    except _BAD_ARCHIVE as error:
+        raise CheckpointError("not a readable zip archive", path=file.path, hint="It is cut or damaged.") from error
+
+
+def _pickle_of(file: Readable, entries: Sequence[zipfile.ZipInfo], limits: Limits) -> zipfile.ZipInfo:
+    """Return the one record that says which tensors an archive holds."""
+    pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1 or pickles[0].filename.count("/") > 1:
+        raise NotACheckpointError("a zip archive, but no PyTorch state dict: no single data.pkl", path=file.path, hint=NOT_PLAIN)
+    if pickles[0].file_size > limits.header_bytes:
+        raise LimitError("data.pkl is too long", path=file.path, found=pickles[0].file_size)
+    return pickles[0]
+
+
+def check_unfolded(file: Readable, found: int, size: int, name: str | None = None) -> None:
+    """Require that what a file says in few bytes is no more than a multiple of them, such as views that repeat elements.
+
+    Args:
+        file: The file.
+        found: The bytes that it unfolds to.
+        size: The bytes that say so.
+        name: The tensor, if it is one.
+
+    Raises:
+        LimitError: They are too many.
+    """
+    if found > _TIMES * size + _SLACK:
+        hint = "It may be hostile; else save it again, uncompressed, with contiguous tensors."
+        expected = f"at most {_TIMES} times its {size:,} bytes"
+        raise LimitError(
+            "the file unfolds to too many bytes", path=file.path, tensor=name, expected=expected, found=f"{found:,}", hint=hint
+        )
 
 
 def _start_of(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -165,6 +198,7 @@ def source_in_record(
 
     Raises:
         CheckpointError: The view reaches out of the record, or is of a shape that cannot be.
+        LimitError: It repeats elements too often.
     """
     begin, size = span
     if min((*shape, *strides), default=0) < 0:
@@ -178,6 +212,7 @@ def source_in_record(
         raise CheckpointError("the tensor reaches beyond its record", path=file.path, tensor=name, expected=expected, found=found)
     if not numel or _is_contiguous(shape, strides):
         return FileSource(file, begin + first * itemsize)
+    check_unfolded(file, numel * itemsize, size, name)
     return StridedSource(file, begin + first * itemsize, tuple(shape), tuple(strides))
 
 

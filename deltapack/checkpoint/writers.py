@@ -20,9 +20,9 @@ from deltapack.checkpoint.manifest import MANIFEST, manifest_of, same_bytes
 from deltapack.checkpoint.metadata import Strings
 from deltapack.checkpoint.places import PlacedWriter
 from deltapack.checkpoint.replace import check_output, check_unlisted, swap_in
-from deltapack.checkpoint.sidefiles import check_side_name
 from deltapack.errors import OutputError
-from deltapack.format.atomic import check_free_space, claimed, fsync_folder, temporary_sibling, writing
+from deltapack.format.atomic import check_free_space, claimed, fsync_folder, raise_error, temporary_sibling, writing
+from deltapack.format.paths import check_side_name
 from deltapack.format.placing import place, seen_at
 from deltapack.sources.remote_path import RemotePath
 
@@ -248,9 +248,10 @@ class FolderWriter(_Writer):
     def _commit(self) -> None:
         check_output(self.out, folder=True, force=self._force, unlisted=True)  # hours may have passed: look again
         check_unlisted(self.out, self._temporary)
-        for where, _, _ in os.walk(self._temporary, topdown=False):
+        for where, _, _ in os.walk(self._temporary, topdown=False, onerror=raise_error):
             fsync_folder(Path(where))
         self._progress.end()
+        fsync_folder(self._temporary)  # else the list of what is finished could come back under the final name
         swap_in(self._temporary, self.out, self._before)
 
     def _discard(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -167,12 +167,14 @@ def cli() -> None:
     """
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
     """Print a warning of ours for people, without the line of code; one of others' as Python does."""
     if category.__module__.partition(".")[0] == "deltapack":
         print_paragraph("Warning", str(message))
     else:
-        _show_others(message, category, filename, lineno, *more)
+        _show_others(message, category, filename, lineno, file, line)
 
 
 def main() -> None:
@@ -194,8 +196,15 @@ def main() -> None:
     if not sys.stderr.isatty() or quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        cli(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack")
+        code = cli.main(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):  # before a command has begun, or when it has ended
+        print_paragraph("", "Interrupted.")
+        sys.exit(INTERRUPTED)
     except OSError as error:  # the help could not be printed
         _print_os_error(error)
         forget_unwritten()
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

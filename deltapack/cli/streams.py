@@ -11,17 +11,44 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["forget_stdout", "forget_unwritten", "prepare_streams"]
+import click
+
+__all__ = ["Teller", "forget_stdout", "forget_unwritten", "prepare_streams"]
 
 
 class _Patient(io.FileIO):
     """Standard error that takes everything, whether somebody gets it or not."""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
             return memoryview(data).nbytes
+
+
+class Teller:
+    """Prints lines while work goes on that matters more than they do: what nobody takes is told at the end."""
+
+    def __init__(self) -> None:
+        self._lost: OSError | None = None
+
+    def __call__(self, text: str) -> None:
+        """Print a line, where earlier ones were taken."""
+        if self._lost is None:
+            try:
+                click.echo(text)
+            except OSError as error:
+                self._lost = error
+                forget_stdout()
+
+    def end(self) -> None:
+        """Raise what kept a line from being printed.
+
+        Raises:
+            OSError: As the system said.
+        """
+        if self._lost is not None:
+            raise self._lost
 
 
 def prepare_streams() -> None:
@@ -35,9 +62,9 @@ def prepare_streams() -> None:
                 os.dup2(nowhere, number)
                 os.close(nowhere)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit the terminal's encoding
     if sys.stderr is None or isinstance(sys.stderr, io.TextIOWrapper):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
-from deltapack.checkpoint import Checkpoint, SideFile, check_side_name
+from deltapack.checkpoint import Checkpoint, SideFile
 from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError
 from deltapack.format.forms import form_with, is_descriptive
@@ -19,7 +19,6 @@ from deltapack.limits import DEFAULT_LIMITS
 __all__ = [
     "BaseFiles",
     "check_base_files",
-    "check_carried",
     "check_intact",
     "choose_donor",
     "copy_side_files",
@@ -99,11 +98,9 @@ def check_base_files(base: Checkpoint, pack: PackReader | None, *, verify: bool)
 
     Raises:
         BaseMismatchError: The base lacks a file (rule R11) or has another one (R12).
-        FormatError: A file has a name that nobody should create.
     """
     files = (pack.index.files or ()) if pack is not None else ()
     for entry in files:
-        check_side_name(entry.name)
         if (entry.blob is None or entry.base) and not is_descriptive(entry.name) and base.side_file(entry.name) is None:
             raise _other_file(base, entry, "no such file", "R11")
     return [note for entry in files if entry.blob is None or entry.base for note in _of_base(base, entry, verify)[1]]
@@ -128,7 +125,7 @@ def copy_side_files(
 
     Raises:
         BaseMismatchError: The base lacks a file that the result needs, or has another one of that name.
-        FormatError: A file in the pack is damaged, or has a name that nobody should create.
+        FormatError: A file in the pack is damaged.
     """
     notes = check_base_files(base, pack, verify=verify)
     if pack is None or pack.index.files is None:
@@ -160,26 +157,13 @@ def read_side_file(base: Checkpoint, pack: PackReader | None, name: str) -> byte
     return None if entry is None else side_file_of(base, pack, entry, verify=False)
 
 
-def check_carried(base: Checkpoint, pack: PackReader) -> None:
-    """Read every file that a pack carries.
-
-    Raises:
-        BaseMismatchError: One refers to a file of the base that is not there or another one.
-        FormatError: One is damaged.
-    """
-    for entry in pack.index.files or ():
-        if entry.blob is not None:
-            side_file_of(base, pack, entry, verify=True)
-
-
 def check_intact(base: Checkpoint, pack: PackReader | None) -> None:
     """Read what a pack carries for a result that has no side files: what is damaged is refused, what the base lacks is not missed.
 
     Raises:
-        FormatError: A file is damaged, or has a name that nobody should create.
+        FormatError: A file is damaged.
     """
     for entry in (pack.index.files or ()) if pack is not None else ():
-        check_side_name(entry.name)
         with suppress(BaseMismatchError):
             if pack is not None and entry.blob is not None:
                 side_file_of(base, pack, entry, verify=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.errors import BaseMismatchError, ChecksumError
-from deltapack.format.digest import CHUNK, chunk_digest, root_digest
+from deltapack.errors import BaseMismatchError, ChecksumError, FormatError
+from deltapack.format.digest import CHUNK, chunk_digest, fingerprint, root_digest
 from deltapack.format.reader import PackReader
 
-__all__ = ["BaseTensors", "base_at_fault", "check_base", "look_for_another_base", "wrong_base", "wrong_result"]
+__all__ = ["BaseTensors", "base_at_fault", "check_base", "check_fingerprint", "look_for_another_base", "wrong_base", "wrong_result"]
 
 _LOOKED_AT = 1 << 28
 """Bytes of a base that are compared, where something else does not fit, to tell whether it is another base altogether."""
@@ -47,7 +47,7 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
 
     Raises:
         BaseMismatchError: The base lacks a tensor, or has one of another shape or dtype, or the packs have different bases.
-        FormatError: The chunk digests of a pack are damaged.
+        FormatError: The chunk digests of a pack are damaged, or are not those of the base that it names.
     """
     first = packs[0]
     for pack in packs:
@@ -91,11 +91,35 @@ def check_base(base: BaseTensors, packs: Sequence[PackReader]) -> dict[str, str]
                     rule="R11",
                     hint="`deltapack inspect` tells which base a pack needs.",
                 )
+    for pack in packs:
+        check_fingerprint(pack)
     digests = _agreed_digests(base, packs)
     for pack in packs:  # after R11: a wrong base is said to be one before any blob is read
         for entry in pack.index.entries:
             pack.chunk_digests(entry)
     return digests
+
+
+def check_fingerprint(pack: PackReader) -> None:
+    """Compare the fingerprint that a pack states of its base with the digests of that base's tensors, where it states all of them.
+
+    How a base is split into files, or which format these have, does not count, nor do tensors that it got since: the pack states them not.
+
+    Raises:
+        FormatError: They are those of two checkpoints (rule R12).
+    """
+    index = pack.index
+    stated = {entry.base.name: entry.base for entry in index.entries if entry.base is not None and entry.base.arranged is None}
+    found = fingerprint((base.name, base.dtype.name, base.shape, base.digest) for base in stated.values())
+    if len(stated) == index.base_tensors and found != index.base_fingerprint:
+        raise FormatError(
+            "the pack names one base and holds the digests of another",
+            path=pack.path,
+            expected=f"fingerprint {found}, of the {len(stated):,} tensors whose digests it states",
+            found=f"{index.base_fingerprint}",
+            rule="R12",
+            hint="The pack was made by a faulty writer or altered; do not use it.",
+        )
 
 
 def _follow(packs: Sequence[PackReader]) -> bool:

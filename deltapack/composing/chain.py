@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 
+from deltapack.checking import as_pack, as_paths
 from deltapack.checkpoint import Checkpoint
 from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import BaseMismatchError, LimitError, RecipeError
 from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS
 
-__all__ = ["STEP_NAME", "in_order", "open_links", "restored_from", "short"]
+__all__ = ["STEP_NAME", "in_order", "open_links", "paths_of", "restored_from", "short"]
 
 STEP_NAME = re.compile(r"step-(\d{8,15})\.dpk")
 """What packs of a training run are called."""
@@ -40,6 +42,20 @@ def restored_from(base: Checkpoint, links: Sequence[PackReader], *, verify: bool
     for link in links:
         base = RestoredCheckpoint(base, link, verify=verify)
     return base
+
+
+def paths_of(pack: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the paths of a pack, or of those of a chain.
+
+    Raises:
+        RecipeError: They are no paths, or none.
+    """
+    if isinstance(pack, (str, PathLike)) or not isinstance(pack, Iterable):
+        return [as_pack("the pack", pack)]
+    paths = list(as_paths("pack", pack))
+    if not paths:
+        raise RecipeError("there is no pack to apply", expected="a path, or a list of them")
+    return paths
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltapack.checkpoint import Checkpoint, SideFile, check_side_name
+from deltapack.checkpoint import Checkpoint, SideFile
 from deltapack.composing.assets import side_file_of
 from deltapack.format.reader import PackReader
 
@@ -57,7 +57,7 @@ def files_after(base: Checkpoint, packs: Sequence[PackReader], *, verify: bool) 
 
     Raises:
         BaseMismatchError: The base lacks a file that is needed, or has another one.
-        FormatError: A file in a pack is damaged, or has a name that nobody should create.
+        FormatError: A file in a pack is damaged.
     """
     files: dict[str, SideFile] | None = None
     known: dict[str, str] = {}
@@ -65,7 +65,6 @@ def files_after(base: Checkpoint, packs: Sequence[PackReader], *, verify: bool) 
         before, same = _Folder(base, files), known
         files, known = {}, {}
         for entry in pack.index.files or ():
-            check_side_name(entry.name)
             at_hand = before.side_file(entry.name)
             if entry.blob is None and at_hand is not None and same.get(entry.name) == entry.sha256:
                 files[entry.name], known[entry.name] = at_hand, entry.sha256

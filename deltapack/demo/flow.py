@@ -21,7 +21,7 @@ from deltapack.demo.outcome import DOMAINS, DemoReport, Row
 from deltapack.demo.picture import PICTURE, demo_page
 from deltapack.demo.training import Progress, Schedule, bits_per_byte, fine_tune, train
 from deltapack.errors import OutputError
-from deltapack.format.atomic import claimed, sweep, temporary_sibling, writing
+from deltapack.format.atomic import claimed, fsync_tree, sweep, temporary_sibling, writing
 from deltapack.format.placing import seen_at
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.merging.merge import merge
@@ -105,6 +105,7 @@ def run_demo(
                 (unfinished / PICTURE).write_text(demo_page(report), "utf-8")
                 (unfinished / MANIFEST).write_bytes(manifest_of(unfinished, _KIND))
                 _check(out, force)  # a minute has passed: look again
+                fsync_tree(unfinished)
                 swap_in(unfinished, out, there)
         return replace(report, folder=out)
     finally:

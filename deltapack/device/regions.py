@@ -16,8 +16,9 @@ from deltapack.dtypes import BY_TORCH, DType
 from deltapack.errors import RecipeError
 from deltapack.format.digest import CHUNK, TILE
 from deltapack.kernels.layout import Elements
+from deltapack.kernels.rounding import NOT_FINITE
 
-__all__ = ["Region", "Typed", "dtype_of", "read_chunk", "region_of", "write_chunk"]
+__all__ = ["Region", "Typed", "dtype_of", "not_finite", "read_chunk", "region_of", "write_chunk"]
 
 
 @dataclass(frozen=True)
@@ -213,3 +214,10 @@ def _pieces(region: Region, start: int, stop: int) -> Iterator[tuple[slice, torc
         first, last = max(start, begin), min(stop, begin + columns)
         if last > first:
             yield slice(first - start, last - start), region.memory[row, first - begin : last - begin]
+
+
+def not_finite(region: Region, dtype: DType) -> int:
+    """Return how many elements of a region, of a float type, are NaN or infinite; computed where they are."""
+    memory = region.memory
+    bits = memory & (0x7F if memory.dtype == torch.uint8 else torch.iinfo(memory.dtype).max)
+    return int((bits >= NOT_FINITE[dtype.name]).sum())

@@ -22,8 +22,7 @@ from deltapack.exporting.lowrank import LowRank, Target, factorize
 from deltapack.exporting.modules import modules_of
 from deltapack.exporting.opening import Opened, open_both
 from deltapack.exporting.routing import Factored, Routes, route
-from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
-from deltapack.format.placing import place
+from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
@@ -155,12 +154,12 @@ def export_adapter(
         size = write_tensors(part / "adapter_model.safetensors", opened, routes, spool, target.dtype)
         spool.remove()
         config = adapter_config(opened, routes, {item: made.rank for item, made in found}, modules)
-        (part / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        for file in opened.restored.side_files():
-            if TOKENIZER.fullmatch(file.name):
-                (part / file.name).write_bytes(file.read())
         with writing(out):
-            place(part, out, None)
+            (part / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            for file in opened.restored.side_files():
+                if TOKENIZER.fullmatch(file.name):
+                    (part / file.name).write_bytes(file.read())
+            place_durably(part, out)
     return _report(out, size, found, routes, opened)
 
 

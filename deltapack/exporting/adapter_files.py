@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +44,9 @@ class Spool:
     @contextmanager
     def opened(path: Path) -> Iterator[Spool]:
         """Make the file."""
-        with open(path, "w+b") as file:
+        with ExitStack() as stack:
+            with writing(path):
+                file = stack.enter_context(open(path, "w+b"))
             yield Spool(path, file)
 
     def put(self, name: str, made: LowRank) -> None:
@@ -57,8 +59,9 @@ class Spool:
     def take(self, item: Factored) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return them, `[rows, rank]` and `[rank, columns] f32`."""
         offset, rank = self.places[item.name]
-        self.file.seek(offset)
-        values = np.frombuffer(self.file.read(4 * rank * (item.rows + item.columns)), "<f4")
+        with writing(self.path):
+            self.file.seek(offset)
+            values = np.frombuffer(self.file.read(4 * rank * (item.rows + item.columns)), "<f4")
         split = item.rows * rank
         return values[:split].reshape(item.rows, rank), values[split:].reshape(rank, item.columns)
 
@@ -68,8 +71,9 @@ class Spool:
 
     def remove(self) -> None:
         """Close the file and remove it."""
-        self.file.close()
-        self.path.unlink()
+        with writing(self.path):
+            self.file.close()
+            self.path.unlink()
 
 
 def write_tensors(path: Path, opened: Opened, routes: Routes, spool: Spool, dtype: DType) -> int:

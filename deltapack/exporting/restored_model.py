@@ -16,8 +16,7 @@ from deltapack.checkpoint.manifest import MANIFEST
 from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
-from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
-from deltapack.format.placing import place
+from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
@@ -147,7 +146,7 @@ def export_torch(
             (part / MANIFEST).unlink(missing_ok=True)  # it lists other files
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
-            place(part, out, None)
+            place_durably(part, out)
         return TorchReport(out, files, size, report.tensors, notes)
 
 
@@ -183,7 +182,8 @@ def _converted(folder: Path, shards: list[str], names: Mapping[str, Mapping[str,
             for name, kept in names[file].items():
                 state[name] = held[kept]
             total += sum(tensor.nbytes for tensor in held.values())
-            torch.save(state, folder / new)
+            with open(folder / new, "xb") as opened:  # torch's own files tell of a full disk as a RuntimeError
+                torch.save(state, opened)
         del state, held
         (folder / file).unlink()
         weight_map |= dict.fromkeys(names[file], new)

@@ -31,6 +31,9 @@ __all__ = [
     "check_new_file",
     "claimed",
     "fsync_folder",
+    "fsync_tree",
+    "place_durably",
+    "raise_error",
     "sweep",
     "temporary_sibling",
     "writing",
@@ -44,13 +47,36 @@ def temporary_sibling(path: Path) -> Path:
 
 def fsync_folder(folder: Path) -> None:
     """Make a rename inside `folder` durable, where the platform can open folders."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    if os.name != "nt":
+        _fsync(folder, os.O_RDONLY)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make all that is in a folder durable: files, and the names of folders. Links are not followed.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    for where, _, files in os.walk(folder, topdown=False, onerror=raise_error):
+        for name in files:
+            path = os.path.join(where, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                _fsync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        fsync_folder(Path(where))
+
+
+def raise_error(error: OSError) -> None:
+    """Raise what `os.walk` passes over without this."""
+    raise error
+
+
+def _fsync(path: str | Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
-        os.close(handle)
+        with contextlib.suppress(OSError):  # what matters was said by the sync
+            os.close(handle)
 
 
 def check_free_space(folder: Path, needed: int, path: Path) -> None:
@@ -178,6 +204,21 @@ def check_new_file(path: Path, *, force: bool) -> None:
         raise OutputError("the output exists", path=path, hint="Remove it, choose another name, or use --force.")
     if not path.parent.is_dir():
         raise OutputError("the folder of the output does not exist", path=path.parent, hint="Create it first.")
+
+
+def place_durably(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder a new name: all of it is on the disk before, and the name after; raises as `place`.
+
+    Args:
+        temporary: What was written, beside `path`, or below a folder there.
+        path: The final name, which nothing has.
+    """
+    if temporary.is_dir():
+        fsync_tree(temporary)
+    else:
+        _fsync(temporary, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    place(temporary, path, None)
+    fsync_folder(path.parent)
 
 
 @contextlib.contextmanager

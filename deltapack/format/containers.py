@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from deltapack.errors import FormatError, LimitError
 from deltapack.format.fields import blob_ref, check_keys, count, hexadecimal, sorted_unique, typed
-from deltapack.format.fileparsing import check_path
 from deltapack.format.folders import is_index_of_shards
 from deltapack.format.index import FileEntry
+from deltapack.format.paths import check_apart, check_path
 from deltapack.limits import Limits
 
 __all__ = ["CONTAINERS", "check_containers", "check_head_name", "parse_containers", "restored_weight_files"]
@@ -67,6 +67,7 @@ def check_containers(containers: Sequence[FileEntry], folders: Collection[str], 
     if not containers:
         raise FormatError("no containers", rule="R6")
     sorted_unique([container.name for container in containers], "containers")
+    check_apart([container.name for container in containers], "weight files")
     largest, total = max(container.size for container in containers), sum(container.size for container in containers)
     if len(containers) > limits.heads or largest > limits.header_bytes + 8 or total > limits.heads_bytes:
         found = f"{len(containers)} heads, {total} bytes, the largest {largest}"

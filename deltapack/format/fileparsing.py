@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from deltapack.errors import FormatError, LimitError
-from deltapack.format.fields import CONTROL, blob_ref, check_keys, count, hexadecimal, sorted_unique, typed
-from deltapack.format.folders import folder_of
+from deltapack.format.fields import blob_ref, check_keys, count, hexadecimal, sorted_unique, typed
+from deltapack.format.folders import folder_of, is_metadata
 from deltapack.format.index import Entry, FileEntry
+from deltapack.format.paths import PART_BYTES, check_apart, check_path, check_side_name, fold
 from deltapack.limits import Limits
 
-__all__ = ["check_files", "check_in_folders", "check_path", "parse_file", "parse_folders"]
-
-_PART_BYTES = 255
-"""No file system takes a longer name."""
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+__all__ = ["check_files", "check_in_folders", "check_own_names", "parse_file", "parse_folders"]
 
 
 def parse_file(row: Any, limits: Limits, may_refer: bool) -> FileEntry:
@@ -28,7 +25,7 @@ def parse_file(row: Any, limits: Limits, may_refer: bool) -> FileEntry:
     optional = {"blob"} if not refers else set()
     check_keys(row, "a file entry", required={"name", "size", "sha256"} | ({"base", "blob"} if refers else set()), optional=optional)
     name = typed(row, "name", str)
-    check_path(name, "a side file", limits)
+    check_side_name(name, limits)
     blob = blob_ref(row, "blob") if "blob" in row else None
     return FileEntry(name, count(row, "size"), hexadecimal(row, "sha256", 64), blob, hexadecimal(row, "base", 64) if refers else "")
 
@@ -42,34 +39,12 @@ def parse_folders(top: Any, limits: Limits) -> dict[str, str]:
     folders = typed(top, "folders", dict)
     if not folders:
         raise FormatError("no folders", rule="R6")
+    check_apart(folders, "folders")
     for folder in folders:
         check_path(folder, "a folder", limits)
         stem = typed(folders, folder, str)
-        check_path(stem, "the weight file of a folder", limits, most=_PART_BYTES - 64, plain=True)
+        check_path(stem, "the weight file of a folder", limits, most=PART_BYTES - 64, plain=True)
     return dict(folders)
-
-
-def check_path(name: str, what: str, limits: Limits, *, most: int = _PART_BYTES, plain: bool = False, is_weights: bool = False) -> None:
-    """Refuse a name that could leave the output folder, hide in it, confuse a file system or replace the tensors.
-
-    Args:
-        name: The name.
-        what: Whose it is, for the message.
-        limits: Bounds on its length.
-        most: Bytes of one part.
-        plain: Whether it must have one part only.
-        is_weights: Whether its last part must end as one of weights does, in lower case, instead of must not.
-
-    Raises:
-        FormatError: Rule R13 is broken.
-    """
-    parts = name.split("/")
-    safe = all(part[:1] not in ("", ".") and len(part.encode()) <= most for part in parts) and not set("\\:") & set(name)
-    weights = any(part.lower().endswith(_WEIGHTS) for part in parts[: -1 if is_weights else None])
-    weights |= is_weights and not parts[-1].endswith(_WEIGHTS)
-    if not safe or weights or CONTROL.search(name) or len(name.encode()) > limits.name_bytes or (plain and len(parts) > 1):
-        hint = "Do not trust this pack."
-        raise FormatError(f"{what} has a name that is not a plain path", rule="R13", found=name, hint=hint)
 
 
 def check_in_folders(entries: Iterable[Entry], folders: Mapping[str, str]) -> None:
@@ -96,6 +71,17 @@ def check_in_folders(entries: Iterable[Entry], folders: Mapping[str, str]) -> No
         raise FormatError("a folder has no tensor", rule="R6", found=min(empty))
 
 
+def check_own_names(entries: Iterable[Entry], folders: Collection[str]) -> None:
+    """Refuse a tensor that a header of safetensors would take for its metadata; second names have no place of their own there.
+
+    Raises:
+        FormatError: Rule R6 is broken.
+    """
+    for entry in entries:
+        if entry.in_result and is_metadata(entry.name, folders):
+            raise FormatError("a tensor has the name of the metadata of a weight file", tensor=entry.name, rule="R6")
+
+
 def check_files(files: Iterable[FileEntry], folders: Iterable[str], limits: Limits) -> None:
     """Check the files as a list: sorted, within the limits, and none of them a folder, also not one of tensors.
 
@@ -106,10 +92,12 @@ def check_files(files: Iterable[FileEntry], folders: Iterable[str], limits: Limi
     files = tuple(files)
     names = [file.name for file in files]
     sorted_unique(names, "files")
-    paths = [*names, *(f"{folder}/" for folder in folders)]
+    check_apart(names, "side files")
+    by_fold = {fold(name): name for name in names}
+    paths = [*by_fold, *(f"{fold(folder)}/" for folder in folders)]
     above = {path[:end] for path in paths for end in range(len(path)) if path[end] == "/"}
-    if not above.isdisjoint(names):
-        raise FormatError("a side file is also a folder", rule="R13", found=min(above.intersection(names)))
+    if not above.isdisjoint(by_fold):
+        raise FormatError("a side file is also a folder", rule="R13", found=by_fold[min(above.intersection(by_fold))])
     total = sum(file.size for file in files)
     largest = max((file.size for file in files), default=0)
     if largest > limits.side_file_bytes or total > limits.side_files_bytes or len(files) > limits.side_files:

@@ -27,7 +27,7 @@ from deltapack.format.fields import (
     tensor_name,
     typed,
 )
-from deltapack.format.fileparsing import check_files, check_in_folders, parse_file, parse_folders
+from deltapack.format.fileparsing import check_files, check_in_folders, check_own_names, parse_file, parse_folders
 from deltapack.format.index import KINDS, BlobRef, Entry, Index, Stats
 from deltapack.format.metadata import check_metadata
 from deltapack.format.prologue import ALIGNMENT, PROLOGUE_BYTES
@@ -81,6 +81,7 @@ def parse_index(data: bytes, index_offset: int, limits: Limits) -> Index:
     check_metadata(index.optional)
     _check_entries(index)
     check_in_folders(index.entries, folders)
+    check_own_names(index.entries, folders)
     check_files(index.files or (), folders, limits)
     if CONTAINERS in top:
         check_containers(index.containers, folders, limits)

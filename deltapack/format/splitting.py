@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from deltapack.errors import FormatError, OutputError, RecipeError
+from deltapack.errors import FormatError, OutputError, RecipeError, SourceError
 from deltapack.format.atomic import check_free_space, claimed, fsync_folder, sweep, temporary_sibling, writing
-from deltapack.format.parts import MOST_PARTS, Part, Parts, parse_parts, part_name, parts_text
+from deltapack.format.cutting import Spans, blocks, blocks_of, cut_beside, digest, names_of, taken
+from deltapack.format.parts import Part, Parts, parse_parts, parts_text
 from deltapack.format.placing import check_as_seen, place, seen_at
 from deltapack.format.reader import PackReader
 from deltapack.format.sent import check_new_there
@@ -25,16 +26,15 @@ __all__ = ["Seen", "check_no_parts", "check_parts_output", "claimed_pack", "drop
 Seen = Mapping[Path, Identity]
 """What lay at the names of a pack's parts and of their index when the work began: it alone is replaced, or removed."""
 
-_BLOCK, _MOST_INDEX = 1 << 23, 1 << 20
+_MOST_INDEX = 1 << 20
 
 
 def parts_at(out: Path) -> Parts | None:
     """Return the parts of a pack that lie where `out` would be; none where there are none, or their index is not ours."""
     index = _index_of(out)
-    if not index.is_file():
-        return None
     try:
-        return parse_parts(index.read_bytes(), index)
+        with writing(index):
+            return parse_parts(index.read_bytes(), index) if index.is_file() else None
     except FormatError as error:
         hint = "Move or remove it yourself, or choose another name."
         raise OutputError("what lies beside the output is no index of the parts of a pack", path=index, hint=hint) from error
@@ -81,7 +81,8 @@ def drop_parts(out: Path, old: Parts | None, seen: Seen, keep: frozenset[str] = 
     """Remove parts that were replaced; their index first, unless it was written anew, too. What came in their place meanwhile stays."""
     if old is None:
         return
-    names = [_index_of(out).name, *(part.name for part in old.parts)]
+    index = _index_of(out)
+    names = [index.name, *(part.name for part in old.parts)]
     for name in names:
         if name in keep:
             continue
@@ -91,6 +92,8 @@ def drop_parts(out: Path, old: Parts | None, seen: Seen, keep: frozenset[str] = 
         elif path in seen:
             check_as_seen(path, seen[path])
             path.unlink(missing_ok=True)
+            if path == index:
+                fsync_folder(out.parent)  # else a power cut could leave an index of parts that are gone
 
 
 @contextlib.contextmanager
@@ -107,7 +110,7 @@ def claimed_pack(out: Path) -> Iterator[None]:
         with writing(out):
             kept = parts_at(out)
             for path in claim.unfinished():
-                _drop_placed(out, path, frozenset() if kept is None else frozenset(part.name for part in kept.parts))
+                _drop_placed(out, path, names_of(kept))
             claim.sweep()
         yield
 
@@ -122,13 +125,8 @@ def _drop_placed(out: Path, unfinished: Path, kept: frozenset[str]) -> None:
         return
     for part in parts:
         path = out.with_name(part.name)
-        if part.name not in kept and path.is_file() and path.stat().st_size == part.size:
-            state = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(_BLOCK):
-                    state.update(block)
-            if state.hexdigest() == part.sha256:
-                path.unlink()
+        if part.name not in kept and path.is_file() and path.stat().st_size == part.size and digest(blocks_of(path)) == part.sha256:
+            path.unlink()
 
 
 def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, seen: Seen | None = None, claim: bool = True) -> Parts:
@@ -158,103 +156,131 @@ def write_parts(source: PackReader, out: Path, part_bytes: int, *, force: bool, 
 def _write_parts(source: PackReader, out: Path, part_bytes: int, seen: Seen, *, force: bool) -> Parts:
     check_parts_output(out, part_bytes)
     check_no_parts(out, force=force)
-    count = -(-source.file_bytes // part_bytes)
-    if count > MOST_PARTS:
-        raise RecipeError("there would be too many parts", path=out, expected=f"at most {MOST_PARTS}", found=count)
     old = parts_at(out)
-    names = [part_name(out.name.removesuffix(".dpk"), number, count) for number in range(1, count + 1)]
-    _check_free(out, names, old, seen)
-    spans = [(start, min(part_bytes, source.file_bytes - start)) for start in range(0, source.file_bytes, part_bytes)]
+    with writing(out):
+        spans = cut_beside(source, out, part_bytes, old)
+    seen = _check_free(out, source, spans, names_of(old), seen)
     with writing(out):
         with _placing(out, seen) as write:
-            parts = tuple(Part(name, span[1], write(name, source, *span)) for name, span in zip(names, spans, strict=True))
-            parts_of = Parts(source.pack_id, source.file_bytes, parts)
-            write.index = parts_text(parts_of)
-        drop_parts(out, old, seen, frozenset((*names, _index_of(out).name)))
+            parts = [Part(name, length, write.part(name, source, start, length)) for name, (start, length) in spans.items()]
+            parts_of = Parts(source.pack_id, source.file_bytes, tuple(parts))
+            write.finish(parts_text(parts_of))
+        drop_parts(out, old, seen, frozenset((*spans, _index_of(out).name)))
     return parts_of
 
 
-def _check_free(out: Path, names: list[str], old: Parts | None, seen: Seen) -> None:
-    """Refuse to take the place of what is no part of a pack that may be replaced, or is read."""
-    ours = {part.name for part in old.parts} if old is not None else set()
+def _check_free(out: Path, source: PackReader, spans: Spans, ours: Collection[str], seen: Seen) -> Seen:
+    """Refuse to take the place of what is no part of a pack that may be replaced, or is read.
+
+    Returns:
+        What was seen, and parts that a stopped run has left, which are what is written.
+    """
     if not isinstance(out, RemotePath):
-        for path in (_index_of(out), *map(out.with_name, names)):
+        for path in (_index_of(out), *map(out.with_name, spans)):
             refuse_input(path)
         check_as_seen(_index_of(out), seen.get(_index_of(out)))
-    for name in names:
-        if name not in ours and out.with_name(name).exists():
-            raise OutputError("a file has the name of a part", path=out.with_name(name), hint="Move it, or choose another name.")
+    left = {out.with_name(name): seen_at(out.with_name(name)) for name in spans if name not in ours}
+    with writing(out):
+        found = taken(out, source, spans, ours)
+    if found is not None:
+        raise OutputError("a file has the name of a part", path=found, hint="Move it, or choose another name.")
     if isinstance(out, RemotePath):
-        check_new_there(out.with_name(names[0]), force=True)
+        check_new_there(out.with_name(next(iter(spans))), force=True)
+    return {**seen, **{path: identity for path, identity in left.items() if identity is not None}}
 
 
 @contextlib.contextmanager
 def _placing(out: Path, seen: Seen) -> Iterator[_Place]:
-    """Return what writes a part: those of this machine get their names when all are there, of a store each is sent at once.
+    """Return what writes parts: those of this machine get their names when all are there, of a store each is sent at once.
 
     Where a name cannot be given, those that were given to new files are taken back.
     """
-    if isinstance(out, RemotePath):
-        with staging() as folder:
-            write = _Place(out, folder)
+    with staging() if isinstance(out, RemotePath) else contextlib.nullcontext() as folder:
+        write = _Place(out, folder, seen)
+        try:
             yield write
-        index = _index_of(out)
-        assert isinstance(index, RemotePath)
-        send_bytes(write.index, index.url)
-        return
-    write, index, placed = _Place(out, None), temporary_sibling(out), list[Path]()
-    try:
-        yield write
-        _write_synced(index, write.index)  # before the parts have their names, so that who finds some of them knows whose they are
-        for temporary, path in write.written:
-            place(temporary, path, seen.get(path))
-            placed.append(path)
-        fsync_folder(out.parent)
-        place(index, _index_of(out), seen.get(_index_of(out)))
-        placed.clear()
-        fsync_folder(out.parent)
-    finally:
-        for path in placed:
-            if path not in seen:
-                path.unlink(missing_ok=True)
-        for temporary in (index, *(temporary for temporary, _ in write.written)):
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            write.take_back()
+            raise
+        finally:
+            for temporary, _ in write.written:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
 
 class _Place:
-    def __init__(self, out: Path, folder: Path | None) -> None:
-        self.out, self.folder = out, folder
+    def __init__(self, out: Path, folder: Path | None, seen: Seen) -> None:
+        self.out, self.folder, self._seen = out, folder, seen
         self.written: list[tuple[Path, Path]] = []
-        self.index = b""
+        self._placed: list[Path] = []
+        self._text = b""
 
-    def __call__(self, name: str, source: PackReader, start: int, length: int) -> str:
+    def part(self, name: str, source: PackReader, start: int, length: int) -> str:
         """Write a part; return its digest."""
         path = self.out.with_name(name)
-        temporary = temporary_sibling(self.out) if self.folder is None else self.folder / name
-        check_free_space(temporary.parent, length, temporary)
-        if self.folder is None:
-            self.written.append((temporary, path))
-        state = hashlib.sha256()
-        with open(temporary, "xb") as file:
-            for at in range(start, start + length, _BLOCK):
-                block = source.read(at, min(_BLOCK, start + length - at))
-                state.update(block)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+        made = self._write(path, blocks(source, start, length), length)
         if isinstance(path, RemotePath):
             check_inputs()
             drop_begun(path.url)
-            send_file(temporary, path.url)
-            temporary.unlink()
+            self._placed += [] if path.exists() else [path]
+            send_file(self.written[-1][0], path.url)
+            self.written.pop()[0].unlink()
+        return made
+
+    def _write(self, path: Path, pieces: Iterable[bytes], length: int) -> str:
+        temporary = temporary_sibling(self.out) if self.folder is None else self.folder / path.name
+        check_free_space(temporary.parent, length, temporary)
+        self.written.append((temporary, path))
+        state = hashlib.sha256()
+        with open(temporary, "xb") as file:
+            for piece in pieces:
+                state.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
         return state.hexdigest()
 
+    def finish(self, index: bytes) -> None:
+        """Give the parts their names, and then the index, so that it is there when all of them are."""
+        path, self._text = _index_of(self.out), index
+        if isinstance(path, RemotePath):
+            send_bytes(index, path.url)
+            self._placed = []
+            return
+        self._write(path, [index], len(index))
+        *parts, (written, _) = self.written
+        fsync_folder(path.parent)  # before the parts have their names, so that who finds some of them knows whose they are
+        for temporary, part in parts:
+            place(temporary, part, self._seen.get(part))
+            self._placed += [] if part in self._seen else [part]
+        fsync_folder(path.parent)
+        place(written, path, self._seen.get(path))
+        self._placed = []
+        fsync_folder(path.parent)
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    def take_back(self) -> None:
+        """Remove the parts that have their names, where no index speaks of them."""
+        if self._is_named():  # interrupted after the index had its name: all is there
+            return
+        for path in self._placed:
+            with contextlib.suppress(OSError, SourceError):
+                _remove(path)
+
+    def _is_named(self) -> bool:
+        """Whether the index is in its place; also where that cannot be seen, as parts too many do less harm than parts too few."""
+        try:
+            return bool(self._text) and _index_of(self.out).read_bytes() == self._text
+        except FileNotFoundError:
+            return False
+        except (OSError, SourceError):
+            return True
+
+
+def _remove(path: Path) -> None:
+    if isinstance(path, RemotePath):
+        remove(path.url)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _index_of(out: Path) -> Path:

@@ -220,7 +220,8 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
         old, seen = parts_at(path), parts_seen(path)
         with _whole(path, force=force) as file:
             yield PackWriter(file)
-        drop_parts(path, old, seen)
+        with writing(path):
+            drop_parts(path, old, seen)
 
 
 @contextlib.contextmanager
@@ -231,7 +232,7 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
         seen, before = parts_seen(path), seen_at(path) if here else None
         folder = path.parent if here else stack.enter_context(staging())
         whole = temporary_sibling(folder / path.name)
-        stack.callback(whole.unlink, missing_ok=True)
+        stack.enter_context(_removed(whole))
         with writing(path), open(whole, "x+b") as file:
             yield file
         with PackReader(whole) as reader:
@@ -240,12 +241,24 @@ def _in_parts(path: Path, part_bytes: int, *, force: bool) -> Iterator[BinaryIO]
             if reader.file_bytes > part_bytes:
                 write_parts(reader, path, part_bytes, force=force, seen=seen, claim=False)
                 if not here or before is not None:
-                    _remove(path)  # with `force`, what the name stood for before
+                    with writing(path):
+                        _remove(path)  # with `force`, what the name stood for before
                 return
         old = parts_at(path)
         with _whole(path, force=force) as file, open(whole, "rb") as made:
             shutil.copyfileobj(made, file, _COPY_BYTES)
-        drop_parts(path, old, seen)
+        with writing(path):
+            drop_parts(path, old, seen)
+
+
+@contextlib.contextmanager
+def _removed(path: Path) -> Iterator[None]:
+    """Remove a file in the end, which nobody reads then."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _whole(path: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deltapack.dtypes import BY_NAME, DType
 from deltapack.kernels.layout import Elements
 
-__all__ = ["convert", "from_f32", "from_f64", "quiet_nan", "round_bf16", "to_f32", "to_f64"]
+__all__ = ["NOT_FINITE", "all_finite", "convert", "from_f32", "from_f64", "is_finite", "quiet_nan", "round_bf16", "to_f32", "to_f64"]
 
 _NAN_BITS = {
     "f64": 0x7FF8000000000000,
@@ -24,7 +24,31 @@ _NAN_BITS = {
     "f8_e4m3fn": 0x7F,
     "f8_e5m2": 0x7E,
 }
+NOT_FINITE = {
+    "f64": 0x7FF0000000000000,
+    "f32": 0x7F800000,
+    "f16": 0x7C00,
+    "bf16": 0x7F80,
+    "f8_e4m3fn": 0x7F,
+    "f8_e5m2": 0x7C,
+}
+"""The least bits, without the sign, of what is no number."""
 _F32 = BY_NAME["f32"]
+
+
+def all_finite(elements: Elements, dtype: DType) -> bool:
+    """Whether no element of a float `dtype`, `[n]` in its storage type, is NaN or infinite; about the time of reading them."""
+    if not len(elements):
+        return True
+    bits = np.ascontiguousarray(elements).view(np.dtype(f"<u{dtype.itemsize}"))
+    return int((bits & bits.dtype.type(2 ** (8 * dtype.itemsize - 1) - 1)).max()) < NOT_FINITE[dtype.name]
+
+
+def is_finite(elements: Elements, dtype: DType) -> NDArray[np.bool_]:
+    """Return for each element of a float `dtype` whether it is neither NaN nor infinite."""
+    bits = np.ascontiguousarray(elements).view(np.dtype(f"<u{dtype.itemsize}"))
+    found: NDArray[np.bool_] = (bits & bits.dtype.type(2 ** (8 * dtype.itemsize - 1) - 1)) < NOT_FINITE[dtype.name]
+    return found
 
 
 def quiet_nan(dtype: DType) -> Elements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from deltapack.format.reader import PackReader
 from deltapack.live.rooms import TensorSink, room_for, unheard
 from deltapack.live.weights import Packs, weights_of
 from deltapack.parallel import resolve_workers
-from deltapack.restoring.engine import restore_tensors
+from deltapack.restoring.engine import restore_tensors, told_of
 from deltapack.restoring.on_device import DevicePlace, restore_on_device
 from deltapack.sources.inputs import guarded
 from deltapack.sources.locks import scratch
@@ -209,8 +210,8 @@ class _Loader:
             place = DevicePlace(self.device, self.choice.engine)
             restoring = restore_on_device(self.base, jobs, sink, place, verify=self.verify, workers=self.workers, progress=unheard)
         with closing(restoring) as restored:
-            for _ in restored:
-                pass
+            for note in told_of(list(restored)):
+                warnings.warn(note, RuntimeWarning, stacklevel=2)
         return state | {name: state[kept] for name, kept in self.composition.aliases.items()}
 
 

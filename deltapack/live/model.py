@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from deltapack.live.stepping import Step, check_follows, refuse_active, refuse_s
 from deltapack.live.weights import Packs, weights_of
 from deltapack.merging.arguments import Numbers, recipe_of
 from deltapack.merging.recipe import MergeRecipe
+from deltapack.restoring.engine import overflow_note
 
 __all__ = ["LiveModel"]
 
@@ -271,6 +273,7 @@ class LiveModel:
         with torch.inference_mode():
             try:
                 self._run(self._saved, wanted.plan, done)
+                told = self._overflowed(wanted.plan, done)
             except BaseException:
                 # What undoes it all stays in `_saved`: after a second Ctrl-C here, deactivate() still brings the base back.
                 before, self._active = self._active, THE_BASE
@@ -282,6 +285,20 @@ class LiveModel:
                 self._active = before
                 raise
         self._saved, self._active = done, wanted
+        if told:
+            self.notes += [note for note in (told,) if note not in self.notes]
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
+
+    def _overflowed(self, plan: SwitchPlan, done: list[Saved]) -> str:
+        """Say which tensors got NaN or infinite elements that the base, brought back to look, does not have; empty for none."""
+        found = plan.not_finite()
+        if found and done:
+            self._run(list(done), THE_BASE.plan, [])
+            before = plan.not_finite()
+            done.clear()
+            self._run([], plan, done)
+            found = {name: count - before.get(name, 0) for name, count in found.items() if count > before.get(name, 0)}
+        return overflow_note(found)
 
     def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
         run_plan(self._choices, self._host, self._undo, before, plan, done)

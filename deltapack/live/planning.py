@@ -19,9 +19,10 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice
 from deltapack.device.exact_work import ExactWork
 from deltapack.device.model_tensors import ModelTensors
-from deltapack.device.regions import Region
+from deltapack.device.regions import Region, not_finite
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Saved, UndoMode, Work
+from deltapack.dtypes import DType
 from deltapack.errors import BaseMismatchError, UnsupportedError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.reader import PackReader
@@ -46,10 +47,20 @@ class Loaded:
 
 @dataclass(frozen=True)
 class SwitchPlan:
-    """What to do for an activation: by device, and on the host."""
+    """What to do for an activation: by device, and on the host; and which tensors get elements that no digest promises."""
 
     works: Mapping[torch.device, Sequence[Work | ExactWork]]
     host: Sequence[HostWork]
+    weighted: Sequence[tuple[str, DType, Region]] = ()
+
+    def not_finite(self) -> dict[str, int]:
+        """Return how many elements are NaN or infinite, by name, of tensors of which no digest says what they become."""
+        found: dict[str, int] = {}
+        for name, dtype, region in self.weighted:
+            count = not_finite(region, dtype)
+            if count:
+                found[name] = found.get(name, 0) + count
+        return found
 
 
 @dataclass(frozen=True)
@@ -127,14 +138,17 @@ class Planner:
         """
         works: dict[torch.device, list[Work | ExactWork]] = {}
         host: list[HostWork] = []
+        weighted: list[tuple[str, DType, Region]] = []
         by_reader = {pack.reader: pack for pack in packs}
         for job in composition.jobs:
             for work in self._works(job, by_reader):
+                if not job.digest and job.dtype.is_delta:
+                    weighted.append((job.name, job.dtype, work.region))
                 if isinstance(work, HostWork):
                     host.append(work)
                 else:
                     works.setdefault(work.region.memory.device, []).append(work)
-        return SwitchPlan(works, host)
+        return SwitchPlan(works, host, weighted)
 
     def step(self, pack: Loaded) -> tuple[SwitchPlan, dict[str, str]]:
         """Return what a pack by itself does to what the model holds, and the root digests of its tensors afterwards.

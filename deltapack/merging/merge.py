@@ -161,5 +161,6 @@ def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path]
         about = merged(plan.packs)
         return write_checkpoint(plan.base, plan.composition, out, inputs, options, own_files=own, metadata=about, said=said)
     with open_pack_writer(out, force=options.force, inputs=inputs) as writer:
-        writer.finish(MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own).index())
-    return []
+        merged_pack = MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own)
+        writer.finish(merged_pack.index())
+    return merged_pack.notes

@@ -38,7 +38,7 @@ from deltapack.merging.exact_entries import write_exact, write_whole
 from deltapack.packing.metadata import carried_metadata
 from deltapack.parallel import ordered_map
 from deltapack.restoring.applying import WriteOptions
-from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_tensors
+from deltapack.restoring.engine import Nowhere, RestoredTensor, restore_tensors, told_of
 
 __all__ = ["MergedPack", "check_terms"]
 
@@ -82,6 +82,7 @@ class MergedPack:
         recipe: What the pack says of how it was made.
         options: How tensors are restored.
         own_files: Side files that only the merge has, by name.
+        notes: What `index` has to tell.
     """
 
     base: Checkpoint
@@ -91,6 +92,7 @@ class MergedPack:
     recipe: Mapping[str, Any]
     options: WriteOptions
     own_files: Mapping[str, bytes]
+    notes: list[str] = field(default_factory=list)
 
     def index(self) -> Index:
         """Write all blobs and return the index.
@@ -113,7 +115,9 @@ class MergedPack:
             finished=_write_recorded,
         )
         with closing(restored):
-            entries = [self._entry(tensor) for tensor in restored]
+            pairs = [(tensor, self._entry(tensor)) for tensor in restored]
+        self.notes.extend(told_of([tensor for tensor, _ in pairs]))
+        entries = [entry for _, entry in pairs]
         entries += [Entry(name, "alias", of=of) for name, of in self.composition.aliases.items()]
         entries += self._removed(entries)
         entries.sort(key=lambda entry: entry.name.encode())

@@ -12,6 +12,7 @@ from deltapack.checking import as_number
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.merging.methods.linear import effective_weights
 from deltapack.merging.methods.table import MergeMethod, find_method
+from deltapack.patterns import check_pattern
 
 __all__ = ["Layers", "MergeRecipe", "Rule", "Schedule", "constant"]
 
@@ -65,14 +66,9 @@ class Rule:
             raise RecipeError("the values of a rule are not a tuple of numbers", found=repr(self.values)[:60])
         for value in self.values:
             as_number("a value", value)
-        if not isinstance(self.pattern, str | None):
-            raise RecipeError("a regular expression is not a text", found=repr(self.pattern)[:60])
         if not self.values or not all(math.isfinite(value) and abs(value) < 3e38 for value in self.values):
             raise RecipeError("a value is not a finite f32", found=list(self.values))
-        try:
-            re.compile(self.pattern or "")
-        except (re.error, OverflowError, RecursionError) as error:
-            raise RecipeError(f"a regular expression is wrong: {error}", found=self.pattern) from error
+        check_pattern(self.pattern)
 
     def at(self, depth: float) -> float:
         """Return the value at a depth between 0 and 1, interpolated linearly."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.sources.inputs import note_input
+from deltapack.sources.whole import read_small
 
 __all__ = ["Node", "parse_yaml", "read_yaml"]
 
@@ -106,9 +108,10 @@ def read_yaml(path: Path) -> Node:
     """
     note_input(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+        data = read_small(path, _LARGEST)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RecipeError("the recipe is too large", path=path, expected=f"at most {_LARGEST:,} bytes") from error
         raise RecipeError(f"the recipe cannot be read: {error.strerror or error}", path=path) from error
     return parse_yaml(data, path)
 

@@ -9,20 +9,23 @@ from difflib import SequenceMatcher
 from deltapack.composing.basecheck import BaseTensors
 from deltapack.errors import RecipeError
 from deltapack.merging.recipe import MergeRecipe, Rule, layer_number
+from deltapack.patterns import check_patterns
 
 __all__ = ["nearest_names", "refuse_unused_rules"]
 
-_SHOWN = 3
+_SHOWN, _KINDS, _COMPARED = 3, 2_000, 128
+"""Likeness takes the product of both lengths, so that few and short ones are compared."""
 
 
 def refuse_unused_rules(recipe: MergeRecipe, base: BaseTensors) -> None:
     """Require that each rule for weights or densities has a tensor to apply to, and each gradient a layer.
 
     Raises:
-        RecipeError: One has none; it names the expression and the nearest names.
+        RecipeError: One has none; it names the expression and the nearest names. Or the expressions take too long.
     """
     rules = dict.fromkeys(("weight", rule) for schedule in recipe.weights for rule in schedule.rules)
     rules |= dict.fromkeys(("density", rule) for schedule in recipe.densities for rule in schedule.rules)
+    check_patterns([(rule.pattern, "fullmatch") for _, rule in rules], [*base.tensors, *base.aliases])
     for what, rule in rules:
         found = [name for name in base.tensors if rule.pattern is None or re.fullmatch(rule.pattern, name)]
         if not found and base.tensors:
@@ -52,11 +55,11 @@ def nearest_names(pattern: str, names: Collection[str]) -> list[str]:
     >>> nearest_names(r".*self_atn.*", ["h.0.self_attn.q", "h.1.self_attn.q", "h.0.mlp.up", "wte"])[0]
     'h.0.self_attn.q'
     """
-    core = re.sub(r"\(\?[a-z]+:|[.]\*|[][^$()*+?{}|]", "", re.sub(r"\\(.)", r"\1", pattern)).strip(".")
+    core = re.sub(r"\(\?[a-z]+:|[.]\*|[][^$()*+?{}|]", "", re.sub(r"\\(.)", r"\1", pattern)).strip(".")[:_COMPARED]
     kinds: dict[str, str] = {}
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "0", name), name)
-    return sorted(kinds.values(), key=lambda name: (-_likeness(core, name), name))[:_SHOWN]
+    return sorted(list(kinds.values())[:_KINDS], key=lambda name: (-_likeness(core, name), name))[:_SHOWN]
 
 
 def _likeness(core: str, name: str) -> float:

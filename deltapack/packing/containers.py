@@ -10,6 +10,7 @@ from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import FormatError, LimitError
 from deltapack.format.containers import check_head_name
 from deltapack.format.index import FileEntry
+from deltapack.format.paths import check_apart
 from deltapack.format.writer import PackWriter
 from deltapack.limits import DEFAULT_LIMITS
 
@@ -50,6 +51,7 @@ def _restorable(finetuned: Checkpoint, kept: Collection[str]) -> tuple[tuple[Hea
             return (), _why_none(finetuned)
         for head in heads:
             check_head_name(head.name, DEFAULT_LIMITS)
+        check_apart([head.name for head in heads], "weight files")
         shards_of_heads(heads, finetuned.tensors.values(), path=finetuned.path, aliases=finetuned.aliases, folders=finetuned.folders)
     except (FormatError, LimitError) as error:
         return (), str(error)

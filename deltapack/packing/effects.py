@@ -10,9 +10,12 @@ from deltapack.errors import RecipeError
 from deltapack.packing.overrides import OF_VECTORS, Override, settings_of
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.roles import ROLES
+from deltapack.patterns import How, check_patterns
 from deltapack.sparsify.table import SPARSIFIERS
 
 __all__ = ["check_effects", "check_options"]
+
+_COMPARED = 128
 
 
 def check_options(recipe: Recipe) -> None:
@@ -44,12 +47,15 @@ def check_effects(recipe: Recipe, roles: Mapping[str, str]) -> None:
         RecipeError: There is one.
     """
     check_options(recipe)
+    exact = recipe.exact if isinstance(recipe.exact, str) else None
+    searched: dict[str, str | None] = {"include": recipe.include, "exclude": recipe.exclude, "exact": exact}
+    uses: list[tuple[str | None, How]] = [(pattern, "search") for pattern in searched.values()]
+    check_patterns([*uses, *((override.pattern, "fullmatch") for override in recipe.overrides)], roles)
     if recipe.fidelity is not None:
         settled = (recipe.for_tensor(name, role) for name, role in roles.items())
         if not any(one.role == "weight" and one.values == "auto" for one in settled):
             raise RecipeError("fidelity does nothing", expected="a weight with values=auto", found="none", hint="Leave out --fidelity.")
-    exact = recipe.exact if isinstance(recipe.exact, str) else None
-    for option, pattern in (("include", recipe.include), ("exclude", recipe.exclude), ("exact", exact)):
+    for option, pattern in searched.items():
         if pattern is not None and not any(re.search(pattern, name) for name in roles):
             raise _matches_nothing(option, pattern, roles)
     for override in recipe.overrides:
@@ -85,8 +91,8 @@ def _takes(key: str, by_name: str, settled: str) -> bool:
 
 
 def _matches_nothing(option: str, pattern: str, names: Iterable[str]) -> RecipeError:
-    names = list(names)
-    near = difflib.get_close_matches(re.sub(r"[\\^$.*+?()\[\]{}|]+", ".", pattern), names[:10_000], 2, 0.0)
+    # Likeness takes the product of both lengths, so that few and short ones are compared.
+    near = difflib.get_close_matches(re.sub(r"[\\^$.*+?()\[\]{}|]+", ".", pattern)[:_COMPARED], list(names)[:2_000], 2, 0.0)
     how = "whole name" if option == "set" else "name"
     return RecipeError(
         f"--{option} matches no tensor",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deltapack.errors import RecipeError, did_you_mean
 
-__all__ = ["OF_VECTORS", "SETTINGS", "Override", "check_pattern", "parse_override", "settings_of"]
+__all__ = ["OF_VECTORS", "SETTINGS", "Override", "parse_override", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -68,18 +67,3 @@ def settings_of(override: Override) -> Mapping[str, Any]:
     """Return what an override sets."""
     pairs = {key: getattr(override, key) for key in SETTINGS}
     return {key: value for key, value in pairs.items() if value is not None}
-
-
-def check_pattern(pattern: str | None) -> None:
-    """Require that a pattern, if there is one, is a regular expression.
-
-    Raises:
-        RecipeError: It is none.
-    """
-    if not isinstance(pattern, str | None):
-        raise RecipeError("a regular expression is not a text", found=repr(pattern)[:60])
-    try:
-        re.compile(pattern or "")
-        (pattern or "").encode()  # the pack states it in UTF-8
-    except (re.error, OverflowError, RecursionError, UnicodeError) as error:
-        raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error

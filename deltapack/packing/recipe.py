@@ -12,8 +12,9 @@ from deltapack.codecs.indices import DENSE
 from deltapack.errors import RecipeError, did_you_mean
 from deltapack.format.codecs import INDEX_CODECS, VALUE_CODECS
 from deltapack.packing.budget import USUAL_QUALITY, Budget
-from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, check_pattern, settings_of
+from deltapack.packing.overrides import OF_VECTORS, SETTINGS, Override, settings_of
 from deltapack.packing.roles import ROLES, SETTABLE
+from deltapack.patterns import check_pattern
 from deltapack.sparsify.dare import ALL_KEPT, keep_of_drop_rate
 from deltapack.sparsify.table import SPARSIFIERS, SparsifyMethod
 

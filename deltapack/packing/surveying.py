@@ -24,6 +24,7 @@ from deltapack.packing.kinship import (
 from deltapack.packing.recipe import Recipe
 from deltapack.packing.roles import ROLES, roles_of
 from deltapack.packing.wanted import missing_by_config
+from deltapack.patterns import check_patterns
 
 __all__ = ["Survey", "survey_inputs"]
 
@@ -114,15 +115,13 @@ def _kept(pattern: str | None, match: NameMatch, finetuned: Checkpoint) -> tuple
     """Return the names that only the base has and that an expression finds.
 
     Raises:
-        RecipeError: The expression is wrong, or finds none.
+        RecipeError: The expression is wrong, takes too long, or finds none.
     """
     if pattern is None:
         return ()
-    try:
-        taken = {*finetuned.tensors, *finetuned.aliases}
-        found = tuple(name for name in match.only_base if re.search(pattern, name) and name not in taken)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise RecipeError(f"a regular expression is wrong: {error}", found=pattern) from error
+    check_patterns([(pattern, "search")], match.only_base)
+    taken = {*finetuned.tensors, *finetuned.aliases}
+    found = tuple(name for name in match.only_base if re.search(pattern, name) and name not in taken)
     if not found:
         said = shortened(match.only_base) or "none"
         raise RecipeError("--keep-base matches no tensor", expected=f"one that only the base has: {said}", found=f"'{pattern}'")

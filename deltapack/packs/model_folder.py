@@ -19,8 +19,7 @@ from deltapack.composing.compose import Composition, compose
 from deltapack.composing.heads import CONFIG
 from deltapack.composing.weighted import WeightedPack
 from deltapack.errors import RecipeError, UnsupportedError
-from deltapack.format.atomic import check_absent, claimed, temporary_sibling, writing
-from deltapack.format.placing import place
+from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
@@ -182,5 +181,5 @@ def _write(out: Path, files: Mapping[str, bytes], pack: Path) -> int:
             (part / name).write_bytes(data)
         with pack.open("rb") as source, (part / pack.name).open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        place(part, out, None)
+        place_durably(part, out)
     return sum(map(len, files.values())) + (out / pack.name).stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_
 from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
 from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
 from deltapack.sources.inputs import guarded, note_input
+from deltapack.sources.whole import read_small
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
 
@@ -269,10 +271,8 @@ def _architecture(config: bytes) -> str:
 def _read(path: Path) -> bytes:
     note_input(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_CARD + 1)
+        return read_small(path, _LARGEST_CARD)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RecipeError("the card is too long", path=path, expected=f"at most {_LARGEST_CARD:,} bytes") from error
         raise RecipeError(f"the card cannot be read: {error.strerror or error}", path=path) from error
-    if len(data) > _LARGEST_CARD:
-        raise RecipeError("the card is too long", path=path, expected=f"at most {_LARGEST_CARD:,} bytes")
-    return data

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.checking import as_path, as_text
-from deltapack.checkpoint.sidefiles import check_side_name, is_side_file
+from deltapack.checkpoint.sidefiles import is_side_file
 from deltapack.errors import ChecksumError, HubError, LimitError, NotAPackError, RecipeError, did_you_mean
-from deltapack.format.atomic import check_absent, check_free_space, claimed, temporary_sibling, writing
-from deltapack.format.placing import place
+from deltapack.format.atomic import check_absent, check_free_space, claimed, place_durably, temporary_sibling, writing
+from deltapack.format.paths import check_side_name
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
@@ -167,10 +167,10 @@ def _pulled(
     left = [file.name for file in beside if file not in small]
     with writing(target):
         if alone:
-            place(got[pack], target, None)
+            place_durably(got[pack], target)
         else:
             shutil.rmtree(source.part / ".cache", ignore_errors=True)
-            place(source.part, target, None)
+            place_durably(source.part, target)
     names = [pack] if alone else sorted({pack, *(file.name for file in small), *([CONFIG] if has_config else [])})
     base, revision = settings.get("base"), settings.get("revision")
     return PullReport(
@@ -235,7 +235,8 @@ def _choose(listed: Mapping[str, _Listed], settings: Mapping[str, Any], wanted: 
 def _settings(path: Path) -> Mapping[str, Any]:
     """Return what config.json says of the pack; it may be anyone's."""
     try:
-        said = json.loads(path.read_bytes())["quantization_config"]
+        with writing(path):
+            said = json.loads(path.read_bytes())["quantization_config"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return said if isinstance(said, dict) and said.get("quant_method") == METHOD else {}
@@ -248,12 +249,12 @@ def _check(path: Path, file: _Listed, repo: str) -> None:
         ChecksumError: It has another size or digest.
         HubError: The Hub lists no digest.
     """
-    size = path.stat().st_size
     wanted = file.sha256 or file.blob
     if wanted is None:
         raise HubError(f"the Hub lists no digest of {file.name}", path=repo, hint="Run it again.")
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as opened:
+    with writing(path), path.open("rb") as opened:
+        size = path.stat().st_size
+        digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         while block := opened.read(_BLOCK):
             digest.update(block)
     if size != file.size or digest.hexdigest() != wanted:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.checking import as_one_file, as_path, as_text
-from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.errors import HubError, OutputError, RecipeError
+from deltapack.format.paths import is_weight_file
 from deltapack.merging.basecard import CARD
 from deltapack.publishing.contents import Contents, card_of_pack, contents_of
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.reports import Progress
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import check_inputs, guarded
 
 __all__ = ["PushReport", "push"]
 
@@ -235,6 +235,7 @@ def _upload(hub: Any, api: Any, plan: _Plan) -> Any:
             api.create_repo(repo, private=plan.private, exist_ok=True)
         if plan.revision is not None and (there is None or not there.has_branch):
             api.create_branch(repo, branch=plan.revision, exist_ok=True)
+    check_inputs()
     with asking(repo, "the pack cannot be uploaded"):
         return api.create_commit(
             repo,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
 from deltapack import kernels
-from deltapack.checking import as_count, as_pack, as_path, as_paths
+from deltapack.checking import as_count, as_path
 from deltapack.checkpoint import Checkpoint, FileWriter, open_checkpoint, open_writer, parse_size
 from deltapack.cluster.choosing import using_engine
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
-from deltapack.composing.chain import in_order, open_links, restored_from
+from deltapack.composing.chain import in_order, open_links, paths_of, restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.containers import WeightFiles
 from deltapack.composing.metadata import result_metadata
@@ -31,10 +30,11 @@ from deltapack.packing.kinship import shortened
 from deltapack.packing.roles import roles_of
 from deltapack.parallel import resolve_workers
 from deltapack.reports import ApplyReport, Progress
-from deltapack.restoring.engine import RestoredTensor, restore_tensors
+from deltapack.restoring.engine import RestoredTensor, restore_tensors, told_of
 from deltapack.restoring.notes import not_written, of_rescale
 from deltapack.restoring.outputs import Elsewhere, Output
 from deltapack.restoring.present import is_there
+from deltapack.restoring.promised import Promise
 from deltapack.restoring.provenance import restored as own_metadata
 from deltapack.restoring.resuming import by_file, check_resume, goes_on
 from deltapack.restoring.sending import jobs_to_send
@@ -122,13 +122,13 @@ def apply(
         if may_be_there and not force and max_shard_size is None and is_there(out, seen, composition, options.workers, kept):
             sweep(out)
             there = f"{out} holds what the {'chain' if before else 'pack'} gives already: every tensor was compared, nothing was written"
-            nbytes = sum(job.nbytes for job in jobs)
-            return ApplyReport(
-                out, len(jobs), nbytes, True, [*base_ckpt.notes, *composition.notes, there], written=False, weight_files=same
-            )
+            told, nbytes = [*base_ckpt.notes, *composition.notes, there], sum(job.nbytes for job in jobs)
+            return ApplyReport(out, len(jobs), nbytes, True, told, written=False, weight_files=same)
         own = own_metadata(weighted, composition, verify=verify)
         said = ["apply", *(pack.pack_id for pack in (*before, reader)), weight, rescale]
-        notes = [*of_rescale(weighted), *write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said)]
+        promise = Promise(weighted, options.dtype, verify)
+        written = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said, promise=promise)
+        notes = [*of_rescale(weighted), *written]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
             notes.append(
@@ -145,11 +145,7 @@ def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: floa
     Raises:
         RecipeError: They are no paths, none, or several with a weight.
     """
-    if isinstance(pack, (str, PathLike)) or not isinstance(pack, Iterable):
-        return [as_pack("the pack", pack)]
-    paths = list(as_paths("pack", pack))
-    if not paths:
-        raise RecipeError("there is no pack to apply", expected="a path, or a list of them")
+    paths = paths_of(pack)
     if len(paths) > 1 and (weight != 1 or rescale is not None):
         what = "weight" if weight != 1 else "rescale"
         hint = "Each pack of a chain follows what the one before gives in full. `deltapack merge` takes weights, for packs of one base."
@@ -219,12 +215,14 @@ def write_checkpoint(
     metadata: Mapping[str, str] = MappingProxyType({}),
     files: WeightFiles | None = None,
     said: Sequence[object] = (),
+    promise: Promise | None = None,
 ) -> list[str]:
     """Restore every tensor of a composition into a checkpoint; return what the user should be told.
 
     `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
     tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin. `said`
     names packs and what is made of them, as values of JSON: a run that says the same may go on with what this one has written.
+    `promise` is compared with what was restored before `out` appears.
     """
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
@@ -244,12 +242,22 @@ def write_checkpoint(
         jobs = by_file(jobs_to_send(base, composition.jobs, shards, writer, verify=options.verify), shards, writer)
         restoring, notes = _restoring(base, jobs, Output(base, writer), options)
         with closing(restoring) as tensors:
-            for restored in tensors:
-                writer.finished(restored.job.name, restored.job.digest if options.verify else "")
+            restored = list[RestoredTensor]()
+            for tensor in tensors:
+                writer.finished(tensor.job.name, tensor.job.digest if options.verify else "")
+                restored.append(tensor)
+        notes += told_of(restored)
+        if promise is not None:
+            sent = {job.name for job in jobs}  # the others were there, or a store copies them
+            left = [job for job in composition.jobs if job.name not in sent]
+            promise.check_tensors([*(tensor.job for tensor in restored), *left], composition.aliases)
         for name, data in own_files.items():
             writer.write_side_file(name, with_dtype(name, data, options.dtype))
 
+        beside = set[str]()
+
         def write_other(name: str, data: bytes) -> None:
+            beside.add(name)
             if name not in own_files:
                 writer.write_side_file(name, data)
 
@@ -259,6 +267,8 @@ def write_checkpoint(
             check_intact(base, composition.assets)
             return [*notes, *not_written(composition, own_files)]
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
+        if promise is not None:
+            promise.check_files(beside)
         return [*notes, *side]
 
 

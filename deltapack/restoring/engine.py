@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -19,7 +19,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.reports import Progress
 
-__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "restore_tensors"]
+__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "overflow_note", "restore_tensors", "told_of"]
 
 _BATCH = 4 * CHUNK
 """Elements that one task restores, at least; no more are in memory at a time than those of one chunk."""
@@ -27,11 +27,12 @@ _BATCH = 4 * CHUNK
 
 @dataclass(frozen=True)
 class RestoredTensor:
-    """A finished job and its digests."""
+    """A finished job and its digests; and how many elements became NaN or infinite though all that they are made of is finite."""
 
     job: TensorJob
     base_digests: tuple[bytes, ...]
     digests: tuple[bytes, ...]
+    overflowed: int = 0
 
     def base_root(self, base: TensorInfo) -> str:
         """Return the root digest of the base tensor as it was read."""
@@ -111,7 +112,8 @@ def restore_tensors(
                 done += row.nbytes
                 progress(done, total)
             base_digests = tuple(row.base_digest for row in rows if row.base_digest is not None)
-            restored = RestoredTensor(jobs[number], base_digests, tuple(row.digest for row in rows if row.digest is not None))
+            digests_of_result = tuple(row.digest for row in rows if row.digest is not None)
+            restored = RestoredTensor(jobs[number], base_digests, digests_of_result, sum(row.overflowed for row in rows))
             if verify:
                 check_digests(base, restored)
             yield restored
@@ -119,12 +121,13 @@ def restore_tensors(
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished chunk: bytes of the result, the digests that were wanted, what was recorded."""
+    """A finished chunk: bytes of the result, the digests that were wanted, what was recorded, elements that overflowed."""
 
     nbytes: int
     base_digest: bytes | None = None
     digest: bytes | None = None
     recorded: Any = None
+    overflowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,9 @@ class _Work:
         if job.is_base and not of_base and not of_result and count and sink.copy(job, start, count):
             return done
         try:
-            elements, base_digest = restore_chunk(base, job, chunk, self.buffers, base_digest=of_base or (of_result and job.is_base))
+            elements, base_digest, overflowed = restore_chunk(
+                base, job, chunk, self.buffers, base_digest=of_base or (of_result and job.is_base)
+            )
         except FormatError as error:
             if isinstance(job.source, FromBase) and job.source.exact is not None:
                 raise base_at_fault(base, job.source.base, job.source.digest) or error from error
@@ -163,7 +168,24 @@ class _Work:
         digest = (base_digest if job.is_base else chunk_digest(elements)) if of_result else None
         if not (job.is_base and sink.copy(job, start, count)):
             sink.write(job, start, elements)
-        return replace(done, base_digest=base_digest, digest=digest)
+        return replace(done, base_digest=base_digest, digest=digest, overflowed=overflowed)
+
+
+def told_of(restored: Sequence[RestoredTensor]) -> list[str]:
+    """Return what the user has to know of tensors with elements that became NaN or infinite."""
+    note = overflow_note({tensor.job.name: tensor.overflowed for tensor in restored if tensor.overflowed})
+    return [note] if note else []
+
+
+def overflow_note(lost: Mapping[str, int]) -> str:
+    """Say which tensors have elements that became NaN or infinite, and how many; the empty string where there are none."""
+    if not lost:
+        return ""
+    more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+    return (
+        f"WARNING: {sum(lost.values()):,} elements became NaN or infinite where base and differences are finite, in {min(lost)!r}{more}: "
+        "a weight, lambda or rescale is too large, or the type too small; do not use the result"
+    )
 
 
 def check_digests(base: Checkpoint, restored: RestoredTensor) -> None:

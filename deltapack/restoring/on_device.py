@@ -11,13 +11,14 @@ import torch
 
 from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.exact_entry import ExactTensor
+from deltapack.composing.chunks import count_overflowed
 from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
 from deltapack.device import torch_kernels
 from deltapack.device.backends import choose, resolve_device
 from deltapack.device.engine import Engine
 from deltapack.device.exact_ready import is_decoded
 from deltapack.device.exact_work import ExactWork
-from deltapack.device.regions import Region, read_chunk, region_of, write_chunk
+from deltapack.device.regions import Region, not_finite, read_chunk, region_of, write_chunk
 from deltapack.device.resident import ResidentPack, send
 from deltapack.device.work import Work
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest
@@ -170,15 +171,18 @@ class _Run:
         for sent in batch:
             job, stays = sent.job, isinstance(self.sink, _Holds)
 
-            def take(chunk: int, sent: _Sent = sent, stays: bool = stays) -> bytes:
+            lost = list[int]()
+
+            def take(chunk: int, sent: _Sent = sent, stays: bool = stays, lost: list[int] = lost) -> bytes:
                 elements = read_chunk(sent.work.region, sent.job, chunk)
                 if not stays:
                     self.sink.write(sent.job, chunk * CHUNK, elements)
+                lost.append(count_overflowed(self.base, sent.job, chunk, elements))
                 return chunk_digest(elements) if self.verify else b""
 
-            needed = not stays or (self.verify and bool(job.digest))
+            needed = not stays or (self.verify and bool(job.digest)) or (job.digest == "" and not_finite(sent.work.region, job.dtype) > 0)
             digests = self._each(take, chunk_count(job.numel) if needed else 0)
-            restored = RestoredTensor(job, sent.base_digests, digests)
+            restored = RestoredTensor(job, sent.base_digests, digests, sum(lost))
             if self.verify:
                 check_digests(self.base, restored)
             yield restored

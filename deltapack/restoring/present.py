@@ -9,13 +9,14 @@ from itertools import groupby
 from pathlib import Path
 
 from deltapack.checkpoint import Checkpoint, open_checkpoint
-from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
+from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.composing.compose import Composition
 from deltapack.composing.containers import WeightFiles
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.errors import DeltapackError
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.forms import is_descriptive
+from deltapack.format.paths import is_weight_file
 from deltapack.parallel import ordered_map
 
 __all__ = ["is_there"]

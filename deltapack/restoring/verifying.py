@@ -11,18 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from deltapack import kernels
-from deltapack.checkpoint import check_side_name, open_checkpoint
+from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.heads import new_head
 from deltapack.codecs.chunk import TermChunks, decode_term_chunk, term_chunks
 from deltapack.codecs.exact_entry import ExactTensor, exact_bytes
 from deltapack.codecs.factors import FactorChunks
 from deltapack.codecs.stored import stored_chunks
 from deltapack.composing.arranged import arranged_base
-from deltapack.composing.assets import check_base_files, check_carried
-from deltapack.composing.basecheck import wrong_result
+from deltapack.composing.assets import check_base_files, copy_side_files
+from deltapack.composing.basecheck import check_fingerprint, wrong_result
+from deltapack.composing.chain import in_order, open_links, paths_of, restored_from
 from deltapack.composing.compose import compose
-from deltapack.composing.containers import check_heads_alone, restored_files
+from deltapack.composing.containers import check_heads_alone
+from deltapack.composing.metadata import result_metadata
 from deltapack.composing.tensor_job import FromBase, StoredRows
 from deltapack.composing.weighted import WeightedPack
+from deltapack.errors import RecipeError
 from deltapack.format.containers import restored_weight_files
 from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_digest
 from deltapack.format.identity import content_of
@@ -32,6 +36,9 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.parallel import batches, ordered_map, resolve_workers
 from deltapack.reports import Progress, VerifyReport
 from deltapack.restoring.engine import Nowhere, restore_tensors
+from deltapack.restoring.promised import Promise
+from deltapack.restoring.provenance import restored as provenance
+from deltapack.restoring.weight_files import files_like_base, finetuned_files
 from deltapack.sources.inputs import guarded
 
 __all__ = ["verify"]
@@ -42,9 +49,10 @@ _BATCH = 8 * CHUNK
 
 @guarded
 def verify(
-    pack: str | Path,
+    pack: str | Path | Sequence[str | Path],
     base: str | Path | None = None,
     *,
+    quick: bool = False,
     weight_files: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -53,62 +61,120 @@ def verify(
 
     Chunks of exact tensors that start from the base are decoded with the base only; without it their checksums are compared.
 
-    With a base, also restore every tensor in memory, chunk by chunk, compare the digests of base and result, and look for the side files
-    and headers of weight files that the pack leaves to the base or refers to: `apply` does what `verify` says.
+    With a base, also do all that `apply` does but write: restore every tensor in memory, chunk by chunk, compare the digests of base and
+    result, and read or find each side file and header of a weight file. `apply` to a folder does what `verify` says.
 
     Args:
-        pack: The pack.
+        pack: The pack; or a list of them, a chain, which is put in order as `apply` does.
         base: The checkpoint it should fit.
+        quick: Whether to look at the index alone: the first bytes and the last ones, whatever the size. Not with a base.
         weight_files: Which weights count where its folder has one file and an index of shards that differ: `"single"` or `"index"`.
         workers: Threads; every core unless given.
         progress: Called with bytes done so far and in all.
 
     Raises:
-        BaseMismatchError: The base is not the pack's.
+        BaseMismatchError: The base is not the pack's, or the packs are no chain.
         ChecksumError: The pack holds other elements than it promises.
         FormatError: The pack is damaged.
+        RecipeError: `quick` is asked for with a base, or an argument is out of range.
     """
     count, report = resolve_workers(workers), progress or (lambda done, total: None)
-    with PackReader(pack) as reader, kernels.working_on(reader.index.entries):
-        reader.check_parts()
-        carried = [file for file in reader.index.files or () if file.blob is not None]
-        for file in reader.index.files or ():
-            check_side_name(file.name)
-        for file in carried:
+    if quick and base is not None:
+        raise RecipeError("a quick look at the index says nothing of a base", found=base, hint="Leave out one of the two.")
+    with open_links(paths_of(pack)) as packs:
+        links = in_order(packs)
+        if base is not None:
+            return _with_base(links, base, weight_files, count, report)
+        for reader in links:
+            check_fingerprint(reader)
+        if quick:
+            return _report(links, "index")
+        total, done = sum(map(_chunks_in, links)), 0
+        for reader in links:
+            with kernels.working_on(reader.index.entries):
+                _check_bytes(reader)
+                done += _check_chunks(reader, count, partial(_told, report, done, total))
+        return _report(links, "pack")
+
+
+def _told(report: Progress, before: int, total: int, here: int) -> None:
+    """Tell how much is done where packs before were checked."""
+    report(before + here, total)
+
+
+def _report(links: Sequence[PackReader], level: str, based: int = 0, notes: Sequence[str] = ()) -> VerifyReport:
+    """Return what was reached."""
+    last = links[-1]
+    read = level != "index"
+    chunks = sum(map(_chunks_in, links)) if read else 0
+    files = sum(file.blob is not None for link in links for file in link.index.files or ()) if read else 0
+    return VerifyReport(
+        last.path,
+        sum(link.file_bytes for link in links),
+        chunks,
+        files,
+        based,
+        level == "applies",
+        list(notes),
+        restored_weight_files(last.index.containers),
+        *_identity(last),
+        level,
+        len(links),
+    )
+
+
+def _with_base(links: Sequence[PackReader], base: str | Path, weight_files: str | None, workers: int, progress: Progress) -> VerifyReport:
+    """Check packs with the base of the first, in the order in which `apply` meets the same faults."""
+    *before, reader = links
+    with open_checkpoint(base, weights=weight_files) as files, kernels.working_on(files.tensors.values(), len(links)):
+        base_ckpt = restored_from(files, before)
+        weighted, seen = WeightedPack(reader), arranged_base(base_ckpt, [reader])
+        composition = compose(seen, [weighted])
+        kept, _ = finetuned_files(base_ckpt, weighted, Path("out"), dtype=None, shard_bytes=None)
+        notes = [*base_ckpt.notes, *composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
+        metadata = result_metadata(base_ckpt, composition.metadata, composition.folders, provenance(weighted, composition, verify=True))
+        for shard in files_like_base(seen, composition, None) if kept is None else ():
+            new_head(shard, composition.aliases, metadata)
+        promise = Promise(weighted)
+        restored = restore_tensors(seen, composition.jobs, Nowhere(), verify=True, digests=True, workers=workers, progress=progress)
+        with closing(restored):
+            tensors = list(restored)
+        promise.check_tensors([tensor.job for tensor in tensors], composition.aliases)
+        beside = set[str]()
+        copy_side_files(base_ckpt, reader, lambda name, data: beside.add(name), verify=True, dtype=None)
+        promise.check_files(beside)
+        for link in links:  # of what apply does not read
+            _check_bytes(link)
+        return _report(links, "applies", sum(isinstance(tensor.job.source, FromBase) for tensor in tensors), notes)
+
+
+def _check_bytes(reader: PackReader) -> None:
+    """Check all of a pack that lies in no chunk."""
+    reader.check_parts()
+    for file in reader.index.files or ():
+        if file.blob is not None:
             reader.check_side_file(file)
-        reader.check_padding()
-        check_heads_alone(reader)
-        for table in reader.index.tables:
-            reader.plain_blob(table)
-        for entry in reader.index.entries:
-            reader.chunk_digests(entry)
-            _check_empty(reader.path, entry)
-        chunks, kept = sum(_chunk_count(entry) for entry in reader.index.entries), restored_weight_files(reader.index.containers)
-        if base is None:
-            joined = batches(_chunk_tasks(reader, Buffers()), lambda task: CHUNK, _BATCH)
-            with closing(ordered_map(lambda batch: [task() for task in batch], joined, count)) as checked:
-                for done, _ in enumerate(chain.from_iterable(checked), 1):
-                    report(done, chunks)
-            return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), 0, False, [], kept, *_identity(reader))
-        with open_checkpoint(base, weights=weight_files) as base_ckpt:
-            seen = arranged_base(base_ckpt, [reader])
-            composition = compose(seen, [WeightedPack(reader)])
-            notes = [*composition.notes, *check_base_files(base_ckpt, reader, verify=True)]
-            check_carried(base_ckpt, reader)
-            restored = restore_tensors(
-                seen,
-                composition.jobs,
-                Nowhere(),
-                verify=True,
-                digests=True,
-                workers=count,
-                progress=report,
-            )
-            with closing(restored):
-                based = sum(isinstance(tensor.job.source, FromBase) for tensor in restored)
-            if reader.index.containers:  # after the tensors: of another base nothing else is worth telling
-                restored_files(reader, base_ckpt)
-        return VerifyReport(reader.path, reader.file_bytes, chunks, len(carried), based, True, notes, kept, *_identity(reader))
+    reader.check_padding()
+    check_heads_alone(reader)
+    for table in reader.index.tables:
+        reader.plain_blob(table)
+    for entry in reader.index.entries:
+        reader.chunk_digests(entry)
+        _check_empty(reader.path, entry)
+
+
+def _check_chunks(reader: PackReader, workers: int, report: Callable[[int], None]) -> int:
+    """Decode every chunk, and return how many there are."""
+    done = 0
+    joined = batches(_chunk_tasks(reader, Buffers()), lambda task: CHUNK, _BATCH)
+    with closing(ordered_map(lambda batch: [task() for task in batch], joined, workers)) as checked:
+        for done, _ in enumerate(chain.from_iterable(checked), 1):
+            report(done)
+    return done
+
+
+def _chunks_in(reader: PackReader) -> int:
+    return sum(_chunk_count(entry) for entry in reader.index.entries)
 
 
 def _identity(reader: PackReader) -> tuple[str, str, str]:

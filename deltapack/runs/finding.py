@@ -11,6 +11,7 @@ from pathlib import Path
 from deltapack.checkpoint.formats import format_of
 from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.errors import NotACheckpointError
+from deltapack.format.atomic import raise_error
 
 __all__ = ["Found", "Signature", "changed_since", "checkpoints_in", "others_in", "signature_of", "step_of"]
 
@@ -95,7 +96,7 @@ def signature_of(path: Path) -> Signature | None:
         if path.is_file():
             status = path.stat()
             return ((path.name, status.st_size, status.st_mtime_ns),)
-        for where, folders, files in os.walk(path, onerror=_raise):
+        for where, folders, files in os.walk(path, onerror=raise_error):
             folders.sort()
             for name in sorted(files):
                 status = os.stat(os.path.join(where, name))
@@ -119,11 +120,9 @@ def changed_since(path: Path, then: int) -> bool:
     A copy that keeps the times of its files is found as well. Of what is gone nothing has changed.
     """
     try:
-        files = [path] if path.is_file() else [Path(where, name) for where, _, names in os.walk(path, onerror=_raise) for name in names]
+        files = (
+            [path] if path.is_file() else [Path(where, name) for where, _, names in os.walk(path, onerror=raise_error) for name in names]
+        )
         return any(max(status.st_mtime_ns, status.st_ctime_ns) >= then for status in map(os.stat, files))
     except OSError:
         return False
-
-
-def _raise(error: OSError) -> None:
-    raise error

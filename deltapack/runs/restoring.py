@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deltapack.checking import as_path
-from deltapack.checkpoint.sidefiles import is_training_state, is_weight_file
+from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, writing
+from deltapack.format.paths import is_weight_file
 from deltapack.format.placing import move_new
 from deltapack.reports import Progress
 from deltapack.restoring.applying import apply
@@ -115,4 +116,5 @@ def _fill(restored: Path, out: Path) -> None:
         if not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             move_new(restored / name, out / name)
+            fsync_folder((out / name).parent)
     fsync_folder(out)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from deltapack.forks import forking_lock, forks
+from deltapack.forks import FORKS, forking_lock
 from deltapack.sources.identity import key_of
 
 __all__ = ["ClosedHandleError", "Handle"]
@@ -51,18 +53,11 @@ class Handle:
 
     def __init__(self, path: Path, flags: int, again: int | None = None) -> None:
         self._path, self._again = path, flags if again is None else again
-        self._users, self._closed, self._fork = 0, False, forks()
+        self._users, self._closed, self._fork = 0, False, FORKS[0]
         self._fd = -1
         with _LOCK:
             _leave(_allowed() - 1)
-        try:
-            self._fd = os.open(path, flags, 0o666)
-        except OSError as error:
-            if error.errno not in _TOO_MANY:
-                raise
-            with _LOCK:
-                _leave(0)  # others than this room have opened more than their half
-            self._fd = os.open(path, flags, 0o666)
+        self._fd = _when_there_is_room(lambda: os.open(path, flags, 0o666))
         with _LOCK:
             _OPEN[id(self)] = weakref.ref(self)
         self.status = os.fstat(self._fd)
@@ -74,20 +69,28 @@ class Handle:
             ClosedHandleError: The handle was closed.
             OSError: It could not be opened again.
         """
+        with _LOCK:  # these few lines are all that a read usually pays
+            fd = self._fd
+            if fd >= 0 and not self._closed and self._fork == FORKS[0]:
+                self._users += 1
+                return fd
+        return _when_there_is_room(self._hold)
+
+    def _hold(self) -> int:
         with _LOCK:
             if self._closed:
                 raise ClosedHandleError
             if self._fd < 0:
                 self._open_again()
-            if self._fork != forks():  # threads that held it in the process that was forked are not here
-                self._users, self._fork = 0, forks()
+            if self._fork != FORKS[0]:  # threads that held it in the process that was forked are not here
+                self._users, self._fork = 0, FORKS[0]
             self._users += 1
             return self._fd
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with _LOCK:
             self._users -= 1
-            if self._closed and self._users <= 0:
+            if self._closed and not self._users:
                 self._let_go()
 
     @property
@@ -103,7 +106,7 @@ class Handle:
         """
         with _LOCK:
             self._closed = True
-            if self._users <= 0 or self._fork != forks():
+            if self._users <= 0 or self._fork != FORKS[0]:
                 self._let_go()
 
     def __del__(self) -> None:
@@ -120,13 +123,7 @@ class Handle:
     def _open_again(self) -> None:
         """Open the file once more; the lock is held."""
         _leave(_allowed() - 1)
-        try:
-            fd = os.open(self._path, self._again)
-        except OSError as error:
-            if error.errno not in _TOO_MANY:
-                raise
-            _leave(0)
-            fd = os.open(self._path, self._again)
+        fd = os.open(self._path, self._again)
         found = os.fstat(fd)
         if key_of(found) != key_of(self.status):
             os.close(fd)
@@ -142,7 +139,30 @@ class Handle:
             os.close(fd)
 
     def _is_idle(self) -> bool:
-        return self._users <= 0 or self._fork != forks()
+        return self._users <= 0 or self._fork != FORKS[0]
+
+
+def _when_there_is_room(open_: Callable[[], int]) -> int:
+    """Open something, when others have let go of what they hold: hundreds of threads may read hundreds of files at one moment.
+
+    Raises:
+        OSError: As `open_`; that too many files are open, if they are so for long.
+    """
+    for pause in (*(0.001 * 2**number for number in range(9)), *[0.5] * 20):
+        try:
+            return open_()
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+        with _LOCK:
+            _leave(0)  # others than this room may have opened more than their half
+        try:
+            return open_()
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+        time.sleep(pause)
+    return open_()
 
 
 def _leave(most: int) -> None:

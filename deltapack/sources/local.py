@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -122,7 +123,8 @@ class LocalFile:
 
     def close(self) -> None:
         """Close the handle; closing twice is fine."""
-        self.handle.close()
+        with contextlib.suppress(OSError):  # all that was wanted was read
+            self.handle.close()
 
 
 def _read_some(fd: int, offset: int, view: memoryview) -> int:

@@ -76,6 +76,13 @@ class Lock:
 
     def let_go(self) -> None:
         """Let the lock go, and remove its file; children that were forked and have it open do not keep it."""
+        try:
+            self._let_go()
+        except BaseException:  # an interrupt in the middle
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
         if self._fd < 0:
             return
         if not self._held and not _try_lock(self._fd):  # interrupted before it had the lock

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.formats import FORMATS, WeightFormat, format_of
-from deltapack.checkpoint.sidefiles import is_weight_file
 from deltapack.checkpoint.torchfile import parse_torch_file
 from deltapack.errors import CheckpointError
+from deltapack.format.paths import is_weight_file
 
 STATE = {"w": torch.arange(6.0)}
 

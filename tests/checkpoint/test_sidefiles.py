@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deltapack.checkpoint import check_side_name, list_side_files
-from deltapack.errors import CheckpointError, FormatError, LimitError, RecipeError
+from deltapack.checkpoint import list_side_files
+from deltapack.errors import FormatError, InputChangedError, LimitError, RecipeError
+from deltapack.format.paths import check_side_name
 from deltapack.limits import DEFAULT_LIMITS
 
 TRAVELS = [
@@ -160,7 +161,7 @@ def test_a_file_that_changes_its_size_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, ["a.json"])
     [file] = list_side_files(tmp_path)[0]
     (tmp_path / "a.json").write_text("longer than before")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(InputChangedError):
         file.read()
 
 

@@ -92,6 +92,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], Changes]]] = {
         "report": (["--report"], {"report": True}),
     },
     "verify": {
+        "quick": (["--quick"], {"quick": True}),
         "base": (["--base", "BASE"], {"args": ("PACK", "BASE")}),
         "weight_files": (["--weights", "index"], {"weight_files": "index"}),
         "workers": (["--workers", "3"], {"workers": 3}),
@@ -107,7 +108,7 @@ ELSEWHERE = {
     "compress": {"base", "finetuned", "out", "quiet", "as_json", "dry_run"},
     "apply": {"base", "packs", "step", "out", "quiet", "as_json"},
     "merge": {"base", "packs", "out", "quiet", "as_json", "dry_run", "explain", "recipe_file", "pack_folder"},
-    "verify": {"pack", "model", "quiet", "as_json"},
+    "verify": {"packs", "model", "quiet", "as_json"},
     "demo": {"quiet", "as_json"},
     "log": {"paths", "quiet", "as_json"},
     "split": {"pack", "max_part_size", "out", "force", "quiet", "as_json"},

@@ -114,9 +114,12 @@ def test_questions_about_a_merge_pass_its_options(run: Run, pair: Pair, stand_in
 def test_verify_passes_its_options(run: Run, pair: Pair, stand_in: StandIn) -> None:
     use_case = stand_in("verify", VerifyReport(pair.pack, 10, 1, 1, 0, False))
     assert "1 chunk and 1 side file checked" in run("verify", pair.pack).stdout
-    assert (use_case.args, use_case.kwargs) == ((pair.pack, None), {"weight_files": None, "workers": None, "progress": None})
+    usual = {"quick": False, "weight_files": None, "workers": None, "progress": None}
+    assert (use_case.args, use_case.kwargs) == ((pair.pack, None), usual)
+    assert run("verify", pair.pack, pair.pack, "--quick").exit_code == 0
+    assert (use_case.args, use_case.kwargs) == (((pair.pack, pair.pack), None), usual | {"quick": True})
     assert run("verify", pair.pack, "--base", pair.base, "--workers", "2", "--weights", "index").exit_code == 0
-    assert (use_case.args, use_case.kwargs) == ((pair.pack, pair.base), {"weight_files": "index", "workers": 2, "progress": None})
+    assert (use_case.args, use_case.kwargs) == ((pair.pack, pair.base), usual | {"weight_files": "index", "workers": 2})
 
 
 def test_json(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
@@ -129,7 +132,8 @@ def test_json(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     result = run("merge", pair.base, pair.pack, "-o", out, "--json")
     assert (json.loads(result.stdout)["weights"], result.stderr) == ([["a.dpk", 0.5]], "")
     stand_in("verify", VerifyReport(pair.pack, 10, 1, 1, 0, False))
-    assert json.loads(run("verify", pair.pack, "--json").stdout)["chunks"] == 1
+    document = json.loads(run("verify", pair.pack, "--json").stdout)
+    assert (document["chunks"], document["level"], document["packs"]) == (1, "pack", 1)
 
 
 def test_the_commands_work_together(run: Run, pair: Pair, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from deltapack.format.codecs import FACTORS, INDEX_CODECS, SCALES, VALUE_CODECS,
 from deltapack.format.digest import CHUNK, chunk_count, fingerprint
 from deltapack.format.features import features_of
 from deltapack.format.fields import CONTROL
-from deltapack.format.fileparsing import check_path
 from deltapack.format.index import (
     KINDS,
     BaseRef,
@@ -35,6 +34,7 @@ from deltapack.format.index import (
     f32_of_bits,
 )
 from deltapack.format.parsing import parse_index
+from deltapack.format.paths import check_side_name
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 FLOATS = [dtype for dtype in BY_NAME.values() if dtype.is_delta]
@@ -428,13 +428,13 @@ def test_limits_can_be_widened_and_narrowed() -> None:
 )
 def test_side_file_names_that_are_refused(name: str) -> None:
     with pytest.raises(FormatError) as caught:
-        check_path(name, "a side file", DEFAULT_LIMITS)
+        check_side_name(name)
     assert caught.value.rule == "R13"
 
 
 @pytest.mark.parametrize("name", ["config.json", "a/b/c.txt", "a.b.c", "é/ü", "a b", "x..", "tokenizer.model"])
 def test_side_file_names_that_are_taken(name: str) -> None:
-    check_path(name, "a side file", DEFAULT_LIMITS)
+    check_side_name(name)
 
 
 def test_control_characters_are_those_of_unicode() -> None:

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from deltapack.kernels.choice import LoopsWarning
 from deltapack.kernels.cpu import keeping
+from deltapack.kernels.telling import LoopsWarning
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
@@ -240,7 +241,7 @@ def test_a_home_that_cannot_be_written_is_read(filled: tuple[Path, str], monkeyp
     def refuse(**_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(keeping.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert keeping.home_of_loops() is None
     (folder,) = keeping.folders_of_loops()
     assert loops_in(folder) == loops_in(filled[0])

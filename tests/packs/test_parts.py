@@ -100,6 +100,34 @@ def test_what_the_name_stood_for_before_is_gone(here: Path) -> None:
     assert (here / "x.dpk").read_bytes() == (here / "whole.dpk").read_bytes() and not parts(here) and not (here / INDEX).exists()
 
 
+def test_parts_never_take_the_names_of_others_that_they_replace(here: Path) -> None:
+    """So the old pack is whole until the index of the new one is there; the same pack, cut alike, keeps its names."""
+    count = len(parts(here))
+    before = [path.name for path in parts(here)]
+    deltapack.split(here / "whole.dpk", here / "x.dpk", max_part_size=1500, force=True)
+    assert [path.name for path in parts(here)] == before
+    tuned = write_folder(here / "another", tuned_model(small_model(), seed=7))
+    deltapack.compress(here / "base", tuned, here / "other.dpk", recipe=EXACT)
+    size = (here / "other.dpk").stat().st_size
+    report = deltapack.split(here / "other.dpk", here / "x.dpk", max_part_size=-(-size // count), force=True)
+    assert report.parts == [path.name for path in parts(here)] and len(report.parts) > count and not set(before) & set(report.parts)
+    assert b"".join(path.read_bytes() for path in parts(here)) == (here / "other.dpk").read_bytes()
+
+
+def test_parts_that_a_stopped_run_left_are_taken(here: Path) -> None:
+    """Parts without an index are in nobody's way if they are what is written anyway."""
+    whole = (here / "whole.dpk").read_bytes()
+    deltapack.split(here / "whole.dpk", here / "y.dpk", max_part_size=1500)
+    (here / "y.dpk.index.json").unlink()
+    deltapack.split(here / "whole.dpk", here / "y.dpk", max_part_size=1500)
+    assert b"".join(path.read_bytes() for path in parts(here, "y")) == whole and deltapack.verify(here / "y.dpk").pack_bytes == len(whole)
+    (here / "y.dpk.index.json").unlink()
+    changed = parts(here, "y")[1]
+    changed.write_bytes(changed.read_bytes()[:-1] + b"?")
+    with pytest.raises(OutputError, match="a file has the name of a part"):
+        deltapack.split(here / "whole.dpk", here / "y.dpk", max_part_size=1500)
+
+
 def swap(one: Path, other: Path) -> None:
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())

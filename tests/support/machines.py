@@ -5,6 +5,7 @@ One process imports all that commands need and is forked for each of them, which
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -59,7 +60,7 @@ def run_all(cases: Sequence[Case], **variables: str) -> list[Ended]:
     return [Ended(**ended) for ended in json.loads(done.stdout)]
 
 
-def _child(case: dict[str, object], out: int, err: int) -> None:
+def _child(case: Case, out: int, err: int) -> None:
     """Become what the interpreter is when it starts a command so; never returns."""
     import resource
     import shutil
@@ -67,10 +68,10 @@ def _child(case: dict[str, object], out: int, err: int) -> None:
 
     code = 1
     try:
-        os.chdir(str(case["folder"]))
-        if case["gone"]:
-            shutil.rmtree(str(case["folder"]))
-        given = {int(number): where for number, where in case["streams"].items()}  # type: ignore[attr-defined]
+        os.chdir(case.folder)
+        if case.gone:
+            shutil.rmtree(case.folder)
+        given = {int(number): where for number, where in case.streams.items()}  # JSON has made texts of them
         for number, usual in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
             where = given.get(number, "")
             if where == "closed":
@@ -84,15 +85,16 @@ def _child(case: dict[str, object], out: int, err: int) -> None:
                 os.dup2(os.open(where, os.O_RDWR) if where else usual, number)
         os.closerange(3, 256)
         for number, name in enumerate(("stdin", "stdout", "stderr")):
-            mode = "w" if number else "r"
-            errors = "backslashreplace" if number == 2 else "strict"
-            setattr(sys, name, None if given.get(number) == "closed" else open(number, mode, errors=errors, closefd=False))
-        os.environ.update(case["variables"])  # type: ignore[arg-type]
-        if case["umask"] is not None:
-            os.umask(int(str(case["umask"])))
-        for name, limit in case["limits"].items():  # type: ignore[attr-defined]
+            raw = None if given.get(number) == "closed" else io.FileIO(number, "w" if number else "r", closefd=False)
+            buffered = None if raw is None else io.BufferedWriter(raw) if number else io.BufferedReader(raw)
+            text = None if buffered is None else io.TextIOWrapper(buffered, errors="backslashreplace" if number == 2 else "strict")
+            setattr(sys, name, text)
+        os.environ.update(case.variables)
+        if case.umask is not None:
+            os.umask(case.umask)
+        for name, limit in case.limits.items():
             resource.setrlimit(getattr(resource, name), (limit, limit))
-        sys.argv = ["deltapack", *case["arguments"]]  # type: ignore[misc]
+        sys.argv = ["deltapack", *case.arguments]
         from deltapack.cli.main import main
 
         try:
@@ -109,7 +111,7 @@ def _child(case: dict[str, object], out: int, err: int) -> None:
             sys.stderr.flush()
     except BaseException:
         code = 99
-        os.write(err, traceback.format_exc().encode())
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
 
@@ -130,7 +132,7 @@ def _serve() -> None:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = os.fork()
             if child == 0:
-                _child(case, out.fileno(), err.fileno())
+                _child(Case(**case), out.fileno(), err.fileno())
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said = []
             for file in (out, err):

@@ -134,6 +134,9 @@ def _of_the_index() -> Iterator[Case]:
 
 def _names() -> Iterator[Case]:
     """R13."""
+    one, other = "a.safetensors", "A.safetensors"
+    alike = two().container(one, FIRST).container(other, SECOND).container(INDEX, index_of({"w": one, "v": other}))
+    yield "R13", "case-containers", FORMAT, "containers", alike.build()
     names = {
         **{"parent": "../x.safetensors", "absolute": "/x.safetensors", "hidden": ".x.safetensors", "only-suffix": ".safetensors"},
         **{

@@ -262,6 +262,10 @@ def index_cases() -> Iterator[Case]:
             "weights-upper": "sub/MODEL.SAFETENSORS",
             "weights-index": "model.safetensors.index.json",
             "weights-part": "model.safetensors/x",
+            "weights-bin": "model.bin",
+            "weights-pickle": "sub/state.PKL",
+            "weights-bin-index": "pytorch_model.bin.index.json",
+            "deep": "a/b/c/d/e/f.txt",
         },
     }
     for what, name in names.items():
@@ -291,6 +295,9 @@ def index_cases() -> Iterator[Case]:
     yield "R6", "files-unsorted", FORMAT, base, twice.build(lambda index: index["files"].reverse())
     yield "R6", "files-twice", FORMAT, base, small().file("config.json", b"1").build()
     yield "R13", "file-is-folder", FORMAT, base, small().file("config.json/x", b"1").build()
+    yield "R13", "file-is-folder-case", FORMAT, base, small().file("Config.JSON/x", b"1").build()
+    yield "R13", "case-files", FORMAT, base, small().file("CONFIG.json", b"1").build()
+    yield "R6", "metadata-name", FORMAT, "index-empty", Pack().stored("__metadata__", fresh).build()
     many = small()
     many.files = [{"name": f"f{i:04}", "size": 0, "sha256": "0" * 64} for i in range(1001)]
     yield "R6", "files-1001", LIMIT, None, many.build()
@@ -871,6 +878,12 @@ def folder_cases() -> Iterator[Case]:
     for what, stem in stems.items():
         yield "R13", f"folder-stem-{what}", FORMAT, base, pack({"unet": stem})
     yield "R13", "folder-is-file", FORMAT, base, pack(unet, files=["unet"])
+    twice = Pack().unchanged("unet/w", old).unchanged("UNet/w", old)
+    twice.extra = {"required": ["folders"], "folders": {"unet": "model", "UNet": "model"}}
+    yield "R13", "case-folders", FORMAT, None, twice.build()
+    header = Pack().unchanged("unet/__metadata__", old)
+    header.extra = {"required": ["folders"], "folders": unet}
+    yield "R6", "metadata-name-of-folder", FORMAT, None, header.build()
 
 
 def lie(pack: Pack, name: str, digest: str) -> None:

@@ -37,10 +37,10 @@ from deltapack import Recipe
 from deltapack.composing.chunks import make_chunk
 from deltapack.errors import (
     BaseMismatchError,
-    CheckpointError,
     ChecksumError,
     DeltapackError,
     FormatError,
+    InputChangedError,
     NotAPackError,
     RecipeError,
     SourceError,
@@ -391,10 +391,10 @@ def test_large_side_files_of_the_base_are_read_when_they_are_asked_for(tmp_path:
         assert folder.read("tokenizer.json", 5, 3) == b"xxx"
     with VirtualFolder(base, made) as folder:
         (base / "tokenizer.json").write_text("x" * (3 << 20) + "y")
-        with pytest.raises(CheckpointError, match="the file changed"):
+        with pytest.raises(InputChangedError, match="the file changed"):
             folder.read("tokenizer.json", 5, 3)
         (base / "tokenizer.json").write_text("y" * (3 << 20))
-        with pytest.raises(CheckpointError, match="the file changed"):
+        with pytest.raises(InputChangedError, match="the file changed"):
             folder.read("tokenizer.json", 5, 3)
 
 

@@ -12,6 +12,7 @@ import click
 import deltapack
 from deltapack.cli import options
 from deltapack.cli.render import count_of, human_bytes, print_paragraph
+from deltapack.cli.streams import Teller
 from deltapack.kinds import FOLDER
 from deltapack.runs.steps import EVERY_ANCHOR, POLL, SETTLE, ChangedStep, PackedStep, SkippedStep
 
@@ -72,7 +73,8 @@ def command(
     code is 1 where a step could not be packed.
     """
     how: dict[str, Any] = {"base": base, "out": out, "every_anchor": every_anchor, "keep": keep, "settle": settle, "poll": poll}
-    _print_overview(folder, out, once=once, quiet=quiet or as_json)
+    say = Teller()
+    _print_overview(say, folder, out, once=once, quiet=quiet or as_json)
     skipped: set[int] = set()
     for event in deltapack.watch(folder, once=once, workers=workers, **how):
         if isinstance(event, SkippedStep):
@@ -80,19 +82,20 @@ def command(
         else:
             skipped.discard(event.step)  # it was tried again
         if as_json:
-            click.echo(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
+            say(json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}))
         elif isinstance(event, SkippedStep):
             print_paragraph("Warning", f"step {event.step} was not packed: {event.reason}")
         elif isinstance(event, ChangedStep):
             hint = "remove its pack and those after it to pack it anew"
             print_paragraph("Warning", f"step {event.step} was packed, and its checkpoint has changed since: {hint}")
         else:
-            _print(event, quiet)
+            _print(say, event, quiet)
+    say.end()
     if skipped:  # without --once nothing but an error or Ctrl-C ends it
         click.get_current_context().exit(1)
 
 
-def _print_overview(folder: Path, out: Path | None, *, once: bool, quiet: bool) -> None:
+def _print_overview(say: Teller, folder: Path, out: Path | None, *, once: bool, quiet: bool) -> None:
     """Say what is there, so that a wrong folder is not taken for one in which all is done."""
     from deltapack.runs.watching import look_over  # only now: the help needs no numpy
 
@@ -103,16 +106,16 @@ def _print_overview(folder: Path, out: Path | None, *, once: bool, quiet: bool) 
     elif not quiet:
         packed = "all" if found.packed == found.checkpoints else f"{found.packed:,}"
         then = "" if once else "; Ctrl-C ends"
-        click.echo(f"{folder} has {count_of(found.checkpoints, 'checkpoint')}, {packed} of them packed in {found.packs}{then}")
+        say(f"{folder} has {count_of(found.checkpoints, 'checkpoint')}, {packed} of them packed in {found.packs}{then}")
 
 
-def _print(packed: PackedStep, quiet: bool) -> None:
+def _print(say: Teller, packed: PackedStep, quiet: bool) -> None:
     for text in packed.warnings:
         print_paragraph("Warning", text)
     if quiet:
         return
     made = "from the base" if packed.follows is None else f"follows step {packed.follows}"
     ratio = packed.checkpoint_bytes / packed.pack_bytes
-    click.echo(f"step {packed.step}: {packed.pack}, {human_bytes(packed.pack_bytes)}, {ratio:.1f} times smaller ({made})")
+    say(f"step {packed.step}: {packed.pack}, {human_bytes(packed.pack_bytes)}, {ratio:.1f} times smaller ({made})")
     if packed.removed:
-        click.echo(f"removed packs of steps {', '.join(map(str, packed.removed))}")
+        say(f"removed packs of steps {', '.join(map(str, packed.removed))}")

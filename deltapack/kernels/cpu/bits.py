@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray  # type: ignore[attr-defined]
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
@@ -35,7 +35,7 @@ __all__ = [
     "widen",
 ]
 
-if numba.config.DISABLE_JIT:  # functions stay those of Python then, which cannot call what only compiled code has
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # functions stay those of Python then, which cannot call what only compiled code has
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
 

@@ -32,8 +32,7 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from deltapack._version import __version__
-from deltapack.kernels.choice import LoopsWarning
+from deltapack.kernels.telling import LoopsWarning
 
 __all__ = ["LoopCache", "folders_of_loops", "home_of_loops"]
 
@@ -70,7 +69,7 @@ class LoopCache(_Cache):
             try:
                 payload = _read(folder / name)
                 if payload is not None:
-                    return CompileResult._rebuild(target_context, *pickle.loads(payload))
+                    return CompileResult._rebuild(target_context, *pickle.loads(payload))  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 continue
             except Exception as error:
@@ -86,7 +85,7 @@ class LoopCache(_Cache):
             _tell("nowhere", "compiled loops cannot be kept, each process compiles its own: NUMBA_CACHE_DIR may name a folder of yours")
             return
         try:
-            _write(home / self._name(sig, data.codegen), dumps(data._reduce()))
+            _write(home / self._name(sig, data.codegen), dumps(data._reduce()))  # type: ignore[no-untyped-call]
         except Exception as error:
             _tell("unkept", f"compiled loops cannot be kept in {home}, each process compiles its own ({error})")
 
@@ -108,7 +107,7 @@ class LoopCache(_Cache):
     def _own(self) -> tuple[object, ...]:
         """What tells this function from others."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
-        closed_over = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
+        closed_over = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""  # type: ignore[no-untyped-call]
         digests = [hashlib.sha256(data).hexdigest() for data in (code.co_code, closed_over)]
         return self._function.__module__, self._function.__qualname__, code.co_firstlineno, *digests
 
@@ -181,7 +180,7 @@ def _tidy(folder: Path) -> None:
 @cache
 def _stamp() -> bytes:
     """Return a digest of all that loops are made of and by: `[32]` bytes."""
-    digest = hashlib.sha256(repr((__version__, numba.__version__, sys.version)).encode())
+    digest = hashlib.sha256(repr((numba.__version__, sys.version)).encode())
     for source in sorted(_HERE.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.digest()
