@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from click.testing import CliRunner, Result
 from support.builders import moved, random_tensor, read_folder, whole, write_folder
 
 import deltapack
+from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.going_on import state_of
 from deltapack.checkpoint.journal import file_digest, journaled
 from deltapack.checkpoint.layout import NewTensor, Shard
 from deltapack.checkpoint.manifest import JOURNAL
@@ -163,6 +166,21 @@ def test_another_run_is_not_gone_on_with(
     assert made == SHARDS and f"{out} is begun anew: what is left of it is of another base, pack, option or version" in caplog.messages
     apply(model, tmp_path / "expected", **options)
     assert read_folder(out) == read_folder(tmp_path / "expected")
+
+
+def test_a_base_is_the_same_when_its_disk_has_another_number(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it may have when the machine was started again, which is when one goes on."""
+    stat = Path.stat
+
+    def mounted_again(path: Path) -> SimpleNamespace:
+        found = stat(path)
+        fields = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**{**fields, "st_dev": found.st_dev + 1, "st_ino": found.st_ino + 1})
+
+    with open_checkpoint(model / "base") as base:
+        before = state_of(base)
+        monkeypatch.setattr(Path, "stat", mounted_again)
+        assert state_of(base) == before
 
 
 def damage(path: Path, how: str) -> None:
