@@ -14,6 +14,7 @@ from deltapack import kernels
 from deltapack._version import __version__
 from deltapack.doctor.known import KNOWN, digest_of, write_pair
 from deltapack.errors import BackendError, DeltapackError
+from deltapack.kernels.choice import kept_in
 from deltapack.packing.budget import Budget
 from deltapack.packing.compressing import compress
 from deltapack.packing.recipe import Recipe
@@ -124,9 +125,7 @@ def _cache() -> Check:
         compiled = False
     if not compiled:
         return Check("compiled loops", True, "none: numpy's are not compiled")
-    from deltapack.kernels.cpu.keeping import home_of_loops
-
-    home = home_of_loops()
+    home = kept_in()
     if home is not None:
         return Check("compiled loops", True, f"kept in {home}")
     return Check("compiled loops", True, "no folder can be written, each process compiles its own: NUMBA_CACHE_DIR names another folder")

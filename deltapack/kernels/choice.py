@@ -10,14 +10,16 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol, cast
 
 from deltapack.errors import BackendError
 from deltapack.kernels import reference
 from deltapack.kernels.backend import Backend
+from deltapack.kernels.telling import LoopsWarning
 
-__all__ = ["LITTLE", "LOOPS", "LoopsWarning", "active", "asked", "fastest", "working_on"]
+__all__ = ["LITTLE", "LOOPS", "active", "asked", "fastest", "kept_in", "working_on"]
 
 LITTLE = 1 << 20
 """Elements of a process for which numba does not pay; `python -m benchmarks.overhead` measures from where on it does."""
@@ -28,10 +30,6 @@ _works: list[int] = []
 """Elements of the pieces of work that are under way."""
 _past = [0]
 """Elements of those that began in this process."""
-
-
-class LoopsWarning(RuntimeWarning):
-    """Results are the same and come later than they might."""
 
 
 class Counted(Protocol):
@@ -96,6 +94,12 @@ def fastest() -> Backend:
         warnings.warn(what, LoopsWarning, stacklevel=3)
         return _backend(reference)
     return _backend(cpu)
+
+
+def kept_in() -> str | None:
+    """Return the folder that compiled loops are kept in, for who has seen that numba's serve; none where none can be written."""
+    home = import_module("deltapack.kernels.cpu.keeping").home_of_loops()
+    return None if home is None else str(home)
 
 
 def _backend(module: ModuleType) -> Backend:

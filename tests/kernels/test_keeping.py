@@ -17,8 +17,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from deltapack.kernels.choice import LoopsWarning
 from deltapack.kernels.cpu import keeping
+from deltapack.kernels.telling import LoopsWarning
 
 ROOT = Path(__file__).parents[2]
 CHILD = """

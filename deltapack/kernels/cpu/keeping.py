@@ -32,8 +32,7 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from deltapack._version import __version__
-from deltapack.kernels.choice import LoopsWarning
+from deltapack.kernels.telling import LoopsWarning
 
 __all__ = ["LoopCache", "folders_of_loops", "home_of_loops"]
 
@@ -181,7 +180,7 @@ def _tidy(folder: Path) -> None:
 @cache
 def _stamp() -> bytes:
     """Return a digest of all that loops are made of and by: `[32]` bytes."""
-    digest = hashlib.sha256(repr((__version__, numba.__version__, sys.version)).encode())
+    digest = hashlib.sha256(repr((numba.__version__, sys.version)).encode())
     for source in sorted(_HERE.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.digest()
