@@ -74,14 +74,17 @@ class _Noted:
 
 @dataclass
 class _Inputs:
-    """Files by their absolute paths, those of them that no output has been made of yet, and what was named to be read."""
+    """Files by their absolute paths, those of them that no output has been made of yet, what was named to be read, and what was written."""
 
     files: dict[str, _Noted] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
     named: dict[str, Path] = field(default_factory=dict)
+    own: set[str] = field(default_factory=set)
 
     def note(self, path: Path, identity: Identity, *, sealed: bool) -> None:
         name = os.path.abspath(path)
+        if self.is_own(name):
+            return
         known = self.files.get(name)
         if known is not None and name in self.open:
             known.check()  # opened again: what was read of it before and what comes now belong together
@@ -90,6 +93,10 @@ class _Inputs:
         self.files[name] = _Noted(path, identity, sealed, digest)
         self.open.add(name)
 
+    def is_own(self, name: str) -> bool:
+        """Whether this call has written it, as a draft that it reads and may write again."""
+        return any(name == own or name.startswith(own + os.sep) for own in self.own)
+
     def check(self) -> None:
         for name in sorted(self.open):
             self.files[name].check()
@@ -97,6 +104,7 @@ class _Inputs:
 
     def forget(self, path: Path) -> None:
         whole = os.path.abspath(path)
+        self.own.add(whole)
         for name in [name for name in self.files if name == whole or name.startswith(whole + os.sep)]:
             del self.files[name]
             self.open.discard(name)
@@ -167,7 +175,7 @@ def note_named(*paths: Path | None) -> None:
     """Note files and folders that are read: an output takes the place of none of them and of their files, whether opened yet or not."""
     inputs = _READING.get()
     for path in paths:
-        if inputs is not None and path is not None and not isinstance(path, RemotePath):
+        if inputs is not None and path is not None and not isinstance(path, RemotePath) and not inputs.is_own(os.path.abspath(path)):
             inputs.named[os.path.abspath(path)] = path
 
 
@@ -183,7 +191,7 @@ def check_inputs() -> None:
 
 
 def forget_output(path: Path) -> None:
-    """Forget what was read under a name that this call itself has written to."""
+    """Forget what was read under a name that this call itself has written to; what it reads there from now on is its own, and no input."""
     inputs = _READING.get()
     if inputs is not None:
         inputs.forget(path)
