@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import threading
@@ -14,9 +15,11 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from deltapack.errors import LimitError
+from deltapack.sources.whole import read_small
 
 __all__ = ["bounded_building", "check_sizes", "read_sizes"]
 
+_LARGEST = 1 << 24
 _COUNTED = re.compile(r"layer|block|depth|stage|label|group")
 """Numbers of what transformers lists in Python, one by one, before it makes any module."""
 _MOST_COUNTED, _MOST = 1 << 20, 1 << 24
@@ -48,10 +51,19 @@ def check_sizes(config: object) -> None:
 
 
 def read_sizes(folder: Path) -> object:
-    """Return what config.json of a folder says, for `check_sizes`; nothing where it cannot be read, which transformers will say."""
+    """Return what config.json of a folder says, for `check_sizes`; nothing where it cannot be read, which transformers will say.
+
+    Raises:
+        LimitError: It is too large.
+    """
+    path = folder / "config.json"
     try:
-        return json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return json.loads(read_small(path, _LARGEST))
+    except OSError as error:
+        if error.errno == errno.EFBIG:  # what transformers would read, unchecked
+            raise LimitError("config.json is too large", path=path, expected=f"at most {_LARGEST:,} bytes") from error
+        return {}
+    except (ValueError, RecursionError):
         return {}
 
 

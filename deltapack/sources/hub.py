@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import BackendError, DeltapackError, NotACheckpointError, NotAPackError, RecipeError
+from deltapack.limits import DEFAULT_LIMITS
 from deltapack.sources.parts import PARTS_INDEX, parts_index_of, whole_packs
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.urls import is_url
+from deltapack.sources.whole import read_small
 
 __all__ = ["HubFile", "NamedBase", "fetch_model", "fetch_pack", "find_base", "has_hub", "hub_library", "parse_hub", "split_revision"]
 
@@ -286,7 +288,7 @@ def _is_whole(folder: Path) -> bool:
         if (folder / single).exists():
             return True
         try:
-            shards = json.loads((folder / index).read_bytes())["weight_map"].values()
+            shards = json.loads(read_small(folder / index, DEFAULT_LIMITS.header_bytes))["weight_map"].values()
             if all((folder / shard).exists() for shard in shards):
                 return True
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
