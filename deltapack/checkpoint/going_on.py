@@ -88,7 +88,7 @@ class Kept:
         """
         if not self._resume:
             return fresh
-        found = [(folder, *journaled(folder)) for folder in claim.unfinished()]
+        found = [(folder, *journaled(folder)) for folder in claim.unfinished() if not folder.is_symlink()]  # else files elsewhere would go
         fitting = [(sum(size for size, _ in files.values()), folder, files) for folder, said, files in found if said == self._identity]
         if not fitting:
             if any(files for _, _, files in found):

@@ -285,6 +285,17 @@ def test_a_full_disk_is_no_reason_to_begin_anew(model: Path, tmp_path: Path, mon
     assert resumed(apply, model, out)[0] == 2 and read_folder(out) == read_folder(model / "whole")
 
 
+def test_a_link_is_no_folder_to_go_on_in(model: Path, tmp_path: Path) -> None:
+    kill_after(5, apply, model, tmp_path / "out")
+    there = unfinished(tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    os.rename(there, tmp_path / "elsewhere/folder")
+    (tmp_path / "elsewhere/folder/mine").write_text("mine")
+    there.symlink_to("elsewhere/folder")
+    assert resumed(apply, model, tmp_path / "out")[0] == SHARDS
+    assert (tmp_path / "elsewhere/folder/mine").read_text() == "mine" and not (tmp_path / "out").is_symlink()
+
+
 def test_in_place_of_an_old_one(model: Path, tmp_path: Path) -> None:
     """With force, as ever: the old folder is whole until the new one is."""
     out = tmp_path / "out"
