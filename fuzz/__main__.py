@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not names:
         print(f"no such target: {options.target}; there are {', '.join(targets)}", file=sys.stderr)
         return 2
+    if options.atheris and len(names) > 1:
+        print("atheris takes one target a process", file=sys.stderr)
+        return 2
     from fuzz.commands import command
 
     return max(command(targets[name], options) for name in names)
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="where chance starts (0)")
     add("--atheris", action="store_true", help="guided by coverage; pip install atheris")
     add("--replay", type=Path, action="append", help="run this input alone; may be repeated")
-    add("--coverage", action="store_true", help="run seeds and corpus, tell which lines of the target's modules they reach")
+    add("--coverage", action="store_true", help="run seeds and --runs kept inputs, tell how many lines of the target's modules they reach")
     add("--corpus", type=Path, default=None, help=f"where inputs are kept between runs (with --seconds: {CACHE / 'corpus'})")
     add("--found", type=Path, default=Path(tempfile.gettempdir()) / "deltapack-fuzz", help="where findings go")
     add("--no-bounds", action="store_true", help="compiled loops as users run them, without checks of addresses")

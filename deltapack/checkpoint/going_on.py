@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +104,11 @@ class Kept:
         if not self.files:
             return fresh
         self.there = frozenset(name for name, file in self._file_of.items() if file in self.files)
-        for path in folder.rglob("*"):
-            if path.is_symlink() or (not path.is_dir() and path.relative_to(folder).as_posix() not in self.files):
+        for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds before it
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):  # one that holds finished files
+                    path.rmdir()
+            elif path.is_symlink() or path.relative_to(folder).as_posix() not in self.files:
                 path.unlink()
         return folder
 

@@ -19,11 +19,11 @@ from deltapack.sources.whole import read_small
 
 __all__ = ["bounded_building", "check_sizes", "read_sizes"]
 
-_LARGEST = 1 << 24
 _COUNTED = re.compile(r"layer|block|depth|stage|label|group")
 """Numbers of what transformers lists in Python, one by one, before it makes any module."""
 _MOST_COUNTED, _MOST = 1 << 20, 1 << 24
 """Above all of real models: contexts have up to ten million tokens."""
+_MOST_BYTES = 1 << 24
 _PER_TENSOR, _BESIDE = 8, 1000
 """Modules that hold no tensor, such as dropouts and containers, are a few for each that does."""
 
@@ -54,15 +54,14 @@ def read_sizes(folder: Path) -> object:
     """Return what config.json of a folder says, for `check_sizes`; nothing where it cannot be read, which transformers will say.
 
     Raises:
-        LimitError: It is too large.
+        LimitError: It is longer than any, and would take more memory than its model.
     """
-    path = folder / "config.json"
     try:
-        return json.loads(read_small(path, _LARGEST))
+        return json.loads(read_small(folder / "config.json", _MOST_BYTES))
     except OSError as error:
-        if error.errno == errno.EFBIG:  # what transformers would read, unchecked
-            raise LimitError("config.json is too large", path=path, expected=f"at most {_LARGEST:,} bytes") from error
-        return {}
+        if error.errno != errno.EFBIG:
+            return {}
+        raise LimitError("config.json is too long", path=folder, expected=f"at most {_MOST_BYTES:,} bytes") from error
     except (ValueError, RecursionError):
         return {}
 

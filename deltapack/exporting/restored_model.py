@@ -37,6 +37,7 @@ class TorchReport:
         bytes: Size of these files.
         tensors: Number of tensors, tied ones once.
         notes: What was noticed.
+        warnings: What needs attention.
     """
 
     out: Path
@@ -44,6 +45,7 @@ class TorchReport:
     bytes: int
     tensors: int
     notes: Sequence[str] = field(default_factory=list)
+    warnings: Sequence[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
@@ -146,7 +148,7 @@ def export_torch(
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
             place_durably(part, out)
-        return TorchReport(out, files, size, report.tensors, notes)
+        return TorchReport(out, files, size, report.tensors, notes, report.warnings)
 
 
 def _refuse_types(restored: Checkpoint) -> None:

@@ -383,3 +383,39 @@ def test_commands(model: Path, tmp_path: Path) -> None:
     done = run("merge", model / "base", *packs, "-o", tmp_path / "both", "--weight", "0.5", "--max-shard-size", "45kB", "--resume")
     assert done.exit_code == 0 and "5 tensors were there, in files that a stopped run had finished" in done.output
     assert read_folder(tmp_path / "both") == read_folder(model / "merged")
+
+
+@pytest.mark.parametrize("size", ["Infinity", "1e400", "true", "[]"])
+def test_a_list_with_a_size_that_is_none(size: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kill_after(2, apply, model, out)
+    journal = unfinished(out) / JOURNAL
+    head, row, *rest = journal.read_text().splitlines()
+    said = json.loads(row)
+    journal.write_text("\n".join([head, row.replace(f'"size": {said["size"]}', f'"size": {size}'), *rest]) + "\n")
+    apply(model, out, resume=True)
+    assert read_folder(out) == read_folder(model / "whole")
+
+
+def test_what_else_lies_in_an_unfinished_folder_goes(model: Path, tmp_path: Path) -> None:
+    """Pipes are not waited for, folders do not stay, links are not followed."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    kill_after(2, apply, model, out)
+    folder = unfinished(out)
+    last = max(folder.glob("*.safetensors"))
+    last.unlink()
+    last.mkdir()
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "file").write_text("x")
+    elsewhere.write_text("mine")
+    (folder / f"{JOURNAL}.new").symlink_to(elsewhere)
+    os.mkfifo(folder / "pipe")
+    apply(model, out, resume=True)
+    assert read_folder(out) == read_folder(model / "whole") and not (out / "deep").exists()
+    assert elsewhere.read_text() == "mine"
+    kill_after(2, apply, model, tmp_path / "piped")
+    journal = unfinished(tmp_path / "piped") / JOURNAL
+    journal.unlink()
+    os.mkfifo(journal)
+    apply(model, tmp_path / "piped", resume=True)
+    assert read_folder(tmp_path / "piped") == read_folder(model / "whole")

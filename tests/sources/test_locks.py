@@ -205,6 +205,14 @@ def test_file_systems_without_locks(whose: str, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / ".new.deltapack.lock").exists()
 
 
+def test_nobody_is_told_to_remove_a_lock_of_the_system(tmp_path: Path) -> None:
+    """It ends with its process; who removes the file lets two runs write."""
+    pytest.importorskip("fcntl")
+    with claimed(tmp_path / "out"), pytest.raises(OutputError, match="another run writes") as told, claimed(tmp_path / "out"):
+        raise AssertionError("twice")
+    assert told.value.hint == "Wait for it, or choose another output."
+
+
 def test_a_lock_that_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"theirs")
     (tmp_path / ".out.deltapack.lock").symlink_to(tmp_path / "target")
