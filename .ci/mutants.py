@@ -200,6 +200,7 @@ def main() -> None:
     options, given = parser.parse_known_args()
     os.chdir(ROOT)
     os.environ["CI"] = "1"  # the same examples in every run
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch waits forever in a fork for threads that only its parent has
     (options.work / "copy").mkdir(parents=True, exist_ok=True)
     mutants = [mutant for mutant in copy_of(options.work / "copy", options.work / "mutants.json") if options.only in mutant.name]
     print(f"{len(mutants)} mutants: {dict(Counter(mutant.room for mutant in mutants))}", file=sys.stderr)
