@@ -146,12 +146,23 @@ def _path_like(what: str, value: object) -> str | Path:
         raise RecipeError(
             f"{what} is not a path", expected="a path", found=_shown(value), hint="No file has the character NUL in its name."
         )
+    if isinstance(value, (str, os.PathLike)) and not _can_be_a_name(str(value)):
+        hint = "No file of this system has such characters in its name."
+        raise RecipeError(f"{what} is not a path", expected="a path", found=_shown(value), hint=hint)
     if isinstance(value, (str, Path)):
         return value
     if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
         return Path(value)
     one = "one path, not several" if isinstance(value, Iterable) and not isinstance(value, bytes) else "a path"
     raise RecipeError(f"{what} is not a path", expected=one, found=_shown(value))
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        return False
+    return True
 
 
 def as_paths(what: str, value: object) -> tuple[Path, ...]:

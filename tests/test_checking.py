@@ -50,6 +50,8 @@ def test_paths(tmp_path: Path) -> None:
     for nul in ("a\0b", Path("a\0b")):
         with pytest.raises(RecipeError, match=r"x is not a path.* found .*NUL"):
             as_path("x", nul)
+    with pytest.raises(RecipeError, match=r"x is not a path.* found .*such characters"):
+        as_path("x", "a\ud800b.dpk")
     with pytest.raises(RecipeError, match="expected one path, not several"):
         as_path("x", ["a"])
     with pytest.raises(RecipeError, match=r"where a list is meant: found 'a\.dpk'\. Write \['a\.dpk'\]\."):
