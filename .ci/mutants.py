@@ -199,7 +199,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=15, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose names hold this")
     parser.add_argument("--seconds", type=float, default=20, help="of CPU for each: so long tests are run; one that hangs is noticed")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="where the copy goes; `reached.json` there is used again")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "mutants", help="where the copy goes; `reached.json` there is used again"
+    )
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
     options, given = parser.parse_known_args()
     os.chdir(ROOT)
@@ -213,7 +215,19 @@ def main() -> None:
     os.chdir(options.work / "copy")
     os.environ["PYTHONPATH"] = str(options.work / "copy")
     sys.path.insert(0, str(options.work / "copy"))
-    arguments: list[Any] = ["-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib", "--basetemp", str(options.work / "tmp"), *given]
+    arguments: list[Any] = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:terminal",
+        "-p",
+        "no:xdist",
+        "-o",
+        "addopts=--import-mode=importlib",
+        "--basetemp",
+        str(options.work / "tmp"),
+        *given,
+    ]
     pytest.main(arguments, plugins=[Runner(chosen, options.work, options.seconds, options.log)])
 
 
