@@ -127,7 +127,8 @@ def model_files(pack: Path, base: str | Path, *, revision: str | None = None) ->
     config = _config(files.get(CONFIG), composition, pack)
     notes = [*notes, *_notes(found, config)]
     config["quantization_config"] = {key: value for key, value in settings.items() if value is not None}
-    files[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    files[CONFIG] = text.encode(errors="backslashreplace")  # half a surrogate pair stays the escape that it was
     return ModelFiles(files, named, found.revision, notes)
 
 

@@ -70,8 +70,8 @@ def owner_in(fd: int) -> Owner | None:
         pid, host, boot, started, since = (said[name] for name in ("pid", "host", "boot", "started", "since"))
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    known = isinstance(host, str) and isinstance(boot, str) and isinstance(pid, int) and isinstance(started, int)
-    known = known and all(isinstance(number, (int, float)) and 0 <= number < 1 << 62 for number in (pid, started, since))
+    known = isinstance(host, str) and isinstance(boot, str) and type(since) in (int, float) and 0 <= since < 1 << 40
+    known = known and all(type(number) is int and 0 <= number < 1 << 62 for number in (pid, started))
     return Owner(pid, "".join(c for c in host[:64] if c.isprintable()), boot, started, since) if known and pid else None
 
 
