@@ -53,8 +53,8 @@ class _Scope:
             while self.live.steps:
                 self.live.back()
             # Planned again, as its packs may have been unloaded since.
-            before = self.before
-            self.live._switch(self.live._planned(before.packs, before.places, before.recipe, before.prefer, before.verify))
+            was = self.before
+            self.live._switch(self.live._planned(was.packs, was.places, was.recipe, was.prefer, verify=was.verify))
 
 
 class LiveModel:
@@ -171,7 +171,7 @@ class LiveModel:
             density: As in `deltapack.merge`.
             parameters: As in `deltapack.merge`.
             prefer: The pack that decides on tensors that cannot be added.
-            verify: Whether what packs of weight 1 make is compared with their digests, the first time; the base is compared anyway.
+            verify: Whether digests are compared, of the base and, where weights are 1, of the result, where the model was attached to compare them.
 
         Raises:
             BaseMismatchError: The model does not hold the base of a pack.
@@ -191,7 +191,8 @@ class LiveModel:
             self._refuse_closed()
             refuse_steps(self._steps)
             before = self._active
-            self._switch(self._planned({str(path): weight for path, weight in wanted.items()}, places, recipe, preferred, verify))
+            named = {str(path): weight for path, weight in wanted.items()}
+            self._switch(self._planned(named, places, recipe, preferred, verify=verify))
         return _Scope(self, before)
 
     def step(self, pack: str | Path) -> None:
@@ -251,24 +252,22 @@ class LiveModel:
         return region is not None and region.memory.device == device
 
     def _planned(
-        self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None, verify: bool
+        self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None, *, verify: bool
     ) -> Active:
         if not packs or recipe is None:
             return THE_BASE
-        known = (places, *packs.values(), prefer, recipe.method, recipe.semantics, recipe.densities, verify, *recipe.parameters.items())
+        known = (verify, places, *packs.values(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
         if known not in self._plans and len(self._plans) >= _PLANS:
             self._plans.clear()
-        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(places, recipe, prefer))
-        if not verify:
-            plan.promised.clear()
+        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(places, recipe, prefer, verify=verify))
         return Active(packs, places, recipe, prefer, plan, verify)
 
-    def _new_plan(self, places: Sequence[Path], recipe: MergeRecipe, prefer: Path | None) -> SwitchPlan:
+    def _new_plan(self, places: Sequence[Path], recipe: MergeRecipe, prefer: Path | None, *, verify: bool) -> SwitchPlan:
         for place in places:
             self.load(place)
         loaded = [self._packs[place] for place in places]
         preferred = None if prefer is None else places.index(prefer)
-        planner = Planner(self._model, self._choices, self._verify, self._workers)
+        planner = Planner(self._model, self._choices, self._verify and verify, self._workers)
         composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
         self.notes += [note for note in notes_of(composition, loaded) if note not in self.notes]
         return planner.plan(composition, loaded)

@@ -38,7 +38,7 @@ class Family:
         base: The base.
         packs: The packs.
         tensors: The base's tensors.
-    chain: Whether the second pack was made from what the first gives, and not from the base.
+        chain: Whether the second pack was made from what the first gives, and not from the base.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Family:
     def readers(self) -> Mapping[str, Reader]:
         """The use cases that read the first pack, where it is not damaged."""
         if self.chain:
-            return _ALONE | _OF_CHAINS
-        return _ALONE | (_OF_SEVERAL if self.tensors and "grows" not in self.tensors else {})
+            return {**_ALONE, **_OF_CHAINS}
+        return {**_ALONE, **(_OF_SEVERAL if self.tensors and "grows" not in self.tensors else {})}
 
 
 def _base(grown: bool) -> Model:
