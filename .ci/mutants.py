@@ -195,11 +195,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=15, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose names hold this")
     parser.add_argument("--seconds", type=float, default=20, help="of CPU for each; a mutant that takes more counts as found")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="where the copy goes; `reached.json` there is used again")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "mutants", help="where the copy goes; `reached.json` there is used again"
+    )
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
     options, given = parser.parse_known_args()
     os.chdir(ROOT)
     os.environ["CI"] = "1"  # the same examples in every run
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch waits forever in a fork for threads that only its parent has
     (options.work / "copy").mkdir(parents=True, exist_ok=True)
     mutants = [mutant for mutant in copy_of(options.work / "copy", options.work / "mutants.json") if options.only in mutant.name]
     print(f"{len(mutants)} mutants: {dict(Counter(mutant.room for mutant in mutants))}", file=sys.stderr)
@@ -208,7 +211,19 @@ def main() -> None:
     os.chdir(options.work / "copy")
     os.environ["PYTHONPATH"] = str(options.work / "copy")
     sys.path.insert(0, str(options.work / "copy"))
-    arguments: list[Any] = ["-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib", "--basetemp", str(options.work / "tmp"), *given]
+    arguments: list[Any] = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:terminal",
+        "-p",
+        "no:xdist",
+        "-o",
+        "addopts=--import-mode=importlib",
+        "--basetemp",
+        str(options.work / "tmp"),
+        *given,
+    ]
     pytest.main(arguments, plugins=[Runner(chosen, options.work, options.seconds, options.log)])
 
 

@@ -51,7 +51,7 @@ def list_side_files(
     limits: Limits = DEFAULT_LIMITS,
     weights: Collection[str] = (),
     leave_out: Sequence[str] = (),
-    follow_links: bool = True,
+    follow_links: bool = False,
 ) -> tuple[list[SideFile], list[LeftOut]]:
     """List what travels beside the weights of `folder`, and everything that does not.
 

@@ -13,14 +13,13 @@ from typing import Any
 from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
-from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
 from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import check_protected, guarded
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 

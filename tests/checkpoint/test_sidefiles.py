@@ -106,7 +106,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     (snapshot / "config.json").symlink_to("../blobs/abc")
     (snapshot / "folder").symlink_to("../elsewhere")
     (snapshot / "broken.json").symlink_to("nowhere")
-    files, left = list_side_files(snapshot)
+    files, left = list_side_files(snapshot, follow_links=True)
     assert [(file.name, file.read()) for file in files] == [("config.json", b"blobs/abc")]
     assert {item.name: item.reason for item in left} == {
         "broken.json": "a broken link",

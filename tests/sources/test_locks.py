@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -149,7 +150,16 @@ def test_owners_are_told_apart() -> None:
     assert ages == ["5 seconds ago", "5 minutes ago", "13 hours ago", "5 days ago"]
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{}", "{", "[" * 100_000, '{"pid": true}', json.dumps({**vars(owner_here()), "host": 1})])
+OWNER = vars(owner_here())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("", "[]", "{}", "{", "[" * 100_000, '{"pid": true}', json.dumps({**OWNER, "host": 1})),
+        *(json.dumps({**OWNER, "since": since}) for since in (10**400, -1, math.nan, math.inf, -math.inf)),
+    ],
+)
 def test_a_lock_that_does_not_say_whose_it_is(said: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(said)
     with (tmp_path / "lock").open("rb") as file:
