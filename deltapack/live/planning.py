@@ -94,6 +94,7 @@ class Active:
     recipe: MergeRecipe | None
     prefer: Path | None
     plan: SwitchPlan
+    verify: bool = True
 
 
 THE_BASE = Active({}, (), None, None, SwitchPlan({}, ()))
