@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -150,11 +151,29 @@ def _path_like(what: str, value: object) -> str | Path:
         hint = "No file of this system has such characters in its name."
         raise RecipeError(f"{what} is not a path", expected="a path", found=_shown(value), hint=hint)
     if isinstance(value, (str, Path)):
+        _refuse_long_names(what, value)
         return value
     if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
         return Path(value)
     one = "one path, not several" if isinstance(value, Iterable) and not isinstance(value, bytes) else "a path"
     raise RecipeError(f"{what} is not a path", expected=one, found=_shown(value))
+
+
+def _refuse_long_names(what: str, path: str | Path) -> None:
+    """Refuse what no file of this machine can be called: whether one is there could not even be asked.
+
+    Raises:
+        RecipeError: The path, or a name in it, is too long.
+    """
+    if is_url(str(path)):
+        return
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RecipeError(f"{what} is not a path: a name in it is too long", found=_shown(str(path))) from error
+    except ValueError:  # characters that no name has, which opening it tells
+        return
 
 
 def _can_be_a_name(text: str) -> bool:

@@ -135,7 +135,7 @@ class CompressPreview(Report):
 
 @dataclass(frozen=True)
 class ApplyReport(Report):
-    """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read.
+    """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read, and what to heed.
 
     `written` is false where the output held all of it already. `weight_files` are the fine-tune's byte for byte: all or none.
     """
@@ -147,6 +147,7 @@ class ApplyReport(Report):
     notes: Sequence[str] = field(default_factory=list)
     written: bool = True
     weight_files: int = 0
+    warnings: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

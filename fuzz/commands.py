@@ -6,6 +6,7 @@ import argparse
 import csv
 import tempfile
 from pathlib import Path
+from random import Random
 
 from fuzz.bundles import Bundle, decode
 from fuzz.engine import Campaign, Kept, run
@@ -31,7 +32,8 @@ def command(target: Target, options: argparse.Namespace) -> int:
     if options.coverage:
         from fuzz.covering import covered
 
-        print(covered(target, [*seeds, *kept.inputs()]))
+        own = kept.inputs()
+        print(covered(target, [*seeds, *Random(options.seed).sample(own, min(options.runs, len(own)))]))
         return 0
     bound_memory()
     with Runner(target) as runner:

@@ -113,9 +113,12 @@ def run(
     """
     rng, campaign, start = Random(f"{target.name} {seed}"), Campaign(target.name), time.process_time()
     deep, rest = list(seeds), list[Bundle]()
-    for bundle in (*seeds, *kept.inputs()):
+    for bundle in seeds:
         count(target, bundle, runner, campaign, kept, found, tell)
-    deep += kept.inputs()
+    for bundle in kept.inputs():
+        before = campaign.depth
+        count(target, bundle, runner, campaign, kept, found, tell)
+        (deep if campaign.depth > before else rest).append(bundle)
     number = 0
     while (time.process_time() - start < seconds) if seconds else (number < runs):
         number += 1

@@ -13,7 +13,7 @@ from typing import Any
 from deltapack.errors import DeltapackError
 from fuzz.bundles import Bundle
 
-__all__ = ["Finding", "Scratch", "Target", "outcome_of"]
+__all__ = ["Finding", "Scratch", "Target", "modules", "outcome_of"]
 
 
 class Finding(AssertionError):
@@ -65,7 +65,16 @@ def outcome_of(error: BaseException) -> str:
     """The kind of an error: its class, its rule and what it says, without what is particular to one input."""
     rule = getattr(error, "rule", None)
     what = str(getattr(error, "what", error))[:300]
-    return f"{type(error).__name__}{f' {rule}' if rule else ''}: {_SPECIFIC.sub('~', what)[:90]}"
+    return f"{type(error).__name__}{f' {rule}' if rule else ''}: {_SPECIFIC.sub('~', what)[:60]}"
+
+
+def modules(room: str, names: str) -> tuple[str, ...]:
+    """The names of modules of a room of deltapack.
+
+    >>> modules("format", "reader table")
+    ('deltapack.format.reader', 'deltapack.format.table')
+    """
+    return tuple(f"deltapack.{room}.{name}" for name in names.split())
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ def test_paths(tmp_path: Path) -> None:
     for nul in ("a\0b", Path("a\0b")):
         with pytest.raises(RecipeError, match=r"x is not a path.* found .*NUL"):
             as_path("x", nul)
+    for long in ("a" * 300, tmp_path / ("b" * 300), "a/" * 3000):
+        with pytest.raises(RecipeError, match=r"x is not a path: a name in it is too long: found '"):
+            as_path("x", long)
+    assert as_path("x", "https://a.org/" + "a" * 300).name == "a" * 300
     with pytest.raises(RecipeError, match=r"x is not a path.* found .*such characters"):
         as_path("x", "a\ud800b.dpk")
     with pytest.raises(RecipeError, match="expected one path, not several"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ TOKENIZER = re.compile(
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter and no model of its own."""
-    if not (path / CONFIG).is_file() or not any((path / name).is_file() for name in _WEIGHTS):
+    if not os.path.isfile(path / CONFIG) or not any((path / name).is_file() for name in _WEIGHTS):
         return False
     return not any((path / name).is_file() for row in FORMATS for name in (row.whole, row.index))
 

@@ -86,7 +86,7 @@ def journaled(folder: Path) -> tuple[str, Mapping[str, tuple[int, str]]]:
     """Return the identity that an unfinished folder states, and its finished files with size and digest; `""` where it states none."""
     path, files = folder / JOURNAL, dict[str, tuple[int, str]]()
     try:
-        lines = read_small(path, _MOST_BYTES).splitlines()
+        lines = read_small(path, _MOST_BYTES, is_input=False).splitlines()
         head = json.loads(lines[0])
         identity = head["identity"] if head["deltapack"] == _VERSION else ""
         for line in lines[1:]:

@@ -27,7 +27,7 @@ from deltapack.live.stepping import Step, check_follows, refuse_active, refuse_s
 from deltapack.live.weights import Packs, weights_of
 from deltapack.merging.arguments import Numbers, recipe_of
 from deltapack.merging.recipe import MergeRecipe
-from deltapack.restoring.engine import overflow_note
+from deltapack.restoring.engine import overflow_warning
 
 __all__ = ["LiveModel"]
 
@@ -298,7 +298,7 @@ class LiveModel:
             done.clear()
             self._run([], plan, done)
             found = {name: count - before.get(name, 0) for name, count in found.items() if count > before.get(name, 0)}
-        return overflow_note(found)
+        return overflow_warning(found)
 
     def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
         run_plan(self._choices, self._host, self._undo, before, plan, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -241,11 +242,11 @@ def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
     """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name there; or an adapter."""
     if is_url(name):
         return as_pack(node.key, name)
-    if name.endswith(".dpk") or (folder / name).is_file():
-        found = next((place / name for place in (folder, beside) if (place / name).is_file()), folder / name)
+    if name.endswith(".dpk") or os.path.isfile(folder / name):  # which, unlike pathlib, bears any name
+        found = next((place / name for place in (folder, beside) if os.path.isfile(place / name)), folder / name)
     else:
         found = folder / (re.split(r"[/\\]", name.partition("@")[0].rstrip("/\\"))[-1] + ".dpk")
-    if not found.is_file():
+    if not os.path.isfile(found):
         adapter = next(filter(is_adapter, (folder / name, beside / name, found.with_suffix(""))), None)
         if adapter is not None:
             return adapter

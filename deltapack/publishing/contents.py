@@ -21,7 +21,7 @@ from deltapack.packs.model_folder import ModelFiles, model_files
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
 from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
 from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
-from deltapack.sources.inputs import guarded, note_input
+from deltapack.sources.inputs import guarded
 from deltapack.sources.whole import read_small
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card", "others_file"]
@@ -279,7 +279,6 @@ def _architecture(config: bytes) -> str:
 
 
 def _read(path: Path) -> bytes:
-    note_input(path)
     try:
         return read_small(path, _LARGEST_CARD)
     except OSError as error:

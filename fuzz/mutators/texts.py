@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 from fuzz.mutators.streams import changed_bytes
@@ -89,6 +90,42 @@ _KEYS = (
 )
 
 
+_NUMBERS = ("0", "1", "-1", "0.5", "2", "1e-3", "1e30", "-0.0", "[0, 1]", "[1, 0.5, 0]", "true", "null")
+_METHODS = (
+    "linear",
+    "ties",
+    "dare_ties",
+    "dare_linear",
+    "task_arithmetic",
+    "della",
+    "model_stock",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+)
+_TYPES = ("bfloat16", "float16", "float32", "float64", "auto")
+
+
+def _other_words(line: str, rng: Random) -> str:
+    """Put another word of its kind in the place of one, which leaves a recipe that can be read."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        for kind in (_METHODS, _TYPES, ("a.dpk", "b.dpk", "base"), ("weight", "density", "epsilon", "gamma", "lambda", "normalize")):
+            if word in kind:
+                return rng.choice(kind)
+        return rng.choice(_NUMBERS)
+
+    words = list(_WORD.finditer(line))
+    if not words:
+        return line
+    found = rng.choice(words)
+    return line[: found.start()] + other(found) + line[found.end() :]
+
+
+_WORD = re.compile(r"[a-z]\.dpk|\b(?:" + "|".join((*_METHODS, *_TYPES, "base", "weight", "density", "epsilon")) + r")\b|(?<=[ \[])[0-9.]+")
+
+
 def changed_yaml(data: bytes, rng: Random) -> bytes:
     """Change lines of a text of YAML."""
     if rng.random() < 0.1:
@@ -98,8 +135,10 @@ def changed_yaml(data: bytes, rng: Random) -> bytes:
         at = rng.randrange(len(lines))
         line = lines[at]
         head, colon, tail = line.partition(":")
-        way = rng.randrange(10)
-        if way <= 2:
+        way = rng.randrange(16)
+        if way >= 10:
+            lines[at] = _other_words(line, rng)
+        elif way <= 2:
             lines[at] = f"{head}{colon or ':'} {rng.choice(_SCALARS)}"
         elif way == 3:
             indent = line[: len(line) - len(line.lstrip(" -"))]

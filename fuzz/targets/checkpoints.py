@@ -20,7 +20,7 @@ from fuzz.bundles import Bundle
 from fuzz.mutators.containers import changed_pickle, changed_safetensors, changed_zip
 from fuzz.mutators.streams import changed_bytes
 from fuzz.mutators.values import changed_text
-from fuzz.protocol import Finding, Scratch, Target
+from fuzz.protocol import Finding, Scratch, Target, modules
 from fuzz.spec import ROOT
 
 __all__ = ["DISTRIBUTED", "SAFETENSORS", "TORCH", "files_below"]
@@ -122,7 +122,7 @@ SAFETENSORS = Target(
     seeds,
     change,
     check_safetensors,
-    ("deltapack.checkpoint",),
+    modules("checkpoint", "safetensors locate layout"),
     "read",
 )
 
@@ -198,7 +198,7 @@ TORCH = Target(
     seeds_torch,
     change_torch,
     check_torch,
-    ("deltapack.checkpoint",),
+    modules("checkpoint", "torchfile torchzip torchpiece"),
     "read",
 )
 
@@ -235,6 +235,6 @@ DISTRIBUTED = Target(
     seeds_distributed,
     change_distributed,
     check_distributed,
-    ("deltapack.checkpoint",),
+    modules("checkpoint", "distributed pickled pickle_stack pickle_values"),
     "read",
 )

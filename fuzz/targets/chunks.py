@@ -15,7 +15,7 @@ from deltapack.format.digest import CHUNK
 from deltapack.format.reader import PackReader
 from deltapack.kernels import reference as numpy_loops
 from fuzz.bundles import Bundle
-from fuzz.protocol import Finding, Scratch, Target
+from fuzz.protocol import Finding, Scratch, Target, modules
 from fuzz.spec import reference_decoder
 from fuzz.targets.vectors import (
     PACK_NAME,
@@ -126,7 +126,8 @@ def _with(*wanted: str) -> Callable[[Path], Sequence[Bundle]]:
 
 
 def _codec(name: str, about: str, *wanted: str) -> Target:
-    rooms = ("deltapack.codecs", "deltapack.kernels.reference", "deltapack.format.table", "deltapack.format.frames")
+    rooms = modules("codecs", "chunk factors indices levels planes scaling sources stored values") + modules("format", "frames table")
+    rooms += modules("kernels.reference", "factors positions scaling strata trits values")
     return Target(f"codec-{name}", about, _with(*wanted), partial(change, ("blobs", "blobs", "terms")), check_chunks, rooms, "decode")
 
 

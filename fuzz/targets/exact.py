@@ -16,7 +16,7 @@ from deltapack.dtypes import BY_NAME
 from deltapack.kernels import reference as numpy_loops
 from fuzz.bundles import Bundle
 from fuzz.mutators.streams import changed_bytes, changed_frame, changed_number
-from fuzz.protocol import Finding, Scratch, Target
+from fuzz.protocol import Finding, Scratch, Target, modules
 from fuzz.spec import ROOT, exact_decoder
 from fuzz.targets.vectors import agree, by_spec, compiled, loops
 
@@ -163,6 +163,7 @@ EXACT = Target(
     seeds,
     change,
     check,
-    ("deltapack.codecs", "deltapack.kernels.reference"),
+    modules("codecs", "exact_bytes exact_dense exact_planes exact_table exact_tables")
+    + modules("kernels.reference", "exact_model exact_rans exact_symbols"),
     "numpy: done",
 )

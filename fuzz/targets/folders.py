@@ -166,7 +166,7 @@ SIDE_FILES = Target(
     seeds_side_files,
     change_side_files,
     check_side_files,
-    ("deltapack.checkpoint.sidefiles", "deltapack.composing.assets", "deltapack.packing"),
+    ("deltapack.checkpoint.sidefiles", "deltapack.composing.assets", "deltapack.packing.inputs"),
     "compress: done",
     slow=True,
 )

@@ -9,7 +9,7 @@ import deltapack
 from deltapack.format.reader import PackReader
 from deltapack.kernels import reference as numpy_loops
 from deltapack.packs.inspecting import inspect_pack
-from fuzz.protocol import Finding, Scratch, Target
+from fuzz.protocol import Finding, Scratch, Target, modules
 from fuzz.spec import reference_decoder
 from fuzz.targets.vectors import (
     PACK_NAME,
@@ -138,7 +138,11 @@ INDEX = Target(
     packs_alone,
     partial(change, ("index", "index", "terms", "file")),
     check_index,
-    ("deltapack.format",),
+    modules(
+        "format",
+        "arrangement base_fields blobs canonical codecs containers features fields fileparsing folders frames index parsing prologue reader"
+        " termparsing terms",
+    ),
     "inspect",
 )
 PACK = Target(

@@ -55,6 +55,31 @@ def test_what_was_found_is_mended(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_fuzzer_lets_loops_check_their_indices() -> None:
+    script = """
+from fuzz.environment import prepare
+prepare()
+import numpy as np
+from deltapack.kernels.cpu.bits import compiled, load_u64
+
+def beside(array, place):
+    return array[place]
+
+def word_beside(array, place):
+    return load_u64(array, place)
+
+for loop, place in ((beside, 3), (word_beside, np.uint64(17))):
+    try:
+        compiled(loop)(np.zeros(3), place)
+    except IndexError:
+        print("refused")
+print(compiled(word_beside)(np.ones(3, np.uint8).repeat(8), np.uint64(16)) == 0x0101010101010101)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\nrefused\nTrue\n"
+
+
+@pytest.mark.slow
 def test_compiled_loops_keep_to_their_arrays() -> None:
     """As the fuzzer runs them: every index of every loop is checked. They are compiled anew for that, once a machine."""
     command = [sys.executable, "-m", "fuzz", "codec-*", "--runs", "10"]

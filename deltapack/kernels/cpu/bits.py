@@ -79,7 +79,7 @@ def leading_zeros(typing: Any, word: Any) -> Any:
 
 
 @_intrinsic
-def load_u64(typing: Any, array: Any, byte: Any) -> Any:
+def _word_at(typing: Any, array: Any, byte: Any) -> Any:
     """Return the 8 bytes from a byte of a contiguous array on, which need not be aligned, as a little-endian number."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -90,6 +90,17 @@ def load_u64(typing: Any, array: Any, byte: Any) -> Any:
         return value
 
     return types.uint64(array, types.uint64), generate
+
+
+@compiled
+def _checked_word_at(array: Any, byte: np.uint64) -> Any:
+    if np.uint64(byte) + np.uint64(8) > np.uint64(len(array) * array.itemsize):
+        raise IndexError("bytes beside an array")
+    return _word_at(array, byte)
+
+
+load_u64: Any = _checked_word_at if getattr(numba.config, "BOUNDSCHECK", None) else _word_at
+"""See `_word_at`; where numba is asked to check indices (`NUMBA_BOUNDSCHECK=1`), this is checked, too."""
 
 
 @_intrinsic

@@ -100,7 +100,7 @@ class LoopCache(_Cache):
 
     def _name(self, sig: Any, codegen: Any) -> str:
         """Return the name of the file for some types."""
-        decides = repr((self._own, sig, codegen.magic_tuple()))
+        decides = repr((self._own, sig, codegen.magic_tuple(), getattr(numba.config, "BOUNDSCHECK", None)))
         return f"{self._function.__name__}-{hashlib.sha256(decides.encode()).hexdigest()[:32]}{_ENDING}"
 
     @cached_property
