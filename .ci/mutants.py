@@ -132,32 +132,33 @@ class Runner:
         return True
 
     def _reached(self, items: list[pytest.Item]) -> dict[str, dict[str, float]]:
-        """Functions, the tests that reach them, and their seconds; tests that fail without a change are left out."""
-        listed = self.work / "reached.json"
-        if not listed.exists():
+        """Functions, the tests that reach them, and their seconds; only tests that are new are run for it."""
+        listed, names = self.work / "reached.json", {item.nodeid for item in items}
+        known: dict[str, dict[str, float]] = json.loads(listed.read_text("utf-8")) if listed.exists() else {}
+        seen = set(known.get("", {}))
+        if names - seen:
             child = os.fork()
             if child == 0:
-                self._measure(items, listed)
+                self._measure([item for item in items if item.nodeid not in seen], known)
+                listed.write_text(json.dumps(known), "utf-8")
                 os._exit(0)
             os.waitpid(child, 0)
-        names = {item.nodeid for item in items}
-        found: dict[str, dict[str, float]] = json.loads(listed.read_text("utf-8"))
-        return {function: {name: cost for name, cost in tests.items() if name in names} for function, tests in found.items()}
+            known = json.loads(listed.read_text("utf-8"))
+        return {function: {name: cost for name, cost in tests.items() if name in names} for function, tests in known.items()}
 
-    def _measure(self, items: list[pytest.Item], listed: Path) -> None:
+    def _measure(self, items: list[pytest.Item], known: dict[str, dict[str, float]]) -> None:
+        """Note which functions tests reach; those that fail without a change are left out. Under no name: all that were run."""
         from mutmut.state import state
 
         os.environ["MUTANT_UNDER_TEST"] = "stats"
-        reached: dict[str, dict[str, float]] = {}
         for item, following in zip(items, [*items[1:], None], strict=True):
             state()._stats.clear()
             before, failed = time.process_time(), len(self.failed)
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
-            if len(self.failed) == failed:
-                for function in state()._stats:
-                    reached.setdefault(function, {})[item.nodeid] = time.process_time() - before
+            cost = time.process_time() - before
+            for function in ("", *(state()._stats if len(self.failed) == failed else ())):
+                known.setdefault(function, {})[item.nodeid] = cost
         print(f"{len(self.failed)} of {len(items)} tests fail without a change: {self.failed[:20]}", file=sys.stderr, flush=True)
-        listed.write_text(json.dumps(reached), "utf-8")
 
     def _judge(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
         """Let a fork run tests; what it writes is the name of the one that failed."""
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400, help="how many mutants, over both rooms")
     parser.add_argument("--seed", type=int, default=15, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose names hold this")
+    parser.add_argument("--again", type=Path, help="those that lived in this log, in place of a sample")
     parser.add_argument("--seconds", type=float, default=20, help="of CPU for each: so long tests are run; one that hangs is noticed")
     parser.add_argument("--work", type=Path, default=ROOT / "build/mutants", help="where the copy goes; `reached.json` there is used again")
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
@@ -213,7 +215,12 @@ def main() -> None:
     (options.work / "copy").mkdir(parents=True, exist_ok=True)
     mutants = [mutant for mutant in copy_of(options.work / "copy", options.work / "mutants.json") if options.only in mutant.name]
     print(f"{len(mutants)} mutants: {dict(Counter(mutant.room for mutant in mutants))}", file=sys.stderr)
-    chosen = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
+    if options.again is None:
+        chosen = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
+    else:
+        rows = map(json.loads, options.again.read_text("utf-8").splitlines())
+        lived = {row["name"] for row in rows if row["state"] in ("survived", "unreached")}
+        chosen = [mutant for mutant in mutants if mutant.name in lived]
     options.log.unlink(missing_ok=True)
     os.chdir(options.work / "copy")
     os.environ["PYTHONPATH"] = str(options.work / "copy")
