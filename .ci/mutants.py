@@ -1,12 +1,16 @@
-"""Mutation testing: change one thing in a function, see whether a test fails; `pip install mutmut`, then from the root of a checkout
+"""Mutation testing: change one thing in a function, see whether a test fails.
+
+`pip install mutmut`, then from the root of a checkout:
 
     python .ci/mutants.py --sample 400 --seed 15 tests/format tests/codecs tests/test_vectors.py
 
-mutmut makes the mutants, all of a file in one module that chooses by an environment variable. Its own runner starts pytest anew for each and lets
-tests run in no order, which takes days for thousands of mutants and thousands of tests. Here tests are collected once, each mutant is a fork
-that runs those tests alone which reach its function, those of the mirrored file first and then the fastest, up to the first that fails.
+mutmut makes the mutants, all of a file in one module that chooses by an environment variable. Its own runner starts pytest anew for each
+and lets tests run in no order, which takes days for thousands of mutants and thousands of tests. Here tests are collected once, each mutant
+is a fork that runs those tests alone which reach its function, those of the mirrored file first and then the fastest, up to the first that
+fails.
 
-Not mutated: code outside of functions, decorated functions (mutmut leaves these alone), and texts with a space in them, which are for people.
+Not mutated: code outside of functions, decorated functions (mutmut leaves these alone), and texts with a space in them, which are for
+people.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -107,10 +110,12 @@ class Runner:
         self.failed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note what failed."""
         if report.failed:
             self.failed.append(report.nodeid)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run the tests of each mutant, in place of all tests."""
         reached = self._reached(session.items)
         items = {item.nodeid: item for item in session.items}
         counts: Counter[tuple[str, str]] = Counter()
@@ -195,9 +200,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=15, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose names hold this")
     parser.add_argument("--seconds", type=float, default=20, help="of CPU for each; a mutant that takes more counts as found")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "build" / "mutants", help="where the copy goes; `reached.json` there is used again"
-    )
+    parser.add_argument("--work", type=Path, default=ROOT / "build/mutants", help="where the copy goes; `reached.json` there is used again")
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
     options, given = parser.parse_known_args()
     os.chdir(ROOT)
@@ -211,19 +214,8 @@ def main() -> None:
     os.chdir(options.work / "copy")
     os.environ["PYTHONPATH"] = str(options.work / "copy")
     sys.path.insert(0, str(options.work / "copy"))
-    arguments: list[Any] = [
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:terminal",
-        "-p",
-        "no:xdist",
-        "-o",
-        "addopts=--import-mode=importlib",
-        "--basetemp",
-        str(options.work / "tmp"),
-        *given,
-    ]
+    without = [part for plugin in ("cacheprovider", "terminal", "xdist") for part in ("-p", f"no:{plugin}")]
+    arguments = [*without, "-o", "addopts=--import-mode=importlib", "--basetemp", str(options.work / "tmp"), *given]
     pytest.main(arguments, plugins=[Runner(chosen, options.work, options.seconds, options.log)])
 
 

@@ -310,6 +310,7 @@ class ModelReport(Report):
         side_files: Side files that were compared.
         weight_files_match: Whether the weight files are the fine-tune's byte for byte; false where the pack does not know them.
         notes: What was not compared, or is otherwise without being other content.
+        warnings: Weights that lie in the folder, too, and were not compared.
     """
 
     pack: Path
@@ -322,3 +323,4 @@ class ModelReport(Report):
     side_files: int
     weight_files_match: bool
     notes: Sequence[str] = field(default_factory=list)
+    warnings: Sequence[str] = field(default_factory=list)

@@ -87,13 +87,14 @@ class SwitchPlan:
 
 @dataclass(frozen=True)
 class Active:
-    """Packs and their weights, where they were found, how they are merged, and what that means for each tensor."""
+    """Packs and their weights, where they were found, how they are merged, what that means for each tensor, and if digests are compared."""
 
     packs: Mapping[str, float]
     places: tuple[Path, ...]
     recipe: MergeRecipe | None
     prefer: Path | None
     plan: SwitchPlan
+    verify: bool = True
 
 
 THE_BASE = Active({}, (), None, None, SwitchPlan({}, ()))

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from types import ModuleType
@@ -131,7 +132,7 @@ def test_under_load(family: Path, served: tuple[int, Any], tried: Counter[str]) 
                 seen["answers of the serving example, each of the packs that it named"] += 1
         return seen
 
-    for result in at_once([lambda seed=seed: client(seed) for seed in range(16)]):
+    for result in at_once([partial(client, seed) for seed in range(16)]):
         if isinstance(result, BaseException):
             raise result
         tried.update(result)

@@ -7,6 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_one_opened_pack(model: Path, tmp_path: Path, tried: Counter[str]) -> No
             opened.close()
             return Counter()
 
-        works: list[Callable[[], Any]] = [lambda seed=seed: ask(seed) for seed in range(THREADS)]
+        works: list[Callable[[], Any]] = [partial(ask, seed) for seed in range(THREADS)]
         for found in at_once([*works, *([end] if closing else [])]):
             if isinstance(found, BaseException):
                 raise found
@@ -109,7 +110,7 @@ def test_one_live_model(model: Path, tried: Counter[str]) -> None:
         return count
 
     try:
-        results = at_once([*(lambda seed=seed: switch(seed) for seed in range(8)), forward, forward])
+        results = at_once([*(partial(switch, seed) for seed in range(8)), forward, forward])
         for found in results:
             if isinstance(found, BaseException):
                 raise found

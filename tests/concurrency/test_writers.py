@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def processes() -> Iterator[Racers]:
 @pytest.fixture(scope="module")
 def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, bytes]]]:
     """What each writer makes when it is alone."""
-    found = {}
+    found: dict[str, list[dict[str, bytes]]] = {}
     for verb, (function, name, call) in VERBS.items():
         found[verb] = []
         for number in range(WRITERS):
@@ -88,7 +89,7 @@ def test_one_output(
         if kind == "processes":
             results = processes.run(function, calls)
         else:
-            results = [said(found) for found in at_once([lambda a=a, o=o: getattr(deltapack, function)(*a, **o) for a, o in calls])]
+            results = [said(found) for found in at_once([partial(getattr(deltapack, function), *a, **o) for a, o in calls])]
         done = [number for number, result in enumerate(results) if result == "done"]
         assert all(result == "done" or result.startswith(REFUSED) for result in results), results
         assert all(str(folder / "out") in result for result in results if result != "done"), results

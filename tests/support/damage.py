@@ -16,7 +16,7 @@ from deltapack.errors import DeltapackError
 from deltapack.format.codecs import VALUE_CODECS
 from deltapack.packing.recipe import Recipe
 from deltapack.virtual.folder import VirtualFolder
-from fuzz.targets.packs import PACK_NAME, seeds_of
+from fuzz.targets.vectors import PACK_NAME, seeds_of
 from support.builders import TORCH, Model, Tensor, bytes_of, moved, random_tensor, read_folder, whole, write_folder
 from support.factor_packs import factor_pack
 from support.fixtures import as_weights
@@ -38,7 +38,7 @@ class Family:
         base: The base.
         packs: The packs.
         tensors: The base's tensors.
-    chain: Whether the second pack was made from what the first gives, and not from the base.
+        chain: Whether the second pack was made from what the first gives, and not from the base.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Family:
     def readers(self) -> Mapping[str, Reader]:
         """The use cases that read the first pack, where it is not damaged."""
         if self.chain:
-            return _ALONE | _OF_CHAINS
-        return _ALONE | (_OF_SEVERAL if self.tensors and "grows" not in self.tensors else {})
+            return {**_ALONE, **_OF_CHAINS}
+        return {**_ALONE, **(_OF_SEVERAL if self.tensors and "grows" not in self.tensors else {})}
 
 
 def _base(grown: bool) -> Model:
@@ -187,7 +187,7 @@ def _squash(family: Family, pack: Path, out: Path) -> Outcome:
     return {out.name: out.read_bytes()}
 
 
-_ALONE: Mapping[str, Reader] = {
+_ALONE: dict[str, Reader] = {
     "verify": _verify,
     "verify --base": _verify_with_base,
     "apply": _apply,
@@ -195,8 +195,8 @@ _ALONE: Mapping[str, Reader] = {
     "virtual folder": _virtual,
     "to_dense": _dense,
 }
-_OF_SEVERAL: Mapping[str, Reader] = {"merge": _merge, "merge to a pack": _merge_packs, "live model": _live}
-_OF_CHAINS: Mapping[str, Reader] = {"apply a chain": _apply_chain, "squash": _squash}
+_OF_SEVERAL: dict[str, Reader] = {"merge": _merge, "merge to a pack": _merge_packs, "live model": _live}
+_OF_CHAINS: dict[str, Reader] = {"apply a chain": _apply_chain, "squash": _squash}
 """Each reads a pack of a family and returns what it gave; `out` is a name for its output."""
 
 
