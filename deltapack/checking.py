@@ -147,6 +147,9 @@ def _path_like(what: str, value: object) -> str | Path:
         raise RecipeError(
             f"{what} is not a path", expected="a path", found=_shown(value), hint="No file has the character NUL in its name."
         )
+    if isinstance(value, (str, os.PathLike)) and not _can_be_a_name(str(value)):
+        hint = "No file of this system has such characters in its name."
+        raise RecipeError(f"{what} is not a path", expected="a path", found=_shown(value), hint=hint)
     if isinstance(value, (str, Path)):
         _refuse_long_names(what, value)
         return value
@@ -171,6 +174,14 @@ def _refuse_long_names(what: str, path: str | Path) -> None:
             raise RecipeError(f"{what} is not a path: a name in it is too long", found=_shown(str(path))) from error
     except ValueError:  # characters that no name has, which opening it tells
         return
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        return False
+    return True
 
 
 def as_paths(what: str, value: object) -> tuple[Path, ...]:

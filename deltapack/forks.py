@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["FORKS", "forking_lock", "forks", "in_forked"]
+__all__ = ["FORKS", "forking_lock", "in_forked"]
 
 _LOCKS: WeakSet[Any] = WeakSet()
 FORKS = [0]
-"""How many forks lie between this process and the one that imported deltapack, for who asks so often that a call costs."""
+"""How many forks lie between this process and the one that imported deltapack: what was noted in another has another number."""
 
 
 def forking_lock() -> threading.Lock:
@@ -23,11 +23,6 @@ def forking_lock() -> threading.Lock:
     lock = threading.Lock()
     _LOCKS.add(lock)
     return lock
-
-
-def forks() -> int:
-    """Return how many forks lie between this process and the one that imported deltapack: what was noted in another has another number."""
-    return FORKS[0]
 
 
 def in_forked(function: Callable[[], object]) -> None:

@@ -60,7 +60,7 @@ def check_pattern(pattern: object, path: Path | None = None) -> None:
         pattern.encode()  # a pack states it in UTF-8
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError, UnicodeError) as error:
-        raise RecipeError(f"a regular expression is wrong: {error}", path=path, found=pattern) from error
+        raise RecipeError(f"a regular expression is wrong: {error}", path=path, found=f"'{pattern}'") from error
 
 
 def check_patterns(uses: Iterable[tuple[str | None, How]], names: Collection[str], path: Path | None = None) -> None:

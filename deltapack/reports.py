@@ -135,7 +135,7 @@ class CompressPreview(Report):
 
 @dataclass(frozen=True)
 class ApplyReport(Report):
-    """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read.
+    """What `apply` did: the output, its tensors and their bytes, whether every digest was checked, what to read, and what to heed.
 
     `written` is false where the output held all of it already. `weight_files` are the fine-tune's byte for byte: all or none.
     """
@@ -147,6 +147,7 @@ class ApplyReport(Report):
     notes: Sequence[str] = field(default_factory=list)
     written: bool = True
     weight_files: int = 0
+    warnings: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,7 @@ class ModelReport(Report):
         side_files: Side files that were compared.
         weight_files_match: Whether the weight files are the fine-tune's byte for byte; false where the pack does not know them.
         notes: What was not compared, or is otherwise without being other content.
+        warnings: Weights that lie in the folder, too, and were not compared.
     """
 
     pack: Path
@@ -321,3 +323,4 @@ class ModelReport(Report):
     side_files: int
     weight_files_match: bool
     notes: Sequence[str] = field(default_factory=list)
+    warnings: Sequence[str] = field(default_factory=list)

@@ -125,6 +125,8 @@ def handler(scheduler: Scheduler) -> type[BaseHTTPRequestHandler]:
     """Return the class that answers HTTP requests."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # of a client that sends nothing more
+
         def do_POST(self) -> None:
             """Answer a request to generate."""
             try:
@@ -142,13 +144,22 @@ def handler(scheduler: Scheduler) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            try:
+                self.end_headers()
+                self.wfile.write(body)
+            except OSError:  # the client has hung up
+                self.close_connection = True
 
         def log_message(self, *arguments: Any) -> None:
             """Say nothing of each request."""
 
     return Handler
+
+
+class Server(ThreadingHTTPServer):
+    """Listens; as many clients as this may wait to be let in, where by default five may and the sixth is turned away."""
+
+    request_queue_size = 128
 
 
 def start(base: Path, packs: list[Path], device: str, port: int) -> tuple[ThreadingHTTPServer, Scheduler]:
@@ -158,7 +169,7 @@ def start(base: Path, packs: list[Path], device: str, port: int) -> tuple[Thread
     for pack in packs:
         live.load(pack)
     scheduler = Scheduler(model, live, {pack.stem: pack for pack in packs})
-    return ThreadingHTTPServer(("127.0.0.1", port), handler(scheduler)), scheduler
+    return Server(("127.0.0.1", port), handler(scheduler)), scheduler
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -45,6 +46,12 @@ def _targets() -> Mapping[str, Target]:
     return TARGETS
 
 
+def _file(name: str) -> Path:
+    if not os.path.isfile(name):
+        raise argparse.ArgumentTypeError(f"there is no file {name!r}")
+    return Path(name)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m fuzz", description="Fuzz deltapack.")
     add = parser.add_argument
@@ -53,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=0, help="seconds of CPU instead of a number of inputs")
     add("--seed", type=int, default=0, help="where chance starts (0)")
     add("--atheris", action="store_true", help="guided by coverage; pip install atheris")
-    add("--replay", type=Path, action="append", help="run this input alone; may be repeated")
+    add("--replay", type=_file, action="append", help="run this input alone; may be repeated")
     add("--coverage", action="store_true", help="run seeds and --runs kept inputs, tell how many lines of the target's modules they reach")
     add("--corpus", type=Path, default=None, help=f"where inputs are kept between runs (with --seconds: {CACHE / 'corpus'})")
     add("--found", type=Path, default=Path(tempfile.gettempdir()) / "deltapack-fuzz", help="where findings go")

@@ -74,8 +74,8 @@ class Document:
         index: The index, of which any part may be replaced.
         minor: Minor version.
         fields: Fields of the prologue that are not what follows from the rest, by name.
-        spell: Turns the text of the index into another.
-        level: Of the frame of the index.
+        text: The index as it is spelt, in place of what `index` comes to.
+        frame: The frame of the index, in place of that of its text.
     """
 
     index: Any

@@ -88,9 +88,10 @@ _hooked: list[bool] = []
 
 
 def bound_memory() -> None:
-    """Let this process map no more than some gigabytes beyond what it has."""
+    """Let this process map no more than some gigabytes beyond what it has; once more for each target, which may be more each time."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _SPACE,) * 2)
+    most, hard = pages * resource.getpagesize() + _SPACE, resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -136,3 +136,18 @@ def test_an_expanded_tensor_is_still_read(tmp_path: Path) -> None:
     torch.save({"w": torch.arange(8.0).expand(4000, 8)}, tmp_path / "w.bin")
     with open_checkpoint(tmp_path / "w.bin") as checkpoint:
         assert checkpoint.read("w").tolist() == list(range(8)) * 4000
+
+
+def test_small_files_that_are_not_small_are_not_read(tmp_path: Path) -> None:
+    """Holes of a terabyte, where config.json of a model, and the index of parts beside an output, would be."""
+    from deltapack.device.building import read_sizes
+    from deltapack.errors import LimitError, OutputError
+    from deltapack.format.splitting import parts_at
+
+    for name in ("config.json", "out.dpk.index.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(LimitError, match=r"config\.json is too long"):
+        read_sizes(tmp_path)
+    with pytest.raises(OutputError, match="no index of the parts"):
+        parts_at(tmp_path / "out.dpk")

@@ -54,6 +54,8 @@ def test_paths(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"x is not a path: a name in it is too long: found '"):
             as_path("x", long)
     assert as_path("x", "https://a.org/" + "a" * 300).name == "a" * 300
+    with pytest.raises(RecipeError, match=r"x is not a path.* found .*such characters"):
+        as_path("x", "a\ud800b.dpk")
     with pytest.raises(RecipeError, match="expected one path, not several"):
         as_path("x", ["a"])
     with pytest.raises(RecipeError, match=r"where a list is meant: found 'a\.dpk'\. Write \['a\.dpk'\]\."):

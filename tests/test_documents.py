@@ -230,7 +230,7 @@ def options_of(command: click.Command) -> Iterator[str]:
 
 def test_options_exist() -> None:
     known = set(options_of(cli)) | FOREIGN
-    measuring = "\n".join(path.read_text("utf-8") for room in ("benchmarks", "fuzz") for path in (ROOT / room).rglob("*.py"))
+    measuring = "\n".join(path.read_text("utf-8") for room in ("benchmarks", "fuzz", ".ci") for path in (ROOT / room).rglob("*.py"))
     for page, text in TEXTS.items():
         for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)):
             assert option in known or f'"{option.replace("--no-", "--")}"' in measuring, (page, option)

@@ -42,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 """Floors of the house, from the ground up. Imports go down, or stay on the floor."""
 NARROW: dict[str, set[str]] = {
-    "kernels": {"dtypes", "errors", "format.digest"},
+    "kernels": {"dtypes", "errors", "forks", "format.digest"},
     "sources": {"errors", "forks", "limits"},
     "checkpoint": {
         "checking",

@@ -17,12 +17,12 @@ from support.builders import read_folder, small_model, tuned_model, write_folder
 from support.commands import Run
 
 import deltapack
-from deltapack.checkpoint.replace import check_protected
 from deltapack.cli.main import COMMANDS, cli
 from deltapack.cli.types import OutPath
 from deltapack.errors import OutputError
 from deltapack.format import placing
 from deltapack.sources import inputs
+from deltapack.sources.inputs import check_protected
 
 OUTPUTS = {"out", "html", "mountpoint"}
 """Parameters of commands that name what is written, besides those of type `OutPath`."""
@@ -182,10 +182,18 @@ def test_a_folder_that_holds_an_input_is_not_replaced(at: Path) -> None:
         deltapack.apply(at / "base", at / "exact.dpk", at / "out", force=True)
 
 
+def test_links_to_nothing_are_no_input(at: Path) -> None:
+    (at / "base/dead").symlink_to("nowhere")
+    deltapack.apply(at / "base", at / "dare.dpk", at / "out")
+    (at / "out/other").symlink_to("elsewhere")
+    with pytest.raises(OutputError, match="holds files that deltapack did not write"):
+        deltapack.apply(at / "base", at / "exact.dpk", at / "out", force=True)
+
+
 MOUNTED = """
 import sys
 from pathlib import Path
-from deltapack.checkpoint.replace import check_protected
+from deltapack.sources.inputs import check_protected
 from deltapack.errors import OutputError
 for out in sys.argv[2:]:
     try:
@@ -217,7 +225,7 @@ def test_other_mounts_of_a_folder_hide_nothing(mounts: Path) -> None:
     done = subprocess.run(["unshare", "-m", "bash", "-c", run], capture_output=True, text=True, check=False)
     if "mount:" in done.stderr:
         pytest.skip("no mounts here")
-    inside = ["the output is an input", *["the output lies in an input"] * 3, "written"]
+    inside = ["the output is one of the inputs", *["the output lies in one of the inputs"] * 3, "written"]
     assert done.stdout.splitlines() == inside, done.stderr
 
 
@@ -225,7 +233,7 @@ def test_an_output_around_an_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for out in ("a", "link"):
-        with pytest.raises(OutputError, match="the output holds an input"):
+        with pytest.raises(OutputError, match="the output holds one of the inputs"):
             check_protected(tmp_path / out, [tmp_path / "a/b"])
 
 

@@ -61,7 +61,7 @@ def place(
     """
     wanted = {f"{module}.weight": group for module, group in groups.updates.items()}
     known = {*base.tensors, *base.aliases}
-    prefix, other = rename_rule(known, [*wanted, *(name for name in groups.whole if not _is_saved(name, settings.saved))])
+    prefix, other = rename_rule(known, [*wanted, *(name for name in groups.whole if not settings.is_saved(name))])
     notes = [f"names of the adapter begin with {prefix!r} where those of the base begin with {other!r}"] if prefix or other else []
 
     def in_base(name: str) -> str:
@@ -106,17 +106,12 @@ def rename_rule(known: Iterable[str], wanted: Sequence[str]) -> tuple[str, str]:
     return fitting[0] if len(fitting) == 1 else ("", "")
 
 
-def _is_saved(name: str, saved: Sequence[str]) -> bool:
-    """Whether a tensor is one of a module that the config names as saved whole."""
-    return any(f".{module}." in f".{name}" for module in saved)
-
-
 def _check_whole(base: Checkpoint, path: Path, infos: Mapping[str, TensorInfo], item: Placed, settings: Settings) -> Iterator[str]:
     """Check a tensor that takes the place of the base's, or is new."""
     assert item.whole is not None
     own, held = infos[item.whole], base.tensors.get(base.aliases.get(item.name, item.name))
     if held is None:
-        if not _is_saved(item.name, settings.saved):
+        if not settings.is_saved(item.name):
             raise _missing(base, path, item.whole, item.name)
         yield f"{item.name} is new: config.json is the base's, and may ask for another class of model"
         return

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from deltapack.checkpoint.files import open_to_read
@@ -89,12 +90,12 @@ class Settings:
     kind: str
     rank: int
     alpha: float
-    ranks: Mapping[str, float]
-    alphas: Mapping[str, float]
+    ranks: Mapping[re.Pattern[str], float]
+    alphas: Mapping[re.Pattern[str], float]
     by_root: bool
     dora: bool
     transposed: bool
-    saved: tuple[str, ...]
+    saved: frozenset[str]
     base: str
 
     def check_patterns(self, modules: Collection[str]) -> None:
@@ -104,9 +105,18 @@ class Settings:
             UnsupportedError: They do.
         """
         try:
-            check_patterns([(_in_module(pattern), "match") for pattern in (*self.ranks, *self.alphas)], modules, self.path)
+            check_patterns([(pattern.pattern, "match") for pattern in (*self.ranks, *self.alphas)], modules, self.path)
         except RecipeError as error:
             raise _unsupported(self.path, error.what, str(error.expected), str(error.found)) from error
+
+    @cached_property
+    def _parts_of_saved(self) -> frozenset[int]:
+        return frozenset(module.count(".") + 1 for module in self.saved)
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a tensor is one of a module that is saved whole: some parts of its name in a row, but the last."""
+        parts = name.split(".")
+        return any(".".join(parts[at : at + size]) in self.saved for size in self._parts_of_saved for at in range(len(parts) - size))
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's factors."""
@@ -151,7 +161,7 @@ def read_settings(path: Path) -> Settings:
         by_root=_flag(path, document, "use_rslora"),
         dora=_flag(path, document, "use_dora"),
         transposed=_flag(path, document, "fan_in_fan_out"),
-        saved=tuple(saved),
+        saved=frozenset(saved),
         base=base if isinstance(base, str) else "",
     )
 
@@ -192,8 +202,8 @@ def _flag(path: Path, document: Mapping[str, object], key: str) -> bool:
     return bool(value)
 
 
-def _patterns(path: Path, document: Mapping[str, object], key: str, *, whole: bool = False) -> dict[str, float]:
-    """Return numbers by expression."""
+def _patterns(path: Path, document: Mapping[str, object], key: str, *, whole: bool = False) -> dict[re.Pattern[str], float]:
+    """Return numbers by expression; these are compiled once, as Python remembers few, and there may be one for each module."""
     found = document.get(key) or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{key} is no object", path=path, found=f"{found!r:.60}")
@@ -202,12 +212,12 @@ def _patterns(path: Path, document: Mapping[str, object], key: str, *, whole: bo
             check_pattern(_in_module(pattern))
         except RecipeError as error:
             raise CheckpointError(f"{key} has a bad expression: {error.what}", path=path, found=f"{pattern!r:.60}") from error
-    return {pattern: _number(path, found, pattern, 0, whole=whole) for pattern in found}
+    return {re.compile(_in_module(pattern)): _number(path, found, pattern, 0, whole=whole) for pattern in found}
 
 
-def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+def _by_pattern(patterns: Mapping[re.Pattern[str], float], module: str, default: float) -> float:
     """Return what the first fitting expression says, as PEFT finds it."""
-    return next((value for key, value in patterns.items() if re.match(_in_module(key), module)), default)
+    return next((value for pattern, value in patterns.items() if pattern.match(module)), default)
 
 
 def _in_module(pattern: str) -> str:

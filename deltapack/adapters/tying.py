@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltapack.adapters.placing import HEAD, UNTIE, Placed
-from deltapack.checkpoint import Checkpoint
-from deltapack.errors import CheckpointError, UnsupportedError
+from deltapack.checkpoint import Checkpoint, config_of
+from deltapack.errors import UnsupportedError
 
 __all__ = ["without_ties"]
 
 _EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight")
 _HEADED = re.compile(r"LM|ConditionalGeneration|Seq2Seq")
-_MAX_CONFIG = 1 << 22
 
 
 def without_ties(base: Checkpoint, path: Path, placed: Sequence[Placed], same: Callable[[str, str], bool]) -> list[Placed]:
@@ -53,12 +51,8 @@ def _check_pair(path: Path, changed: Sequence[Placed], base: Path, same: Callabl
 
 def _are_tied(base: Checkpoint) -> bool:
     """Whether the base's embedding is its head, too: its config says so, or does not say and the head is not there."""
-    file = base.side_file("config.json")
-    try:
-        config = json.loads(file.read()) if file is not None and file.size <= _MAX_CONFIG else {}
-    except (CheckpointError, ValueError, RecursionError):
-        config = {}
-    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)] if isinstance(config, dict) else []
+    config = config_of(base)
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     said = [part["tie_word_embeddings"] for part in parts if isinstance(part.get("tie_word_embeddings"), bool)]
     if said:
         return any(said)

@@ -134,14 +134,14 @@ class BaseModel:
 
         Args:
             pack: The pack.
-            verify: Whether digests are compared, also those of the result where it is loaded anew.
+            verify: Whether digests are compared.
 
         Raises:
             BaseMismatchError: This is not the base of the pack.
             FormatError: The pack is damaged.
             RecipeError: transformers cannot build the model.
         """
-        if self.live is None or not self._activate(self.live, pack):
+        if self.live is None or not self._activate(self.live, pack, verify=verify):
             with _silent(import_transformers("evaluate")):
                 model = load_model(self.folder, pack, verify=verify)
             yield self.place.ready(model)
@@ -153,10 +153,10 @@ class BaseModel:
             self.live.unload(pack)
             self._copied()
 
-    def _activate(self, live: LiveModel, pack: Path) -> bool:
+    def _activate(self, live: LiveModel, pack: Path, *, verify: bool) -> bool:
         """Activate a pack; false where it changes what a live model cannot change."""
         try:
-            live.activate(pack)
+            live.activate(pack, verify=verify)
         except UnsupportedError:
             live.unload(pack)
             return False

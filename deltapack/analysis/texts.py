@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from deltapack.checking import as_path
 from deltapack.errors import BackendError, RecipeError
-from deltapack.sources.inputs import note_input
 from deltapack.sources.whole import read_small
 
 __all__ = ["LEAST_TOKENS", "config_number", "import_transformers", "read_text", "tokenize", "windows_of"]
@@ -48,7 +47,6 @@ def read_text(path: str | Path) -> str:
         RecipeError: It is not there, cannot be read, or is no UTF-8.
     """
     path = as_path("text", path)
-    note_input(path)
     try:
         return read_small(path, _LARGEST_TEXT).decode("utf-8")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deltapack.checkpoint.config import config_of
 from deltapack.checkpoint.conversions import model_names
 from deltapack.checkpoint.heads import Head, shards_of_heads
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards, size_of
@@ -21,6 +22,7 @@ __all__ = [
     "Shard",
     "SideFile",
     "TensorInfo",
+    "config_of",
     "list_side_files",
     "match_names",
     "model_names",

@@ -21,7 +21,6 @@ from deltapack.errors import CheckpointError, UnsupportedError
 from deltapack.format.folders import folder_of
 from deltapack.format.paths import is_weight_file
 from deltapack.limits import Limits
-from deltapack.sources.inputs import note_input
 from deltapack.sources.whole import read_small
 
 __all__ = ["Located", "check_folders", "locate_all", "moved", "prefixed"]
@@ -150,7 +149,6 @@ def _declared(path: Path, names: Collection[str]) -> frozenset[str]:
     """Return the sub-folders that diffusers or sentence-transformers load as parts of a model, by its lists; of a malformed list none."""
     parts: set[str] = set()
     for name in _PARTS:
-        note_input(path / name)
         try:
             text = read_small(path / name, _LARGEST_LIST) if name in names else b"null"
             found = json.loads(text)

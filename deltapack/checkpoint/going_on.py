@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,14 +38,15 @@ NEVER = GoesOn()
 def state_of(base: Checkpoint) -> list[list[object]]:
     """Return what tells the weight files of a base from others, without reading them: where they are, sizes, times.
 
+    Not their numbers, nor those of their disk: these may be others after a machine was started again, which is what one goes on after.
+
     Raises:
         OSError: As the system says.
     """
     rows: list[list[object]] = []
     for path in base.weight_paths():
-        status = path.stat()
-        here = [] if isinstance(path, RemotePath) else [status.st_ctime_ns, status.st_ino, status.st_dev]
-        rows.append([str(path if isinstance(path, RemotePath) else path.resolve()), status.st_size, str(status.st_mtime), *here])
+        place, status = path if isinstance(path, RemotePath) else path.resolve(), path.stat()
+        rows.append([str(place), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return rows
 
 
@@ -87,7 +89,7 @@ class Kept:
         """
         if not self._resume:
             return fresh
-        found = [(folder, *journaled(folder)) for folder in claim.unfinished()]
+        found = [(folder, *journaled(folder)) for folder in claim.unfinished() if not folder.is_symlink()]  # else files elsewhere would go
         fitting = [(sum(size for size, _ in files.values()), folder, files) for folder, said, files in found if said == self._identity]
         if not fitting:
             if any(files for _, _, files in found):
@@ -102,8 +104,11 @@ class Kept:
         if not self.files:
             return fresh
         self.there = frozenset(name for name, file in self._file_of.items() if file in self.files)
-        for path in folder.rglob("*"):
-            if path.is_symlink() or (not path.is_dir() and path.relative_to(folder).as_posix() not in self.files):
+        for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds before it
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):  # one that holds finished files
+                    path.rmdir()
+            elif path.is_symlink() or path.relative_to(folder).as_posix() not in self.files:
                 path.unlink()
         return folder
 

@@ -18,6 +18,7 @@ from deltapack.checkpoint.layout import NewTensor, Shard
 from deltapack.checkpoint.manifest import JOURNAL
 from deltapack.format.atomic import fsync_folder
 from deltapack.format.digest import CHUNK, chunk_digest, root_digest
+from deltapack.sources.whole import read_small
 
 __all__ = ["Journal", "file_digest", "identity_of", "journaled", "whole"]
 
@@ -85,13 +86,13 @@ def journaled(folder: Path) -> tuple[str, Mapping[str, tuple[int, str]]]:
     """Return the identity that an unfinished folder states, and its finished files with size and digest; `""` where it states none."""
     path, files = folder / JOURNAL, dict[str, tuple[int, str]]()
     try:
-        with path.open("rb") as opened:
-            lines = opened.read(_MOST_BYTES).splitlines()
+        lines = read_small(path, _MOST_BYTES, is_input=False).splitlines()
         head = json.loads(lines[0])
         identity = head["identity"] if head["deltapack"] == _VERSION else ""
         for line in lines[1:]:
             row = json.loads(line)
-            files[str(row["file"])] = int(row["size"]), str(row["digest"])
+            if type(row["size"]) is int:
+                files[str(row["file"])] = row["size"], str(row["digest"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError):  # the last line was cut, or all of it
         return (identity, files) if files else ("", {})
     return str(identity), files

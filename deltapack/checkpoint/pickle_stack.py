@@ -22,13 +22,14 @@ class BadPickleError(Exception):
 class PickleReader:
     """The bytes of a pickle, and the stack and memory that it works on."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        self.data, self.at = data, start
         self.stack: list[object] = []
         self.containers = 0
         self.memory: dict[int, object] = {}
         self.kept: list[object] = []
         self.unfolded: dict[int, int] = {}
+        self.references: list[object] = []
 
     def byte(self) -> int:
         """Return the next byte."""

@@ -12,12 +12,13 @@ import gc
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from deltapack.checkpoint.pickle_stack import MARK, BadPickleError, PickleReader
 from deltapack.checkpoint.pickle_values import Made, Pairs, Reference, Symbol
 from deltapack.errors import CheckpointError, LimitError
 
-__all__ = ["read_pickle", "skip_pickle"]
+__all__ = ["Scanned", "read_pickle", "scan_pickle"]
 
 _PLAIN = (str, bytes, int, float, Symbol, type(None))
 _LONG = 16
@@ -26,6 +27,14 @@ _MOST_STEPS = 1 << 25
 """Instructions of a pickle; a checkpoint of 400,000 pieces has about as many."""
 _MOST_CONTAINERS = 1 << 23
 """Lists and dicts, each an instruction of one byte: with all of them a reader takes less than a gigabyte. A piece has fewer than ten."""
+
+
+class Scanned(NamedTuple):
+    """A pickle: its document, what it calls things outside of it by (plain values, or tuples of them), and where it ends."""
+
+    document: object
+    references: list[object]
+    end: int
 
 
 def read_pickle(data: bytes, path: Path) -> object:
@@ -42,12 +51,10 @@ def read_pickle(data: bytes, path: Path) -> object:
     return _run(PickleReader(data), path)
 
 
-def skip_pickle(data: bytes, start: int, path: Path) -> int:
-    """Return where a pickle ends that begins at `start` of some data, and that another unpickler may read. Raises as `read_pickle`."""
-    reader = PickleReader(data)
-    reader.at = start
-    _run(reader, path)
-    return reader.at
+def scan_pickle(data: bytes, start: int, path: Path) -> Scanned:
+    """Read a pickle that begins at `start` of some data, and that another unpickler may read. Raises as `read_pickle`."""
+    reader = PickleReader(data, start)
+    return Scanned(_run(reader, path), reader.references, reader.at)
 
 
 def _run(reader: PickleReader, path: Path) -> object:
@@ -196,6 +203,7 @@ def _refer(reader: PickleReader) -> None:
     parts = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(part, _PLAIN) or (isinstance(part, tuple) and all(isinstance(one, _PLAIN) for one in part)) for part in parts):
         raise BadPickleError("a reference by something else than plain values")
+    reader.references.append(key)
     reader.push(Reference(key))
 
 

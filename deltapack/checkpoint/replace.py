@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from deltapack.checkpoint.begun import check_remote_output
@@ -14,65 +14,11 @@ from deltapack.errors import OutputError
 from deltapack.format.atomic import fsync_folder, sweep, writing
 from deltapack.format.placing import place
 from deltapack.limits import DEFAULT_LIMITS
-from deltapack.sources.identity import Identity, key_of
+from deltapack.sources.identity import Identity
 from deltapack.sources.inputs import refuse_input
 from deltapack.sources.remote_path import RemotePath
 
-__all__ = ["check_output", "check_protected", "check_unlisted", "swap_in"]
-
-_DEEPEST = 5
-"""Levels of a folder that is read in which an output is looked for."""
-
-
-def check_protected(out: Path, protect: Sequence[Path]) -> None:
-    """Refuse an output that is, holds, or lies in a folder that is read: links, other mounts and spellings do not hide it.
-
-    Raises:
-        OutputError: It does.
-    """
-    if isinstance(out, RemotePath):
-        _check_protected_there(out, protect)
-        return
-    above = _keys_above(out)
-    for path in protect:
-        if isinstance(path, RemotePath):
-            continue
-        same = os.path.realpath(out) == os.path.realpath(path) or (os.path.exists(out) and _key(path) == _key(out))
-        inside = not same and not above.isdisjoint(_keys_of_folders(path))
-        if same or inside or (os.path.isdir(out) and _key(out) in _keys_above(path)):
-            where = "is" if same else "lies in" if inside else "holds"
-            hint = "Inputs are never overwritten; choose another output."
-            raise OutputError(f"the output {where} an input", path=out, found=str(path), hint=hint)
-
-
-def _key(path: str | Path) -> tuple[int, int] | None:
-    try:
-        return key_of(os.stat(path))
-    except OSError:
-        return None
-
-
-def _keys_above(path: Path) -> set[tuple[int, int] | None]:
-    """Return the keys of the folders that a path lies in, as it is written and as its links lead."""
-    return {_key(folder) for form in (os.path.abspath(path), os.path.realpath(path)) for folder in Path(form).parents} - {None}
-
-
-def _keys_of_folders(path: Path) -> set[tuple[int, int] | None]:
-    """Return the keys of a folder and of those in it, which may be mounted elsewhere as well; none of a file."""
-    keys, top = set(), len(path.parts)
-    for where, below, _ in os.walk(path):
-        keys.add(_key(where))
-        below[:] = below if len(Path(where).parts) - top < _DEEPEST else []
-    return keys - {None}
-
-
-def _check_protected_there(out: RemotePath, protect: Sequence[Path]) -> None:
-    """Refuse an output in a store that is, holds, or lies in what is read there."""
-    for path in protect:
-        if out.is_relative_to(path) or (isinstance(path, RemotePath) and path.is_relative_to(out)):
-            where = "is" if out == path else "lies in" if out.is_relative_to(path) else "holds"
-            hint = "Inputs are never overwritten; choose another output."
-            raise OutputError(f"the output {where} an input", path=out, found=str(path), hint=hint)
+__all__ = ["check_output", "check_unlisted", "swap_in"]
 
 
 def check_output(out: Path, *, folder: bool, force: bool, unlisted: bool = False, head: bytes = b"") -> None:

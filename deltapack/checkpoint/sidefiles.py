@@ -51,7 +51,7 @@ def list_side_files(
     limits: Limits = DEFAULT_LIMITS,
     weights: Collection[str] = (),
     leave_out: Sequence[str] = (),
-    follow_links: bool = True,
+    follow_links: bool = False,
 ) -> tuple[list[SideFile], list[LeftOut]]:
     """List what travels beside the weights of `folder`, and everything that does not.
 
@@ -194,7 +194,7 @@ def _look_at(entry: Path, name: str, include_code: bool) -> SideFile | LeftOut:
     if reason is None:
         try:
             if not entry.is_file():
-                return LeftOut(name, "a broken link" if entry.is_symlink() else "not a regular file")
+                return LeftOut(name, "a broken link" if entry.is_symlink() and not entry.exists() else "not a regular file")
             return SideFile.at(name, entry)
         except OSError as error:
             return LeftOut(name, f"cannot be read: {refuse_fault(entry, error)}")

@@ -48,8 +48,7 @@ _BAD_INPUT = (
 _OBJECT = re.compile(r"(?:GLOBAL|class|type) ([A-Za-z_][\w.]*\.\w+)")
 """How torch's restricted unpickler names what it does not load."""
 _KEY = "deltapack_record"
-_ZIP, _MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
-"""How a zip archive begins, and what the form before it begins with, as a pickle."""
+_ZIP = b"PK\x03\x04"
 
 
 def parse_torch_file(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
@@ -67,7 +66,7 @@ def parse_torch_file(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedF
     """
     torch = _torch(file)
     notes: list[str] = []
-    is_zip = file.size >= 4 and file.read(0, 4) == _ZIP
+    is_zip = file.size >= len(_ZIP) and file.read(0, len(_ZIP)) == _ZIP
     records = read_records(file, limits) if is_zip else None
     if records is None:
         notes.append(f"{file.path.name} cannot be read in place (an old or compressed format) and was loaded whole")
@@ -122,41 +121,9 @@ def _load_structure(torch: Any, file: Readable, data_pkl: bytes, spans: Mapping[
 def _load_whole(torch: Any, file: Readable) -> object:
     try:
         with open_whole(file) as raw, _quiet():
-            if file.size < len(_ZIP) or file.read(0, len(_ZIP)) != _ZIP:
-                _check_storages(torch, file, raw)
             return torch.load(raw, map_location="cpu", weights_only=True)
     except _BAD_INPUT as error:
         raise _not_plain(file, error) from error
-
-
-def _check_storages(torch: Any, file: Readable, raw: Any) -> None:
-    """Check that a file of the form before zip archives has what each of its tensors is made of.
-
-    torch fills the storages that the file lists; one that it does not list would stay memory that nobody wrote. A tar archive, the form
-    before that, is not looked at: torch reads each of its storages, or refuses it.
-
-    Raises:
-        CheckpointError: It does not.
-    """
-    used = set[object]()
-
-    def persistent_load(pid: tuple[Any, ...]) -> object:
-        used.add(pid[2])
-        dtype = torch.uint8 if pid[1] is torch.UntypedStorage else pid[1].dtype
-        storage = torch.UntypedStorage(pid[4] * dtype.itemsize, device="meta")
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
-
-    restricted: Any = importlib.import_module("torch._weights_only_unpickler")
-    if restricted.Unpickler(raw, encoding="utf-8").load() == _MAGIC:
-        for _ in ("version of the form", "sizes of integers"):
-            restricted.Unpickler(raw, encoding="utf-8").load()
-        unpickler = restricted.Unpickler(raw, encoding="utf-8")
-        unpickler.persistent_load = persistent_load
-        unpickler.load()
-        missing = used - set(restricted.Unpickler(raw, encoding="utf-8").load())
-        if missing:
-            raise CheckpointError("the file does not have what its tensors are made of", path=file.path, found=f"{len(missing)} missing")
-    raw.seek(0)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from deltapack.checkpoint.going_on import NEVER, GoesOn
 from deltapack.checkpoint.heads import Head, new_indices
 from deltapack.checkpoint.layout import Shard, parse_size, plan_shards
 from deltapack.checkpoint.metadata import Strings
-from deltapack.checkpoint.replace import check_output, check_protected
+from deltapack.checkpoint.replace import check_output
 from deltapack.checkpoint.writers import FileWriter, FolderWriter
 from deltapack.errors import RecipeError
+from deltapack.sources.inputs import check_protected
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["FileWriter", "FolderWriter", "Shard", "open_writer", "parse_size", "plan_shards"]

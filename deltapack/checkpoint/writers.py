@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from deltapack.sources.remote_path import RemotePath
 __all__ = ["FileWriter", "FolderWriter"]
 
 
-class _Writer(PlacedWriter):
+class _Writer(PlacedWriter, ABC):
     """What both writers share; entering creates the headers, leaving without an exception commits.
 
     Attributes:
@@ -155,14 +156,17 @@ class _Writer(PlacedWriter):
     def _seal(self) -> None:
         """Write what comes last; a single file has nothing of the kind."""
 
+    @abstractmethod
     def _create(self) -> None:
-        raise NotImplementedError
+        """Make the files that are written to."""
 
+    @abstractmethod
     def _commit(self) -> None:
-        raise NotImplementedError
+        """Give what is complete its name."""
 
+    @abstractmethod
     def _discard(self) -> None:
-        raise NotImplementedError
+        """Let go of everything, and remove what is not complete."""
 
 
 class FolderWriter(_Writer):

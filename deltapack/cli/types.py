@@ -185,6 +185,9 @@ def _way_out(param: click.Parameter | None, ctx: click.Context | None, value: ob
 
 def _swapped(ctx: click.Context | None, value: object) -> str:
     """Say so where base and pack seem to have changed places."""
+    named = next((param for param in ctx.command.params if param.name == "base"), None) if ctx is not None else None
+    if ctx is not None and not isinstance(named, click.Argument):
+        return "" if named is None else " A base is named by --base."
     base = (ctx.params if ctx is not None else {}).get("base")
     if not isinstance(base, Path) or not base.is_file():
         return " Where a base is given, too, it comes before the pack."

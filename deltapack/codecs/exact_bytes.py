@@ -126,10 +126,6 @@ class Cursor:
         need(raw_length >= least, f"{what} is too short", expected=f"at least {least} bytes", found=raw_length)
         return unpack_stream(self.take(self.number(raw_length, f"the stored length of {what}"), what), raw_length)
 
-    def rest(self) -> bytes:
-        """Return all that is left."""
-        return self.take(len(self._data) - self._at, "the rest")
-
     def end(self, what: str) -> None:
         """Require that nothing is left."""
         left = len(self._data) - self._at

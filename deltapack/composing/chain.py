@@ -54,7 +54,7 @@ def paths_of(pack: str | Path | Sequence[str | Path]) -> list[Path]:
         return [as_pack("the pack", pack)]
     paths = list(as_paths("pack", pack))
     if not paths:
-        raise RecipeError("there is no pack to apply", expected="a path, or a list of them")
+        raise RecipeError("there is no pack", expected="a path, or a list of them")
     return paths
 
 

@@ -178,7 +178,8 @@ def _with_ties(config: bytes, tied: bool) -> bytes:
     parts = _parts(document)
     for part in [part for part in parts if _KEY in part] or parts[:1]:
         part[_KEY] = tied
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # half a surrogate pair stays the escape that it was
 
 
 def _parts(document: dict[str, Any]) -> list[dict[str, Any]]:

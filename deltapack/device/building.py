@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import threading
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from deltapack.errors import LimitError
+from deltapack.sources.whole import read_small
 
 __all__ = ["bounded_building", "check_sizes", "read_sizes"]
 
@@ -21,6 +23,7 @@ _COUNTED = re.compile(r"layer|block|depth|stage|label|group")
 """Numbers of what transformers lists in Python, one by one, before it makes any module."""
 _MOST_COUNTED, _MOST = 1 << 20, 1 << 24
 """Above all of real models: contexts have up to ten million tokens."""
+_MOST_BYTES = 1 << 24
 _PER_TENSOR, _BESIDE = 8, 1000
 """Modules that hold no tensor, such as dropouts and containers, are a few for each that does."""
 
@@ -48,10 +51,18 @@ def check_sizes(config: object) -> None:
 
 
 def read_sizes(folder: Path) -> object:
-    """Return what config.json of a folder says, for `check_sizes`; nothing where it cannot be read, which transformers will say."""
+    """Return what config.json of a folder says, for `check_sizes`; nothing where it cannot be read, which transformers will say.
+
+    Raises:
+        LimitError: It is longer than any, and would take more memory than its model.
+    """
     try:
-        return json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return json.loads(read_small(folder / "config.json", _MOST_BYTES))
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            return {}
+        raise LimitError("config.json is too long", path=folder, expected=f"at most {_MOST_BYTES:,} bytes") from error
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from deltapack.adapters.adapted import TOKENIZER
 from deltapack.checking import as_count, as_number, as_pack, as_path
-from deltapack.checkpoint.replace import check_protected
 from deltapack.dtypes import float_dtype
 from deltapack.errors import RecipeError
 from deltapack.exporting.adapter_config import adapter_config
@@ -26,7 +25,7 @@ from deltapack.format.atomic import check_absent, claimed, place_durably, tempor
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.parallel import resolve_workers
 from deltapack.reports import Progress
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import check_protected, guarded
 
 __all__ = ["AdapterReport", "AdapterRow", "export_adapter"]
 

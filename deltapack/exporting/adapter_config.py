@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from deltapack.exporting.modules import Modules, read_config
+from deltapack.checkpoint import config_of
+from deltapack.exporting.modules import Modules
 from deltapack.exporting.opening import Opened
 from deltapack.exporting.routing import Factored, Routes
 
@@ -67,6 +68,6 @@ def _pattern(module: str, names: Collection[str]) -> str:
 
 def _task(opened: Opened) -> str | None:
     """Return PEFT's word for a language model; of other tasks PEFT adds modules by itself, so nothing is said."""
-    found = read_config(opened.restored).get("architectures")
+    found = config_of(opened.restored).get("architectures")
     first = str(found[0]) if isinstance(found, list) and found else ""
     return "CAUSAL_LM" if first.endswith(("ForCausalLM", "LMHeadModel")) and "Double" not in first else None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltapack.checkpoint import Checkpoint, TensorInfo
-from deltapack.errors import CheckpointError, LimitError
+from deltapack.checkpoint import Checkpoint, TensorInfo, config_of
+from deltapack.errors import LimitError
 
-__all__ = ["Kind", "Modules", "modules_of", "read_config"]
+__all__ = ["Kind", "Modules", "modules_of"]
 
 Kind = Literal["linear", "turned", "embedding", "convolution", "other"]
 """What a module is for PEFT: `turned` is a Conv1D of transformers, a linear layer whose weight is stored `[in, out]`."""
 
 _EMBEDDING = re.compile(r"embed_tokens|wte|wpe|word_embeddings|embed_in|tok_embeddings|shared|\w*(embeddings?|embed_positions)")
-_MAX_CONFIG = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,23 +39,13 @@ class Modules:
         return any(name.startswith(f"{module}.") for name in self.kinds)
 
 
-def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return config.json of a checkpoint; empty where there is none that can be read."""
-    file = checkpoint.side_file("config.json")
-    try:
-        config = json.loads(file.read()) if file is not None and file.size <= _MAX_CONFIG else {}
-    except (CheckpointError, ValueError, RecursionError):
-        config = {}
-    return config if isinstance(config, dict) else {}
-
-
 def modules_of(checkpoint: Checkpoint) -> Modules:
     """Return the modules of the model that a checkpoint is of.
 
     The model is built without weights by an installed transformers, which runs no code of the checkpoint, as long as config.json asks for
     no more modules than the tensors may be of; else modules are what the names and shapes of tensors say.
     """
-    config = read_config(checkpoint)
+    config = config_of(checkpoint)
     if not config:
         return _by_shape(checkpoint.tensors, "there is no config.json")
     try:

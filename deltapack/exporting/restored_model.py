@@ -13,14 +13,13 @@ from typing import Any
 from deltapack.checking import as_pack, as_path
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.checkpoint.manifest import MANIFEST
-from deltapack.checkpoint.replace import check_protected
 from deltapack.errors import UnsupportedError
 from deltapack.exporting.opening import base_of
 from deltapack.format.atomic import check_absent, claimed, place_durably, temporary_sibling, writing
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.reports import ApplyReport, Progress
 from deltapack.restoring.applying import apply
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import check_protected, guarded
 
 __all__ = ["TorchReport", "export_full", "export_torch"]
 
@@ -38,6 +37,7 @@ class TorchReport:
         bytes: Size of these files.
         tensors: Number of tensors, tied ones once.
         notes: What was noticed.
+        warnings: What needs attention.
     """
 
     out: Path
@@ -45,6 +45,7 @@ class TorchReport:
     bytes: int
     tensors: int
     notes: Sequence[str] = field(default_factory=list)
+    warnings: Sequence[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; paths become strings."""
@@ -147,7 +148,7 @@ def export_torch(
             files = tuple(_converted(part, [name for name, _ in shards], dict(_names(shards, aliases))))
             size = sum((part / name).stat().st_size for name in files)
             place_durably(part, out)
-        return TorchReport(out, files, size, report.tensors, notes)
+        return TorchReport(out, files, size, report.tensors, notes, report.warnings)
 
 
 def _refuse_types(restored: Checkpoint) -> None:

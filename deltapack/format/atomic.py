@@ -147,7 +147,12 @@ def claimed(out: Path, *, sweep: bool = True) -> Iterator[Claim]:
         with writing(out):
             held = lock.take()
         if not held:
-            hint = f"Wait for it, or choose another output. If nothing writes there, remove {lock.path}."
+            hint = "Wait for it, or choose another output."
+            hint += (
+                ""
+                if lock.is_sure
+                else f" If nothing writes there, remove {lock.path}: this file system has no locks that end by themselves."
+            )
             raise OutputError("another run writes this output", path=out, found=lock.owner, hint=hint)
         claim = Claim(out, lock.owner)
         if sweep:

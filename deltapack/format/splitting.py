@@ -34,7 +34,11 @@ def parts_at(out: Path) -> Parts | None:
     index = _index_of(out)
     try:
         with writing(index):
-            return parse_parts(index.read_bytes(), index) if index.is_file() else None
+            if not index.is_file():
+                return None
+            if index.stat().st_size > _MOST_INDEX:
+                raise FormatError("it is too long")
+            return parse_parts(index.read_bytes(), index)
     except FormatError as error:
         hint = "Move or remove it yourself, or choose another name."
         raise OutputError("what lies beside the output is no index of the parts of a pack", path=index, hint=hint) from error

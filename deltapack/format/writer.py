@@ -25,6 +25,7 @@ from deltapack.format.sent import check_new_there, sent_file
 from deltapack.format.splitting import check_no_parts, check_parts_output, claimed_pack, drop_parts, parts_at, parts_seen, write_parts
 from deltapack.format.table import ChunkRecord, Layout
 from deltapack.limits import DEFAULT_LIMITS
+from deltapack.sources.inputs import check_protected
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.sending import remove, staging
 
@@ -208,8 +209,7 @@ def open_pack_writer(path: Path, *, force: bool, inputs: Iterable[Path] = (), pa
     Raises:
         OutputError: `path` is one of the `inputs`, exists and `force` is false or it is no pack, or cannot be written.
     """
-    if any(path == source or (path.exists() and source.exists() and path.samefile(source)) for source in inputs):
-        raise OutputError("the output is one of the inputs", path=path, hint="Inputs are never overwritten; choose another output.")
+    check_protected(path, inputs)
     check_pack_output(path, force=force)
     if part_bytes is not None:
         check_parts_output(path, part_bytes)

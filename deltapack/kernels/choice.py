@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Protocol, cast
 
 from deltapack.errors import BackendError
+from deltapack.forks import forking_lock
 from deltapack.kernels import reference
 from deltapack.kernels.backend import Backend
 from deltapack.kernels.telling import LoopsWarning
@@ -30,6 +31,7 @@ _works: list[int] = []
 """Elements of the pieces of work that are under way."""
 _past = [0]
 """Elements of those that began in this process."""
+_loading = forking_lock()
 
 
 class Counted(Protocol):
@@ -50,7 +52,7 @@ def active() -> Backend:
         BackendError: `DELTAPACK_LOOPS` has another value than `auto`, `numba` or `numpy`.
     """
     choice = asked()
-    little = bool(_works) and _past[0] <= LITTLE and not fastest.cache_info().currsize
+    little = bool(_works) and _past[0] <= LITTLE and not _loaded.cache_info().currsize
     return _backend(reference) if choice == "numpy" or (choice == "auto" and little) else fastest()
 
 
@@ -83,15 +85,22 @@ def asked() -> str:
     return value
 
 
-@cache
 def fastest() -> Backend:
-    """Return the fastest backend that this machine has: `cpu`, or `reference` without numba, with a warning."""
+    """Return the fastest backend that this machine has: `cpu`, or `reference` without numba, with one warning in a process."""
+    if _loaded.cache_info().currsize:
+        return _loaded()
+    with _loading:  # a thread that waits for the import of another, which fails, is given another reason than numba's
+        return _loaded()
+
+
+@cache
+def _loaded() -> Backend:
     try:
         from deltapack.kernels import cpu
     except Exception as error:  # a numba that is broken, or does not fit numpy or Python, may raise anything
         why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         what = f"numba cannot be imported ({why}): the same results, several times slower"
-        warnings.warn(what, LoopsWarning, stacklevel=3)
+        warnings.warn(what, LoopsWarning, stacklevel=4)
         return _backend(reference)
     return _backend(cpu)
 

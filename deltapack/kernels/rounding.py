@@ -7,6 +7,7 @@ rounded once. Every other backend must give the same bits.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,16 +39,19 @@ _F32 = BY_NAME["f32"]
 
 def all_finite(elements: Elements, dtype: DType) -> bool:
     """Whether no element of a float `dtype`, `[n]` in its storage type, is NaN or infinite; about the time of reading them."""
-    if not len(elements):
-        return True
-    bits = np.ascontiguousarray(elements).view(np.dtype(f"<u{dtype.itemsize}"))
-    return int((bits & bits.dtype.type(2 ** (8 * dtype.itemsize - 1) - 1)).max()) < NOT_FINITE[dtype.name]
+    return not len(elements) or int(_magnitudes(elements, dtype).max()) < NOT_FINITE[dtype.name]
 
 
 def is_finite(elements: Elements, dtype: DType) -> NDArray[np.bool_]:
     """Return for each element of a float `dtype` whether it is neither NaN nor infinite."""
+    found: NDArray[np.bool_] = _magnitudes(elements, dtype) < NOT_FINITE[dtype.name]
+    return found
+
+
+def _magnitudes(elements: Elements, dtype: DType) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the bits of elements without their signs."""
     bits = np.ascontiguousarray(elements).view(np.dtype(f"<u{dtype.itemsize}"))
-    found: NDArray[np.bool_] = (bits & bits.dtype.type(2 ** (8 * dtype.itemsize - 1) - 1)) < NOT_FINITE[dtype.name]
+    found: NDArray[np.unsignedinteger[Any]] = bits & bits.dtype.type(2 ** (8 * dtype.itemsize - 1) - 1)
     return found
 
 

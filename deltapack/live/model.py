@@ -27,7 +27,7 @@ from deltapack.live.stepping import Step, check_follows, refuse_active, refuse_s
 from deltapack.live.weights import Packs, weights_of
 from deltapack.merging.arguments import Numbers, recipe_of
 from deltapack.merging.recipe import MergeRecipe
-from deltapack.restoring.engine import overflow_note
+from deltapack.restoring.engine import overflow_warning
 
 __all__ = ["LiveModel"]
 
@@ -53,7 +53,8 @@ class _Scope:
             while self.live.steps:
                 self.live.back()
             # Planned again, as its packs may have been unloaded since.
-            self.live._switch(self.live._planned(self.before.packs, self.before.places, self.before.recipe, self.before.prefer))
+            was = self.before
+            self.live._switch(self.live._planned(was.packs, was.places, was.recipe, was.prefer, verify=was.verify))
 
 
 class LiveModel:
@@ -155,6 +156,7 @@ class LiveModel:
         density: Numbers | None = None,
         parameters: Mapping[str, float] | None = None,
         prefer: str | Path | None = None,
+        verify: bool = True,
     ) -> _Scope:
         """Make the model base + weighted packs, whatever was active before; the very bits that `merge` gives.
 
@@ -169,10 +171,11 @@ class LiveModel:
             density: As in `deltapack.merge`.
             parameters: As in `deltapack.merge`.
             prefer: The pack that decides on tensors that cannot be added.
+            verify: Whether digests are compared, of the base and, where weights are 1, of the result, where the model was attached to compare them.
 
         Raises:
             BaseMismatchError: The model does not hold the base of a pack.
-            FormatError: A pack is damaged.
+            FormatError: A pack is damaged, or makes other tensors than it promises.
             MergeConflictError: Packs disagree on what cannot be added.
             RecipeError: A weight is not a finite number, or an argument does not fit the method; or the live model is closed.
             UnsupportedError: A pack changes the shape or dtype of a tensor, or adds one.
@@ -188,7 +191,8 @@ class LiveModel:
             self._refuse_closed()
             refuse_steps(self._steps)
             before = self._active
-            self._switch(self._planned({str(path): weight for path, weight in wanted.items()}, places, recipe, preferred))
+            named = {str(path): weight for path, weight in wanted.items()}
+            self._switch(self._planned(named, places, recipe, preferred, verify=verify))
         return _Scope(self, before)
 
     def step(self, pack: str | Path) -> None:
@@ -247,21 +251,23 @@ class LiveModel:
         region = self._model.region(entry.base.name) if entry.base is not None else None
         return region is not None and region.memory.device == device
 
-    def _planned(self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None) -> Active:
+    def _planned(
+        self, packs: Mapping[str, float], places: tuple[Path, ...], recipe: MergeRecipe | None, prefer: Path | None, *, verify: bool
+    ) -> Active:
         if not packs or recipe is None:
             return THE_BASE
-        known = (places, *packs.values(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
+        known = (verify, places, *packs.values(), prefer, recipe.method, recipe.semantics, recipe.densities, *recipe.parameters.items())
         if known not in self._plans and len(self._plans) >= _PLANS:
             self._plans.clear()
-        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(places, recipe, prefer))
-        return Active(packs, places, recipe, prefer, plan)
+        plan = self._plans.get(known) or self._plans.setdefault(known, self._new_plan(places, recipe, prefer, verify=verify))
+        return Active(packs, places, recipe, prefer, plan, verify)
 
-    def _new_plan(self, places: Sequence[Path], recipe: MergeRecipe, prefer: Path | None) -> SwitchPlan:
+    def _new_plan(self, places: Sequence[Path], recipe: MergeRecipe, prefer: Path | None, *, verify: bool) -> SwitchPlan:
         for place in places:
             self.load(place)
         loaded = [self._packs[place] for place in places]
         preferred = None if prefer is None else places.index(prefer)
-        planner = Planner(self._model, self._choices, self._verify, self._workers)
+        planner = Planner(self._model, self._choices, self._verify and verify, self._workers)
         composition = planner.compose(loaded, recipe.for_packs(len(loaded)), preferred)
         self.notes += [note for note in notes_of(composition, loaded) if note not in self.notes]
         return planner.plan(composition, loaded)
@@ -298,7 +304,7 @@ class LiveModel:
             done.clear()
             self._run([], plan, done)
             found = {name: count - before.get(name, 0) for name, count in found.items() if count > before.get(name, 0)}
-        return overflow_note(found)
+        return overflow_warning(found)
 
     def _run(self, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]) -> None:
         run_plan(self._choices, self._host, self._undo, before, plan, done)

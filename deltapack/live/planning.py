@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import torch
 
-from deltapack.checkpoint import Checkpoint
+from deltapack.checkpoint import Checkpoint, TensorInfo
 from deltapack.codecs.exact_entry import ExactTensor
+from deltapack.composing.basecheck import wrong_result
 from deltapack.composing.chain import restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.tensor_job import FromBase, PackTerm, StoredTerm, TensorJob
@@ -19,7 +20,7 @@ from deltapack.composing.weighted import WeightedPack
 from deltapack.device.backends import Choice
 from deltapack.device.exact_work import ExactWork
 from deltapack.device.model_tensors import ModelTensors
-from deltapack.device.regions import Region, not_finite
+from deltapack.device.regions import Region, not_finite, read_chunk
 from deltapack.device.resident import ResidentPack
 from deltapack.device.work import Saved, UndoMode, Work
 from deltapack.dtypes import DType
@@ -47,11 +48,32 @@ class Loaded:
 
 @dataclass(frozen=True)
 class SwitchPlan:
-    """What to do for an activation: by device, and on the host; and which tensors get elements that no digest promises."""
+    """What to do for an activation: by device, and on the host.
+
+    Attributes:
+        works: By device.
+        host: On the host.
+        weighted: Tensors that get elements that no digest promises.
+        promised: Tensors that live whole in a place and get what a digest promises, as they are in the model; none once they did.
+    """
 
     works: Mapping[torch.device, Sequence[Work | ExactWork]]
     host: Sequence[HostWork]
     weighted: Sequence[tuple[str, DType, Region]] = ()
+    promised: list[tuple[TensorJob, TensorInfo, Region]] = field(default_factory=list)
+
+    def check_promised(self) -> None:
+        """Compare what tensors have become with their digests, the first time.
+
+        Raises:
+            ChecksumError: One is not what its pack promises.
+        """
+        for job, info, region in self.promised:
+            chunks = (chunk_digest(read_chunk(region, info, chunk)) for chunk in range(chunk_count(info.numel)))
+            found = root_digest(info.dtype.name, info.shape, chunks)
+            if found != job.digest:
+                raise wrong_result(job.pack, job.name, job.digest, found)
+        self.promised.clear()
 
     def not_finite(self) -> dict[str, int]:
         """Return how many elements are NaN or infinite, by name, of tensors of which no digest says what they become."""
@@ -65,13 +87,14 @@ class SwitchPlan:
 
 @dataclass(frozen=True)
 class Active:
-    """Packs and their weights, where they were found, how they are merged, and what that means for each tensor."""
+    """Packs and their weights, where they were found, how they are merged, what that means for each tensor, and if digests are compared."""
 
     packs: Mapping[str, float]
     places: tuple[Path, ...]
     recipe: MergeRecipe | None
     prefer: Path | None
     plan: SwitchPlan
+    verify: bool = True
 
 
 THE_BASE = Active({}, (), None, None, SwitchPlan({}, ()))
@@ -99,7 +122,7 @@ class Planner:
     Attributes:
         model: Where the base's tensors live.
         choices: What decodes on each device.
-        verify: Whether tensors are compared with the digests of the base.
+        verify: Whether tensors are compared with the digests of the base, and then with those of the result.
         workers: Threads.
         before: Steps of a chain that the model has taken.
     """
@@ -139,16 +162,19 @@ class Planner:
         works: dict[torch.device, list[Work | ExactWork]] = {}
         host: list[HostWork] = []
         weighted: list[tuple[str, DType, Region]] = []
+        promised: list[tuple[TensorJob, TensorInfo, Region]] = []
         by_reader = {pack.reader: pack for pack in packs}
         for job in composition.jobs:
             for work in self._works(job, by_reader):
                 if not job.digest and job.dtype.is_delta:
                     weighted.append((job.name, job.dtype, work.region))
+                if job.digest and self.verify and work.region.memory.numel() == job.numel:
+                    promised.append((job, self.model.tensors[place(job, self.model).name], work.region))
                 if isinstance(work, HostWork):
                     host.append(work)
                 else:
                     works.setdefault(work.region.memory.device, []).append(work)
-        return SwitchPlan(works, host, weighted)
+        return SwitchPlan(works, host, weighted, promised)
 
     def step(self, pack: Loaded) -> tuple[SwitchPlan, dict[str, str]]:
         """Return what a pack by itself does to what the model holds, and the root digests of its tensors afterwards.
@@ -233,7 +259,11 @@ def notes_of(composition: Composition, packs: Sequence[Loaded]) -> list[str]:
 def run_plan(
     choices: Mapping[torch.device, Choice], host: HostEngine, mode: UndoMode, before: Sequence[Saved], plan: SwitchPlan, done: list[Saved]
 ) -> None:
-    """Put back what earlier works replaced and do those of a plan, on each device and on the host; `done` gets what undoes them."""
+    """Put back what earlier works replaced and do those of a plan, on each device and on the host; `done` gets what undoes them.
+
+    Raises:
+        ChecksumError: A tensor is not what its pack promises.
+    """
     on_host = {work.region.key for work in plan.host}
     undo: dict[torch.device, list[Saved]] = {}
     for saved in before:
@@ -245,3 +275,4 @@ def run_plan(
             engine.switch(undo.pop(device, []), plan.works.get(device, ()), mode, done)
     rest = [saved for part in undo.values() for saved in part]
     host.switch([*rest, *(saved for saved in before if saved.region.key in on_host)], plan.host, mode, done)
+    plan.check_promised()

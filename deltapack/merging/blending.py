@@ -208,7 +208,10 @@ def drop_rate_by_chance(terms: Sequence[OwnTerm]) -> float | None:
             continue
         if len(terms) > 1 or not _drops_at_random(term):
             return None
-        out = 1 - (term.term.keep / ALL_KEPT if term.term.index_codec.kept == "random" else term.term.nnz / term.blob.layout.numel)
+        if term.term.index_codec.kept == "random":
+            out = 1 - term.term.keep / ALL_KEPT
+        elif (numel := term.blob.layout.numel) > 0:  # a tensor without elements has had none to drop
+            out = 1 - term.term.nnz / numel
     return out
 
 

@@ -129,13 +129,13 @@ def _merge(request: MergeRequest, out: Path, options: WriteOptions, *, report: b
         stack.enter_context(kernels.working_on(plan.base.tensors.values(), len(plan.packs)))
         plan = replace(plan, composition=as_sums(measure(plan.base, plan.composition, options.workers)))
         said = ["merge", plan.stated_recipe(), plan.stated_choices(request)]
-        notes = plan.notes + _write(plan, out, options, [*plan.paths, *as_paths("packs", request.packs)], said)
+        notes, lost = _write(plan, out, options, [*plan.paths, *as_paths("packs", request.packs)], said)
         jobs = plan.composition.jobs
         nbytes = sum(job.nbytes for job in jobs)
         rows = list(zip(map(str, request.packs), shown_weights(plan), strict=True))
         survey_report = survey(plan, options.workers) if report else None
-        warnings = [*warnings_of(plan), *(survey_report.warnings if survey_report is not None else ())]
-        return MergeReport(out, len(jobs), nbytes, rows, warnings, notes, survey_report)
+        warnings = [*lost, *warnings_of(plan), *(survey_report.warnings if survey_report is not None else ())]
+        return MergeReport(out, len(jobs), nbytes, rows, warnings, [*plan.notes, *notes], survey_report)
 
 
 def refuse_for_packs(out: Path, options: WriteOptions) -> None:
@@ -155,7 +155,7 @@ def refuse_for_packs(out: Path, options: WriteOptions) -> None:
         raise RecipeError("device and backend are for checkpoints: a merged pack copies what the packs hold", path=out)
 
 
-def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path], said: Sequence[object]) -> list[str]:
+def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path], said: Sequence[object]) -> tuple[list[str], list[str]]:
     own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
         about = merged(plan.packs)
@@ -163,4 +163,4 @@ def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path]
     with open_pack_writer(out, force=options.force, inputs=inputs) as writer:
         merged_pack = MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own)
         writer.finish(merged_pack.index())
-    return merged_pack.notes
+    return [], merged_pack.warnings

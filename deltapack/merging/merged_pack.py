@@ -82,7 +82,7 @@ class MergedPack:
         recipe: What the pack says of how it was made.
         options: How tensors are restored.
         own_files: Side files that only the merge has, by name.
-        notes: What `index` has to tell.
+        warnings: What `index` has to tell.
     """
 
     base: Checkpoint
@@ -92,7 +92,7 @@ class MergedPack:
     recipe: Mapping[str, Any]
     options: WriteOptions
     own_files: Mapping[str, bytes]
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def index(self) -> Index:
         """Write all blobs and return the index.
@@ -116,7 +116,7 @@ class MergedPack:
         )
         with closing(restored):
             pairs = [(tensor, self._entry(tensor)) for tensor in restored]
-        self.notes.extend(told_of([tensor for tensor, _ in pairs]))
+        self.warnings.extend(told_of([tensor for tensor, _ in pairs]))
         entries = [entry for _, entry in pairs]
         entries += [Entry(name, "alias", of=of) for name, of in self.composition.aliases.items()]
         entries += self._removed(entries)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from deltapack.checking import as_path
-from deltapack.checkpoint.replace import check_output, check_protected
+from deltapack.checkpoint.replace import check_output
 from deltapack.codecs.exact_entry import ExactTensor
 from deltapack.composing.assets import side_files_bytes
 from deltapack.composing.tensor_job import FromBase, PackTerm, TensorJob
@@ -30,7 +30,7 @@ from deltapack.merging.recipe import MergeRecipe
 from deltapack.merging.request import MergeChoices, MergeRequest
 from deltapack.reports import PreviewReport
 from deltapack.restoring.applying import WriteOptions
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import check_protected, guarded
 from deltapack.sources.remote_path import RemotePath
 
 __all__ = ["preview_merge"]
@@ -111,10 +111,7 @@ def _foreseen(job: TensorJob) -> TensorJob:
 def _check_output(plan: MergePlan, out: Path, force: bool) -> list[str]:
     """Refuse an output that never can be; return what stands in the way of one that is there, for which a plan can still be shown."""
     pack = out.suffix == ".dpk"
-    if not pack:
-        check_protected(out, [plan.base.path, *plan.paths])
-    elif out.exists() and any(out.samefile(path) for path in plan.paths):
-        raise OutputError("the output is one of the inputs", path=out, hint="Choose another name.")
+    check_protected(out, plan.paths if pack else [plan.base.path, *plan.paths])
     try:
         if pack:
             check_pack_output(out, force=force)

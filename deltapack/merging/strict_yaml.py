@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import RecipeError, did_you_mean
-from deltapack.sources.inputs import note_input
 from deltapack.sources.whole import read_small
 
 __all__ = ["Node", "parse_yaml", "read_yaml"]
@@ -106,7 +105,6 @@ def read_yaml(path: Path) -> Node:
     Raises:
         RecipeError: It cannot be read, is not YAML, or uses more of YAML than a recipe may.
     """
-    note_input(path)
     try:
         data = read_small(path, _LARGEST)
     except OSError as error:

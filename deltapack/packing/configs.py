@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
-from deltapack.checkpoint import Checkpoint
-from deltapack.errors import CheckpointError
+__all__ = ["compare_configs"]
 
-__all__ = ["compare_configs", "config_of"]
-
-_MAX_CONFIG = 1 << 22
 _PARTS = ("text_config", "vision_config", "audio_config")
-
-
-def config_of(checkpoint: Checkpoint) -> Mapping[str, object]:
-    """Return the config.json of a checkpoint; empty where it has none, or none that can be read: a pack does not depend on it."""
-    file = checkpoint.side_file("config.json")
-    try:
-        document = json.loads(file.read()) if file is not None and file.size <= _MAX_CONFIG else None
-    except (CheckpointError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def compare_configs(base: Mapping[str, object], finetuned: Mapping[str, object]) -> list[str]:

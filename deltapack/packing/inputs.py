@@ -10,14 +10,13 @@ from pathlib import Path
 from deltapack import kernels
 from deltapack.adapters import adapter_folder, open_adapted
 from deltapack.checking import as_checkpoint, as_count, as_items, as_pair, as_path, as_paths, as_text
-from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, match_names, model_names, open_checkpoint
+from deltapack.checkpoint import Checkpoint, LeftOut, NameMatch, SideFile, config_of, match_names, model_names, open_checkpoint
 from deltapack.checkpoint.rivals import check_chosen
 from deltapack.composing.basecheck import wrong_base
 from deltapack.composing.chain import in_order, open_links, restored_from
 from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import RecipeError
 from deltapack.packing.alike import leaders
-from deltapack.packing.configs import config_of
 from deltapack.packing.planning import DeltaPlan, PackPlan, identity_of, plan_tensor
 from deltapack.packing.proposing import propose_arrangements
 from deltapack.packing.recipe import Recipe

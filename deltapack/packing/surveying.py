@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from deltapack.checkpoint import Checkpoint, NameMatch
+from deltapack.checkpoint import Checkpoint, NameMatch, config_of
 from deltapack.composing.restored import RestoredCheckpoint
 from deltapack.errors import RecipeError
-from deltapack.packing.configs import compare_configs, config_of
+from deltapack.packing.configs import compare_configs
 from deltapack.packing.effects import check_effects
 from deltapack.packing.kinship import (
     Kinship,

@@ -12,7 +12,6 @@ from typing import Any
 
 from deltapack.checking import as_one_file, as_path, as_text
 from deltapack.checkpoint import open_checkpoint
-from deltapack.checkpoint.replace import check_protected
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import copy_side_files
 from deltapack.composing.compose import Composition, compose
@@ -23,7 +22,7 @@ from deltapack.format.atomic import check_absent, claimed, place_durably, tempor
 from deltapack.format.reader import PackReader
 from deltapack.kinds import FOLDER, check_output_name
 from deltapack.sources.hub import NamedBase, find_base, split_revision
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import check_protected, guarded
 
 __all__ = ["METHOD", "FolderReport", "ModelFiles", "model_files", "write_model_folder"]
 
@@ -128,7 +127,8 @@ def model_files(pack: Path, base: str | Path, *, revision: str | None = None) ->
     config = _config(files.get(CONFIG), composition, pack)
     notes = [*notes, *_notes(found, config)]
     config["quantization_config"] = {key: value for key, value in settings.items() if value is not None}
-    files[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    files[CONFIG] = text.encode(errors="backslashreplace")  # half a surrogate pair stays the escape that it was
     return ModelFiles(files, named, found.revision, notes)
 
 

@@ -21,16 +21,18 @@ from deltapack.packs.model_folder import ModelFiles, model_files
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
 from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
 from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
-from deltapack.sources.inputs import guarded, note_input
+from deltapack.sources.inputs import guarded
 from deltapack.sources.whole import read_small
 
-__all__ = ["Contents", "card_of_pack", "contents_of", "model_card"]
+__all__ = ["Contents", "card_of_pack", "contents_of", "model_card", "others_file"]
 
 CONFIG = "config.json"
 NEW = Path("new")
 """In the place of a card: a new one, whatever else there is."""
 _PLACEHOLDER = "ORG/NAME"
 _LARGEST_CARD = 1 << 20
+_LARGEST_OTHERS = 1 << 24
+"""Bytes of a card or config.json of another repository: longer ones are no use, and are taken for none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def contents_of(pack: Path, repo: str, base: str | None) -> Contents:
     made, notes = _model_files(pack, found)
     files = {name: data for name, data in made.files.items() if name != CARD} if made else {}
     readme = found.folder / CARD
-    said = _front_or_nothing(readme.read_bytes()) if readme.is_file() else {}
+    said = _front_or_nothing(others_file(readme) or b"")
     summary = inspect_pack(pack)
     architecture = _architecture(files[CONFIG]) if files else None
     facts = CardFacts(summary, repo, found.repo, found.revision, said, architecture, relation_of(summary.recipe, front))
@@ -194,8 +196,16 @@ def _fetched(repo: str | None, revision: str | None, name: str) -> tuple[bytes |
         hub = hub_library()
         with without_bars(True):
             path = Path(hub.hf_hub_download(repo, name, revision=revision))
-        return path.read_bytes(), path.parent.name
+        return others_file(path), path.parent.name
     return None, None
+
+
+def others_file(path: Path) -> bytes | None:
+    """Return a small file of another repository; none where it is not there, cannot be read, or is too long to be one."""
+    try:
+        return read_small(path, _LARGEST_OTHERS)
+    except OSError:
+        return None
 
 
 def _told_architecture(pack: Path, base: str | None, revision: str | None) -> str | None:
@@ -269,7 +279,6 @@ def _architecture(config: bytes) -> str:
 
 
 def _read(path: Path) -> bytes:
-    note_input(path)
     try:
         return read_small(path, _LARGEST_CARD)
     except OSError as error:

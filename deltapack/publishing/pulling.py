@@ -18,6 +18,7 @@ from deltapack.format.atomic import check_absent, check_free_space, claimed, pla
 from deltapack.format.paths import check_side_name
 from deltapack.limits import DEFAULT_LIMITS
 from deltapack.packs.model_folder import METHOD
+from deltapack.publishing.contents import others_file
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.restoring.verifying import verify
 from deltapack.sources.hub import hub_library, split_revision
@@ -235,8 +236,7 @@ def _choose(listed: Mapping[str, _Listed], settings: Mapping[str, Any], wanted: 
 def _settings(path: Path) -> Mapping[str, Any]:
     """Return what config.json says of the pack; it may be anyone's."""
     try:
-        with writing(path):
-            said = json.loads(path.read_bytes())["quantization_config"]
+        said = json.loads(others_file(path) or b"")["quantization_config"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return said if isinstance(said, dict) and said.get("quant_method") == METHOD else {}

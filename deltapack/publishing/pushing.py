@@ -12,7 +12,7 @@ from deltapack.checking import as_one_file, as_path, as_text
 from deltapack.errors import HubError, OutputError, RecipeError
 from deltapack.format.paths import is_weight_file
 from deltapack.merging.basecard import CARD
-from deltapack.publishing.contents import Contents, card_of_pack, contents_of
+from deltapack.publishing.contents import Contents, card_of_pack, contents_of, others_file
 from deltapack.publishing.hub import SIGNATURE, asking, check_repo, without_bars
 from deltapack.reports import Progress
 from deltapack.restoring.verifying import verify
@@ -200,7 +200,9 @@ def _look(hub: Any, api: Any, repo: str, revision: str | None) -> _There | None:
         except errors.RevisionNotFoundError:
             info, has_branch = api.model_info(repo), False
         names = [file.rfilename for file in info.siblings or ()]
-        card = Path(hub.hf_hub_download(repo, CARD, revision=info.sha)).read_bytes() if CARD in names else None
+        card = others_file(Path(hub.hf_hub_download(repo, CARD, revision=info.sha))) if CARD in names else None
+    if card is None and CARD in names:
+        raise OutputError("the card of the repository is too long to be completed, and would be lost", path=repo, hint="Shorten it.")
     return _There(info.sha, bool(info.private), names, card, has_branch)
 
 

@@ -127,7 +127,7 @@ def apply(
         own = own_metadata(weighted, composition, verify=verify)
         said = ["apply", *(pack.pack_id for pack in (*before, reader)), weight, rescale]
         promise = Promise(weighted, options.dtype, verify)
-        written = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said, promise=promise)
+        written, warnings = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said, promise=promise)
         notes = [*of_rescale(weighted), *written]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
@@ -136,7 +136,8 @@ def apply(
             )
         verified = verify and weighted.is_plain and all(job.digest for job in jobs)
         nbytes = sum(job.nbytes for job in jobs)
-        return ApplyReport(out, len(jobs), nbytes, verified, [*base_ckpt.notes, *composition.notes, *told, *notes], weight_files=same)
+        said_of_all = [*base_ckpt.notes, *composition.notes, *told, *notes]
+        return ApplyReport(out, len(jobs), nbytes, verified, said_of_all, weight_files=same, warnings=warnings)
 
 
 def _links(pack: str | Path | Sequence[str | Path], weight: float, rescale: float | None) -> list[Path]:
@@ -216,8 +217,8 @@ def write_checkpoint(
     files: WeightFiles | None = None,
     said: Sequence[object] = (),
     promise: Promise | None = None,
-) -> list[str]:
-    """Restore every tensor of a composition into a checkpoint; return what the user should be told.
+) -> tuple[list[str], list[str]]:
+    """Restore every tensor of a composition into a checkpoint; return notes, and warnings of results that are of no use.
 
     `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
     tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin. `said`
@@ -246,7 +247,7 @@ def write_checkpoint(
             for tensor in tensors:
                 writer.finished(tensor.job.name, tensor.job.digest if options.verify else "")
                 restored.append(tensor)
-        notes += told_of(restored)
+        warnings = told_of(restored)
         if promise is not None:
             sent = {job.name for job in jobs}  # the others were there, or a store copies them
             left = [job for job in composition.jobs if job.name not in sent]
@@ -265,11 +266,11 @@ def write_checkpoint(
             notes.append(f"{len(writer.there):,} tensors were there, in files that a stopped run had finished: checked, and not made again")
         if isinstance(writer, FileWriter):
             check_intact(base, composition.assets)
-            return [*notes, *not_written(composition, own_files)]
+            return [*notes, *not_written(composition, own_files)], warnings
         side = copy_side_files(base, composition.assets, write_other, verify=options.verify, dtype=options.dtype)
         if promise is not None:
             promise.check_files(beside)
-        return [*notes, *side]
+        return [*notes, *side], warnings
 
 
 def refuse_for_file(out: Path, options: WriteOptions) -> None:

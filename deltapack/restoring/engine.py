@@ -19,7 +19,7 @@ from deltapack.kernels.buffers import Buffers
 from deltapack.kernels.layout import Elements
 from deltapack.reports import Progress
 
-__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "overflow_note", "restore_tensors", "told_of"]
+__all__ = ["Nowhere", "RestoredTensor", "Sink", "check_digests", "overflow_warning", "restore_tensors", "told_of"]
 
 _BATCH = 4 * CHUNK
 """Elements that one task restores, at least; no more are in memory at a time than those of one chunk."""
@@ -173,17 +173,17 @@ class _Work:
 
 def told_of(restored: Sequence[RestoredTensor]) -> list[str]:
     """Return what the user has to know of tensors with elements that became NaN or infinite."""
-    note = overflow_note({tensor.job.name: tensor.overflowed for tensor in restored if tensor.overflowed})
-    return [note] if note else []
+    warning = overflow_warning({tensor.job.name: tensor.overflowed for tensor in restored if tensor.overflowed})
+    return [warning] if warning else []
 
 
-def overflow_note(lost: Mapping[str, int]) -> str:
+def overflow_warning(lost: Mapping[str, int]) -> str:
     """Say which tensors have elements that became NaN or infinite, and how many; the empty string where there are none."""
     if not lost:
         return ""
     more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
     return (
-        f"WARNING: {sum(lost.values()):,} elements became NaN or infinite where base and differences are finite, in {min(lost)!r}{more}: "
+        f"{sum(lost.values()):,} elements became NaN or infinite where base and differences are finite, in {min(lost)!r}{more}: "
         "a weight, lambda or rescale is too large, or the type too small; do not use the result"
     )
 

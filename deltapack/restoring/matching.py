@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltapack.checkpoint import Checkpoint, SideFile, open_checkpoint
+from deltapack.checkpoint.sidefiles import is_training_state
 from deltapack.errors import ModelMismatchError
 from deltapack.format.forms import is_descriptive
 from deltapack.format.identity import content_id, content_of
 from deltapack.format.index import Entry, Index
+from deltapack.format.paths import is_weight_file
 from deltapack.format.reader import PackReader
 from deltapack.limits import OF_THE_USER
 from deltapack.parallel import resolve_workers
@@ -56,7 +59,7 @@ def verify_model(
         _check_tensors(opened, index, reader.path)
         digests = digests_of(opened, count, progress)
         _check_digests(opened, index, digests)
-        files, notes = _files(opened, index, reader.path)
+        files, notes, warnings = _files(opened, index, reader.path)
         found = content_id(fingerprint_of(opened, digests), opened.aliases, opened.folders, files)
         if index.files is None or opened.is_folder:
             _same("the content is another", content_of(index), found, opened)  # what is compared above comes to the same
@@ -74,6 +77,7 @@ def verify_model(
             side_files=len(files or ()),
             weight_files_match=same_heads,
             notes=notes,
+            warnings=warnings,
         )
 
 
@@ -100,12 +104,13 @@ def _check_digests(model: Checkpoint, index: Index, digests: Mapping[str, str]) 
         raise _mismatch(what, model, entries[0].name, entries[0].digest, digests[entries[0].name])
 
 
-def _files(model: Checkpoint, index: Index, pack: Path) -> tuple[dict[str, str] | None, list[str]]:
-    """Compare the side files; return the digests of the model's that count, none where either says nothing of files, and notes."""
-    if index.files is None:
-        return None, ["the pack says nothing of side files: those of the model were not compared"] if model.is_folder else []
+def _files(model: Checkpoint, index: Index, pack: Path) -> tuple[dict[str, str] | None, list[str], list[str]]:
+    """Compare the side files; return the digests of the model's that count, none where either says nothing of files; notes; warnings."""
     if not model.is_folder:
-        return None, ["one file has no side files: tensors alone were compared"]
+        return None, ["one file has no side files: tensors alone were compared"] if index.files is not None else [], []
+    notes, warnings = _left_out(model)
+    if index.files is None:
+        return None, ["the pack says nothing of side files: those of the model were not compared"], warnings
     wanted = {file.name: file.sha256 for file in index.files if not is_descriptive(file.name)}
     there = {file.name: file for file in model.side_files() if not is_descriptive(file.name)}
     there |= {name: file for name in wanted if (file := model.side_file(name)) is not None}
@@ -113,13 +118,21 @@ def _files(model: Checkpoint, index: Index, pack: Path) -> tuple[dict[str, str] 
     found = {name: _sha256(file) for name, file in there.items()}
     for name, sha256 in wanted.items():
         _same(f"the side file {name} is another", sha256, found[name], model)
-    return found, _left_out(model)
+    return found, notes, warnings
 
 
-def _left_out(model: Checkpoint) -> list[str]:
-    """Name what lies in the folder and was not compared, as no pack would hold it: whoever loads the model may read it all the same."""
+def _left_out(model: Checkpoint) -> tuple[list[str], list[str]]:
+    """Name what lies in the folder and was not compared, as no pack would hold it: whoever loads the model may read it all the same.
+
+    Returns:
+        A note, and a warning of weights, which a program may take instead of those that were compared.
+    """
     left = [item.name for item in model.list_side_files(include_code=True, limits=OF_THE_USER, follow_links=True)[1]]
-    return [f"not compared, as packs hold no such files: {_few(left)}"] if left else []
+    weights = [name for name in left if is_weight_file(name) and not is_training_state(os.path.basename(name))]
+    others = [name for name in left if name not in weights]
+    notes = [f"not compared, as packs hold no such files: {_few(others)}"] if others else []
+    what = "weights beside those that were compared, which a program that loads the folder may take instead"
+    return notes, [f"{what}: {_few(weights)}"] if weights else []
 
 
 def _same_heads(model: Checkpoint, index: Index) -> bool:

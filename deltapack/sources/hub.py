@@ -14,11 +14,13 @@ from deltapack.errors import BackendError, DeltapackError, NotACheckpointError, 
 from deltapack.sources.parts import PARTS_INDEX, parts_index_of, whole_packs
 from deltapack.sources.remote_path import RemotePath
 from deltapack.sources.urls import is_url
+from deltapack.sources.whole import read_small
 
 __all__ = ["HubFile", "NamedBase", "fetch_model", "fetch_pack", "find_base", "has_hub", "hub_library", "parse_hub", "split_revision"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_MOST_INDEX = 100_000_000
 _TEXTS = ("*.json",)
 _WEIGHTS = ("*.safetensors",), ("*.bin",)
 """Patterns of weight files, the better ones first: where there are some, the others are not fetched."""
@@ -286,7 +288,7 @@ def _is_whole(folder: Path) -> bool:
         if (folder / single).exists():
             return True
         try:
-            shards = json.loads((folder / index).read_bytes())["weight_map"].values()
+            shards = json.loads(read_small(folder / index, _MOST_INDEX))["weight_map"].values()
             if all((folder / shard).exists() for shard in shards):
                 return True
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-__all__ = ["Identity", "Sent", "Stamp", "key_of", "machine", "stamp_of"]
+__all__ = ["Identity", "Sent", "Stamp", "boot_id", "key_of", "machine", "stamp_of"]
 
 Stamp = tuple[int, int, int]
 """Number, bytes and time of the last change of a file, in nanoseconds: what changes when it is replaced or written anew."""
@@ -92,15 +95,16 @@ class Sent:
 
 
 @cache
+def boot_id() -> str:
+    """Return what names the time between two starts of this machine, as no other machine has; empty where the system has none."""
+    with suppress(OSError, ValueError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return ""
+
+
 def machine() -> str:
     """Return what tells this machine, since it was started, from others; where the system has nothing of the kind, its name."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        import socket  # only where it is asked for
-
-        return socket.gethostname()
+    return boot_id() or socket.gethostname()
 
 
 def _shown(moment: int) -> str:

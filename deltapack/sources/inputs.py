@@ -11,10 +11,11 @@ import functools
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -22,12 +23,24 @@ from deltapack.errors import InputChangedError, OutputError
 from deltapack.sources.identity import Identity, key_of
 from deltapack.sources.remote_path import RemotePath
 
-__all__ = ["changed_here", "check_inputs", "forget_output", "guarded", "note_file", "note_input", "note_named", "reading", "refuse_input"]
+__all__ = [
+    "changed_here",
+    "check_inputs",
+    "check_protected",
+    "forget_output",
+    "guarded",
+    "note_file",
+    "note_input",
+    "note_named",
+    "reading",
+    "refuse_input",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _SMALL = 1 << 16
 """Bytes of a file whose content is compared: settings, lists, recipes. Clocks of file systems may be too coarse to tell writes apart."""
+_HINT = "Inputs are never overwritten; choose another output."
 _DEEPEST, _MOST = 5, 100_000
 """Levels of a folder that is read, and entries, that are looked at for the name of an output that is there."""
 
@@ -61,14 +74,17 @@ class _Noted:
 
 @dataclass
 class _Inputs:
-    """Files by their absolute paths, those of them that no output has been made of yet, and what was named to be read."""
+    """Files by their absolute paths, those of them that no output has been made of yet, what was named to be read, and what was written."""
 
     files: dict[str, _Noted] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
     named: dict[str, Path] = field(default_factory=dict)
+    own: set[str] = field(default_factory=set)
 
     def note(self, path: Path, identity: Identity, *, sealed: bool) -> None:
         name = os.path.abspath(path)
+        if self.is_own(name):
+            return
         known = self.files.get(name)
         if known is not None and name in self.open:
             known.check()  # opened again: what was read of it before and what comes now belong together
@@ -77,6 +93,10 @@ class _Inputs:
         self.files[name] = _Noted(path, identity, sealed, digest)
         self.open.add(name)
 
+    def is_own(self, name: str) -> bool:
+        """Whether this call has written it, as a draft that it reads and may write again."""
+        return any(name == own or name.startswith(own + os.sep) for own in self.own)
+
     def check(self) -> None:
         for name in sorted(self.open):
             self.files[name].check()
@@ -84,6 +104,7 @@ class _Inputs:
 
     def forget(self, path: Path) -> None:
         whole = os.path.abspath(path)
+        self.own.add(whole)
         for name in [name for name in self.files if name == whole or name.startswith(whole + os.sep)]:
             del self.files[name]
             self.open.discard(name)
@@ -154,7 +175,7 @@ def note_named(*paths: Path | None) -> None:
     """Note files and folders that are read: an output takes the place of none of them and of their files, whether opened yet or not."""
     inputs = _READING.get()
     for path in paths:
-        if inputs is not None and path is not None and not isinstance(path, RemotePath):
+        if inputs is not None and path is not None and not isinstance(path, RemotePath) and not inputs.is_own(os.path.abspath(path)):
             inputs.named[os.path.abspath(path)] = path
 
 
@@ -170,7 +191,7 @@ def check_inputs() -> None:
 
 
 def forget_output(path: Path) -> None:
-    """Forget what was read under a name that this call itself has written to."""
+    """Forget what was read under a name that this call itself has written to; what it reads there from now on is its own, and no input."""
     inputs = _READING.get()
     if inputs is not None:
         inputs.forget(path)
@@ -186,15 +207,38 @@ def refuse_input(out: Path) -> None:
     if inputs is None or isinstance(out, RemotePath) or not os.path.exists(out):
         return
     # Of what is gone the number may be another file's by now.
-    keys = {noted.identity.key: noted.path for noted in inputs.files.values() if _key_at(noted.path) == noted.identity.key}
+    keys: dict[tuple[int, int] | None, Path] = {
+        noted.identity.key: noted.path for noted in inputs.files.values() if _key_at(noted.path) == noted.identity.key
+    }
     for named in inputs.named.values():
         for entry in (named, *_entries(named)):
             keys.setdefault(_key_at(entry), entry)
+    keys.pop(None, None)  # links to nothing
     for mine in (out, *(_entries(out) if os.path.isdir(out) else ())):
         path = keys.get(_key_at(mine))
         if path is not None and (mine is out or not os.path.isdir(mine)):
             what = "the output is one of the inputs" if mine is out else "the output holds one of the inputs"
-            raise OutputError(what, path=mine, found=str(path), hint="Inputs are never overwritten; choose another output.")
+            raise OutputError(what, path=mine, found=str(path), hint=_HINT)
+
+
+def check_protected(out: Path, protect: Iterable[Path]) -> None:
+    """Refuse an output that is, holds, or lies in a folder that is read: links, other mounts and spellings do not hide it.
+
+    Raises:
+        OutputError: It does.
+    """
+    if isinstance(out, RemotePath):
+        _check_protected_there(out, protect)
+        return
+    above = _keys_above(out)
+    for path in protect:
+        if isinstance(path, RemotePath):
+            continue
+        same = os.path.realpath(out) == os.path.realpath(path) or (os.path.exists(out) and _key_at(path) == _key_at(out))
+        inside = not same and not above.isdisjoint({_key_at(folder) for folder, _ in _folders(path)})
+        if same or inside or (os.path.isdir(out) and _key_at(out) in _keys_above(path)):
+            where = "is" if same else "lies in" if inside else "holds"
+            raise OutputError(f"the output {where} one of the inputs", path=out, found=str(path), hint=_HINT)
 
 
 def changed_here(path: Path, told: tuple[str, str]) -> InputChangedError:
@@ -203,24 +247,38 @@ def changed_here(path: Path, told: tuple[str, str]) -> InputChangedError:
     return InputChangedError("the file changed while it was read", path=path, expected=told[0], found=told[1], hint=hint)
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder and in those below it, links to folders not followed; a bounded number."""
-    top, count = len(folder.parts), 0
+def _keys_above(path: Path) -> set[tuple[int, int] | None]:
+    """Return the keys of the folders that a path lies in, as it is written and as its links lead."""
+    return {_key_at(folder) for form in (os.path.abspath(path), os.path.realpath(path)) for folder in Path(form).parents} - {None}
+
+
+def _check_protected_there(out: RemotePath, protect: Iterable[Path]) -> None:
+    """Refuse an output in a store that is, holds, or lies in what is read there."""
+    for path in protect:
+        if out.is_relative_to(path) or (isinstance(path, RemotePath) and path.is_relative_to(out)):
+            where = "is" if out == path else "lies in" if out.is_relative_to(path) else "holds"
+            raise OutputError(f"the output {where} one of the inputs", path=out, found=str(path), hint=_HINT)
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, down to a bounded depth, links not followed, each with the names of what is in it."""
+    top = len(folder.parts)
     for where, below, names in os.walk(folder):
         below[:] = sorted(below) if len(Path(where).parts) - top < _DEEPEST else []
-        for name in (*below, *names):
-            count += 1
-            if count > _MOST:
-                return
-            yield Path(where, name)
+        yield Path(where), [*below, *names]
 
 
-def _key_at(path: Path) -> tuple[int, int]:
-    """Return what all names of a file have in common; of one that is gone, what no file has."""
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and in those below it; a bounded number."""
+    return islice((where / name for where, names in _folders(folder) for name in names), _MOST)
+
+
+def _key_at(path: str | Path) -> tuple[int, int] | None:
+    """Return what all names of a file have in common; none of one that is gone."""
     try:
         return key_of(os.stat(path))
     except OSError:
-        return -1, -1
+        return None
 
 
 def _digest(path: Path) -> bytes:

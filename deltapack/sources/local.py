@@ -50,7 +50,7 @@ class LocalFile:
             # Without O_NONBLOCK a pipe that takes the file's place in between would hang here; files do not know the difference.
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
             self.handle = Handle(path, flags)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, UnicodeError) as error:  # or the system can have no such name
             raise faults.missing(path) from error
         except OSError as error:
             raise faults.unfit(path, f"cannot open: {error.strerror or error}") from error

@@ -41,11 +41,13 @@ class Lock:
 
     Attributes:
         owner: Who has it, or had it and was killed; none where nobody has, or the file does not say.
+        is_sure: Whether the system says that somebody has it; else the file alone does.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.owner: Owner | None = None
+        self.is_sure = False
         self._fd, self._held = -1, False
 
     def take(self) -> bool:
@@ -59,7 +61,7 @@ class Lock:
             if self._fd < 0:
                 continue
             got = _try_lock(self._fd)
-            self.owner = None if made else self._said(wait=got is False)
+            self.owner, self.is_sure = None if made else self._said(wait=got is False), got is False
             if got is None and not made and self.owner is not None and self.owner.is_gone():
                 os.unlink(self.path)  # then whoever makes it anew has it, and nobody else
             elif got is False or (got is None and not made):

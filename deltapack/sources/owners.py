@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltapack.sources.identity import boot_id
+
 __all__ = ["Owner", "owner_here", "owner_in"]
 
 _MAX_BYTES = 1 << 16
@@ -40,7 +42,7 @@ class Owner:
         """Whether the process has surely ended; of one of another machine nobody can say, and where processes are not listed."""
         if self.host != socket.gethostname() or os.name != "posix":
             return False
-        if self.boot != _boot():
+        if self.boot != boot_id():
             return bool(self.boot)
         try:
             os.kill(self.pid, 0)
@@ -57,7 +59,7 @@ class Owner:
 
 def owner_here() -> Owner:
     """Return this process, with a lock that it takes now."""
-    return Owner(os.getpid(), socket.gethostname(), _boot(), _started(os.getpid()), time.time())
+    return Owner(os.getpid(), socket.gethostname(), boot_id(), _started(os.getpid()), time.time())
 
 
 def owner_in(fd: int) -> Owner | None:
@@ -68,8 +70,8 @@ def owner_in(fd: int) -> Owner | None:
         pid, host, boot, started, since = (said[name] for name in ("pid", "host", "boot", "started", "since"))
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    known = isinstance(host, str) and isinstance(boot, str) and isinstance(since, (int, float))
-    known = known and all(isinstance(number, int) and 0 <= number < 1 << 62 for number in (pid, started))
+    known = isinstance(host, str) and isinstance(boot, str) and type(since) in (int, float) and 0 <= since < 1 << 40
+    known = known and all(type(number) is int and 0 <= number < 1 << 62 for number in (pid, started))
     return Owner(pid, "".join(c for c in host[:64] if c.isprintable()), boot, started, since) if known and pid else None
 
 
@@ -78,12 +80,6 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"
     return f"{max(0, seconds):.0f} seconds"
-
-
-def _boot() -> str:
-    with suppress(OSError, ValueError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return ""
 
 
 def _started(pid: int) -> int:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from deltapack.forks import forking_lock, forks, in_forked
+from deltapack.forks import FORKS, forking_lock, in_forked
 from deltapack.sources.blocks import BLOCKS, GRAIN
 from deltapack.sources.found import Found
 from deltapack.sources.reading import Faults, read_exactly
@@ -64,7 +64,7 @@ class RemoteFile:
         self._found: Found = found
         self.size, self.version = found.size, found.version
         self._id = next(_IDS)
-        self._lock, self._fork = forking_lock(), forks()
+        self._lock, self._fork = forking_lock(), FORKS[0]
         self._coming: dict[int, tuple[int, Future[bytes]]] = {}
         self._streaks: OrderedDict[int, int] = OrderedDict()
         self._stopped, self._asked = threading.Event(), 0
@@ -85,7 +85,7 @@ class RemoteFile:
             raise self._faults.ended(self.path, end, self.size)
         if self._stopped.is_set():
             raise self._faults.unread(self.path, "the file is closed")
-        if self._fork != forks():
+        if self._fork != FORKS[0]:
             self._begin_anew()
         at = offset
         while at < end:
@@ -102,9 +102,9 @@ class RemoteFile:
     def _begin_anew(self) -> None:
         """Forget requests of the process that was forked, and its connections: they are not this one's."""
         with self._lock:
-            if self._fork != forks():
+            if self._fork != FORKS[0]:
                 self._store = store_of(self._url.scheme)
-                self._coming, self._fork = {}, forks()
+                self._coming, self._fork = {}, FORKS[0]
 
     def _window(self, start: int, stop: int, view: memoryview) -> None:
         """Fill a view with the bytes [start, stop), from memory as far as they are there, and by requests side by side."""

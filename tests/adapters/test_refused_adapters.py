@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from support.adapters import COLUMNS, ROWS, START, WORDS, base_model, lora, merg
 from support.builders import Model, random_tensor, whole, write_file, write_folder
 
 import deltapack
+from deltapack.adapters.settings import read_settings
 from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, LimitError, NotACheckpointError, UnsupportedError
 
 DOWN = lora("layer.down", ROWS, COLUMNS)
@@ -219,3 +221,14 @@ def test_an_adapter_as_base_is_still_none(tmp_path: Path) -> None:
     tuned = write_file(tmp_path / "tuned.safetensors", base_model())
     with pytest.raises(DeltapackError, match="holds an adapter"):
         deltapack.compress(folder, tuned, tmp_path / "x.dpk")
+
+
+def test_settings_for_many_modules(tmp_path: Path) -> None:
+    """Each name is looked up, and each expression understood once: tried one by one, 20,000 of them take minutes."""
+    names = [f"x{number}.y" for number in range(4000)]
+    folder = write_adapter(tmp_path / "adapter", DOWN, modules_to_save=names, rank_pattern={f"a.*{name}": 2 for name in names})
+    settings = read_settings(folder / "adapter_config.json")
+    assert all(isinstance(pattern, re.Pattern) for pattern in settings.ranks) and len(settings.ranks) == 4000
+    assert settings.rank_of("x1") == 4 and settings.rank_of("model.abcx17.y") == 2
+    assert all(settings.is_saved(f"model.{name}.weight") for name in names)
+    assert not any(map(settings.is_saved, ("x1", "x1.y", "x1.z.weight", "ax1.y.weight", "x1.y2.weight")))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -373,6 +375,62 @@ def test_archives_with_something_else(value: object, error: type[DeltapackError]
     (tmp_path / "__0_0.distcp").write_bytes(data)
     parts.stored = {index: _StorageInfo("__0_0.distcp", 0, len(data)) for index in parts.stored}
     with pytest.raises(error, match=text) as caught:
+        open_checkpoint(parts.write(tmp_path))
+    assert caught.value.tensor == "w"
+
+
+def repacked(data: bytes, method: int, change: Callable[[str, bytes], bytes | None]) -> bytes:
+    """An archive of torch once more, with other records."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", method) as new:
+        for name in old.namelist():
+            record = change(name, old.read(name))
+            if record is not None:
+                new.writestr(name, record)
+    return out.getvalue()
+
+
+def in_pickle(before: bytes, after: bytes) -> Callable[[str, bytes], bytes | None]:
+    """Let the pickle of an archive say something else."""
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("data.pkl"):
+            return data
+        assert data.count(before) == 1
+        return data.replace(before, after)
+
+    return change
+
+
+NOT_DENSE = "only plain dense tensors are read: found torch._utils._rebuild_tensor_v2"
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "error", "text"),
+    [
+        (zipfile.ZIP_DEFLATED, lambda name, data: data, UnsupportedError, "a piece is compressed or big-endian"),
+        (
+            zipfile.ZIP_STORED,
+            lambda name, data: b"big" if name.endswith("byteorder") else data,
+            UnsupportedError,
+            "a piece is compressed or big-endian",
+        ),
+        (zipfile.ZIP_STORED, lambda name, data: None if "/data/" in name else data, CheckpointError, "not in its archive"),
+        (zipfile.ZIP_STORED, in_pickle(b"K\x00K\x03K\x04", b"J\xff\xff\xff\xffK\x03K\x04"), UnsupportedError, NOT_DENSE),
+        (zipfile.ZIP_STORED, in_pickle(b"K\x04K\x01\x86", b"K\x04\x85"), UnsupportedError, NOT_DENSE),
+        (zipfile.ZIP_STORED, in_pickle(b"K\x04K\x01\x86", b"NN\x86"), UnsupportedError, NOT_DENSE),
+        (zipfile.ZIP_STORED, in_pickle(b"K\x04K\x01\x86", b"K\x05K\x01\x86"), CheckpointError, "reaches beyond its record"),
+    ],
+    ids=["compressed", "big-endian", "no elements", "before its record", "a stride missing", "strides of nothing", "too far apart"],
+)
+def test_archives_that_lie(
+    method: int, change: Callable[[str, bytes], bytes | None], error: type[DeltapackError], text: str, tmp_path: Path
+) -> None:
+    parts = parts_of(tmp_path, {"w": torch.arange(12.0).reshape(3, 4)}, ranks=1)
+    data = repacked((tmp_path / "__0_0.distcp").read_bytes(), method, change)
+    (tmp_path / "__0_0.distcp").write_bytes(data)
+    parts.stored = {index: _StorageInfo("__0_0.distcp", 0, len(data)) for index in parts.stored}
+    with pytest.raises(error, match=re.escape(text)) as caught:
         open_checkpoint(parts.write(tmp_path))
     assert caught.value.tensor == "w"
 

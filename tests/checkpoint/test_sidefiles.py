@@ -106,7 +106,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     (snapshot / "config.json").symlink_to("../blobs/abc")
     (snapshot / "folder").symlink_to("../elsewhere")
     (snapshot / "broken.json").symlink_to("nowhere")
-    files, left = list_side_files(snapshot)
+    files, left = list_side_files(snapshot, follow_links=True)
     assert [(file.name, file.read()) for file in files] == [("config.json", b"blobs/abc")]
     assert {item.name: item.reason for item in left} == {
         "broken.json": "a broken link",
@@ -117,8 +117,10 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "link.json").symlink_to("config.json")
     files, left = list_side_files(tmp_path)
-    assert (files, [item.name for item in left]) == ([], ["config.json"])
+    why = "not a regular file"  # the link is not broken
+    assert (files, {item.name: item.reason for item in left}) == ([], {"config.json": why, "link.json": why})
 
 
 def test_limits(tmp_path: Path) -> None:

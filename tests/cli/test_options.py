@@ -26,6 +26,7 @@ WRITING: dict[str, tuple[list[str], Changes]] = {
     "no_verify": (["--no-verify"], {"verify": False}),
     "force": (["--force"], {"force": True}),
     "workers": (["--workers", "3"], {"workers": 3}),
+    "resume": (["--resume"], {"resume": True}),
     "device": (["--device", "cuda:1"], {"device": "cuda:1"}),
     "backend": (["--backend", "torch"], {"backend": "torch"}),
     "engine": (["--engine", "ray"], {"engine": "ray"}),

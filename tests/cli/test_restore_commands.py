@@ -25,6 +25,7 @@ DEFAULTS = {
     "engine": "local",
     "address": None,
     "progress": None,
+    "resume": False,
 }
 OPTIONS = shlex.split("--dtype bf16 --max-shard-size 5GB --no-verify --force --workers 3 --weights index --device cuda:1 --backend torch")
 CHOSEN = {
@@ -39,6 +40,7 @@ CHOSEN = {
     "engine": "local",
     "address": None,
     "progress": None,
+    "resume": False,
 }
 
 
@@ -59,6 +61,18 @@ def test_apply_passes_a_chain(run: Run, pair: Pair, stand_in: StandIn, tmp_path:
     assert use_case.args == (pair.base, (pair.pack, pair.pack), out)
     assert f"there already  {out}\n" in result.stdout and "Note: nothing was written\n" in result.stdout
     assert json.loads(run("apply", pair.base, pair.pack, pair.pack, "-o", out, "--json").stdout)["written"] is False
+
+
+def test_a_result_that_is_of_no_use_is_told_when_quiet(run: Run, pair: Pair, tmp_path: Path) -> None:
+    for call in (
+        ("apply", pair.base, pair.pack, "-o", tmp_path / "out", "--weight", "1e12", "--dtype", "f16"),
+        ("merge", pair.base, pair.pack, "-o", tmp_path / "merged", "--weight", "1e12", "--dtype", "f16"),
+    ):
+        loud, quiet = run(*call), run(*call, "--quiet", "--force")
+        assert loud.exit_code == quiet.exit_code == 0, loud.stderr + quiet.stderr
+        for result in (loud, quiet):
+            assert "Warning: " in result.stderr and "became NaN or infinite" in result.stderr
+            assert "became NaN" not in result.stdout
 
 
 def test_a_chain_takes_no_weight(run: Run, pair: Pair, tmp_path: Path) -> None:
@@ -127,7 +141,7 @@ def test_json(run: Run, pair: Pair, stand_in: StandIn, tmp_path: Path) -> None:
     stand_in("apply", ApplyReport(out, 3, 4096, True, ["n"]))
     document = json.loads(run("apply", pair.base, pair.pack, "-o", out, "--json").stdout)
     counted = {"tensors": 3, "tensor_bytes": 4096, "weight_files": 0}
-    assert document == {"out": str(out), **counted, "verified": True, "notes": ["n"], "written": True}
+    assert document == {"out": str(out), **counted, "verified": True, "notes": ["n"], "written": True, "warnings": []}
     stand_in("merge", MergeReport(out, 3, 4096, [("a.dpk", 0.5)], ["w"]))
     result = run("merge", pair.base, pair.pack, "-o", out, "--json")
     assert (json.loads(result.stdout)["weights"], result.stderr) == ([["a.dpk", 0.5]], "")

@@ -59,6 +59,9 @@ def test_swapped_arguments_are_told(run: Run, pair: Pair, tmp_path: Path) -> Non
     out = ["-o", tmp_path / "out"]
     refused(run("apply", pair.pack, pair.base, *out), f"changed places: give '{pair.base}' before '{pair.pack}'")
     refused(run("apply", pair.finetuned, pair.base, *out), "Where a base is given, too, it comes before the pack.")
+    for command in (["verify", pair.base], ["verify", pair.base, pair.pack], ["card", pair.base]):
+        refused(run(*command), "is a folder, and a pack is a .dpk file. A base is named by --base.")
+    assert "base" not in run("inspect", tmp_path).stderr.partition("a pack is a .dpk file.")[2]
     weights = pair.base / "model.safetensors"
     refused(run("apply", pair.pack, weights, *out), "this is a deltapack pack, not a checkpoint", "swapped", code=5)
     for command in (["inspect", weights], ["verify", weights], ["apply", pair.base, weights, *out], ["merge", pair.base, weights, *out]):

@@ -10,6 +10,18 @@ from support.commands import Pair, Run
 import deltapack
 
 
+def test_weights_that_were_not_compared_are_warned_of(run: Run, pair: Pair, tmp_path: Path) -> None:
+    """A program may take them instead; a state of training is none."""
+    assert run("apply", pair.base, pair.pack, "-o", tmp_path / "out").exit_code == 0
+    for name in ("pytorch_model.bin", "optimizer.pt", "a.sig", "b.sig", "c.sig", ".hidden"):
+        (tmp_path / "out" / name).write_bytes(b"x")
+    for options in ((), ("--quiet",)):
+        done = run("verify", pair.pack, "--model", tmp_path / "out", *options)
+        assert done.exit_code == 0 and done.stderr.startswith("Warning: weights beside those that were compared")
+        assert "'pytorch_model.bin'" in done.stderr and "optimizer" not in done.stderr
+        assert ("not compared, as packs hold no such files: " in done.stdout) == (not options)
+
+
 def test_a_model_that_came_whole(run: Run, pair: Pair, tmp_path: Path) -> None:
     deltapack.apply(pair.base, pair.pack, tmp_path / "out")
     done = run("verify", pair.pack, "--model", tmp_path / "out")

@@ -134,6 +134,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_written_into_an_input(call: str, tmp_path: Path) -> None:
     pack = make(tmp_path)
     before = read_folder(tmp_path)
-    with pytest.raises(OutputError, match=r"base/new: the output lies in an input: found .*base\. Inputs are never overwritten"):
+    with pytest.raises(OutputError, match=r"base/new: the output lies in one of the inputs: found .*base\. Inputs are never overwritten"):
         getattr(deltapack, call)(pack, tmp_path / "base", tmp_path / "base" / "new", **({"rank": 2} if call == "export_adapter" else {}))
     assert read_folder(tmp_path) == before

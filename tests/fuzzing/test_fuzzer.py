@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 
 from deltapack.errors import FormatError
 from fuzz import watching
+from fuzz.__main__ import main
 from fuzz.bundles import Bundle, decode, encode
 from fuzz.engine import Kept, run
 from fuzz.interpreting import OutOfBounds, check_addresses
@@ -40,6 +43,34 @@ def fault_of(act: Callable[[Scratch], object]) -> str:
 
     with Runner(target_of(check)) as runner:
         return runner.run({"a": b"seed", "b/c": b""}).fault
+
+
+def test_several_targets_are_bounded_one_after_another() -> None:
+    """Each by what the process has by then; a limit that the system has set stays."""
+    code = """
+import resource, sys
+from fuzz.watching import bound_memory
+hard = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY if hard < 0 else hard, hard))
+limits = []
+for _ in range(2):
+    bound_memory()
+    limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    held = bytearray(1 << 28)
+print(*limits)
+"""
+    for hard in (-1, 4 << 30):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(hard)], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        )
+        first, second = map(int, done.stdout.split())
+        assert (first < second) if hard < 0 else (first == second == hard)
+
+
+def test_a_file_to_replay_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["pack", "--replay", str(tmp_path / "none")])
+    assert "there is no file" in capsys.readouterr().err
 
 
 def test_packs_come_together_as_they_were() -> None:

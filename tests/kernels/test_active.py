@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from support.backends import load
 
 from deltapack.errors import BackendError
-from deltapack.kernels import LITTLE, active, choice, fastest, reference, working_on
+from deltapack.kernels import LITTLE, active, choice, reference, working_on
 from deltapack.kernels.choice import LOOPS
 
 
@@ -30,9 +30,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that has computed nothing yet."""
     monkeypatch.delenv(LOOPS, raising=False)
     monkeypatch.setattr(choice, "_past", [0])
-    fastest.cache_clear()
+    choice._loaded.cache_clear()
     yield
-    fastest.cache_clear()
+    choice._loaded.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")

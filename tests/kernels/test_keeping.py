@@ -169,6 +169,24 @@ def test_a_numba_that_cannot_be_imported(error: str, filled: tuple[Path, str], t
     assert done.stderr.count("LoopsWarning") == 1 and f"numba cannot be imported ({'' if error == 'ImportError' else error}" in done.stderr
 
 
+def test_threads_that_find_no_numba_say_so_once(tmp_path: Path) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("import time\ntime.sleep(0.5)\nraise ImportError('gone')\n")
+    code = """
+from threading import Barrier, Thread
+from deltapack import kernels
+together = Barrier(8)
+threads = [Thread(target=lambda: (together.wait(), kernels.fastest())) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PYTHONWARNINGS": "always"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stderr.count("LoopsWarning") == 1 and "numba cannot be imported (gone)" in done.stderr
+
+
 def test_a_numba_that_does_not_compile(filled: tuple[Path, str], tmp_path: Path) -> None:
     done = child(tmp_path / "cache", NUMBA_DISABLE_JIT="1")
     assert (done.returncode, done.stdout) == (0, filled[1].replace("cpu", "reference"))

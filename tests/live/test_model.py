@@ -17,8 +17,10 @@ from support.fixtures import Merged, PackOf
 from support.interpreting import DEVICE
 
 import deltapack
+from deltapack.analysis.retuning import retuned_entries, write_retuned
 from deltapack.device.model_tensors import Slice
 from deltapack.errors import BackendError, BaseMismatchError, ChecksumError, FormatError, RecipeError, UnsupportedError
+from deltapack.format.reader import PackReader
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +160,27 @@ def test_random_steps_end_with_the_bits_of_the_base(pack_of: PackOf, merged: Mer
             if step % 50 == 0 and chosen:
                 assert holds(state, merged(chosen, weights=list(weights.values())))
     live.close()
+    assert holds(state, base)
+
+
+def test_a_draft_is_activated_without_its_digests(family: tuple[Model, list[Path]], tmp_path: Path) -> None:
+    """As `tune` measures packs whose factors it tries, and whose digests are those of other factors."""
+    base, (one, two, _) = family
+    draft = tmp_path / "draft.dpk"
+    with PackReader(one) as reader:
+        write_retuned(reader, retuned_entries(reader.index, lambda entry: 0.5, factors=False), draft)
+    state = state_of(base)
+    live = deltapack.attach(state)
+    with pytest.raises(ChecksumError):
+        live.activate(draft)
+    assert holds(state, base) and live.current == {}
+    live.activate(draft, verify=False)
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    assert not holds(state, base)
+    with live.activate(two):
+        pass
+    assert live.current == {str(draft): 1.0} and all(torch.equal(state[name], tensor) for name, tensor in changed.items())
+    live.deactivate()
     assert holds(state, base)
 
 

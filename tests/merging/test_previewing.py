@@ -97,7 +97,7 @@ def test_what_it_refuses(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.Mo
     cases: list[tuple[dict[str, Any], type[DeltapackError], str]] = [
         ({"packs": packs}, MergeConflictError, "'head': packs disagree"),
         ({"packs": []}, RecipeError, "nothing to merge"),
-        ({"out": tmp_path / "base.safetensors", "force": True}, OutputError, "the output is an input"),
+        ({"out": tmp_path / "base.safetensors", "force": True}, OutputError, "the output is one of the inputs"),
         ({"out": one[0], "force": True}, OutputError, "the output is one of the inputs"),
         ({"out": tmp_path / "out.dpk", "dtype": "bf16"}, RecipeError, "dtype and max_shard_size are for checkpoints"),
         ({"out": tmp_path / "out.dpk", "device": "cpu"}, RecipeError, "device and backend are for checkpoints"),

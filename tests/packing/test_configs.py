@@ -10,9 +10,8 @@ import pytest
 from support.builders import random_tensor, tuned_model, write_folder
 
 import deltapack
-from deltapack.checkpoint import open_checkpoint
 from deltapack.checkpoint.sidefiles import LeftOut
-from deltapack.packing.configs import compare_configs, config_of
+from deltapack.packing.configs import compare_configs
 from deltapack.packing.report import left_out_notes
 
 BASE = {"a": random_tensor(1, (40, 30))}
@@ -42,16 +41,6 @@ BASE = {"a": random_tensor(1, (40, 30))}
 def test_kinds_of_models_are_compared(base: dict[str, Any], finetuned: dict[str, Any], words: str | None) -> None:
     found = compare_configs(base, finetuned)
     assert (found == []) if words is None else (len(found) == 1 and words in found[0])
-
-
-@pytest.mark.parametrize("text", [None, "", "[]", "{", "[" * 100_000, "\xff"])
-def test_a_config_that_cannot_be_read_says_nothing(text: str | None, tmp_path: Path) -> None:
-    write_folder(tmp_path / "m", BASE)
-    (tmp_path / "m" / "config.json").unlink()
-    if text is not None:
-        (tmp_path / "m" / "config.json").write_bytes(text.encode("latin-1"))
-    with open_checkpoint(tmp_path / "m") as checkpoint:
-        assert config_of(checkpoint) == {}
 
 
 def test_compress_names_both(tmp_path: Path) -> None:

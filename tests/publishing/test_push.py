@@ -382,3 +382,13 @@ def test_a_signature_goes_along_and_comes_along(filled: Hub, pair: Pair, tmp_pat
     assert not (tmp_path / "got" / "other.dpk.sig").exists()
     deltapack.pull("me/math", tmp_path / "alone.dpk")
     assert sorted(path.name for path in tmp_path.glob("alone*")) == ["alone.dpk"]
+
+
+def test_cards_and_configs_of_others_without_end(filled: Hub, pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The base's card is taken for none, one of the repository is not lost, and config.json of what is pulled says nothing."""
+    push(pair)
+    monkeypatch.setattr("deltapack.publishing.contents._LARGEST_OTHERS", 40)
+    assert "apache-2.0" not in deltapack.model_card(pair.pack, base="org/base")
+    with pytest.raises(OutputError, match="the card of the repository is too long"):
+        push(pair)
+    assert deltapack.pull("me/math", tmp_path / "pulled").base is None

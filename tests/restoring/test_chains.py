@@ -168,7 +168,7 @@ def test_siblings_are_for_merge(steps: Steps, tmp_path: Path) -> None:
 def test_packs_are_protected(steps: Steps, tmp_path: Path) -> None:
     (tmp_path / "packs").mkdir()
     packs = [Path(shutil.copy(pack, tmp_path / "packs")) for pack in steps.packs]
-    with pytest.raises(OutputError, match="holds an input"):
+    with pytest.raises(OutputError, match="holds one of the inputs"):
         deltapack.apply(steps.base, packs, tmp_path / "packs", force=True)
     assert all(pack.exists() for pack in packs)
 

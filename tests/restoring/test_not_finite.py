@@ -40,13 +40,13 @@ def test_a_weight_that_is_too_large_is_told_by_all_who_take_one(pair: tuple[Path
         report = deltapack.apply(base, pack, out, force=True, **options)  # type: ignore[arg-type]
         lost = count(out)
         if lost:
-            assert any(note.startswith(f"WARNING: {lost:,} {TOLD}") for note in report.notes)
-        assert told(report.notes) == bool(lost)
-    assert not told(deltapack.apply(base, pack, out, force=True, weight=2.5).notes)
+            assert any(note.startswith(f"{lost:,} {TOLD}") for note in report.warnings)
+        assert told(report.warnings) == bool(lost)
+    assert not told(deltapack.apply(base, pack, out, force=True, weight=2.5).warnings)
     for method, parameters in (("linear", None), ("ties", {"lambda": 1.0})):
         packs, weights = [pack, pack], [2e38, 2e38]
         report = deltapack.merge(base, packs, out, weights=weights, method=method, parameters=parameters, force=True)  # type: ignore[assignment]
-        assert told(report.notes) == bool(count(out))
+        assert told(report.warnings) == bool(count(out))
 
 
 def test_a_merged_pack_tells_what_its_result_lost(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_merged_pack_tells_what_its_result_lost(tmp_path: Path) -> None:
     deltapack.compress(base, tuned, tmp_path / "p.dpk", recipe=DARE)
     merged = deltapack.merge(base, [tmp_path / "p.dpk"], tmp_path / "m.dpk", weights=[1e8])
     deltapack.apply(base, tmp_path / "m.dpk", tmp_path / "out.safetensors")
-    assert any(note.startswith(f"WARNING: {count(tmp_path / 'out.safetensors'):,} {TOLD}") for note in merged.notes)
+    assert any(note.startswith(f"{count(tmp_path / 'out.safetensors'):,} {TOLD}") for note in merged.warnings)
 
 
 def test_a_type_that_is_too_small_is_told(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_type_that_is_too_small_is_told(tmp_path: Path) -> None:
     tuned = write_file(tmp_path / "tuned.safetensors", {"w": cast(values, "bf16"), "v": cast(values[:1] + 1, "bf16")})
     deltapack.compress(base, tuned, tmp_path / "p.dpk", allow_unrelated=True)
     report = deltapack.apply(base, tmp_path / "p.dpk", tmp_path / "out.safetensors", dtype="f16")
-    assert any(note.startswith(f"WARNING: 2 {TOLD}") for note in report.notes)
-    assert not told(deltapack.apply(base, tmp_path / "p.dpk", tmp_path / "same.safetensors", dtype="f32").notes)
+    assert any(note.startswith(f"2 {TOLD}") for note in report.warnings)
+    assert not told(deltapack.apply(base, tmp_path / "p.dpk", tmp_path / "same.safetensors", dtype="f32").warnings)
 
 
 def test_a_result_that_the_pack_promises_is_no_news(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_result_that_the_pack_promises_is_no_news(tmp_path: Path) -> None:
     tuned = write_file(tmp_path / "tuned.safetensors", {"w": cast(np.array([1.0, np.inf, np.nan]), "f32")})
     deltapack.compress(base, tuned, tmp_path / "p.dpk", recipe=deltapack.Recipe(exact=True), allow_unrelated=True)
     for weight in (1.0, 0.5):
-        assert not told(deltapack.apply(base, tmp_path / "p.dpk", tmp_path / f"{weight}.safetensors", weight=weight).notes)
+        assert not told(deltapack.apply(base, tmp_path / "p.dpk", tmp_path / f"{weight}.safetensors", weight=weight).warnings)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from click.testing import CliRunner, Result
 from support.builders import moved, random_tensor, read_folder, whole, write_folder
 
 import deltapack
+from deltapack.checkpoint import open_checkpoint
+from deltapack.checkpoint.going_on import state_of
 from deltapack.checkpoint.journal import file_digest, journaled
 from deltapack.checkpoint.layout import NewTensor, Shard
 from deltapack.checkpoint.manifest import JOURNAL
@@ -165,6 +168,21 @@ def test_another_run_is_not_gone_on_with(
     assert read_folder(out) == read_folder(tmp_path / "expected")
 
 
+def test_a_base_is_the_same_when_its_disk_has_another_number(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it may have when the machine was started again, which is when one goes on."""
+    stat = Path.stat
+
+    def mounted_again(path: Path) -> SimpleNamespace:
+        found = stat(path)
+        fields = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**{**fields, "st_dev": found.st_dev + 1, "st_ino": found.st_ino + 1})
+
+    with open_checkpoint(model / "base") as base:
+        before = state_of(base)
+        monkeypatch.setattr(Path, "stat", mounted_again)
+        assert state_of(base) == before
+
+
 def damage(path: Path, how: str) -> None:
     if how == "a bit":
         data = bytearray(path.read_bytes())
@@ -267,6 +285,17 @@ def test_a_full_disk_is_no_reason_to_begin_anew(model: Path, tmp_path: Path, mon
     assert resumed(apply, model, out)[0] == 2 and read_folder(out) == read_folder(model / "whole")
 
 
+def test_a_link_is_no_folder_to_go_on_in(model: Path, tmp_path: Path) -> None:
+    kill_after(5, apply, model, tmp_path / "out")
+    there = unfinished(tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    os.rename(there, tmp_path / "elsewhere/folder")
+    (tmp_path / "elsewhere/folder/mine").write_text("mine")
+    there.symlink_to("elsewhere/folder")
+    assert resumed(apply, model, tmp_path / "out")[0] == SHARDS
+    assert (tmp_path / "elsewhere/folder/mine").read_text() == "mine" and not (tmp_path / "out").is_symlink()
+
+
 def test_in_place_of_an_old_one(model: Path, tmp_path: Path) -> None:
     """With force, as ever: the old folder is whole until the new one is."""
     out = tmp_path / "out"
@@ -354,3 +383,39 @@ def test_commands(model: Path, tmp_path: Path) -> None:
     done = run("merge", model / "base", *packs, "-o", tmp_path / "both", "--weight", "0.5", "--max-shard-size", "45kB", "--resume")
     assert done.exit_code == 0 and "5 tensors were there, in files that a stopped run had finished" in done.output
     assert read_folder(tmp_path / "both") == read_folder(model / "merged")
+
+
+@pytest.mark.parametrize("size", ["Infinity", "1e400", "true", "[]"])
+def test_a_list_with_a_size_that_is_none(size: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kill_after(2, apply, model, out)
+    journal = unfinished(out) / JOURNAL
+    head, row, *rest = journal.read_text().splitlines()
+    said = json.loads(row)
+    journal.write_text("\n".join([head, row.replace(f'"size": {said["size"]}', f'"size": {size}'), *rest]) + "\n")
+    apply(model, out, resume=True)
+    assert read_folder(out) == read_folder(model / "whole")
+
+
+def test_what_else_lies_in_an_unfinished_folder_goes(model: Path, tmp_path: Path) -> None:
+    """Pipes are not waited for, folders do not stay, links are not followed."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    kill_after(2, apply, model, out)
+    folder = unfinished(out)
+    last = max(folder.glob("*.safetensors"))
+    last.unlink()
+    last.mkdir()
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "file").write_text("x")
+    elsewhere.write_text("mine")
+    (folder / f"{JOURNAL}.new").symlink_to(elsewhere)
+    os.mkfifo(folder / "pipe")
+    apply(model, out, resume=True)
+    assert read_folder(out) == read_folder(model / "whole") and not (out / "deep").exists()
+    assert elsewhere.read_text() == "mine"
+    kill_after(2, apply, model, tmp_path / "piped")
+    journal = unfinished(tmp_path / "piped") / JOURNAL
+    journal.unlink()
+    os.mkfifo(journal)
+    apply(model, tmp_path / "piped", resume=True)
+    assert read_folder(tmp_path / "piped") == read_folder(model / "whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -149,7 +150,16 @@ def test_owners_are_told_apart() -> None:
     assert ages == ["5 seconds ago", "5 minutes ago", "13 hours ago", "5 days ago"]
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{}", "{", "[" * 100_000, '{"pid": true}', json.dumps({**vars(owner_here()), "host": 1})])
+OWNER = vars(owner_here())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("", "[]", "{}", "{", "[" * 100_000, '{"pid": true}', json.dumps({**OWNER, "host": 1})),
+        *(json.dumps({**OWNER, "since": since}) for since in (10**400, -1, math.nan, math.inf, -math.inf)),
+    ],
+)
 def test_a_lock_that_does_not_say_whose_it_is(said: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(said)
     with (tmp_path / "lock").open("rb") as file:
@@ -193,6 +203,14 @@ def test_file_systems_without_locks(whose: str, tmp_path: Path, monkeypatch: pyt
     with claimed(tmp_path / "new"), pytest.raises(OutputError, match="another run"), claimed(tmp_path / "new"):
         raise AssertionError("twice")
     assert not (tmp_path / ".new.deltapack.lock").exists()
+
+
+def test_nobody_is_told_to_remove_a_lock_of_the_system(tmp_path: Path) -> None:
+    """It ends with its process; who removes the file lets two runs write."""
+    pytest.importorskip("fcntl")
+    with claimed(tmp_path / "out"), pytest.raises(OutputError, match="another run writes") as told, claimed(tmp_path / "out"):
+        raise AssertionError("twice")
+    assert told.value.hint == "Wait for it, or choose another output."
 
 
 def test_a_lock_that_is_no_file(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_bad_places(s3: Any, here: Path) -> None:
     with pytest.raises(RecipeError, match="deltapack push"):
         deltapack.compress(here / "base", here / "tuned", "hf://org/name")
     deltapack.apply(here / "base", here / "here.dpk", "s3://models/out")
-    with pytest.raises(OutputError, match="the output lies in an input"):
+    with pytest.raises(OutputError, match="the output lies in one of the inputs"):
         deltapack.apply("s3://models/out", here / "here.dpk", "s3://models/out/sub")
 
 

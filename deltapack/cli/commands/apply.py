@@ -97,7 +97,8 @@ def command(
         ]
         fields[2:2] = weight_files_field(report.weight_files)
         print_fields(fields)
-        print_notes(report.notes)
+    if not as_json:
+        print_notes([] if quiet else report.notes, report.warnings)
 
 
 def _chain(base: Path, packs: tuple[Path, ...], step: int | None) -> AbstractContextManager[tuple[Path, Sequence[Path]]]:

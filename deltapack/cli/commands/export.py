@@ -138,6 +138,6 @@ class _Call:
             limit, dtype = given.max_shard_size, given.dtype
             if to == "torch":
                 files = deltapack.export_torch(pack, base, out, dtype=dtype, max_shard_size=limit, workers=workers, progress=progress)
-                return _Made(files, lambda: print_torch(files), files.notes)
+                return _Made(files, lambda: print_torch(files), files.notes, files.warnings)
             full = deltapack.export_full(pack, base, out, dtype=dtype, max_shard_size=limit, workers=workers, progress=progress)
-            return _Made(full, lambda: print_full(full), full.notes)
+            return _Made(full, lambda: print_full(full), full.notes, full.warnings)

@@ -58,7 +58,9 @@ def command(
         print_json(report.to_json() | ({} if matched is None else {"model": matched.to_json()}))
     elif not quiet:
         print_fields(_fields(report, matched))
-        print_notes([*report.notes, *(matched.notes if matched is not None else ())], [])
+        print_notes([*report.notes, *(matched.notes if matched is not None else ())])
+    if not as_json and matched is not None:
+        print_notes([], matched.warnings)
 
 
 def _fields(report: VerifyReport, matched: deltapack.ModelReport | None) -> list[tuple[str, str]]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
+import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.laws import SHARE
+from support.together import at_once
 
 import deltapack
 
 transformers = pytest.importorskip("transformers")
-EXAMPLE = Path(__file__).parents[1] / "examples" / "serve.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "serve.py"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,51 @@ def test_concurrent_clients_get_what_the_checkpoints_say(family: Path, served: t
     with ThreadPoolExecutor(8) as clients:
         assert all(clients.map(ask, requests))
     assert 3 <= scheduler.switches < len(requests)
+
+
+def test_under_load(family: Path, served: tuple[int, Any], tried: Counter[str]) -> None:
+    """Many clients, many mixes, bad requests and clients that hang up: every answer is that of one set of packs, the one it names."""
+    port, scheduler = served
+    weights = [None, "math", "code", *({"math": a, "code": b} for a in (0.5, -0.5, 1.0) for b in (0.25, 1.0))]
+    prompt, wanted = [[3, 1, 4]], []
+    model = transformers.AutoModelForCausalLM.from_pretrained(family / "base")
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for number, mix in enumerate(weights):
+        given = {} if mix is None else {mix: 1.0} if isinstance(mix, str) else mix
+        if given:
+            out = family / f"load-{number}"
+            deltapack.merge(family / "base", [family / f"{name}.dpk" for name in given], out, weights=[*given.values()], force=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(out)
+        rows = torch.tensor(prompt)
+        found = model.generate(rows, attention_mask=torch.ones_like(rows), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        wanted.append(found.tolist())
+    assert len({str(row) for row in wanted}) > 4
+
+    def client(seed: int) -> Counter[str]:
+        rng, seen = random.Random(seed), Counter[str]()
+        for _ in range(max(3, round(25 * SHARE))):
+            what = rng.random()
+            if what < 0.1:
+                with socket.create_connection(("127.0.0.1", port)) as line:
+                    line.sendall(b"POST /generate HTTP/1.1\r\nContent-Length: 40\r\n\r\n" + b'{"ids": [[1]]}'[: rng.randrange(15)])
+                seen["clients of the serving example that hung up"] += 1
+            elif what < 0.2:
+                assert post(port, {"pack": "none", "ids": prompt})[0] == 400
+                seen["bad requests to the serving example, refused"] += 1
+            else:
+                number = rng.randrange(len(weights))
+                answer = post(port, {"pack": weights[number], "ids": prompt, "new_tokens": 6})
+                assert answer == (200, {"ids": wanted[number]}), (weights[number], answer)
+                seen["answers of the serving example, each of the packs that it named"] += 1
+        return seen
+
+    for result in at_once([partial(client, seed) for seed in range(16)]):
+        if isinstance(result, BaseException):
+            raise result
+        tried.update(result)
+    tried["switches of packs under that load"] += scheduler.switches
+    scheduler._live.deactivate()
+    assert all(torch.equal(parameter, base[name]) for name, parameter in scheduler._model.named_parameters())
 
 
 def test_bad_requests_are_answered(served: tuple[int, Any]) -> None:
