@@ -95,12 +95,15 @@ def parse_torch_file(file: Readable, limits: Limits = DEFAULT_LIMITS) -> ParsedF
 
 def _load_structure(torch: Any, file: Readable, data_pkl: bytes, spans: Mapping[str, tuple[int, int]]) -> object:
     """Unpickle with torch's restricted unpickler; every storage is a `meta` one that knows its record."""
+    known = dict[object, tuple[object, int]]()
 
     def persistent_load(pid: tuple[Any, ...]) -> object:
         kind, storage_type, key, _location, numel = pid
         dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
         if kind != "storage" or type(numel) is not int or not 0 <= numel * dtype.itemsize <= spans[key][1]:
             raise pickle.UnpicklingError(f"storage {key!r} does not fit its record")
+        if known.setdefault(key, (dtype, numel)) != (dtype, numel):  # torch would take the first, whatever the others say
+            raise pickle.UnpicklingError(f"storage {key!r} is of two types or sizes")
         storage = torch.UntypedStorage(numel * dtype.itemsize, device="meta")
         setattr(storage, _KEY, key)
         return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)

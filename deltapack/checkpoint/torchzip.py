@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ _LOCAL_HEADER, _WINDOW, _WORD = 30, 4096, 16
 _TIMES, _SLACK = 64, 1 << 20
 """How many times its own size a file may unfold to, and how many bytes besides. Weights that are compressed shrink by half."""
 
-_BAD_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, struct.error)
+_BAD_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def read_data_pkl(file: Readable, limits: Limits) -> bytes:
 
 def _pickle_of(file: Readable, entries: Sequence[zipfile.ZipInfo], limits: Limits) -> zipfile.ZipInfo:
     """Return the one record that says which tensors an archive holds."""
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        raise CheckpointError("a record is compressed in a way that torch does not know", path=file.path)
     pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1 or pickles[0].filename.count("/") > 1:
         raise NotACheckpointError("a zip archive, but no PyTorch state dict: no single data.pkl", path=file.path, hint=NOT_PLAIN)
