@@ -10,7 +10,7 @@ is a fork that runs those tests alone which reach its function, those of the mir
 fails.
 
 Not mutated: code outside of functions, decorated functions (mutmut leaves these alone), and texts with a space in them, which are for
-people.
+people. What only other tests reach is `unreached`, what hangs or dies is `stopped`.
 """
 
 from __future__ import annotations
@@ -165,14 +165,18 @@ class Runner:
         child = os.fork()
         if child == 0:
             os.environ["MUTANT_UNDER_TEST"] = mutant.name
-            resource.setrlimit(resource.RLIMIT_CPU, (int(self.seconds), int(self.seconds)))
+            hangs = int(3 * self.seconds + 5)
+            resource.setrlimit(resource.RLIMIT_CPU, (hangs, hangs))
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             self.failed.clear()
+            end = time.process_time() + self.seconds
             for item, following in zip(items, [*items[1:], None], strict=True):
                 item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
                 if self.failed:
                     os.write(writing, self.failed[0].encode())
                     os._exit(1)
+                if time.process_time() > end:
+                    break
             os._exit(0)
         os.close(writing)
         status = _wait(child, 20 * self.seconds)
@@ -199,7 +203,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400, help="how many mutants, over both rooms")
     parser.add_argument("--seed", type=int, default=15, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose names hold this")
-    parser.add_argument("--seconds", type=float, default=20, help="of CPU for each; a mutant that takes more counts as found")
+    parser.add_argument("--seconds", type=float, default=20, help="of CPU for each: so long tests are run; one that hangs is noticed")
     parser.add_argument("--work", type=Path, default=ROOT / "build/mutants", help="where the copy goes; `reached.json` there is used again")
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
     options, given = parser.parse_known_args()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -32,6 +34,7 @@ VECTORS = ROOT / "tests" / "vectors"
 VALID = sorted(path.stem for path in VECTORS.glob("v1-ok-*.dpk"))
 INVALID: dict[str, dict[str, Any]] = json.loads((VECTORS / "invalid.json").read_text("utf-8"))["vectors"]
 BASE_FILES = {name: bytes.fromhex(text) for name, text in json.loads((VECTORS / "base_files.json").read_text("utf-8"))["files"].items()}
+TOLD = ROOT / "tests" / "refusals.json"
 GROUPS = sorted(path.name for path in VECTORS.glob("v1-several-*.json"))
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
@@ -144,6 +147,21 @@ def _in_header(dtype: str) -> str:
     return found.safetensors
 
 
+def check_told(pack: Path, error: deltapack.DeltapackError) -> None:
+    """What users are told of an invalid vector: the tensor, what was expected, what was found, the way out.
+
+    Where a text is to be another, `DELTAPACK_REFUSALS=new pytest tests/test_vectors.py` writes them all anew, to be looked at.
+    """
+    text = str(error).removeprefix(f"{error.path}: ").replace(str(pack), pack.name)
+    for theirs in ("canonical JSON", "zstd frame is invalid"):  # what follows is said by Python or zstd, by every version otherwise
+        text = re.sub(f"(?<={theirs}): .*(?= \\(rule)", "", text, flags=re.S)
+    told = json.loads(TOLD.read_text("utf-8")) if TOLD.exists() else {}
+    if os.environ.get("DELTAPACK_REFUSALS"):
+        told[pack.name] = text
+        TOLD.write_text(json.dumps(told, indent=0, sort_keys=True) + "\n", "utf-8")
+    assert text == told[pack.name]
+
+
 class Package:
     """deltapack itself."""
 
@@ -228,6 +246,7 @@ class Package:
             self.restore(pack, base or {})
             self.restore_files(pack, base or {})
         assert str(pack) in str(caught.value) or caught.value.exit_code == 4
+        check_told(pack, caught.value)
         # What is plainly another kind of file has a class of its own, below the one that the specification knows.
         found = FormatError if isinstance(caught.value, NotAPackError) else type(caught.value)
         return str(caught.value.rule), found.__name__

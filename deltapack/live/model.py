@@ -171,7 +171,8 @@ class LiveModel:
             density: As in `deltapack.merge`.
             parameters: As in `deltapack.merge`.
             prefer: The pack that decides on tensors that cannot be added.
-            verify: Whether digests are compared, of the base and, where weights are 1, of the result, where the model was attached to compare them.
+            verify: Whether digests are compared, of the base and, where weights are 1, of the result, where the model was attached to
+                compare them.
 
         Raises:
             BaseMismatchError: The model does not hold the base of a pack.
