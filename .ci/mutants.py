@@ -209,25 +209,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build/mutants", help="where the copy goes; `reached.json` there is used again")
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
     options, given = parser.parse_known_args()
+    log, work = options.log.absolute(), options.work.absolute()
+    again = None if options.again is None else options.again.absolute()
     os.chdir(ROOT)
     os.environ["CI"] = "1"  # the same examples in every run
     os.environ["OMP_NUM_THREADS"] = "1"  # torch waits forever in a fork for threads that only its parent has
-    (options.work / "copy").mkdir(parents=True, exist_ok=True)
-    mutants = [mutant for mutant in copy_of(options.work / "copy", options.work / "mutants.json") if options.only in mutant.name]
+    (work / "copy").mkdir(parents=True, exist_ok=True)
+    mutants = [mutant for mutant in copy_of(work / "copy", work / "mutants.json") if options.only in mutant.name]
     print(f"{len(mutants)} mutants: {dict(Counter(mutant.room for mutant in mutants))}", file=sys.stderr)
-    if options.again is None:
+    if again is None:
         chosen = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
     else:
-        rows = map(json.loads, options.again.read_text("utf-8").splitlines())
+        rows = map(json.loads, again.read_text("utf-8").splitlines())
         lived = {row["name"] for row in rows if row["state"] in ("survived", "unreached")}
         chosen = [mutant for mutant in mutants if mutant.name in lived]
-    options.log.unlink(missing_ok=True)
-    os.chdir(options.work / "copy")
-    os.environ["PYTHONPATH"] = str(options.work / "copy")
-    sys.path.insert(0, str(options.work / "copy"))
+    log.unlink(missing_ok=True)
+    os.chdir(work / "copy")
+    os.environ["PYTHONPATH"] = str(work / "copy")
+    sys.path.insert(0, str(work / "copy"))
     without = [part for plugin in ("cacheprovider", "terminal", "xdist") for part in ("-p", f"no:{plugin}")]
-    arguments = [*without, "-o", "addopts=--import-mode=importlib", "--basetemp", str(options.work / "tmp"), *given]
-    pytest.main(arguments, plugins=[Runner(chosen, options.work, options.seconds, options.log)])
+    arguments = [*without, "-o", "addopts=--import-mode=importlib", "--basetemp", str(work / "tmp"), *given]
+    pytest.main(arguments, plugins=[Runner(chosen, work, options.seconds, log)])
 
 
 if __name__ == "__main__":
