@@ -132,32 +132,33 @@ class Runner:
         return True
 
     def _reached(self, items: list[pytest.Item]) -> dict[str, dict[str, float]]:
-        """Functions, the tests that reach them, and their seconds; tests that fail without a change are left out."""
-        listed = self.work / "reached.json"
-        if not listed.exists():
+        """Functions, the tests that reach them, and their seconds; only tests that are new are run for it."""
+        listed, names = self.work / "reached.json", {item.nodeid for item in items}
+        known: dict[str, dict[str, float]] = json.loads(listed.read_text("utf-8")) if listed.exists() else {}
+        seen = set(known.get("", {}))
+        if names - seen:
             child = os.fork()
             if child == 0:
-                self._measure(items, listed)
+                self._measure([item for item in items if item.nodeid not in seen], known)
+                listed.write_text(json.dumps(known), "utf-8")
                 os._exit(0)
             os.waitpid(child, 0)
-        names = {item.nodeid for item in items}
-        found: dict[str, dict[str, float]] = json.loads(listed.read_text("utf-8"))
-        return {function: {name: cost for name, cost in tests.items() if name in names} for function, tests in found.items()}
+            known = json.loads(listed.read_text("utf-8"))
+        return {function: {name: cost for name, cost in tests.items() if name in names} for function, tests in known.items()}
 
-    def _measure(self, items: list[pytest.Item], listed: Path) -> None:
+    def _measure(self, items: list[pytest.Item], known: dict[str, dict[str, float]]) -> None:
+        """Note which functions tests reach; those that fail without a change are left out. Under no name: all that were run."""
         from mutmut.state import state
 
         os.environ["MUTANT_UNDER_TEST"] = "stats"
-        reached: dict[str, dict[str, float]] = {}
         for item, following in zip(items, [*items[1:], None], strict=True):
             state()._stats.clear()
             before, failed = time.process_time(), len(self.failed)
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
-            if len(self.failed) == failed:
-                for function in state()._stats:
-                    reached.setdefault(function, {})[item.nodeid] = time.process_time() - before
+            cost = time.process_time() - before
+            for function in ("", *(state()._stats if len(self.failed) == failed else ())):
+                known.setdefault(function, {})[item.nodeid] = cost
         print(f"{len(self.failed)} of {len(items)} tests fail without a change: {self.failed[:20]}", file=sys.stderr, flush=True)
-        listed.write_text(json.dumps(reached), "utf-8")
 
     def _judge(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
         """Let a fork run tests; what it writes is the name of the one that failed."""
@@ -203,24 +204,32 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400, help="how many mutants, over both rooms")
     parser.add_argument("--seed", type=int, default=15, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose names hold this")
+    parser.add_argument("--again", type=Path, help="those that lived in this log, in place of a sample")
     parser.add_argument("--seconds", type=float, default=20, help="of CPU for each: so long tests are run; one that hangs is noticed")
     parser.add_argument("--work", type=Path, default=ROOT / "build/mutants", help="where the copy goes; `reached.json` there is used again")
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl", help="a line for each mutant")
     options, given = parser.parse_known_args()
+    log, work = options.log.absolute(), options.work.absolute()
+    again = None if options.again is None else options.again.absolute()
     os.chdir(ROOT)
     os.environ["CI"] = "1"  # the same examples in every run
     os.environ["OMP_NUM_THREADS"] = "1"  # torch waits forever in a fork for threads that only its parent has
-    (options.work / "copy").mkdir(parents=True, exist_ok=True)
-    mutants = [mutant for mutant in copy_of(options.work / "copy", options.work / "mutants.json") if options.only in mutant.name]
+    (work / "copy").mkdir(parents=True, exist_ok=True)
+    mutants = [mutant for mutant in copy_of(work / "copy", work / "mutants.json") if options.only in mutant.name]
     print(f"{len(mutants)} mutants: {dict(Counter(mutant.room for mutant in mutants))}", file=sys.stderr)
-    chosen = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
-    options.log.unlink(missing_ok=True)
-    os.chdir(options.work / "copy")
-    os.environ["PYTHONPATH"] = str(options.work / "copy")
-    sys.path.insert(0, str(options.work / "copy"))
+    if again is None:
+        chosen = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
+    else:
+        rows = map(json.loads, again.read_text("utf-8").splitlines())
+        lived = {row["name"] for row in rows if row["state"] in ("survived", "unreached")}
+        chosen = [mutant for mutant in mutants if mutant.name in lived]
+    log.unlink(missing_ok=True)
+    os.chdir(work / "copy")
+    os.environ["PYTHONPATH"] = str(work / "copy")
+    sys.path.insert(0, str(work / "copy"))
     without = [part for plugin in ("cacheprovider", "terminal", "xdist") for part in ("-p", f"no:{plugin}")]
-    arguments = [*without, "-o", "addopts=--import-mode=importlib", "--basetemp", str(options.work / "tmp"), *given]
-    pytest.main(arguments, plugins=[Runner(chosen, options.work, options.seconds, options.log)])
+    arguments = [*without, "-o", "addopts=--import-mode=importlib", "--basetemp", str(work / "tmp"), *given]
+    pytest.main(arguments, plugins=[Runner(chosen, work, options.seconds, log)])
 
 
 if __name__ == "__main__":

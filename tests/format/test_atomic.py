@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,15 @@ def test_an_interrupt_right_after_the_file_is_there_leaves_nothing(old_file: Pat
     with pytest.raises(KeyboardInterrupt), atomic_file(old_file, force=True):
         raise AssertionError("never begun")
     assert os.listdir(old_file.parent) == [old_file.name]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone can exchange names")
+def test_what_the_system_cannot_exchange_is_told_from_what_it_refuses(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "other").write_bytes(b"2")
+    assert not placing._renameat2(tmp_path / "one", tmp_path / "other", 1 << 30)  # as a file system does that knows no such flag
+    with pytest.raises(FileNotFoundError, match="gone") as caught:
+        placing.swapped(tmp_path / "one", tmp_path / "gone")
+    assert caught.value.filename == str(tmp_path / "gone")
+    assert placing.swapped(tmp_path / "one", tmp_path / "other")
+    assert ((tmp_path / "one").read_bytes(), (tmp_path / "other").read_bytes()) == (b"2", b"1")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import ROOT, reference_decoder
 from support.laws import examples
 
 from deltapack.dtypes import BY_NAME, DType
@@ -35,6 +36,7 @@ from deltapack.format.index import (
 )
 from deltapack.format.parsing import parse_index
 from deltapack.format.paths import check_side_name
+from deltapack.format.reader import PackReader
 from deltapack.limits import DEFAULT_LIMITS, Limits
 
 FLOATS = [dtype for dtype in BY_NAME.values() if dtype.is_delta]
@@ -445,3 +447,16 @@ def test_control_characters_are_those_of_unicode() -> None:
 @given(st.floats(width=32, allow_nan=False))
 def test_f32_bits_round_trip(value: float) -> None:
     assert bits_of_f32(f32_of_bits(bits_of_f32(value))) == bits_of_f32(value)
+
+
+VECTORS = sorted(path for pattern in ("v1-ok-*.dpk", "v1-several-*.dpk") for path in (ROOT / "tests" / "vectors").glob(pattern))
+
+
+def test_every_valid_vector_is_written_as_it_was_read() -> None:
+    """Fields, their names and the features that a writer names, of an index that this package has not made."""
+    for path in VECTORS:
+        document = reference_decoder().read_pack(path)["index"]
+        with PackReader(path) as reader:
+            index = reader.index
+        assert index.to_json() == document, path.name
+        assert list(features_of(index.entries, index.files, index.folders, index.containers)) == document["required"], path.name

@@ -173,19 +173,20 @@ def swap_rows(folder: Path) -> None:
         (edit(parts=[1]), "a part is described otherwise"),
         (edit(more=1), "the index of parts has other fields"),
         (edit_part(0, name="../x-00001-of-00002.dpk"), "a name that is none of a file beside the index"),
-        (edit_part(1, name="other.dpk"), "part 2 has another name"),
+        (edit_part(1, name="other.dpk"), r"part 2 has another name: expected x-00002-of-\d+\.dpk, found 'other\.dpk'"),
         (edit_part(1, size=-1), "the size of x-00002.* is none"),
         (edit_part(1, sha256="0" * 63), "the digest of x-00002.* is none"),
         (edit_part(1, sha256="0" * 64), r"x-00002.*damaged, or has changed places"),
         (swap_rows, "part 1 has another name"),
         (lambda folder: (folder / INDEX).write_bytes(b"["), "the index of parts is no JSON"),
-        (lambda folder: (folder / INDEX).write_bytes(b"[]"), "the index of parts is no object"),
+        (lambda folder: (folder / INDEX).write_bytes(b"[]"), "the index of parts is no object: expected an object, found 'list'"),
     ],
 )
 def test_faults_are_told(here: Path, harm: Callable[[Path], None], match: str) -> None:
     harm(here)
-    with pytest.raises(FormatError, match=match):
+    with pytest.raises(FormatError, match=match) as caught:
         deltapack.verify(here / "x.dpk")
+    assert Path(str(caught.value.path)).parent == here
 
 
 def test_a_later_part_is_not_the_pack(here: Path) -> None:
