@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -252,3 +253,29 @@ def test_what_the_system_cannot_exchange_is_told_from_what_it_refuses(tmp_path: 
     assert caught.value.filename == str(tmp_path / "gone")
     assert placing.swapped(tmp_path / "one", tmp_path / "other")
     assert ((tmp_path / "one").read_bytes(), (tmp_path / "other").read_bytes()) == (b"2", b"1")
+
+
+def test_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder takes the place of another in two steps, and where the second fails the old one is back."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        assert not placing.swapped(new, old)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *given, **named: object())
+    assert not placing.swapped(new, old)
+    rename = os.rename
+
+    def fails(one: Path, other: Path) -> None:
+        if one == new:
+            raise OSError(errno.EIO, "no")
+        rename(one, other)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"):
+        patch.setattr(os, "rename", fails)
+        placing._replace_in_steps(new, old)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"] and (old / "name").read_text() == "old"
+    placing._replace_in_steps(new, old)
+    assert (old / "name").read_text() == "new" and (new / "name").read_text() == "old"
