@@ -85,16 +85,14 @@ def verify(
         links = in_order(packs)
         if base is not None:
             return _with_base(links, base, weight_files, count, report)
-        for reader in links:
-            check_fingerprint(reader)
-        if quick:
-            return _report(links, "index")
         total, done = sum(map(_chunks_in, links)), 0
-        for reader in links:
+        for reader in links if not quick else ():
             with kernels.working_on(reader.index.entries):
                 _check_bytes(reader)
                 done += _check_chunks(reader, count, partial(_told, report, done, total))
-        return _report(links, "pack")
+        for reader in links:  # last, as `apply` does
+            check_fingerprint(reader)
+        return _report(links, "index" if quick else "pack")
 
 
 def _told(report: Progress, before: int, total: int, here: int) -> None:

@@ -605,7 +605,7 @@ class Pack:
     def build(self, edit: Callable[[Json], None] | None = None, **options: Any) -> bytes:
         """Return the file.
 
-        What follows from something else is worked out after `edit`: root digests, places and hashes of blobs, `result`, the prologue.
+        What follows from something else is worked out after `edit`: root digests, places and hashes of blobs, `base`, `result`, the prologue.
         So an edit is the only fault of a pack. An edit that replaces such a value (a `Root`, a `Blob`, `None` in `result`) makes it
         the fault.
 
@@ -628,6 +628,7 @@ class Pack:
         if edit:
             edit(index)
         region = settle(index, options.get("place", lambda n, end: round_up(end)))
+        name_base(index, self.index_base())
         if "late" in options:
             options["late"](index)
         raw = dump(index)
@@ -687,6 +688,19 @@ def settle(index: Json, start_of: Callable[[int, int], int]) -> bytes:
     if type(index.get("result")) is dict:
         index["result"] |= {key: value for key, value in result.items() if index["result"].get(key, "") is None}
     return bytes(region)
+
+
+def name_base(index: Json, before: Json) -> None:
+    """Give an index whose entries state digests of a whole base the fingerprint of these, unless it states one of its own."""
+    entries = index["tensors"] if type(index.get("tensors")) is list else []
+    rows = {}
+    for entry in (entry for entry in entries if type(entry) is dict):
+        base = entry if entry.get("kind") == "unchanged" and "base" not in entry else entry.get("base")
+        if type(base) is dict and type(base.get("digest")) is str:
+            dtype, shape = (base.get(key, entry.get(key)) for key in ("dtype", "shape"))
+            rows[base.get("name", entry.get("name"))] = (base.get("name", entry.get("name")), dtype, shape, base["digest"])
+    if index.get("base") == before and len(rows) == before["tensors"] and all(type(row[2]) is list for row in rows.values()):
+        index["base"] = {**before, "fingerprint": fingerprint_of(list(rows.values()))}
 
 
 def dump(index: Any) -> bytes:
