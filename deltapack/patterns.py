@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -58,7 +59,9 @@ def check_pattern(pattern: object, path: Path | None = None) -> None:
         _try_apart([(pattern, "search")], (), path)
     try:
         pattern.encode()  # a pack states it in UTF-8
-        re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that a later Python may read "[[" in another way; `re` keeps what it compiled
+            re.compile(pattern)
     except (re.error, OverflowError, RecursionError, UnicodeError) as error:
         raise RecipeError(f"a regular expression is wrong: {error}", path=path, found=f"'{pattern}'") from error
 

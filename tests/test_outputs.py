@@ -151,7 +151,7 @@ def test_no_input_is_overwritten_by_any_path(command: str, at: Path) -> None:
         for path in paths.split():
             for way in WAYS:
                 out = named(at, path, way)
-                if out is None:
+                if out is None or (command, path, way) == ("card", "card.md", "itself"):  # a card may be completed in place
                     continue
                 result = Run()(command, *(out if word == "OUT" else word.replace("OUT", out) for word in line.split()))
                 said = (command, line, path, way, result.output)

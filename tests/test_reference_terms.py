@@ -116,7 +116,8 @@ def write_pack(draw: Draw, path: Path, old: Tensor, rng: np.random.Generator) ->
         entry = Entry("w", kind, target, (rows, *rest), "0" * 32, base, terms, stored)
         total = fingerprint([("w", target.name, entry.shape, entry.digest)])
         required = tuple(sorted(frozenset().union(*(term.features for term in terms))))
-        writer.finish(Index("0" * 64, 1, total, 1, entry.nbytes, {}, (entry,), None, "test", required))
+        named = fingerprint([("w", source.name, old.shape, digest)])
+        writer.finish(Index(named, 1, total, 1, entry.nbytes, {}, (entry,), None, "test", required))
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from deltapack.kinds import HEAD_BYTES, kind_of
 from deltapack.limits import DEFAULT_LIMITS, OF_THE_USER, Limits
 from deltapack.sources.inputs import note_named
 from deltapack.sources.local import LocalFile
+from deltapack.sources.remote_path import is_file
 
 __all__ = ["TOKENIZER", "AdaptedCheckpoint", "adapter_folder", "is_adapter", "open_adapted"]
 
@@ -41,7 +41,7 @@ TOKENIZER = re.compile(
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter and no model of its own."""
-    if not os.path.isfile(path / CONFIG) or not any((path / name).is_file() for name in _WEIGHTS):
+    if not is_file(path / CONFIG) or not any((path / name).is_file() for name in _WEIGHTS):
         return False
     return not any((path / name).is_file() for row in FORMATS for name in (row.whole, row.index))
 

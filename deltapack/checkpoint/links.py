@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from deltapack.sources.remote_path import RemotePath
+
 __all__ = ["LEADS_OUT", "homes_of", "leads_out"]
 
 LEADS_OUT = "links that lead out of the folder; --follow-links packs what they point to"
@@ -18,6 +20,8 @@ def homes_of(folder: Path) -> tuple[Path, ...]:
     There a snapshot, `models--ORG--NAME/snapshots/COMMIT`, is made of links to `models--ORG--NAME/blobs`. Blobs that are a link themselves
     are not known to be a cache's.
     """
+    if isinstance(folder, RemotePath):
+        return (folder,)
     real = Path(os.path.realpath(folder))
     for inner in (real, *real.parents):
         repository = inner.parent.parent
@@ -29,5 +33,7 @@ def homes_of(folder: Path) -> tuple[Path, ...]:
 
 def leads_out(path: Path, homes: tuple[Path, ...]) -> bool:
     """Whether a file is, over whatever links, one that lies outside of these folders."""
+    if isinstance(path, RemotePath):  # a store has no links
+        return False
     real = Path(os.path.realpath(path))
     return not any(real.is_relative_to(home) for home in homes)

@@ -109,7 +109,7 @@ def check_fingerprint(pack: PackReader) -> None:
     index = pack.index
     stated = {entry.base.name: entry.base for entry in index.entries if entry.base is not None and entry.base.arranged is None}
     found = fingerprint((base.name, base.dtype.name, base.shape, base.digest) for base in stated.values())
-    if len(stated) == index.base_tensors and found != index.base_fingerprint:
+    if stated and len(stated) == index.base_tensors and found != index.base_fingerprint:
         raise FormatError(
             "the pack names one base and holds the digests of another",
             path=pack.path,

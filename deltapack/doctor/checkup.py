@@ -27,7 +27,7 @@ __all__ = ["Check", "Checkup", "examine"]
 LIBRARIES = (
     *("numpy", "scipy", "numba", "safetensors", "zstandard", "xxhash", "click"),
     *("torch", "triton", "transformers", "peft", "matplotlib"),
-    *("huggingface-hub", "urllib3", "fsspec", "s3fs", "gcsfs", "mfusepy", "ray", "vllm", "sglang"),
+    *("huggingface-hub", "urllib3", "fsspec", "s3fs", "gcsfs", "mfusepy", "ray", "vllm", "sglang", "model-signing", "pyopenssl"),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from deltapack.format.reader import PackReader
 from deltapack.merging.methods.table import MergeMethod, find_method
 from deltapack.merging.recipe import MergeRecipe, Rule, Schedule, constant
 from deltapack.merging.strict_yaml import Node, read_yaml
+from deltapack.sources.remote_path import is_file
 from deltapack.sources.urls import is_url
 from deltapack.sparsify.table import SPARSIFIERS
 
@@ -242,11 +242,11 @@ def _pack_of(node: Node, name: str, beside: Path, folder: Path) -> Path:
     """Return the pack of a model: a path in the folder of packs or beside the recipe, or the file of its last name there; or an adapter."""
     if is_url(name):
         return as_pack(node.key, name)
-    if name.endswith(".dpk") or os.path.isfile(folder / name):  # which, unlike pathlib, bears any name
-        found = next((place / name for place in (folder, beside) if os.path.isfile(place / name)), folder / name)
+    if name.endswith(".dpk") or is_file(folder / name):
+        found = next((place / name for place in (folder, beside) if is_file(place / name)), folder / name)
     else:
         found = folder / (re.split(r"[/\\]", name.partition("@")[0].rstrip("/\\"))[-1] + ".dpk")
-    if not os.path.isfile(found):
+    if not is_file(found):
         adapter = next(filter(is_adapter, (folder / name, beside / name, found.with_suffix(""))), None)
         if adapter is not None:
             return adapter

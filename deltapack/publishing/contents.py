@@ -21,7 +21,7 @@ from deltapack.packs.model_folder import ModelFiles, model_files
 from deltapack.publishing.cards import CardFacts, card_text, completed_card, is_own, relation_of
 from deltapack.publishing.hub import asking, check_repo, is_repo, without_bars
 from deltapack.sources.hub import NamedBase, find_base, hub_library, split_revision
-from deltapack.sources.inputs import guarded
+from deltapack.sources.inputs import forget_output, guarded
 from deltapack.sources.whole import read_small
 
 __all__ = ["Contents", "card_of_pack", "contents_of", "model_card", "others_file"]
@@ -183,6 +183,8 @@ def card_and_notes(
     elif readme is None:
         notes.insert(0, f"the card of {name} cannot be read, so licence, languages and tags are not taken from it: is the name right?")
     if out is not None:
+        if given is not None and given == as_path("out", out):
+            forget_output(given)  # a card is completed in place
         with atomic_file(as_path("out", out), force=force) as file:
             file.write(text.encode())
     return text, notes

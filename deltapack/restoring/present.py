@@ -18,6 +18,7 @@ from deltapack.format.digest import CHUNK, chunk_count, chunk_digest, root_diges
 from deltapack.format.forms import is_descriptive
 from deltapack.format.paths import is_weight_file
 from deltapack.parallel import ordered_map
+from deltapack.sources.inputs import looking
 
 __all__ = ["is_there"]
 
@@ -40,7 +41,7 @@ def is_there(out: Path, base: Checkpoint, composition: Composition, workers: int
     if not out.exists():
         return False
     try:
-        with open_checkpoint(out) as there:
+        with looking(), open_checkpoint(out) as there:
             found = {name: (info.dtype, info.shape) for name, info in there.tensors.items()}
             wanted = {job.name: (job.dtype, job.shape) for job in composition.jobs}
             same = found == wanted and dict(there.aliases) == dict(composition.aliases)

@@ -29,6 +29,7 @@ __all__ = [
     "check_protected",
     "forget_output",
     "guarded",
+    "looking",
     "note_file",
     "note_input",
     "note_named",
@@ -134,6 +135,16 @@ def reading() -> Iterator[None]:
         _READING.reset(token)
 
 
+@contextmanager
+def looking() -> Iterator[None]:
+    """Note nothing of what is read in the block: an output that is there is looked at, and is no input."""
+    token = _READING.set(None)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """Return a use case whose inputs are noted and seen again."""
 
@@ -212,7 +223,8 @@ def refuse_input(out: Path) -> None:
     }
     for named in inputs.named.values():
         for entry in (named, *_entries(named)):
-            keys.setdefault(_key_at(entry), entry)
+            if entry is named or entry.suffix != ".dpk":  # a pack in a folder is no file of the model there; one that is read was noted
+                keys.setdefault(_key_at(entry), entry)
     keys.pop(None, None)  # links to nothing
     for mine in (out, *(_entries(out) if os.path.isdir(out) else ())):
         path = keys.get(_key_at(mine))

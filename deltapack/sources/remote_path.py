@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from pathlib import PosixPath, PurePath, PurePosixPath
+from pathlib import Path, PosixPath, PurePath, PurePosixPath
 from typing import Any, NoReturn
 
 from deltapack.errors import CheckpointError, RecipeError
@@ -18,7 +18,7 @@ from deltapack.sources.found import Found
 from deltapack.sources.reading import Faults, Readable
 from deltapack.sources.urls import Url, parse_url, url_of_parts
 
-__all__ = ["RemotePath"]
+__all__ = ["RemotePath", "is_file"]
 
 _MOST_DEEP = 8
 _FAULTS = Faults(
@@ -224,6 +224,11 @@ class RemotePath(PosixPath):
 
     def _refuse(self) -> NoReturn:
         raise RecipeError("only bytes are read there", path=str(self), expected="mode 'rb'")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is one of a file, here or elsewhere; a name that no file can have, at which pathlib stops, is none."""
+    return path.is_file() if isinstance(path, RemotePath) else os.path.isfile(path)
 
 
 class _Raw(io.RawIOBase):

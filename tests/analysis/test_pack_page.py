@@ -75,7 +75,7 @@ def test_what_a_file_says_is_text(chain: Path) -> None:
 
 def test_pages_take_nothing_away(chain: Path, tmp_path: Path) -> None:
     summary, out = inspect_pack(chain / "1.dpk"), tmp_path / "page.html"
-    with pytest.raises(OutputError, match="the place of the pack"):
+    with pytest.raises(OutputError, match="one of the inputs"):
         write_pack_page(summary, chain / "1.dpk", force=True)
     write_pack_page(summary, out)
     with pytest.raises(OutputError, match="exists"):

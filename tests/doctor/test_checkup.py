@@ -35,7 +35,7 @@ def test_what_extras_bring_is_looked_for() -> None:
     table = "\n".join(line.partition("# ")[0] for line in table.splitlines())
     extras = dict(re.findall(r"^([\w-]+) = (\[.*?\])$", table, re.MULTILINE | re.DOTALL))
     assert {"gpu", "hub", "mount", "ray"} <= set(extras)
-    for extra in set(extras) - {"docs", "peers", "stores", "test"}:
+    for extra in set(extras) - {"docs", "fuzz", "peers", "stores", "test"}:
         for name in re.findall(r"\"([\w-]+)", extras[extra]):
             assert name in checkup.LIBRARIES, f"{extra}: {name}"
 

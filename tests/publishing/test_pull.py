@@ -144,7 +144,7 @@ def test_hostile_names_of_side_files_are_not_fetched(pushed: Hub, pair: Pair, na
     try:
         deltapack.pull("me/evil")
     except FormatError as error:
-        assert repr(name) in str(error)
+        assert f"found {name} (rule R13)" in str(error)
     assert names(Path()) <= {"evil", "evil/a.dpk"} and not Path("../evil.txt").exists()
 
 

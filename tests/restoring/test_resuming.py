@@ -84,7 +84,8 @@ def kill_after(count: int, do: Callable[..., Any], model: Path, out: Path, at: i
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    assert len(journaled(unfinished(out))[1]) == count
+    finished = len(journaled(unfinished(out))[1])
+    assert finished == count if at is None else finished >= count  # at a report of its own, more may be finished
 
 
 class Decoded:

@@ -60,10 +60,10 @@ def write_pack(path: Path, numel: int, codecs: Sequence[Codec], density: float =
 def index_of(entry: Entry) -> Index:
     """The index of a pack of one tensor."""
     required = tuple(sorted({feature for term in entry.terms for feature in term.features}))
-    return Index("0" * 64, 1, fingerprint_of(entry), 1, entry.nbytes, {}, (entry,), None, "test", required)
+    return Index(fingerprint_of(entry.base or entry), 1, fingerprint_of(entry), 1, entry.nbytes, {}, (entry,), None, "test", required)
 
 
-def fingerprint_of(entry: Entry) -> str:
+def fingerprint_of(entry: Entry | BaseRef) -> str:
     from deltapack.format.digest import fingerprint
 
     return fingerprint([(entry.name, entry.dtype.name, entry.shape, entry.digest)])

@@ -114,6 +114,6 @@ def write_pack(path: Path, dtype: DType, numel: int, steps: Sequence[Sequence[by
         entry = Entry("w", "exact", dtype, shape, NO_DIGEST, BaseRef("w", dtype, shape, NO_DIGEST), exact=tuple(written))
         shared = tuple(writer.plain_blob(table) for table in tables)
         result = fingerprint([("w", dtype.name, shape, NO_DIGEST)])
-        writer.finish(Index("0" * 64, 1, result, 1, entry.nbytes, {}, (entry,), None, "test", ("exact",), tables=shared))
+        writer.finish(Index(result, 1, result, 1, entry.nbytes, {}, (entry,), None, "test", ("exact",), tables=shared))
     assert chunk_count(numel) == len(steps[0])
     return path

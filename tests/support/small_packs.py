@@ -69,10 +69,10 @@ def write_chunk(writer: PackWriter, codec: TermCodec, common: int, chunk: Stored
 
 def index_of(entries: list[Entry], files: tuple[FileEntry, ...] | None = None) -> Index:
     """An index whose totals fit its entries."""
-    held = [entry for entry in entries if entry.in_result]
+    held, bases = [entry for entry in entries if entry.in_result], [entry.base for entry in entries if entry.base is not None]
     return Index(
-        base_fingerprint="0" * 64,
-        base_tensors=sum(entry.base is not None for entry in entries),
+        base_fingerprint=fingerprint((b.name, b.dtype.name, b.shape, b.digest) for b in bases),
+        base_tensors=len(bases),
         result_fingerprint=fingerprint((e.name, e.dtype.name, e.shape, e.digest) for e in held),
         result_tensors=len(held),
         result_bytes=sum(entry.nbytes for entry in held),

@@ -605,7 +605,7 @@ class Pack:
     def build(self, edit: Callable[[Json], None] | None = None, **options: Any) -> bytes:
         """Return the file.
 
-        What follows from something else is worked out after `edit`: root digests, places and hashes of blobs, `base`, `result`, the prologue.
+        What follows from something else is worked out after `edit`: root digests, places and hashes of blobs, `base`, `result`, prologue.
         So an edit is the only fault of a pack. An edit that replaces such a value (a `Root`, a `Blob`, `None` in `result`) makes it
         the fault.
 
