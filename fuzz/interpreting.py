@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -37,7 +38,8 @@ class _Checked:
         for found in gc.get_objects():
             if issubclass(type(found), torch.Tensor) and found.device.type == "cpu" and found.layout is torch.strided:
                 storage = found.untyped_storage()
-                spans.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+                with contextlib.suppress(RuntimeError):  # one that is only traced has no memory
+                    spans.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         ordered = sorted(span for span in spans if span[0])
         self._starts = np.array([start for start, _ in ordered], np.uint64)
         self._ends = np.maximum.accumulate(np.array([end for _, end in ordered], np.uint64))

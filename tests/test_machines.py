@@ -196,7 +196,7 @@ def without_limits(sharded: Path) -> list[tuple[str, Ended, str]]:
     return with_limits(sharded, {}, "x0", "2")
 
 
-@pytest.mark.parametrize("limits", [{"RLIMIT_NOFILE": 256}, {"RLIMIT_NOFILE": 64}, {"RLIMIT_AS": 2 << 30}], ids=str)
+@pytest.mark.parametrize("limits", [{"RLIMIT_NOFILE": 256}, {"RLIMIT_NOFILE": 64}, {"RLIMIT_AS": 4 << 30}], ids=str)
 def test_many_shards_and_few_files_or_little_room_for_threads(
     limits: dict[str, int], sharded: Path, without_limits: list[tuple[str, Ended, str]]
 ) -> None:

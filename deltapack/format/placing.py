@@ -21,13 +21,19 @@ _AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
 
 
 def seen_at(path: Path) -> Identity | None:
-    """Return what is at the place of an output, links not followed; none where nothing is, and in a store. For `place`, later."""
+    """Return what is at the place of an output, links not followed; none where nothing is, and in a store. For `place`, later.
+
+    Raises:
+        OutputError: The system does not say.
+    """
     if isinstance(path, RemotePath):
         return None
     try:
         return Identity.of(os.lstat(path))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise OutputError(f"what is at the place of the output cannot be seen: {error.strerror or error}", path=path) from error
 
 
 def place(temporary: Path, path: Path, before: Identity | None) -> None:
@@ -130,7 +136,10 @@ def _replace_in_steps(temporary: Path, path: Path) -> None:
 
 def _is_other(path: Path, before: Identity) -> bool:
     """Whether this is not what was there; a new name alone changes the ctime."""
-    now = seen_at(path)
+    try:
+        now = seen_at(path)
+    except OutputError:
+        return True
     return now is None or now.key != before.key or now.changes(before, sealed=True) is not None
 
 
