@@ -10,6 +10,7 @@ from pathlib import Path
 from deltapack import kernels
 from deltapack.checking import as_path, as_paths
 from deltapack.cluster.choosing import using_engine
+from deltapack.composing.basecheck import check_fingerprint
 from deltapack.engines import Engine
 from deltapack.errors import RecipeError
 from deltapack.format.writer import open_pack_writer
@@ -159,8 +160,13 @@ def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path]
     own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
         about = merged(plan.packs)
-        return write_checkpoint(plan.base, plan.composition, out, inputs, options, own_files=own, metadata=about, said=said)
+        return write_checkpoint(
+            plan.base, plan.composition, out, inputs, options, own_files=own, metadata=about, said=said, packs=plan.packs
+        )
     with open_pack_writer(out, force=options.force, inputs=inputs) as writer:
         merged_pack = MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own)
-        writer.finish(merged_pack.index())
+        index = merged_pack.index()
+        for pack in plan.packs if options.verify else ():
+            check_fingerprint(pack.reader)
+        writer.finish(index)
     return [], merged_pack.warnings

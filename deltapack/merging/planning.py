@@ -12,7 +12,7 @@ from deltapack.checking import as_checkpoint, as_pack, as_paths
 from deltapack.checkpoint import Checkpoint, open_checkpoint
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import read_side_file
-from deltapack.composing.basecheck import BaseTensors, check_base, check_fingerprint
+from deltapack.composing.basecheck import BaseTensors, check_base
 from deltapack.composing.compose import Composition, Vocab, compose
 from deltapack.composing.heads import fit_head
 from deltapack.composing.tokenizer_files import TOKENIZER, files_with, parse_tokenizer
@@ -109,7 +109,7 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     Raises:
         BaseMismatchError: A pack was made from another base.
         CheckpointError: A tokenizer file is damaged, and vocabularies are united.
-        FormatError: The header of a pack is damaged, or it names another base than the one whose digests it holds.
+        FormatError: The header of a pack is damaged.
         MergeConflictError: Packs disagree on what cannot be added and `prefer` does not decide, or vocabularies cannot be united.
         RecipeError: The recipe does not fit the packs.
     """
@@ -129,8 +129,6 @@ def plan_merge(stack: ExitStack, request: MergeRequest, dtype: DType | None = No
     files = _files(base_ckpt, composition.assets, rows) if isinstance(rows, Vocabulary) else {}
     composition, fitting = fit_head(base_ckpt, readers, composition, preferred, files)
     files |= fitting
-    for reader in readers:  # last: a wrong base is said to be one first
-        check_fingerprint(reader)
     layers = Layers.of(base_ckpt.tensors)
     return MergePlan(base_ckpt, tuple(weighted), recipe, layers, composition, preferred, rows, files, donor, tuple(told))
 

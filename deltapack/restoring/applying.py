@@ -14,6 +14,7 @@ from deltapack.checkpoint import Checkpoint, FileWriter, open_checkpoint, open_w
 from deltapack.cluster.choosing import using_engine
 from deltapack.composing.arranged import arranged_base
 from deltapack.composing.assets import check_base_files, check_intact, copy_side_files, side_files_bytes, with_dtype
+from deltapack.composing.basecheck import check_fingerprint
 from deltapack.composing.chain import in_order, open_links, paths_of, restored_from
 from deltapack.composing.compose import Composition, compose
 from deltapack.composing.containers import WeightFiles
@@ -127,7 +128,9 @@ def apply(
         own = own_metadata(weighted, composition, verify=verify)
         said = ["apply", *(pack.pack_id for pack in (*before, reader)), weight, rescale]
         promise = Promise(weighted, options.dtype, verify)
-        written, warnings = write_checkpoint(seen, composition, out, paths, options, metadata=own, files=kept, said=said, promise=promise)
+        written, warnings = write_checkpoint(
+            seen, composition, out, paths, options, metadata=own, files=kept, said=said, packs=[weighted], promise=promise
+        )
         notes = [*of_rescale(weighted), *written]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
         if changed:
@@ -216,6 +219,7 @@ def write_checkpoint(
     metadata: Mapping[str, str] = MappingProxyType({}),
     files: WeightFiles | None = None,
     said: Sequence[object] = (),
+    packs: Sequence[WeightedPack] = (),
     promise: Promise | None = None,
 ) -> tuple[list[str], list[str]]:
     """Restore every tensor of a composition into a checkpoint; return notes, and warnings of results that are of no use.
@@ -223,7 +227,7 @@ def write_checkpoint(
     `own_files` are written besides the side files, and instead of those of the same names; `metadata` are said by files of
     tensors besides those that `result_metadata` composes, unless `files` says which weight files there are and how they begin. `said`
     names packs and what is made of them, as values of JSON: a run that says the same may go on with what this one has written.
-    `promise` is compared with what was restored before `out` appears.
+    `promise` is compared with what was restored before `out` appears, and with the digests of `packs` the base that each of them names.
     """
     refuse_for_file(out, options)
     if out.suffix != ".safetensors":  # one file has nothing beside it
@@ -248,6 +252,8 @@ def write_checkpoint(
                 writer.finished(tensor.job.name, tensor.job.digest if options.verify else "")
                 restored.append(tensor)
         warnings = told_of(restored)
+        for pack in packs if options.verify else ():  # last: a wrong base, or damage, is said to be that
+            check_fingerprint(pack.reader)
         if promise is not None:
             sent = {job.name for job in jobs}  # the others were there, or a store copies them
             left = [job for job in composition.jobs if job.name not in sent]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from deltapack.composing.basecheck import check_fingerprint
 from deltapack.composing.tensor_job import TensorJob
 from deltapack.composing.weighted import WeightedPack
 from deltapack.dtypes import DType
@@ -37,11 +36,8 @@ class Promise:
 
         Raises:
             ChecksumError: They are not those of the index.
-            FormatError: The pack names another base than the one whose digests it holds, which were compared.
         """
         index = self.pack.reader.index
-        if self.verify:
-            check_fingerprint(self.pack.reader)
         entries = [entry for entry in index.entries if entry.in_result]
         dtypes = {entry.name: self.dtype if self.dtype is not None and entry.dtype.is_delta else entry.dtype for entry in entries}
         expected = {entry.name: (dtypes[entry.name].name, tuple(entry.shape)) for entry in entries}
