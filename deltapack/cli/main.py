@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -197,14 +197,23 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = cli.main(prog_name="hf deltapack" if Path(sys.argv[0]).stem == "hf-deltapack" else "deltapack", standalone_mode=False)
+        _leave(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except (click.Abort, KeyboardInterrupt):  # before a command has begun, or when it has ended
         print_paragraph("", "Interrupted.")
-        sys.exit(INTERRUPTED)
+        _leave(INTERRUPTED)
     except OSError as error:  # the help could not be printed
         _print_os_error(error)
         forget_unwritten()
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; what a signal would have cleaned up is done, so it now ends the process at once, without Python's traceback."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, signal.SIG_DFL)
+    sys.exit(code)

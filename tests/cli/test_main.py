@@ -284,3 +284,16 @@ def on_a_terminal(*args: object) -> tuple[int, str]:
         shown += part
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_after_the_end_ends_the_process_without_a_traceback(name: str) -> None:
+    code = f"""
+import atexit, os, signal, sys
+from deltapack.cli.main import main
+atexit.register(os.kill, os.getpid(), signal.{name})
+sys.argv = ["deltapack", "--version"]
+main()
+"""
+    done = python(code)
+    assert (done.returncode, done.stderr) == (-getattr(signal, name), "")
