@@ -197,6 +197,10 @@ def test_a_killed_node(cluster: Any, there: Path, engine: RayEngine, tmp_path: P
 
     both("apply", there, tmp_path, _Slow(engine), progress=progress)
     assert removed == [True]
+    until = time.monotonic() + 120  # until Ray has seen it, a new driver may be sent to the dead node, and ends
+    while {found["NodeID"]: found["Alive"] for found in ray.nodes()}[node.node_id]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def message_of(call: Call, *arguments: Any, **how: Any) -> tuple[type, str]:
