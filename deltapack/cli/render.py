@@ -90,7 +90,8 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     for label, value in rows:
         line = f"{label:<{width}}  {escaped(value)}".rstrip()
         if columns is not None and len(line) > columns:
-            line = textwrap.fill(line, columns, subsequent_indent=" " * (width + 2), break_long_words=False, break_on_hyphens=False)
+            indent = max(0, min(width + 2, columns - max(map(len, escaped(value).split()), default=0)))  # a digest stays whole
+            line = textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
         click.echo(line)
 
 

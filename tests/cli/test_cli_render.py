@@ -95,6 +95,19 @@ def shown_on(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, columns: int,
     return stream.getvalue()
 
 
+def test_a_digest_fits_a_terminal_of_eighty(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("deltapack.cli.render.columns_of", lambda _: 80)
+    print_fields([("bits per weight", "2.0"), ("content id", "e" * 64), ("base", f"{'f' * 64} (3 tensors)"), ("result", "")])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "content id",
+        " " * 16 + "e" * 64,
+        "base",
+        " " * 16 + "f" * 64,
+        " " * 16 + "(3 tensors)",
+        "result",
+    ]
+
+
 @pytest.mark.parametrize(("columns", "gone"), [(34, 3), (60, 1), (80, 0), (120, 0)])
 def test_a_terminal_gets_what_fits(columns: int, gone: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown_on(monkeypatch, Terminal(), columns, NO_COLOR="1").splitlines()
