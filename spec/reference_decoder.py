@@ -751,24 +751,35 @@ def pack_bytes(path: Path) -> tuple[bytes, str | None]:
     """Return the bytes of a pack; of one that comes in parts also its id. Such a pack is named by its index."""
     if not path.name.endswith(".dpk.index.json"):
         return path.read_bytes(), None
-    index = json.loads(path.read_bytes())
+    raw = path.read_bytes()
+    need(len(raw) <= 1 << 25, "parts", "the index is too long")
+    index = parse_json(raw, "parts")
     need(isinstance(index, dict) and set(index) == {"format", "version", "pack_id", "size", "parts"}, "parts", "fields of the index")
-    need(index["format"] == "deltapack-parts" and index["version"] == 1, "parts", "no index of parts that is read")
+    right = index["format"] == "deltapack-parts" and type(index["version"]) is int and index["version"] == 1
+    need(right, "parts", "no index of parts that is read")
+    need(is_sha256(index["pack_id"]), "parts", "no id of a pack")
     rows = index["parts"]
     need(isinstance(rows, list) and 1 <= len(rows) <= 1000, "parts", "no parts, or too many")
     data, stem = b"", ""
     for number, row in enumerate(rows, 1):
         need(isinstance(row, dict) and set(row) == {"name", "size", "sha256"}, "parts", f"fields of part {number}")
-        name = row["name"]
-        need(isinstance(name, str) and not set(name) & set("/\\"), "parts", f"the name of part {number} is none of a file beside the index")
+        name, size = row["name"], row["size"]
+        plain = isinstance(name, str) and not set(name) & set("/\\") and name.isprintable() and len(name.encode()) <= 255
+        need(plain, "parts", f"the name of part {number} is none of a file beside the index")
         stem = stem or name.removesuffix("-00001" + f"-of-{len(rows):05d}.dpk")
-        need(name == f"{stem}-{number:05d}-of-{len(rows):05d}.dpk", "parts", f"the name of part {number}")
+        need(stem and name == f"{stem}-{number:05d}-of-{len(rows):05d}.dpk", "parts", f"the name of part {number}")
         need((path.parent / name).is_file(), "parts", f"part {number} is missing")
         part = (path.parent / name).read_bytes()
-        need(len(part) == row["size"] > 0 and hashlib.sha256(part).hexdigest() == row["sha256"], "parts", f"part {number} is another")
+        need(type(size) is int and len(part) == size > 0, "parts", f"part {number} has another size")
+        need(hashlib.sha256(part).hexdigest() == row["sha256"], "parts", f"part {number} is another")
         data += part
-    need(len(data) == index["size"], "parts", "the sizes do not add up")
+    need(type(index["size"]) is int and len(data) == index["size"], "parts", "the sizes do not add up")
     return data, index["pack_id"]
+
+
+def is_sha256(value: object) -> bool:
+    """Whether a value is 64 lower-case hexadecimal digits."""
+    return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def read_pack(path: str | Path) -> Json:
@@ -1768,20 +1779,20 @@ def heads_of(pack: Json, base_heads: Mapping[str, bytes] | None = None) -> dict[
     return out
 
 
-def parse_json(raw: bytes) -> Any:
-    """R9: JSON of a head."""
+def parse_json(raw: bytes, rule: str = "R9") -> Any:
+    """JSON whose spelling is free: of a head (R9), and of the index of parts."""
 
     def pairs(items: list[tuple[str, Any]]) -> Json:
-        need(len(dict(items)) == len(items), "R9", "a head has a duplicate key")
+        need(len(dict(items)) == len(items), rule, "a duplicate key")
         return dict(items)
 
     def no_number(text: str) -> NoReturn:
-        fail("R9", f"a head has {text}")
+        fail(rule, f"{text} is no JSON")
 
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
-        raise Invalid("R9", str(error)) from error
+        raise Invalid(rule, str(error)) from error
 
 
 def rows_of(head: bytes) -> dict[str, tuple[str, list[int], int, int]]:

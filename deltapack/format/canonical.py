@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from deltapack.errors import FormatError, LimitError
 from deltapack.limits import Limits
 
-__all__ = ["dump_canonical", "load_canonical", "load_index"]
+__all__ = ["dump_canonical", "load_canonical", "load_index", "unique_keys"]
 
 _MAX_INT = 1 << 53
 _ENTRY_BYTES, _TERM_BYTES, _PIECE_BYTES = 1 << 16, 1 << 9, 1 << 11
@@ -153,7 +153,8 @@ def _whole_items(text: str) -> tuple[list[Any], bool]:
     return items, False
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; raises ValueError where a key stands twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key stands twice")
@@ -164,7 +165,7 @@ def _refuse(token: str) -> NoReturn:
     raise ValueError(f"{token} is not allowed")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=_refuse, parse_constant=_refuse)
 
 
 def _check(value: Any, depth: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deltapack.errors import ChecksumError, FormatError, LimitError
+from deltapack.format.canonical import unique_keys
 from deltapack.format.prologue import MAGIC
 from deltapack.sources.joined import JoinedFile
 from deltapack.sources.opening import open_file
@@ -81,7 +82,8 @@ def parse_parts(data: bytes, path: Path) -> Parts:
     """
     document = _object(data, path)
     _need(document.get("format") == _FORMAT, path, "this is no index of the parts of a pack", _FORMAT, document.get("format"))
-    _need(document.get("version") == _VERSION, path, "the index of parts has a version that is not read", 1, document.get("version"))
+    version = document.get("version")
+    _need(type(version) is int and version == _VERSION, path, "the index of parts has a version that is not read", 1, version)
     expected = {"format", "version", "pack_id", "size", "parts"}
     _need(set(document) == expected, path, "the index of parts has other fields", sorted(expected), sorted(document))
     pack_id, size, rows = document["pack_id"], document["size"], document["parts"]
@@ -167,9 +169,9 @@ def _open_part(place: Path, part: Part, faults: Faults) -> Readable:
 
 def _object(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        raise FormatError("the index of parts is no JSON", path=path, hint=_HINT) from error
+        raise FormatError(f"the index of parts is no JSON: {error}", path=path, hint=_HINT) from error
     _need(isinstance(document, dict), path, "the index of parts is no object", "an object", type(document).__name__)
     return dict(document)
 

@@ -156,7 +156,8 @@ def is_plain_name(name: str) -> bool:
     >>> is_plain_name("model.safetensors"), is_plain_name("../model"), is_plain_name("..")
     (True, False, False)
     """
-    return name not in ("", ".", "..") and len(name) <= _LONGEST and "/" not in name and not _BAD.search(name) and name.isprintable()
+    plain = name not in ("", ".", "..") and "/" not in name and not _BAD.search(name) and name.isprintable()
+    return plain and len(name.encode()) <= _LONGEST
 
 
 def is_here(text: str) -> bool:
