@@ -21,6 +21,7 @@ __all__ = ["instrumented", "run_atheris"]
 
 _COMPILED = (
     "deltapack.kernels.cpu",
+    "deltapack.kernels.reference.matrices",
     *(f"deltapack.device.triton_{name}" for name in ("decoding", "exact", "kernels", "rounding", "values")),
 )
 """What a compiler reads: it knows no calls of a fuzzer."""
