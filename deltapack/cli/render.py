@@ -88,9 +88,11 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in rows)
     columns = columns_of(sys.stdout)
     for label, value in rows:
-        line = f"{label:<{width}}  {escaped(value)}".rstrip()
+        text = escaped(value)
+        line = f"{label:<{width}}  {text}".rstrip()
         if columns is not None and len(line) > columns:
-            indent = max(0, min(width + 2, columns - max(map(len, escaped(value).split()), default=0)))  # a digest stays whole
+            longest = max(map(len, text.split()), default=0)
+            indent = max(0, min(width + 2, columns - longest))  # a digest fits beside the longest label
             line = textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
         click.echo(line)
 

@@ -160,9 +160,8 @@ def _write(plan: MergePlan, out: Path, options: WriteOptions, inputs: list[Path]
     own = {**plan.files, **card_of(plan, options.dtype, in_pack=out.suffix == ".dpk")}
     if out.suffix != ".dpk":
         about = merged(plan.packs)
-        return write_checkpoint(
-            plan.base, plan.composition, out, inputs, options, own_files=own, metadata=about, said=said, packs=plan.packs
-        )
+        packs = [pack.reader for pack in plan.packs]
+        return write_checkpoint(plan.base, plan.composition, out, inputs, options, own_files=own, metadata=about, said=said, packs=packs)
     with open_pack_writer(out, force=options.force, inputs=inputs) as writer:
         merged_pack = MergedPack(plan.base, plan.packs, plan.composition, writer, plan.stated_recipe(), options, own)
         index = merged_pack.index()

@@ -26,6 +26,7 @@ from deltapack.engines import Engine, active
 from deltapack.errors import RecipeError
 from deltapack.format.atomic import sweep
 from deltapack.format.index import Index
+from deltapack.format.reader import PackReader
 from deltapack.kinds import CHECKPOINT, check_output_name
 from deltapack.packing.kinship import shortened
 from deltapack.packing.roles import roles_of
@@ -129,7 +130,7 @@ def apply(
         said = ["apply", *(pack.pack_id for pack in (*before, reader)), weight, rescale]
         promise = Promise(weighted, options.dtype, verify)
         written, warnings = write_checkpoint(
-            seen, composition, out, paths, options, metadata=own, files=kept, said=said, packs=[weighted], promise=promise
+            seen, composition, out, paths, options, metadata=own, files=kept, said=said, packs=(*before, reader), promise=promise
         )
         notes = [*of_rescale(weighted), *written]
         changed = changed_statistics(reader.index) if weight not in (0, 1) else []
@@ -219,7 +220,7 @@ def write_checkpoint(
     metadata: Mapping[str, str] = MappingProxyType({}),
     files: WeightFiles | None = None,
     said: Sequence[object] = (),
-    packs: Sequence[WeightedPack] = (),
+    packs: Sequence[PackReader] = (),
     promise: Promise | None = None,
 ) -> tuple[list[str], list[str]]:
     """Restore every tensor of a composition into a checkpoint; return notes, and warnings of results that are of no use.
@@ -253,7 +254,7 @@ def write_checkpoint(
                 restored.append(tensor)
         warnings = told_of(restored)
         for pack in packs if options.verify else ():  # last: a wrong base, or damage, is said to be that
-            check_fingerprint(pack.reader)
+            check_fingerprint(pack)
         if promise is not None:
             sent = {job.name for job in jobs}  # the others were there, or a store copies them
             left = [job for job in composition.jobs if job.name not in sent]

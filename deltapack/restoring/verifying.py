@@ -137,7 +137,8 @@ def _with_base(links: Sequence[PackReader], base: str | Path, weight_files: str 
         restored = restore_tensors(seen, composition.jobs, Nowhere(), verify=True, digests=True, workers=workers, progress=progress)
         with closing(restored):
             tensors = list(restored)
-        check_fingerprint(reader)
+        for link in links:
+            check_fingerprint(link)
         promise.check_tensors([tensor.job for tensor in tensors], composition.aliases)
         beside = set[str]()
         copy_side_files(base_ckpt, reader, lambda name, data: beside.add(name), verify=True, dtype=None)

@@ -192,7 +192,11 @@ def test_what_a_target_must_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(watching, "_GROWTH", 1 << 20)
     child = os.fork()  # whose most memory is not yet that of tests before
     if child == 0:
-        os._exit(0 if "memory" in fault_of(lambda scratch: bytearray(b"1") * (3 << 30 >> 2)) else 1)
+        status = 1
+        try:
+            status = 0 if "memory" in fault_of(lambda scratch: bytearray(b"1") * (3 << 30 >> 2)) else 1
+        finally:
+            os._exit(status)  # whatever comes, the rest of the tests is not run twice
     assert os.waitpid(child, 0)[1] == 0
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from support.builders import edited, leftovers, moved, random_tensor, read_file, read_folder, small_model, tuned_model, write_file
 from support.chains import State, Steps, make_steps
+from support.mutants import index_of, with_index
 
 import deltapack
-from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, OutputError, RecipeError
+from deltapack.errors import BaseMismatchError, CheckpointError, DeltapackError, FormatError, OutputError, RecipeError
 
 MODEL = tuned_model(small_model(), 0)
 FILES = {"tokenizer.json": "{}\n" * 50, "README.md": "a model\n"}
@@ -163,6 +164,23 @@ def test_siblings_are_for_merge(steps: Steps, tmp_path: Path) -> None:
     deltapack.compress(steps.base, tuned, tmp_path / "b.dpk")
     with pytest.raises(BaseMismatchError, match="`deltapack merge` adds them"):
         deltapack.apply(steps.base, [steps.packs[0], tmp_path / "b.dpk"], tmp_path / "out")
+
+
+def test_every_pack_of_a_chain_names_the_base_whose_digests_it_holds(steps: Steps, tmp_path: Path) -> None:
+    """As for a pack alone; `verify` refuses what `apply` does."""
+    first = tmp_path / "first.dpk"
+    data = steps.packs[0].read_bytes()
+    index = index_of(data)
+    first.write_bytes(with_index(data, {**index, "base": {**index["base"], "fingerprint": "0" * 64}}))
+    for packs in ([first], [first, *steps.packs[1:]]):
+        for act in (
+            lambda packs=packs: deltapack.verify(packs),
+            lambda packs=packs: deltapack.verify(packs, steps.base),
+            lambda packs=packs: deltapack.apply(steps.base, packs, tmp_path / "out"),
+        ):
+            with pytest.raises(FormatError, match=r"first\.dpk.*holds the digests of another"):
+                act()
+    assert [path.name for path in tmp_path.iterdir()] == ["first.dpk"]
 
 
 def test_packs_are_protected(steps: Steps, tmp_path: Path) -> None:
